@@ -1,1 +1,26 @@
-//! Placeholder of the crate.
+//! What both ends of the wire share: gRPC messages, the tunnel codec, connection ids, the sidecar's
+//! configuration, and the words they are written in.
+//!
+//! With feature `grpc` (on by default) come the generated messages and stubs; without it nothing here
+//! knows tonic or tokio, which is how agent-init depends on it.
+
+/// Package `telepresence.manager`: the control plane's service and messages.
+#[cfg(feature = "grpc")]
+#[rustfmt::skip]
+#[path = "gen/telepresence.manager.rs"]
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used)]
+pub mod manager;
+
+/// Package `telepresence.agent`: the sidecar's own service.
+#[cfg(feature = "grpc")]
+#[rustfmt::skip]
+#[path = "gen/telepresence.agent.rs"]
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used)]
+pub mod agent;
+
+/// Package `telepresence.common`: messages of daemons and services of every kind.
+#[cfg(feature = "grpc")]
+#[rustfmt::skip]
+#[path = "gen/telepresence.common.rs"]
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used)]
+pub mod common;
