@@ -1,0 +1,1 @@
+//! Read-only views of the running agent, and the few switches an operator may turn.

@@ -1,0 +1,1 @@
+//! Composition root: bind all, build all, run, drain; alone it knows everyone.

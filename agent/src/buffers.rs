@@ -1,0 +1,149 @@
+//! Read buffers on loan: a connection holds one only while bytes are in it, so idle connections cost none. Each
+//! worker thread keeps a small stock.
+
+use std::cell::RefCell;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, ReadBuf};
+
+/// Bytes in one buffer: room for any usual head, small enough that many connections can hold one at a time.
+pub const SIZE: usize = 16 * 1024;
+const STOCK: usize = 64;
+
+thread_local! {
+    static POOL: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Unread bytes of one direction; empty ones hold no memory.
+#[derive(Debug, Default)]
+pub struct Buf {
+    store: Option<Box<[u8]>>,
+    start: usize,
+    end: usize,
+}
+
+impl Buf {
+    /// What has been read and not yet consumed.
+    #[must_use]
+    pub fn unread(&self) -> &[u8] {
+        self.store.as_deref().and_then(|s| s.get(self.start..self.end)).unwrap_or_default()
+    }
+
+    /// How many bytes are unread.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.end - self.start
+    }
+
+    /// Whether nothing is unread.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    /// Marks `n` unread bytes as consumed; the memory goes back when the last one is.
+    pub fn consume(&mut self, n: usize) {
+        self.start = self.end.min(self.start + n);
+        if self.is_empty() {
+            self.release();
+        }
+    }
+
+    /// Reads once. `Ok(0)` is the end of the stream, or a full buffer (see [`Self::is_full`]).
+    ///
+    /// # Errors
+    /// What the stream answers.
+    pub fn poll_fill<R: AsyncRead + Unpin>(&mut self, from: &mut R, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let store = self.store.get_or_insert_with(borrow_from_pool);
+        if self.end == store.len() && self.start > 0 {
+            store.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
+        let mut spare = ReadBuf::new(store.get_mut(self.end..).unwrap_or_default());
+        let polled = Pin::new(from).poll_read(cx, &mut spare);
+        let n = spare.filled().len();
+        if polled.is_pending() && self.is_empty() {
+            self.release();
+        }
+        ready!(polled)?;
+        self.end += n;
+        if self.is_empty() {
+            self.release();
+        }
+        Poll::Ready(Ok(n))
+    }
+
+    /// Makes room for `at_least` bytes in all, for heads larger than one buffer.
+    pub fn grow(&mut self, at_least: usize) {
+        if self.store.as_ref().map_or(0, |s| s.len()) >= at_least {
+            return;
+        }
+        let mut larger = vec![0; at_least].into_boxed_slice();
+        let unread = self.unread();
+        let len = unread.len();
+        if let Some(room) = larger.get_mut(..len) {
+            room.copy_from_slice(unread);
+        }
+        self.release();
+        self.store = Some(larger);
+        self.end = len;
+    }
+
+    /// Whether no room is left behind the unread bytes, which start at the front.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.start == 0 && self.store.as_ref().is_some_and(|s| s.len() == self.end)
+    }
+
+    fn release(&mut self) {
+        self.start = 0;
+        self.end = 0;
+        if let Some(store) = self.store.take().filter(|s| s.len() == SIZE) {
+            POOL.with_borrow_mut(|pool| {
+                if pool.len() < STOCK {
+                    pool.push(store);
+                }
+            });
+        }
+    }
+}
+
+impl Drop for Buf {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+fn borrow_from_pool() -> Box<[u8]> {
+    POOL.with_borrow_mut(Vec::pop).unwrap_or_else(|| vec![0; SIZE].into_boxed_slice())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::poll_fn;
+
+    #[tokio::test]
+    async fn bytes_stay_in_order_across_growth_and_an_empty_buffer_holds_no_memory() {
+        let data: Vec<u8> = (0..40_000u32).map(|i| i as u8).collect();
+        let mut from = &data[..];
+        let mut buf = Buf::default();
+        let mut seen = Vec::new();
+        while poll_fn(|cx| buf.poll_fill(&mut from, cx)).await.unwrap() > 0 {
+            if buf.is_full() {
+                buf.grow(3 * SIZE);
+                continue;
+            }
+            let half = buf.len() / 2 + 1;
+            seen.extend_from_slice(&buf.unread()[..half.min(buf.len())]);
+            buf.consume(half);
+        }
+        seen.extend_from_slice(buf.unread());
+        buf.consume(usize::MAX / 2);
+        assert_eq!(seen, data);
+        assert!(buf.store.is_none());
+    }
+}

@@ -1,0 +1,108 @@
+//! One end of a carried connection: a TCP socket, or anything that reads and writes like one (TLS, a tunnel).
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+/// A byte stream that can also be broken off so that the peer notices.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {
+    /// Arranges that dropping the stream resets it: RST on a socket, Disconnect in a tunnel.
+    fn abort(&mut self);
+}
+
+/// A connection, downstream or upstream.
+pub enum Conn {
+    /// A plain socket, which the kernel can splice.
+    Tcp(TcpStream),
+    /// TLS over a socket, or a tunnel.
+    Other(Box<dyn Io>),
+}
+
+impl Conn {
+    /// The socket, where there is nothing but a socket.
+    #[must_use]
+    pub fn as_tcp(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Tcp(socket) => Some(socket),
+            Self::Other(_) => None,
+        }
+    }
+
+    /// Makes the coming drop visible to the peer as a reset instead of an orderly close.
+    pub fn abort(&mut self) {
+        match self {
+            Self::Tcp(socket) => socket.abort(),
+            Self::Other(io) => io.abort(),
+        }
+    }
+}
+
+impl Io for TcpStream {
+    fn abort(&mut self) {
+        // A socket that is gone already has nothing left to reset.
+        let _ = SockRef::from(&*self).set_linger(Some(std::time::Duration::ZERO));
+    }
+}
+
+impl std::fmt::Debug for Conn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Tcp(_) => "Conn::Tcp",
+            Self::Other(_) => "Conn::Other",
+        })
+    }
+}
+
+impl AsyncRead for Conn {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(socket) => Pin::new(socket).poll_read(cx, buf),
+            Self::Other(io) => Pin::new(io).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Conn {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(socket) => Pin::new(socket).poll_write(cx, buf),
+            Self::Other(io) => Pin::new(io).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(socket) => Pin::new(socket).poll_flush(cx),
+            Self::Other(io) => Pin::new(io).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(socket) => Pin::new(socket).poll_shutdown(cx),
+            Self::Other(io) => Pin::new(io).poll_shutdown(cx),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(socket) => Pin::new(socket).poll_write_vectored(cx, bufs),
+            Self::Other(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Tcp(socket) => socket.is_write_vectored(),
+            Self::Other(io) => io.is_write_vectored(),
+        }
+    }
+}

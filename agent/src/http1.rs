@@ -1,0 +1,4 @@
+//! The exchange loop of one HTTP/1 connection.
+
+pub mod body;
+pub mod head;

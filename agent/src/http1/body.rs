@@ -1,0 +1,1 @@
+//! Follows a body by length, chunks or close, rewriting nothing.

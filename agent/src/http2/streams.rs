@@ -1,0 +1,1 @@
+//! Terminated HTTP/2: stream by stream, with trailers, resets and windows.

@@ -1,0 +1,1 @@
+//! Log output: format, levels at run time, and the filter behind both.

@@ -1,0 +1,3 @@
+//! START HERE: one listening port, its accept loop, then one connection from end to end.
+
+pub mod listen;

@@ -1,0 +1,1 @@
+//! Binds with socket options; accepts into a connection and its caller.

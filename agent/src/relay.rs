@@ -1,0 +1,3 @@
+//! The only copy loop: two independent directions with half-close, reset and counters.
+
+pub mod splice;

@@ -1,0 +1,1 @@
+//! The kernel's shortcut between two sockets.

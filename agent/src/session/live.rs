@@ -1,0 +1,1 @@
+//! The loops of a live session: remain, watch, dial, DNS, log level.

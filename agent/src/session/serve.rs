@@ -1,0 +1,1 @@
+//! The agent's own gRPC service: Tunnel, WatchDial, Version, Lookup.

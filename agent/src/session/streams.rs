@@ -1,0 +1,1 @@
+//! Opens tunnels over what there is: a directly attached workstation, else the manager.

@@ -1,0 +1,1 @@
+//! Sidecar config and environment to what each part needs; every fault reported at once.

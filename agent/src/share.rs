@@ -1,0 +1,1 @@
+//! Environment and mounts, as the original serves them.

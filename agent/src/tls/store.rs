@@ -1,0 +1,1 @@
+//! Certificates by port, and their rotation.

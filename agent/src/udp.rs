@@ -1,0 +1,1 @@
+//! Flows by caller, with idle expiry.

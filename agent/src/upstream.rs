@@ -1,0 +1,130 @@
+//! Where connections are carried to: the app, or a tunnel to a workstation. The data path asks for a tunnel through
+//! [`OpenTunnel`]; the control side provides it, and neither imports the other.
+
+pub mod app;
+pub mod tunnel;
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::Stream;
+use futures_util::future::BoxFuture;
+use tokio::sync::mpsc;
+
+use crate::addr::Caller;
+use crate::conn::Conn;
+use crate::route::Intercept;
+
+/// What the TLS handshake with the caller found; the app is dialled with the same, so that it sees what the caller
+/// meant.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hello {
+    /// The server name the caller asked for (SNI, RFC 6066 section 3).
+    pub server_name: Option<String>,
+    /// The protocol both agreed on (ALPN, RFC 7301).
+    pub alpn: Option<Vec<u8>>,
+}
+
+/// Why a connection to the app could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// The connect call failed; refused is the usual one while the app starts.
+    #[error("connect to the app at {addr}: {source}")]
+    Connect {
+        /// The app's address.
+        addr: crate::addr::AppAddr,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
+    /// The app did not answer the connect in time.
+    #[error("the app at {addr} did not accept within {after:?}")]
+    Timeout {
+        /// The app's address.
+        addr: crate::addr::AppAddr,
+        /// How long was waited.
+        after: std::time::Duration,
+    },
+    /// TLS towards the app failed.
+    #[error("TLS handshake with the app at {addr}: {source}")]
+    Tls {
+        /// The app's address.
+        addr: crate::addr::AppAddr,
+        /// What rustls or the socket said.
+        source: std::io::Error,
+    },
+}
+
+/// Opens connections to one port's app.
+pub trait DialApp: Send + Sync + fmt::Debug {
+    /// Dials; `hello` is what the caller's TLS handshake found, if there was one.
+    fn dial<'a>(&'a self, hello: Option<&'a Hello>) -> BoxFuture<'a, Result<Conn, AppError>>;
+
+    /// The address, when the app is reached without TLS, so that the hot path may connect without a boxed future.
+    fn plain_addr(&self) -> Option<crate::addr::AppAddr>;
+
+    /// TLS as towards the app, spoken to the workstation through an open tunnel (unless the intercept says
+    /// plaintext); `None` where the app is reached in clear text.
+    fn tls_to_workstation<'a>(
+        &'a self,
+        tunnel: Box<dyn crate::conn::Io>,
+        hello: Option<&'a Hello>,
+    ) -> Option<BoxFuture<'a, std::io::Result<Conn>>>;
+}
+
+/// Which side of the gRPC call the agent is; it decides how "no more data" is said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The agent called (`Manager.Tunnel`): dropping the sender half-closes the call.
+    Caller,
+    /// The workstation called (`Agent.Tunnel`): a CloseSend message says it, the call stays open.
+    Server,
+}
+
+/// A tunnel that is open as far as gRPC is concerned (StreamInfo and StreamOK exchanged); payloads are encoded
+/// tunnel messages, code byte first. The dial at the workstation may still be under way.
+pub struct TunnelIo {
+    /// Payloads to the workstation; bounded, a full queue slows its sender.
+    pub tx: mpsc::Sender<Bytes>,
+    /// Payloads from the workstation; an error or the end finishes the incoming direction.
+    pub rx: Pin<Box<dyn Stream<Item = Result<Bytes, TunnelError>> + Send>>,
+    /// Which side of the call we are.
+    pub role: Role,
+}
+
+/// Why a tunnel could not be opened, or broke.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TunnelError {
+    /// The owner of the intercept is not connected, neither directly nor to the manager.
+    #[error("no way to the workstation: {0}")]
+    NoPath(String),
+    /// The stream ended with an error.
+    #[error("the tunnel broke: {0}")]
+    Broken(String),
+    /// Nobody answered in time.
+    #[error("the workstation did not answer within {0:?}")]
+    Timeout(std::time::Duration),
+}
+
+/// Opens tunnels to workstations. Implemented by the session over a directly attached workstation, else over the
+/// manager.
+pub trait OpenTunnel: Send + Sync + fmt::Debug {
+    /// Opens a tunnel for `intercept` on behalf of `caller`. The future ends when StreamOK has been exchanged (or the
+    /// workstation has answered a dial request), within the intercept's dial timeout plus latency.
+    fn open(
+        &self,
+        intercept: Arc<Intercept>,
+        caller: Caller,
+        transport: Transport,
+    ) -> BoxFuture<'static, Result<TunnelIo, TunnelError>>;
+}
+
+/// The IP protocol of a connection id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Transport {
+    /// Protocol 6.
+    Tcp,
+    /// Protocol 17.
+    Udp,
+}

@@ -1,0 +1,1 @@
+//! A tunnel that reads and writes like a socket.
