@@ -4,6 +4,17 @@
 //! With feature `grpc` (on by default) come the generated messages and stubs; without it nothing here
 //! knows tonic or tokio, which is how agent-init depends on it.
 
+pub mod conn_id;
+pub mod duration;
+pub mod fault;
+pub mod port;
+pub mod port_identifier;
+pub mod tunnel;
+
+pub use conn_id::ConnId;
+pub use fault::{Fault, Faults};
+pub use port::{AgentPort, AppPort, ProxyPort, Transport};
+
 /// Package `telepresence.manager`: the control plane's service and messages.
 #[cfg(feature = "grpc")]
 #[rustfmt::skip]

@@ -1,0 +1,161 @@
+//! How a user names a port: `<name|number>[/TCP|/UDP]`.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::port::Transport;
+
+/// A port by name or number, and possibly its transport.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PortIdentifier {
+    /// Which port.
+    pub port: NameOrNumber,
+    /// The transport if one was written. It restricts only when written; see
+    /// [`PortIdentifier::transport_or_tcp`] for where one is needed.
+    pub transport: Option<Transport>,
+}
+
+/// The part before the slash.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum NameOrNumber {
+    /// The name of a service or container port.
+    Name(String),
+    /// Its number, not 0.
+    Number(u16),
+}
+
+/// Why a text names no port.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PortIdentifierError {
+    /// Nothing before the slash.
+    #[error(
+        "port identifier {0:?} without a name or number; write name, number, or either with /TCP or /UDP"
+    )]
+    Empty(String),
+    /// All digits, but no port has this number.
+    #[error("port identifier {0:?} with a number out of range; write 1 to 65535")]
+    Number(String),
+    /// What follows the slash is no transport.
+    #[error("port identifier {0:?} with an unknown protocol; write /TCP or /UDP")]
+    Transport(String),
+}
+
+impl PortIdentifier {
+    /// The transport meant where one has to be chosen.
+    pub fn transport_or_tcp(&self) -> Transport {
+        self.transport.unwrap_or(Transport::Tcp)
+    }
+
+    /// Whether this names the port with this name, number and transport.
+    pub fn names(&self, name: &str, number: Option<u16>, transport: Transport) -> bool {
+        self.transport.is_none_or(|wanted| wanted == transport)
+            && match &self.port {
+                NameOrNumber::Name(wanted) => wanted == name,
+                NameOrNumber::Number(wanted) => Some(*wanted) == number,
+            }
+    }
+}
+
+impl FromStr for PortIdentifier {
+    type Err = PortIdentifierError;
+
+    fn from_str(text: &str) -> Result<Self, PortIdentifierError> {
+        let (port, transport) = match text.split_once('/') {
+            None => (text, None),
+            Some((port, transport)) => match transport.parse() {
+                Ok(transport) => (port, Some(transport)),
+                Err(_) => return Err(PortIdentifierError::Transport(text.to_owned())),
+            },
+        };
+        let port = if port.is_empty() {
+            return Err(PortIdentifierError::Empty(text.to_owned()));
+        } else if port.bytes().all(|byte| byte.is_ascii_digit()) {
+            match port.parse() {
+                Ok(number) if number != 0 => NameOrNumber::Number(number),
+                _ => return Err(PortIdentifierError::Number(text.to_owned())),
+            }
+        } else {
+            NameOrNumber::Name(port.to_owned())
+        };
+        Ok(Self { port, transport })
+    }
+}
+
+impl fmt::Display for PortIdentifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.port.fmt(f)?;
+        match self.transport {
+            Some(transport) => write!(f, "/{transport}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for NameOrNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => f.write_str(name),
+            Self::Number(number) => number.fmt(f),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parsed(text: &str) -> PortIdentifier {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn names_and_numbers_with_and_without_transport_are_read() {
+        let port = parsed("http");
+        assert_eq!(port.port, NameOrNumber::Name("http".to_owned()));
+        assert_eq!(port.transport, None);
+        assert_eq!(port.transport_or_tcp(), Transport::Tcp);
+        let port = parsed("8080/UDP");
+        assert_eq!(port.port, NameOrNumber::Number(8080));
+        assert_eq!(port.transport, Some(Transport::Udp));
+        assert_eq!(parsed("dns/udp").to_string(), "dns/UDP");
+        assert_eq!(parsed("8o80").port, NameOrNumber::Name("8o80".to_owned()));
+    }
+
+    #[test]
+    fn what_names_no_port_is_refused_with_the_reason() {
+        use PortIdentifierError::*;
+        for text in ["", "/TCP"] {
+            assert_eq!(text.parse::<PortIdentifier>(), Err(Empty(text.to_owned())));
+        }
+        for text in ["0", "65536/TCP", "99999999999999999999"] {
+            assert_eq!(text.parse::<PortIdentifier>(), Err(Number(text.to_owned())));
+        }
+        for text in ["http/", "80/SCTP", "80/TCP/UDP"] {
+            assert_eq!(
+                text.parse::<PortIdentifier>(),
+                Err(Transport(text.to_owned()))
+            );
+        }
+    }
+
+    #[test]
+    fn an_unwritten_transport_names_both() {
+        for transport in [Transport::Tcp, Transport::Udp] {
+            assert!(parsed("53").names("dns", Some(53), transport));
+            assert!(parsed("dns").names("dns", Some(53), transport));
+        }
+        assert!(!parsed("53/TCP").names("dns", Some(53), Transport::Udp));
+        assert!(!parsed("53").names("53", None, Transport::Udp));
+        assert!(!parsed("web").names("dns", Some(53), Transport::Tcp));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_printed_reads_the_same(text in "[a-z0-9-]{1,8}(/(TCP|UDP))?|.*") {
+            if let Ok(port) = text.parse::<PortIdentifier>() {
+                prop_assert_eq!(parsed(&port.to_string()), port);
+            }
+        }
+    }
+}

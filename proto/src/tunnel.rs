@@ -1,0 +1,282 @@
+//! The messages inside a tunnel: one byte of code, then a body.
+//!
+//! One gRPC stream carries one TCP connection or one UDP flow. Decoding slices what arrived and copies
+//! nothing; anything malformed is refused with a reason, never with a panic.
+
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use crate::conn_id::{ConnId, ConnIdError};
+
+/// The version of the stream protocol we speak, and the only one still in use.
+pub const STREAM_VERSION: u64 = 2;
+/// The most data to put into one `Normal` message of a TCP connection.
+pub const MAX_BODY: usize = 1 << 20;
+/// The most data to put into one `Normal` message of a UDP flow; each message is one datagram.
+pub const MAX_DATAGRAM: usize = 1 << 16;
+/// The gRPC message limit of every hop; stay well below it.
+pub const GRPC_LIMIT: usize = 4 << 20;
+/// Messages a peer queues for each direction of a stream.
+pub const QUEUE_DEPTH: usize = 50;
+/// After this long without a message in either direction a TCP stream is given up.
+pub const TCP_IDLE: Duration = Duration::from_secs(2 * 60 * 60);
+/// After this long without a message in either direction a UDP stream is given up.
+pub const UDP_IDLE: Duration = Duration::from_secs(60);
+/// The longest duration a `StreamInfo` can hold: a peer has eight bytes of seven bits for it.
+pub const MAX_DURATION: Duration = Duration::from_nanos((1 << 56) - 1);
+
+const NORMAL: u8 = 0;
+const STREAM_INFO: u8 = 1;
+const STREAM_OK: u8 = 2;
+const CLOSE_SEND: u8 = 3;
+const DIAL_OK: u8 = 4;
+const DIAL_REJECT: u8 = 5;
+const DISCONNECT: u8 = 6;
+const KEEP_ALIVE: u8 = 7;
+const SESSION: u8 = 8;
+
+/// One message of a tunnel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// Data of the carried connection.
+    Normal(Bytes),
+    /// Opens a stream: the gRPC caller's first message, exactly once.
+    StreamInfo(StreamInfo),
+    /// The gRPC server's answer to `StreamInfo`, with its stream version.
+    StreamOk(u64),
+    /// The gRPC server has no more data; a gRPC caller half-closes its stream instead.
+    CloseSend,
+    /// The dialling end is connected.
+    DialOk,
+    /// The dialling end could not connect; the stream is over.
+    DialReject,
+    /// The stream is over at once, in both directions.
+    Disconnect,
+    /// Only keeps the stream from idling out.
+    KeepAlive,
+    /// The workstation's session an intercept's stream is meant for: an agent's second message on a
+    /// stream to the manager.
+    Session(String),
+    /// A code we do not know, to be ignored at an end and passed on in a pipe.
+    Unknown(u8, Bytes),
+}
+
+/// What a stream is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamInfo {
+    /// The caller's stream version.
+    pub version: u64,
+    /// Time to allow for the way to the dialling end and back, on top of the dial itself.
+    pub roundtrip_latency: Duration,
+    /// Time to allow for the dial.
+    pub dial_timeout: Duration,
+    /// The carried connection.
+    pub conn_id: ConnId,
+    /// The caller's own session towards the manager; the workstation's session towards an agent.
+    pub session_id: String,
+}
+
+impl StreamInfo {
+    /// Describes a stream of our version.
+    pub fn new(
+        conn_id: ConnId,
+        session_id: impl Into<String>,
+        roundtrip_latency: Duration,
+        dial_timeout: Duration,
+    ) -> Self {
+        Self {
+            version: STREAM_VERSION,
+            roundtrip_latency,
+            dial_timeout,
+            conn_id,
+            session_id: session_id.into(),
+        }
+    }
+}
+
+/// Why a payload is no message.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TunnelError {
+    /// Not even a code.
+    #[error("tunnel message without a code")]
+    Empty,
+    /// The payload ends inside the named field.
+    #[error("tunnel message ends inside its {0}")]
+    Truncated(&'static str),
+    /// The named number does not fit into 64 bits.
+    #[error("tunnel message with a {0} of more than 64 bits")]
+    Overlong(&'static str),
+    /// The named text is not UTF-8.
+    #[error("tunnel message with a {0} that is not UTF-8")]
+    NotUtf8(&'static str),
+    /// The connection id is malformed.
+    #[error("tunnel message with a bad connection id: {0}")]
+    ConnId(#[from] ConnIdError),
+}
+
+impl Message {
+    /// The first byte of the payload.
+    pub fn code(&self) -> u8 {
+        match self {
+            Self::Normal(_) => NORMAL,
+            Self::StreamInfo(_) => STREAM_INFO,
+            Self::StreamOk(_) => STREAM_OK,
+            Self::CloseSend => CLOSE_SEND,
+            Self::DialOk => DIAL_OK,
+            Self::DialReject => DIAL_REJECT,
+            Self::Disconnect => DISCONNECT,
+            Self::KeepAlive => KEEP_ALIVE,
+            Self::Session(_) => SESSION,
+            Self::Unknown(code, _) => *code,
+        }
+    }
+
+    /// The payload. Durations above `MAX_DURATION` are sent as that. Data is copied: where it still
+    /// has to be read, read it behind [`begin_normal`] instead.
+    pub fn encode(&self) -> Bytes {
+        match self {
+            Self::Normal(data) => normal_from(data),
+            Self::StreamInfo(info) => info.encode(),
+            Self::StreamOk(version) => {
+                let mut payload = BytesMut::with_capacity(11);
+                payload.put_u8(STREAM_OK);
+                put_uvarint(&mut payload, *version);
+                payload.freeze()
+            }
+            Self::CloseSend => Bytes::from_static(&[CLOSE_SEND]),
+            Self::DialOk => Bytes::from_static(&[DIAL_OK]),
+            Self::DialReject => Bytes::from_static(&[DIAL_REJECT]),
+            Self::Disconnect => Bytes::from_static(&[DISCONNECT]),
+            Self::KeepAlive => Bytes::from_static(&[KEEP_ALIVE]),
+            Self::Session(session) => with_code(SESSION, session.as_bytes()),
+            Self::Unknown(code, body) => with_code(*code, body),
+        }
+    }
+
+    /// Reads a payload; data in it stays a slice of it. Bytes behind the last field of a message are
+    /// ignored, so that a later version may add to it.
+    pub fn decode(mut payload: Bytes) -> Result<Self, TunnelError> {
+        if payload.is_empty() {
+            return Err(TunnelError::Empty);
+        }
+        let mut body = payload.split_off(1);
+        Ok(match payload[0] {
+            NORMAL => Self::Normal(body),
+            STREAM_INFO => Self::StreamInfo(StreamInfo::decode(&mut body)?),
+            STREAM_OK => Self::StreamOk(take_uvarint(&mut body, "stream version")?),
+            CLOSE_SEND => Self::CloseSend,
+            DIAL_OK => Self::DialOk,
+            DIAL_REJECT => Self::DialReject,
+            DISCONNECT => Self::Disconnect,
+            KEEP_ALIVE => Self::KeepAlive,
+            SESSION => Self::Session(text(&body, "session id")?),
+            code => Self::Unknown(code, body),
+        })
+    }
+}
+
+impl StreamInfo {
+    fn encode(&self) -> Bytes {
+        let conn_id = self.conn_id.as_bytes();
+        let session_id = self.session_id.as_bytes();
+        let mut payload = BytesMut::with_capacity(64 + conn_id.len() + session_id.len());
+        payload.put_u8(STREAM_INFO);
+        put_uvarint(&mut payload, self.version);
+        put_uvarint(&mut payload, wire_nanos(self.roundtrip_latency));
+        put_uvarint(&mut payload, wire_nanos(self.dial_timeout));
+        put_uvarint(&mut payload, conn_id.len() as u64);
+        payload.put_slice(conn_id);
+        put_uvarint(&mut payload, session_id.len() as u64);
+        payload.put_slice(session_id);
+        payload.freeze()
+    }
+
+    fn decode(body: &mut Bytes) -> Result<Self, TunnelError> {
+        Ok(Self {
+            version: take_uvarint(body, "stream version")?,
+            roundtrip_latency: Duration::from_nanos(take_uvarint(body, "roundtrip latency")?),
+            dial_timeout: Duration::from_nanos(take_uvarint(body, "dial timeout")?),
+            conn_id: ConnId::parse(&take_counted(body, "connection id")?)?,
+            session_id: text(&take_counted(body, "session id")?, "session id")?,
+        })
+    }
+}
+
+/// The payload that carries `data`; at most `MAX_BODY` of it, by the caller's care.
+pub fn normal_from(data: &[u8]) -> Bytes {
+    with_code(NORMAL, data)
+}
+
+/// Begins a payload in place: whatever is read into `buf` behind this is data, and
+/// `buf.split().freeze()` is then the payload, without a copy.
+pub fn begin_normal(buf: &mut BytesMut) {
+    buf.put_u8(NORMAL);
+}
+
+/// A duration out of a message field in nanoseconds, as in `InterceptSpec` and `DialRequest`; a
+/// negative one is none at all.
+pub fn duration_from_nanos(nanos: i64) -> Duration {
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(0))
+}
+
+/// A duration for a message field in nanoseconds, cut to `MAX_DURATION` since the receiver may put it
+/// into a `StreamInfo`.
+pub fn nanos_from_duration(duration: Duration) -> i64 {
+    wire_nanos(duration).cast_signed()
+}
+
+fn wire_nanos(duration: Duration) -> u64 {
+    let max = MAX_DURATION.as_nanos();
+    u64::try_from(duration.as_nanos().min(max)).unwrap_or(u64::MAX >> 8)
+}
+
+fn with_code(code: u8, body: &[u8]) -> Bytes {
+    let mut payload = BytesMut::with_capacity(1 + body.len());
+    payload.put_u8(code);
+    payload.put_slice(body);
+    payload.freeze()
+}
+
+/// Seven bits in each byte, the low ones first; all but the last byte have the top bit set.
+fn put_uvarint(buf: &mut BytesMut, mut number: u64) {
+    while number >= 0x80 {
+        buf.put_u8(number as u8 | 0x80);
+        number >>= 7;
+    }
+    buf.put_u8(number as u8);
+}
+
+fn take_uvarint(body: &mut Bytes, field: &'static str) -> Result<u64, TunnelError> {
+    let mut number = 0u64;
+    for (index, &byte) in body.iter().enumerate() {
+        // The tenth byte has room for one bit, and there is no eleventh.
+        if index == 9 && byte > 1 {
+            return Err(TunnelError::Overlong(field));
+        }
+        number |= u64::from(byte & 0x7f) << (7 * index);
+        if byte < 0x80 {
+            let _ = body.split_to(index + 1);
+            return Ok(number);
+        }
+    }
+    Err(TunnelError::Truncated(field))
+}
+
+fn take_counted(body: &mut Bytes, field: &'static str) -> Result<Bytes, TunnelError> {
+    let length = take_uvarint(body, field)?;
+    match usize::try_from(length) {
+        Ok(length) if length <= body.len() => Ok(body.split_to(length)),
+        _ => Err(TunnelError::Truncated(field)),
+    }
+}
+
+fn text(bytes: &[u8], field: &'static str) -> Result<String, TunnelError> {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => Ok(text.to_owned()),
+        Err(_) => Err(TunnelError::NotUtf8(field)),
+    }
+}
+
+#[cfg(test)]
+mod tests;
