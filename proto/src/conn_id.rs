@@ -39,10 +39,7 @@ impl ConnId {
     /// socket reported them as v4-mapped IPv6; port 0 is packed as it is.
     pub fn new(transport: Transport, source: SocketAddr, destination: SocketAddr) -> Self {
         let (from, to) = (source.ip().to_canonical(), destination.ip().to_canonical());
-        let (source_port, destination_port) = (
-            source.port().to_be_bytes(),
-            destination.port().to_be_bytes(),
-        );
+        let (source_port, destination_port) = (source.port().to_be_bytes(), destination.port().to_be_bytes());
         let mut bytes = [0; LONG];
         let long = match (from, to) {
             (IpAddr::V4(from), IpAddr::V4(to)) => {
@@ -151,13 +148,7 @@ impl Hash for ConnId {
 /// `TCP 10.1.2.3:50000 -> 127.0.0.1:8080`
 impl fmt::Display for ConnId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} {} -> {}",
-            self.transport(),
-            self.source(),
-            self.destination()
-        )
+        write!(f, "{} {} -> {}", self.transport(), self.source(), self.destination())
     }
 }
 
@@ -178,9 +169,7 @@ mod tests {
 
     // 10.1.2.3 -> 0a 01 02 03, port 50000 -> c3 50, 192.168.0.1 -> c0 a8 00 01, port 8080 -> 1f 90,
     // TCP -> 06.
-    const V4: [u8; 13] = [
-        0x0a, 0x01, 0x02, 0x03, 0xc3, 0x50, 0xc0, 0xa8, 0x00, 0x01, 0x1f, 0x90, 0x06,
-    ];
+    const V4: [u8; 13] = [0x0a, 0x01, 0x02, 0x03, 0xc3, 0x50, 0xc0, 0xa8, 0x00, 0x01, 0x1f, 0x90, 0x06];
 
     // 2001:db8::1 -> 20 01 0d b8, eleven zeros, 01; port 53 -> 00 35; ::1 -> fifteen zeros, 01;
     // port 65535 -> ff ff; UDP -> 11.
@@ -200,11 +189,7 @@ mod tests {
 
     #[test]
     fn ipv4_pairs_pack_into_thirteen_bytes() {
-        let id = ConnId::new(
-            Transport::Tcp,
-            addr("10.1.2.3:50000"),
-            addr("192.168.0.1:8080"),
-        );
+        let id = ConnId::new(Transport::Tcp, addr("10.1.2.3:50000"), addr("192.168.0.1:8080"));
         assert_eq!(id.as_bytes(), V4);
         assert_eq!(id.to_string(), "TCP 10.1.2.3:50000 -> 192.168.0.1:8080");
     }
@@ -223,22 +208,14 @@ mod tests {
 
     #[test]
     fn ipv6_pairs_pack_into_thirty_seven_bytes() {
-        let id = ConnId::new(
-            Transport::Udp,
-            addr("[2001:db8::1]:53"),
-            addr("[::1]:65535"),
-        );
+        let id = ConnId::new(Transport::Udp, addr("[2001:db8::1]:53"), addr("[::1]:65535"));
         assert_eq!(id.as_bytes(), V6);
         assert_eq!(id.transport(), Transport::Udp);
     }
 
     #[test]
     fn mixed_pairs_store_the_ipv4_side_v4_mapped_and_give_it_back_as_ipv4() {
-        let id = ConnId::new(
-            Transport::Tcp,
-            addr("10.1.2.3:50000"),
-            addr("[2001:db8::1]:80"),
-        );
+        let id = ConnId::new(Transport::Tcp, addr("10.1.2.3:50000"), addr("[2001:db8::1]:80"));
         assert_eq!(id.as_bytes(), MIXED);
         assert_eq!(id.source(), addr("10.1.2.3:50000"));
         assert_eq!(id.destination(), addr("[2001:db8::1]:80"));
@@ -258,10 +235,7 @@ mod tests {
     #[test]
     fn other_lengths_and_protocols_are_refused() {
         for length in (0..64).filter(|length| ![13, 37].contains(length)) {
-            assert_eq!(
-                ConnId::parse(&vec![6; length]),
-                Err(ConnIdError::Length(length))
-            );
+            assert_eq!(ConnId::parse(&vec![6; length]), Err(ConnIdError::Length(length)));
         }
         let mut icmp = V4;
         icmp[12] = 1;

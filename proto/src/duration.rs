@@ -93,17 +93,10 @@ impl FromStr for GoDuration {
         let mut total = 0u64;
         while !rest.is_empty() {
             let (nanos, behind) = component(rest)?;
-            total = total
-                .checked_add(nanos)
-                .filter(|total| *total <= LIMIT)
-                .ok_or(DurationError::OutOfRange)?;
+            total = total.checked_add(nanos).filter(|total| *total <= LIMIT).ok_or(DurationError::OutOfRange)?;
             rest = behind;
         }
-        let nanos = if negative {
-            Some(total.wrapping_neg().cast_signed())
-        } else {
-            i64::try_from(total).ok()
-        };
+        let nanos = if negative { Some(total.wrapping_neg().cast_signed()) } else { i64::try_from(total).ok() };
         nanos.map(Self).ok_or(DurationError::OutOfRange)
     }
 }
@@ -118,9 +111,7 @@ fn component(text: &str) -> Result<(u64, &str), DurationError> {
     if whole.is_empty() && fraction.is_empty() {
         return Err(DurationError::NotANumber);
     }
-    let end = behind
-        .find(|c: char| c == '.' || c.is_ascii_digit())
-        .unwrap_or(behind.len());
+    let end = behind.find(|c: char| c == '.' || c.is_ascii_digit()).unwrap_or(behind.len());
     let (unit, behind) = behind.split_at(end);
     let unit = match unit {
         "" => return Err(DurationError::NoUnit),
@@ -146,9 +137,7 @@ fn component(text: &str) -> Result<(u64, &str), DurationError> {
 }
 
 fn digits(text: &str) -> (&str, &str) {
-    let end = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     text.split_at(end)
 }
 

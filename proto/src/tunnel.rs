@@ -85,13 +85,7 @@ impl StreamInfo {
         roundtrip_latency: Duration,
         dial_timeout: Duration,
     ) -> Self {
-        Self {
-            version: STREAM_VERSION,
-            roundtrip_latency,
-            dial_timeout,
-            conn_id,
-            session_id: session_id.into(),
-        }
+        Self { version: STREAM_VERSION, roundtrip_latency, dial_timeout, conn_id, session_id: session_id.into() }
     }
 }
 
