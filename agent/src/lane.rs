@@ -39,6 +39,8 @@ pub struct Shared {
     pub app: Arc<dyn DialApp>,
     /// The way to workstations.
     pub tunnels: Arc<dyn OpenTunnel>,
+    /// Certificates and limits where the port's annotations ask for TLS; `None` on all other ports.
+    pub tls: Option<Arc<crate::tls::Port>>,
     /// Counters.
     pub metrics: Arc<PortMetrics>,
     /// When to leave.

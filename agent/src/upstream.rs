@@ -17,15 +17,7 @@ use crate::addr::Caller;
 use crate::conn::Conn;
 use crate::route::Intercept;
 
-/// What the TLS handshake with the caller found; the app is dialled with the same, so that it sees what the caller
-/// meant.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Hello {
-    /// The server name the caller asked for (SNI, RFC 6066 section 3).
-    pub server_name: Option<String>,
-    /// The protocol both agreed on (ALPN, RFC 7301).
-    pub alpn: Option<Vec<u8>>,
-}
+pub use crate::tls::Hello;
 
 /// Why a connection to the app could not be made.
 #[derive(Debug, thiserror::Error)]
