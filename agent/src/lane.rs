@@ -2,12 +2,13 @@
 //! take a [`Lane`] instead of a bag of everything.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use crate::addr::Caller;
 use crate::drain::Drain;
 use crate::metrics::PortMetrics;
 use crate::switch::Routes;
-use crate::upstream::{DialApp, Hello, OpenTunnel};
+use crate::upstream::{DialApp, Hello, OpenTunnel, Transport};
 
 /// The app protocol a port was declared, annotated or probed to speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,6 +25,100 @@ pub enum Declared {
     Tls,
 }
 
+/// How it became known what a port speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Source {
+    /// Nothing is known but what each caller's own bytes say.
+    #[default]
+    Bytes = 0,
+    /// The Service port's `appProtocol`.
+    Declared = 1,
+    /// The per-port annotation.
+    Annotation = 2,
+    /// The configured strategy (`portName`, `http`, `http2`).
+    Strategy = 3,
+    /// The app was asked.
+    Probe = 4,
+}
+
+impl Source {
+    /// The word shown in the log and by the admin.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Bytes => "bytes",
+            Self::Declared => "declared",
+            Self::Annotation => "annotation",
+            Self::Strategy => "strategy",
+            Self::Probe => "probe",
+        }
+    }
+}
+
+impl Declared {
+    /// The word shown in the log and by the admin.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Opaque => "tcp",
+            Self::Http1 => "http",
+            Self::Http2 => "http2",
+            Self::Tls => "https",
+        }
+    }
+}
+
+/// What a port speaks as far as it is known, and how that became known. A probe may change it while the port serves.
+#[derive(Debug)]
+pub struct Spoken(AtomicU16);
+
+impl Spoken {
+    /// Starts with what the configuration says.
+    #[must_use]
+    pub fn new(declared: Declared, source: Source) -> Self {
+        Self(AtomicU16::new(packed(declared, source)))
+    }
+
+    /// What is known.
+    #[must_use]
+    pub fn get(&self) -> (Declared, Source) {
+        let [declared, source] = self.0.load(Ordering::Relaxed).to_be_bytes();
+        let declared = match declared {
+            1 => Declared::Opaque,
+            2 => Declared::Http1,
+            3 => Declared::Http2,
+            4 => Declared::Tls,
+            _ => Declared::Unknown,
+        };
+        let source = match source {
+            1 => Source::Declared,
+            2 => Source::Annotation,
+            3 => Source::Strategy,
+            4 => Source::Probe,
+            _ => Source::Bytes,
+        };
+        (declared, source)
+    }
+
+    /// Keeps what a probe found, or forgets it again (`Declared::Unknown` by `Source::Bytes`).
+    pub fn set(&self, declared: Declared, source: Source) {
+        self.0.store(packed(declared, source), Ordering::Relaxed);
+    }
+}
+
+fn packed(declared: Declared, source: Source) -> u16 {
+    let declared = match declared {
+        Declared::Unknown => 0,
+        Declared::Opaque => 1,
+        Declared::Http1 => 2,
+        Declared::Http2 => 3,
+        Declared::Tls => 4,
+    };
+    u16::from_be_bytes([declared, source as u8])
+}
+
 /// What all connections of one port share.
 #[derive(Debug)]
 pub struct Shared {
@@ -33,8 +128,10 @@ pub struct Shared {
     pub agent_port: u16,
     /// The rules in force.
     pub routes: Arc<Routes>,
-    /// What the app speaks, as far as it is declared.
-    pub declared: Declared,
+    /// TCP or UDP.
+    pub transport: Transport,
+    /// What the app speaks, as far as it is known.
+    pub spoken: Spoken,
     /// The way to the app.
     pub app: Arc<dyn DialApp>,
     /// The way to workstations.
@@ -56,4 +153,18 @@ pub struct Lane {
     pub port: Arc<Shared>,
     /// What the TLS handshake found, where the agent terminated TLS.
     pub hello: Option<Arc<Hello>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_port_speaks_reads_back_as_it_was_set() {
+        for declared in [Declared::Unknown, Declared::Opaque, Declared::Http1, Declared::Http2, Declared::Tls] {
+            for source in [Source::Bytes, Source::Declared, Source::Annotation, Source::Strategy, Source::Probe] {
+                assert_eq!(Spoken::new(declared, source).get(), (declared, source));
+            }
+        }
+    }
 }
