@@ -10,10 +10,14 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 /// Bytes in one buffer: room for any usual head, small enough that many connections can hold one at a time.
 pub const SIZE: usize = 16 * 1024;
+/// Bytes in a large buffer, for bulk transfers that the kernel cannot splice.
+pub const LARGE: usize = 256 * 1024;
 const STOCK: usize = 64;
+const LARGE_STOCK: usize = 4;
 
 thread_local! {
     static POOL: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
+    static LARGE_POOL: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Unread bytes of one direction; empty ones hold no memory.
@@ -22,9 +26,15 @@ pub struct Buf {
     store: Option<Box<[u8]>>,
     start: usize,
     end: usize,
+    large: bool,
 }
 
 impl Buf {
+    /// Which size is borrowed when the buffer next needs memory: [`LARGE`] for a busy flow, else [`SIZE`].
+    pub fn prefer_large(&mut self, large: bool) {
+        self.large = large;
+    }
+
     /// What has been read and not yet consumed.
     #[must_use]
     pub fn unread(&self) -> &[u8] {
@@ -56,7 +66,8 @@ impl Buf {
     /// # Errors
     /// What the stream answers.
     pub fn poll_fill<R: AsyncRead + Unpin>(&mut self, from: &mut R, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let store = self.store.get_or_insert_with(borrow_from_pool);
+        let large = self.large;
+        let store = self.store.get_or_insert_with(|| borrow_from_pool(large));
         if self.end == store.len() && self.start > 0 {
             store.copy_within(self.start..self.end, 0);
             self.end -= self.start;
@@ -101,9 +112,16 @@ impl Buf {
     fn release(&mut self) {
         self.start = 0;
         self.end = 0;
-        if let Some(store) = self.store.take().filter(|s| s.len() == SIZE) {
-            POOL.with_borrow_mut(|pool| {
-                if pool.len() < STOCK {
+        if let Some(store) = self.store.take() {
+            let (pool, stock) = match store.len() {
+                SIZE => (&POOL, STOCK),
+                LARGE => (&LARGE_POOL, LARGE_STOCK),
+                _ => return,
+            };
+            // A thread that is ending has no stock left to put it into.
+            let _ = pool.try_with(|pool| {
+                let mut pool = pool.borrow_mut();
+                if pool.len() < stock {
                     pool.push(store);
                 }
             });
@@ -117,8 +135,9 @@ impl Drop for Buf {
     }
 }
 
-fn borrow_from_pool() -> Box<[u8]> {
-    POOL.with_borrow_mut(Vec::pop).unwrap_or_else(|| vec![0; SIZE].into_boxed_slice())
+fn borrow_from_pool(large: bool) -> Box<[u8]> {
+    let (pool, size) = if large { (&LARGE_POOL, LARGE) } else { (&POOL, SIZE) };
+    pool.with_borrow_mut(Vec::pop).unwrap_or_else(|| vec![0; size].into_boxed_slice())
 }
 
 #[cfg(test)]

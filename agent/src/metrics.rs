@@ -315,6 +315,8 @@ pub struct PortMetrics {
     pub bytes_in: Counter,
     /// Bytes to callers.
     pub bytes_out: Counter,
+    /// Bytes of either direction that the kernel moved without a copy through the agent.
+    pub bytes_spliced: Counter,
     /// Request head complete → first byte of the answer (what the app or workstation took).
     pub upstream_time: Latency,
     /// Request head read → forwarded (what the agent itself took, a tunnel's opening included).
