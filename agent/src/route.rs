@@ -1,6 +1,7 @@
 //! Which upstream a request goes to. A [`RouteTable`] is built once per snapshot and port and never changes; it
 //! knows no sockets, no clock and no gRPC.
 
+pub mod dialect;
 pub mod matcher;
 
 use std::fmt;
@@ -46,6 +47,19 @@ pub struct Intercept {
     pub dial_timeout: Duration,
     /// Hits and misses, kept when the table is rebuilt.
     pub stats: Arc<Stats>,
+}
+
+impl Intercept {
+    /// How long a request waits for the workstation before the app answers instead: the dial timeout plus latency,
+    /// at most 5 s; 2 s when the intercept names no timeout.
+    #[must_use]
+    pub fn dial_budget(&self) -> Duration {
+        if self.dial_timeout.is_zero() {
+            Duration::from_secs(2)
+        } else {
+            self.dial_timeout.saturating_add(self.roundtrip_latency).min(Duration::from_secs(5))
+        }
+    }
 }
 
 /// What happened to an intercept's rule; shared by successive tables.
@@ -223,4 +237,113 @@ fn rank(entry: &Entry) -> (bool, u8) {
         (false, true) => 2,
     };
     (entry.state == State::Expired, kind)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use matcher::{HeaderFilter, PathFilter};
+
+    struct Sample<'s>(&'s str, Vec<(&'s str, &'s str)>);
+
+    impl Request for Sample<'_> {
+        fn target(&self) -> &[u8] {
+            self.0.as_bytes()
+        }
+
+        fn visit_headers<'a>(&'a self, visit: &mut dyn FnMut(&'a [u8], &'a [u8])) {
+            self.1.iter().for_each(|(n, v)| visit(n.as_bytes(), v.as_bytes()));
+        }
+    }
+
+    fn entry(id: &str, headers: &[(&str, &str)], paths: &[&str], state: State) -> Entry {
+        let filters = Filters {
+            headers: headers.iter().map(|(n, v)| HeaderFilter::new(n, v)).collect(),
+            paths: paths.iter().map(|p| PathFilter::parse(p).unwrap()).collect(),
+        };
+        let intercept = Intercept {
+            id: id.to_owned(),
+            name: id.to_owned(),
+            client: "dev@box".to_owned(),
+            client_session: "s".to_owned(),
+            mechanism: Mechanism::Http,
+            filters,
+            plaintext: false,
+            target_host: "127.0.0.1".to_owned(),
+            target_port: 8080,
+            roundtrip_latency: Duration::ZERO,
+            dial_timeout: Duration::ZERO,
+            stats: Arc::default(),
+        };
+        Entry { intercept: Arc::new(intercept), state }
+    }
+
+    fn decided(table: &RouteTable, target: &str, headers: &[(&str, &str)]) -> String {
+        let request = Sample(target, headers.to_vec());
+        let decision = table.decide(&request).to_string();
+        let (explained, considered) = table.explain(&request);
+        assert_eq!(explained.to_string(), decision, "explain has to agree with decide");
+        assert_eq!(considered.iter().any(|c| c.matched), decision != "app");
+        decision
+    }
+
+    #[test]
+    fn headers_come_before_paths_before_global_before_expired_and_then_the_id_counts() {
+        let table = RouteTable::new(vec![
+            entry("d", &[], &[], State::Active),
+            entry("c", &[], &[":path-prefix:/api"], State::Active),
+            entry("b2", &[("x-dev", "a")], &[], State::Active),
+            entry("b1", &[("x-dev", "^a")], &[], State::Active),
+            entry("a", &[("x-old", "1")], &[], State::Expired),
+        ]);
+        assert_eq!(decided(&table, "/api", &[("x-dev", "a")]), "client b1");
+        assert_eq!(decided(&table, "/api/v1", &[]), "client c");
+        assert_eq!(decided(&table, "/", &[]), "client d");
+        assert_eq!(decided(&table, "/", &[("user-agent", "kube-probe/1.30")]), "app");
+        let table = RouteTable::new(vec![entry("a", &[("x-old", "1")], &[], State::Expired)]);
+        assert_eq!(decided(&table, "/", &[("x-old", "1")]), "expired a");
+        assert_eq!(decided(&table, "/", &[]), "app");
+        assert!(table.global().is_none() && table.has_filters());
+    }
+
+    #[test]
+    fn an_empty_table_sends_everything_to_the_app() {
+        let table = RouteTable::default();
+        assert!(table.is_empty() && !table.needs_requests() && !table.has_filters());
+        assert_eq!(decided(&table, "/", &[("x-dev", "a")]), "app");
+    }
+
+    #[test]
+    fn fifty_intercepts_are_told_apart() {
+        let entries = (0..50).map(|i| entry(&format!("{i:02}"), &[("x-dev", &format!("dev-{i}"))], &[], State::Active));
+        let table = RouteTable::new(entries.collect());
+        for i in 0..50 {
+            assert_eq!(decided(&table, "/", &[("X-Dev", &format!("dev-{i}"))]), format!("client {i:02}"));
+        }
+        assert_eq!(decided(&table, "/", &[("x-dev", "dev-50")]), "app");
+    }
+
+    #[test]
+    fn the_explanation_names_the_first_clause_that_fails() {
+        let table = RouteTable::new(vec![
+            entry("a", &[("x-dev", "a"), ("x-env", "t")], &["/p"], State::Active),
+            entry("b", &[], &["/q", ":path-regex:z+"], State::Active),
+        ]);
+        let (_, considered) = table.explain(&Sample("/p", vec![("x-dev", "b")]));
+        let failed: Vec<_> = considered.iter().map(|c| c.failed.as_deref().unwrap_or("-")).collect();
+        assert_eq!(failed, ["header x-dev: a", "path /q or path regex z+"]);
+        let (_, considered) = table.explain(&Sample("/x", vec![("x-dev", "a")]));
+        assert_eq!(considered[0].failed.as_deref(), Some("header x-env: t (header absent)"));
+    }
+
+    #[test]
+    fn the_budget_for_a_dial_is_bounded() {
+        let mut e = Arc::into_inner(entry("a", &[], &[], State::Active).intercept).unwrap();
+        assert_eq!(e.dial_budget(), Duration::from_secs(2));
+        e.dial_timeout = Duration::from_secs(1);
+        e.roundtrip_latency = Duration::from_millis(500);
+        assert_eq!(e.dial_budget(), Duration::from_millis(1500));
+        e.dial_timeout = Duration::from_secs(30);
+        assert_eq!(e.dial_budget(), Duration::from_secs(5));
+    }
 }

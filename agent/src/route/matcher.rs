@@ -1,18 +1,16 @@
 //! Compiled header and path filters, and the view of a request they are held against.
 //!
 //! A header filter matches when any field line of its name does: exact text, or, where the value has a regex
-//! metacharacter and compiles, an unanchored linear-time regex. Paths are compared without their query; the list
+//! metacharacter and compiles, an unanchored linear-time regex in Go's dialect. Paths are compared without their query; the list
 //! of path filters is OR-ed, headers and paths are AND-ed.
 
 use std::borrow::Cow;
 use std::fmt;
 
-use regex::bytes::{Regex, RegexBuilder};
+use regex::bytes::Regex;
 
 use super::Request;
-
-/// The largest compiled size of one pattern, in bytes; a larger one is refused with a message.
-pub const MAX_COMPILED: usize = 256 * 1024;
+use super::dialect::{self, PatternError};
 
 /// A value or path pattern.
 #[derive(Clone, Debug)]
@@ -54,14 +52,30 @@ pub struct Filters {
 }
 
 impl HeaderFilter {
-    /// Compiles a clause; a value that has metacharacters but does not compile is taken as exact text.
+    /// A clause; a value that has metacharacters but does not compile is taken as exact text.
     #[must_use]
     pub fn new(name: &str, value: &str) -> Self {
+        Self::compile(name, value).unwrap_or_else(|_| Self::with(name, value, exact(value)))
+    }
+
+    /// Like [`Self::new`], but refuses a pattern that is too large to be compiled.
+    ///
+    /// # Errors
+    /// [`PatternError::TooLong`] and [`PatternError::TooLarge`].
+    pub fn compile(name: &str, value: &str) -> Result<Self, PatternError> {
         let pattern = if value.contains(|c| r"\.+*?()[]{}^$|".contains(c)) {
-            compile(value).map_or_else(|_| Pattern::Exact(value.as_bytes().to_vec()), Pattern::Regex)
+            match dialect::compile(value) {
+                Ok(regex) => Pattern::Regex(regex),
+                Err(PatternError::Syntax { .. }) => exact(value),
+                Err(too_big) => return Err(too_big),
+            }
         } else {
-            Pattern::Exact(value.as_bytes().to_vec())
+            exact(value)
         };
+        Ok(Self::with(name, value, pattern))
+    }
+
+    fn with(name: &str, value: &str, pattern: Pattern) -> Self {
         Self { name: name.to_ascii_lowercase(), text: value.to_owned(), pattern }
     }
 
@@ -70,6 +84,40 @@ impl HeaderFilter {
     pub fn is_regex(&self) -> bool {
         matches!(self.pattern, Pattern::Regex(_))
     }
+
+    /// Whether some value would satisfy both clauses, as far as that can be told: equal texts, two regexes, or a
+    /// regex (or a `*` glob) that matches the other's text.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        if self.name != other.name {
+            return false;
+        }
+        match (&self.pattern, &other.pattern) {
+            (Pattern::Regex(_), Pattern::Regex(_)) => true,
+            (Pattern::Exact(a), Pattern::Exact(b)) => a == b || glob(a, b) || glob(b, a),
+            (Pattern::Regex(r), Pattern::Exact(text)) => r.is_match(text) || glob(self.text.as_bytes(), text),
+            (Pattern::Exact(text), Pattern::Regex(r)) => r.is_match(text) || glob(other.text.as_bytes(), text),
+        }
+    }
+}
+
+fn exact(value: &str) -> Pattern {
+    Pattern::Exact(value.as_bytes().to_vec())
+}
+
+/// Whether `pattern`, in which `*` stands for any bytes, covers the whole of `text`.
+fn glob(pattern: &[u8], text: &[u8]) -> bool {
+    let mut parts = pattern.split(|b| *b == b'*');
+    let first = parts.next().unwrap_or_default();
+    let Some(mut rest) = text.strip_prefix(first) else { return false };
+    let Some(last) = parts.next_back() else { return rest.is_empty() };
+    for part in parts {
+        let Some(at) = (0..=rest.len()).find(|at| rest.get(*at..).is_some_and(|r| r.starts_with(part))) else {
+            return false;
+        };
+        rest = rest.get(at + part.len()..).unwrap_or_default();
+    }
+    rest.ends_with(last)
 }
 
 impl PathFilter {
@@ -77,13 +125,34 @@ impl PathFilter {
     ///
     /// # Errors
     /// A regex that does not compile or is too large.
-    pub fn parse(text: &str) -> Result<Self, regex::Error> {
+    pub fn parse(text: &str) -> Result<Self, PatternError> {
         if let Some(prefix) = text.strip_prefix(":path-prefix:") {
             Ok(Self::Prefix(prefix.to_owned()))
         } else if let Some(pattern) = text.strip_prefix(":path-regex:") {
-            Ok(Self::Regex(pattern.to_owned(), compile(pattern)?))
+            Ok(Self::Regex(pattern.to_owned(), dialect::compile(pattern)?))
         } else {
             Ok(Self::Equal(text.strip_prefix(":path-equal:").unwrap_or(text).to_owned()))
+        }
+    }
+
+    /// A regex that has to match the path from end to end, as the older generation of filters has it.
+    ///
+    /// # Errors
+    /// A regex that does not compile or is too large.
+    pub fn whole(pattern: &str) -> Result<Self, PatternError> {
+        Ok(Self::Regex(pattern.to_owned(), dialect::compile_whole(pattern)?))
+    }
+
+    /// Whether some path would satisfy both; a regex overlaps with everything.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Regex(..), _) | (_, Self::Regex(..)) => true,
+            (Self::Equal(a), Self::Equal(b)) => a == b,
+            (Self::Prefix(a), Self::Prefix(b)) => a.starts_with(b) || b.starts_with(a),
+            (Self::Prefix(prefix), Self::Equal(path)) | (Self::Equal(path), Self::Prefix(prefix)) => {
+                path.starts_with(prefix)
+            }
         }
     }
 
@@ -91,7 +160,7 @@ impl PathFilter {
         match self {
             Self::Equal(p) => p.as_bytes() == path,
             Self::Prefix(p) => path.starts_with(p.as_bytes()),
-            Self::Regex(_, r) => r.is_match(path),
+            Self::Regex(_, r) => r.is_match(&as_go_reads(path)),
         }
     }
 }
@@ -106,8 +175,17 @@ impl fmt::Display for PathFilter {
     }
 }
 
-fn compile(pattern: &str) -> Result<Regex, regex::Error> {
-    RegexBuilder::new(pattern).size_limit(MAX_COMPILED).dfa_size_limit(MAX_COMPILED).nest_limit(100).build()
+/// Text as Go's regexps see it: a byte that is no UTF-8 counts as one U+FFFD.
+fn as_go_reads(text: &[u8]) -> Cow<'_, [u8]> {
+    if std::str::from_utf8(text).is_ok() {
+        return Cow::Borrowed(text);
+    }
+    let mut out = Vec::with_capacity(text.len() * 3);
+    for chunk in text.utf8_chunks() {
+        out.extend_from_slice(chunk.valid().as_bytes());
+        out.extend(chunk.invalid().iter().flat_map(|_| "\u{FFFD}".bytes()));
+    }
+    Cow::Owned(out)
 }
 
 /// The header names that any rule of a table asks for.
@@ -247,7 +325,7 @@ impl HeaderFilter {
                 values.peek().is_none() || values.any(<[u8]>::is_empty)
             }
             Pattern::Exact(text) => view.values(&self.name).any(|v| v == text),
-            Pattern::Regex(r) => view.values(&self.name).any(|v| !v.is_empty() && r.is_match(v)),
+            Pattern::Regex(r) => view.values(&self.name).any(|v| !v.is_empty() && r.is_match(&as_go_reads(v))),
         }
     }
 }
@@ -275,4 +353,153 @@ fn percent_decoded(path: &[u8]) -> Vec<u8> {
 #[must_use]
 pub fn printable_path(target: &[u8]) -> Cow<'_, str> {
     String::from_utf8_lossy(target.split(|b| *b == b'?').next().unwrap_or(target))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Sample<'s>(&'s str, &'s [(&'s str, &'s [u8])]);
+
+    impl Request for Sample<'_> {
+        fn target(&self) -> &[u8] {
+            self.0.as_bytes()
+        }
+
+        fn visit_headers<'a>(&'a self, visit: &mut dyn FnMut(&'a [u8], &'a [u8])) {
+            self.1.iter().for_each(|(name, value)| visit(name.as_bytes(), value));
+        }
+    }
+
+    fn filters(headers: &[(&str, &str)], paths: &[&str]) -> Filters {
+        Filters {
+            headers: headers.iter().map(|(n, v)| HeaderFilter::new(n, v)).collect(),
+            paths: paths.iter().map(|p| PathFilter::parse(p).unwrap()).collect(),
+        }
+    }
+
+    fn hit(f: &Filters, target: &str, headers: &[(&str, &[u8])]) -> bool {
+        let names = Names::of([f].into_iter());
+        let request = Sample(target, headers);
+        let view = View::new(&request, &names);
+        let matched = f.matches(&view);
+        assert_eq!(matched, f.first_failure(&view).is_none(), "matches and first_failure must agree");
+        matched
+    }
+
+    #[test]
+    fn headers_match_by_the_documented_rules() {
+        type Row<'r> = (&'r [(&'r str, &'r str)], &'r [(&'r str, &'r [u8])], bool);
+        let rows: &[Row<'_>] = &[
+            (&[("x-dev", "a")], &[("X-DEV", b"a")], true),
+            (&[("X-Dev", "a")], &[("x-dev", b"A")], false),
+            (&[("x-dev", "a")], &[("x-dev", b"ab")], false),
+            (&[("x-dev", "a")], &[], false),
+            (&[("x-dev", "a")], &[("x-dev", b"b"), ("X-Dev", b"a")], true),
+            (&[("x-dev", "^a")], &[("x-dev", b"abc")], true),
+            (&[("x-dev", "b.")], &[("x-dev", b"abc")], true),
+            (&[("x-dev", "1.2")], &[("x-dev", b"1x2")], true),
+            (&[("x-dev", "a(")], &[("x-dev", b"a(")], true),
+            (&[("x-dev", "x*+")], &[("x-dev", b"x*+")], true),
+            (&[("x-dev", ".*")], &[], false),
+            (&[("x-dev", ".*")], &[("x-dev", b"")], false),
+            (&[("x-dev", "")], &[], true),
+            (&[("x-dev", "")], &[("x-dev", b"")], true),
+            (&[("x-dev", "")], &[("x-dev", b"a")], false),
+            (&[("x-dev", "^.\\z")], &[("x-dev", b"\xff")], true),
+            (&[("x-dev", "^..$")], &[("x-dev", b"\xff\xfe")], true),
+            (&[("a", "1"), ("b", "2")], &[("a", b"1"), ("b", b"2")], true),
+            (&[("a", "1"), ("b", "2")], &[("a", b"1")], false),
+            (&[("baggage", "session=adam")], &[("baggage", b"session=adam")], true),
+            (&[("baggage", r"\bsession=adam\b")], &[("baggage", b"k=v,session=adam,x=y")], true),
+        ];
+        for (wanted, sent, want) in rows {
+            assert_eq!(hit(&filters(wanted, &[]), "/", sent), *want, "{wanted:?} on {sent:?}");
+        }
+    }
+
+    #[test]
+    fn paths_match_without_their_query_as_received_and_decoded() {
+        let rows: &[(&[&str], &str, bool)] = &[
+            (&["/a"], "/a?x=1", true),
+            (&["/a"], "/a#f", true),
+            (&[":path-equal:/a"], "/a/", false),
+            (&[":path-prefix:/a"], "/ab", true),
+            (&[":path-prefix:/a"], "/b?/a", false),
+            (&[":path-regex:b.d"], "/abcd/e", true),
+            (&[":path-regex:^/b"], "/ab", false),
+            (&["/a b"], "/a%20b", true),
+            (&["/a%20b"], "/a%20b", true),
+            (&["/a/b"], "/a%2fb", true),
+            (&["/a%"], "/a%", true),
+            (&["/a%zz"], "/a%zz", true),
+            (&["//a"], "//a", true),
+            (&["/a"], "//a", false),
+            (&["/x", ":path-prefix:/y"], "/yes", true),
+            (&["/x", ":path-prefix:/y"], "/z", false),
+        ];
+        for (wanted, target, want) in rows {
+            assert_eq!(hit(&filters(&[], wanted), target, &[]), *want, "{wanted:?} on {target}");
+        }
+    }
+
+    #[test]
+    fn a_kubelet_probe_matches_only_a_filter_that_names_user_agent() {
+        let probe: &[(&str, &[u8])] = &[("User-Agent", b"kube-probe/1.31"), ("x", b"1")];
+        assert!(!hit(&filters(&[], &[":path-prefix:/"]), "/healthz", probe));
+        assert!(!hit(&filters(&[("x", "1")], &[]), "/healthz", probe));
+        assert!(!hit(&Filters::default(), "/healthz", probe));
+        assert!(hit(&filters(&[("user-agent", "^kube-probe/")], &[]), "/healthz", probe));
+        assert!(hit(&filters(&[("x", "1")], &[]), "/healthz", &[("user-agent", b"curl"), ("x", b"1")]));
+    }
+
+    #[test]
+    fn many_lines_of_wanted_names_are_all_looked_at() {
+        let mut sent: Vec<(&str, &[u8])> = vec![("x-dev", b"other"); 40];
+        sent.push(("x-dev", b"a"));
+        assert!(hit(&filters(&[("x-dev", "a")], &[]), "/", &sent));
+    }
+
+    #[test]
+    fn a_too_large_header_pattern_is_refused_and_a_wrong_one_is_text() {
+        assert!(matches!(HeaderFilter::compile("x", &".".repeat(10_000)), Err(PatternError::TooLong(10_000))));
+        assert!(!HeaderFilter::compile("x", "a(").unwrap().is_regex());
+        assert!(HeaderFilter::compile("x", "a.c").unwrap().is_regex());
+    }
+
+    #[test]
+    fn overlap_of_header_values() {
+        let rows = [
+            ("a", "a", true),
+            ("a", "b", false),
+            ("a.*", "b.*", true),
+            ("^a", "adam", true),
+            ("^b", "adam", false),
+            ("ad*", "adam", true),
+            ("*", "adam", true),
+        ];
+        for (a, b, want) in rows {
+            let (a, b) = (HeaderFilter::new("X", a), HeaderFilter::new("x", b));
+            assert_eq!(a.overlaps(&b), want, "{} and {}", a.text, b.text);
+            assert_eq!(b.overlaps(&a), want, "{} and {}", b.text, a.text);
+        }
+        assert!(!HeaderFilter::new("x", "a").overlaps(&HeaderFilter::new("y", "a")));
+    }
+
+    #[test]
+    fn overlap_of_paths() {
+        let rows = [
+            ("/a", "/a", true),
+            ("/a", "/b", false),
+            (":path-prefix:/a", ":path-prefix:/ab", true),
+            (":path-prefix:/a", ":path-prefix:/b", false),
+            (":path-prefix:/a", "/ab", true),
+            (":path-prefix:/ab", "/a", false),
+            (":path-regex:x", "/b", true),
+        ];
+        for (a, b, want) in rows {
+            let (p, q) = (PathFilter::parse(a).unwrap(), PathFilter::parse(b).unwrap());
+            assert_eq!((p.overlaps(&q), q.overlaps(&p)), (want, want), "{a} and {b}");
+        }
+    }
 }
