@@ -21,6 +21,7 @@ pub mod ready;
 pub mod route;
 
 // Layer 2: means.
+pub mod access;
 pub mod buffers;
 pub mod conn;
 pub mod relay;

@@ -102,6 +102,11 @@ impl<L: Label> PerLabel<L> {
         &self.counters[label.index()]
     }
 
+    /// Every counter back to zero.
+    pub fn reset(&self) {
+        self.counters.iter().for_each(Counter::reset);
+    }
+
     /// Every label with its value.
     pub fn iter(&self) -> impl Iterator<Item = (L, u64)> + '_ {
         L::ALL.iter().map(|l| (*l, self.at(*l).get()))
@@ -345,6 +350,61 @@ pub struct PortMetrics {
     pub datagrams_out: Counter,
     /// Live UDP flows.
     pub udp_flows: Gauge,
+}
+
+impl PortMetrics {
+    /// Sets every counter and histogram to zero; gauges stay.
+    pub fn reset(&self) {
+        for counter in [
+            &self.connections,
+            &self.http2_relayed,
+            &self.bytes_in,
+            &self.bytes_out,
+            &self.app_connect_failures,
+            &self.tunnels,
+            &self.tunnel_failures,
+            &self.tls_handshakes,
+            &self.self_connections,
+            &self.datagrams_in,
+            &self.datagrams_out,
+        ] {
+            counter.reset();
+        }
+        self.carried.reset();
+        self.opaque.reset();
+        self.http1_requests.reset();
+        self.http2_requests.reset();
+        self.responses.reset();
+        self.fail_open.reset();
+        self.tls_failures.reset();
+        self.limits.reset();
+        self.ended.reset();
+        self.own_time.reset();
+        self.upstream_time.reset();
+    }
+}
+
+/// What is counted for the control side.
+#[derive(Debug, Default)]
+pub struct ControlMetrics {
+    /// 1 while a session with the manager is alive.
+    pub connected: Gauge,
+    /// Sessions begun.
+    pub arrivals: Counter,
+    /// Sessions lost, or attempts that failed.
+    pub failures: Counter,
+    /// Snapshots (or deltas) of intercepts received.
+    pub snapshots: Counter,
+    /// Intercepts in the last snapshot.
+    pub intercepts: Gauge,
+    /// Reviews sent.
+    pub reviews: Counter,
+    /// Workstations that watch for dials on the agent's own API.
+    pub workstations: Gauge,
+    /// Connections dialled on behalf of workstations.
+    pub dials: Counter,
+    /// DNS questions answered for the manager.
+    pub lookups: Counter,
 }
 
 impl Label for Ended {

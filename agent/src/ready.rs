@@ -51,6 +51,12 @@ impl Ready {
         self.failed.send_replace(failed);
     }
 
+    /// Whether the agent was declared unfit.
+    #[must_use]
+    pub fn is_failed(&self) -> bool {
+        *self.failed.borrow()
+    }
+
     /// Returns once nothing is awaited.
     pub async fn wait(&self) {
         let mut changed = self.changed.subscribe();
