@@ -6,7 +6,6 @@
 
 pub mod format;
 
-use std::io::Write as _;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -71,7 +70,11 @@ impl AccessLog {
     ///
     /// # Errors
     /// A format string with an operator that is not in the documented subset.
-    pub fn start(setting: &str, listed: &[String], mut out: impl std::io::Write + Send + 'static) -> Result<Option<Self>, FormatError> {
+    pub fn start(
+        setting: &str,
+        listed: &[String],
+        mut out: impl std::io::Write + Send + 'static,
+    ) -> Result<Option<Self>, FormatError> {
         let Some(format) = Format::parse(setting)? else { return Ok(None) };
         let (lines, queue) = sync_channel::<String>(QUEUE);
         let writer = std::thread::Builder::new().name("access-log".to_owned()).spawn(move || {
@@ -95,7 +98,13 @@ impl AccessLog {
     }
 
     /// Notes an exchange whose request head is complete.
-    pub fn begin<R: Request + ?Sized>(&self, request: &R, method: &[u8], protocol: &'static str, caller: Caller) -> Box<Entry> {
+    pub fn begin<R: Request + ?Sized>(
+        &self,
+        request: &R,
+        method: &[u8],
+        protocol: &'static str,
+        caller: Caller,
+    ) -> Box<Entry> {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let mut authority = String::new();
         let mut headers = Vec::new();

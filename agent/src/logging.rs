@@ -69,9 +69,9 @@ pub fn start(levels: Levels, format: Format) -> Control {
     let (filter, handle) = reload::Layer::new(targets(&levels));
     let registry = tracing_subscriber::registry();
     let started = match format {
-        Format::Text => registry
-            .with(fmt::layer().with_writer(std::io::stderr).with_ansi(false).with_filter(filter))
-            .try_init(),
+        Format::Text => {
+            registry.with(fmt::layer().with_writer(std::io::stderr).with_ansi(false).with_filter(filter)).try_init()
+        }
         Format::Json => registry
             .with(
                 fmt::layer()
@@ -169,7 +169,11 @@ pub fn parse_level(name: &str) -> Result<LogLevel, LevelError> {
 
 fn targets(levels: &Levels) -> Targets {
     // Libraries below the agent speak only when it is asked to tell everything.
-    let others = if levels.agent == LogLevel::Trace { LevelFilter::DEBUG } else { filter_of(levels.agent).min(LevelFilter::WARN) };
+    let others = if levels.agent == LogLevel::Trace {
+        LevelFilter::DEBUG
+    } else {
+        filter_of(levels.agent).min(LevelFilter::WARN)
+    };
     let mut targets = Targets::new().with_default(others).with_target(CRATE, filter_of(levels.agent));
     for module in DATA_PATH {
         targets = targets.with_target(path_of(module), filter_of(levels.data.unwrap_or(levels.agent)));

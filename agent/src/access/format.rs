@@ -24,7 +24,9 @@ pub enum Format {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FormatError {
     /// An operator outside the subset.
-    #[error("access log format: operator %{0}% is not known; use one of START_TIME, REQ(name), RESP(name), PROTOCOL, RESPONSE_CODE, RESPONSE_FLAGS, BYTES_RECEIVED, BYTES_SENT, DURATION, RESPONSE_DURATION, DOWNSTREAM_REMOTE_ADDRESS, DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT, UPSTREAM_HOST, ROUTE, ROUTE_REASON, INTERCEPT")]
+    #[error(
+        "access log format: operator %{0}% is not known; use one of START_TIME, REQ(name), RESP(name), PROTOCOL, RESPONSE_CODE, RESPONSE_FLAGS, BYTES_RECEIVED, BYTES_SENT, DURATION, RESPONSE_DURATION, DOWNSTREAM_REMOTE_ADDRESS, DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT, UPSTREAM_HOST, ROUTE, ROUTE_REASON, INTERCEPT"
+    )]
     Operator(String),
     /// A percent sign that opens nothing.
     #[error("access log format: a percent sign at byte {0} has no partner; write %% for a literal one")]
@@ -119,7 +121,8 @@ impl Format {
                     match piece {
                         Piece::Literal(text) => line.push_str(text),
                         Piece::Request(first, second) => {
-                            let value = request_value(entry, first).or_else(|| request_value(entry, second.as_deref()?));
+                            let value =
+                                request_value(entry, first).or_else(|| request_value(entry, second.as_deref()?));
                             push_value(&mut line, value.as_deref().unwrap_or("-"));
                         }
                         Piece::Response(name) => {
@@ -139,7 +142,9 @@ impl Format {
 
 /// Values come from callers: what could forge another line is made visible instead.
 fn push_value(line: &mut String, value: &str) {
-    line.extend(value.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }));
+    line.extend(
+        value.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }),
+    );
 }
 
 fn pieces(format: &str) -> Result<Vec<Piece>, FormatError> {
@@ -170,7 +175,8 @@ fn pieces(format: &str) -> Result<Vec<Piece>, FormatError> {
 }
 
 fn piece(operator: &str) -> Result<Piece, FormatError> {
-    let parameter = |name: &str| operator.strip_prefix(name)?.strip_prefix('(')?.strip_suffix(')').map(str::to_ascii_lowercase);
+    let parameter =
+        |name: &str| operator.strip_prefix(name)?.strip_prefix('(')?.strip_suffix(')').map(str::to_ascii_lowercase);
     if let Some(names) = parameter("REQ") {
         return Ok(match names.split_once('?') {
             Some((first, second)) => Piece::Request(first.to_owned(), Some(second.to_owned())),

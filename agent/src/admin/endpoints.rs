@@ -50,24 +50,111 @@ pub struct Endpoint {
 /// In the order of the index page.
 pub const ENDPOINTS: &[Endpoint] = &[
     Endpoint { path: "/", post: false, help: "Admin home page", answer: |_, _| html_page(html::index()) },
-    Endpoint { path: "/certs", post: false, help: "print certs on machine", answer: |_, a| json_page(&views::certs(a)) },
+    Endpoint {
+        path: "/certs",
+        post: false,
+        help: "print certs on machine",
+        answer: |_, a| json_page(&views::certs(a)),
+    },
     Endpoint { path: "/clusters", post: false, help: "upstream cluster status (?format=json)", answer: clusters },
-    Endpoint { path: "/config_dump", post: false, help: "dump the current configuration, secrets redacted", answer: |_, a| json_page(&views::config_dump(a)) },
+    Endpoint {
+        path: "/config_dump",
+        post: false,
+        help: "dump the current configuration, secrets redacted",
+        answer: |_, a| json_page(&views::config_dump(a)),
+    },
     Endpoint { path: "/drain_listeners", post: true, help: "drain listeners (?graceful)", answer: drain },
-    Endpoint { path: "/explain", post: false, help: "which rule decides a request (?port=&method=&path=&header=name:value)", answer: explained },
-    Endpoint { path: "/healthcheck/fail", post: true, help: "cause the agent to fail health checks", answer: |_, a| { a.ready.fail(true); ok() } },
-    Endpoint { path: "/healthcheck/ok", post: true, help: "cause the agent to pass health checks", answer: |_, a| { a.ready.fail(false); ok() } },
-    Endpoint { path: "/help", post: false, help: "print out list of admin commands", answer: |_, _| text(200, help_text()) },
-    Endpoint { path: "/intercepts", post: false, help: "what is intercepted, for whom, and how often it matched", answer: intercepts },
+    Endpoint {
+        path: "/explain",
+        post: false,
+        help: "which rule decides a request (?port=&method=&path=&header=name:value)",
+        answer: explained,
+    },
+    Endpoint {
+        path: "/healthcheck/fail",
+        post: true,
+        help: "cause the agent to fail health checks",
+        answer: |_, a| {
+            a.ready.fail(true);
+            ok()
+        },
+    },
+    Endpoint {
+        path: "/healthcheck/ok",
+        post: true,
+        help: "cause the agent to pass health checks",
+        answer: |_, a| {
+            a.ready.fail(false);
+            ok()
+        },
+    },
+    Endpoint {
+        path: "/help",
+        post: false,
+        help: "print out list of admin commands",
+        answer: |_, _| text(200, help_text()),
+    },
+    Endpoint {
+        path: "/intercepts",
+        post: false,
+        help: "what is intercepted, for whom, and how often it matched",
+        answer: intercepts,
+    },
     Endpoint { path: "/listeners", post: false, help: "print listener info (?format=json)", answer: listeners },
-    Endpoint { path: "/logging", post: true, help: "query/change logging levels (?level=, ?paths=name:level,…, ?name=level)", answer: logging_levels },
-    Endpoint { path: "/memory", post: false, help: "print current memory usage", answer: |_, _| json_page(&views::memory()) },
-    Endpoint { path: "/quitquitquit", post: true, help: "exit the agent in order", answer: |_, a| { a.orders.quit.notify_one(); ok() } },
-    Endpoint { path: "/ready", post: false, help: "print server state, return 200 if LIVE, otherwise return 503", answer: ready },
-    Endpoint { path: "/reset_counters", post: true, help: "reset all counters to zero", answer: |_, a| { stats::reset(a); ok() } },
-    Endpoint { path: "/server_info", post: false, help: "print server version/status information", answer: |_, a| json_page(&views::server_info(a)) },
-    Endpoint { path: "/stats", post: false, help: "print server stats (?filter=regex, ?usedonly, ?format=json|prometheus)", answer: stats_page },
-    Endpoint { path: "/stats/prometheus", post: false, help: "print server stats in prometheus format", answer: prometheus },
+    Endpoint {
+        path: "/logging",
+        post: true,
+        help: "query/change logging levels (?level=, ?paths=name:level,…, ?name=level)",
+        answer: logging_levels,
+    },
+    Endpoint {
+        path: "/memory",
+        post: false,
+        help: "print current memory usage",
+        answer: |_, _| json_page(&views::memory()),
+    },
+    Endpoint {
+        path: "/quitquitquit",
+        post: true,
+        help: "exit the agent in order",
+        answer: |_, a| {
+            a.orders.quit.notify_one();
+            ok()
+        },
+    },
+    Endpoint {
+        path: "/ready",
+        post: false,
+        help: "print server state, return 200 if LIVE, otherwise return 503",
+        answer: ready,
+    },
+    Endpoint {
+        path: "/reset_counters",
+        post: true,
+        help: "reset all counters to zero",
+        answer: |_, a| {
+            stats::reset(a);
+            ok()
+        },
+    },
+    Endpoint {
+        path: "/server_info",
+        post: false,
+        help: "print server version/status information",
+        answer: |_, a| json_page(&views::server_info(a)),
+    },
+    Endpoint {
+        path: "/stats",
+        post: false,
+        help: "print server stats (?filter=regex, ?usedonly, ?format=json|prometheus)",
+        answer: stats_page,
+    },
+    Endpoint {
+        path: "/stats/prometheus",
+        post: false,
+        help: "print server stats in prometheus format",
+        answer: prometheus,
+    },
 ];
 
 /// Answers one request.
@@ -118,7 +205,10 @@ fn decode(text: &str) -> String {
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;
     while let Some(byte) = bytes.get(at) {
-        let hex = bytes.get(at + 1..at + 3).and_then(|h| std::str::from_utf8(h).ok()).and_then(|h| u8::from_str_radix(h, 16).ok());
+        let hex = bytes
+            .get(at + 1..at + 3)
+            .and_then(|h| std::str::from_utf8(h).ok())
+            .and_then(|h| u8::from_str_radix(h, 16).ok());
         match (byte, hex) {
             (b'%', Some(decoded)) => {
                 out.push(decoded);
@@ -243,7 +333,9 @@ fn stats_page(asked: &Asked<'_>, agent: &Agent) -> Page {
         let _ = match &stat.value {
             Value::Counter(n) => writeln!(body, "{}: {n}", stat.name),
             Value::Gauge(n) => writeln!(body, "{}: {n}", stat.name),
-            Value::Latency(buckets, sum) => writeln!(body, "{}: count={} sum_us={sum}", stat.name, buckets.iter().sum::<u64>()),
+            Value::Latency(buckets, sum) => {
+                writeln!(body, "{}: count={} sum_us={sum}", stat.name, buckets.iter().sum::<u64>())
+            }
         };
     }
     text(200, body)
@@ -271,8 +363,11 @@ fn prometheus(asked: &Asked<'_>, agent: &Agent) -> Page {
         Err(page) => return page,
     };
     let open = asked.accept.contains("application/openmetrics-text");
-    let (rendered, content_type) =
-        if open { (exposition::render(list), exposition::OPEN_METRICS) } else { (exposition::render_plain(list), "text/plain; charset=UTF-8") };
+    let (rendered, content_type) = if open {
+        (exposition::render(list), exposition::OPEN_METRICS)
+    } else {
+        (exposition::render_plain(list), "text/plain; charset=UTF-8")
+    };
     match rendered {
         Ok(body) => Page { status: 200, content_type, body },
         Err(_) => text(500, "the statistics could not be written\n".to_owned()),

@@ -36,16 +36,22 @@ pub fn explain(agent: &Agent, asked: &Asked<'_>) -> Result<Json, String> {
         None if agent.ports.len() == 1 => agent.ports.first(),
         None => return Err(format!("port: missing; use one of the container ports {}", known())),
         Some(text) => {
-            let number: u16 = text.parse().map_err(|_| format!("port={text:?}: not a port number; use one of {}", known()))?;
+            let number: u16 =
+                text.parse().map_err(|_| format!("port={text:?}: not a port number; use one of {}", known()))?;
             agent.ports.iter().find(|p| p.container_port == number)
         }
     };
     let Some(port) = port else {
-        return Err(format!("port={}: not a container port of this agent; use one of {}", asked.param("port").unwrap_or_default(), known()));
+        return Err(format!(
+            "port={}: not a container port of this agent; use one of {}",
+            asked.param("port").unwrap_or_default(),
+            known()
+        ));
     };
     let mut headers = Vec::new();
     for (_, line) in asked.params().filter(|(n, _)| n == "header") {
-        let (name, value) = line.split_once(':').ok_or_else(|| format!("header={line:?}: no colon; write name:value"))?;
+        let (name, value) =
+            line.split_once(':').ok_or_else(|| format!("header={line:?}: no colon; write name:value"))?;
         headers.push((name.trim().to_owned(), value.trim().to_owned()));
     }
     let request = Imagined { target: asked.param("path").unwrap_or_else(|| "/".to_owned()), headers };
@@ -55,8 +61,13 @@ pub fn explain(agent: &Agent, asked: &Asked<'_>) -> Result<Json, String> {
         Decision::App if table.is_empty() => ("app", None, "nothing is intercepted on this port".to_owned()),
         Decision::App => ("app", None, "no intercept matches".to_owned()),
         Decision::Client(i) => ("client", Some(i.id.clone()), format!("every clause of {} holds", i.name)),
-        Decision::Expired(i) => ("expired", Some(i.id.clone()), format!("{} has ended; its matches are answered with 503", i.name)),
+        Decision::Expired(i) => {
+            ("expired", Some(i.id.clone()), format!("{} has ended; its matches are answered with 503", i.name))
+        }
     };
-    let considered: Vec<_> = considered.iter().map(|c| json!({ "id": c.id, "matched": c.matched, "failed": c.failed })).collect();
-    Ok(json!({ "port": port.container_port, "decision": word, "intercept": intercept, "reason": reason, "considered": considered }))
+    let considered: Vec<_> =
+        considered.iter().map(|c| json!({ "id": c.id, "matched": c.matched, "failed": c.failed })).collect();
+    Ok(
+        json!({ "port": port.container_port, "decision": word, "intercept": intercept, "reason": reason, "considered": considered }),
+    )
 }

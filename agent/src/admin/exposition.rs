@@ -87,7 +87,9 @@ impl Collector for Families {
 /// keep Envoy's name and are declared as of unknown type, which every dashboard takes.
 fn typed_name<'a>(metric: &'a str, value: &Value) -> (&'a str, MetricType) {
     match value {
-        Value::Counter(_) => metric.strip_suffix("_total").map_or((metric, MetricType::Unknown), |name| (name, MetricType::Counter)),
+        Value::Counter(_) => {
+            metric.strip_suffix("_total").map_or((metric, MetricType::Unknown), |name| (name, MetricType::Counter))
+        }
         Value::Gauge(_) => (metric, MetricType::Gauge),
         Value::Latency(..) => (metric, MetricType::Histogram),
     }

@@ -95,8 +95,13 @@ pub fn intercepts(agent: &Agent) -> String {
 }
 
 fn clauses(intercept: &Json) -> String {
-    let headers = intercept["headers"].as_object().into_iter().flatten().map(|(n, v)| format!("<code>{}: {}</code>", escape(n), escape(text(v))));
-    let paths = intercept["paths"].as_array().into_iter().flatten().map(|p| format!("<code>{}</code>", escape(text(p))));
+    let headers = intercept["headers"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(n, v)| format!("<code>{}: {}</code>", escape(n), escape(text(v))));
+    let paths =
+        intercept["paths"].as_array().into_iter().flatten().map(|p| format!("<code>{}</code>", escape(text(p))));
     let all: Vec<_> = headers.chain(paths).collect();
     if all.is_empty() { "everything".to_owned() } else { all.join("<br>") }
 }
@@ -116,7 +121,11 @@ pub fn explain(agent: &Agent, asked: &Asked<'_>) -> String {
     );
     for slot in 0..headers.len() + 1 {
         let filled = headers.get(slot).map_or("", String::as_str);
-        let _ = writeln!(body, "<label>header <input name='header' size='30' placeholder='name: value' value='{}'></label>", escape(filled));
+        let _ = writeln!(
+            body,
+            "<label>header <input name='header' size='30' placeholder='name: value' value='{}'></label>",
+            escape(filled)
+        );
     }
     body.push_str("<button>explain</button>\n</form>\n");
     if asked.query.is_empty() {
@@ -140,7 +149,12 @@ fn verdict(answer: &Json) -> String {
     );
     for c in answer["considered"].as_array().into_iter().flatten() {
         let (class, word) = if c["matched"] == Json::Bool(true) { ("yes", "yes") } else { ("no", "no") };
-        let _ = writeln!(out, "<tr><td>{}</td><td class='{class}'>{word}</td><td><code>{}</code></td></tr>", escape(text(&c["id"])), escape(text(&c["failed"])));
+        let _ = writeln!(
+            out,
+            "<tr><td>{}</td><td class='{class}'>{word}</td><td><code>{}</code></td></tr>",
+            escape(text(&c["id"])),
+            escape(text(&c["failed"]))
+        );
     }
     out.push_str("</table>\n");
     out

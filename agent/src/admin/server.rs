@@ -62,7 +62,10 @@ fn answer(request: &Request<Incoming>, agent: &Agent) -> Response<Full<Bytes>> {
         path: request.uri().path(),
         query: request.uri().query().unwrap_or_default(),
         accept: header(hyper::header::ACCEPT),
-        cross_site: !matches!(header(hyper::header::HeaderName::from_static("sec-fetch-site")), "" | "same-origin" | "none"),
+        cross_site: !matches!(
+            header(hyper::header::HeaderName::from_static("sec-fetch-site")),
+            "" | "same-origin" | "none"
+        ),
     };
     let page = endpoints::answer(&asked, agent);
     Response::builder()

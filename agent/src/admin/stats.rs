@@ -53,7 +53,15 @@ impl List {
         self.0.push(Stat { name, metric, help, labels, value: Value::Gauge(value) });
     }
 
-    fn per<L: Label>(&mut self, of: &PerLabel<L>, base: &str, metric: &'static str, help: &'static str, labels: &Labels, key: &'static str) {
+    fn per<L: Label>(
+        &mut self,
+        of: &PerLabel<L>,
+        base: &str,
+        metric: &'static str,
+        help: &'static str,
+        labels: &Labels,
+        key: &'static str,
+    ) {
         for (label, value) in of.iter() {
             let mut labels = labels.clone();
             labels.push((key, label.label().to_owned()));
@@ -75,26 +83,76 @@ fn server(agent: &Agent, list: &mut List) {
     let c = &agent.control;
     let open: i64 = agent.ports.iter().map(|p| p.metrics.active.get()).sum();
     for (name, metric, help, value) in [
-        ("server.live", "envoy_server_live", "1 while the agent serves and is not draining", i64::from(agent.ready.is_ready())),
+        (
+            "server.live",
+            "envoy_server_live",
+            "1 while the agent serves and is not draining",
+            i64::from(agent.ready.is_ready()),
+        ),
         ("server.uptime", "envoy_server_uptime", "Seconds since the start", signed(agent.started.elapsed().as_secs())),
         ("server.concurrency", "envoy_server_concurrency", "Data-path worker threads", signed(agent.workers as u64)),
-        ("server.memory_physical_size", "envoy_server_memory_physical_size", "Resident memory in bytes", signed(memory.resident)),
+        (
+            "server.memory_physical_size",
+            "envoy_server_memory_physical_size",
+            "Resident memory in bytes",
+            signed(memory.resident),
+        ),
         ("server.memory_heap_size", "envoy_server_memory_heap_size", "Data segment in bytes", signed(memory.data)),
         ("server.total_connections", "envoy_server_total_connections", "Open downstream connections", open),
-        ("server.days_until_first_cert_expiring", "envoy_server_days_until_first_cert_expiring", "Whole days until the first certificate expires", agent.days_until_first_expiry()),
-        ("traffic_agent.session.connected", "traffic_agent_session_connected", "1 while a session with the traffic-manager is alive", c.connected.get()),
+        (
+            "server.days_until_first_cert_expiring",
+            "envoy_server_days_until_first_cert_expiring",
+            "Whole days until the first certificate expires",
+            agent.days_until_first_expiry(),
+        ),
+        (
+            "traffic_agent.session.connected",
+            "traffic_agent_session_connected",
+            "1 while a session with the traffic-manager is alive",
+            c.connected.get(),
+        ),
         ("traffic_agent.intercepts", "traffic_agent_intercepts", "Intercepts in the last snapshot", c.intercepts.get()),
-        ("traffic_agent.workstations", "traffic_agent_workstations", "Workstations attached directly", c.workstations.get()),
+        (
+            "traffic_agent.workstations",
+            "traffic_agent_workstations",
+            "Workstations attached directly",
+            c.workstations.get(),
+        ),
     ] {
         list.gauge(name.to_owned(), metric, help, Vec::new(), value);
     }
     for (name, metric, help, value) in [
-        ("traffic_agent.session.arrivals", "traffic_agent_session_arrivals_total", "Sessions begun with the traffic-manager", c.arrivals.get()),
-        ("traffic_agent.session.failures", "traffic_agent_session_failures_total", "Sessions lost or attempts failed", c.failures.get()),
-        ("traffic_agent.session.snapshots", "traffic_agent_session_snapshots_total", "Intercept snapshots received", c.snapshots.get()),
+        (
+            "traffic_agent.session.arrivals",
+            "traffic_agent_session_arrivals_total",
+            "Sessions begun with the traffic-manager",
+            c.arrivals.get(),
+        ),
+        (
+            "traffic_agent.session.failures",
+            "traffic_agent_session_failures_total",
+            "Sessions lost or attempts failed",
+            c.failures.get(),
+        ),
+        (
+            "traffic_agent.session.snapshots",
+            "traffic_agent_session_snapshots_total",
+            "Intercept snapshots received",
+            c.snapshots.get(),
+        ),
         ("traffic_agent.session.reviews", "traffic_agent_session_reviews_total", "Reviews sent", c.reviews.get()),
-        ("traffic_agent.session.dials", "traffic_agent_session_dials_total", "Connections dialled for workstations", c.dials.get()),
-        ("traffic_agent.session.lookups", "traffic_agent_session_lookups_total", "DNS questions answered", c.lookups.get()),
+        (
+            "traffic_agent.session.dials",
+            "traffic_agent_session_dials_total",
+            "Connections dialled for workstations",
+            c.dials.get(),
+        ),
+        (
+            "traffic_agent.session.lookups",
+            "traffic_agent_session_lookups_total",
+            "DNS questions answered",
+            c.lookups.get(),
+        ),
     ] {
         list.counter(name.to_owned(), metric, help, Vec::new(), value);
     }
@@ -118,20 +176,52 @@ fn port_stats(port: &Shared, list: &mut List) {
     let http2: u64 = m.http2_requests.iter().map(|(_, n)| n).sum::<u64>() + m.http2_relayed.get();
     for (name, metric, help, value) in [
         ("downstream_cx_total", "envoy_http_downstream_cx_total", "Accepted connections", m.connections.get()),
-        ("downstream_cx_rx_bytes_total", "envoy_http_downstream_cx_rx_bytes_total", "Bytes from callers", m.bytes_in.get()),
-        ("downstream_cx_tx_bytes_total", "envoy_http_downstream_cx_tx_bytes_total", "Bytes to callers", m.bytes_out.get()),
-        ("downstream_cx_ssl_total", "envoy_http_downstream_cx_ssl_total", "TLS connections terminated", m.tls_handshakes.get()),
+        (
+            "downstream_cx_rx_bytes_total",
+            "envoy_http_downstream_cx_rx_bytes_total",
+            "Bytes from callers",
+            m.bytes_in.get(),
+        ),
+        (
+            "downstream_cx_tx_bytes_total",
+            "envoy_http_downstream_cx_tx_bytes_total",
+            "Bytes to callers",
+            m.bytes_out.get(),
+        ),
+        (
+            "downstream_cx_ssl_total",
+            "envoy_http_downstream_cx_ssl_total",
+            "TLS connections terminated",
+            m.tls_handshakes.get(),
+        ),
         ("downstream_rq_total", "envoy_http_downstream_rq_total", "Requests", requests + m.http2_relayed.get()),
-        ("downstream_rq_http1_total", "envoy_http_downstream_rq_http1_total", "HTTP/1 requests", requests + m.http2_relayed.get() - http2),
+        (
+            "downstream_rq_http1_total",
+            "envoy_http_downstream_rq_http1_total",
+            "HTTP/1 requests",
+            requests + m.http2_relayed.get() - http2,
+        ),
         ("downstream_rq_http2_total", "envoy_http_downstream_rq_http2_total", "HTTP/2 requests", http2),
     ] {
         list.counter(format!("{base}.{name}"), metric, help, http.clone(), value);
     }
-    list.gauge(format!("{base}.downstream_cx_active"), "envoy_http_downstream_cx_active", "Open connections", http.clone(), m.active.get());
+    list.gauge(
+        format!("{base}.downstream_cx_active"),
+        "envoy_http_downstream_cx_active",
+        "Open connections",
+        http.clone(),
+        m.active.get(),
+    );
     for class in Class::ALL {
         let mut labels = http.clone();
         labels.insert(0, ("envoy_response_code_class", class.label()[..1].to_owned()));
-        list.counter(format!("{base}.downstream_rq_{}", class.label()), "envoy_http_downstream_rq_xx", "Responses by class", labels, m.responses.at(*class).get());
+        list.counter(
+            format!("{base}.downstream_rq_{}", class.label()),
+            "envoy_http_downstream_rq_xx",
+            "Responses by class",
+            labels,
+            m.responses.at(*class).get(),
+        );
     }
     upstream_stats(port, list);
     own_stats(port, list);
@@ -142,8 +232,18 @@ fn upstream_stats(port: &Shared, list: &mut List) {
     let cluster = format!("app_{}", port.container_port);
     let labels = vec![("envoy_cluster_name", cluster.clone())];
     for (name, metric, help, value) in [
-        ("upstream_cx_connect_fail", "envoy_cluster_upstream_cx_connect_fail", "Connections to the app that failed", m.app_connect_failures.get()),
-        ("upstream_rq_total", "envoy_cluster_upstream_rq_total", "Requests to the app", m.http1_requests.at(Route::App).get() + m.http2_requests.at(Route::App).get() + m.http2_relayed.get()),
+        (
+            "upstream_cx_connect_fail",
+            "envoy_cluster_upstream_cx_connect_fail",
+            "Connections to the app that failed",
+            m.app_connect_failures.get(),
+        ),
+        (
+            "upstream_rq_total",
+            "envoy_cluster_upstream_rq_total",
+            "Requests to the app",
+            m.http1_requests.at(Route::App).get() + m.http2_requests.at(Route::App).get() + m.http2_relayed.get(),
+        ),
     ] {
         list.counter(format!("cluster.{cluster}.{name}"), metric, help, labels.clone(), value);
     }
@@ -163,28 +263,114 @@ fn own_stats(port: &Shared, list: &mut List) {
     let m = &port.metrics;
     let base = format!("traffic_agent.port_{}", port.container_port);
     let labels = vec![("port", port.container_port.to_string())];
-    let protocol = |p: &str| { let mut l = labels.clone(); l.push(("protocol", p.to_owned())); l };
-    list.per(&m.carried, &format!("{base}.connections"), "traffic_agent_connections_total", "Connections by what they were carried as", &labels, "protocol");
-    list.per(&m.opaque, &format!("{base}.opaque"), "traffic_agent_opaque_total", "Connections carried without being understood, by reason", &labels, "reason");
-    list.per(&m.http1_requests, &format!("{base}.http1.requests"), "traffic_agent_requests_total", "Requests by protocol and route", &protocol("http1"), "route");
-    list.per(&m.http2_requests, &format!("{base}.http2.requests"), "traffic_agent_requests_total", "Requests by protocol and route", &protocol("http2"), "route");
-    list.per(&m.fail_open, &format!("{base}.fail_open"), "traffic_agent_fail_open_total", "Matched requests that went to the app after all, by reason", &labels, "reason");
-    list.per(&m.tls_failures, &format!("{base}.tls_failures"), "traffic_agent_tls_failures_total", "Failed TLS handshakes by cause", &labels, "cause");
+    let protocol = |p: &str| {
+        let mut l = labels.clone();
+        l.push(("protocol", p.to_owned()));
+        l
+    };
+    list.per(
+        &m.carried,
+        &format!("{base}.connections"),
+        "traffic_agent_connections_total",
+        "Connections by what they were carried as",
+        &labels,
+        "protocol",
+    );
+    list.per(
+        &m.opaque,
+        &format!("{base}.opaque"),
+        "traffic_agent_opaque_total",
+        "Connections carried without being understood, by reason",
+        &labels,
+        "reason",
+    );
+    list.per(
+        &m.http1_requests,
+        &format!("{base}.http1.requests"),
+        "traffic_agent_requests_total",
+        "Requests by protocol and route",
+        &protocol("http1"),
+        "route",
+    );
+    list.per(
+        &m.http2_requests,
+        &format!("{base}.http2.requests"),
+        "traffic_agent_requests_total",
+        "Requests by protocol and route",
+        &protocol("http2"),
+        "route",
+    );
+    list.per(
+        &m.fail_open,
+        &format!("{base}.fail_open"),
+        "traffic_agent_fail_open_total",
+        "Matched requests that went to the app after all, by reason",
+        &labels,
+        "reason",
+    );
+    list.per(
+        &m.tls_failures,
+        &format!("{base}.tls_failures"),
+        "traffic_agent_tls_failures_total",
+        "Failed TLS handshakes by cause",
+        &labels,
+        "cause",
+    );
     list.per(&m.limits, &format!("{base}.limits"), "traffic_agent_limits_total", "Limits hit", &labels, "limit");
-    list.per(&m.ended, &format!("{base}.ended"), "traffic_agent_connections_ended_total", "Ended connections by how", &labels, "how");
+    list.per(
+        &m.ended,
+        &format!("{base}.ended"),
+        "traffic_agent_connections_ended_total",
+        "Ended connections by how",
+        &labels,
+        "how",
+    );
     for (name, metric, help, value) in [
-        ("http2.relayed", "traffic_agent_http2_relayed_total", "HTTP/2 requests relayed as frames", m.http2_relayed.get()),
+        (
+            "http2.relayed",
+            "traffic_agent_http2_relayed_total",
+            "HTTP/2 requests relayed as frames",
+            m.http2_relayed.get(),
+        ),
         ("tunnels", "traffic_agent_tunnels_total", "Tunnels opened", m.tunnels.get()),
-        ("tunnel_failures", "traffic_agent_tunnel_failures_total", "Tunnels that could not be opened or were lost", m.tunnel_failures.get()),
-        ("self_connections", "traffic_agent_self_connections_total", "Connections that came from the agent itself", m.self_connections.get()),
+        (
+            "tunnel_failures",
+            "traffic_agent_tunnel_failures_total",
+            "Tunnels that could not be opened or were lost",
+            m.tunnel_failures.get(),
+        ),
+        (
+            "self_connections",
+            "traffic_agent_self_connections_total",
+            "Connections that came from the agent itself",
+            m.self_connections.get(),
+        ),
         ("datagrams_in", "traffic_agent_datagrams_received_total", "Datagrams from callers", m.datagrams_in.get()),
         ("datagrams_out", "traffic_agent_datagrams_sent_total", "Datagrams to callers", m.datagrams_out.get()),
     ] {
         list.counter(format!("{base}.{name}"), metric, help, labels.clone(), value);
     }
-    list.gauge(format!("{base}.udp_flows"), "traffic_agent_udp_flows", "Live UDP flows", labels.clone(), m.udp_flows.get());
-    list.latency(&m.own_time, format!("{base}.own_time"), "traffic_agent_own_seconds", "Time the agent itself took for a request", labels.clone());
-    list.latency(&m.upstream_time, format!("{base}.upstream_time"), "traffic_agent_upstream_seconds", "Time until the first byte of the upstream's answer", labels);
+    list.gauge(
+        format!("{base}.udp_flows"),
+        "traffic_agent_udp_flows",
+        "Live UDP flows",
+        labels.clone(),
+        m.udp_flows.get(),
+    );
+    list.latency(
+        &m.own_time,
+        format!("{base}.own_time"),
+        "traffic_agent_own_seconds",
+        "Time the agent itself took for a request",
+        labels.clone(),
+    );
+    list.latency(
+        &m.upstream_time,
+        format!("{base}.upstream_time"),
+        "traffic_agent_upstream_seconds",
+        "Time until the first byte of the upstream's answer",
+        labels,
+    );
 }
 
 /// Sets every counter to zero.

@@ -56,7 +56,8 @@ pub fn listeners_text(agent: &Agent) -> String {
 /// `/listeners?format=json`.
 #[must_use]
 pub fn listeners_json(agent: &Agent) -> Json {
-    let statuses: Vec<_> = agent.listeners.iter().map(|l| json!({ "name": l.name, "local_address": socket_address(l.address) })).collect();
+    let statuses: Vec<_> =
+        agent.listeners.iter().map(|l| json!({ "name": l.name, "local_address": socket_address(l.address) })).collect();
     json!({ "listener_statuses": statuses })
 }
 
@@ -70,7 +71,8 @@ fn app_address(port: &Shared) -> String {
 
 fn host_stats(port: &Shared) -> [(&'static str, &'static str, u64); 4] {
     let m = &port.metrics;
-    let requests = m.http1_requests.at(Route::App).get() + m.http2_requests.at(Route::App).get() + m.http2_relayed.get();
+    let requests =
+        m.http1_requests.at(Route::App).get() + m.http2_requests.at(Route::App).get() + m.http2_relayed.get();
     [
         ("cx_active", "GAUGE", u64::try_from(m.active.get()).unwrap_or(0)),
         ("cx_connect_fail", "COUNTER", m.app_connect_failures.get()),
@@ -137,7 +139,13 @@ pub fn certs(agent: &Agent) -> Json {
         .certificates()
         .iter()
         .map(|c| {
-            let names: Vec<_> = c.names.iter().map(|n| if n.parse::<std::net::IpAddr>().is_ok() { json!({ "ip_address": n }) } else { json!({ "dns": n }) }).collect();
+            let names: Vec<_> = c
+                .names
+                .iter()
+                .map(|n| {
+                    if n.parse::<std::net::IpAddr>().is_ok() { json!({ "ip_address": n }) } else { json!({ "dns": n }) }
+                })
+                .collect();
             json!({
                 "ca_cert": [],
                 "cert_chain": [{
@@ -205,7 +213,8 @@ pub fn intercepts(agent: &Agent) -> Json {
 
 fn intercept(entry: &Entry) -> Json {
     let i = &entry.intercept;
-    let headers: serde_json::Map<String, Json> = i.filters.headers.iter().map(|h| (h.name.clone(), json!(h.text))).collect();
+    let headers: serde_json::Map<String, Json> =
+        i.filters.headers.iter().map(|h| (h.name.clone(), json!(h.text))).collect();
     let paths: Vec<_> = i
         .filters
         .paths
