@@ -1,1 +1,113 @@
-//! A connection nobody needs to read.
+//! A connection nobody needs to read: to the app, or whole to a workstation where a TCP-mechanism intercept takes
+//! every connection of the port when it begins. A connection stays where it was put, so that no change of rules
+//! resets it.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::buffers::Buf;
+use crate::conn::Conn;
+use crate::lane::Lane;
+use crate::metrics::{FailOpen, OpaqueReason, Protocol};
+use crate::outcome::{Ended, Stage};
+use crate::relay::{self, First, Relayed, Side};
+use crate::route::{Intercept, Mechanism};
+use crate::upstream::{AppError, Transport, tunnel};
+
+/// Carries a connection of which nothing has been passed on yet. `first` is what the caller has sent; `app` is the
+/// app's connection where one was opened meanwhile. It goes to the workstation when a TCP-mechanism intercept takes
+/// the port and its tunnel can be opened, else to the app.
+pub async fn carry(mut down: Conn, first: Buf, app: Option<Conn>, lane: &Lane, reason: OpaqueReason) -> Ended {
+    let global = lane.port.routes.load().global().filter(|i| i.mechanism == Mechanism::Tcp).cloned();
+    if let Some(intercept) = global {
+        match to_workstation(&intercept, lane).await {
+            Ok(mut workstation) => {
+                drop(app);
+                count(lane, OpaqueReason::TcpIntercept);
+                intercept.stats.hit(now_unix());
+                let first = First { from_down: first, from_up: Buf::default() };
+                let relayed = relay::both(&mut down, &mut workstation, first, &lane.port.metrics).await;
+                if matches!(relayed.broken, Some((Side::Up, _))) {
+                    lane.port.metrics.tunnel_failures.inc();
+                }
+                return ended(&relayed, Ended::TunnelLost);
+            }
+            Err((why, error)) => {
+                lane.port.metrics.fail_open.at(why).inc();
+                tracing::info!(caller = %lane.caller, intercept = %intercept.id, %error, "no tunnel: the app gets it");
+            }
+        }
+    }
+    let app = match app {
+        Some(app) => app,
+        None => match dial_app(lane).await {
+            Ok(app) => app,
+            Err(ended) => {
+                down.abort();
+                return ended;
+            }
+        },
+    };
+    to_app(down, First { from_down: first, from_up: Buf::default() }, app, lane, reason).await
+}
+
+/// Carries a connection that already belongs to the app: something was exchanged on it, or its reason allows no
+/// other place.
+pub async fn to_app(mut down: Conn, first: First, mut app: Conn, lane: &Lane, reason: OpaqueReason) -> Ended {
+    count(lane, reason);
+    ended(&relay::both(&mut down, &mut app, first, &lane.port.metrics).await, Ended::AppReset)
+}
+
+/// What the end of a relay means, where `upstream_failed` is what a failing upstream means.
+#[must_use]
+pub fn ended(relayed: &Relayed, upstream_failed: Ended) -> Ended {
+    match relayed.broken {
+        None => Ended::Clean,
+        Some((Side::Down, _)) => Ended::CallerReset,
+        Some((Side::Up, _)) => upstream_failed,
+    }
+}
+
+/// An open tunnel, with TLS inside where the app would be spoken to in TLS. The dial's answer is not waited for:
+/// bytes go at once, and a rejection resets the caller.
+async fn to_workstation(
+    intercept: &Arc<Intercept>,
+    lane: &Lane,
+) -> Result<Conn, (FailOpen, Box<dyn std::error::Error + Send + Sync>)> {
+    let port = &lane.port;
+    let tunnel = tunnel::open(&*port.tunnels, &port.metrics, intercept, lane.caller, Transport::Tcp)
+        .await
+        .map_err(|e| (FailOpen::NoTunnel, e.into()))?;
+    if intercept.plaintext {
+        return Ok(Conn::Other(Box::new(tunnel)));
+    }
+    let tunnel = Box::new(tunnel);
+    if port.app.plain_addr().is_some() {
+        return Ok(Conn::Other(tunnel));
+    }
+    match port.app.tls_to_workstation(tunnel, lane.hello.as_deref()) {
+        Some(handshake) => handshake.await.map_err(|e: io::Error| (FailOpen::Handshake, e.into())),
+        None => Err((FailOpen::Handshake, "no TLS towards the workstation is configured".into())),
+    }
+}
+
+async fn dial_app(lane: &Lane) -> Result<Conn, Ended> {
+    lane.port.app.dial(lane.hello.as_deref()).await.map_err(|error| {
+        lane.port.metrics.app_connect_failures.inc();
+        tracing::debug!(caller = %lane.caller, %error, "app not reached");
+        match error {
+            AppError::Timeout { .. } => Ended::TimedOut(Stage::AppConnect),
+            AppError::Connect { .. } | AppError::Tls { .. } => Ended::AppRefused,
+        }
+    })
+}
+
+fn count(lane: &Lane, reason: OpaqueReason) {
+    lane.port.metrics.carried.at(Protocol::Opaque).inc();
+    lane.port.metrics.opaque.at(reason).inc();
+}
+
+fn now_unix() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}

@@ -1,5 +1,7 @@
 //! The copy loop between real sockets: half-close, resets, bulk with and without splice, stalled readers.
 
+#![allow(clippy::unwrap_used)]
+
 use std::io;
 use std::time::Duration;
 

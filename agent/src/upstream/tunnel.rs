@@ -1,1 +1,369 @@
-//! A tunnel that reads and writes like a socket.
+//! A tunnel that reads and writes like a socket: data in `Normal` messages, half-close as the role demands,
+//! Disconnect for a reset. What a broken peer sends ends its own stream and nothing else. One message holds at most
+//! [`CHUNK`] bytes and the queue below is bounded, so a workstation that does not read slows its sender.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use futures_util::Stream;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::PollSender;
+use traffic_proto::tunnel::{self, Message};
+
+use super::{OpenTunnel, Role, Transport, TunnelError, TunnelIo};
+use crate::addr::Caller;
+use crate::conn::Io;
+use crate::metrics::{FailOpen, PortMetrics};
+use crate::route::Intercept;
+
+/// The most data put into one message: enough to make its cost per byte small, little enough that a full queue
+/// stays a few MiB.
+pub const CHUNK: usize = 64 * 1024;
+/// Messages without data taken in one go before other tasks get their turn.
+const IGNORED_AT_ONCE: u32 = 64;
+/// How long a dial may take where the intercept's spec has no dial timeout.
+const DIAL_DEFAULT: Duration = Duration::from_secs(2);
+/// How long a dial may take at most; a caller is waiting.
+const DIAL_MOST: Duration = Duration::from_secs(5);
+
+/// An open tunnel as a byte stream, or (for UDP) as a stream of datagrams.
+pub struct Tunnel {
+    tx: PollSender<Bytes>,
+    /// The slot kept aside for a Disconnect, so that a reset can be said into a full queue. Gone once our direction
+    /// is over, since holding it would keep the call from half-closing.
+    farewell: Option<mpsc::OwnedPermit<Bytes>>,
+    rx: Pin<Box<dyn Stream<Item = Result<Bytes, TunnelError>> + Send>>,
+    role: Role,
+    unread: Bytes,
+    incoming: Incoming,
+    dialled: bool,
+    outgoing_over: bool,
+}
+
+enum Incoming {
+    Open,
+    Over,
+    Failed(io::ErrorKind, &'static str),
+}
+
+/// What the peer's next message means to a reader.
+enum Event {
+    Data(Bytes),
+    Dialled,
+    End,
+}
+
+/// Why a workstation's dial did not succeed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DialFailure {
+    /// It answered that it could not connect.
+    #[error("the workstation could not connect to the intercept's target")]
+    Rejected,
+    /// The stream ended, or broke, without an answer.
+    #[error("the tunnel ended before the workstation had connected: {0}")]
+    Lost(String),
+    /// No answer in time.
+    #[error("the workstation did not connect in time")]
+    Timeout,
+}
+
+impl DialFailure {
+    /// The label under which a request that goes to the app for this reason is counted.
+    #[must_use]
+    pub fn fail_open(&self) -> FailOpen {
+        match self {
+            Self::Rejected => FailOpen::DialRejected,
+            Self::Lost(_) => FailOpen::Lost,
+            Self::Timeout => FailOpen::DialTimeout,
+        }
+    }
+}
+
+/// How long to wait for an intercept's DialOK: its dial timeout plus latency, at most 5 s; 2 s when it has no dial
+/// timeout.
+#[must_use]
+pub fn dial_budget(intercept: &Intercept) -> Duration {
+    if intercept.dial_timeout.is_zero() {
+        return DIAL_DEFAULT;
+    }
+    intercept.dial_timeout.saturating_add(intercept.roundtrip_latency).min(DIAL_MOST)
+}
+
+/// Opens a tunnel for `intercept` and counts it, or its failure.
+///
+/// # Errors
+/// What [`OpenTunnel::open`] answers.
+pub async fn open(
+    tunnels: &dyn OpenTunnel,
+    metrics: &PortMetrics,
+    intercept: &std::sync::Arc<Intercept>,
+    caller: Caller,
+    transport: Transport,
+) -> Result<Tunnel, TunnelError> {
+    match tunnels.open(intercept.clone(), caller, transport).await {
+        Ok(io) => {
+            metrics.tunnels.inc();
+            Ok(Tunnel::new(io))
+        }
+        Err(error) => {
+            metrics.tunnel_failures.inc();
+            Err(error)
+        }
+    }
+}
+
+impl Tunnel {
+    /// Wraps an open stream.
+    #[must_use]
+    pub fn new(io: TunnelIo) -> Self {
+        // A queue of one slot has none to keep aside.
+        let farewell = if io.tx.max_capacity() > 1 { io.tx.clone().try_reserve_owned().ok() } else { None };
+        Self {
+            tx: PollSender::new(io.tx),
+            farewell,
+            rx: io.rx,
+            role: io.role,
+            unread: Bytes::new(),
+            incoming: Incoming::Open,
+            dialled: false,
+            outgoing_over: false,
+        }
+    }
+
+    /// Waits until the workstation has connected; data from it says so as well and stays to be read.
+    ///
+    /// # Errors
+    /// The dial failed, the stream ended or broke, or `deadline` passed.
+    pub async fn await_dial(&mut self, deadline: Instant) -> Result<(), DialFailure> {
+        let answered = poll_fn(|cx| {
+            while !self.dialled && self.unread.is_empty() {
+                match ready!(self.poll_event(cx)) {
+                    Ok(Event::Data(data)) => self.unread = data,
+                    Ok(Event::Dialled) => {}
+                    Ok(Event::End) => return Poll::Ready(Err(DialFailure::Lost("closed by the peer".to_owned()))),
+                    Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
+                        return Poll::Ready(Err(DialFailure::Rejected));
+                    }
+                    Err(e) => return Poll::Ready(Err(DialFailure::Lost(e.to_string()))),
+                }
+            }
+            Poll::Ready(Ok(()))
+        });
+        timeout_at(deadline, answered).await.unwrap_or(Err(DialFailure::Timeout))
+    }
+
+    /// Puts one datagram into the tunnel, or drops it (and answers `false`) where the queue is full, the tunnel is
+    /// over, or it is larger than a datagram can be.
+    pub fn send_datagram(&mut self, datagram: &[u8]) -> bool {
+        if datagram.len() > tunnel::MAX_DATAGRAM || datagram.is_empty() || self.outgoing_over {
+            return false;
+        }
+        self.tx.get_ref().is_some_and(|tx| tx.try_send(tunnel::normal_from(datagram)).is_ok())
+    }
+
+    /// The next datagram; `None` when the workstation has ended the flow. Cancel-safe.
+    ///
+    /// # Errors
+    /// The dial was rejected, or the stream broke.
+    pub async fn recv_datagram(&mut self) -> io::Result<Option<Bytes>> {
+        poll_fn(|cx| {
+            if !self.unread.is_empty() {
+                return Poll::Ready(Ok(Some(std::mem::take(&mut self.unread))));
+            }
+            loop {
+                match ready!(self.poll_event(cx))? {
+                    Event::Data(datagram) => return Poll::Ready(Ok(Some(datagram))),
+                    Event::Dialled => {}
+                    Event::End => return Poll::Ready(Ok(None)),
+                }
+            }
+        })
+        .await
+    }
+
+    /// The next message that means something: data, the dial's success, or the end.
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Event>> {
+        match self.incoming {
+            Incoming::Open => {}
+            Incoming::Over => return Poll::Ready(Ok(Event::End)),
+            Incoming::Failed(kind, what) => return Poll::Ready(Err(io::Error::new(kind, what))),
+        }
+        for _ in 0..IGNORED_AT_ONCE {
+            let message = match ready!(self.rx.as_mut().poll_next(cx)) {
+                None => {
+                    self.incoming = Incoming::Over;
+                    return Poll::Ready(Ok(Event::End));
+                }
+                Some(Err(error)) => {
+                    self.incoming = Incoming::Failed(io::ErrorKind::BrokenPipe, "the tunnel broke");
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::BrokenPipe, error)));
+                }
+                Some(Ok(payload)) => Message::decode(payload),
+            };
+            match message {
+                Ok(Message::Normal(data)) if data.is_empty() => {}
+                Ok(Message::Normal(data)) => {
+                    self.dialled = true;
+                    return Poll::Ready(Ok(Event::Data(data)));
+                }
+                Ok(Message::DialOk) => {
+                    self.dialled = true;
+                    return Poll::Ready(Ok(Event::Dialled));
+                }
+                Ok(Message::CloseSend) => {
+                    self.incoming = Incoming::Over;
+                    return Poll::Ready(Ok(Event::End));
+                }
+                Ok(Message::DialReject) => {
+                    return self.fail(io::ErrorKind::ConnectionRefused, "the workstation could not connect");
+                }
+                Ok(Message::Disconnect) => {
+                    return self.fail(io::ErrorKind::ConnectionReset, "the workstation's connection was reset");
+                }
+                Ok(Message::Unknown(code, _)) => tracing::debug!(code, "unknown tunnel message ignored"),
+                // Keep-alives, and messages that belong to the opening, which is over.
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::debug!(%error, "tunnel ended for a malformed message");
+                    self.abort();
+                    return self.fail(io::ErrorKind::InvalidData, "malformed tunnel message");
+                }
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn fail(&mut self, kind: io::ErrorKind, what: &'static str) -> Poll<io::Result<Event>> {
+        self.incoming = Incoming::Failed(kind, what);
+        Poll::Ready(Err(io::Error::new(kind, what)))
+    }
+
+    /// Waits for a slot in the queue.
+    fn poll_slot(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.outgoing_over {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        self.tx.poll_reserve(cx).map_err(|_| gone())
+    }
+
+    /// Puts a message into the slot that was waited for.
+    fn send(&mut self, payload: Bytes) -> io::Result<()> {
+        self.tx.send_item(payload).map_err(|_| gone())
+    }
+
+    fn end_outgoing(&mut self) {
+        self.outgoing_over = true;
+        if self.role == Role::Caller {
+            self.farewell = None;
+            self.tx.close();
+        }
+    }
+}
+
+impl Io for Tunnel {
+    /// Says Disconnect at once where a slot is free for it (one is kept aside until the own direction is over).
+    fn abort(&mut self) {
+        if let Some(slot) = self.farewell.take() {
+            slot.send(Message::Disconnect.encode());
+        } else if let Some(tx) = self.tx.get_ref().filter(|_| self.role == Role::Server) {
+            let _ = tx.try_send(Message::Disconnect.encode());
+        }
+        self.outgoing_over = true;
+        self.tx.close();
+    }
+}
+
+impl AsyncRead for Tunnel {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        while self.unread.is_empty() {
+            match ready!(self.poll_event(cx))? {
+                Event::Data(data) => self.unread = data,
+                Event::Dialled => {}
+                Event::End => return Poll::Ready(Ok(())),
+            }
+        }
+        let n = self.unread.len().min(buf.remaining());
+        buf.put_slice(self.unread.get(..n).unwrap_or_default());
+        self.unread.advance(n);
+        if self.unread.is_empty() {
+            // A slice without bytes would still hold the whole message.
+            self.unread = Bytes::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Tunnel {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if buf.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        ready!(self.poll_slot(cx))?;
+        let body = buf.get(..CHUNK).unwrap_or(buf);
+        self.send(tunnel::normal_from(body))?;
+        Poll::Ready(Ok(body.len()))
+    }
+
+    /// Gathers a head and the start of its body into one message.
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let total = bufs.iter().map(|b| b.len()).sum::<usize>().min(CHUNK);
+        if total == 0 {
+            return Poll::Ready(Ok(0));
+        }
+        ready!(self.poll_slot(cx))?;
+        let mut payload = BytesMut::with_capacity(1 + total);
+        tunnel::begin_normal(&mut payload);
+        for buf in bufs {
+            let room = 1 + total - payload.len();
+            payload.put_slice(buf.get(..room).unwrap_or(buf));
+        }
+        self.send(payload.freeze())?;
+        Poll::Ready(Ok(total))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Whoever drains the queue does so as soon as it can.
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.outgoing_over {
+            return Poll::Ready(Ok(()));
+        }
+        if self.role == Role::Server {
+            match ready!(self.poll_slot(cx)) {
+                Ok(()) => self.send(Message::CloseSend.encode())?,
+                // The call is over already, which says more than CloseSend would.
+                Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {}
+                Err(e) => return Poll::Ready(Err(e)),
+            }
+        }
+        self.end_outgoing();
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl std::fmt::Debug for Tunnel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tunnel").field("role", &self.role).field("dialled", &self.dialled).finish_non_exhaustive()
+    }
+}
+
+fn gone() -> io::Error {
+    io::Error::new(io::ErrorKind::BrokenPipe, "the tunnel is gone")
+}
