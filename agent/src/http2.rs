@@ -1,4 +1,26 @@
-//! HTTP/2: frames relayed until an intercept needs streams.
+//! One HTTP/2 connection. While nothing is intercepted on its port its frames are relayed as they are; once rules
+//! have to be asked for each request, the caller is sent away kindly (GOAWAY) and its next connection is terminated
+//! and carried stream by stream.
 
 pub mod frames;
+mod parting;
+mod relaying;
 pub mod streams;
+
+use crate::buffers::Buf;
+use crate::conn::Conn;
+use crate::lane::Lane;
+use crate::outcome::Ended;
+
+/// Carries a connection whose caller speaks HTTP/2: `first` is what was read from it, preface included, `app` the
+/// connection that was opened for it, `said` what the app has sent on it and the caller has not got.
+pub async fn carry(down: Conn, first: Buf, app: Conn, said: Buf, lane: &Lane) -> Ended {
+    // Subscribed before the table is read, so that no change falls between.
+    let changes = lane.port.routes.watch();
+    let needs_requests = lane.port.routes.load().needs_requests();
+    if needs_requests {
+        streams::carry(down, first, app, said, lane).await
+    } else {
+        relaying::relay(down, first, app, said, changes, lane).await
+    }
+}
