@@ -7,12 +7,15 @@
 pub mod conn_id;
 pub mod duration;
 pub mod fault;
+pub mod log_level;
 pub mod port;
 pub mod port_identifier;
+pub mod sidecar;
 pub mod tunnel;
 
 pub use conn_id::ConnId;
 pub use fault::{Fault, Faults};
+pub use log_level::LogLevel;
 pub use port::{AgentPort, AppPort, ProxyPort, Transport};
 
 /// Package `telepresence.manager`: the control plane's service and messages.

@@ -116,7 +116,7 @@ impl fmt::Display for Transport {
 
 /// The text names no transport.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown transport protocol, write TCP or UDP")]
+#[error("unknown transport protocol; write TCP or UDP")]
 pub struct UnknownTransport;
 
 impl FromStr for Transport {

@@ -1,0 +1,17 @@
+//! Tunnel payloads: decoding never panics, and what decodes encodes to something that decodes alike.
+#![no_main]
+
+use bytes::Bytes;
+use libfuzzer_sys::fuzz_target;
+use traffic_proto::tunnel::{MAX_DURATION, Message};
+
+fuzz_target!(|payload: &[u8]| {
+    let Ok(message) = Message::decode(Bytes::copy_from_slice(payload)) else { return };
+    // Durations beyond the longest are cut on encoding, by design.
+    if let Message::StreamInfo(info) = &message
+        && (info.roundtrip_latency > MAX_DURATION || info.dial_timeout > MAX_DURATION)
+    {
+        return;
+    }
+    assert_eq!(Message::decode(message.encode()), Ok(message));
+});

@@ -1,0 +1,226 @@
+//! The schema: which keys there are, what they mean when absent, and what has to be there.
+
+use std::time::Duration;
+
+use super::document::Node;
+use super::fields::{Field, Notes, Place, Section};
+use super::targets::{self, Placed};
+use super::{Container, Drain, Envoy, ExpiredNotifications, InterceptEntry, MountPolicy, Replace, Role, Sidecar};
+use crate::fault::Faults;
+use crate::port::{AgentPort, AppPort, ProxyPort, Transport};
+
+/// The manager's port where none is configured.
+const MANAGER_PORT: u16 = 8081;
+const HOUR: Duration = Duration::from_secs(60 * 60);
+
+/// Keys that others of the system read.
+const NOT_FOR_US: &[&str] = &[
+    "create",
+    "manual",
+    "agentImage",
+    "pullPolicy",
+    "pullSecrets",
+    "resources",
+    "initResources",
+    "securityContext",
+    "initSecurityContext",
+    "quicPort",
+    "meshDialSubnets",
+];
+
+const POLICIES: &str = "write Remote, RemoteReadonly, Local or Ignore";
+
+/// An entry with its place, or nothing when it is faulty.
+type ReadEntry = Option<(InterceptEntry, Place)>;
+
+pub(super) fn sidecar(root: Node, source: &str, role: Role) -> Result<Sidecar, Faults> {
+    let mut notes = Notes::new(source);
+    let root = Field::root(root);
+    if root.is_null() {
+        let place = Place { path: source.to_owned(), line: None };
+        notes.missing(&place, "empty configuration", "write the sidecar's configuration");
+        return Err(notes.faults);
+    }
+    let mut root = root.section(&mut notes);
+    let sidecar = top(&mut root, role, &mut notes);
+    root.finish(NOT_FOR_US, &mut notes);
+    notes.faults.into_result()?;
+    Ok(Sidecar { warnings: notes.warnings, ..sidecar })
+}
+
+/// Reads all of it. What is faulty is noted and stands in the result as if absent.
+fn top(root: &mut Section, role: Role, notes: &mut Notes<'_>) -> Sidecar {
+    let mut needed = |key: &str, remedy: &str, notes: &mut Notes<'_>| match role {
+        Role::Agent => root.required_text(key, remedy, notes).unwrap_or_default(),
+        Role::Init => root.text(key, notes).unwrap_or_default(),
+    };
+    let agent_name = needed("agentName", "write the workload's name", notes);
+    let namespace = needed("namespace", "write the workload's namespace", notes);
+    let manager_host = needed("managerHost", "write the manager's host, such as traffic-manager.ambassador", notes);
+    let mut envoy = root.section("envoy", notes);
+    let mut expired = root.section("expiredNotifications", notes);
+    let mut drain = root.section("drain", notes);
+    let sidecar = Sidecar {
+        agent_name,
+        namespace,
+        manager_host,
+        workload_name: root.text("workloadName", notes).unwrap_or_default(),
+        workload_kind: root.text("workloadKind", notes).unwrap_or_default(),
+        manager_port: root.port("managerPort", notes).unwrap_or(MANAGER_PORT),
+        log_level: root.word("logLevel", notes),
+        api_port: root.port("apiPort", notes),
+        tracing_port: root.port("tracingPort", notes),
+        client_connection_ttl: interval(root, "clientConnectionTTL", 24 * HOUR, notes),
+        enable_h2c_probing: root.flag("enableH2cProbing", true, notes),
+        enable_metrics: root.flag("enableMetrics", false, notes),
+        watch_retry_interval: interval(root, "watchRetryInterval", Duration::from_secs(10), notes),
+        app_protocol_strategy: root.word("appProtocolStrategy", notes).unwrap_or_default(),
+        envoy: Envoy {
+            log_level: envoy.word("logLevel", notes),
+            server_port: envoy.port("serverPort", notes),
+            admin_port: envoy.port("adminPort", notes),
+        },
+        expired_notifications: ExpiredNotifications {
+            enabled: expired.flag("enabled", false, notes),
+            deadline: expired.duration("deadline", notes).unwrap_or(24 * HOUR),
+        },
+        session_grace: root.duration("sessionGrace", notes).unwrap_or(Duration::from_secs(60)),
+        drain: Drain {
+            lame_duck: drain.duration("lameDuck", notes).unwrap_or(Duration::from_secs(5)),
+            grace: drain.duration("grace", notes).unwrap_or(Duration::from_secs(20)),
+        },
+        mount_policies: root.take("mountPolicies").map_or_else(Vec::new, |field| policies(field, notes)),
+        containers: containers(root, notes),
+        warnings: Vec::new(),
+    };
+    envoy.finish(&[], notes);
+    expired.finish(&[], notes);
+    drain.finish(&[], notes);
+    sidecar
+}
+
+/// A duration where zero is as good as absent.
+fn interval(root: &mut Section, key: &str, default: Duration, notes: &mut Notes<'_>) -> Duration {
+    root.duration(key, notes).filter(|duration| !duration.is_zero()).unwrap_or(default)
+}
+
+fn containers(root: &mut Section, notes: &mut Notes<'_>) -> Vec<Container> {
+    let (mut containers, mut entries) = (Vec::new(), Vec::new());
+    for field in root.list("containers", notes) {
+        let (container, own) = container(field, notes);
+        containers.push(container);
+        entries.push(own);
+    }
+    let total = entries.iter().map(Vec::len).sum();
+    let placed: Vec<Placed<'_>> = containers
+        .iter()
+        .zip(&entries)
+        .flat_map(|(container, own)| {
+            own.iter().flatten().map(|(entry, place)| Placed { container: &container.name, entry, place })
+        })
+        .collect();
+    targets::check(&placed, total, notes);
+    for (container, own) in containers.iter_mut().zip(entries) {
+        container.intercepts = own.into_iter().flatten().map(|(entry, _)| entry).collect();
+    }
+    containers
+}
+
+fn container(field: Field, notes: &mut Notes<'_>) -> (Container, Vec<ReadEntry>) {
+    let mut section = field.section(notes);
+    let container = Container {
+        name: section.required_text("name", "write the container's name", notes).unwrap_or_default(),
+        env_prefix: section.text("envPrefix", notes).unwrap_or_default(),
+        mount_point: section.text("mountPoint", notes).unwrap_or_default(),
+        mounts: section.take("mounts").map_or_else(Vec::new, |field| mounts(field, notes)),
+        replace: section.take("replace").and_then(|field| replace(&field, notes)).unwrap_or_default(),
+        intercepts: Vec::new(),
+    };
+    let entries = section.list("intercepts", notes).into_iter().map(|field| entry(field, notes)).collect();
+    section.finish(&[], notes);
+    (container, entries)
+}
+
+/// A map of paths to policies, or the older list of paths.
+fn mounts(field: Field, notes: &mut Notes<'_>) -> Vec<(String, MountPolicy)> {
+    if !field.is_list() {
+        return policies(field, notes);
+    }
+    let paths = field.list(notes);
+    paths.iter().filter_map(|path| Some((path.text(notes)?, MountPolicy::Remote))).collect()
+}
+
+fn policies(field: Field, notes: &mut Notes<'_>) -> Vec<(String, MountPolicy)> {
+    let mut policies = Vec::new();
+    for (key, field) in field.entries(notes) {
+        let policy = match field.as_integer() {
+            Some(number) => {
+                let policy = i32::try_from(number).ok().and_then(MountPolicy::from_number);
+                if policy.is_none() {
+                    notes.unfit(&field, "unknown mount policy", POLICIES);
+                }
+                policy
+            }
+            None if field.is_null() => Some(MountPolicy::Remote),
+            None => field.word(notes),
+        };
+        policies.extend(policy.map(|policy| (key, policy)));
+    }
+    policies
+}
+
+fn replace(field: &Field, notes: &mut Notes<'_>) -> Option<Replace> {
+    let number = field.as_flag().map(i128::from).or_else(|| field.as_integer());
+    match number {
+        Some(0) => Some(Replace::Intercept),
+        Some(1) => Some(Replace::Container),
+        Some(2) => Some(Replace::Inactive),
+        _ => {
+            notes.unfit(field, "unknown kind of replacement", "write 0 (intercept), 1 (container) or 2 (inactive)");
+            None
+        }
+    }
+}
+
+fn entry(field: Field, notes: &mut Notes<'_>) -> ReadEntry {
+    let mut section = field.section(notes);
+    let place = section.place.clone();
+    let container_port = section.required_port("containerPort", "write the port the app listens on", notes);
+    let agent_port = section.required_port("agentPort", "write the port the agent is to listen on", notes);
+    let transport = transport(&mut section, notes);
+    let inactive_port = section.port("inactivePort", notes);
+    let mut text = |key: &str| section.text(key, notes).unwrap_or_default();
+    let (container_port_name, service_name) = (text("containerPortName"), text("serviceName"));
+    let (service_uid, service_port_name) = (text("serviceUID"), text("servicePortName"));
+    let app_protocol = text("appProtocol");
+    let service_port = section.port("servicePort", notes);
+    let target_port_numeric = section.flag("targetPortNumeric", false, notes);
+    let headless = section.flag("headless", false, notes);
+    section.finish(&[], notes);
+    let entry = InterceptEntry {
+        container_port_name,
+        service_name,
+        service_uid,
+        service_port_name,
+        service_port,
+        target_port_numeric,
+        transport: transport?,
+        app_protocol,
+        headless,
+        container_port: AppPort::new(container_port?)?,
+        agent_port: AgentPort::new(agent_port?)?,
+        inactive_port: inactive_port.and_then(ProxyPort::new),
+    };
+    Some((entry, place))
+}
+
+fn transport(section: &mut Section, notes: &mut Notes<'_>) -> Option<Transport> {
+    let place = section.place.child("protocol");
+    match section.take("protocol") {
+        Some(field) if field.text(notes)?.is_empty() => {}
+        Some(field) => return field.word(notes),
+        None => {}
+    }
+    notes.warn(&place, "no protocol, taken as TCP", "write TCP or UDP");
+    Some(Transport::Tcp)
+}

@@ -1,0 +1,216 @@
+//! Ports the agent stands in for: entries that share a listener become one target, and targets must
+//! not get into each other's way.
+
+use super::fields::{Notes, Place};
+use super::{InterceptEntry, Sidecar};
+use crate::port::{AgentPort, AppPort, ProxyPort, Transport};
+
+/// Added to an agent port, together with the number of all entries, to make its proxy port.
+const PROXY_OFFSET: usize = 11;
+
+/// One listener of the agent in front of one port of the app.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Name of the container that owns the port.
+    pub container: String,
+    /// Where the app listens.
+    pub container_port: AppPort,
+    /// Where the agent listens.
+    pub agent_port: AgentPort,
+    /// Of both.
+    pub transport: Transport,
+    /// Whether any entry's service names the target by number.
+    pub numeric: bool,
+    /// Whether any entry's service is headless.
+    pub headless: bool,
+    /// The first protocol that any entry declares; empty when none does.
+    pub app_protocol: String,
+    /// What the agent dials to reach the app past the redirect; none where nothing is redirected.
+    pub proxy_port: Option<ProxyPort>,
+    /// At least one, in order of the configuration.
+    pub entries: Vec<InterceptEntry>,
+}
+
+impl Target {
+    /// Whether callers reach the agent by a redirect of the app's port, and not by the port's name.
+    pub fn is_redirected(&self) -> bool {
+        self.numeric || self.headless
+    }
+}
+
+impl Sidecar {
+    /// The listeners of the agent, in order of the configuration.
+    pub fn targets(&self) -> Vec<Target> {
+        let total = self.containers.iter().map(|container| container.intercepts.len()).sum();
+        let entries = self
+            .containers
+            .iter()
+            .flat_map(|container| container.intercepts.iter().map(|entry| (&container.name, entry)));
+        merge(entries, total)
+    }
+}
+
+fn merge<'a>(entries: impl Iterator<Item = (&'a String, &'a InterceptEntry)>, total: usize) -> Vec<Target> {
+    let mut targets: Vec<Target> = Vec::new();
+    for (container, entry) in entries {
+        let same = |target: &&mut Target| (target.agent_port, target.transport) == (entry.agent_port, entry.transport);
+        match targets.iter_mut().find(same) {
+            Some(target) => {
+                target.numeric |= entry.target_port_numeric;
+                target.headless |= entry.headless;
+                if target.app_protocol.is_empty() {
+                    target.app_protocol.clone_from(&entry.app_protocol);
+                }
+                target.entries.push(entry.clone());
+            }
+            None => targets.push(Target {
+                container: container.clone(),
+                container_port: entry.container_port,
+                agent_port: entry.agent_port,
+                transport: entry.transport,
+                numeric: entry.target_port_numeric,
+                headless: entry.headless,
+                app_protocol: entry.app_protocol.clone(),
+                proxy_port: None,
+                entries: vec![entry.clone()],
+            }),
+        }
+    }
+    for target in &mut targets {
+        if target.is_redirected() {
+            target.proxy_port = u16::try_from(proxy_number(target, total)).ok().and_then(ProxyPort::new);
+        }
+    }
+    targets
+}
+
+/// The proxy port's number, which both agent and init have to compute alike; it may be no port at all.
+fn proxy_number(target: &Target, total: usize) -> usize {
+    match target.entries.iter().find_map(|entry| entry.inactive_port) {
+        Some(port) => port.get().into(),
+        None => usize::from(target.agent_port.get()) + PROXY_OFFSET + total,
+    }
+}
+
+/// An entry as read, with its container and its place.
+pub(super) struct Placed<'a> {
+    pub(super) container: &'a String,
+    pub(super) entry: &'a InterceptEntry,
+    pub(super) place: &'a Place,
+}
+
+/// Finds ports in each other's way. `total` counts also the entries that could not be read.
+pub(super) fn check(placed: &[Placed<'_>], total: usize, notes: &mut Notes<'_>) {
+    let targets = merge(placed.iter().map(|placed| (placed.container, placed.entry)), total);
+    for target in &targets {
+        let mut own = placed.iter().filter(|placed| belongs(placed.entry, target));
+        let Some(first) = own.next() else { continue };
+        for other in own {
+            check_alike(target, first, other, notes);
+        }
+        check_agent_port(target, first.place, placed, notes);
+        if target.is_redirected() {
+            check_proxy_port(target, first.place, &targets, total, notes);
+        }
+        check_container_port(target, first.place, &targets, notes);
+    }
+}
+
+fn belongs(entry: &InterceptEntry, target: &Target) -> bool {
+    (entry.agent_port, entry.transport) == (target.agent_port, target.transport)
+}
+
+/// Two entries that share a listener.
+fn check_alike(target: &Target, first: &Placed<'_>, other: &Placed<'_>, notes: &mut Notes<'_>) {
+    let (a, b) = (first.entry, other.entry);
+    if a.container_port != b.container_port {
+        let problem = format!(
+            "{}/{} leads to container port {} here and to {} in {}",
+            b.agent_port, b.transport, b.container_port, a.container_port, first.place.path
+        );
+        notes.fault(
+            &other.place.child("agentPort"),
+            b.agent_port,
+            &problem,
+            "give each container port its own agentPort",
+        );
+    }
+    if let (Some(a), Some(b)) = (a.inactive_port, b.inactive_port)
+        && a != b
+    {
+        let problem = format!("differs from {a} in {}, which shares its agentPort", first.place.path);
+        notes.fault(&other.place.child("inactivePort"), b, &problem, "write one inactivePort for one agentPort");
+    }
+    if !b.app_protocol.is_empty() && !b.app_protocol.eq_ignore_ascii_case(&target.app_protocol) {
+        let problem = format!("{} on a port that an earlier entry declares {}", b.app_protocol, target.app_protocol);
+        notes.warn(
+            &other.place.child("appProtocol"),
+            &problem,
+            "declare one protocol for one port; the first one counts",
+        );
+    }
+    if first.container != other.container {
+        let problem = format!("shares agentPort {} with {} of another container", b.agent_port, first.place.path);
+        notes.warn(other.place, &problem, "list a port in the container that has it");
+    }
+}
+
+/// The agent cannot listen where an app does.
+fn check_agent_port(target: &Target, place: &Place, placed: &[Placed<'_>], notes: &mut Notes<'_>) {
+    let number = target.agent_port.get();
+    let taken = placed
+        .iter()
+        .find(|other| other.entry.transport == target.transport && other.entry.container_port.get() == number);
+    if let Some(other) = taken {
+        let problem = format!("is also the containerPort of {}", other.place.path);
+        notes.fault(&place.child("agentPort"), number, &problem, "choose an agentPort no container uses");
+    }
+}
+
+/// A proxy port has to be a port, and one that nobody else means.
+fn check_proxy_port(target: &Target, place: &Place, targets: &[Target], total: usize, notes: &mut Notes<'_>) {
+    let number = proxy_number(target, total);
+    let written = target.entries.iter().any(|entry| entry.inactive_port.is_some());
+    let (key, shown) =
+        if written { ("inactivePort", number) } else { ("agentPort", usize::from(target.agent_port.get())) };
+    let place = place.child(key);
+    let name = if written {
+        "the proxy port".to_owned()
+    } else {
+        format!("the proxy port {number} (agentPort + {PROXY_OFFSET} + {total} entries)")
+    };
+    if number > usize::from(u16::MAX) {
+        notes.fault(&place, shown, &format!("{name} is above 65535"), "choose a lower agentPort");
+        return;
+    }
+    for other in targets.iter().filter(|other| other.transport == target.transport) {
+        let itself = std::ptr::eq(other, target);
+        let other_proxy = (other.is_redirected() && !itself).then(|| proxy_number(other, total));
+        let clash = if usize::from(other.container_port.get()) == number {
+            format!("containerPort {}", other.container_port)
+        } else if usize::from(other.agent_port.get()) == number {
+            format!("agentPort {}", other.agent_port)
+        } else if other_proxy == Some(number) {
+            format!("the proxy port of agentPort {}", other.agent_port)
+        } else {
+            continue;
+        };
+        let remedy = "choose ports so that agent, proxy and container ports all differ";
+        notes.fault(&place, shown, &format!("{name} is also {clash}"), remedy);
+        return;
+    }
+}
+
+/// Two listeners in front of one port of the app: a redirect can lead to the first only.
+fn check_container_port(target: &Target, place: &Place, targets: &[Target], notes: &mut Notes<'_>) {
+    let earlier = targets.iter().take_while(|other| !std::ptr::eq(*other, target)).find(|other| {
+        (other.container_port, other.transport) == (target.container_port, target.transport)
+            && other.is_redirected()
+            && target.is_redirected()
+    });
+    if let Some(other) = earlier {
+        let problem =
+            format!("containerPort {} is redirected to agentPort {} already", target.container_port, other.agent_port);
+        notes.warn(place, &problem, "give one container port one agentPort");
+    }
+}
