@@ -38,4 +38,3 @@ pub mod agent;
 #[path = "gen/telepresence.common.rs"]
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used)]
 pub mod common;
-pub mod log_level;
