@@ -46,4 +46,5 @@ pub mod admin;
 
 // Layer 5: root.
 pub mod settings;
+pub mod status;
 pub mod app;

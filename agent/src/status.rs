@@ -1,0 +1,226 @@
+//! `traffic-agent status`: asks the running agent's admin port and prints one compact table for a person.
+
+use std::fmt::Write as _;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use serde_json::Value as Json;
+use tokio::net::TcpStream;
+
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// The largest answer that is read, in bytes.
+const LIMIT: usize = 16 * 1024 * 1024;
+
+/// Why the status could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum StatusError {
+    /// The file that names the ports is missing or odd.
+    #[error("{path}: {problem}; is the agent running here? Give its admin port with --admin-port N")]
+    Ports {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The admin port did not answer as it should.
+    #[error("admin port {address}{page}: {problem}; check that the agent runs and that this is its admin port")]
+    Admin {
+        /// Where it was asked.
+        address: SocketAddr,
+        /// The page.
+        page: &'static str,
+        /// What went wrong.
+        problem: String,
+    },
+}
+
+/// Reads the admin port's number from `<root>/tmp/agent/ports.json`.
+///
+/// # Errors
+/// The file is missing, or has no number under `admin`.
+pub fn admin_port(root: &Path) -> Result<u16, StatusError> {
+    let path = root.join("tmp/agent/ports.json");
+    let problem = |problem: String| StatusError::Ports { path: path.clone(), problem };
+    let text = std::fs::read_to_string(&path).map_err(|e| problem(e.to_string()))?;
+    let ports: Json = serde_json::from_str(&text).map_err(|e| problem(e.to_string()))?;
+    let port = ports["admin"].as_u64().and_then(|p| u16::try_from(p).ok());
+    port.ok_or_else(|| problem(format!("no port number under \"admin\" in {}", text.trim())))
+}
+
+/// Asks the admin port on loopback and renders the table.
+///
+/// # Errors
+/// The port does not answer, or not as an agent does.
+pub async fn table(port: u16) -> Result<String, StatusError> {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let info = page(address, "/server_info").await?;
+    let intercepts = page(address, "/intercepts").await?;
+    let stats = page(address, "/stats?format=json").await?;
+    let certs = page(address, "/certs").await?;
+    Ok(render(&info, &intercepts, &stats, &certs))
+}
+
+async fn page(address: SocketAddr, page: &'static str) -> Result<Json, StatusError> {
+    let failed = |problem: String| StatusError::Admin { address, page, problem };
+    let body = tokio::time::timeout(TIMEOUT, fetch(address, page))
+        .await
+        .map_err(|_| failed(format!("no answer within {TIMEOUT:?}")))?
+        .map_err(|e| failed(e.to_string()))?;
+    serde_json::from_slice(&body).map_err(|e| failed(format!("not JSON: {e}")))
+}
+
+async fn fetch(address: SocketAddr, page: &str) -> Result<Bytes, Box<dyn std::error::Error + Send + Sync>> {
+    let socket = TcpStream::connect(address).await?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(socket)).await?;
+    let request = hyper::Request::get(page).header("host", "localhost").body(Empty::<Bytes>::new())?;
+    let exchange = async {
+        let answer = sender.send_request(request).await?;
+        if !answer.status().is_success() {
+            return Err(format!("answered {}", answer.status()).into());
+        }
+        Ok(Limited::new(answer.into_body(), LIMIT).collect().await?.to_bytes())
+    };
+    tokio::pin!(exchange);
+    tokio::select! {
+        answer = &mut exchange => answer,
+        // The connection's end is no answer yet: what it delivered may still be on its way to us.
+        ended = connection => {
+            ended?;
+            exchange.await
+        }
+    }
+}
+
+fn render(info: &Json, intercepts: &Json, stats: &Json, certs: &Json) -> String {
+    let mut out = String::new();
+    let own = &info["traffic_agent"];
+    let session = if own["session_connected"] == Json::Bool(true) { "connected" } else { "NOT CONNECTED" };
+    let _ = writeln!(
+        out,
+        "{} {}  up {}  {}\nmanager {}  {session}\n",
+        text(&info["node"]["cluster"]),
+        text(&info["version"]),
+        text(&info["uptime_current_epoch"]),
+        text(&info["state"]),
+        text(&own["manager"])
+    );
+    let mut rows = vec![
+        ["PORT", "AGENT", "PROTOCOL", "CONNECTIONS", "REQUESTS", "APP", "CLIENT", "FAIL-OPEN", "INTERCEPTS"]
+            .map(str::to_owned),
+    ];
+    for port in intercepts["ports"].as_array().into_iter().flatten() {
+        rows.push(port_row(port, stats));
+    }
+    columns(&mut out, &rows);
+    let mut rows = vec![["INTERCEPT", "OWNER", "TAKES", "STATE", "HITS", "TUNNEL"].map(str::to_owned)];
+    for port in intercepts["ports"].as_array().into_iter().flatten() {
+        rows.extend(port["intercepts"].as_array().into_iter().flatten().map(intercept_row));
+    }
+    if rows.len() > 1 {
+        out.push('\n');
+        columns(&mut out, &rows);
+    }
+    for cert in certs["certificates"].as_array().into_iter().flatten().filter_map(|c| c["cert_chain"].get(0)) {
+        let _ = writeln!(
+            out,
+            "\nTLS port {} {}: {} expires {} ({} days)",
+            cert["port"],
+            text(&cert["role"]),
+            text(&cert["path"]),
+            text(&cert["expiration_time"]),
+            text(&cert["days_until_expiration"])
+        );
+    }
+    out
+}
+
+fn port_row(port: &Json, stats: &Json) -> [String; 9] {
+    let number = &port["containerPort"];
+    let sum = |suffixes: &[&str]| {
+        let list = stats["stats"].as_array().into_iter().flatten();
+        list.filter(|s| suffixes.iter().any(|x| text(&s["name"]) == format!("traffic_agent.port_{number}.{x}")))
+            .filter_map(|s| s["value"].as_u64())
+            .sum::<u64>()
+    };
+    let fail_open: u64 = stats["stats"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|s| text(&s["name"]).starts_with(&format!("traffic_agent.port_{number}.fail_open.")))
+        .filter_map(|s| s["value"].as_u64())
+        .sum();
+    let app = sum(&["http1.requests.app", "http2.requests.app", "http2.relayed"]);
+    let client = sum(&["http1.requests.client", "http2.requests.client"]);
+    let total = app + client + sum(&["http1.requests.expired", "http2.requests.expired"]);
+    [
+        format!("{number}/{}", text(&port["protocol"])),
+        port["agentPort"].to_string(),
+        format!("{} by {}", text(&port["appProtocol"]), text(&port["source"])),
+        sum(&["connections.http1", "connections.http2", "connections.opaque"]).to_string(),
+        total.to_string(),
+        app.to_string(),
+        client.to_string(),
+        fail_open.to_string(),
+        port["intercepts"].as_array().map_or(0, Vec::len).to_string(),
+    ]
+}
+
+fn intercept_row(i: &Json) -> [String; 6] {
+    let headers = i["headers"].as_object().into_iter().flatten().map(|(n, v)| format!("{n}={}", text(v)));
+    let paths = i["paths"].as_array().into_iter().flatten().map(|p| text(p).trim_start_matches(':').to_owned());
+    let takes = headers.chain(paths).collect::<Vec<_>>().join(" ");
+    [
+        text(&i["name"]).to_owned(),
+        text(&i["client"]).to_owned(),
+        if takes.is_empty() { "everything".to_owned() } else { takes },
+        text(&i["state"]).to_owned(),
+        i["hits"].to_string(),
+        text(&i["tunnel"]).to_owned(),
+    ]
+}
+
+fn columns<const N: usize>(out: &mut String, rows: &[[String; N]]) {
+    let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|cell| cell.chars().count()).max().unwrap_or(0);
+    let widths: Vec<_> = (0..N).map(width).collect();
+    for row in rows {
+        let line = row.iter().zip(&widths).map(|(cell, w)| format!("{cell:w$}")).collect::<Vec<_>>().join("  ");
+        let _ = writeln!(out, "{}", line.trim_end());
+    }
+}
+
+fn text(value: &Json) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_table_sums_what_went_where() {
+        let info = json!({ "version": "v1", "state": "LIVE", "uptime_current_epoch": "7s", "node": { "cluster": "echo" },
+            "traffic_agent": { "manager": "tm:8081", "session_connected": true } });
+        let intercepts = json!({ "ports": [{ "containerPort": 8080, "agentPort": 9900, "protocol": "TCP", "appProtocol": "http", "source": "declared",
+            "intercepts": [{ "name": "mine", "client": "jane@host", "headers": { "x-dev": "a" }, "paths": [":path-prefix:/api"], "state": "active", "hits": 3, "tunnel": "direct" }] }] });
+        let stats = json!({ "stats": [
+            { "name": "traffic_agent.port_8080.http1.requests.app", "value": 5 },
+            { "name": "traffic_agent.port_8080.http1.requests.client", "value": 3 },
+            { "name": "traffic_agent.port_8080.fail_open.no_tunnel", "value": 1 },
+            { "name": "traffic_agent.port_80801.http1.requests.app", "value": 99 } ] });
+        let table = render(&info, &intercepts, &stats, &json!({ "certificates": [] }));
+        let row: Vec<_> = table.lines().find(|l| l.starts_with("8080/TCP")).unwrap().split_whitespace().collect();
+        assert_eq!(row, ["8080/TCP", "9900", "http", "by", "declared", "0", "8", "5", "3", "1", "1"]);
+        assert!(table.contains("x-dev=a path-prefix:/api"), "{table}");
+    }
+
+    #[test]
+    fn a_missing_ports_file_is_named_with_the_way_out() {
+        let error = admin_port(Path::new("/nonexistent-root")).unwrap_err().to_string();
+        assert!(error.contains("/nonexistent-root/tmp/agent/ports.json") && error.contains("--admin-port"), "{error}");
+    }
+}
