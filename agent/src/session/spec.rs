@@ -47,7 +47,9 @@ impl Refusal {
 /// Understands a spec.
 pub(super) fn rule(info: &InterceptInfo, spec: &InterceptSpec) -> Result<Rule, Refusal> {
     if spec.wiretap {
-        return Err(Refusal::of_agent("this agent does not serve wiretaps; create the intercept without --wiretap".to_owned()));
+        return Err(Refusal::of_agent(
+            "this agent does not serve wiretaps; create the intercept without --wiretap".to_owned(),
+        ));
     }
     let mut filters = Filters::default();
     for (name, value) in &spec.header_filters {
@@ -97,7 +99,8 @@ fn read_args(info: &InterceptInfo, spec: &InterceptSpec, filters: &mut Filters) 
         };
         let mut value = || {
             let value = inline.or_else(|| args.next().map(String::as_str));
-            value.ok_or_else(|| Refusal::of_spec(format!("mechanism argument {arg:?} has no value; write {flag}=VALUE")))
+            value
+                .ok_or_else(|| Refusal::of_spec(format!("mechanism argument {arg:?} has no value; write {flag}=VALUE")))
         };
         let path = |filter: Result<PathFilter, _>| filter.map_err(|e| bad_path(arg, &e));
         match flag.trim_start_matches('-') {
@@ -257,7 +260,8 @@ pub(super) fn unknown_port(spec: &InterceptSpec, targets: &[Target]) -> Refusal 
     } else {
         spec.pod_ports.join(", ")
     };
-    let service = if spec.service_name.is_empty() { String::new() } else { format!(" of service {}", spec.service_name) };
+    let service =
+        if spec.service_name.is_empty() { String::new() } else { format!(" of service {}", spec.service_name) };
     let known: Vec<_> = targets.iter().map(described).collect();
     let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
     Refusal::of_agent(format!("no port {wanted}{service} in this agent's configuration; it has {known}"))

@@ -354,8 +354,8 @@ impl PortRules {
 
     fn conflict_message(&self, rival: &Candidate<'_>, wanted: &Compiled, reason: &str, now: Instant) -> String {
         let id = &rival.info.id;
-        let both_tcp =
-            wanted.rule.mechanism == Mechanism::Tcp && rival.rule.as_ref().is_ok_and(|c| c.rule.mechanism == Mechanism::Tcp);
+        let both_tcp = wanted.rule.mechanism == Mechanism::Tcp
+            && rival.rule.as_ref().is_ok_and(|c| c.rule.mechanism == Mechanism::Tcp);
         if both_tcp {
             let state = if rival.info.disposition() == Disposition::Active {
                 "currently-served"
@@ -391,10 +391,13 @@ impl PortRules {
     fn changed_table(&mut self) -> Option<RouteTable> {
         let active = self.served.iter().map(|i| (i, State::Active));
         let ended = self.remembered.iter().map(|(i, _)| (i, State::Expired));
-        let entries: Vec<_> =
-            active.chain(ended).map(|(i, state)| Entry { intercept: Arc::clone(i), state }).collect();
+        let entries: Vec<_> = active.chain(ended).map(|(i, state)| Entry { intercept: Arc::clone(i), state }).collect();
         let same = self.published.len() == entries.len()
-            && self.published.iter().zip(&entries).all(|((i, state), e)| Arc::ptr_eq(i, &e.intercept) && *state == e.state);
+            && self
+                .published
+                .iter()
+                .zip(&entries)
+                .all(|((i, state), e)| Arc::ptr_eq(i, &e.intercept) && *state == e.state);
         if same {
             return None;
         }

@@ -106,7 +106,8 @@ fn info(id: &str, disposition: Disposition, spec: &str) -> InterceptInfo {
         }
     }
     let id = format!("session-{id}:{id}");
-    let client_session = Some(SessionInfo { session_id: id.split(':').next().unwrap().to_owned(), ..Default::default() });
+    let client_session =
+        Some(SessionInfo { session_id: id.split(':').next().unwrap().to_owned(), ..Default::default() });
     InterceptInfo { id, disposition: disposition.into(), spec: Some(spec), client_session, ..Default::default() }
 }
 
@@ -184,7 +185,10 @@ fn several_developers_share_a_port() {
 fn every_waiting_order_gives_the_verdict_the_rules_ask_for() {
     let accepted = "accepted";
     let rows: &[(&[&str], &[&str])] = &[
-        (&["tcp http", "tcp http"], &[accepted, "Conflicts with the currently-waiting-to-be-served intercept \"session-0:0\""]),
+        (
+            &["tcp http", "tcp http"],
+            &[accepted, "Conflicts with the currently-waiting-to-be-served intercept \"session-0:0\""],
+        ),
         (&["tcp http", "tcp grpc"], &[accepted, accepted]),
         (&["http http x=a", "tcp http"], &[accepted, "without filters"]),
         (&["tcp http", "http http x=a"], &[accepted, "it has no filters"]),
@@ -263,15 +267,35 @@ fn what_cannot_be_served_is_refused_with_what_to_do() {
     let grpc = |info: &mut InterceptInfo| info.spec.as_mut().unwrap().service_name.clear();
     type Change<'c> = &'c dyn Fn(&mut InterceptInfo);
     let rows: &[(&str, Change<'_>, bool, &str)] = &[
-        ("tcp nosuch", &|_| {}, false, "no port nosuch of service web in this agent's configuration; it has \
-            8080/TCP (web:http) (web:alt), 5353/UDP (web:dns), 9090/TCP (grpc)"),
+        (
+            "tcp nosuch",
+            &|_| {},
+            false,
+            "no port nosuch of service web in this agent's configuration; it has \
+            8080/TCP (web:http) (web:alt), 5353/UDP (web:dns), 9090/TCP (grpc)",
+        ),
         ("tcp http", &|i| i.spec.as_mut().unwrap().wiretap = true, false, "does not serve wiretaps"),
-        ("tcp http", &|i| i.spec.as_mut().unwrap().container_name = "nope".to_owned(), false, "No match for container \"nope\""),
+        (
+            "tcp http",
+            &|i| i.spec.as_mut().unwrap().container_name = "nope".to_owned(),
+            false,
+            "No match for container \"nope\"",
+        ),
         ("quic http", &|_| {}, false, "mechanism \"quic\" is not known to this agent; it offers tcp and http"),
         ("http dns/UDP x=a", &|_| {}, false, "port 5353/UDP carries no HTTP requests"),
-        ("http http :path-regex:(", &|_| {}, true, "path filter \":path-regex:(\": error parsing regexp: missing closing ): `(`"),
+        (
+            "http http :path-regex:(",
+            &|_| {},
+            true,
+            "path filter \":path-regex:(\": error parsing regexp: missing closing ): `(`",
+        ),
         ("tcp http", &|i| i.spec.as_mut().unwrap().target_port = 0, true, "0 is no port of a workstation"),
-        ("http http", &|i| i.spec.as_mut().unwrap().mechanism_args = vec!["--colour=red".to_owned()], true, "\"--colour=red\" is not known"),
+        (
+            "http http",
+            &|i| i.spec.as_mut().unwrap().mechanism_args = vec!["--colour=red".to_owned()],
+            true,
+            "\"--colour=red\" is not known",
+        ),
         ("tcp http", &grpc, false, "accepted"),
     ];
     for (spec, change, bad, want) in rows {
@@ -351,7 +375,10 @@ fn flags_of_the_older_generation_are_understood() {
         (&["--match", "x-dev=a", "--plaintext"], "HTTP requests with header x-dev: a"),
         (&["--header=auto"], "HTTP requests with header x-telepresence-intercept-id: session-a:a"),
         (&["--header=all"], "all TCP connections"),
-        (&["--header=y=2", "--header=x=1", "--path-prefix=/api"], "HTTP requests with header x: 1 and header y: 2 and path prefix /api"),
+        (
+            &["--header=y=2", "--header=x=1", "--path-prefix=/api"],
+            "HTTP requests with header x: 1 and header y: 2 and path prefix /api",
+        ),
         (&["--path-equal=/a", "--meta=k=v"], "HTTP requests with path /a"),
         (&["--header=all", "--path-regex=/a|/b"], "HTTP requests with path regex /a|/b"),
     ];
