@@ -67,6 +67,17 @@ impl Drain {
     }
 }
 
+/// Spawns work that finishes something after its connection is gone, bounds itself to seconds, and is not waited for
+/// at the end. Nothing happens outside of a runtime.
+pub fn afterwards<F>(task: F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        runtime.spawn(task);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,10 +9,10 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt as _};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::PollSender;
 use traffic_proto::tunnel::{self, Message};
 
@@ -31,6 +31,10 @@ const IGNORED_AT_ONCE: u32 = 64;
 const DIAL_DEFAULT: Duration = Duration::from_secs(2);
 /// How long a dial may take at most; a caller is waiting.
 const DIAL_MOST: Duration = Duration::from_secs(5);
+/// How long a call is kept after its tunnel was dropped, for what is still queued towards a slow workstation.
+const LINGER: Duration = Duration::from_secs(60);
+
+type Incoming = Pin<Box<dyn Stream<Item = Result<Bytes, TunnelError>> + Send>>;
 
 /// An open tunnel as a byte stream, or (for UDP) as a stream of datagrams.
 pub struct Tunnel {
@@ -38,15 +42,15 @@ pub struct Tunnel {
     /// The slot kept aside for a Disconnect, so that a reset can be said into a full queue. Gone once our direction
     /// is over, since holding it would keep the call from half-closing.
     farewell: Option<mpsc::OwnedPermit<Bytes>>,
-    rx: Pin<Box<dyn Stream<Item = Result<Bytes, TunnelError>> + Send>>,
+    rx: Option<Incoming>,
     role: Role,
     unread: Bytes,
-    incoming: Incoming,
+    reading: Reading,
     dialled: bool,
     outgoing_over: bool,
 }
 
-enum Incoming {
+enum Reading {
     Open,
     Over,
     Failed(io::ErrorKind, &'static str),
@@ -127,10 +131,10 @@ impl Tunnel {
         Self {
             tx: PollSender::new(io.tx),
             farewell,
-            rx: io.rx,
+            rx: Some(io.rx),
             role: io.role,
             unread: Bytes::new(),
-            incoming: Incoming::Open,
+            reading: Reading::Open,
             dialled: false,
             outgoing_over: false,
         }
@@ -189,19 +193,25 @@ impl Tunnel {
 
     /// The next message that means something: data, the dial's success, or the end.
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Event>> {
-        match self.incoming {
-            Incoming::Open => {}
-            Incoming::Over => return Poll::Ready(Ok(Event::End)),
-            Incoming::Failed(kind, what) => return Poll::Ready(Err(io::Error::new(kind, what))),
+        match self.reading {
+            Reading::Open => {}
+            Reading::Over => return Poll::Ready(Ok(Event::End)),
+            Reading::Failed(kind, what) => return Poll::Ready(Err(io::Error::new(kind, what))),
         }
         for _ in 0..IGNORED_AT_ONCE {
-            let message = match ready!(self.rx.as_mut().poll_next(cx)) {
+            let next = match &mut self.rx {
+                Some(rx) => ready!(rx.as_mut().poll_next(cx)),
+                None => None,
+            };
+            let message = match next {
                 None => {
-                    self.incoming = Incoming::Over;
+                    self.rx = None;
+                    self.reading = Reading::Over;
                     return Poll::Ready(Ok(Event::End));
                 }
                 Some(Err(error)) => {
-                    self.incoming = Incoming::Failed(io::ErrorKind::BrokenPipe, "the tunnel broke");
+                    self.rx = None;
+                    self.reading = Reading::Failed(io::ErrorKind::BrokenPipe, "the tunnel broke");
                     return Poll::Ready(Err(io::Error::new(io::ErrorKind::BrokenPipe, error)));
                 }
                 Some(Ok(payload)) => Message::decode(payload),
@@ -217,7 +227,7 @@ impl Tunnel {
                     return Poll::Ready(Ok(Event::Dialled));
                 }
                 Ok(Message::CloseSend) => {
-                    self.incoming = Incoming::Over;
+                    self.reading = Reading::Over;
                     return Poll::Ready(Ok(Event::End));
                 }
                 Ok(Message::DialReject) => {
@@ -241,7 +251,7 @@ impl Tunnel {
     }
 
     fn fail(&mut self, kind: io::ErrorKind, what: &'static str) -> Poll<io::Result<Event>> {
-        self.incoming = Incoming::Failed(kind, what);
+        self.reading = Reading::Failed(kind, what);
         Poll::Ready(Err(io::Error::new(kind, what)))
     }
 
@@ -355,6 +365,22 @@ impl AsyncWrite for Tunnel {
         }
         self.end_outgoing();
         Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for Tunnel {
+    /// A gRPC caller that lets go of the answers cancels the whole call, and with it whatever is still queued on the
+    /// way out. Where our direction was ended, by half-close or Disconnect, the call is kept until the peer ends it.
+    fn drop(&mut self) {
+        if self.role == Role::Server || !self.outgoing_over {
+            return;
+        }
+        let Some(mut rx) = self.rx.take() else { return };
+        crate::drain::afterwards(async move {
+            let rest = async { while let Some(Ok(_)) = rx.next().await {} };
+            // A peer that takes longer than this has lost its workstation.
+            let _ = timeout(LINGER, rest).await;
+        });
     }
 }
 
