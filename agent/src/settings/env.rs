@@ -1,0 +1,156 @@
+//! Every environment variable the agent reads, in one table, and typed reading of them. Values come from a map, so
+//! nothing here touches the process' own environment.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+use std::time::Duration;
+
+use traffic_proto::duration::GoDuration;
+use traffic_proto::fault::{Fault, Faults};
+
+macro_rules! variables {
+    ($($(#[doc = $doc:literal])+ $name:ident = $key:literal;)+) => {
+        $($(#[doc = $doc])+ pub const $name: &str = $key;)+
+
+        /// Name and meaning of every variable, in the order in which `--help` lists them.
+        pub const TABLE: &[(&str, &str)] = &[$(($key, concat!($($doc),+))),+];
+    };
+}
+
+variables! {
+    /// The configuration as JSON (managers 2.22 to 2.24).
+    AGENT_CONFIG = "AGENT_CONFIG";
+    /// How the protocol of an undeclared port is found: http2Probe (default), portName, http, http2.
+    STRATEGY = "AGENT_APP_PROTOCOL_STRATEGY";
+    /// Log level of the data path alone; follows the agent's when unset.
+    DATA_LEVEL = "AGENT_ENVOY_LOG_LEVEL";
+    /// Port of the agent's gRPC API; 18000, 0 for any free one.
+    SERVER_PORT = "AGENT_ENVOY_SERVER_PORT";
+    /// Port of the admin; 19000, 0 for any free one.
+    ADMIN_PORT = "AGENT_ENVOY_ADMIN_PORT";
+    /// true: requests that match an ended intercept get 503 until the deadline; false (default).
+    EXPIRED = "AGENT_EXPIRED_NOTIFICATIONS";
+    /// How long after its end an intercept is remembered; 24h.
+    EXPIRED_DEADLINE = "AGENT_EXPIRED_DEADLINE";
+    /// How long the last intercepts stay in force without a manager; 60s.
+    SESSION_GRACE = "AGENT_SESSION_GRACE";
+    /// How long connections are still accepted after SIGTERM; 5s.
+    LAME_DUCK = "AGENT_DRAIN_LAME_DUCK";
+    /// How long open connections may then take to finish; 20s.
+    GRACE = "AGENT_DRAIN_GRACE";
+    /// pod (default): admin and gRPC API on loopback only; all: on every address.
+    BIND = "AGENT_BIND";
+    /// off (default), text, json or a format string.
+    ACCESS_LOG = "AGENT_ACCESS_LOG";
+    /// Comma-separated headers whose values may appear in the access log.
+    ACCESS_LOG_HEADERS = "AGENT_ACCESS_LOG_HEADERS";
+    /// text (default) or json.
+    LOG_FORMAT = "AGENT_LOG_FORMAT";
+    /// Data-path threads; the CPU quota, at most 2.
+    WORKERS = "AGENT_WORKERS";
+    /// Log level where the configuration names none; info.
+    LOG_LEVEL = "LOG_LEVEL";
+    /// status.podIP, set by the injector; without it the app is dialled on 127.0.0.1.
+    POD_IP = "_TEL_AGENT_POD_IP";
+    /// The pod's name, set by the injector.
+    POD_NAME = "_TEL_AGENT_NAME";
+    /// metadata.uid, set by the injector.
+    POD_UID = "_TEL_AGENT_POD_UID";
+}
+
+/// The table as text, for `--help`.
+#[must_use]
+pub fn help() -> String {
+    let mut text = String::from("Environment (wins over the configuration; durations as 500ms, 5s, 1h30m):\n");
+    for (name, meaning) in TABLE {
+        let _ = writeln!(text, "  {name:<28} {}", meaning.trim());
+    }
+    text.push_str("  _TEL_APP_<prefix><NAME>      The app containers' variables, set by the injector.\n");
+    text
+}
+
+/// An environment.
+#[derive(Clone, Debug, Default)]
+pub struct Env(BTreeMap<String, String>);
+
+impl Env {
+    /// This process' own; what is not UTF-8 in it is replaced.
+    #[must_use]
+    pub fn of_process() -> Self {
+        let text = |s: std::ffi::OsString| s.to_string_lossy().into_owned();
+        Self(std::env::vars_os().map(|(k, v)| (text(k), text(v))).collect())
+    }
+
+    /// One for tests.
+    #[must_use]
+    pub fn of(pairs: &[(&str, &str)]) -> Self {
+        Self(pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect())
+    }
+
+    /// Everything.
+    #[must_use]
+    pub fn all(&self) -> &BTreeMap<String, String> {
+        &self.0
+    }
+
+    /// A variable that is set to something.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key).map(|v| v.trim()).filter(|v| !v.is_empty())
+    }
+
+    /// A variable whose type can be read from text.
+    pub fn parsed<T: FromStr>(&self, key: &str, problem: &str, remedy: &str, faults: &mut Faults) -> Option<T> {
+        let value = self.get(key)?;
+        let parsed = value.parse().ok();
+        if parsed.is_none() {
+            faults.push(Fault::text(key, value, problem, remedy));
+        }
+        parsed
+    }
+
+    /// One of a few words, in any letter case.
+    pub fn one_of<T: Copy>(&self, key: &str, words: &[(&str, T)], faults: &mut Faults) -> Option<T> {
+        let value = self.get(key)?;
+        let found = words.iter().find(|(word, _)| word.eq_ignore_ascii_case(value)).map(|(_, t)| *t);
+        if found.is_none() {
+            let names: Vec<_> = words.iter().map(|(word, _)| *word).collect();
+            faults.push(Fault::text(key, value, "unknown value", format!("use {}", names.join(" or "))));
+        }
+        found
+    }
+
+    /// A whole number in a range.
+    pub fn within(&self, key: &str, range: RangeInclusive<usize>, faults: &mut Faults) -> Option<usize> {
+        let value = self.get(key)?;
+        let number = value.parse().ok().filter(|n| range.contains(n));
+        if number.is_none() {
+            let remedy = format!("use a whole number from {} to {}", range.start(), range.end());
+            faults.push(Fault::text(key, value, "not a number in range", remedy));
+        }
+        number
+    }
+
+    /// A duration with units, not negative.
+    pub fn duration(&self, key: &str, faults: &mut Faults) -> Option<Duration> {
+        let value = self.get(key)?;
+        let fault = match value.parse::<GoDuration>() {
+            Ok(duration) => match duration.to_std() {
+                Some(duration) => return Some(duration),
+                None => Fault::text(key, value, "negative duration", "use 0 or more, such as 30s"),
+            },
+            Err(e) => Fault::text(key, value, e.to_string(), e.remedy()),
+        };
+        faults.push(fault);
+        None
+    }
+
+    /// Comma-separated words.
+    #[must_use]
+    pub fn list(&self, key: &str) -> Vec<String> {
+        let words = self.get(key).unwrap_or_default().split(',');
+        words.map(str::trim).filter(|w| !w.is_empty()).map(str::to_owned).collect()
+    }
+}
