@@ -1,0 +1,209 @@
+//! Rules into force, out of force, or compared with what is in force: by the backend asked for, or by the first one
+//! that this kernel and image have.
+//!
+//! Whatever ends badly leaves no rule of ours behind, and whatever ends well leaves ours in one place only.
+
+use rustix::io::Errno;
+
+use crate::args::Backend;
+use crate::error::Error;
+use crate::iptables::{self, Flavour};
+use crate::nft::{self, leftovers};
+use crate::rule::{Family, Rule};
+use crate::{lock, permission};
+
+/// What remains to those whose nodes cannot redirect.
+pub const WAYS_OUT: &str = "there are two ways out: give the Service a named target port, which needs no redirect, or \
+                            inject the agent without the init container";
+
+/// A way to the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Means {
+    Nft,
+    Iptables(Flavour),
+}
+
+impl Means {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Nft => "nft",
+            Self::Iptables(Flavour::Nft) => "iptables-nft",
+            Self::Iptables(Flavour::Legacy) => "iptables-legacy",
+        }
+    }
+
+    fn apply(self, rules: &[Rule]) -> Result<(), iptables::Failure> {
+        match self {
+            Self::Nft => nft::apply(rules).map_err(explained),
+            Self::Iptables(flavour) => {
+                permitted()?;
+                permission::hand_down();
+                iptables::apply(flavour, rules)
+            }
+        }
+    }
+
+    /// Takes our rules away. Says whether there were any.
+    fn remove(self) -> Result<bool, iptables::Failure> {
+        match self {
+            Self::Nft => nft::remove().map_err(explained),
+            Self::Iptables(Flavour::Legacy) => {
+                permitted()?;
+                permission::hand_down();
+                iptables::remove(Flavour::Legacy)
+            }
+            Self::Iptables(Flavour::Nft) => Family::ALL
+                .into_iter()
+                .try_fold(false, |any, family| Ok(leftovers::remove_from(family)? | any))
+                .map_err(explained),
+        }
+    }
+
+    fn differences(self, rules: &[Rule]) -> Result<Vec<String>, iptables::Failure> {
+        match self {
+            Self::Nft => nft::differences(rules).map_err(explained),
+            Self::Iptables(flavour) => {
+                permitted()?;
+                permission::hand_down();
+                iptables::differences(flavour, rules)
+            }
+        }
+    }
+}
+
+const ALL: [Means; 3] = [Means::Nft, Means::Iptables(Flavour::Nft), Means::Iptables(Flavour::Legacy)];
+
+fn permitted() -> Result<(), iptables::Failure> {
+    if permission::may_program() { Ok(()) } else { Err(iptables::Failure::NotPermitted("no NET_ADMIN".to_owned())) }
+}
+
+/// nf_tables' refusal in words: the rule, the kernel's answer, and what the kernel lacks when the answer suggests it.
+fn explained(failure: nft::Failure) -> iptables::Failure {
+    let text = format!("the kernel refused {}: {}", failure.what, failure.errno);
+    let absent = [Errno::NOENT, Errno::OPNOTSUPP, Errno::AFNOSUPPORT, Errno::PROTONOSUPPORT, Errno::INVAL];
+    match (failure.errno, failure.option) {
+        (Errno::PERM | Errno::ACCESS, _) => iptables::Failure::NotPermitted(text),
+        (errno, Some(option)) if absent.contains(&errno) => {
+            iptables::Failure::Unusable(format!("{text}: it may lack {option}"))
+        }
+        _ => iptables::Failure::Unusable(text),
+    }
+}
+
+/// The ways to try, in order.
+fn candidates(backend: Backend) -> Vec<Means> {
+    let iptables = || match iptables::detect() {
+        Flavour::Nft => [Means::Iptables(Flavour::Nft), Means::Iptables(Flavour::Legacy)],
+        Flavour::Legacy => [Means::Iptables(Flavour::Legacy), Means::Iptables(Flavour::Nft)],
+    };
+    match backend {
+        Backend::Auto => vec![Means::Nft],
+        Backend::Nft => vec![Means::Nft],
+        Backend::Iptables => iptables().to_vec(),
+        Backend::IptablesNft => vec![Means::Iptables(Flavour::Nft)],
+        Backend::IptablesLegacy => vec![Means::Iptables(Flavour::Legacy)],
+    }
+}
+
+/// Puts `rules` into force and says by which backend.
+///
+/// Errors: not permitted, or no backend took the rules; none of ours is in force then.
+pub fn apply(rules: &[Rule], backend: Backend) -> Result<&'static str, Error> {
+    permission::may_program();
+    let _lock = lock()?;
+    let done = first_that_works(rules, backend).and_then(|means| {
+        for other in ALL.into_iter().filter(|other| *other != means) {
+            match other.remove() {
+                Err(failure @ iptables::Failure::NotPermitted(_)) => return Err(not_permitted(failure)),
+                // A backend that the kernel does not have holds nothing.
+                Ok(_) | Err(iptables::Failure::Unusable(_)) => {}
+            }
+        }
+        Ok(means.word())
+    });
+    if done.is_err() {
+        take_away();
+    }
+    done
+}
+
+fn first_that_works(rules: &[Rule], backend: Backend) -> Result<Means, Error> {
+    let mut candidates = candidates(backend);
+    let mut answers = Vec::new();
+    let mut at = 0;
+    while let Some(means) = candidates.get(at).copied() {
+        match means.apply(rules) {
+            Ok(()) => return Ok(means),
+            Err(failure @ iptables::Failure::NotPermitted(_)) => return Err(not_permitted(failure)),
+            Err(iptables::Failure::Unusable(why)) => answers.push(format!("{}: {why}", means.word())),
+        }
+        at += 1;
+        if backend == Backend::Auto && at == 1 {
+            candidates.extend(self::candidates(Backend::Iptables));
+        }
+    }
+    Err(Error::Backend(format!(
+        "the rules could not be programmed. {}. If the node cannot be helped, {WAYS_OUT}",
+        answers.join(". ")
+    )))
+}
+
+/// What of `rules` is not in force: a line for each difference, none when all is well; and the backend looked at.
+pub fn differences(rules: &[Rule], backend: Backend) -> Result<(Vec<String>, &'static str), Error> {
+    permission::may_program();
+    let candidates = if backend == Backend::Auto { ALL.to_vec() } else { candidates(backend) };
+    let mut nearest: Option<(Vec<String>, &'static str)> = None;
+    let mut answers = Vec::new();
+    for means in candidates {
+        match means.differences(rules) {
+            Ok(lines) if nearest.as_ref().is_none_or(|(best, _)| lines.len() < best.len()) => {
+                nearest = Some((lines, means.word()));
+            }
+            Ok(_) => {}
+            Err(failure @ iptables::Failure::NotPermitted(_)) => return Err(not_permitted(failure)),
+            Err(iptables::Failure::Unusable(why)) => answers.push(format!("{}: {why}", means.word())),
+        }
+    }
+    nearest.ok_or_else(|| Error::Backend(answers.join(". ")))
+}
+
+/// Takes every rule of ours away, whichever backend it came by, and says from where.
+pub fn remove() -> Result<Vec<&'static str>, Error> {
+    permission::may_program();
+    let _lock = lock()?;
+    let mut from = Vec::new();
+    for means in ALL {
+        match means.remove() {
+            Ok(true) => from.push(means.word()),
+            // A backend that the kernel does not have holds nothing.
+            Ok(false) | Err(iptables::Failure::Unusable(_)) => {}
+            Err(failure) => return Err(not_permitted(failure)),
+        }
+    }
+    Ok(from)
+}
+
+/// After a failure: nothing of ours stays, as far as that can be had.
+pub fn take_away() {
+    for means in ALL {
+        let _ = means.remove();
+    }
+}
+
+fn lock() -> Result<lock::Lock, Error> {
+    lock::take().map_err(|lock::Busy| {
+        Error::Backend(
+            "another agent-init has been programming rules in this pod for a minute; see what it waits for, or end it"
+                .to_owned(),
+        )
+    })
+}
+
+fn not_permitted(failure: iptables::Failure) -> Error {
+    let (iptables::Failure::NotPermitted(answer) | iptables::Failure::Unusable(answer)) = failure;
+    let mut text = format!("{answer}. {}", permission::explanation());
+    if answer.contains("legacy") {
+        text += ". The legacy programs of iptables also need NET_RAW when they do not run as root";
+    }
+    Error::NotPermitted(text)
+}

@@ -1,0 +1,33 @@
+//! Why the program ends without rules in force, and the exit code that says so.
+
+/// What went wrong, with the remedy in its text.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The command line.
+    #[error("{0}\nTry agent-init --help")]
+    Usage(String),
+    /// The configuration or the environment.
+    #[error("{0}")]
+    Config(String),
+    /// The kernel (or the image) has no way to program the rules, or refused one of them.
+    #[error("{0}")]
+    Backend(String),
+    /// The process may not program rules.
+    #[error("{0}")]
+    NotPermitted(String),
+    /// A fault of ours.
+    #[error("{0}; this is a bug in agent-init")]
+    Bug(String),
+}
+
+impl Error {
+    /// The exit code: of `sysexits.h`, so that 64 to 77 never clash with a shell's own.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) | Self::Config(_) => 64,
+            Self::Backend(_) => 69,
+            Self::Bug(_) => 70,
+            Self::NotPermitted(_) => 77,
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! The backend that runs the iptables programs, for kernels without nf_tables and for those who want it.
+//!
+//! For each family: `iptables-save` to see what is ours, then one `iptables-restore --noflush`, which the kernel
+//! takes as a whole or not at all.
+
+mod program;
+mod saved;
+
+pub use saved::{Document, Saved};
+
+use crate::nft::leftovers;
+use crate::plan::by_family;
+use crate::rule::{Family, Rule};
+use program::Program;
+
+/// The two implementations of the programs, with tables of their own each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flavour {
+    /// Over nf_tables.
+    Nft,
+    /// Over x_tables.
+    Legacy,
+}
+
+impl Flavour {
+    /// As it stands in the programs' names.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Nft => "nft",
+            Self::Legacy => "legacy",
+        }
+    }
+}
+
+/// Why the rules could not be programmed this way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failure {
+    /// The process may not.
+    NotPermitted(String),
+    /// The image or the kernel cannot.
+    Unusable(String),
+}
+
+/// Attempts at a family whose table somebody else changed between our look and our transaction.
+const ATTEMPTS: usize = 3;
+
+/// Puts `rules` into force with this flavour, one family after the other.
+///
+/// Errors: the program's word on the rule it refused. Earlier families are in force then; the caller takes them away.
+pub fn apply(flavour: Flavour, rules: &[Rule]) -> Result<(), Failure> {
+    let wanted = by_family(rules);
+    for family in Family::ALL {
+        let rules = wanted.iter().find(|(it, _)| *it == family).map_or(&[][..], |(_, rules)| rules);
+        // A family without an address may be one the kernel does not even have.
+        if rules.is_empty() {
+            remove_family(flavour, family)?;
+        } else {
+            attempt(flavour, family, rules)?;
+        }
+    }
+    Ok(())
+}
+
+fn attempt(flavour: Flavour, family: Family, rules: &[&Rule]) -> Result<(), Failure> {
+    let mut failure = None;
+    for _ in 0..ATTEMPTS {
+        match transition(flavour, family, rules) {
+            Err(Failure::Unusable(why)) => failure = Some(Failure::Unusable(why)),
+            done => return done,
+        }
+    }
+    failure.map_or(Ok(()), Err)
+}
+
+fn transition(flavour: Flavour, family: Family, rules: &[&Rule]) -> Result<(), Failure> {
+    let saved = save(flavour, family)?;
+    let mark = match flavour {
+        Flavour::Nft => {
+            leftovers::mark(family).map_err(|it| Failure::Unusable(format!("{}: {}", it.what, it.errno)))?
+        }
+        Flavour::Legacy => None,
+    };
+    match saved.transition(rules, mark.as_deref()) {
+        Some(document) => restore(flavour, family, &document),
+        None => Ok(()),
+    }
+}
+
+/// Takes what is ours out of this flavour's tables. Says whether there was any.
+pub fn remove(flavour: Flavour) -> Result<bool, Failure> {
+    let mut any = false;
+    for family in Family::ALL {
+        any |= remove_family(flavour, family)?;
+    }
+    Ok(any)
+}
+
+fn remove_family(flavour: Flavour, family: Family) -> Result<bool, Failure> {
+    match flavour {
+        // The kernel tells and takes these without the program, and what the program created with them.
+        Flavour::Nft => {
+            leftovers::remove_from(family).map_err(|it| Failure::Unusable(format!("{}: {}", it.what, it.errno)))
+        }
+        Flavour::Legacy if !legacy_in_use(family) => Ok(false),
+        Flavour::Legacy => match save(flavour, family).map(|saved| saved.transition(&[], None)) {
+            Ok(Some(document)) => restore(flavour, family, &document).map(|()| true),
+            // No such program, or no such table: nothing of ours can be there.
+            Ok(None) | Err(_) => Ok(false),
+        },
+    }
+}
+
+/// What of `rules` is not in force in this flavour's tables: a line for each difference.
+pub fn differences(flavour: Flavour, rules: &[Rule]) -> Result<Vec<String>, Failure> {
+    let mut lines = Vec::new();
+    let wanted = by_family(rules);
+    for family in Family::ALL {
+        let rules = wanted.iter().find(|(it, _)| *it == family).map_or(&[][..], |(_, rules)| rules);
+        if rules.is_empty() && flavour == Flavour::Legacy && !legacy_in_use(family) {
+            continue;
+        }
+        let differences = save(flavour, family)?.differences(rules);
+        lines.extend(differences.into_iter().map(|line| format!("{line} ({family})")));
+    }
+    Ok(lines)
+}
+
+/// The flavour of the tables that hold the most rules; the nft flavour when none hold any and the kernel has it.
+pub fn detect() -> Flavour {
+    let Ok(nft) = leftovers::rule_count() else { return Flavour::Legacy };
+    let count = |family| save(Flavour::Legacy, family).map_or(0, |saved| saved.rule_count());
+    let legacy: usize = Family::ALL.into_iter().filter(|it| legacy_in_use(*it)).map(count).sum();
+    if legacy > nft { Flavour::Legacy } else { Flavour::Nft }
+}
+
+/// Whether x_tables has a `nat` table here. Looking with the program would create one.
+fn legacy_in_use(family: Family) -> bool {
+    let path = match family {
+        Family::V4 => "/proc/net/ip_tables_names",
+        Family::V6 => "/proc/net/ip6_tables_names",
+    };
+    match std::fs::read_to_string(path) {
+        Ok(names) => names.lines().any(|name| name == "nat"),
+        // Only root may read it; anybody else has to ask the program.
+        Err(error) => error.kind() == std::io::ErrorKind::PermissionDenied,
+    }
+}
+
+fn save(flavour: Flavour, family: Family) -> Result<Saved, Failure> {
+    let program = Program::find(flavour, family, "save")?;
+    let answer = program.run(&["-t", "nat"], "")?;
+    if answer.ok { Ok(Saved::parse(&answer.output)) } else { Err(refused(&program, &answer.complaint, family, None)) }
+}
+
+fn restore(flavour: Flavour, family: Family, document: &Document) -> Result<(), Failure> {
+    let program = Program::find(flavour, family, "restore")?;
+    let answer = program.run(&["--noflush", "--wait"], &document.text())?;
+    if answer.ok {
+        return Ok(());
+    }
+    Err(refused(&program, &answer.complaint, family, document.line_blamed_by(&answer.complaint)))
+}
+
+fn refused(program: &Program, complaint: &str, family: Family, rule: Option<String>) -> Failure {
+    let name = program.name();
+    let complaint = complaint.split_whitespace().collect::<Vec<_>>().join(" ");
+    if ["Permission denied", "Operation not permitted", "must be root"].iter().any(|it| complaint.contains(it)) {
+        return Failure::NotPermitted(format!("{name}: {complaint}"));
+    }
+    let about = rule.map(|rule| format!(" refused rule {rule}")).unwrap_or_default();
+    let module = match family {
+        Family::V4 => "CONFIG_IP_NF_NAT (module iptable_nat)",
+        Family::V6 => "CONFIG_IP6_NF_NAT (module ip6table_nat)",
+    };
+    Failure::Unusable(format!(
+        "{name}{about}: {complaint}: the kernel may lack {module}, CONFIG_NETFILTER_XT_TARGET_REDIRECT (module \
+         xt_REDIRECT), CONFIG_NETFILTER_XT_NAT (module xt_nat) or CONFIG_NETFILTER_XT_MATCH_OWNER (module xt_owner)"
+    ))
+}

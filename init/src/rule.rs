@@ -1,0 +1,272 @@
+//! One typed redirect rule, and its three spellings: a line for `iptables-restore`, a line for `nft -f`, and JSON.
+//!
+//! Pure. The same rule goes to every backend, so that they cannot mean different things: `nft::expr` is the fourth
+//! spelling, the kernel's own. A line is written as `iptables-save` prints it, which makes "is it in force?" a
+//! comparison of text.
+
+use std::fmt::{self, Display, Formatter};
+use std::net::{IpAddr, SocketAddr};
+
+pub use traffic_proto::port::Transport;
+
+/// An address family; each has tables of its own in the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// Both, in the order in which they are programmed.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    /// The family of `address`.
+    pub fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    /// nftables' word for the family, which is also its word for the header.
+    pub fn nft(self) -> &'static str {
+        match self {
+            Self::V4 => "ip",
+            Self::V6 => "ip6",
+        }
+    }
+
+    fn prefix_length(self) -> u8 {
+        match self {
+            Self::V4 => 32,
+            Self::V6 => 128,
+        }
+    }
+}
+
+impl Display for Family {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
+
+/// Both transports, in the order in which they are programmed.
+pub const TRANSPORTS: [Transport; 2] = [Transport::Tcp, Transport::Udp];
+
+/// The transport as every rule language writes it.
+fn word(transport: Transport) -> &'static str {
+    match transport {
+        Transport::Tcp => "tcp",
+        Transport::Udp => "udp",
+    }
+}
+
+/// The mark by which the kernel tells the agent's sockets from everybody else's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Agent {
+    /// The group only the agent runs as: the one sure mark.
+    Gid(u32),
+    /// The user the agent runs as; an app with the same user is taken for the agent.
+    Uid(u32),
+}
+
+impl Display for Agent {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gid(id) => write!(f, "gid {id}"),
+            Self::Uid(id) => write!(f, "uid {id}"),
+        }
+    }
+}
+
+/// Where a rule stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Chain {
+    /// The kernel's hook for what arrives from other hosts.
+    Prerouting,
+    /// The kernel's hook for what processes of the pod send.
+    Output,
+    /// Ours, reached from [`Chain::Prerouting`].
+    Inbound(Transport),
+    /// Ours, reached from [`Chain::Output`].
+    Outbound(Transport),
+    /// Ours: the agent's own traffic ends here, before a mesh's chains see it.
+    Bypass,
+}
+
+/// Every chain of ours starts with this, and nobody else's does.
+pub const PREFIX: &str = "TEL_";
+
+impl Chain {
+    /// The chain's name in the `nat` table of iptables; for our own chains also in our nftables table.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Prerouting => "PREROUTING",
+            Self::Output => "OUTPUT",
+            Self::Inbound(Transport::Tcp) => "TEL_PREROUTING_TCP",
+            Self::Inbound(Transport::Udp) => "TEL_PREROUTING_UDP",
+            Self::Outbound(Transport::Tcp) => "TEL_OUTPUT_TCP",
+            Self::Outbound(Transport::Udp) => "TEL_OUTPUT_UDP",
+            Self::Bypass => "TEL_MESH_BYPASS",
+        }
+    }
+
+    /// Whether the kernel calls this chain itself.
+    pub fn is_hook(self) -> bool {
+        matches!(self, Self::Prerouting | Self::Output)
+    }
+}
+
+/// One thing a packet must be. A rule's tests stand in the order of `iptables-save`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Test {
+    /// Sent to this address.
+    To(IpAddr),
+    /// Sent to any other address.
+    NotTo(IpAddr),
+    /// Leaving over this interface.
+    Over(String),
+    /// Of this transport, whatever the port.
+    Carried(Transport),
+    /// Sent by the agent.
+    From(Agent),
+    /// Sent by anybody else.
+    NotFrom(Agent),
+    /// Sent to this port.
+    Port(Transport, u16),
+}
+
+/// What becomes of a packet (in truth of its connection: translation looks at the first packet only).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Go on in a chain of ours; come back when nothing there matched.
+    Jump(Chain),
+    /// To this port of the pod itself.
+    Redirect(u16),
+    /// To this address and port.
+    Translate(SocketAddr),
+    /// To where it was going, and no later chain may redirect it.
+    LeaveAlone,
+}
+
+/// A rule: in `chain`, a packet of `family` for which all of `when` holds gets `then`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// The family whose tables hold the rule.
+    pub family: Family,
+    /// Where it stands.
+    pub chain: Chain,
+    /// All of these must hold.
+    pub when: Vec<Test>,
+    /// What happens then.
+    pub then: Action,
+}
+
+impl Rule {
+    /// The rule as `iptables-save` prints it and `iptables-restore` reads it, without its chain.
+    ///
+    /// `LeaveAlone` is `ACCEPT`: the mesh's rules of the same table stand behind ours and are not reached.
+    pub fn iptables(&self) -> String {
+        let mut words: Vec<String> = self.when.iter().map(|test| test.iptables(self.family)).collect();
+        words.push(match self.then {
+            Action::Jump(chain) => format!("-j {}", chain.name()),
+            Action::Redirect(port) => format!("-j REDIRECT --to-ports {port}"),
+            Action::Translate(to) => format!("-j DNAT --to-destination {to}"),
+            Action::LeaveAlone => "-j ACCEPT".to_owned(),
+        });
+        words.join(" ")
+    }
+
+    /// The rule in the language of `nft`, without its chain.
+    ///
+    /// `LeaveAlone` is a translation to the packet's own destination: an `accept` would end our chain only, and a
+    /// mesh's chain that follows at a later priority would still capture the connection.
+    pub fn nft(&self) -> String {
+        let mut words: Vec<String> = self.when.iter().map(|test| test.nft(self.family)).collect();
+        words.push(match self.then {
+            Action::Jump(chain) => format!("jump {}", chain.name()),
+            Action::Redirect(port) => format!("redirect to :{port}"),
+            Action::Translate(to) => format!("dnat to {to}"),
+            Action::LeaveAlone => format!("dnat to {} daddr", self.family.nft()),
+        });
+        words.join(" ")
+    }
+
+    /// The rule for programs: typed fields, and both spellings.
+    pub fn json(&self) -> serde_json::Value {
+        let mut when = serde_json::Map::new();
+        for test in &self.when {
+            let (key, value) = test.json();
+            when.insert(key.to_owned(), value);
+        }
+        let then = match self.then {
+            Action::Jump(chain) => serde_json::json!({ "jump": chain.name() }),
+            Action::Redirect(port) => serde_json::json!({ "redirect": port }),
+            Action::Translate(to) => serde_json::json!({ "translate": to.to_string() }),
+            Action::LeaveAlone => serde_json::json!("leaveAlone"),
+        };
+        serde_json::json!({
+            "family": self.family.nft(),
+            "chain": self.chain.name(),
+            "when": when,
+            "then": then,
+            "iptables": format!("-A {} {}", self.chain.name(), self.iptables()),
+            "nft": self.nft(),
+        })
+    }
+}
+
+impl Display for Rule {
+    /// How messages name the rule: family, chain, and what it says.
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}: {}", self.family.nft(), self.chain.name(), self.nft())
+    }
+}
+
+impl Test {
+    fn iptables(&self, family: Family) -> String {
+        match self {
+            Self::To(address) => format!("-d {address}/{}", family.prefix_length()),
+            Self::NotTo(address) => format!("! -d {address}/{}", family.prefix_length()),
+            Self::Over(interface) => format!("-o {interface}"),
+            Self::Carried(transport) => format!("-p {}", word(*transport)),
+            Self::From(Agent::Gid(id)) => format!("-m owner --gid-owner {id}"),
+            Self::From(Agent::Uid(id)) => format!("-m owner --uid-owner {id}"),
+            Self::NotFrom(Agent::Gid(id)) => format!("-m owner ! --gid-owner {id}"),
+            Self::NotFrom(Agent::Uid(id)) => format!("-m owner ! --uid-owner {id}"),
+            Self::Port(transport, port) => format!("-p {0} -m {0} --dport {port}", word(*transport)),
+        }
+    }
+
+    fn nft(&self, family: Family) -> String {
+        match self {
+            Self::To(address) => format!("{} daddr {address}", family.nft()),
+            Self::NotTo(address) => format!("{} daddr != {address}", family.nft()),
+            Self::Over(interface) => format!("oifname \"{interface}\""),
+            Self::Carried(transport) => format!("meta l4proto {}", word(*transport)),
+            Self::From(Agent::Gid(id)) => format!("meta skgid {id}"),
+            Self::From(Agent::Uid(id)) => format!("meta skuid {id}"),
+            Self::NotFrom(Agent::Gid(id)) => format!("meta skgid != {id}"),
+            Self::NotFrom(Agent::Uid(id)) => format!("meta skuid != {id}"),
+            Self::Port(transport, port) => format!("{} dport {port}", word(*transport)),
+        }
+    }
+
+    fn json(&self) -> (&'static str, serde_json::Value) {
+        let agent = |agent: &Agent| match agent {
+            Agent::Gid(id) => serde_json::json!({ "gid": id }),
+            Agent::Uid(id) => serde_json::json!({ "uid": id }),
+        };
+        match self {
+            Self::To(address) => ("to", address.to_string().into()),
+            Self::NotTo(address) => ("notTo", address.to_string().into()),
+            Self::Over(interface) => ("over", interface.as_str().into()),
+            Self::Carried(transport) => ("transport", word(*transport).into()),
+            Self::From(who) => ("from", agent(who)),
+            Self::NotFrom(who) => ("notFrom", agent(who)),
+            Self::Port(transport, port) => ("port", format!("{}/{port}", word(*transport)).into()),
+        }
+    }
+}
