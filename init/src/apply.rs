@@ -82,7 +82,8 @@ fn explained(failure: nft::Failure) -> iptables::Failure {
     let text = format!("the kernel refused {}: {}", failure.what, failure.errno);
     let absent = [Errno::NOENT, Errno::OPNOTSUPP, Errno::AFNOSUPPORT, Errno::PROTONOSUPPORT, Errno::INVAL];
     match (failure.errno, failure.option) {
-        (Errno::PERM | Errno::ACCESS, _) => iptables::Failure::NotPermitted(text),
+        // The right to program is asked for once, at the door; later it is about the object.
+        (Errno::PERM | Errno::ACCESS, _) if !failure.specific => iptables::Failure::NotPermitted(text),
         (errno, Some(option)) if absent.contains(&errno) => {
             iptables::Failure::Unusable(format!("{text}: it may lack {option}"))
         }
@@ -121,10 +122,10 @@ pub fn apply(rules: &[Rule], backend: Backend) -> Result<&'static str, Error> {
         }
         Ok(means.word())
     });
-    if done.is_err() {
-        take_away();
-    }
-    done
+    done.map_err(|error| match (error, take_away()) {
+        (Error::Backend(text), Some(left)) => Error::Backend(format!("{text}. {left}")),
+        (error, _) => error,
+    })
 }
 
 fn first_that_works(rules: &[Rule], backend: Backend) -> Result<Means, Error> {
@@ -175,18 +176,28 @@ pub fn remove() -> Result<Vec<&'static str>, Error> {
     for means in ALL {
         match means.remove() {
             Ok(true) => from.push(means.word()),
-            // A backend that the kernel does not have holds nothing.
-            Ok(false) | Err(iptables::Failure::Unusable(_)) => {}
-            Err(failure) => return Err(not_permitted(failure)),
+            Ok(false) => {}
+            Err(failure @ iptables::Failure::NotPermitted(_)) => return Err(not_permitted(failure)),
+            Err(failure) => left_behind(means, &failure).map_or(Ok(()), |left| Err(Error::Backend(left)))?,
         }
     }
     Ok(from)
 }
 
-/// After a failure: nothing of ours stays, as far as that can be had.
-pub fn take_away() {
-    for means in ALL {
-        let _ = means.remove();
+/// After a failure: nothing of ours stays. Says what may have stayed all the same.
+pub fn take_away() -> Option<String> {
+    let left = ALL.into_iter().filter_map(|means| left_behind(means, &means.remove().err()?));
+    left.reduce(|all, one| format!("{all}. {one}"))
+}
+
+/// What a removal that failed leaves. A kernel without nf_tables holds nothing in it; tables of x_tables that are
+/// there and cannot be read may hold rules of an earlier run.
+fn left_behind(means: Means, failure: &iptables::Failure) -> Option<String> {
+    match (means, failure) {
+        (Means::Iptables(Flavour::Legacy), iptables::Failure::Unusable(why)) => {
+            Some(format!("Rules of an earlier run may be left in {}: {why}", means.word()))
+        }
+        _ => None,
     }
 }
 

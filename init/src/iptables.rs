@@ -101,11 +101,16 @@ fn remove_family(flavour: Flavour, family: Family) -> Result<bool, Failure> {
         Flavour::Nft => {
             leftovers::remove_from(family).map_err(|it| Failure::Unusable(format!("{}: {}", it.what, it.errno)))
         }
-        Flavour::Legacy if !legacy_in_use(family) => Ok(false),
-        Flavour::Legacy => match save(flavour, family).map(|saved| saved.transition(&[], None)) {
-            Ok(Some(document)) => restore(flavour, family, &document).map(|()| true),
-            // No such program, or no such table: nothing of ours can be there.
-            Ok(None) | Err(_) => Ok(false),
+        Flavour::Legacy => match (legacy_in_use(family), Program::find(flavour, family, "save")) {
+            // No such table, or none that a program of this image could have filled.
+            (Use::No, _) | (_, Err(_)) => Ok(false),
+            (in_use, Ok(_)) => match (save(flavour, family), in_use) {
+                (Ok(saved), _) => saved
+                    .transition(&[], None)
+                    .map_or(Ok(false), |document| restore(flavour, family, &document).map(|()| true)),
+                (Err(_), Use::Unknown) => Ok(false),
+                (Err(failure), _) => Err(failure),
+            },
         },
     }
 }
@@ -116,7 +121,7 @@ pub fn differences(flavour: Flavour, rules: &[Rule]) -> Result<Vec<String>, Fail
     let wanted = by_family(rules);
     for family in Family::ALL {
         let rules = wanted.iter().find(|(it, _)| *it == family).map_or(&[][..], |(_, rules)| rules);
-        if rules.is_empty() && flavour == Flavour::Legacy && !legacy_in_use(family) {
+        if rules.is_empty() && flavour == Flavour::Legacy && legacy_in_use(family) == Use::No {
             continue;
         }
         let differences = save(flavour, family)?.differences(rules);
@@ -129,20 +134,29 @@ pub fn differences(flavour: Flavour, rules: &[Rule]) -> Result<Vec<String>, Fail
 pub fn detect() -> Flavour {
     let Ok(nft) = leftovers::rule_count() else { return Flavour::Legacy };
     let count = |family| save(Flavour::Legacy, family).map_or(0, |saved| saved.rule_count());
-    let legacy: usize = Family::ALL.into_iter().filter(|it| legacy_in_use(*it)).map(count).sum();
+    let legacy: usize = Family::ALL.into_iter().filter(|it| legacy_in_use(*it) != Use::No).map(count).sum();
     if legacy > nft { Flavour::Legacy } else { Flavour::Nft }
 }
 
-/// Whether x_tables has a `nat` table here. Looking with the program would create one.
-fn legacy_in_use(family: Family) -> bool {
+/// Whether x_tables has a `nat` table here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Use {
+    Yes,
+    No,
+    /// Only root may know; anybody else has to ask the program.
+    Unknown,
+}
+
+/// Looking with the program instead would create a table.
+fn legacy_in_use(family: Family) -> Use {
     let path = match family {
         Family::V4 => "/proc/net/ip_tables_names",
         Family::V6 => "/proc/net/ip6_tables_names",
     };
     match std::fs::read_to_string(path) {
-        Ok(names) => names.lines().any(|name| name == "nat"),
-        // Only root may read it; anybody else has to ask the program.
-        Err(error) => error.kind() == std::io::ErrorKind::PermissionDenied,
+        Ok(names) if names.lines().any(|name| name == "nat") => Use::Yes,
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Use::Unknown,
+        _ => Use::No,
     }
 }
 

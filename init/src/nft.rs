@@ -67,6 +67,8 @@ pub struct Failure {
     pub errno: Errno,
     /// The kernel option whose absence would give that answer.
     pub option: Option<&'static str>,
+    /// Whether it is about one message of a transaction that was otherwise welcome.
+    pub specific: bool,
 }
 
 /// A transaction under construction, with the words for each of its messages.
@@ -110,13 +112,13 @@ impl Batch {
         let Some((what, option)) = at.and_then(|at| self.words.get(at)) else {
             return whole("the transaction", refusal.errno);
         };
-        Failure { what: what.clone(), errno: refusal.errno, option: *option }
+        Failure { what: what.clone(), errno: refusal.errno, option: *option, specific: true }
     }
 }
 
 /// A refusal that is not about one of our messages.
 fn whole(what: &str, errno: Errno) -> Failure {
-    Failure { what: what.to_owned(), errno, option: Some("CONFIG_NF_TABLES (module nf_tables)") }
+    Failure { what: what.to_owned(), errno, option: Some("CONFIG_NF_TABLES (module nf_tables)"), specific: false }
 }
 
 fn open() -> Result<Socket, Failure> {
@@ -124,6 +126,7 @@ fn open() -> Result<Socket, Failure> {
         what: "the netlink socket of netfilter".to_owned(),
         errno,
         option: Some("CONFIG_NETFILTER_NETLINK (module nfnetlink)"),
+        specific: false,
     })
 }
 

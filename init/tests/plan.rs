@@ -1,5 +1,6 @@
 //! The plan held against the policy: golden texts for the documented examples, and for generated pods an independent
 //! reading of the policy, packet by packet.
+#![allow(clippy::unwrap_used)] // A test that cannot go on panics.
 
 use std::net::{IpAddr, SocketAddr};
 

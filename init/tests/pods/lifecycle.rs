@@ -142,65 +142,106 @@ fn runs_at_the_same_time_leave_what_one_run_leaves() {
 
 #[test]
 fn nft_survives_a_kill_at_every_system_call() {
-    killed_everywhere("nft", 1);
+    killed_everywhere("nft", Victims::Program, 1);
 }
 
 #[test]
 fn iptables_nft_survives_a_kill_at_many_system_calls() {
-    killed_everywhere("iptables-nft", 11);
+    killed_everywhere("iptables-nft", Victims::Program, 13);
 }
 
 #[test]
 fn iptables_legacy_survives_a_kill_at_many_system_calls() {
-    killed_everywhere("iptables-legacy", 11);
+    killed_everywhere("iptables-legacy", Victims::Program, 13);
 }
 
-/// Kills the program, and what it started, at their n-th system call, for every `stride`-th n (all of them with
-/// `AGENT_INIT_KILL_STRIDE=1`) until a run ends by itself; after each, the next run must end right.
-fn killed_everywhere(backend: &str, stride: usize) {
+#[test]
+fn iptables_nft_survives_a_kill_of_what_it_starts() {
+    killed_everywhere("iptables-nft", Victims::Everything, 17);
+}
+
+#[test]
+fn iptables_legacy_survives_a_kill_of_what_it_starts() {
+    killed_everywhere("iptables-legacy", Victims::Everything, 17);
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Victims {
+    /// agent-init alone; what it started lives on without it.
+    Program,
+    /// Each process at its own n-th system call.
+    Everything,
+}
+
+/// Kills at every `stride`-th system call of a run (at all of them with `AGENT_INIT_KILL_STRIDE=1`); after each kill,
+/// the next run must end right.
+fn killed_everywhere(backend: &str, victims: Victims, stride: usize) {
     if !privileged() {
         return;
     }
     let stride = std::env::var("AGENT_INIT_KILL_STRIDE").map_or(stride, |it| it.parse().unwrap());
     let (dir, space, alone) = (tempfile::tempdir().unwrap(), Space::new(), Space::new());
-    let families = ("POD_IPS", "10.77.0.2,fd77::2");
-    let earlier = Program::new(dir.path(), EARLIER, Families::Dual, backend).env(families.0, families.1);
-    let later = Program::new(dir.path(), LATER, Families::Dual, backend).env(families.0, families.1);
+    let with = |ports| Program::new(dir.path(), ports, Families::Dual, backend).env("POD_IPS", "10.77.0.2,fd77::2");
+    let (earlier, later) = (with(EARLIER), with(LATER));
     foreign_rules(&space, backend_flavour(backend));
     foreign_rules(&alone, backend_flavour(backend));
     later.must(&alone);
     let right = all_rules(&alone);
     earlier.must(&space);
     let before = all_rules(&space);
-    let mut kills = 0;
-    for n in (1..).step_by(stride) {
+    assert_ne!(before, right);
+    let follow = if victims == Victims::Everything { "-f" } else { "-qqq" };
+    let trace = dir.path().join("trace");
+    later.clone().under(&["strace", follow, "-o", trace.to_str().unwrap()]).must(&space);
+    let points = system_calls(&std::fs::read_to_string(&trace).unwrap(), victims);
+    assert!(points.len() > 40, "{points:?}");
+    let (mut kills, mut child_kills) = (0, 0);
+    for (call, nth) in points.iter().step_by(stride) {
         earlier.must(&space);
-        let inject = format!("inject=all:signal=KILL:when={n}");
-        let traced = later.clone().under(&["strace", "-f", "-qqq", "-o", "/dev/null", "-e", &inject]);
-        let done = traced.run(&space);
+        let inject = format!("inject={call}:signal=KILL:when={nth}");
+        let done = later.clone().under(&["strace", follow, "-qqq", "-o", "/dev/null", "-e", &inject]).run(&space);
+        let point = format!("killed at {call} number {nth}: {}", String::from_utf8_lossy(&done.stderr));
         if backend == "nft" {
             // One transaction: all or nothing.
             let after = all_rules(&space);
-            assert!(after == before || after == right, "killed at {n}:\n{after}");
+            assert!(after == before || after == right, "{point}\n{after}");
         }
-        let completed = done.status.success();
-        kills += usize::from(done.status.signal() == Some(9));
-        if !completed && done.status.signal().is_none() {
-            // A program it had started was killed: it says so and leaves nothing.
-            let log = String::from_utf8_lossy(&done.stderr);
-            assert_eq!(done.status.code(), Some(69), "killed at {n}: {log}");
-            assert!(!all_rules(&space).contains("TEL_"), "killed at {n}: {log}\n{}", all_rules(&space));
+        match (done.status.code(), done.status.signal()) {
+            (None, Some(9)) => kills += 1,
+            // A program it had started was killed, and it says so or does without.
+            (Some(69), None) => child_kills += 1,
+            (code, _) => assert_eq!(code, Some(0), "{point}"),
         }
         later.must(&space);
-        assert_eq!(all_rules(&space), right, "{backend}, killed at system call {n}");
-        if completed {
-            break;
-        }
-        assert!(n < 5000, "the program does not come to its end");
+        assert_eq!(all_rules(&space), right, "{backend}, {point}");
     }
-    assert!(kills > 5, "{kills} kills: the tracer (strace) did not inject any");
+    println!("{backend}: {kills} kills of {victims:?}, and {child_kills} of the programs it started alone");
+    let tried = points.len().div_ceil(stride);
+    assert!(2 * (kills + child_kills) > tried, "of {tried} only {kills} and {child_kills} were killed");
     later.remove(&space);
     assert!(!all_rules(&space).contains("TEL_"));
+}
+
+/// Every system call in the tracer's output as its name and its how-manieth of that name in its process, each once.
+fn system_calls(trace: &str, victims: Victims) -> Vec<(String, usize)> {
+    let mut counts = std::collections::HashMap::new();
+    let mut points = Vec::new();
+    for line in trace.lines() {
+        let (process, call) = match victims {
+            Victims::Program => ("", line),
+            Victims::Everything => line.split_once(' ').unwrap_or(("", line)),
+        };
+        let Some((name, _)) = call.trim_start().split_once('(') else { continue };
+        if !name.is_empty() && name.bytes().all(|it| it.is_ascii_alphanumeric() || it == b'_') {
+            let count = counts.entry((process.to_owned(), name.to_owned())).or_insert(0);
+            *count += 1;
+            // The very first is the tracer's own way into the program.
+            if !points.contains(&(name.to_owned(), *count)) && (name, *count) != ("execve", 1) {
+                points.push((name.to_owned(), *count));
+            }
+        }
+    }
+    points
 }
 
 #[test]

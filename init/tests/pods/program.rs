@@ -69,7 +69,8 @@ pub(crate) struct Program {
 impl Program {
     /// With this configuration in `dir`, for a pod of these families.
     pub(crate) fn new(dir: &Path, ports: &[Port], families: Families, backend: &str) -> Self {
-        let file = dir.join(format!("{:?}-{backend}.yaml", ports.iter().map(|it| it.agent_port).collect::<Vec<_>>()));
+        let numbers: Vec<_> = ports.iter().map(|it| it.container_port).collect();
+        let file = dir.join(format!("{numbers:?}.yaml"));
         std::fs::write(&file, config(ports)).unwrap();
         let arguments = ["agent-init", "--backend", backend, "--config"].map(str::to_owned).into_iter();
         Self {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use agent_init::rule::Transport::Tcp;
+use rustix::process::{Gid, Uid};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use crate::parties::{agent, app, asked};
@@ -63,18 +64,20 @@ fn run_in(image: &Path, space: &Space, who: As, capabilities: CapabilitySet, arg
                     let _ = rustix::thread::remove_capability_from_bounding_set(capability);
                 }
                 if who.uid == 0 {
-                    let sets = CapabilitySets {
-                        effective: capabilities,
-                        permitted: capabilities,
-                        inheritable: CapabilitySet::empty(),
-                    };
+                    let inheritable = CapabilitySet::empty();
+                    let sets = CapabilitySets { effective: capabilities, permitted: capabilities, inheritable };
                     rustix::thread::set_capabilities(None, sets)?;
+                } else {
+                    let (uid, gid) = (Uid::from_raw(who.uid), Gid::from_raw(who.gid));
+                    rustix::thread::set_thread_groups(&[])?;
+                    rustix::thread::set_thread_res_gid(gid, gid, gid)?;
+                    rustix::thread::set_thread_res_uid(uid, uid, uid)?;
                 }
-                rustix::thread::set_no_new_privs(who.uid == 0)?;
+                rustix::thread::set_no_new_privs(true)?;
                 Ok(())
             });
         }
-        command.uid(who.uid).gid(who.gid).output().unwrap()
+        command.output().unwrap()
     })
 }
 
