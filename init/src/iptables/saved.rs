@@ -110,18 +110,19 @@ impl Saved {
         lines
     }
 
+    /// Whether our jumps in `PREROUTING` stand behind everybody else's.
+    fn callers_meet_others_first(&self) -> bool {
+        self.of("PREROUTING").skip_while(|rule| !rule.is_our_jump()).all(SavedRule::is_our_jump)
+    }
+
     /// The document that makes `rules` all that is ours here, or `None` when they are already.
     ///
     /// `mark` is an empty chain to leave beside them. What was ours goes and comes again in the same transaction:
     /// jumps are deleted and put in their places anew, so that they are never there twice, and those in `PREROUTING`
     /// end up behind a mesh's that came since.
     pub fn transition(&self, rules: &[&Rule], mark: Option<&str>) -> Option<Document> {
-        let last_foreign = self.of("PREROUTING").position(|rule| rule.is_our_jump());
-        let behind_others = self.of("PREROUTING").skip(last_foreign.unwrap_or(0)).all(SavedRule::is_our_jump);
-        if self.differences(rules).is_empty()
-            && (behind_others || rules.is_empty())
-            && (!rules.is_empty() || !self.has_ours())
-        {
+        let nothing_to_undo = !rules.is_empty() || !self.has_ours();
+        if nothing_to_undo && self.differences(rules).is_empty() && self.callers_meet_others_first() {
             return None;
         }
         let own: Vec<&str> = own_chains(rules).into_iter().map(Chain::name).collect();
@@ -131,9 +132,9 @@ impl Saved {
             say(format!("-D {} {}", jump.chain, jump.text), None);
         }
         // Naming a chain creates it, or empties it.
-        let stale: Vec<_> = self.chains.iter().filter(|name| name.starts_with(PREFIX)).collect();
+        let kept = |name: &str| own.contains(&name) || mark == Some(name);
         let stale: Vec<_> =
-            stale.into_iter().filter(|name| !own.contains(&name.as_str()) && Some(name.as_str()) != mark).collect();
+            self.chains.iter().filter(|name| name.starts_with(PREFIX) && !kept(name.as_str())).collect();
         for name in own.iter().copied().chain(stale.iter().map(|name| name.as_str())).chain(mark) {
             say(format!(":{name} - [0:0]"), None);
         }
