@@ -1,2 +1,56 @@
-//! Placeholder of the program.
-fn main() {}
+//! The program: flags, signals, exit codes (0 done, 1 failed, 64 wrong usage).
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use intercept::flags::{Command, Flags};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let flags = match Flags::try_parse() {
+        Ok(flags) => flags,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 64 } else { 0 });
+        }
+    };
+    tracing_subscriber::fmt().with_env_filter(EnvFilter::from_default_env()).with_writer(std::io::stderr).init();
+    let stop = CancellationToken::new();
+    if let Err(error) = stop_on_signals(stop.clone()) {
+        eprintln!("intercept: cannot wait for signals: {error}");
+        return ExitCode::FAILURE;
+    }
+    let done = match &flags.command {
+        Command::Create(create) => intercept::create(create, stop).await,
+        Command::List(manager) => intercept::list(manager).await,
+        Command::Leave(leave) => intercept::leave(leave).await,
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("intercept: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The first signal asks for an orderly end; the second does not wait for it.
+fn stop_on_signals(stop: CancellationToken) -> std::io::Result<()> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            if stop.is_cancelled() {
+                std::process::exit(1);
+            }
+            stop.cancel();
+        }
+    });
+    Ok(())
+}

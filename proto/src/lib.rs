@@ -2,9 +2,12 @@
 //! configuration, and the words they are written in.
 //!
 //! With feature `grpc` (on by default) come the generated messages and stubs; without it nothing here
-//! knows tonic or tokio, which is how agent-init depends on it.
+//! knows tonic or tokio, which is how agent-init depends on it. Feature `dialer` adds the end of a tunnel
+//! that dials.
 
 pub mod conn_id;
+#[cfg(feature = "dialer")]
+pub mod dialer;
 pub mod duration;
 pub mod fault;
 pub mod log_level;

@@ -1,0 +1,110 @@
+//! Answers announced connections: opens the tunnel's second stream, dials the local target, copies.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::task::TaskTracker;
+use tonic::transport::Channel;
+use tonic::{Status, Streaming};
+use traffic_proto::ConnId;
+use traffic_proto::agent::agent_client::AgentClient;
+use traffic_proto::dialer::{self, Outgoing};
+use traffic_proto::manager::{DialRequest, SessionInfo, TunnelMessage};
+use traffic_proto::tunnel::{Message, StreamInfo, duration_from_nanos};
+
+use crate::session::Manager;
+
+/// Messages held towards the manager or agent; the transport's window holds more.
+const QUEUE: usize = 8;
+/// The time to open a stream where the request names none.
+const DEFAULT_OPENING: Duration = Duration::from_secs(7);
+
+/// Where connections are announced and answered.
+#[derive(Clone)]
+pub(crate) enum Via {
+    Manager(Manager),
+    Agent(AgentClient<Channel>),
+}
+
+/// Answers connections.
+#[derive(Clone)]
+pub(crate) struct Answers {
+    /// The only address that is dialled, whatever is asked for: the cluster has no business elsewhere.
+    pub(crate) target: SocketAddr,
+    /// One task for each tunnel.
+    pub(crate) tunnels: TaskTracker,
+}
+
+impl Answers {
+    /// Answers what is announced to the session until the stream ends or fails.
+    pub(crate) async fn watch(&self, via: Via, session: &SessionInfo) -> Result<(), Status> {
+        let announced = self.open(&via, session).await?;
+        self.serve(announced, via, session).await
+    }
+
+    /// Begins to listen for announcements.
+    pub(crate) async fn open(&self, via: &Via, session: &SessionInfo) -> Result<Streaming<DialRequest>, Status> {
+        let announced = match via {
+            Via::Manager(manager) => manager.clone().watch_dial(session.clone()).await,
+            Via::Agent(agent) => agent.clone().watch_dial(session.clone()).await,
+        };
+        Ok(announced?.into_inner())
+    }
+
+    /// Answers announcements until their stream ends or fails. Tunnels go on after that.
+    pub(crate) async fn serve(
+        &self,
+        mut announced: Streaming<DialRequest>,
+        via: Via,
+        session: &SessionInfo,
+    ) -> Result<(), Status> {
+        let session: Arc<str> = session.session_id.as_str().into();
+        while let Some(request) = announced.message().await? {
+            let (via, session, target) = (via.clone(), session.clone(), self.target);
+            self.tunnels.spawn(async move {
+                if let Err(why) = answer(via, &session, request, target).await {
+                    tracing::debug!("connection not served: {why}");
+                }
+            });
+        }
+        Ok(())
+    }
+}
+
+async fn answer(via: Via, session: &str, request: DialRequest, target: SocketAddr) -> anyhow::Result<()> {
+    let conn = ConnId::parse(&request.conn_id)?;
+    let latency = duration_from_nanos(request.roundtrip_latency);
+    let dial_timeout = duration_from_nanos(request.dial_timeout);
+    let (tx, rx) = mpsc::channel(QUEUE);
+    let info = StreamInfo::new(conn, session, latency, dial_timeout);
+    tx.send(TunnelMessage { payload: Message::StreamInfo(info).encode() }).await?;
+    let opening = match latency.saturating_add(dial_timeout) {
+        Duration::ZERO => DEFAULT_OPENING,
+        some => some,
+    };
+    let mut incoming = timeout(opening, open(via, rx)).await??;
+    if conn.destination() != target {
+        dialer::reject(&mut incoming, Outgoing::caller(tx)).await;
+        anyhow::bail!("asked to dial {}, which is not the target {target}", conn.destination());
+    }
+    let carried = dialer::serve(conn, dial_timeout, incoming, Outgoing::caller(tx)).await?;
+    tracing::debug!(%conn, ?carried, "connection ended");
+    Ok(())
+}
+
+async fn open(via: Via, rx: mpsc::Receiver<TunnelMessage>) -> anyhow::Result<Streaming<TunnelMessage>> {
+    let messages = ReceiverStream::new(rx);
+    let mut incoming = match via {
+        Via::Manager(mut manager) => manager.tunnel(messages).await?,
+        Via::Agent(mut agent) => agent.tunnel(messages).await?,
+    }
+    .into_inner();
+    match incoming.message().await?.map(|message| Message::decode(message.payload)).transpose()? {
+        Some(Message::StreamOk(_)) => Ok(incoming),
+        other => anyhow::bail!("the stream was answered with {other:?} instead of a stream ok"),
+    }
+}

@@ -1,0 +1,334 @@
+//! The life of one intercept: arrive, prepare, create, serve while it lasts, leave.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::{Code, Status};
+use traffic_proto::manager::{
+    ClientInfo, CreateInterceptRequest, InterceptDispositionType as Disposition, InterceptInfo, InterceptSpec,
+    PreparedIntercept, RemoveInterceptRequest2, SessionInfo,
+};
+
+use crate::Failure;
+use crate::dials::{Answers, Via};
+use crate::direct::Direct;
+use crate::flags::Create;
+use crate::manage::summary;
+use crate::report::{Pairs, env_file, line};
+use crate::session::{self, Manager, Resumed, call, said};
+
+/// After leaving, connections may still be announced for requests that were routed before the agent heard.
+const LAST_CALLS: Duration = Duration::from_millis(500);
+/// How long connections may go on after leaving.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Creates an intercept and serves it until `stop`, or until somebody else removes it.
+pub async fn create(flags: &Create, stop: CancellationToken) -> Result<(), Failure> {
+    let target = resolve(&flags.address, flags.port.local).await?;
+    let spec = flags.spec(target).map_err(Failure)?;
+    let manager = session::connect(&flags.manager.manager).await?;
+    let client = session::client_info(&flags.manager.client, &flags.namespace);
+    let answers = Answers { target, tunnels: TaskTracker::new() };
+    let mut life = Life { flags, manager, client, spec, answers, stop, became_active: false };
+    match life.begin().await? {
+        Some((session, info)) => life.last(session, info).await,
+        None => Ok(()),
+    }
+}
+
+struct Life<'a> {
+    flags: &'a Create,
+    manager: Manager,
+    client: ClientInfo,
+    /// As prepared by the manager.
+    spec: InterceptSpec,
+    answers: Answers,
+    stop: CancellationToken,
+    became_active: bool,
+}
+
+/// Why serving came to an end.
+enum Ended {
+    Stopped,
+    Removed,
+    /// The manager cannot be reached or has forgotten us.
+    Lost(Status),
+}
+
+impl Life<'_> {
+    /// Arrives and creates the intercept; `None` when stopped meanwhile.
+    async fn begin(&mut self) -> Result<Option<(SessionInfo, InterceptInfo)>, Failure> {
+        let session = self.manager.arrive_as_client(call(self.client.clone())).await;
+        let session = session.map_err(|status| refused("the manager refuses this client", &status))?.into_inner();
+        let stop = self.stop.clone();
+        match stop.run_until_cancelled(self.make(&session)).await {
+            Some(Ok(info)) => {
+                line(summary(&info));
+                Ok(Some((session, info)))
+            }
+            Some(Err(failure)) => {
+                self.depart(session).await;
+                Err(failure)
+            }
+            None => {
+                self.depart(session).await;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Prepares and creates the intercept.
+    async fn make(&mut self, session: &SessionInfo) -> Result<InterceptInfo, Failure> {
+        let mut request = CreateInterceptRequest {
+            session: Some(session.clone()),
+            intercept_spec: Some(self.spec.clone()),
+            ..CreateInterceptRequest::default()
+        };
+        let mut prepare = tonic::Request::new(request.clone());
+        // The manager may have to wait for the workload to roll out.
+        prepare.set_timeout(Duration::from_secs(self.flags.timeout) + session::CALL);
+        let prepared = self.manager.prepare_intercept(prepare).await;
+        let prepared = prepared.map_err(|status| refused("the intercept cannot be prepared", &status))?;
+        complete(&mut self.spec, prepared.into_inner())?;
+        request.intercept_spec = Some(self.spec.clone());
+        let info = self.manager.create_intercept(call(request)).await;
+        Ok(info.map_err(|status| refused("the intercept cannot be created", &status))?.into_inner())
+    }
+
+    /// Serves the intercept to its end, over as many connections to the manager as it takes.
+    async fn last(mut self, mut session: SessionInfo, mut info: InterceptInfo) -> Result<(), Failure> {
+        let mut direct = self.direct(&session);
+        let result = loop {
+            match self.serve(&session, &mut info, &mut direct).await {
+                Ok(Ended::Stopped) => break Ok(()),
+                Ok(Ended::Removed) => {
+                    line(Pairs(&[("state", "REMOVED"), ("intercept", &self.spec.name)]));
+                    break Ok(());
+                }
+                Err(failure) => break Err(failure),
+                Ok(Ended::Lost(status)) => {
+                    line(Pairs(&[("manager", "lost"), ("message", &said(&status))]));
+                    let resumed = session::resume(self.manager.clone(), &session, &self.client, &info);
+                    match self.stop.run_until_cancelled(resumed).await {
+                        None => break Ok(()),
+                        Some(Resumed::Same) => {}
+                        Some(Resumed::Unknown) => match self.begin().await {
+                            Ok(None) => return Ok(()),
+                            Ok(Some((new, created))) => {
+                                (session, info) = (new, created);
+                                direct = self.direct(&session);
+                            }
+                            Err(failure) => {
+                                // The manager may have gone again, and so is asked again.
+                                line(Pairs(&[("manager", "lost"), ("message", &failure.0)]));
+                                sleep(Duration::from_secs(1)).await;
+                                continue;
+                            }
+                        },
+                    }
+                    line(Pairs(&[("manager", "back")]));
+                    // A manager that takes us back only to refuse us must not be hammered.
+                    sleep(Duration::from_millis(200)).await;
+                }
+            }
+        };
+        self.leave(session).await;
+        drop(direct);
+        result
+    }
+
+    fn direct(&self, session: &SessionInfo) -> Direct {
+        Direct::new(self.answers.clone(), session.clone(), !self.flags.no_direct, self.flags.agent.clone())
+    }
+
+    /// Serves as long as the manager can be reached.
+    async fn serve(
+        &mut self,
+        session: &SessionInfo,
+        info: &mut InterceptInfo,
+        direct: &mut Direct,
+    ) -> Result<Ended, Failure> {
+        let stop = self.stop.clone();
+        let (manager, answers) = (self.manager.clone(), self.answers.clone());
+        tokio::select! {
+            () = stop.cancelled() => Ok(Ended::Stopped),
+            status = session::remain(manager.clone(), session.clone()) => Ok(Ended::Lost(status)),
+            status = dials(answers, manager.clone(), session) => Ok(Ended::Lost(status)),
+            status = agents(manager.clone(), session, direct) => Ok(Ended::Lost(status)),
+            ended = self.states(manager.clone(), session, info) => ended,
+        }
+    }
+
+    /// Follows the intercept's state.
+    async fn states(
+        &mut self,
+        mut manager: Manager,
+        session: &SessionInfo,
+        info: &mut InterceptInfo,
+    ) -> Result<Ended, Failure> {
+        let deadline = Instant::now() + Duration::from_secs(self.flags.timeout);
+        let mut snapshots = match manager.watch_intercepts(session.clone()).await {
+            Ok(snapshots) => snapshots.into_inner(),
+            Err(status) => return Ok(Ended::Lost(status)),
+        };
+        loop {
+            let snapshot = tokio::select! {
+                snapshot = snapshots.message() => snapshot,
+                () = sleep_until(deadline), if !self.became_active => return Err(self.never_active()),
+            };
+            let snapshot = match snapshot {
+                Ok(Some(snapshot)) => snapshot,
+                Ok(None) => return Ok(Ended::Lost(Status::unavailable("the session has ended"))),
+                Err(status) => return Ok(Ended::Lost(status)),
+            };
+            let Some(state) = snapshot.intercepts.into_iter().find(|other| other.id == info.id) else {
+                return Ok(Ended::Removed);
+            };
+            let is_news = state.disposition != info.disposition || state.pod_name != info.pod_name;
+            *info = state;
+            if is_news {
+                line(summary(info));
+            }
+            match info.disposition() {
+                Disposition::Active if !self.became_active => self.activated(info)?,
+                Disposition::Active | Disposition::Waiting => {}
+                _ if self.became_active => {}
+                other => {
+                    let why = if info.message.is_empty() { "no reason given" } else { &info.message };
+                    return Err(Failure(format!("intercept {:?}: {}: {why}", self.spec.name, other.as_str_name())));
+                }
+            }
+        }
+    }
+
+    fn activated(&mut self, info: &InterceptInfo) -> Result<(), Failure> {
+        self.became_active = true;
+        if let Some(path) = &self.flags.env_file {
+            write_secret(path, &env_file(&info.environment))
+                .map_err(|error| Failure(format!("--env-file {}: {error}", path.display())))?;
+        }
+        let takes = if info.mechanism_args_desc.is_empty() { "matching traffic" } else { &info.mechanism_args_desc };
+        let (workload, target) = (self.flags.workload(), self.answers.target);
+        line(format_args!("Intercepting {workload}: {takes} -> {target}. Interrupt to leave."));
+        Ok(())
+    }
+
+    fn never_active(&self) -> Failure {
+        Failure(format!(
+            "intercept {:?} is still waiting after {} s: no agent of {:?} took it up; does the port {:?} exist there?",
+            self.spec.name,
+            self.flags.timeout,
+            self.flags.workload(),
+            self.spec.port_identifier
+        ))
+    }
+
+    /// Removes the intercept, lets connections finish for a while, and departs.
+    async fn leave(&mut self, session: SessionInfo) {
+        let request = RemoveInterceptRequest2 { session: Some(session.clone()), name: self.spec.name.clone() };
+        let mut remove = call(request);
+        remove.set_timeout(Duration::from_secs(2));
+        let _ = self.manager.remove_intercept(remove).await;
+        let finished = async {
+            sleep(LAST_CALLS).await;
+            self.answers.tunnels.close();
+            let _ = timeout(GRACE, self.answers.tunnels.wait()).await;
+        };
+        tokio::select! {
+            () = finished => {}
+            () = async {
+                dials(self.answers.clone(), self.manager.clone(), &session).await;
+                std::future::pending().await
+            } => {}
+        }
+        self.depart(session).await;
+    }
+
+    async fn depart(&mut self, session: SessionInfo) {
+        let mut depart = call(session);
+        depart.set_timeout(Duration::from_secs(2));
+        let _ = self.manager.depart(depart).await;
+    }
+}
+
+/// Answers connections that the manager announces. One that never does is no fault: later ones do not.
+async fn dials(answers: Answers, manager: Manager, session: &SessionInfo) -> Status {
+    match answers.watch(Via::Manager(manager), session).await {
+        Ok(()) => Status::unavailable("the manager ended the session"),
+        Err(status) if status.code() == Code::Unimplemented => std::future::pending().await,
+        Err(status) => status,
+    }
+}
+
+/// Follows the agents that can be attached to directly, where the manager tells of them.
+async fn agents(mut manager: Manager, session: &SessionInfo, direct: &mut Direct) -> Status {
+    let mut snapshots = match manager.watch_agent_pods(session.clone()).await {
+        Ok(snapshots) => snapshots.into_inner(),
+        Err(status) if status.code() == Code::Unimplemented => std::future::pending().await,
+        Err(status) => return status,
+    };
+    loop {
+        match snapshots.message().await {
+            Ok(Some(snapshot)) => direct.follow(&snapshot.agents),
+            Ok(None) => return Status::unavailable("the manager ended the session"),
+            Err(status) => return status,
+        }
+    }
+}
+
+/// Puts into the spec what the manager found out about the workload.
+fn complete(spec: &mut InterceptSpec, prepared: PreparedIntercept) -> Result<(), Failure> {
+    if !prepared.error.is_empty() {
+        return Err(Failure(format!("intercept {:?} cannot be prepared: {}", spec.name, prepared.error)));
+    }
+    if !prepared.service_uid.is_empty() {
+        let port = match prepared.service_port_name.as_str() {
+            "" => prepared.service_port.to_string(),
+            name => name.to_owned(),
+        };
+        spec.port_identifier = format!("{port}/{}", prepared.protocol);
+    }
+    if spec.port_identifier.is_empty() && prepared.container_port == 0 {
+        let message = format!("which port of {:?} is meant? write --port {}:PORT", spec.agent, spec.target_port);
+        return Err(Failure(message));
+    }
+    spec.service_uid = prepared.service_uid;
+    spec.service_name = prepared.service_name;
+    spec.service_port_name = prepared.service_port_name;
+    spec.service_port = prepared.service_port;
+    spec.workload_kind = prepared.workload_kind;
+    spec.container_name = prepared.container_name;
+    spec.container_port = prepared.container_port;
+    spec.pod_ports = prepared.pod_ports;
+    spec.service_ips = prepared.service_ips;
+    if !prepared.protocol.is_empty() {
+        spec.protocol = prepared.protocol;
+    }
+    Ok(())
+}
+
+async fn resolve(host: &str, port: u16) -> Result<SocketAddr, Failure> {
+    let found = tokio::net::lookup_host((host, port)).await;
+    let found = found.map_err(|error| Failure(format!("--address {host}: {error}; name a host or an IP address")))?;
+    let addresses: Vec<SocketAddr> = found.map(|address| SocketAddr::new(address.ip().to_canonical(), port)).collect();
+    // Names such as localhost mean both families; servers for development mostly listen on the older one.
+    let chosen = addresses.iter().find(|address| address.is_ipv4()).or(addresses.first());
+    chosen.copied().ok_or_else(|| Failure(format!("--address {host} has no address")))
+}
+
+/// The environment of an app often holds secrets, so the file is for its owner alone.
+fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    file.write_all(text.as_bytes())
+}
+
+fn refused(what: &str, status: &Status) -> Failure {
+    Failure(format!("{what}: {}", said(status)))
+}

@@ -1,0 +1,150 @@
+//! The workstation's session with the manager: connect, arrive, remain, come back, depart.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, interval_at, sleep, timeout};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Status};
+use traffic_proto::manager::manager_client::ManagerClient;
+use traffic_proto::manager::{ClientInfo, InterceptInfo, ReconnectClientRequest, RemainRequest, SessionInfo};
+use traffic_proto::tunnel::GRPC_LIMIT;
+
+use crate::Failure;
+
+/// The protocol generation we speak; managers refuse clients that are too old by it.
+const VERSION: &str = "v2.27.5";
+/// How long one call may take.
+pub(crate) const CALL: Duration = Duration::from_secs(15);
+/// How long to look for the manager at the start.
+const FIRST_CONTACT: Duration = Duration::from_secs(15);
+/// Heartbeat.
+const REMAIN: Duration = Duration::from_secs(5);
+/// What one stream may send ahead of its reader.
+const STREAM_WINDOW: u32 = 1 << 20;
+/// What one connection may send ahead of its readers: all tunnels share it, and what a stalled one holds
+/// must not be taken from the others.
+const CONNECTION_WINDOW: u32 = 1 << 30;
+
+/// A client of the manager.
+pub(crate) type Manager = ManagerClient<Channel>;
+
+/// How to connect to a peer that speaks gRPC in clear text.
+pub(crate) fn endpoint(address: &str) -> Result<Endpoint, Failure> {
+    let uri = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
+    let endpoint = Endpoint::from_shared(uri);
+    let endpoint = endpoint.map_err(|error| Failure(format!("{address:?} is no address: {error}; write HOST:PORT")))?;
+    Ok(endpoint
+        .connect_timeout(Duration::from_secs(3))
+        .tcp_nodelay(true)
+        .tcp_keepalive(Some(Duration::from_secs(30)))
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW))
+}
+
+/// Connects to the manager; one that is just starting is waited for.
+pub(crate) async fn connect(address: &str) -> Result<Manager, Failure> {
+    let endpoint = endpoint(address)?;
+    let mut manager = ManagerClient::new(endpoint.connect_lazy()).max_decoding_message_size(GRPC_LIMIT);
+    let mut last = None;
+    let answer = timeout(FIRST_CONTACT, async {
+        loop {
+            match manager.version(()).await {
+                Ok(version) => return version.into_inner(),
+                Err(status) => last = Some(status),
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await;
+    let Ok(version) = answer else {
+        let why = last.map(|status| said(&status)).unwrap_or_default();
+        return Err(Failure(format!("no traffic-manager answers at {address}: {why}; check --manager")));
+    };
+    crate::report::line(format_args!("Connected to {} {} at {address}", version.name, version.version));
+    Ok(manager)
+}
+
+/// A call with a deadline.
+pub(crate) fn call<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(CALL);
+    request
+}
+
+/// Who we are.
+pub(crate) fn client_info(client: &str, namespace: &str) -> ClientInfo {
+    ClientInfo {
+        name: client.to_owned(),
+        install_id: client.to_owned(),
+        product: "telepresence".into(),
+        version: VERSION.into(),
+        namespace: namespace.to_owned(),
+        ..ClientInfo::default()
+    }
+}
+
+/// Tells the manager that we are here, again and again. Returns when it does not know us or cannot be asked.
+pub(crate) async fn remain(mut manager: Manager, session: SessionInfo) -> Status {
+    let mut ticks = interval_at(Instant::now() + REMAIN, REMAIN);
+    loop {
+        ticks.tick().await;
+        let request = RemainRequest { session: Some(session.clone()), ..RemainRequest::default() };
+        if let Err(status) = manager.remain(call(request)).await {
+            return status;
+        }
+    }
+}
+
+/// What came of trying to go on with a session.
+pub(crate) enum Resumed {
+    /// It goes on.
+    Same,
+    /// The manager is there and does not know it.
+    Unknown,
+}
+
+/// Goes on with a session once the manager can be reached, giving it back what it may have forgotten.
+pub(crate) async fn resume(
+    mut manager: Manager,
+    session: &SessionInfo,
+    client: &ClientInfo,
+    intercept: &InterceptInfo,
+) -> Resumed {
+    let mut pause = Duration::from_millis(100);
+    loop {
+        let request = ReconnectClientRequest {
+            session: Some(session.clone()),
+            client: Some(client.clone()),
+            intercepts: vec![intercept.clone()],
+            agents: Vec::new(),
+        };
+        let mut answer = manager.reconnect_client(call(request)).await;
+        if answer.as_ref().is_err_and(|status| status.code() == Code::Unimplemented) {
+            let request = RemainRequest { session: Some(session.clone()), ..RemainRequest::default() };
+            answer = manager.remain(call(request)).await;
+        }
+        match answer {
+            Ok(_) => return Resumed::Same,
+            Err(status) if is_away(&status) => {}
+            Err(_) => return Resumed::Unknown,
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(3));
+    }
+}
+
+/// Whether the manager could not be asked at all.
+pub(crate) fn is_away(status: &Status) -> bool {
+    matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown)
+}
+
+/// A status in words: the message, and what caused it where the transport knows more.
+pub(crate) fn said(status: &Status) -> String {
+    let mut text = if status.message().is_empty() { status.code().to_string() } else { status.message().to_owned() };
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}

@@ -1,0 +1,254 @@
+//! Which intercepts there are, and the rules of their dispositions.
+//!
+//! An intercept waits until an agent of its workload has reviewed it. What its agents are decides whether
+//! it can wait at all: none, replicas that differ, or none with its mechanism put it aside, and it waits
+//! again as soon as that is mended.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
+use traffic_proto::manager::{
+    AgentInfo, InterceptDispositionType as Disposition, InterceptInfo, InterceptSpec, ReviewInterceptRequest,
+    SessionInfo,
+};
+
+use crate::refusal::Refusal;
+
+/// All intercepts by id, `<client session>:<name>`.
+#[derive(Debug, Default)]
+pub(crate) struct Intercepts {
+    by_id: BTreeMap<String, Intercept>,
+}
+
+#[derive(Debug)]
+struct Intercept {
+    info: InterceptInfo,
+    /// Taken over from an earlier manager: until then its agents may still be on their way back.
+    trusted_until: Option<Instant>,
+}
+
+impl Intercepts {
+    /// Adds a client's intercept. `agents` are those of its workload.
+    pub(crate) fn create(
+        &mut self,
+        session: &SessionInfo,
+        spec: InterceptSpec,
+        agents: &[&AgentInfo],
+    ) -> Result<InterceptInfo, Refusal> {
+        check_spec(&spec)?;
+        let id = id(&session.session_id, &spec.name);
+        if self.by_id.contains_key(&id) {
+            return Err(Refusal::Exists(format!("intercept {:?} exists already; leave it first", spec.name)));
+        }
+        let mut info = InterceptInfo {
+            id: id.clone(),
+            client_session: Some(session.clone()),
+            spec: Some(spec),
+            ..InterceptInfo::default()
+        };
+        let verdict = verdict(agents, spec_of(&info));
+        settle(&mut info, verdict);
+        self.by_id.insert(id, Intercept { info: info.clone(), trusted_until: None });
+        Ok(info)
+    }
+
+    /// Takes intercepts back that an earlier manager held for this client. Those known already stay as they are.
+    pub(crate) fn restore(
+        &mut self,
+        session: &SessionInfo,
+        infos: Vec<InterceptInfo>,
+        now: Instant,
+        patience: Duration,
+    ) {
+        for mut info in infos {
+            let Some(spec) = &info.spec else { continue };
+            if check_spec(spec).is_err() || info.disposition() == Disposition::Removed {
+                continue;
+            }
+            info.id = id(&session.session_id, &spec.name);
+            info.client_session = Some(session.clone());
+            self.by_id
+                .entry(info.id.clone())
+                .or_insert_with(|| Intercept { info, trusted_until: Some(now + patience) });
+        }
+    }
+
+    /// Removes one; false when there is none.
+    pub(crate) fn remove(&mut self, session: &str, name: &str) -> bool {
+        self.by_id.remove(&id(session, name)).is_some()
+    }
+
+    /// Removes all of a client that is gone.
+    pub(crate) fn remove_all_of(&mut self, session: &str) {
+        self.by_id.retain(|_, intercept| owner(&intercept.info) != session);
+    }
+
+    /// Stores what an agent found. Only the first review of a waiting intercept counts.
+    pub(crate) fn review(&mut self, agent: &AgentInfo, review: ReviewInterceptRequest) -> Result<(), Refusal> {
+        let intercept = self.by_id.get_mut(&review.id).ok_or_else(|| Refusal::no_intercept(&review.id))?;
+        let info = &mut intercept.info;
+        if info.disposition() != Disposition::Waiting || !is_workload(spec_of(info), agent) {
+            return Ok(());
+        }
+        info.disposition = review.disposition;
+        info.message = review.message;
+        info.pod_ip = review.pod_ip;
+        info.ftp_port = review.ftp_port;
+        info.sftp_port = review.sftp_port;
+        info.mount_point = review.mount_point;
+        info.mounts = review.mounts;
+        info.mechanism_args_desc = review.mechanism_args_desc;
+        info.headers = review.headers;
+        info.metadata = review.metadata;
+        info.environment = review.environment;
+        info.pod_name = agent.pod_name.clone();
+        modified(info);
+        Ok(())
+    }
+
+    /// Brings all intercepts of a workload in line with its agents, after one of them came or left.
+    pub(crate) fn reconcile(&mut self, name: &str, namespace: &str, agents: &[&AgentInfo]) {
+        for intercept in self.by_id.values_mut() {
+            let spec = spec_of(&intercept.info);
+            if spec.agent == name && spec.namespace == namespace {
+                // An agent is back, so there is no need to take anything on trust.
+                intercept.trusted_until = intercept.trusted_until.filter(|_| agents.is_empty());
+                if intercept.trusted_until.is_none() {
+                    let verdict = verdict(agents, spec);
+                    settle(&mut intercept.info, verdict);
+                }
+            }
+        }
+    }
+
+    /// The agent that an active intercept was reviewed by is gone: if there are others, one of them reviews.
+    pub(crate) fn agent_left(&mut self, gone: &AgentInfo) {
+        for Intercept { info, .. } in self.by_id.values_mut() {
+            let reviewed_by = info.disposition() == Disposition::Active && info.pod_ip == gone.pod_ip;
+            if reviewed_by && info.pod_name == gone.pod_name && is_workload(spec_of(info), gone) {
+                set(info, Disposition::Waiting, String::new());
+            }
+        }
+    }
+
+    /// Workloads whose intercepts were taken on trust and whose agents have not come back in time.
+    pub(crate) fn trusted_too_long(&mut self, now: Instant) -> BTreeSet<(String, String)> {
+        let mut workloads = BTreeSet::new();
+        for intercept in self.by_id.values_mut() {
+            if intercept.trusted_until.is_some_and(|until| until <= now) {
+                intercept.trusted_until = None;
+                let spec = spec_of(&intercept.info);
+                workloads.insert((spec.agent.clone(), spec.namespace.clone()));
+            }
+        }
+        workloads
+    }
+
+    pub(crate) fn get(&self, session: &str, name: &str) -> Result<&InterceptInfo, Refusal> {
+        let found = self.by_id.get(&id(session, name)).or_else(|| self.by_id.get(name));
+        found.map(|intercept| &intercept.info).ok_or_else(|| Refusal::no_intercept(name))
+    }
+
+    /// All of them, in the order of their ids.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &InterceptInfo> {
+        self.by_id.values().map(|intercept| &intercept.info)
+    }
+}
+
+/// The session an intercept belongs to.
+pub(crate) fn owner(info: &InterceptInfo) -> &str {
+    info.client_session.as_ref().map_or("", |session| &session.session_id)
+}
+
+/// Whether this is an agent of the workload.
+pub(crate) fn is_workload(spec: &InterceptSpec, agent: &AgentInfo) -> bool {
+    spec.agent == agent.name && spec.namespace == agent.namespace
+}
+
+/// The spec of an intercept kept here; `check_spec` saw it.
+pub(crate) fn spec_of(info: &InterceptInfo) -> &InterceptSpec {
+    static NONE: std::sync::LazyLock<InterceptSpec> = std::sync::LazyLock::new(InterceptSpec::default);
+    info.spec.as_ref().unwrap_or(&NONE)
+}
+
+fn id(session: &str, name: &str) -> String {
+    format!("{session}:{name}")
+}
+
+fn check_spec(spec: &InterceptSpec) -> Result<(), Refusal> {
+    let fields = [
+        ("name", &spec.name),
+        ("agent", &spec.agent),
+        ("namespace", &spec.namespace),
+        ("mechanism", &spec.mechanism),
+        ("target_host", &spec.target_host),
+    ];
+    for (field, value) in fields {
+        if value.is_empty() {
+            return Err(Refusal::Invalid(format!("intercept {field} must not be empty")));
+        }
+    }
+    if !(1..=65535).contains(&spec.target_port) {
+        return Err(Refusal::Invalid(format!("intercept target_port {} is no port; 1 to 65535", spec.target_port)));
+    }
+    Ok(())
+}
+
+/// Whether the workload's agents can serve the intercept; else the disposition that says why not.
+fn verdict(agents: &[&AgentInfo], spec: &InterceptSpec) -> Result<(), (Disposition, String)> {
+    let Some(first) = agents.first() else {
+        let message = format!("no agent of workload {:?} in namespace {:?} is connected", spec.agent, spec.namespace);
+        return Err((Disposition::NoAgent, message));
+    };
+    if let Some(other) = agents.iter().find(|agent| !consistent(first, agent)) {
+        let message = format!(
+            "agents of workload {:?} are not consistent: pods {:?} and {:?} differ in product, version or mechanisms; \
+             roll the workload out again",
+            spec.agent, first.pod_name, other.pod_name
+        );
+        return Err((Disposition::NoAgent, message));
+    }
+    if !mechanisms(first).contains(spec.mechanism.as_str()) {
+        let known: Vec<_> = mechanisms(first).into_iter().collect();
+        let message = format!("mechanism {:?} is not one of the agent's: {}", spec.mechanism, known.join(", "));
+        return Err((Disposition::NoMechanism, message));
+    }
+    Ok(())
+}
+
+fn consistent(one: &AgentInfo, other: &AgentInfo) -> bool {
+    let set = |agent: &AgentInfo| -> BTreeSet<(String, String, String)> {
+        agent.mechanisms.iter().map(|it| (it.name.clone(), it.product.clone(), it.version.clone())).collect()
+    };
+    one.product == other.product
+        && one.version == other.version
+        && set(one) == set(other)
+        && [one, other].iter().all(|agent| mechanisms(agent).len() == agent.mechanisms.len())
+}
+
+fn mechanisms(agent: &AgentInfo) -> BTreeSet<&str> {
+    agent.mechanisms.iter().map(|mechanism| mechanism.name.as_str()).collect()
+}
+
+fn settle(info: &mut InterceptInfo, verdict: Result<(), (Disposition, String)>) {
+    match (verdict, info.disposition()) {
+        (Err((disposition, message)), _) => set(info, disposition, message),
+        (Ok(()), Disposition::Unspecified | Disposition::NoAgent | Disposition::NoMechanism) => {
+            set(info, Disposition::Waiting, String::new());
+        }
+        (Ok(()), _) => {}
+    }
+}
+
+fn set(info: &mut InterceptInfo, disposition: Disposition, message: String) {
+    if info.disposition() != disposition || info.message != message {
+        info.set_disposition(disposition);
+        info.message = message;
+        modified(info);
+    }
+}
+
+fn modified(info: &mut InterceptInfo) {
+    info.modified_at = Some(SystemTime::now().into());
+}

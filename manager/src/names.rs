@@ -1,0 +1,140 @@
+//! Resolves names for workstations: by asking agents, whose pods see the cluster's names, else by itself.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout, timeout_at};
+use traffic_proto::manager::{DnsAgentResponse, DnsRequest, DnsResponse};
+
+use crate::registry::Shared;
+
+/// Agents asked for one name.
+const ASKED: usize = 2;
+/// What a record lives, in seconds: as long as the agents say.
+const TTL: u32 = 4;
+/// How long our own resolver may take.
+const OWN_LOOKUP: Duration = Duration::from_secs(5);
+
+const NO_ERROR: i32 = 0;
+const SERVER_FAILURE: i32 = 2;
+const NAME_ERROR: i32 = 3;
+const NOT_IMPLEMENTED: i32 = 4;
+const A: u32 = 1;
+const AAAA: u32 = 28;
+
+/// Questions that wait for an agent's answer.
+#[derive(Default)]
+pub(crate) struct Names {
+    open: Mutex<HashMap<Question, Vec<mpsc::Sender<DnsResponse>>>>,
+}
+
+/// Client session, name and type: what an agent's answer is matched by.
+type Question = (String, String, u32);
+
+impl Names {
+    /// Answers a workstation's question, with the agents' best answer where there is one.
+    pub(crate) async fn resolve(&self, shared: &Shared, request: DnsRequest, patience: Duration) -> DnsResponse {
+        let (mailboxes, client) = shared.read(|registry| {
+            let client = request.session.as_ref().map_or("", |session| session.session_id.as_str()).to_owned();
+            let helpers = registry.helpers(&client).into_iter().take(ASKED);
+            let names = helpers.filter_map(|id| registry.sessions.get(&id).ok().map(|it| it.names.clone()));
+            (names.collect::<Vec<_>>(), client)
+        });
+        if mailboxes.is_empty() {
+            return own(&request).await;
+        }
+        let question = (client, request.name.clone(), request.r#type);
+        let deadline = Instant::now() + patience;
+        let (answer_tx, mut answer_rx) = mpsc::channel(ASKED);
+        self.open().entry(question.clone()).or_default().push(answer_tx);
+        let asked = mailboxes.iter().filter(|mailbox| mailbox.post(request.clone(), deadline)).count();
+        let mut answers = Vec::new();
+        while answers.len() < asked
+            && let Ok(Some(answer)) = timeout_at(deadline, answer_rx.recv()).await
+        {
+            answers.push(answer);
+        }
+        drop(answer_rx);
+        self.forget(&question);
+        match answers.into_iter().min_by_key(|answer| (answer.r_code, std::cmp::Reverse(answer.rrs.len()))) {
+            Some(best) => best,
+            None => own(&request).await,
+        }
+    }
+
+    /// Takes an agent's answer to whoever waits for it; a late one is dropped.
+    pub(crate) fn answer(&self, answer: DnsAgentResponse) {
+        let (Some(request), Some(response)) = (answer.request, answer.response) else { return };
+        let client = request.session.map(|session| session.session_id).unwrap_or_default();
+        for waiting in self.open().get(&(client, request.name, request.r#type)).into_iter().flatten() {
+            let _ = waiting.try_send(response.clone());
+        }
+    }
+
+    fn forget(&self, question: &Question) {
+        let mut open = self.open();
+        if let Some(waiting) = open.get_mut(question) {
+            waiting.retain(|tx| !tx.is_closed());
+            if waiting.is_empty() {
+                open.remove(question);
+            }
+        }
+    }
+
+    fn open(&self) -> MutexGuard<'_, HashMap<Question, Vec<mpsc::Sender<DnsResponse>>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The addresses of a name as this process sees them; empty when it has none.
+pub(crate) async fn addresses(name: &str) -> Vec<IpAddr> {
+    let name = name.strip_suffix('.').unwrap_or(name);
+    match timeout(OWN_LOOKUP, tokio::net::lookup_host((name, 0))).await {
+        Ok(Ok(found)) => found.map(|address| address.ip().to_canonical()).collect(),
+        _ => Vec::new(),
+    }
+}
+
+async fn own(request: &DnsRequest) -> DnsResponse {
+    if !matches!(request.r#type, A | AAAA) {
+        return DnsResponse { r_code: NOT_IMPLEMENTED, rrs: Bytes::new() };
+    }
+    let addresses = addresses(&request.name).await;
+    if addresses.is_empty() {
+        return DnsResponse { r_code: NAME_ERROR, rrs: Bytes::new() };
+    }
+    let mut rrs = BytesMut::new();
+    for address in addresses {
+        let record = match (request.r#type, address) {
+            (A, IpAddr::V4(ip)) => record(&request.name, A, &ip.octets()),
+            (AAAA, IpAddr::V6(ip)) => record(&request.name, AAAA, &ip.octets()),
+            _ => continue,
+        };
+        match record {
+            Some(record) => rrs.put(record),
+            None => return DnsResponse { r_code: SERVER_FAILURE, rrs: Bytes::new() },
+        }
+    }
+    DnsResponse { r_code: NO_ERROR, rrs: rrs.freeze() }
+}
+
+/// One record in wire format (RFC 1035, 3.2.1), class IN, its name uncompressed; `None` if the name has a
+/// label too long for that.
+fn record(name: &str, kind: u32, data: &[u8]) -> Option<Bytes> {
+    let mut record = BytesMut::new();
+    for label in name.split('.').filter(|label| !label.is_empty()) {
+        record.put_u8(u8::try_from(label.len()).ok().filter(|length| *length < 64)?);
+        record.put_slice(label.as_bytes());
+    }
+    record.put_u8(0);
+    record.put_u16(u16::try_from(kind).ok()?);
+    record.put_u16(1);
+    record.put_u32(TTL);
+    record.put_u16(u16::try_from(data.len()).ok()?);
+    record.put_slice(data);
+    Some(record.freeze())
+}

@@ -1,0 +1,210 @@
+//! Everything the manager knows, under one lock: sessions and intercepts, and what the ones do to the others.
+//!
+//! Every change is announced to the watches, which look for themselves whether it concerns them.
+
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use traffic_proto::manager::{
+    AgentInfo, ClientInfo, InterceptInfo, InterceptSpec, ReconnectAgentRequest, ReconnectClientRequest,
+    ReviewInterceptRequest, SessionInfo,
+};
+
+use crate::intercepts::{self, Intercepts};
+use crate::refusal::Refusal;
+use crate::sessions::{Sessions, Who};
+use crate::settings::Settings;
+
+/// The registry as the services share it.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    registry: Mutex<Registry>,
+    changes: watch::Sender<u64>,
+    /// Cancelled when the manager stops.
+    pub(crate) stop: CancellationToken,
+}
+
+impl Shared {
+    pub(crate) fn new(settings: &Settings, stop: CancellationToken) -> Arc<Self> {
+        let registry = Registry {
+            id: uuid::Uuid::new_v4().to_string(),
+            sessions: Sessions::new(settings.agent_ttl, settings.client_ttl, stop.child_token()),
+            intercepts: Intercepts::default(),
+            settings: settings.clone(),
+        };
+        Arc::new(Self { registry: Mutex::new(registry), changes: watch::Sender::new(0), stop })
+    }
+
+    /// Looks something up.
+    pub(crate) fn read<R>(&self, look: impl FnOnce(&Registry) -> R) -> R {
+        look(&self.lock())
+    }
+
+    /// Changes something; watches hear of it.
+    pub(crate) fn change<R>(&self, change: impl FnOnce(&mut Registry) -> R) -> R {
+        let result = change(&mut self.lock());
+        self.changes.send_modify(|count| *count += 1);
+        result
+    }
+
+    /// Hears of every change from here on; several in a row may be one.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Waits until `look` finds what it looks for.
+    pub(crate) async fn until<R>(&self, mut look: impl FnMut(&Registry) -> Option<R>) -> Option<R> {
+        let mut changes = self.changes();
+        loop {
+            if let Some(found) = self.read(&mut look) {
+                return Some(found);
+            }
+            changes.changed().await.ok()?;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Registry> {
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Sessions and intercepts.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    /// Identity of this manager, handed out with every session.
+    id: String,
+    pub(crate) sessions: Sessions,
+    pub(crate) intercepts: Intercepts,
+    settings: Settings,
+}
+
+impl Registry {
+    pub(crate) fn arrive_as_client(&mut self, client: ClientInfo, now: Instant) -> Result<SessionInfo, Refusal> {
+        let install_id = Some(client.install_id.clone()).filter(|id| !id.is_empty());
+        let session_id = self.sessions.add_client(client, now)?;
+        Ok(SessionInfo { session_id, cluster_id: self.id.clone(), install_id })
+    }
+
+    pub(crate) fn arrive_as_agent(&mut self, mut agent: AgentInfo, now: Instant) -> Result<SessionInfo, Refusal> {
+        self.exclude_env(&mut agent);
+        let (name, namespace) = (agent.name.clone(), agent.namespace.clone());
+        let session_id = self.sessions.add_agent(agent, now)?;
+        self.reconcile(&name, &namespace);
+        Ok(SessionInfo { session_id, cluster_id: self.id.clone(), install_id: None })
+    }
+
+    pub(crate) fn reconnect_agent(&mut self, request: ReconnectAgentRequest, now: Instant) -> Result<(), Refusal> {
+        let (session, mut agent) = (request.session.unwrap_or_default(), request.agent.unwrap_or_default());
+        self.exclude_env(&mut agent);
+        let (name, namespace) = (agent.name.clone(), agent.namespace.clone());
+        self.sessions.restore(&session.session_id, Who::Agent(agent), now)?;
+        self.reconcile(&name, &namespace);
+        Ok(())
+    }
+
+    /// Takes a client and its intercepts back. Their agents get one agent's life to come back as well.
+    pub(crate) fn reconnect_client(&mut self, request: ReconnectClientRequest, now: Instant) -> Result<(), Refusal> {
+        let session = request.session.unwrap_or_default();
+        let client = request.client.unwrap_or_default();
+        self.sessions.restore(&session.session_id, Who::Client(client), now)?;
+        self.intercepts.restore(&session, request.intercepts, now, self.settings.agent_ttl);
+        let here: Vec<_> = self.sessions.agents().map(|(_, it)| (it.name.clone(), it.namespace.clone())).collect();
+        for (name, namespace) in here {
+            self.reconcile(&name, &namespace);
+        }
+        Ok(())
+    }
+
+    /// Ends a session and draws the consequences. An unknown one has none.
+    pub(crate) fn depart(&mut self, id: &str) -> Option<Who> {
+        let who = self.sessions.end(id)?;
+        match &who {
+            Who::Client(_) => self.intercepts.remove_all_of(id),
+            Who::Agent(agent) => {
+                self.intercepts.agent_left(agent);
+                self.reconcile(&agent.name, &agent.namespace);
+            }
+        }
+        Some(who)
+    }
+
+    /// Ends what has not been heard of for too long.
+    pub(crate) fn expire(&mut self, now: Instant) -> Vec<(String, Who)> {
+        for (name, namespace) in self.intercepts.trusted_too_long(now) {
+            self.reconcile(&name, &namespace);
+        }
+        let over = self.sessions.expired(now);
+        over.into_iter().filter_map(|id| self.depart(&id).map(|who| (id, who))).collect()
+    }
+
+    pub(crate) fn create(&mut self, session: &SessionInfo, mut spec: InterceptSpec) -> Result<InterceptInfo, Refusal> {
+        let client = self.sessions.client(&session.session_id)?;
+        if spec.client.is_empty() {
+            spec.client = client.name.clone();
+        }
+        let agents = agents_of(&self.sessions, &spec.agent, &spec.namespace);
+        self.intercepts.create(session, spec, &agents)
+    }
+
+    /// Stores an agent's review. One of a session that is gone comes too late to matter.
+    pub(crate) fn review(&mut self, mut review: ReviewInterceptRequest) -> Result<(), Refusal> {
+        let session = review.session.take().unwrap_or_default();
+        let Ok(agent) = self.sessions.agent(&session.session_id) else { return Ok(()) };
+        review.environment.retain(|key, _| !self.settings.excluded_env.contains(key));
+        self.intercepts.review(agent, review)
+    }
+
+    /// Agents of a workload, in the order of their sessions.
+    pub(crate) fn agents_of(&self, name: &str, namespace: &str) -> Vec<&AgentInfo> {
+        agents_of(&self.sessions, name, namespace)
+    }
+
+    /// Whether this client has an intercept, in whatever state, with this agent's workload.
+    pub(crate) fn intercepts_agent(&self, client: &str, agent: &AgentInfo) -> bool {
+        let mut own = self.intercepts.iter().filter(|info| intercepts::owner(info) == client);
+        own.any(|info| intercepts::is_workload(intercepts::spec_of(info), agent))
+    }
+
+    /// Session ids of the agents that may act for a client, best first: those it intercepts, else any of
+    /// its namespace, but none for a client that is connected to the manager's own namespace.
+    pub(crate) fn helpers(&self, client: &str) -> Vec<String> {
+        let Ok(info) = self.sessions.client(client) else { return Vec::new() };
+        if info.namespace == self.settings.namespace {
+            return Vec::new();
+        }
+        let id = |(id, _): (&str, &AgentInfo)| id.to_owned();
+        let intercepted: Vec<_> =
+            self.sessions.agents().filter(|(_, agent)| self.intercepts_agent(client, agent)).map(id).collect();
+        if !intercepted.is_empty() {
+            return intercepted;
+        }
+        self.sessions.agents().filter(|(_, agent)| agent.namespace == info.namespace).map(id).collect()
+    }
+
+    /// Session id of the agent that is to dial `destination` for a client; `None` means the manager itself.
+    pub(crate) fn dialler(&self, client: &str, destination: IpAddr) -> Option<String> {
+        let in_pod =
+            |agent: &AgentInfo| agent.pod_ip.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical() == destination);
+        let in_pod = self.sessions.agents().find(|(_, agent)| in_pod(agent)).map(|(id, _)| id.to_owned());
+        in_pod.or_else(|| self.helpers(client).into_iter().next())
+    }
+
+    fn reconcile(&mut self, name: &str, namespace: &str) {
+        let agents = agents_of(&self.sessions, name, namespace);
+        self.intercepts.reconcile(name, namespace, &agents);
+    }
+
+    fn exclude_env(&self, agent: &mut AgentInfo) {
+        for container in agent.containers.values_mut() {
+            container.environment.retain(|key, _| !self.settings.excluded_env.contains(key));
+        }
+    }
+}
+
+fn agents_of<'a>(sessions: &'a Sessions, name: &str, namespace: &str) -> Vec<&'a AgentInfo> {
+    let of_workload = |agent: &&AgentInfo| agent.name == name && agent.namespace == namespace;
+    sessions.agents().map(|(_, agent)| agent).filter(of_workload).collect()
+}

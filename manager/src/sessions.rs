@@ -1,0 +1,209 @@
+//! Who is here: agents and workstations, each with a session that lives as long as it is heard of.
+//!
+//! Plain functions of state and time. Ending a session cancels its token, which ends its watches; streams
+//! it has open as tunnels are not touched, so that a peer may leave first and finish its work after.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use traffic_proto::manager::{AgentInfo, ClientInfo, DialRequest, DnsRequest};
+
+use crate::mailbox::Mailbox;
+use crate::refusal::Refusal;
+
+/// The oldest client served.
+const OLDEST_CLIENT: semver::Version = semver::Version::new(2, 6, 0);
+
+/// One party and what waits for it.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) who: Who,
+    /// When it arrived or was last heard of.
+    pub(crate) seen: Instant,
+    /// Cancelled when the session ends.
+    pub(crate) end: CancellationToken,
+    /// Connections it is to dial; fetched by its `WatchDial`.
+    pub(crate) dials: Arc<Mailbox<DialRequest>>,
+    /// Names it is to resolve; fetched by an agent's `WatchLookupDNS`.
+    pub(crate) names: Arc<Mailbox<DnsRequest>>,
+}
+
+/// The party of a session.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Who {
+    Agent(AgentInfo),
+    Client(ClientInfo),
+}
+
+/// All sessions by id.
+#[derive(Debug)]
+pub(crate) struct Sessions {
+    by_id: BTreeMap<String, Session>,
+    all: CancellationToken,
+    agent_ttl: Duration,
+    client_ttl: Duration,
+}
+
+impl Sessions {
+    /// No sessions; those to come end with `all` at the latest.
+    pub(crate) fn new(agent_ttl: Duration, client_ttl: Duration, all: CancellationToken) -> Self {
+        Self { by_id: BTreeMap::new(), all, agent_ttl, client_ttl }
+    }
+
+    /// Starts a client's session and returns its id.
+    pub(crate) fn add_client(&mut self, client: ClientInfo, now: Instant) -> Result<String, Refusal> {
+        check_client(&client)?;
+        let id = uuid::Uuid::new_v4().to_string();
+        self.start(id.clone(), Who::Client(client), now);
+        Ok(id)
+    }
+
+    /// Starts an agent's session and returns its id. The same pod arriving again replaces its old session,
+    /// which it has lost sight of; another pod with the same uid is refused.
+    pub(crate) fn add_agent(&mut self, agent: AgentInfo, now: Instant) -> Result<String, Refusal> {
+        check_agent(&agent)?;
+        let unique = if agent.pod_uid.is_empty() { uuid::Uuid::new_v4().to_string() } else { agent.pod_uid.clone() };
+        let id = format!("agent:{unique}");
+        if let Some(Session { who: Who::Agent(there), .. }) = self.by_id.get(&id)
+            && !same_pod(there, &agent)
+        {
+            return Err(Refusal::Exists(format!(
+                "an agent with pod uid {unique:?} is here already: pod {:?} in namespace {:?}",
+                there.pod_name, there.namespace
+            )));
+        }
+        self.start(id.clone(), Who::Agent(agent), now);
+        Ok(id)
+    }
+
+    /// Takes a session back that an earlier manager handed out; one that is still here is only heard of.
+    pub(crate) fn restore(&mut self, id: &str, who: Who, now: Instant) -> Result<(), Refusal> {
+        if id.is_empty() {
+            return Err(Refusal::Invalid("session id is empty".into()));
+        }
+        match &who {
+            Who::Agent(agent) => check_agent(agent)?,
+            Who::Client(client) => check_client(client)?,
+        }
+        match self.by_id.get_mut(id) {
+            Some(session) => {
+                session.seen = now;
+                session.who = who;
+            }
+            None => self.start(id.to_owned(), who, now),
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, id: String, who: Who, now: Instant) {
+        let session = Session {
+            who,
+            seen: now,
+            end: self.all.child_token(),
+            dials: Arc::new(Mailbox::new()),
+            names: Arc::new(Mailbox::new()),
+        };
+        if let Some(old) = self.by_id.insert(id, session) {
+            old.end.cancel();
+        }
+    }
+
+    /// The session is heard of.
+    pub(crate) fn touch(&mut self, id: &str, now: Instant) -> Result<(), Refusal> {
+        let session = self.by_id.get_mut(id).ok_or_else(|| Refusal::no_session(id))?;
+        session.seen = now;
+        Ok(())
+    }
+
+    /// Ends a session; `None` when there is none.
+    pub(crate) fn end(&mut self, id: &str) -> Option<Who> {
+        let session = self.by_id.remove(id)?;
+        session.end.cancel();
+        Some(session.who)
+    }
+
+    /// Ids of the sessions that have not been heard of for too long.
+    pub(crate) fn expired(&self, now: Instant) -> Vec<String> {
+        let ttl = |who: &Who| match who {
+            Who::Agent(_) => self.agent_ttl,
+            Who::Client(_) => self.client_ttl,
+        };
+        let is_over = |session: &Session| now.duration_since(session.seen) > ttl(&session.who);
+        self.by_id.iter().filter(|(_, session)| is_over(session)).map(|(id, _)| id.clone()).collect()
+    }
+
+    pub(crate) fn get(&self, id: &str) -> Result<&Session, Refusal> {
+        self.by_id.get(id).ok_or_else(|| Refusal::no_session(id))
+    }
+
+    pub(crate) fn client(&self, id: &str) -> Result<&ClientInfo, Refusal> {
+        match &self.get(id)?.who {
+            Who::Client(client) => Ok(client),
+            Who::Agent(_) => Err(Refusal::Invalid(format!("session {id:?} is an agent's; a client's is needed"))),
+        }
+    }
+
+    pub(crate) fn agent(&self, id: &str) -> Result<&AgentInfo, Refusal> {
+        match &self.get(id)?.who {
+            Who::Agent(agent) => Ok(agent),
+            Who::Client(_) => Err(Refusal::Invalid(format!("session {id:?} is a client's; an agent's is needed"))),
+        }
+    }
+
+    /// All agents with their session ids, in the order of the ids.
+    pub(crate) fn agents(&self) -> impl Iterator<Item = (&str, &AgentInfo)> {
+        self.by_id.iter().filter_map(|(id, session)| match &session.who {
+            Who::Agent(agent) => Some((id.as_str(), agent)),
+            Who::Client(_) => None,
+        })
+    }
+}
+
+fn same_pod(one: &AgentInfo, other: &AgentInfo) -> bool {
+    one.namespace == other.namespace && one.pod_name == other.pod_name
+}
+
+fn check_client(client: &ClientInfo) -> Result<(), Refusal> {
+    for (field, value) in [("name", &client.name), ("product", &client.product), ("version", &client.version)] {
+        required("client", field, value)?;
+    }
+    let version = client.version.strip_prefix('v').unwrap_or(&client.version);
+    match semver::Version::parse(version) {
+        Ok(version) if version >= OLDEST_CLIENT => Ok(()),
+        Ok(version) => {
+            Err(Refusal::Invalid(format!("client version {version} is too old; {OLDEST_CLIENT} or later is served")))
+        }
+        Err(error) => Err(Refusal::Invalid(format!("client version {:?} is no version: {error}", client.version))),
+    }
+}
+
+fn check_agent(agent: &AgentInfo) -> Result<(), Refusal> {
+    let fields = [
+        ("name", &agent.name),
+        ("namespace", &agent.namespace),
+        ("product", &agent.product),
+        ("version", &agent.version),
+    ];
+    for (field, value) in fields {
+        required("agent", field, value)?;
+    }
+    if agent.mechanisms.is_empty() {
+        return Err(Refusal::Invalid("agent without a mechanism; name at least one, such as tcp".into()));
+    }
+    for mechanism in &agent.mechanisms {
+        required("mechanism", "name", &mechanism.name)?;
+        required("mechanism", "product", &mechanism.product)?;
+        required("mechanism", "version", &mechanism.version)?;
+    }
+    Ok(())
+}
+
+fn required(what: &str, field: &str, value: &str) -> Result<(), Refusal> {
+    if value.is_empty() {
+        return Err(Refusal::Invalid(format!("{what} {field} must not be empty")));
+    }
+    Ok(())
+}

@@ -1,0 +1,102 @@
+//! Streams that follow the registry: complete snapshots, or what changed since the message before.
+//!
+//! A watch looks again after every change and sends only what differs from what it sent last. It keeps one
+//! state, not a queue: a watcher that reads slowly misses intermediate states and delays nobody.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures_util::stream::{self, BoxStream, StreamExt};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use crate::mailbox::Mailbox;
+use crate::registry::{Registry, Shared};
+
+/// A server stream of a gRPC call.
+pub(crate) type Messages<T> = BoxStream<'static, Result<T, Status>>;
+
+type View<T> = BTreeMap<String, T>;
+
+/// A message for every state of a view: `message` makes it from the state before (none at first) and the
+/// one to tell of. The first comes at once, and the stream ends with `end`.
+pub(crate) fn follow<T, M>(
+    shared: &Arc<Shared>,
+    end: CancellationToken,
+    view: impl Fn(&Registry) -> View<T> + Send + 'static,
+    message: impl Fn(Option<View<T>>, &View<T>) -> M + Send + 'static,
+) -> Messages<M>
+where
+    T: PartialEq + Clone + Send + Sync + 'static,
+    M: Send + 'static,
+{
+    let follower = Follower { shared: shared.clone(), changes: shared.changes(), end, view, told: None };
+    stream::unfold((follower, message), |(mut follower, message)| async move {
+        let (before, state) = follower.next().await?;
+        let told = message(before, &state);
+        follower.told = Some(state);
+        Some((Ok(told), (follower, message)))
+    })
+    .boxed()
+}
+
+/// The whole view, for snapshots.
+pub(crate) fn all<T: Clone, M>(wrap: fn(Vec<T>) -> M) -> impl Fn(Option<View<T>>, &View<T>) -> M {
+    move |_, state| wrap(state.values().cloned().collect())
+}
+
+/// What was added or changed, and what is gone, for deltas.
+pub(crate) fn changed<T: Clone + PartialEq, M>(
+    wrap: fn(View<T>, Vec<String>) -> M,
+) -> impl Fn(Option<View<T>>, &View<T>) -> M {
+    move |before, state| {
+        let before = before.unwrap_or_default();
+        let upserts = state.iter().filter(|(key, value)| before.get(*key) != Some(value));
+        let upserts = upserts.map(|(key, value)| (key.clone(), value.clone())).collect();
+        let removals = before.into_keys().filter(|key| !state.contains_key(key)).collect();
+        wrap(upserts, removals)
+    }
+}
+
+struct Follower<T, V> {
+    shared: Arc<Shared>,
+    changes: watch::Receiver<u64>,
+    end: CancellationToken,
+    view: V,
+    /// What was sent last.
+    told: Option<View<T>>,
+}
+
+impl<T: PartialEq, V: Fn(&Registry) -> View<T>> Follower<T, V> {
+    /// The next state that differs, with the one before; `None` at the end.
+    async fn next(&mut self) -> Option<(Option<View<T>>, View<T>)> {
+        loop {
+            self.changes.mark_unchanged();
+            if self.end.is_cancelled() {
+                return None;
+            }
+            let state = self.shared.read(&self.view);
+            if self.told.as_ref() != Some(&state) {
+                return Some((self.told.take(), state));
+            }
+            tokio::select! {
+                () = self.end.cancelled() => return None,
+                changed = self.changes.changed() => changed.ok()?,
+            }
+        }
+    }
+}
+
+/// Delivers what is posted into a mailbox, until `end` or until somebody else reads it.
+pub(crate) fn deliver<T: Send + 'static>(mailbox: Arc<Mailbox<T>>, end: CancellationToken) -> Messages<T> {
+    let reader = mailbox.open();
+    stream::unfold((mailbox, end), move |(mailbox, end)| async move {
+        let item = tokio::select! {
+            () = end.cancelled() => return None,
+            item = mailbox.take(reader) => item?,
+        };
+        Some((Ok(item), (mailbox, end)))
+    })
+    .boxed()
+}

@@ -1,0 +1,388 @@
+//! The end of a tunnel stream that dials: a workstation, or a manager that connects on its own.
+//!
+//! It dials the destination of the connection id, says how that went, and copies in both directions at
+//! once, a half-close of either side included. What one side does not take is not read from the other,
+//! so a slow reader slows its sender and nobody else, and no more than a few messages are held.
+
+use std::io;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::{Stream, StreamExt};
+use tokio::io::AsyncWriteExt;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until, timeout};
+use tonic::Status;
+
+use crate::conn_id::ConnId;
+use crate::manager::TunnelMessage;
+use crate::port::Transport;
+use crate::tunnel::{MAX_DATAGRAM, Message, TCP_IDLE, UDP_IDLE, begin_normal};
+
+/// The dial timeout where the stream names none.
+pub const DEFAULT_DIAL_TIMEOUT: Duration = Duration::from_secs(3);
+/// One read from a socket, and so one message: large enough for bulk, small beside a queue of them.
+const READ: usize = 64 << 10;
+/// How long a stream that is over for us may take to be over for the peer as well.
+const LINGER: Duration = Duration::from_secs(10);
+
+/// The way out of a tunnel stream. Whether more data may follow is said differently by the two ends of a
+/// gRPC call: a caller half-closes, a server sends a message.
+pub struct Outgoing<T> {
+    tx: Option<mpsc::Sender<T>>,
+    wrap: fn(TunnelMessage) -> T,
+    server: bool,
+    finished: bool,
+}
+
+impl Outgoing<TunnelMessage> {
+    /// For the end that made the gRPC call; `tx` feeds its request stream.
+    pub fn caller(tx: mpsc::Sender<TunnelMessage>) -> Self {
+        Self { tx: Some(tx), wrap: |message| message, server: false, finished: false }
+    }
+}
+
+impl Outgoing<Result<TunnelMessage, Status>> {
+    /// For the end that serves the gRPC call; `tx` feeds its response stream.
+    pub fn server(tx: mpsc::Sender<Result<TunnelMessage, Status>>) -> Self {
+        Self { tx: Some(tx), wrap: Ok, server: true, finished: false }
+    }
+}
+
+/// How a tunnel ended that came to carry data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carried {
+    /// Both directions came to their end.
+    Whole,
+    /// The dialled side broke off.
+    TargetLost,
+    /// The tunnel broke off; the dialled side was reset.
+    TunnelLost,
+    /// Nothing moved for the idle time.
+    Idle,
+}
+
+/// The destination could not be reached; the peer has been told.
+#[derive(Debug, thiserror::Error)]
+#[error("{destination} cannot be reached: {source}; is something listening there?")]
+pub struct DialError {
+    /// What was dialled.
+    pub destination: std::net::SocketAddr,
+    /// Why it failed.
+    pub source: io::Error,
+}
+
+/// Why copying stopped before both directions were at their end.
+enum Broken {
+    Target,
+    Tunnel,
+    Idle,
+}
+
+/// Dials the destination of `conn` within `dial_timeout` (zero means the default) and copies until both
+/// directions are at their end. To be called once the stream is open: after `StreamInfo` and `StreamOk`.
+pub async fn serve<S, T>(
+    conn: ConnId,
+    dial_timeout: Duration,
+    mut incoming: S,
+    mut outgoing: Outgoing<T>,
+) -> Result<Carried, DialError>
+where
+    S: Stream<Item = Result<TunnelMessage, Status>> + Unpin,
+{
+    let destination = conn.destination();
+    let dial_timeout = if dial_timeout.is_zero() { DEFAULT_DIAL_TIMEOUT } else { dial_timeout };
+    let dialled = match conn.transport() {
+        Transport::Tcp => timeout(dial_timeout, TcpStream::connect(destination)).await.map(|it| it.map(Socket::Tcp)),
+        Transport::Udp => Ok(udp(destination).await.map(Socket::Udp)),
+    };
+    match dialled.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+        Err(source) => {
+            reject(&mut incoming, outgoing).await;
+            Err(DialError { destination, source })
+        }
+        Ok(socket) => {
+            if outgoing.send(Message::DialOk.encode()).await.is_err() {
+                return Ok(Carried::TunnelLost);
+            }
+            Ok(match socket {
+                Socket::Tcp(stream) => copy_tcp(stream, &mut incoming, &mut outgoing).await,
+                Socket::Udp(socket) => copy_udp(socket, &mut incoming, &mut outgoing).await,
+            })
+        }
+    }
+}
+
+/// Refuses the stream without a dial, and stays until the peer has heard of it.
+pub async fn reject<S, T>(incoming: &mut S, mut outgoing: Outgoing<T>)
+where
+    S: Stream<Item = Result<TunnelMessage, Status>> + Unpin,
+{
+    let _ = outgoing.send(Message::DialReject.encode()).await;
+    outgoing.close();
+    until_ended(incoming, LINGER).await;
+}
+
+enum Socket {
+    Tcp(TcpStream),
+    Udp(UdpSocket),
+}
+
+async fn udp(destination: std::net::SocketAddr) -> io::Result<UdpSocket> {
+    let any: std::net::IpAddr = match destination {
+        std::net::SocketAddr::V4(_) => std::net::Ipv4Addr::UNSPECIFIED.into(),
+        std::net::SocketAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0)).await?;
+    socket.connect(destination).await?;
+    Ok(socket)
+}
+
+impl<T> Outgoing<T> {
+    async fn send(&self, payload: Bytes) -> Result<(), Broken> {
+        let Some(tx) = &self.tx else { return Err(Broken::Tunnel) };
+        tx.send((self.wrap)(TunnelMessage { payload })).await.map_err(|_| Broken::Tunnel)
+    }
+
+    /// A place in the queue, so that what was read is never dropped for want of one.
+    async fn place(&self) -> Result<mpsc::Permit<'_, T>, Broken> {
+        let Some(tx) = &self.tx else { return Err(Broken::Tunnel) };
+        tx.reserve().await.map_err(|_| Broken::Tunnel)
+    }
+
+    /// No more data from here.
+    async fn finish(&mut self) -> Result<(), Broken> {
+        self.finished = true;
+        if self.server {
+            return self.send(Message::CloseSend.encode()).await;
+        }
+        self.close();
+        Ok(())
+    }
+
+    /// Resolves when nobody will take messages any more.
+    async fn gone(&self) {
+        if let Some(tx) = &self.tx {
+            tx.closed().await;
+        }
+    }
+
+    fn close(&mut self) {
+        self.tx = None;
+    }
+}
+
+/// When something last moved, in either direction.
+struct Activity {
+    idle: Duration,
+    last: Mutex<Instant>,
+}
+
+impl Activity {
+    fn new(idle: Duration) -> Self {
+        Self { idle, last: Mutex::new(Instant::now()) }
+    }
+
+    fn touch(&self) {
+        *self.last() = Instant::now();
+    }
+
+    fn last(&self) -> std::sync::MutexGuard<'_, Instant> {
+        self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Resolves when nothing has moved for the idle time.
+    async fn stale(&self) -> Result<std::convert::Infallible, Broken> {
+        loop {
+            let deadline = *self.last() + self.idle;
+            if deadline <= Instant::now() {
+                return Err(Broken::Idle);
+            }
+            sleep_until(deadline).await;
+        }
+    }
+}
+
+async fn copy_tcp<S, T>(mut stream: TcpStream, incoming: &mut S, outgoing: &mut Outgoing<T>) -> Carried
+where
+    S: Stream<Item = Result<TunnelMessage, Status>> + Unpin,
+{
+    // Fails only on a socket that is gone already, which the first read or write reports.
+    let _ = stream.set_nodelay(true);
+    let activity = Activity::new(TCP_IDLE);
+    let (mut read, mut write) = stream.split();
+    let ended = {
+        let both = async {
+            tokio::try_join!(
+                target_to_tunnel(&mut read, outgoing, &activity),
+                tunnel_to_target(incoming, &mut write, &activity)
+            )
+        };
+        tokio::select! {
+            ended = both => ended.map(|_| ()),
+            Err(idle) = activity.stale() => Err(idle),
+        }
+    };
+    match ended {
+        Ok(()) => {
+            outgoing.close();
+            // As long as it takes: a slow reader at the far end may still be taking what we sent.
+            until_ended(incoming, TCP_IDLE).await;
+            Carried::Whole
+        }
+        Err(Broken::Target) => {
+            // The target reads no more, but what it has written before still belongs to the caller.
+            let rest = async {
+                let _ = timeout(LINGER, target_to_tunnel(&mut read, outgoing, &activity)).await;
+                break_off(outgoing).await;
+            };
+            tokio::join!(rest, until_ended(incoming, LINGER));
+            Carried::TargetLost
+        }
+        Err(Broken::Tunnel) => {
+            // An abrupt end stays one: the target must not take it for an orderly close.
+            let _ = stream.set_zero_linger();
+            Carried::TunnelLost
+        }
+        Err(Broken::Idle) => {
+            break_off(outgoing).await;
+            until_ended(incoming, LINGER).await;
+            Carried::Idle
+        }
+    }
+}
+
+/// Copies until the target half-closes. May be dropped at any time without losing what was read.
+async fn target_to_tunnel<T>(
+    read: &mut ReadHalf<'_>,
+    outgoing: &mut Outgoing<T>,
+    activity: &Activity,
+) -> Result<(), Broken> {
+    if outgoing.finished {
+        return Ok(());
+    }
+    loop {
+        // Waiting costs no buffer: one is taken when there is something to read.
+        tokio::select! {
+            ready = read.readable() => ready.map_err(|_| Broken::Target)?,
+            () = outgoing.gone() => return Err(Broken::Tunnel),
+        }
+        let place = outgoing.place().await?;
+        let mut message = BytesMut::with_capacity(READ);
+        begin_normal(&mut message);
+        match read.try_read_buf(&mut message) {
+            Ok(0) => break,
+            Ok(_) => place.send((outgoing.wrap)(TunnelMessage { payload: message.freeze() })),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => return Err(Broken::Target),
+        }
+        activity.touch();
+    }
+    outgoing.finish().await
+}
+
+/// Copies until the tunnel's peer has no more data.
+async fn tunnel_to_target<S>(incoming: &mut S, write: &mut WriteHalf<'_>, activity: &Activity) -> Result<(), Broken>
+where
+    S: Stream<Item = Result<TunnelMessage, Status>> + Unpin,
+{
+    while let Some(data) = next_data(incoming, activity).await? {
+        write.write_all(&data).await.map_err(|_| Broken::Target)?;
+        activity.touch();
+    }
+    // A target that is gone already needs no close.
+    let _ = write.shutdown().await;
+    Ok(())
+}
+
+/// The next data for the target; `None` when there will be no more.
+async fn next_data<S>(incoming: &mut S, activity: &Activity) -> Result<Option<Bytes>, Broken>
+where
+    S: Stream<Item = Result<TunnelMessage, Status>> + Unpin,
+{
+    loop {
+        let Some(message) = incoming.next().await else { return Ok(None) };
+        activity.touch();
+        let message = message.map_err(|_| Broken::Tunnel)?;
+        match Message::decode(message.payload).map_err(|_| Broken::Tunnel)? {
+            Message::Normal(data) => return Ok(Some(data)),
+            Message::CloseSend => return Ok(None),
+            Message::Disconnect | Message::DialReject => return Err(Broken::Tunnel),
+            _ => {}
+        }
+    }
+}
+
+async fn copy_udp<S, T>(socket: UdpSocket, incoming: &mut S, outgoing: &mut Outgoing<T>) -> Carried
+where
+    S: Stream<Item = Result<TunnelMessage, Status>> + Unpin,
+{
+    let activity = Activity::new(UDP_IDLE);
+    let ended: Result<(), Broken> = {
+        let receive = async {
+            loop {
+                // A port that answers "unreachable" may answer the next datagram.
+                if socket.readable().await.is_err() {
+                    return Err(Broken::Target);
+                }
+                let place = outgoing.place().await?;
+                let mut message = BytesMut::with_capacity(MAX_DATAGRAM + 1);
+                begin_normal(&mut message);
+                if socket.try_recv_buf(&mut message).is_ok() {
+                    // A datagram is mostly far smaller than the buffer it might have filled.
+                    place.send((outgoing.wrap)(TunnelMessage { payload: Bytes::copy_from_slice(&message) }));
+                    activity.touch();
+                }
+            }
+        };
+        let send = async {
+            while let Some(data) = next_data(&mut *incoming, &activity).await? {
+                let _ = socket.send(&data).await;
+            }
+            Ok(())
+        };
+        tokio::select! {
+            ended = receive => ended,
+            ended = send => ended,
+            Err(idle) = activity.stale() => Err(idle),
+        }
+    };
+    match ended {
+        Ok(()) => {
+            let _ = outgoing.finish().await;
+            outgoing.close();
+            until_ended(incoming, LINGER).await;
+            Carried::Whole
+        }
+        Err(Broken::Tunnel) => Carried::TunnelLost,
+        Err(Broken::Target) => {
+            break_off(outgoing).await;
+            until_ended(incoming, LINGER).await;
+            Carried::TargetLost
+        }
+        Err(Broken::Idle) => {
+            break_off(outgoing).await;
+            until_ended(incoming, LINGER).await;
+            Carried::Idle
+        }
+    }
+}
+
+/// Tells the peer that the stream is over for good.
+async fn break_off<T>(outgoing: &mut Outgoing<T>) {
+    let _ = timeout(LINGER, outgoing.send(Message::Disconnect.encode())).await;
+    outgoing.close();
+}
+
+/// Waits until the peer has ended the stream: dropping it earlier cancels the call, and with it whatever
+/// of our own messages has not left yet.
+async fn until_ended<S>(incoming: &mut S, patience: Duration)
+where
+    S: Stream<Item = Result<TunnelMessage, Status>> + Unpin,
+{
+    let end = async { while let Some(Ok(_)) = incoming.next().await {} };
+    let _ = timeout(patience, end).await;
+}
