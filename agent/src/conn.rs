@@ -48,6 +48,12 @@ impl Io for TcpStream {
     }
 }
 
+impl Io for Conn {
+    fn abort(&mut self) {
+        Conn::abort(self);
+    }
+}
+
 impl std::fmt::Debug for Conn {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {

@@ -1,6 +1,47 @@
-//! The handshake a port's secret asks for; ALPN as the app would offer it.
+//! The handshake a port's secret asks for; ALPN as the app would offer it. A caller that speaks no TLS is handed on
+//! as it is, and so is everybody while the port's secrets are not all good: relaying is the answer to every doubt.
 
+pub mod annotations;
+pub mod client;
+pub mod handshakes;
+pub mod identity;
+pub mod pem;
+pub mod secret;
+pub mod serve;
 pub mod store;
+pub mod stream;
+pub mod verify;
+
+use std::io;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use rustls::crypto::CryptoProvider;
+use rustls::server::{Accepted, Acceptor};
+use rustls::{AlertDescription, PeerIncompatible};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::conn::Conn;
+use crate::metrics::{Limit, PortMetrics, TlsFailure};
+use crate::outcome::{Ended, Stage};
+pub use identity::Identity;
+
+/// The one crypto provider, named wherever a configuration is built: two providers in one program would make the
+/// implicit choice panic.
+#[must_use]
+pub fn provider() -> Arc<CryptoProvider> {
+    static PROVIDER: LazyLock<Arc<CryptoProvider>> =
+        LazyLock::new(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
+    Arc::clone(&PROVIDER)
+}
+
+/// HTTP/2 in ALPN.
+pub const H2: &[u8] = b"h2";
+/// HTTP/1.1 in ALPN.
+pub const HTTP1: &[u8] = b"http/1.1";
 
 /// What the TLS handshake with the caller found; the app is dialled with the same, so that it sees what the caller
 /// meant.
@@ -11,16 +52,411 @@ pub struct Hello {
     /// The protocol both agreed on (ALPN, RFC 7301).
     pub alpn: Option<Vec<u8>>,
     /// The caller's verified certificate, where the port asks callers for one.
-    pub identity: Option<std::sync::Arc<Identity>>,
+    pub identity: Option<Arc<Identity>>,
 }
 
-/// Who a verified caller is, by its certificate.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Identity {
-    /// The value of the header that hands the identity on.
-    pub header_value: String,
+/// Which of the HTTP protocols the app would agree to; nothing of both means that it takes no part in ALPN.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Offer {
+    /// `h2`.
+    pub h2: bool,
+    /// `http/1.1`.
+    pub http1: bool,
 }
 
-/// What one port needs to terminate TLS: its certificates and limits.
-#[derive(Debug, Default)]
-pub struct Port {}
+/// What the handshake has to know of the app.
+pub trait App: Send + Sync + std::fmt::Debug {
+    /// What the app offers. It may have to be asked, which takes a round trip once; an error says that it does not
+    /// listen, so that the caller is refused as the app would have refused it.
+    fn offers(&self) -> BoxFuture<'_, Result<Offer, AppAway>>;
+
+    /// Whether the app speaks first, in clear text: then no caller of it speaks TLS.
+    fn greets(&self) -> BoxFuture<'_, bool>;
+}
+
+/// Nothing listens at the app's port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the app does not listen")]
+pub struct AppAway;
+
+/// Bounds of one port's handshakes.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// From the first byte of a ClientHello to the end of the handshake.
+    pub handshake: Duration,
+    /// Until the first byte. Pools open connections ahead of their use, so this is generous; such a connection holds
+    /// no memory but its socket's.
+    pub first_byte: Duration,
+    /// Handshakes in progress at a time.
+    pub concurrent: usize,
+    /// A ClientHello with its record headers. Usual ones have 0.2 to 2 KiB, with a large session ticket some more.
+    pub hello_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            handshake: Duration::from_secs(10),
+            first_byte: Duration::from_secs(60),
+            concurrent: 256,
+            hello_bytes: 16 * 1024,
+        }
+    }
+}
+
+/// How a connection arrived.
+#[derive(Debug)]
+pub enum Arrival {
+    /// TLS was terminated; the stream is clear text.
+    Terminated(Conn, Hello),
+    /// The caller speaks clear text. The hello, where there is one, says with which ALPN an app that wants TLS is to
+    /// be dialled.
+    Clear(TcpStream, Option<Hello>),
+    /// TLS that is not ours to terminate: carried opaquely, on a plain connection to the app.
+    Encrypted(TcpStream),
+}
+
+/// Why a caller was turned away.
+#[derive(Debug, thiserror::Error)]
+#[error("TLS handshake: {detail}")]
+pub struct Refused {
+    /// For the counter.
+    pub cause: Option<TlsFailure>,
+    /// For the connection's record.
+    pub ended: Ended,
+    /// For the log.
+    pub detail: String,
+}
+
+impl Refused {
+    fn new(cause: TlsFailure, detail: impl Into<String>) -> Self {
+        let ended = match cause {
+            TlsFailure::Timeout => Ended::TimedOut(Stage::Handshake),
+            TlsFailure::Closed => Ended::CallerLeft,
+            _ => Ended::Handshake,
+        };
+        Self { cause: Some(cause), ended, detail: detail.into() }
+    }
+}
+
+/// What one port does about its callers' TLS.
+#[derive(Debug)]
+pub struct Port {
+    termination: Option<serve::Termination>,
+    /// Every secret the port's annotations name, in both directions: all have to be good.
+    stores: Vec<Arc<store::Store>>,
+    certain: bool,
+    originates: bool,
+    identity_header: Option<String>,
+    app: Arc<dyn App>,
+    limits: Limits,
+    handshakes: handshakes::Handshakes,
+}
+
+impl Port {
+    /// Opens the plan's secrets; bad ones are logged, and the port relays until they are good.
+    pub fn new(plan: &annotations::PortPlan, stores: &mut store::Stores, app: Arc<dyn App>, limits: Limits) -> Self {
+        let termination = serve::Termination::new(plan, stores);
+        let originating = plan.originating.iter().map(|source| stores.open(source, secret::Want::Pair));
+        let terminating = termination.iter().flat_map(serve::Termination::stores);
+        Self {
+            stores: terminating.chain(originating).collect(),
+            termination,
+            certain: plan.certain,
+            originates: plan.originating.is_some(),
+            identity_header: plan.identity_header.clone(),
+            app,
+            handshakes: handshakes::Handshakes::new(limits.concurrent),
+            limits,
+        }
+    }
+
+    /// Whether callers' TLS is terminated at this time.
+    #[must_use]
+    pub fn terminates(&self) -> bool {
+        self.termination.is_some() && self.in_force()
+    }
+
+    /// Why a port with secrets relays TLS nevertheless: the first fault, in words.
+    #[must_use]
+    pub fn fault(&self) -> Option<String> {
+        self.stores.iter().filter(|s| s.current().is_none()).find_map(|s| s.fault())
+    }
+
+    /// The request header that hands verified callers' identities on.
+    #[must_use]
+    pub fn identity_header(&self) -> Option<&str> {
+        self.identity_header.as_deref()
+    }
+
+    /// The secrets in use, for metrics.
+    #[must_use]
+    pub fn stores(&self) -> &[Arc<store::Store>] {
+        &self.stores
+    }
+
+    fn in_force(&self) -> bool {
+        self.stores.iter().all(|store| store.current().is_some())
+    }
+
+    /// Finds out what the caller speaks and, if it is TLS and ours to terminate, shakes hands. Failures are counted
+    /// here.
+    ///
+    /// # Errors
+    /// The handshake failed; the caller has been told as far as TLS has a word for it.
+    pub async fn accept(&self, socket: TcpStream, metrics: &PortMetrics) -> Result<Arrival, Refused> {
+        let in_force = self.in_force();
+        let termination = self.termination.as_ref().filter(|_| in_force).and_then(serve::Termination::current);
+        if termination.is_none() && !(self.originates && in_force) {
+            return Ok(Arrival::Clear(socket, None));
+        }
+        let arrival = match self.first_bytes(&socket).await {
+            Ok(First::Clear(hello)) => {
+                if termination.is_some() {
+                    metrics.tls_failures.at(TlsFailure::NotTls).inc();
+                }
+                return Ok(Arrival::Clear(socket, hello));
+            }
+            Ok(First::Tls) => match termination {
+                None => return Ok(Arrival::Encrypted(socket)),
+                Some(termination) => self.shake_hands(socket, &termination, metrics).await,
+            },
+            Err(refused) => Err(refused),
+        };
+        match &arrival {
+            Ok(_) => metrics.tls_handshakes.inc(),
+            Err(Refused { cause: Some(cause), .. }) => metrics.tls_failures.at(*cause).inc(),
+            Err(_) => {}
+        }
+        arrival
+    }
+
+    /// Looks at the first bytes without taking them.
+    async fn first_bytes(&self, socket: &TcpStream) -> Result<First, Refused> {
+        let mut start = [0; 8];
+        let patience = if self.certain { self.limits.first_byte } else { SILENCE.min(self.limits.first_byte) };
+        let read = match timeout(patience, socket.peek(&mut start)).await {
+            Ok(read) => read,
+            // Nothing says that this port's callers speak TLS at all: the app may be one that speaks first.
+            Err(_) if !self.certain && self.app.greets().await => return Ok(First::Clear(None)),
+            Err(_) => timeout(self.limits.first_byte, socket.peek(&mut start))
+                .await
+                .map_err(|_| Refused::new(TlsFailure::Timeout, "the caller sent nothing"))?,
+        };
+        let n = read.map_err(|error| Refused::new(TlsFailure::Closed, error.to_string()))?;
+        Ok(First::of(start.get(..n).unwrap_or_default()))
+    }
+
+    async fn shake_hands(
+        &self,
+        mut socket: TcpStream,
+        termination: &serve::Built,
+        metrics: &PortMetrics,
+    ) -> Result<Arrival, Refused> {
+        let deadline = Instant::now() + self.limits.handshake;
+        let evicted = || {
+            metrics.limits.at(Limit::Handshakes).inc();
+            Refused::new(TlsFailure::Timeout, "given up for newer handshakes: too many at a time")
+        };
+        let slot = self.handshakes.slot(deadline).await.map_err(|_| evicted())?;
+        let attempt = async {
+            match self.negotiate(&mut socket, termination).await {
+                Ok(start) => finish(start, socket).await,
+                Err(alert) => Err((alert, Some(socket))),
+            }
+        };
+        let outcome = tokio::select! {
+            outcome = timeout_at(deadline, attempt) => outcome,
+            () = slot.evicted() => return Err(evicted()),
+        };
+        drop(slot);
+        match outcome {
+            Ok(Ok(stream)) => {
+                let arrival = arrived(stream, termination)?;
+                Ok(arrival)
+            }
+            Ok(Err((failed, socket))) => {
+                if let Some(socket) = socket {
+                    farewell(socket, &failed.alert).await;
+                }
+                Err(failed.refused)
+            }
+            Err(_) => Err(Refused::new(TlsFailure::Timeout, format!("not done after {:?}", self.limits.handshake))),
+        }
+    }
+
+    /// Reads the ClientHello and decides what is offered in return.
+    async fn negotiate(
+        &self,
+        socket: &mut TcpStream,
+        termination: &serve::Built,
+    ) -> Result<(Accepted, Arc<rustls::ServerConfig>), Failed> {
+        let accepted = read_hello(socket, self.limits.hello_bytes).await?;
+        let asked: Option<Vec<Vec<u8>>> =
+            accepted.client_hello().alpn().map(|names| names.map(<[u8]>::to_vec).collect());
+        let offer = match &asked {
+            // A caller that takes no part in ALPN gets no answer to it, so the app need not be asked.
+            None => Offer::default(),
+            Some(names) => {
+                let offer = self.app.offers().await.map_err(|away| Failed {
+                    alert: Vec::new(),
+                    refused: Refused { cause: None, ended: Ended::AppRefused, detail: away.to_string() },
+                })?;
+                let http = names.iter().any(|name| name == H2 || name == HTTP1);
+                // A caller of another protocol is not refused for HTTP's sake.
+                if http { offer } else { Offer::default() }
+            }
+        };
+        Ok((accepted, termination.config(offer)))
+    }
+}
+
+/// How long a caller may be silent before a port that nothing declares to be TLS asks whether the app speaks first.
+const SILENCE: Duration = Duration::from_millis(300);
+
+enum First {
+    Tls,
+    Clear(Option<Hello>),
+}
+
+impl First {
+    /// A handshake record (RFC 8446 section 5.1) starts with 22, which no text protocol does.
+    fn of(bytes: &[u8]) -> Self {
+        match bytes {
+            [22, 3, ..] | [22] => Self::Tls,
+            [b'P', b'R', b'I', ..] => Self::Clear(Some(Hello { alpn: Some(H2.to_vec()), ..Hello::default() })),
+            [b'A'..=b'Z', b'A'..=b'Z', ..] => {
+                Self::Clear(Some(Hello { alpn: Some(HTTP1.to_vec()), ..Hello::default() }))
+            }
+            _ => Self::Clear(None),
+        }
+    }
+}
+
+struct Failed {
+    alert: Vec<u8>,
+    refused: Refused,
+}
+
+async fn read_hello(socket: &mut TcpStream, limit: usize) -> Result<Accepted, Failed> {
+    let quiet = |cause, detail: String| Failed { alert: Vec::new(), refused: Refused::new(cause, detail) };
+    let mut acceptor = Acceptor::default();
+    let mut chunk = [0; 2048];
+    let mut total = 0;
+    loop {
+        let n = match socket.read(&mut chunk).await {
+            Ok(0) => return Err(quiet(TlsFailure::Closed, "the caller closed in its ClientHello".into())),
+            Ok(n) => n,
+            Err(error) => return Err(quiet(TlsFailure::Closed, error.to_string())),
+        };
+        total += n;
+        let mut bytes = chunk.get(..n).unwrap_or_default();
+        while !bytes.is_empty() {
+            if acceptor.read_tls(&mut bytes).is_err() {
+                return Err(quiet(TlsFailure::Malformed, "the ClientHello is too large".into()));
+            }
+        }
+        match acceptor.accept() {
+            Ok(Some(accepted)) => return Ok(accepted),
+            Ok(None) if total > limit => {
+                return Err(quiet(TlsFailure::Malformed, format!("the ClientHello has more than {limit} bytes")));
+            }
+            Ok(None) => {}
+            Err((error, mut alert)) => {
+                let mut bytes = Vec::new();
+                // Writing to a vector does not fail.
+                let _ = alert.write_all(&mut bytes);
+                return Err(Failed { alert: bytes, refused: Refused::new(classify(&error), error.to_string()) });
+            }
+        }
+    }
+}
+
+type Finished = Result<tokio_rustls::server::TlsStream<TcpStream>, (Failed, Option<TcpStream>)>;
+
+async fn finish((accepted, config): (Accepted, Arc<rustls::ServerConfig>), socket: TcpStream) -> Finished {
+    let start = tokio_rustls::StartHandshake::from_parts(accepted, socket);
+    let outcome = start.into_stream(config).into_fallible().await;
+    outcome.map_err(|(error, socket)| {
+        let cause = match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            Some(tls) => classify(tls),
+            None => TlsFailure::Closed,
+        };
+        (Failed { alert: Vec::new(), refused: Refused::new(cause, error.to_string()) }, Some(socket))
+    })
+}
+
+fn arrived(stream: tokio_rustls::server::TlsStream<TcpStream>, termination: &serve::Built) -> Result<Arrival, Refused> {
+    let session = stream.get_ref().1;
+    let identity = match session.peer_certificates().and_then(<[_]>::first) {
+        Some(certificate) if termination.verifies_callers() => {
+            let identity = Identity::of(certificate, store::now())
+                .map_err(|problem| Refused::new(TlsFailure::Certificate, problem.to_string()))?;
+            Some(Arc::new(identity))
+        }
+        _ => None,
+    };
+    let hello = Hello {
+        server_name: session.server_name().map(str::to_owned),
+        alpn: session.alpn_protocol().map(<[u8]>::to_vec),
+        identity,
+    };
+    Ok(Arrival::Terminated(Conn::Other(Box::new(stream::ServerSide::new(stream))), hello))
+}
+
+/// Sends the alert and waits a little for the caller's end: closing over unread bytes would be a reset, and a reset
+/// can overtake the alert.
+async fn farewell(mut socket: TcpStream, alert: &[u8]) {
+    let goodbye = async {
+        if !alert.is_empty() {
+            socket.write_all(alert).await?;
+        }
+        socket.shutdown().await?;
+        let mut rest = [0; 1024];
+        let mut patience = 64;
+        while patience > 0 && socket.read(&mut rest).await? > 0 {
+            patience -= 1;
+        }
+        io::Result::Ok(())
+    };
+    let _ = timeout(Duration::from_millis(500), goodbye).await;
+}
+
+fn classify(error: &rustls::Error) -> TlsFailure {
+    use PeerIncompatible as P;
+    use rustls::Error as E;
+    match error {
+        E::PeerIncompatible(
+            P::Tls12NotOffered
+            | P::Tls12NotOfferedOrEnabled
+            | P::ServerTlsVersionIsDisabledByOurConfig
+            | P::ServerDoesNotSupportTls12Or13
+            | P::SupportedVersionsExtensionRequired,
+        )
+        | E::AlertReceived(AlertDescription::ProtocolVersion) => TlsFailure::Version,
+        E::PeerIncompatible(_)
+        | E::AlertReceived(AlertDescription::HandshakeFailure | AlertDescription::InsufficientSecurity) => {
+            TlsFailure::Cipher
+        }
+        E::NoCertificatesPresented
+        | E::InvalidCertificate(_)
+        | E::General(_)
+        | E::AlertReceived(
+            AlertDescription::BadCertificate
+            | AlertDescription::UnsupportedCertificate
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::UnknownCA
+            | AlertDescription::UnrecognisedName
+            | AlertDescription::AccessDenied,
+        ) => TlsFailure::Certificate,
+        E::InvalidMessage(_)
+        | E::PeerMisbehaved(_)
+        | E::InappropriateMessage { .. }
+        | E::InappropriateHandshakeMessage { .. }
+        | E::DecryptError
+        | E::PeerSentOversizedRecord => TlsFailure::Malformed,
+        _ => TlsFailure::Other,
+    }
+}

@@ -2,6 +2,8 @@
 //! [`OpenTunnel`]; the control side provides it, and neither imports the other.
 
 pub mod app;
+pub mod originate;
+pub mod probe;
 pub mod tunnel;
 
 use std::fmt;
@@ -52,6 +54,12 @@ pub enum AppError {
 pub trait DialApp: Send + Sync + fmt::Debug {
     /// Dials; `hello` is what the caller's TLS handshake found, if there was one.
     fn dial<'a>(&'a self, hello: Option<&'a Hello>) -> BoxFuture<'a, Result<Conn, AppError>>;
+
+    /// Dials without TLS of ours, whatever is configured: for bytes that are relayed untouched, TLS of the caller's
+    /// own among them.
+    fn dial_untouched(&self) -> BoxFuture<'_, Result<Conn, AppError>> {
+        self.dial(None)
+    }
 
     /// The address, when the app is reached without TLS, so that the hot path may connect without a boxed future.
     fn plain_addr(&self) -> Option<crate::addr::AppAddr>;

@@ -1,0 +1,154 @@
+//! Who a verified caller is, and the request header that hands it on: subject, subject alternative names and the
+//! certificate's SHA-256, in the syntax of Envoy's `x-forwarded-client-cert`, which many apps already read.
+
+use std::fmt::Write;
+
+use rustls_pki_types::CertificateDer;
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+/// A header longer than this would endanger the request it is put into.
+const MAX_VALUE: usize = 4096;
+
+/// A verified caller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    header_value: String,
+}
+
+/// Why a certificate that a CA vouches for is not accepted after all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum IdentityError {
+    /// Not an X.509 certificate.
+    #[error("the caller's certificate cannot be read")]
+    Unreadable,
+    /// A resumed session outlived the certificate it was opened with.
+    #[error("the caller's certificate has expired since its session began")]
+    Expired,
+}
+
+impl Identity {
+    /// Reads a certificate that has been verified; `now` is in seconds since 1970.
+    ///
+    /// # Errors
+    /// It cannot be read, or it has expired: a resumed session is not verified again by the handshake.
+    pub fn of(certificate: &CertificateDer<'_>, now: i64) -> Result<Self, IdentityError> {
+        let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| IdentityError::Unreadable)?;
+        if now > parsed.validity().not_after.timestamp() {
+            return Err(IdentityError::Expired);
+        }
+        let mut value = String::with_capacity(256);
+        value.push_str("Hash=");
+        for byte in sha256(certificate) {
+            // Writing to a string does not fail.
+            let _ = write!(value, "{byte:02x}");
+        }
+        element(&mut value, "Subject", &parsed.subject().to_string());
+        let names = parsed.subject_alternative_name().ok().flatten();
+        for name in names.iter().flat_map(|san| &san.value.general_names) {
+            match name {
+                GeneralName::URI(uri) => element(&mut value, "URI", uri),
+                GeneralName::DNSName(dns) => element(&mut value, "DNS", dns),
+                _ => {}
+            }
+        }
+        Ok(Self { header_value: value })
+    }
+
+    /// The header's value: visible ASCII.
+    #[must_use]
+    pub fn header_value(&self) -> &str {
+        &self.header_value
+    }
+}
+
+/// Appends `;Key="value"`, whole or not at all.
+fn element(value: &mut String, key: &str, text: &str) {
+    let mut quoted = String::with_capacity(text.len() + key.len() + 4);
+    let _ = write!(quoted, ";{key}=\"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => quoted.extend(['\\', c]),
+            ' '..='~' => quoted.push(c),
+            // A header holds ASCII; everything else is shown as in a URI.
+            _ => {
+                for byte in c.encode_utf8(&mut [0; 4]).bytes() {
+                    let _ = write!(quoted, "%{byte:02X}");
+                }
+            }
+        }
+    }
+    quoted.push('"');
+    if value.len() + quoted.len() <= MAX_VALUE {
+        value.push_str(&quoted);
+    }
+}
+
+fn sha256(data: &[u8]) -> Vec<u8> {
+    let suite = rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256;
+    suite.tls13().map(|tls13| tls13.common.hash_provider.hash(data).as_ref().to_vec()).unwrap_or_default()
+}
+
+/// An HTTP/1 head with every field named `header` taken out, and the identity's put in behind the request line when
+/// there is one. `None` when the head can stay as it is. `head` ends with the empty line, and header names in it
+/// have been checked by the parser.
+#[must_use]
+pub fn rewrite_head(head: &[u8], header: &str, identity: Option<&Identity>) -> Option<Vec<u8>> {
+    let mut out = Vec::with_capacity(head.len() + 512);
+    let mut changed = false;
+    for (i, line) in head.split_inclusive(|b| *b == b'\n').enumerate() {
+        if i > 0 && names(line, header) {
+            changed = true;
+            continue;
+        }
+        out.extend_from_slice(line);
+        if let (0, Some(identity)) = (i, identity) {
+            changed = true;
+            for part in [header, ": ", identity.header_value(), "\r\n"] {
+                out.extend_from_slice(part.as_bytes());
+            }
+        }
+    }
+    changed.then_some(out)
+}
+
+fn names(line: &[u8], header: &str) -> bool {
+    let (name, rest) = line.split_at_checked(header.len()).unwrap_or_default();
+    name.eq_ignore_ascii_case(header.as_bytes()) && rest.trim_ascii_start().first() == Some(&b':')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity() -> Identity {
+        Identity { header_value: "Hash=00".into() }
+    }
+
+    #[test]
+    fn a_forged_header_is_taken_out_and_the_real_one_put_in() {
+        let head = b"GET / HTTP/1.1\r\nHost: a\r\nX-Caller: admin\r\nx-callers: kept\r\nX-CALLER : two\r\n\r\n";
+        let out = rewrite_head(head, "x-caller", Some(&identity())).unwrap();
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "GET / HTTP/1.1\r\nx-caller: Hash=00\r\nHost: a\r\nx-callers: kept\r\n\r\n"
+        );
+    }
+
+    #[test]
+    fn an_anonymous_caller_cannot_claim_an_identity() {
+        let head = b"GET / HTTP/1.1\r\nx-caller: admin\r\n\r\n";
+        assert_eq!(rewrite_head(head, "x-caller", None).unwrap(), b"GET / HTTP/1.1\r\n\r\n");
+        assert_eq!(rewrite_head(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", "x-caller", None), None);
+    }
+
+    #[test]
+    fn names_that_would_break_the_header_are_escaped_and_long_lists_are_cut_between_elements() {
+        let mut value = String::from("Hash=00");
+        element(&mut value, "Subject", "CN=\"a\\b\"\r\nx: y, O=é");
+        assert_eq!(value, r#"Hash=00;Subject="CN=\"a\\b\"%0D%0Ax: y, O=%C3%A9""#);
+        for i in 0..1000 {
+            element(&mut value, "DNS", &format!("host-{i}.example"));
+        }
+        assert!(value.len() <= MAX_VALUE && value.ends_with('"'));
+    }
+}

@@ -1,0 +1,169 @@
+//! PEM text → DER. The one module that names `rustls-pemfile`: the crate is required here but no longer maintained,
+//! so its answers are compared with those of its successor in the tests, and leaving it is a change of these lines.
+
+use rustls_pemfile::Item;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+/// What one PEM file holds. Foreign sections are skipped, an empty text has nothing of either.
+#[derive(Debug, Default)]
+pub struct Sections {
+    /// Certificates in file order.
+    pub certificates: Vec<CertificateDer<'static>>,
+    /// The first private key: PKCS#1, PKCS#8 or SEC1. Prints as "elided".
+    pub key: Option<PrivateKeyDer<'static>>,
+    /// Whether a private key stands here in encrypted form, which nobody could open without its pass phrase.
+    pub encrypted: bool,
+}
+
+/// Why a text is no PEM. Carries nothing of the text, which may be a private key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Damage {
+    /// A section that does not end.
+    #[error("a section has no END line (the file is cut off?)")]
+    Unterminated,
+    /// A BEGIN line that is none.
+    #[error("a BEGIN line is damaged")]
+    BadBegin,
+    /// A body that is not base64.
+    #[error("a section's body is not base64")]
+    BadBody,
+}
+
+/// Reads every section of `text` (RFC 7468; keys also in the older forms of RFC 1421).
+///
+/// # Errors
+/// The first damage found, unless an encrypted key explains it.
+pub fn read(text: &[u8]) -> Result<Sections, Damage> {
+    let mut found = Sections { encrypted: holds_encrypted_key(text), ..Sections::default() };
+    let mut rest = text;
+    loop {
+        match rustls_pemfile::read_one_from_slice(rest) {
+            Ok(None) => return Ok(found),
+            Ok(Some((item, after))) => {
+                rest = after;
+                match item {
+                    Item::X509Certificate(der) => found.certificates.push(der),
+                    Item::Pkcs1Key(key) => found.keep_first(key.into()),
+                    Item::Pkcs8Key(key) => found.keep_first(key.into()),
+                    Item::Sec1Key(key) => found.keep_first(key.into()),
+                    _ => {}
+                }
+            }
+            // The headers of an encrypted RFC 1421 section are not base64; that it is encrypted says more.
+            Err(_) if found.encrypted => return Ok(found),
+            Err(error) => return Err(damage(&error)),
+        }
+    }
+}
+
+impl Sections {
+    fn keep_first(&mut self, key: PrivateKeyDer<'static>) {
+        if !self.encrypted {
+            self.key.get_or_insert(key);
+        }
+    }
+}
+
+fn holds_encrypted_key(text: &[u8]) -> bool {
+    let has = |marker: &[u8]| memchr::memmem::find(text, marker).is_some();
+    has(b"-----BEGIN ENCRYPTED PRIVATE KEY-----") || has(b"Proc-Type: 4,ENCRYPTED")
+}
+
+fn damage(error: &rustls_pemfile::Error) -> Damage {
+    match error {
+        rustls_pemfile::Error::MissingSectionEnd { .. } => Damage::Unterminated,
+        rustls_pemfile::Error::IllegalSectionStart { .. } => Damage::BadBegin,
+        rustls_pemfile::Error::Base64Decode(_) => Damage::BadBody,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use rustls_pki_types::pem::PemObject;
+
+    const CERT: &str = "-----BEGIN CERTIFICATE-----\nAQID\n-----END CERTIFICATE-----\n";
+    const OTHER: &str = "-----BEGIN CERTIFICATE-----\nBAUG\n-----END CERTIFICATE-----\n";
+    const PKCS8: &str = "-----BEGIN PRIVATE KEY-----\nBwgJ\n-----END PRIVATE KEY-----\n";
+    const PKCS1: &str = "-----BEGIN RSA PRIVATE KEY-----\nCgsM\n-----END RSA PRIVATE KEY-----\n";
+    const SEC1: &str = "-----BEGIN EC PRIVATE KEY-----\nDQ4P\n-----END EC PRIVATE KEY-----\n";
+    const PARAMS: &str = "-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n";
+    const ENCRYPTED: &str = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAQID\n-----END ENCRYPTED PRIVATE KEY-----\n";
+
+    /// The successor's answers: every certificate before the first damage, and the first key.
+    fn successor(text: &[u8]) -> (Vec<Vec<u8>>, Option<Vec<u8>>, bool) {
+        let parsed: Vec<_> = CertificateDer::pem_slice_iter(text).collect();
+        let damaged = parsed.iter().any(Result::is_err);
+        let certificates = parsed.into_iter().filter_map(Result::ok).map(|der| der.to_vec()).collect();
+        let key = PrivateKeyDer::pem_slice_iter(text).find_map(Result::ok).map(|k| k.secret_der().to_vec());
+        (certificates, key, damaged)
+    }
+
+    #[track_caller]
+    fn agrees(text: &[u8]) {
+        let (certificates, key, damaged) = successor(text);
+        match read(text) {
+            Err(_) => assert!(damaged, "only the old parser refuses {:?}", String::from_utf8_lossy(text)),
+            Ok(found) if found.encrypted => {}
+            Ok(found) => {
+                assert!(!damaged, "only the successor refuses {:?}", String::from_utf8_lossy(text));
+                assert_eq!(found.certificates.iter().map(|der| der.to_vec()).collect::<Vec<_>>(), certificates);
+                assert_eq!(found.key.map(|k| k.secret_der().to_vec()), key);
+            }
+        }
+    }
+
+    #[test]
+    fn sections_are_found_in_order_and_the_first_key_wins() {
+        let found = read([CERT, PARAMS, PKCS8, OTHER, PKCS1, SEC1].concat().as_bytes()).unwrap();
+        assert_eq!(found.certificates.iter().map(|c| c.to_vec()).collect::<Vec<_>>(), [[1, 2, 3], [4, 5, 6]]);
+        assert_eq!(found.key.unwrap().secret_der(), [7, 8, 9]);
+        for (text, der) in [(PKCS1, [10, 11, 12]), (SEC1, [13, 14, 15])] {
+            assert_eq!(read(text.as_bytes()).unwrap().key.unwrap().secret_der(), der);
+        }
+        let nothing = read(b"").unwrap();
+        assert!(nothing.certificates.is_empty() && nothing.key.is_none() && !nothing.encrypted);
+    }
+
+    #[test]
+    fn encrypted_keys_are_told_apart_from_damage() {
+        let old = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\nCgsM\n\
+                   -----END RSA PRIVATE KEY-----\n";
+        for text in [ENCRYPTED, old] {
+            let found = read(text.as_bytes()).unwrap();
+            assert!(found.encrypted && found.key.is_none(), "{text}");
+        }
+        assert_eq!(read(b"-----BEGIN PRIVATE KEY-----\nAQID\n").unwrap_err(), Damage::Unterminated);
+        let word = "-----BEGIN PRIVATE KEY-----\n!!!!\n-----END PRIVATE KEY-----\n";
+        assert_eq!(read(word.as_bytes()).unwrap_err(), Damage::BadBody);
+    }
+
+    #[test]
+    fn old_parser_and_successor_agree_on_every_mixture() {
+        let parts = [CERT, OTHER, PKCS8, PKCS1, SEC1, PARAMS, ENCRYPTED, "text between\n", "\r\n", "-----BEGIN X"];
+        for a in parts {
+            for b in parts {
+                for c in parts {
+                    agrees([a, b, c].concat().as_bytes());
+                }
+            }
+        }
+        agrees([CERT, PKCS8].concat().replace('\n', "\r\n").as_bytes());
+    }
+
+    proptest! {
+        #[test]
+        fn old_parser_and_successor_agree_on_damaged_text(at in 0usize..300, byte: u8, cut in 0usize..300) {
+            let mut text = [CERT, PKCS8, SEC1, OTHER].concat().into_bytes();
+            if let Some(b) = text.get_mut(at) { *b = byte; }
+            text.truncate(text.len() - cut.min(text.len()));
+            agrees(&text);
+        }
+
+        #[test]
+        fn any_bytes_are_answered(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            agrees(&bytes);
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! TLS streams as one end of a carried connection. An end without close_notify is an end like any other: many
+//! programs close so, what is inside has its own framing, and the next leg could not be told apart anyway.
+
+use std::io::{self, ErrorKind};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::conn::Io;
+
+/// Bytes of clear text and of records that may wait in rustls for a slow peer.
+const BUFFER_LIMIT: usize = 32 * 1024;
+
+/// TLS with a caller: we are the server.
+#[derive(Debug)]
+pub struct ServerSide<S>(tokio_rustls::server::TlsStream<S>);
+
+/// TLS with the app or a workstation: we are the client.
+#[derive(Debug)]
+pub struct ClientSide<S>(tokio_rustls::client::TlsStream<S>);
+
+impl<S> ServerSide<S> {
+    /// After the handshake.
+    pub fn new(mut stream: tokio_rustls::server::TlsStream<S>) -> Self {
+        stream.get_mut().1.set_buffer_limit(Some(BUFFER_LIMIT));
+        Self(stream)
+    }
+}
+
+impl<S> ClientSide<S> {
+    /// After the handshake.
+    pub fn new(mut stream: tokio_rustls::client::TlsStream<S>) -> Self {
+        stream.get_mut().1.set_buffer_limit(Some(BUFFER_LIMIT));
+        Self(stream)
+    }
+}
+
+fn forgive_missing_close_notify(read: io::Result<()>) -> io::Result<()> {
+    match read {
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(()),
+        other => other,
+    }
+}
+
+macro_rules! io_of_inner {
+    ($name:ident) => {
+        impl<S: Io> Io for $name<S> {
+            fn abort(&mut self) {
+                // A TLS stream that is dropped says nothing, so resetting what it runs on is all there is to do.
+                self.0.get_mut().0.abort();
+            }
+        }
+
+        impl<S: Io> AsyncRead for $name<S> {
+            fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+                let read = ready!(Pin::new(&mut self.get_mut().0).poll_read(cx, buf));
+                Poll::Ready(forgive_missing_close_notify(read))
+            }
+        }
+
+        impl<S: Io> AsyncWrite for $name<S> {
+            fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+                Pin::new(&mut self.get_mut().0).poll_write(cx, buf)
+            }
+
+            fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                Pin::new(&mut self.get_mut().0).poll_flush(cx)
+            }
+
+            fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                Pin::new(&mut self.get_mut().0).poll_shutdown(cx)
+            }
+
+            fn poll_write_vectored(
+                self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                bufs: &[io::IoSlice<'_>],
+            ) -> Poll<io::Result<usize>> {
+                Pin::new(&mut self.get_mut().0).poll_write_vectored(cx, bufs)
+            }
+
+            fn is_write_vectored(&self) -> bool {
+                self.0.is_write_vectored()
+            }
+        }
+    };
+}
+
+io_of_inner!(ServerSide);
+io_of_inner!(ClientSide);

@@ -1,0 +1,313 @@
+//! TLS towards the app and, with the same client certificate, towards workstations: with the server name and ALPN
+//! the caller used. Whether the app speaks TLS is declared, or asked once and kept until a connection fails.
+//!
+//! Spoken to the app, in this order: what a declared protocol says; what the app answered when it was asked. It is
+//! asked only where a secret is configured, and a caller in clear text is carried in TLS only where a client
+//! certificate is.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tokio::time::{Instant, timeout};
+use tokio_rustls::TlsConnector;
+
+use super::probe::{self, TlsAnswer};
+use super::{AppError, DialApp};
+use crate::addr::AppAddr;
+use crate::conn::{Conn, Io};
+use crate::tls::annotations::{PortPlan, ToApp};
+use crate::tls::client::{Client, Peer};
+use crate::tls::store::Stores;
+use crate::tls::stream::ClientSide;
+use crate::tls::{self, AppAway, H2, HTTP1, Hello, Offer};
+
+/// A handshake with the app or a workstation takes no longer.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+/// No answer may be due to the app's being busy or just starting: asked again after this time.
+const MUTE: Duration = Duration::from_secs(5);
+/// A connection closed without a word is nearly always a protocol that cannot make sense of the question.
+const CLOSED: Duration = Duration::from_secs(60);
+
+/// Which HTTP versions an app in clear text is declared to speak.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ClearHttp {
+    /// HTTP/1 only.
+    Http1,
+    /// HTTP/2; HTTP/1 is left to the app.
+    Http2,
+    /// The app is asked, by a preface.
+    #[default]
+    Ask,
+    /// Nobody says, and asking is switched off.
+    DoNotAsk,
+}
+
+/// Dials one port's app, in TLS where that is what it speaks.
+#[derive(Debug)]
+pub struct Originate {
+    plain: Arc<dyn DialApp>,
+    client: Client,
+    to_app: ToApp,
+    clear_http: ClearHttp,
+    probe_timeout: Duration,
+    known: Mutex<Known>,
+    asking: tokio::sync::Mutex<()>,
+}
+
+/// What the app answered.
+#[derive(Debug, Default)]
+struct Known {
+    speaks: Option<(Speaks, Option<Instant>)>,
+    offer: Option<(Offer, Option<Instant>)>,
+}
+
+/// What is spoken to the app.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Speaks {
+    /// Clear text.
+    Clear,
+    /// TLS.
+    Tls,
+}
+
+impl Originate {
+    /// Dials over `plain`, which opens connections without TLS.
+    #[must_use]
+    pub fn new(plan: &PortPlan, plain: Arc<dyn DialApp>, clear_http: ClearHttp, stores: &mut Stores) -> Self {
+        Self {
+            plain,
+            client: Client::new(plan, stores),
+            to_app: plan.to_app,
+            clear_http,
+            probe_timeout: plan.probe_timeout,
+            known: Mutex::default(),
+            asking: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// What the app speaks; asks it where that is not known.
+    ///
+    /// # Errors
+    /// The app does not listen.
+    pub async fn speaks(&self) -> Result<Speaks, AppError> {
+        if let Some(known) = self.known_speaks() {
+            return Ok(known);
+        }
+        let _one_at_a_time = self.asking.lock().await;
+        if let Some(known) = self.known_speaks() {
+            return Ok(known);
+        }
+        let (speaks, picked, doubt) = match self.ask_tls(&[H2, HTTP1]).await? {
+            TlsAnswer::Tls(picked) => (Speaks::Tls, Some(picked), None),
+            TlsAnswer::Refused => (Speaks::Tls, None, None),
+            TlsAnswer::NotTls => (Speaks::Clear, None, None),
+            TlsAnswer::Closed => (Speaks::Clear, None, Some(CLOSED)),
+            TlsAnswer::Mute => (Speaks::Clear, None, Some(MUTE)),
+        };
+        tracing::info!(port = self.port(), ?speaks, sure = doubt.is_none(), "the app was asked whether it speaks TLS");
+        let offer = match picked {
+            Some(picked) => Some(self.tls_offer(picked.as_deref()).await?),
+            None => None,
+        };
+        let mut known = self.lock();
+        known.speaks = Some((speaks, until(doubt)));
+        if let Some(offer) = offer {
+            known.offer = Some((offer, None));
+        }
+        Ok(speaks)
+    }
+
+    fn known_speaks(&self) -> Option<Speaks> {
+        match self.to_app {
+            ToApp::Clear => Some(Speaks::Clear),
+            _ => kept(&self.lock().speaks).or((self.to_app == ToApp::Tls).then_some(Speaks::Tls)),
+        }
+    }
+
+    /// The offer of a TLS app, which picked `picked` of both: whether it would take HTTP/1.1 as well is a question of
+    /// its own.
+    async fn tls_offer(&self, picked: Option<&[u8]>) -> Result<Offer, AppError> {
+        Ok(match picked {
+            Some(H2) => {
+                let http1 = self.ask_tls(&[HTTP1]).await? == TlsAnswer::Tls(Some(HTTP1.to_vec()));
+                Offer { h2: true, http1 }
+            }
+            Some(HTTP1) => Offer { h2: false, http1: true },
+            _ => Offer::default(),
+        })
+    }
+
+    async fn ask_tls(&self, alpn: &[&[u8]]) -> Result<TlsAnswer, AppError> {
+        let config = self.client.probe_config(alpn).map_err(|error| self.tls_error(std::io::Error::other(error)))?;
+        let name = self.client.name(None, self.addr().0.ip());
+        probe::tls(self.plain.as_ref(), &config, &name, self.probe_timeout).await
+    }
+
+    async fn offer(&self) -> Result<Offer, AppError> {
+        if let Some(offer) = kept(&self.lock().offer) {
+            return Ok(offer);
+        }
+        let speaks = self.speaks().await?;
+        if let Some(offer) = kept(&self.lock().offer) {
+            return Ok(offer);
+        }
+        let http1 = Offer { h2: false, http1: true };
+        let (offer, doubt) = match speaks {
+            Speaks::Tls => match self.ask_tls(&[H2, HTTP1]).await? {
+                TlsAnswer::Tls(picked) => (self.tls_offer(picked.as_deref()).await?, None),
+                // It wants something of the caller's own, so what it would offer to the caller stays unknown.
+                TlsAnswer::Refused => (http1, None),
+                TlsAnswer::NotTls => {
+                    self.learn_clear_text();
+                    self.clear_offer().await?
+                }
+                TlsAnswer::Closed | TlsAnswer::Mute => (http1, Some(MUTE)),
+            },
+            Speaks::Clear => self.clear_offer().await?,
+        };
+        let sure = doubt.is_none();
+        tracing::info!(port = self.port(), h2 = offer.h2, http1 = offer.http1, sure, "ALPN as the app would offer it");
+        self.lock().offer = Some((offer, until(doubt)));
+        Ok(offer)
+    }
+
+    /// An app in clear text takes no part in ALPN: `http/1.1` stays on offer beside `h2`, since an app that does not
+    /// speak it says so itself.
+    async fn clear_offer(&self) -> Result<(Offer, Option<Duration>), AppError> {
+        Ok(match self.clear_http {
+            ClearHttp::Http1 | ClearHttp::DoNotAsk => (Offer { h2: false, http1: true }, None),
+            ClearHttp::Http2 => (Offer { h2: true, http1: true }, None),
+            ClearHttp::Ask => {
+                let answer = probe::h2c(self.plain.as_ref()).await?;
+                (Offer { h2: answer.unwrap_or(false), http1: true }, answer.is_none().then_some(MUTE))
+            }
+        })
+    }
+
+    async fn dial_app(&self, hello: Option<&Hello>) -> Result<Conn, AppError> {
+        let callers_tls = hello.is_some();
+        if !callers_tls && !self.client.has_certificate() {
+            return self.plain.dial(None).await;
+        }
+        let dialled = match self.speaks().await {
+            Ok(Speaks::Clear) => self.plain.dial(None).await,
+            Ok(Speaks::Tls) => self.dial_tls(hello).await,
+            Err(error) => Err(error),
+        };
+        if dialled.is_err() {
+            // Whatever was known may be of a process that is gone.
+            *self.lock() = Known::default();
+        }
+        dialled
+    }
+
+    async fn dial_tls(&self, hello: Option<&Hello>) -> Result<Conn, AppError> {
+        let conn = self.plain.dial_untouched().await?;
+        match self.connect(conn, Peer::App, hello).await {
+            Ok(conn) => Ok(conn),
+            Err(error) if probe::read_failure(&error) == TlsAnswer::NotTls => {
+                self.learn_clear_text();
+                self.plain.dial(None).await
+            }
+            Err(error) => Err(self.tls_error(error)),
+        }
+    }
+
+    /// The app turned out to speak clear text, whatever was declared; nothing has been sent to it yet.
+    fn learn_clear_text(&self) {
+        tracing::warn!(port = self.port(), "the app was to be spoken to in TLS, but it speaks clear text");
+        *self.lock() = Known { speaks: Some((Speaks::Clear, None)), offer: None };
+    }
+
+    async fn connect<S: Io + 'static>(&self, io: S, peer: Peer, hello: Option<&Hello>) -> std::io::Result<Conn> {
+        let alpn = hello.and_then(|hello| hello.alpn.as_deref());
+        let config = self.client.config(peer, alpn).map_err(std::io::Error::other)?;
+        let name = self.client.name(hello, self.addr().0.ip());
+        let connecting = TlsConnector::from(config).connect(name, io);
+        let stream = timeout(HANDSHAKE, connecting).await.map_err(|_| std::io::ErrorKind::TimedOut)??;
+        Ok(Conn::Other(Box::new(ClientSide::new(stream))))
+    }
+
+    fn addr(&self) -> AppAddr {
+        self.plain.plain_addr().unwrap_or(AppAddr((IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0).into()))
+    }
+
+    fn port(&self) -> u16 {
+        self.addr().0.port()
+    }
+
+    fn tls_error(&self, source: std::io::Error) -> AppError {
+        AppError::Tls { addr: self.addr(), source }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn until(doubt: Option<Duration>) -> Option<Instant> {
+    doubt.map(|time| Instant::now() + time)
+}
+
+fn kept<T: Copy>(known: &Option<(T, Option<Instant>)>) -> Option<T> {
+    known.as_ref().filter(|(_, until)| until.is_none_or(|until| Instant::now() < until)).map(|(value, _)| *value)
+}
+
+impl DialApp for Originate {
+    fn dial<'a>(&'a self, hello: Option<&'a Hello>) -> BoxFuture<'a, Result<Conn, AppError>> {
+        Box::pin(self.dial_app(hello))
+    }
+
+    fn dial_untouched(&self) -> BoxFuture<'_, Result<Conn, AppError>> {
+        self.plain.dial_untouched()
+    }
+
+    fn plain_addr(&self) -> Option<AppAddr> {
+        None
+    }
+
+    fn tls_to_workstation<'a>(
+        &'a self,
+        tunnel: Box<dyn Io>,
+        hello: Option<&'a Hello>,
+    ) -> Option<BoxFuture<'a, std::io::Result<Conn>>> {
+        let asked = hello.is_some() || self.client.has_certificate();
+        // The app has been dialled before any workstation, so what it speaks is known by then.
+        if !asked || self.known_speaks() != Some(Speaks::Tls) {
+            return None;
+        }
+        Some(Box::pin(self.connect(Conn::Other(tunnel), Peer::Workstation, hello)))
+    }
+}
+
+impl tls::App for Originate {
+    fn offers(&self) -> BoxFuture<'_, Result<Offer, AppAway>> {
+        Box::pin(async {
+            match self.offer().await {
+                Ok(offer) => Ok(offer),
+                Err(AppError::Connect { .. } | AppError::Timeout { .. }) => Err(AppAway),
+                // The app listens, but what it is cannot be found out: HTTP/1.1 is what most understand.
+                Err(AppError::Tls { .. }) => Ok(Offer { h2: false, http1: true }),
+            }
+        })
+    }
+
+    fn greets(&self) -> BoxFuture<'_, bool> {
+        Box::pin(async { probe::greets(self.plain.as_ref()).await.unwrap_or(false) })
+    }
+}
+
+/// Both halves of a port's TLS: what accepts callers, and what dials the app.
+#[must_use]
+pub fn compose(
+    plan: &PortPlan,
+    plain: Arc<dyn DialApp>,
+    clear_http: ClearHttp,
+    stores: &mut Stores,
+) -> (Arc<tls::Port>, Arc<Originate>) {
+    let app = Arc::new(Originate::new(plan, plain, clear_http, stores));
+    let port = tls::Port::new(plan, stores, Arc::clone(&app) as Arc<dyn tls::App>, tls::Limits::default());
+    (Arc::new(port), app)
+}

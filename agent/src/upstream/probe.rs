@@ -1,0 +1,120 @@
+//! Asks the app what it speaks, where nothing declares it: whether it answers a TLS handshake, which of the HTTP
+//! protocols it picks, whether it answers an HTTP/2 preface in clear text, whether it speaks first. Each question is
+//! a connection of its own.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_rustls::TlsConnector;
+
+use super::{AppError, DialApp};
+use crate::conn::Conn;
+
+/// One attempt's time; a healthy app in the same pod answers in a few milliseconds.
+const ATTEMPT: Duration = Duration::from_millis(200);
+/// Between attempts.
+const PAUSE: Duration = Duration::from_millis(200);
+/// The whole of a clear-text question.
+const CLEAR_TEXT: Duration = Duration::from_millis(200);
+
+/// What the app answered to a TLS handshake.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TlsAnswer {
+    /// It speaks TLS. Holds the protocol it picked from those offered.
+    Tls(Option<Vec<u8>>),
+    /// It speaks TLS, and refused this handshake by an alert.
+    Refused,
+    /// It said something else.
+    NotTls,
+    /// It closed without a word: it did not like the ClientHello, or it is not up to anything yet.
+    Closed,
+    /// It accepted the connection and said nothing: it may still be starting.
+    Mute,
+}
+
+/// Shakes hands with what `config` offers, again and again until the app answers or `patience` is over.
+///
+/// # Errors
+/// The app does not listen, and did not begin to.
+pub async fn tls(
+    app: &dyn DialApp,
+    config: &Arc<ClientConfig>,
+    name: &ServerName<'static>,
+    patience: Duration,
+) -> Result<TlsAnswer, AppError> {
+    let deadline = Instant::now() + patience;
+    loop {
+        let until = deadline.min(Instant::now() + ATTEMPT);
+        let conn = app.dial_untouched().await?;
+        let connector = TlsConnector::from(Arc::clone(config));
+        let answer = match timeout_at(until, connector.connect(name.clone(), conn)).await {
+            Ok(Ok(stream)) => TlsAnswer::Tls(stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec)),
+            Ok(Err(error)) => read_failure(&error),
+            Err(_) => TlsAnswer::Mute,
+        };
+        if answer != TlsAnswer::Mute || Instant::now() + PAUSE >= deadline {
+            return Ok(answer);
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+/// Whether a failed handshake shows that the other side speaks TLS all the same.
+pub(super) fn read_failure(error: &io::Error) -> TlsAnswer {
+    use rustls::Error as E;
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<E>()) {
+        None => TlsAnswer::Closed,
+        // An echo answers a ClientHello with a ClientHello: well-formed, and yet no TLS.
+        Some(E::InvalidMessage(_) | E::InappropriateMessage { .. } | E::InappropriateHandshakeMessage { .. }) => {
+            TlsAnswer::NotTls
+        }
+        Some(_) => TlsAnswer::Refused,
+    }
+}
+
+/// Whether the app answers an HTTP/2 preface in clear text with its SETTINGS (RFC 9113 sections 3.3 and 3.4). `None`
+/// when it accepted and said nothing.
+///
+/// # Errors
+/// The app does not listen.
+pub async fn h2c(app: &dyn DialApp) -> Result<Option<bool>, AppError> {
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    const SETTINGS_ACK: &[u8] = b"\0\0\0\x04\x01\0\0\0\0";
+    const GOAWAY: &[u8] = b"\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\0";
+    let mut conn = app.dial_untouched().await?;
+    let question = async {
+        conn.write_all(PREFACE).await?;
+        let mut header = [0; 9];
+        conn.read_exact(&mut header).await?;
+        let [l0, l1, l2, kind, flags, stream @ ..] = header;
+        let length = u32::from_be_bytes([0, l0, l1, l2]);
+        let settings = kind == 4 && flags == 0 && stream == [0; 4] && length.is_multiple_of(6) && length <= 1024;
+        if settings {
+            // Leaving in order keeps the app's log clean; it has answered already.
+            let mut payload = vec![0; usize::try_from(length).unwrap_or_default()];
+            conn.read_exact(&mut payload).await?;
+            conn.write_all(SETTINGS_ACK).await?;
+            conn.write_all(GOAWAY).await?;
+        }
+        io::Result::Ok(settings)
+    };
+    match timeout(CLEAR_TEXT, question).await {
+        Ok(answer) => Ok(Some(answer.unwrap_or(false))),
+        Err(_) => Ok(None),
+    }
+}
+
+/// Whether the app says something on a fresh connection before it is spoken to.
+///
+/// # Errors
+/// The app does not listen.
+pub async fn greets(app: &dyn DialApp) -> Result<bool, AppError> {
+    let mut conn: Conn = app.dial_untouched().await?;
+    let mut first = [0; 1];
+    Ok(matches!(timeout(CLEAR_TEXT, conn.read(&mut first)).await, Ok(Ok(1))))
+}
