@@ -82,8 +82,8 @@ pub struct Args {
     pub backend: Backend,
     /// The configuration's file, when named.
     pub config: Option<PathBuf>,
-    /// What stands before that path.
-    pub root: PathBuf,
+    /// What stands before every path, when given.
+    pub root: Option<PathBuf>,
 }
 
 /// Understands `words`, the program's name left out. Errors name the word and what may stand there.
@@ -91,7 +91,7 @@ pub fn parse(words: impl IntoIterator<Item = String>) -> Result<Args, Error> {
     let mut words = words.into_iter().peekable();
     // The image's entry point hands over the container's arguments, and those name the role.
     words.next_if(|word| word == "agent-init");
-    let mut args = Args { mode: Mode::Apply, backend: Backend::Auto, config: None, root: PathBuf::from("/") };
+    let mut args = Args { mode: Mode::Apply, backend: Backend::Auto, config: None, root: None };
     let mut dry_run = None;
     let mut modes: Vec<(String, Mode)> = Vec::new();
     while let Some(word) = words.next() {
@@ -105,7 +105,7 @@ pub fn parse(words: impl IntoIterator<Item = String>) -> Result<Args, Error> {
         match flag.as_str() {
             "--backend" => args.backend = backend(&value("a backend")?)?,
             "--config" => args.config = Some(value("a file")?.into()),
-            "--root" => args.root = value("a directory")?.into(),
+            "--root" => args.root = Some(value("a directory")?.into()),
             "--dry-run" => {
                 dry_run = given.take();
                 modes.push((flag.clone(), Mode::DryRun(Form::Nft)));
@@ -181,7 +181,7 @@ mod tests {
     fn values_stand_behind_a_space_or_an_equals_sign() {
         for line in ["--backend nft --config a/b --root /r", "--backend=nft --config=a/b --root=/r"] {
             let args = parsed(line).unwrap();
-            assert_eq!((args.backend, args.config, args.root), (Backend::Nft, Some("a/b".into()), "/r".into()));
+            assert_eq!((args.backend, args.config, args.root), (Backend::Nft, Some("a/b".into()), Some("/r".into())));
         }
     }
 
@@ -195,6 +195,15 @@ mod tests {
             ("--dry-run=nft --backend iptables", Form::Nft),
         ] {
             assert_eq!(parsed(line).unwrap().mode, Mode::DryRun(form), "{line}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_words_are_understood_or_refused(words in proptest::collection::vec("(--[a-z=]{0,9}|--dry-run=?|--config|.{0,5})", 0..6)) {
+            if let Err(error) = parse(words) {
+                proptest::prop_assert_eq!(error.exit_code(), 64);
+            }
         }
     }
 

@@ -98,7 +98,8 @@ struct Wanted {
 
 impl Wanted {
     fn gather(args: &Args, env: Env<'_>, log: &mut Log<'_>) -> Result<Self, Error> {
-        let Settings { ports, log_level, warnings } = settings::read(args.config.as_deref(), env, &args.root)?;
+        let Settings { ports, log_level, warnings } =
+            settings::read(args.config.as_deref(), env, args.root.as_deref())?;
         log.obey(env, log_level);
         for warning in warnings {
             log.line(LogLevel::Warning, &warning);

@@ -121,10 +121,9 @@ pub fn differences(flavour: Flavour, rules: &[Rule]) -> Result<Vec<String>, Fail
     let wanted = by_family(rules);
     for family in Family::ALL {
         let rules = wanted.iter().find(|(it, _)| *it == family).map_or(&[][..], |(_, rules)| rules);
-        if rules.is_empty() && flavour == Flavour::Legacy && legacy_in_use(family) == Use::No {
-            continue;
-        }
-        let differences = save(flavour, family)?.differences(rules);
+        let in_use = flavour == Flavour::Nft || legacy_in_use(family) != Use::No;
+        let saved = if in_use { save(flavour, family)? } else { Saved::default() };
+        let differences = saved.differences(rules);
         lines.extend(differences.into_iter().map(|line| format!("{line} ({family})")));
     }
     Ok(lines)

@@ -243,7 +243,10 @@ pub fn differences(rules: &[Rule]) -> Result<Vec<String>, Failure> {
         let table = format!("table {} {TABLE}", family.nft());
         match (has_table(&socket, family, TABLE)?, rules.is_empty()) {
             (false, true) => {}
-            (false, false) => lines.push(format!("missing: {table}")),
+            (false, false) => {
+                lines.push(format!("missing: {table}"));
+                lines.extend(rules.iter().map(|rule| format!("missing: rule {rule}")));
+            }
             (true, true) => lines.push(format!("not wanted: {table}")),
             (true, false) => lines.extend(table_differences(&socket, family, rules)?),
         }

@@ -29,7 +29,7 @@ pub struct Settings {
 /// before every path.
 ///
 /// Errors: no configuration, or every fault of it on a line of its own.
-pub fn read(named: Option<&Path>, env: Env<'_>, root: &Path) -> Result<Settings, Error> {
+pub fn read(named: Option<&Path>, env: Env<'_>, root: Option<&Path>) -> Result<Settings, Error> {
     let inline = env(VARIABLE).filter(|text| !text.trim().is_empty());
     let parsed = match (named, inline) {
         (Some(path), _) => from_file(path, root)?,
@@ -39,8 +39,11 @@ pub fn read(named: Option<&Path>, env: Env<'_>, root: &Path) -> Result<Settings,
     parsed.map(|sidecar| settings(&sidecar)).map_err(|faults| Error::Config(faults.to_string()))
 }
 
-fn from_file(path: &Path, root: &Path) -> Result<Result<Sidecar, Faults>, Error> {
-    let path = root.join(path.strip_prefix("/").unwrap_or(path));
+fn from_file(path: &Path, root: Option<&Path>) -> Result<Result<Sidecar, Faults>, Error> {
+    let path = match root {
+        Some(root) => root.join(path.strip_prefix("/").unwrap_or(path)),
+        None => path.to_owned(),
+    };
     let text = std::fs::read_to_string(&path).map_err(|error| {
         Error::Config(format!(
             "{}: {error}; mount the sidecar configuration there, name its file with --config, or put it into {VARIABLE}",
@@ -64,5 +67,60 @@ fn settings(sidecar: &Sidecar) -> Settings {
         ports: ports.collect(),
         log_level: sidecar.log_level,
         warnings: sidecar.warnings.iter().map(ToString::to_string).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONFIG: &str = r#"{"agentName":"echo","logLevel":"debug","containers":[
+        {"name":"app","intercepts":[
+            {"targetPortNumeric":true,"protocol":"TCP","containerPort":8080,"agentPort":9900},
+            {"targetPortNumeric":false,"containerPort":7070,"agentPort":9901}]},
+        {"name":"side","intercepts":[{"headless":true,"protocol":"UDP","containerPort":5353,"agentPort":9902}]}]}"#;
+
+    fn numbers(settings: &Settings) -> Vec<(u16, u16, u16, bool)> {
+        let of = |it: &PortPlan| (it.container_port, it.agent_port, it.proxy_port, it.numeric);
+        settings.ports.iter().map(of).collect()
+    }
+
+    #[test]
+    fn the_proxy_port_counts_all_entries_and_named_ports_have_none() {
+        let settings = read(None, &|key| (key == VARIABLE).then(|| CONFIG.to_owned()), None).unwrap();
+        let ports = [(8080, 9900, 9914, true), (7070, 9901, 0, false), (5353, 9902, 9916, true)];
+        assert_eq!(numbers(&settings), ports);
+        assert_eq!(settings.log_level, Some(LogLevel::Debug));
+        assert!(settings.warnings.iter().any(|it| it.contains("protocol")), "{:?}", settings.warnings);
+    }
+
+    #[test]
+    fn the_named_file_wins_over_the_variable_and_that_over_the_usual_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let usual = dir.path().join("etc/traffic-agent");
+        std::fs::create_dir_all(&usual).unwrap();
+        std::fs::write(usual.join("config.yaml"), CONFIG.replace("8080", "1111")).unwrap();
+        std::fs::write(dir.path().join("named.yaml"), CONFIG.replace("8080", "2222")).unwrap();
+        let inline = |key: &str| (key == VARIABLE).then(|| CONFIG.replace("8080", "3333"));
+        let first =
+            |named: Option<&str>, env: Env<'_>, root| numbers(&read(named.map(Path::new), env, root).unwrap())[0].0;
+        let root = Some(dir.path());
+        assert_eq!(first(Some("/named.yaml"), &inline, root), 2222);
+        assert_eq!(first(Some(dir.path().join("named.yaml").to_str().unwrap()), &inline, None), 2222);
+        assert_eq!(first(None, &inline, root), 3333);
+        assert_eq!(first(None, &|_| None, root), 1111);
+    }
+
+    #[test]
+    fn faults_name_their_keys_one_on_each_line() {
+        let bad = r#"{"containers":[{"name":"app","intercepts":[
+            {"targetPortNumeric":true,"protocol":"TCP","containerPort":9900,"agentPort":9900},
+            {"targetPortNumeric":true,"protocol":"SCTP","containerPort":0,"agentPort":9901}]}]}"#;
+        let error = read(None, &|key| (key == VARIABLE).then(|| bad.to_owned()), None).unwrap_err();
+        let text = error.to_string();
+        for words in ["9900", "SCTP", "containerPort"] {
+            assert!(text.contains(words), "{words}: {text}");
+        }
+        assert!(text.lines().count() >= 3 && error.exit_code() == 64, "{text}");
     }
 }

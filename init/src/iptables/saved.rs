@@ -272,6 +272,18 @@ mod tests {
         assert_eq!(document.line_blamed_by("line 4000 failed"), None);
     }
 
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_read_without_harm(text in "(\\*nat|:|-A |-j |TEL_|line |[0-9]|\n| |[A-Z]){0,60}") {
+            let rules = rules();
+            let (_, rules) = by_family(&rules).remove(0);
+            let saved = Saved::parse(&text);
+            if let Some(document) = saved.transition(&rules, None) {
+                let _ = document.line_blamed_by(&text);
+            }
+        }
+    }
+
     fn rules_of(rules: &[&Rule], chain: Chain) -> Vec<String> {
         rules.iter().filter(|rule| rule.chain == chain).map(|rule| rule.iptables()).collect()
     }

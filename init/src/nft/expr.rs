@@ -185,3 +185,42 @@ fn octets(address: IpAddr) -> Vec<u8> {
         IpAddr::V6(it) => it.octets().to_vec(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rule::{Chain, Transport};
+    use proptest::prelude::*;
+
+    fn redirect(port: u16) -> Rule {
+        let when = vec![Test::Port(Transport::Tcp, port)];
+        Rule { family: Family::V4, chain: Chain::Inbound(Transport::Tcp), when, then: Action::Redirect(9900) }
+    }
+
+    #[test]
+    fn a_rule_is_recognised_with_and_without_its_counter_and_no_other_is() {
+        let rule = redirect(8080);
+        for counter in [false, true] {
+            let listed = decode(&encode(&expressions(&rule, counter)).0);
+            assert!(is_in_force(&rule, &listed));
+            assert!(!is_in_force(&redirect(8081), &listed));
+            assert!(!is_in_force(&rule, &listed[1..]));
+        }
+    }
+
+    #[test]
+    fn the_target_of_a_jump_is_found() {
+        let then = Action::Jump(Chain::Bypass);
+        let jump = Rule { family: Family::V6, chain: Chain::Output, when: vec![Test::From(Agent::Gid(7439))], then };
+        assert_eq!(jump_target(&expressions(&jump, true)), Some("TEL_MESH_BYPASS"));
+        assert_eq!(jump_target(&expressions(&redirect(1), true)), None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_decoded_without_harm(bytes in proptest::collection::vec(any::<u8>(), 0..120)) {
+            let listed = decode(&bytes);
+            let _ = (jump_target(&listed), is_in_force(&redirect(1), &listed));
+        }
+    }
+}

@@ -4,7 +4,7 @@ use agent_init::rule::Transport;
 
 use crate::parties::{agent, app, asked, outsider};
 use crate::program::{Port, Program};
-use crate::space::{APP, As, Families, Net, POD_V4, ROOT, privileged};
+use crate::space::{APP, As, Families, Net, POD_V4, POD_V6, ROOT, privileged};
 
 const AGENT: As = As { uid: 7777, gid: 7439 };
 
@@ -154,4 +154,45 @@ fn without_a_group_the_programs_own_user_is_the_agents_and_a_warning_says_so() {
     agent(&net, ROOT, Transport::Tcp, 9900, ONE_TCP[0].proxy_port(ONE_TCP));
     assert_eq!(asked(&net.outside, ROOT, Transport::Tcp, POD_V4, 8080), "agent9900>app8080");
     assert_eq!(asked(&net.pod, ROOT, Transport::Tcp, "127.0.0.1", 8080), "app8080");
+}
+
+#[test]
+fn addresses_and_loopback_are_found_without_being_told() {
+    if !privileged() {
+        return;
+    }
+    for backend in crate::program::BACKENDS {
+        let dir = tempfile::tempdir().unwrap();
+        let net = Net::new(Families::Dual);
+        // The loopback is known by its flag, whatever its name.
+        net.pod.sh("ip link set lo down; ip link set lo name loop0; ip link set loop0 up");
+        let program = Program::new(dir.path(), ONE_TCP, Families::Dual, backend).env("POD_IP", "");
+        let log = program.must(&net.pod);
+        assert!(log.contains(POD_V4) && log.contains(POD_V6), "{log}");
+        app(&net, APP, Transport::Tcp, 8080);
+        agent(&net, AGENT, Transport::Tcp, 9900, ONE_TCP[0].proxy_port(ONE_TCP));
+        for address in [POD_V4, POD_V6, "127.0.0.1", "::1"] {
+            assert_eq!(asked(&net.pod, APP, Transport::Tcp, address, 8080), "agent9900>app8080", "{backend} {address}");
+        }
+    }
+}
+
+#[test]
+fn hundreds_of_ports_fit_into_a_transaction() {
+    if !privileged() {
+        return;
+    }
+    let ports: Vec<Port> = (0..300).map(|at| Port::tcp(10_000 + at, 20_000 + at)).collect();
+    for backend in crate::program::BACKENDS {
+        let dir = tempfile::tempdir().unwrap();
+        let net = Net::new(Families::Dual);
+        let program = Program::new(dir.path(), &ports, Families::Dual, backend).env("POD_IPS", "10.77.0.2,fd77::2");
+        program.must(&net.pod);
+        program.clone().argument("--check").must(&net.pod);
+        app(&net, APP, Transport::Tcp, 10_299);
+        agent(&net, AGENT, Transport::Tcp, 20_299, ports[299].proxy_port(&ports));
+        assert_eq!(asked(&net.outside, ROOT, Transport::Tcp, POD_V6, 10_299), "agent20299>app10299", "{backend}");
+        program.remove(&net.pod);
+        assert!(!crate::space::all_rules(&net.pod).contains("TEL_"), "{backend}");
+    }
 }

@@ -69,7 +69,7 @@ pub(crate) struct Program {
 impl Program {
     /// With this configuration in `dir`, for a pod of these families.
     pub(crate) fn new(dir: &Path, ports: &[Port], families: Families, backend: &str) -> Self {
-        let numbers: Vec<_> = ports.iter().map(|it| it.container_port).collect();
+        let numbers: Vec<_> = ports.iter().take(4).map(|it| it.container_port).collect();
         let file = dir.join(format!("{numbers:?}.yaml"));
         std::fs::write(&file, config(ports)).unwrap();
         let arguments = ["agent-init", "--backend", backend, "--config"].map(str::to_owned).into_iter();
