@@ -1,7 +1,7 @@
 //! Read buffers on loan: a connection holds one only while bytes are in it, so idle connections cost none. Each
 //! worker thread keeps a small stock.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -14,10 +14,13 @@ pub const SIZE: usize = 16 * 1024;
 pub const LARGE: usize = 256 * 1024;
 const STOCK: usize = 64;
 const LARGE_STOCK: usize = 4;
+/// Large buffers on loan at a time in each worker, so that a crowd of stalled readers cannot hold much memory.
+const LARGE_LOANS: usize = 16;
 
 thread_local! {
     static POOL: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
     static LARGE_POOL: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
+    static LARGE_LENT: Cell<usize> = const { Cell::new(0) };
 }
 
 /// Unread bytes of one direction; empty ones hold no memory.
@@ -30,7 +33,8 @@ pub struct Buf {
 }
 
 impl Buf {
-    /// Which size is borrowed when the buffer next needs memory: [`LARGE`] for a busy flow, else [`SIZE`].
+    /// Which size is borrowed when the buffer next needs memory: [`LARGE`] for a busy flow (while there are loans to
+    /// give), else [`SIZE`].
     pub fn prefer_large(&mut self, large: bool) {
         self.large = large;
     }
@@ -92,7 +96,9 @@ impl Buf {
         if self.store.as_ref().map_or(0, |s| s.len()) >= at_least {
             return;
         }
-        let mut larger = vec![0; at_least].into_boxed_slice();
+        // A size of its own, so that it never enters the accounts of the pools.
+        let size = if at_least == LARGE { at_least + 1 } else { at_least };
+        let mut larger = vec![0; size].into_boxed_slice();
         let unread = self.unread();
         let len = unread.len();
         if let Some(room) = larger.get_mut(..len) {
@@ -115,7 +121,10 @@ impl Buf {
         if let Some(store) = self.store.take() {
             let (pool, stock) = match store.len() {
                 SIZE => (&POOL, STOCK),
-                LARGE => (&LARGE_POOL, LARGE_STOCK),
+                LARGE => {
+                    let _ = LARGE_LENT.try_with(|lent| lent.set(lent.get().saturating_sub(1)));
+                    (&LARGE_POOL, LARGE_STOCK)
+                }
                 _ => return,
             };
             // A thread that is ending has no stock left to put it into.
@@ -136,8 +145,28 @@ impl Drop for Buf {
 }
 
 fn borrow_from_pool(large: bool) -> Box<[u8]> {
-    let (pool, size) = if large { (&LARGE_POOL, LARGE) } else { (&POOL, SIZE) };
+    let (pool, size) = if large && LARGE_LENT.get() < LARGE_LOANS {
+        LARGE_LENT.set(LARGE_LENT.get() + 1);
+        (&LARGE_POOL, LARGE)
+    } else {
+        (&POOL, SIZE)
+    };
     pool.with_borrow_mut(Vec::pop).unwrap_or_else(|| vec![0; size].into_boxed_slice())
+}
+
+impl From<&[u8]> for Buf {
+    /// A buffer that holds a copy of `bytes`.
+    fn from(bytes: &[u8]) -> Self {
+        let mut buf = Self::default();
+        if !bytes.is_empty() {
+            buf.grow(bytes.len());
+            if let Some(room) = buf.store.as_mut().and_then(|s| s.get_mut(..bytes.len())) {
+                room.copy_from_slice(bytes);
+            }
+            buf.end = bytes.len();
+        }
+        buf
+    }
 }
 
 #[cfg(test)]
@@ -164,5 +193,23 @@ mod tests {
         buf.consume(usize::MAX / 2);
         assert_eq!(seen, data);
         assert!(buf.store.is_none());
+    }
+
+    #[tokio::test]
+    async fn large_buffers_are_lent_up_to_a_number_and_come_back() {
+        let data = vec![7u8; LARGE];
+        let mut held = Vec::new();
+        for _ in 0..LARGE_LOANS + 2 {
+            let mut buf = Buf::default();
+            buf.prefer_large(true);
+            poll_fn(|cx| buf.poll_fill(&mut &data[..], cx)).await.unwrap();
+            held.push(buf);
+        }
+        assert_eq!(held.iter().filter(|b| b.len() == LARGE).count(), LARGE_LOANS);
+        drop(held);
+        let mut buf = Buf::default();
+        buf.prefer_large(true);
+        poll_fn(|cx| buf.poll_fill(&mut &data[..], cx)).await.unwrap();
+        assert_eq!(buf.len(), LARGE);
     }
 }

@@ -1,3 +1,134 @@
 //! The first bytes, looked at while the app is connected and may already speak.
+//!
+//! The caller's own bytes decide. Bytes that come from the app before they have mean a protocol in which the server
+//! speaks first, and such a connection is relayed unread. While the caller is silent there is no hurry: the app is
+//! connected and nothing is held back. From its first byte on there is one deadline and one size; out of either
+//! means opaque.
 
 pub mod prefix;
+
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::time::Sleep;
+
+use crate::buffers::Buf;
+use crate::conn::Conn;
+use crate::lane::{Declared, Lane};
+use crate::metrics::OpaqueReason;
+use crate::outcome::Ended;
+use crate::upstream::app::{AppLeg, ended_by_app};
+use prefix::Verdict;
+
+/// How long an undecided prefix is held back from the app. Whoever sends a request line sends it in one piece, so
+/// this only ever delays a protocol that begins like one and then waits for an answer.
+pub const DEADLINE: Duration = Duration::from_secs(3);
+
+/// What a connection is carried as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.0 or 1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+    /// Not understood, or not to be.
+    Opaque(OpaqueReason),
+}
+
+/// The decision, with the bytes that were read for it.
+#[derive(Debug)]
+pub struct First {
+    /// What the connection is carried as.
+    pub protocol: Protocol,
+    /// What the caller has sent.
+    pub from_caller: Buf,
+    /// What the app has sent.
+    pub from_app: Buf,
+}
+
+/// Reads until it is clear what the connection is. Nothing is consumed.
+///
+/// # Errors
+/// The connection is over: the caller is gone, or the app refused while no rule could send a request elsewhere.
+pub async fn first_bytes(down: &mut Conn, app: &mut AppLeg, lane: &Lane) -> Result<First, Ended> {
+    let mut look = Look { down, app, lane, from_caller: Buf::default(), from_app: Buf::default(), deadline: None };
+    let protocol = poll_fn(|cx| look.poll(cx)).await?;
+    Ok(First { protocol, from_caller: look.from_caller, from_app: look.from_app })
+}
+
+struct Look<'a> {
+    down: &'a mut Conn,
+    app: &'a mut AppLeg,
+    lane: &'a Lane,
+    from_caller: Buf,
+    from_app: Buf,
+    deadline: Option<Pin<Box<Sleep>>>,
+}
+
+impl Look<'_> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Protocol, Ended>> {
+        if let Poll::Ready(decided) = self.poll_caller(cx) {
+            return Poll::Ready(decided);
+        }
+        if let Poll::Ready(decided) = self.poll_app(cx) {
+            return Poll::Ready(decided);
+        }
+        if self.from_caller.is_empty() {
+            return Poll::Pending;
+        }
+        let deadline = self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(DEADLINE)));
+        deadline.as_mut().poll(cx).map(|()| Ok(Protocol::Opaque(OpaqueReason::Undecided)))
+    }
+
+    fn poll_caller(&mut self, cx: &mut Context<'_>) -> Poll<Result<Protocol, Ended>> {
+        loop {
+            match std::task::ready!(self.from_caller.poll_fill(self.down, cx)) {
+                // The end of a caller that said nothing decisive, or a full buffer: the app is to see it.
+                Ok(0) => return Poll::Ready(Ok(Protocol::Opaque(OpaqueReason::Undecided))),
+                Ok(n) => self.lane.port.metrics.bytes_in.add(n as u64),
+                Err(_) => {
+                    self.app.abort();
+                    return Poll::Ready(Err(Ended::CallerReset));
+                }
+            }
+            if let Some(protocol) = self.protocol(prefix::classify(self.from_caller.unread())) {
+                return Poll::Ready(Ok(protocol));
+            }
+        }
+    }
+
+    /// What a verdict means on this port. The bytes win over a declaration, which may be mistaken, except that a port
+    /// declared to speak TLS is not asked for clear text behind its app's back.
+    fn protocol(&self, verdict: Verdict) -> Option<Protocol> {
+        let ends_tls = self.lane.hello.is_some();
+        Some(match verdict {
+            Verdict::NeedMore => return None,
+            Verdict::Tls if !ends_tls => Protocol::Opaque(OpaqueReason::TlsRelayed),
+            Verdict::Tls | Verdict::Other => Protocol::Opaque(OpaqueReason::NotHttp),
+            _ if self.lane.port.declared == Declared::Tls && !ends_tls => Protocol::Opaque(OpaqueReason::NotHttp),
+            Verdict::Http1 => Protocol::Http1,
+            Verdict::Http2 => Protocol::Http2,
+        })
+    }
+
+    fn poll_app(&mut self, cx: &mut Context<'_>) -> Poll<Result<Protocol, Ended>> {
+        if self.app.is_idle() || self.app.has_failed() {
+            return Poll::Pending;
+        }
+        let failure = match std::task::ready!(self.app.poll_conn(cx)) {
+            Ok(conn) => match std::task::ready!(self.from_app.poll_fill(conn, cx)) {
+                Ok(_) => return Poll::Ready(Ok(Protocol::Opaque(OpaqueReason::ServerFirst))),
+                Err(e) => ended_by_app(&e),
+            },
+            Err(ended) => ended,
+        };
+        if self.lane.port.routes.load().is_empty() || failure == Ended::AppReset {
+            return Poll::Ready(Err(failure));
+        }
+        // A request may yet turn out to be a workstation's.
+        self.app.fail(failure);
+        Poll::Pending
+    }
+}

@@ -1,7 +1,11 @@
 //! Stop, grace, kill: the phases of leaving, and the only place that spawns connection tasks, so that at the end
 //! every task is known and counted.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Poll, Waker};
 
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 use tokio_util::task::TaskTracker;
@@ -12,6 +16,14 @@ pub struct Drain {
     draining: CancellationToken,
     killed: CancellationToken,
     tasks: TaskTracker,
+    phase: Arc<Phase>,
+}
+
+/// What the tokens know, readable without their locks: connections ask at every pause.
+#[derive(Debug, Default)]
+struct Phase {
+    draining: AtomicBool,
+    killed: AtomicBool,
 }
 
 impl Drain {
@@ -19,7 +31,7 @@ impl Drain {
     /// flight, HTTP/2 by GOAWAY).
     #[must_use]
     pub fn is_draining(&self) -> bool {
-        self.draining.is_cancelled()
+        self.phase.draining.load(Ordering::Acquire)
     }
 
     /// Resolves when draining begins.
@@ -29,6 +41,7 @@ impl Drain {
 
     /// Starts the draining phase.
     pub fn start(&self) {
+        self.phase.draining.store(true, Ordering::Release);
         self.draining.cancel();
         self.tasks.close();
     }
@@ -38,13 +51,23 @@ impl Drain {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let killed = self.killed.clone();
+        let (killed, phase) = (self.killed.clone(), Arc::clone(&self.phase));
         self.tasks.spawn(async move {
-            tokio::select! {
-                biased;
-                () = task => {}
-                () = killed.cancelled() => {}
-            }
+            let mut task = pin!(task);
+            let mut end = pin!(killed.cancelled());
+            // Waiting for the end takes locks that every task shares, so it is asked for once and not at every wake.
+            let mut asked: Option<Waker> = None;
+            poll_fn(|cx| {
+                if phase.killed.load(Ordering::Acquire) || task.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(());
+                }
+                if asked.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                    return Poll::Pending;
+                }
+                asked = Some(cx.waker().clone());
+                end.as_mut().poll(cx)
+            })
+            .await;
         });
     }
 
@@ -62,6 +85,7 @@ impl Drain {
     /// Ends every task that is still alive and says how many there were.
     pub fn kill(&self) -> usize {
         let cut = self.tasks.len();
+        self.phase.killed.store(true, Ordering::Release);
         self.killed.cancel();
         cut
     }

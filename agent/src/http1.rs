@@ -1,4 +1,186 @@
-//! The exchange loop of one HTTP/1 connection.
+//! The exchange loop of one HTTP/1 connection: a head is looked at for its route and for where its message ends; the
+//! bytes that go on are the bytes that came.
+//!
+//! One caller's connection is pinned to one connection to the app, so whatever is bound to a connection stays so.
+//! Tunnels are opened on the first match and kept. Exchanges run in order; within one both directions flow at once.
+//! Whatever is ambiguous, from a malformed head to an answer nobody asked for, makes the rest of the connection a
+//! plain relay to the app, which judges it as it would without an agent.
 
 pub mod body;
 pub mod head;
+mod expired;
+mod flow;
+mod idle;
+mod exchange;
+mod workstation;
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::buffers::Buf;
+use crate::conn::Conn;
+use crate::lane::Lane;
+use crate::metrics::{OpaqueReason, Protocol, Route};
+use crate::opaque;
+use crate::outcome::Ended;
+use crate::relay;
+use crate::route::{Decision, Intercept};
+use crate::upstream::app::AppLeg;
+use body::Body;
+use exchange::{Exchange, Outcome};
+use flow::Flow;
+use head::{Ambiguous, Head};
+use idle::{Idle, Next};
+use workstation::Workstations;
+
+/// How long a head may take from its first byte on; a slower one is relayed unread.
+pub const HEAD_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Carries a connection whose first bytes are a request line; `first` holds what has been read of it.
+pub async fn exchanges(down: Conn, first: Buf, app: AppLeg, lane: &Lane) -> Ended {
+    lane.port.metrics.carried.at(Protocol::Http1).inc();
+    let mut connection = Connection {
+        lane,
+        down,
+        app,
+        stale_app: false,
+        workstations: Workstations::default(),
+        request: Flow::starting_with(first),
+        answer: Flow::default(),
+        caller_done: false,
+    };
+    let ended = connection.run().await;
+    if ended.resets_caller() {
+        connection.down.abort();
+    }
+    ended
+}
+
+/// One caller's connection with its ways upstream.
+struct Connection<'l> {
+    lane: &'l Lane,
+    down: Conn,
+    app: AppLeg,
+    /// A workstation has answered since the app last did, so the app may rightly have closed an idle connection that
+    /// the caller still uses.
+    stale_app: bool,
+    workstations: Workstations,
+    request: Flow,
+    answer: Flow,
+    /// The caller will send nothing more.
+    caller_done: bool,
+}
+
+/// Where the current exchange goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Upstream {
+    App,
+    /// An open tunnel, by its place in [`Workstations`].
+    Tunnel(usize),
+}
+
+impl Connection<'_> {
+    async fn run(&mut self) -> Ended {
+        let drain = self.lane.port.drain.clone();
+        let mut idle = Idle::new(&drain);
+        loop {
+            let head = match poll_fn(|cx| idle.poll_next(self, cx)).await {
+                Next::Request(head) => head,
+                Next::Unclear(reason) => return self.relay_to_app(reason).await,
+                Next::End(ended) => return ended,
+            };
+            let started = Instant::now();
+            let mut body = Body::of_request(&head);
+            if self.request.clear_head(head.len, &mut body).is_err() {
+                return self.relay_to_app(OpaqueReason::Ambiguous).await;
+            }
+            let upstream = match self.route(&head) {
+                None => Upstream::App,
+                Some((intercept, Route::Expired)) => match self.expired(&intercept, &head, body).await {
+                    None => continue,
+                    Some(ended) => return ended,
+                },
+                Some((intercept, _)) => self.workstation(intercept).await,
+            };
+            if upstream == Upstream::App {
+                self.ready_app().await;
+            }
+            let mut exchange = Exchange::new(&head, body, upstream, started);
+            match poll_fn(|cx| exchange.poll(self, cx)).await {
+                Outcome::Next => self.stale_app = upstream != Upstream::App,
+                Outcome::End(ended) => return ended,
+                Outcome::Close => return self.linger().await,
+                Outcome::Relay(reason) => return self.relay(upstream, reason).await,
+            }
+        }
+    }
+
+    /// Decides one request; `None` is the app. The table is read once and held for nothing else.
+    fn route(&self, head: &Head) -> Option<(Arc<Intercept>, Route)> {
+        let port = &self.lane.port;
+        let table = port.routes.load();
+        let decided = if table.is_empty() {
+            None
+        } else {
+            match table.decide(&head.request(self.request.buf.unread())) {
+                Decision::App => None,
+                Decision::Client(intercept) => Some((Arc::clone(intercept), Route::Client)),
+                Decision::Expired(intercept) => Some((Arc::clone(intercept), Route::Expired)),
+            }
+        };
+        port.metrics.http1_requests.at(decided.as_ref().map_or(Route::App, |(_, route)| *route)).inc();
+        decided
+    }
+
+    /// Sees to it that a request does not meet an app's connection that was closed while a workstation served the
+    /// caller, nor one that was refused for an earlier request.
+    async fn ready_app(&mut self) {
+        if self.stale_app {
+            poll_fn(|cx| {
+                idle::drop_closed_app(self, cx);
+                std::task::Poll::Ready(())
+            })
+            .await;
+        }
+        if self.app.has_failed() {
+            self.app.begin();
+        }
+    }
+
+    /// Relays the rest of the connection unread, to the app.
+    async fn relay_to_app(&mut self, reason: OpaqueReason) -> Ended {
+        self.relay(Upstream::App, Some(reason)).await
+    }
+
+    /// Relays the rest of the connection unread, what has been read already included.
+    async fn relay(&mut self, upstream: Upstream, reason: Option<OpaqueReason>) -> Ended {
+        let metrics = Arc::clone(&self.lane.port.metrics);
+        if let Some(reason) = reason {
+            metrics.opaque.at(reason).inc();
+        }
+        let gone = AppLeg::new(Arc::clone(&self.lane.port.app), None, Arc::clone(&metrics));
+        let app = std::mem::replace(&mut self.app, gone);
+        let up = match upstream {
+            Upstream::App => match app.into_conn().await {
+                Ok(conn) => conn,
+                Err(ended) => return ended,
+            },
+            Upstream::Tunnel(at) => self.workstations.take(at),
+        };
+        let (request, answer) = (std::mem::take(&mut self.request), std::mem::take(&mut self.answer));
+        let down = std::mem::replace(&mut self.down, Conn::none());
+        Box::pin(relay::both(down, request.buf, up, answer.buf, &metrics)).await
+    }
+}
+
+impl From<Ambiguous> for OpaqueReason {
+    fn from(why: Ambiguous) -> Self {
+        match why {
+            Ambiguous::Oversized => Self::OversizedHead,
+            _ => Self::Ambiguous,
+        }
+    }
+}

@@ -1,1 +1,159 @@
-//! Bytes to a verdict: HTTP/2 preface, HTTP/1 line, TLS record, neither, or need more.
+//! What the first bytes of a connection are: an HTTP/2 preface, an HTTP/1 request line, a TLS record, or none of
+//! them. A verdict, once given, holds for whatever bytes follow.
+
+use crate::http1::head::is_token;
+
+/// The client's connection preface (RFC 9113 section 3.4).
+pub const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// The longest method that is waited for; registered ones have at most 17 letters.
+const MAX_METHOD: usize = 32;
+
+/// What the first bytes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The HTTP/2 preface.
+    Http2,
+    /// A request line of HTTP/1.0 or 1.1.
+    Http1,
+    /// A TLS handshake record.
+    Tls,
+    /// None of these.
+    Other,
+    /// Too few bytes to tell.
+    NeedMore,
+}
+
+/// Classifies the bytes that have come so far.
+#[must_use]
+pub fn classify(bytes: &[u8]) -> Verdict {
+    match bytes {
+        [] => return Verdict::NeedMore,
+        // A handshake record of SSL 3.0 to TLS 1.3, whose record version stays below 0x0304 (RFC 8446 section 5.1).
+        [0x16] | [0x16, 0x03] => return Verdict::NeedMore,
+        [0x16, 0x03, 0..=4, ..] => return Verdict::Tls,
+        _ => {}
+    }
+    if bytes.starts_with(HTTP2_PREFACE) {
+        Verdict::Http2
+    } else if HTTP2_PREFACE.starts_with(bytes) {
+        Verdict::NeedMore
+    } else {
+        request_line(bytes)
+    }
+}
+
+/// A server has to ignore one empty line before a request (RFC 9112 section 2.2).
+fn request_line(bytes: &[u8]) -> Verdict {
+    let bytes = match bytes {
+        [b'\r'] => return Verdict::NeedMore,
+        [b'\r', b'\n', rest @ ..] => rest,
+        _ => bytes,
+    };
+    let method = bytes.iter().take_while(|b| is_token(**b)).count();
+    match bytes.get(method) {
+        None if method <= MAX_METHOD => return Verdict::NeedMore,
+        Some(b' ') if method > 0 && method <= MAX_METHOD => {}
+        _ => return Verdict::Other,
+    }
+    let after = bytes.get(method + 1..).unwrap_or_default();
+    let Some(target) = after.iter().position(|b| *b <= b' ' || *b == 0x7f) else {
+        return Verdict::NeedMore;
+    };
+    if target == 0 || after.get(target) != Some(&b' ') {
+        return Verdict::Other;
+    }
+    let version = after.get(target + 1..).unwrap_or_default();
+    let is_http = [b"HTTP/1.1\r\n", b"HTTP/1.0\r\n"].iter().find(|v| v.starts_with(version) || version.starts_with(*v));
+    match is_http {
+        Some(whole) if version.len() >= whole.len() => Verdict::Http1,
+        Some(_) => Verdict::NeedMore,
+        None => Verdict::Other,
+    }
+}
+
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// A verdict goes from `NeedMore` to its final value and never changes.
+    fn settles_to(sample: &[u8], want: Verdict) {
+        for cut in 0..=sample.len() {
+            let verdict = classify(&sample[..cut]);
+            assert!(verdict == Verdict::NeedMore || verdict == want, "at {cut}: {verdict:?}, want {want:?}");
+        }
+        assert_eq!(classify(sample), want, "{sample:?}");
+    }
+
+    #[test]
+    fn each_protocol_is_recognised_and_never_mistaken_on_the_way() {
+        settles_to(HTTP2_PREFACE, Verdict::Http2);
+        for line in [
+            "GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+            "M-SEARCH * HTTP/1.1\r\n",
+            "x!#$%&'*+-.^_`|~9 /a?b=c HTTP/1.0\r\n",
+            "CONNECT a:443 HTTP/1.1\r\n",
+            "GET http://a/b HTTP/1.1\r\n",
+            "\r\nPOST / HTTP/1.1\r\n",
+            "PRI * HTTP/1.1\r\n",
+            "PRIx / HTTP/1.1\r\n",
+        ] {
+            settles_to(line.as_bytes(), Verdict::Http1);
+        }
+        settles_to(&[0x16, 3, 1, 2, 0, 1], Verdict::Tls);
+        for other in [
+            &b"GET /\r\n"[..],
+            b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n",
+            b"*1\r\n$4\r\nPING\r\n",
+            b"PING\r\n",
+            b"EHLO mail.example\r\n",
+            b"get key\r\n",
+            b"GET  / HTTP/1.1\r\n",
+            b"GET /\tx HTTP/1.1\r\n",
+            b"GET / HTTP/1.2\r\n",
+            b"GET / HTTP/1.1\n",
+            b"GET / HTTP/2.0\r\n",
+            b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n",
+            b"\r\n\r\nGET / HTTP/1.1\r\n",
+            b"\0\0\0\x08\x04\xd2\x16\x2f",
+            b"AMQP\0\0\x09\x01",
+            b"\x16\x02\x01",
+            b" GET / HTTP/1.1\r\n",
+        ] {
+            settles_to(other, Verdict::Other);
+        }
+    }
+
+    #[test]
+    fn an_endless_method_is_not_waited_for() {
+        assert_eq!(classify(&[b'A'; MAX_METHOD]), Verdict::NeedMore);
+        assert_eq!(classify(&[b'A'; MAX_METHOD + 1]), Verdict::Other);
+    }
+
+    proptest! {
+        #[test]
+        fn a_verdict_holds_for_whatever_follows(
+            head in prop_oneof![
+                Just(b"GET /x HTTP/1.1\r\n".to_vec()),
+                Just(HTTP2_PREFACE.to_vec()),
+                Just(vec![0x16, 3, 1]),
+                proptest::collection::vec(any::<u8>(), 0..40),
+                "[A-Z]{0,8} {0,2}[ -~]{0,12} HTTP/[0-2].[0-2]\r?\n".prop_map(String::into_bytes),
+            ],
+            tail in proptest::collection::vec(any::<u8>(), 0..40),
+        ) {
+            let whole = [head, tail].concat();
+            let mut settled = None;
+            for cut in 0..=whole.len() {
+                let verdict = classify(&whole[..cut]);
+                match settled {
+                    None if verdict != Verdict::NeedMore => settled = Some(verdict),
+                    None => {}
+                    Some(before) => prop_assert_eq!(before, verdict, "at {}", cut),
+                }
+            }
+        }
+    }
+}

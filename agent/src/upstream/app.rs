@@ -1,1 +1,277 @@
 //! Dials the app so that our own redirect does not catch us; TLS where a secret says so.
+//!
+//! A plain connect does not wait: the socket is used while the kernel still connects it, reads and writes stay
+//! pending until it has, and the first of them reports a refusal. So the app is reached at once without a future, a
+//! timer or an allocation, and the kernel's patience is the caller's, as it would be without the agent.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use rustix::io::Errno;
+use socket2::{Domain, Socket, Type};
+use tokio::net::TcpStream;
+
+use super::{AppError, DialApp, Hello};
+use crate::addr::AppAddr;
+use crate::conn::{Conn, Io};
+use crate::metrics::PortMetrics;
+use crate::outcome::{Ended, Stage};
+
+/// How long [`DialApp::dial`] waits for an app that neither accepts nor refuses: its backlog is full, or its packets
+/// are dropped.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// An app that is reached in clear text.
+#[derive(Clone, Copy, Debug)]
+pub struct PlainApp {
+    addr: AppAddr,
+}
+
+impl PlainApp {
+    /// An app at `addr`.
+    #[must_use]
+    pub fn new(addr: AppAddr) -> Self {
+        Self { addr }
+    }
+}
+
+impl DialApp for PlainApp {
+    fn dial<'a>(&'a self, _hello: Option<&'a Hello>) -> BoxFuture<'a, Result<Conn, AppError>> {
+        Box::pin(async move { connect(self.addr).await.map(Conn::Tcp) })
+    }
+
+    fn plain_addr(&self) -> Option<AppAddr> {
+        Some(self.addr)
+    }
+
+    fn tls_to_workstation<'a>(
+        &'a self,
+        _tunnel: Box<dyn Io>,
+        _hello: Option<&'a Hello>,
+    ) -> Option<BoxFuture<'a, io::Result<Conn>>> {
+        None
+    }
+}
+
+/// Starts a connect and returns the socket without waiting for its end.
+///
+/// # Errors
+/// What the kernel knows at once: no route, no descriptor, no free port.
+pub fn begin(addr: AppAddr) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(addr.0), Type::STREAM.nonblocking().cloexec(), None)?;
+    socket.set_tcp_nodelay(true)?;
+    match socket.connect(&addr.0.into()) {
+        Err(e) if e.raw_os_error() != Some(Errno::INPROGRESS.raw_os_error()) => return Err(e),
+        _ => {}
+    }
+    TcpStream::from_std(socket.into())
+}
+
+/// Connects and waits until the app has accepted, at most [`CONNECT_TIMEOUT`].
+///
+/// # Errors
+/// The kernel's answer, or the timeout.
+pub async fn connect(addr: AppAddr) -> Result<TcpStream, AppError> {
+    let failed = |source| AppError::Connect { addr, source };
+    let socket = begin(addr).map_err(failed)?;
+    match tokio::time::timeout(CONNECT_TIMEOUT, socket.writable()).await {
+        Err(_) => return Err(AppError::Timeout { addr, after: CONNECT_TIMEOUT }),
+        Ok(writable) => writable.map_err(failed)?,
+    }
+    match socket.take_error().map_err(failed)? {
+        Some(refused) => Err(failed(refused)),
+        None => Ok(socket),
+    }
+}
+
+impl AppError {
+    /// Whose doing it was.
+    #[must_use]
+    pub fn ended(&self) -> Ended {
+        match self {
+            Self::Connect { source, .. } => ended_by_app(source),
+            Self::Timeout { .. } => Ended::TimedOut(Stage::AppConnect),
+            Self::Tls { .. } => Ended::AppReset,
+        }
+    }
+}
+
+/// What an error of the app's connection means.
+#[must_use]
+pub fn ended_by_app(error: &io::Error) -> Ended {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
+            Ended::AppRefused
+        }
+        io::ErrorKind::TimedOut => Ended::TimedOut(Stage::AppConnect),
+        _ => Ended::AppReset,
+    }
+}
+
+/// A connection's way to the app: not asked for yet, under way, there, or failed.
+pub struct AppLeg {
+    app: Arc<dyn DialApp>,
+    hello: Option<Arc<Hello>>,
+    metrics: Arc<PortMetrics>,
+    state: State,
+}
+
+enum State {
+    Idle,
+    /// TLS; a plain connect is `Up` at once.
+    Dialing(BoxFuture<'static, Result<Conn, AppError>>),
+    Up(Conn),
+    Failed(Ended),
+}
+
+impl AppLeg {
+    /// A leg that dials when [`Self::begin`] is called, or when it is first waited for.
+    #[must_use]
+    pub fn new(app: Arc<dyn DialApp>, hello: Option<Arc<Hello>>, metrics: Arc<PortMetrics>) -> Self {
+        Self { app, hello, metrics, state: State::Idle }
+    }
+
+    /// Starts dialling; what an earlier connection of this leg was, is dropped.
+    pub fn begin(&mut self) {
+        self.state = match self.app.plain_addr() {
+            Some(addr) => match begin(addr) {
+                Ok(socket) => State::Up(Conn::Tcp(socket)),
+                Err(e) => self.failed(AppError::Connect { addr, source: e }.ended()),
+            },
+            None => {
+                let (app, hello) = (Arc::clone(&self.app), self.hello.clone());
+                State::Dialing(Box::pin(async move { app.dial(hello.as_deref()).await }))
+            }
+        };
+    }
+
+    /// The connection, dialled where it was not yet. A plain one may still be connecting; its first read or write
+    /// then waits, and tells a refusal.
+    ///
+    /// # Errors
+    /// Why there is none; the same answer again until [`Self::begin`] is called.
+    pub fn poll_conn(&mut self, cx: &mut Context<'_>) -> Poll<Result<&mut Conn, Ended>> {
+        if matches!(self.state, State::Idle) {
+            self.begin();
+        }
+        if let State::Dialing(dial) = &mut self.state {
+            self.state = match std::task::ready!(dial.as_mut().poll(cx)) {
+                Ok(conn) => State::Up(conn),
+                Err(error) => {
+                    tracing::debug!(%error, "the app could not be reached");
+                    self.failed(error.ended())
+                }
+            };
+        }
+        Poll::Ready(match &mut self.state {
+            State::Up(conn) => Ok(conn),
+            State::Failed(ended) => Err(*ended),
+            // Both were left above.
+            State::Idle | State::Dialing(_) => Err(Ended::Bug),
+        })
+    }
+
+    /// The connection, if it is there.
+    pub fn up(&mut self) -> Option<&mut Conn> {
+        match &mut self.state {
+            State::Up(conn) => Some(conn),
+            _ => None,
+        }
+    }
+
+    /// Whether nobody has asked for a connection, or it was given up.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        matches!(self.state, State::Idle)
+    }
+
+    /// Whether the last dial failed.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        matches!(self.state, State::Failed(_))
+    }
+
+    /// Drops the connection; the next use dials again.
+    pub fn give_up(&mut self) {
+        self.state = State::Idle;
+    }
+
+    /// Notes that the connection failed before anything was sent or received on it.
+    pub fn fail(&mut self, ended: Ended) {
+        self.state = self.failed(ended);
+    }
+
+    /// Makes the coming drop visible to the app as a reset.
+    pub fn abort(&mut self) {
+        if let Some(conn) = self.up() {
+            conn.abort();
+        }
+    }
+
+    /// The connection itself, dialled where it was not yet (see [`Self::poll_conn`]).
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn into_conn(mut self) -> Result<Conn, Ended> {
+        std::future::poll_fn(|cx| self.poll_conn(cx).map_ok(|_| ())).await?;
+        match std::mem::replace(&mut self.state, State::Idle) {
+            State::Up(conn) => Ok(conn),
+            _ => Err(Ended::Bug),
+        }
+    }
+
+    fn failed(&self, ended: Ended) -> State {
+        self.metrics.app_connect_failures.inc();
+        State::Failed(ended)
+    }
+}
+
+impl fmt::Debug for AppLeg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match &self.state {
+            State::Idle => "AppLeg::Idle",
+            State::Dialing(_) => "AppLeg::Dialing",
+            State::Up(_) => "AppLeg::Up",
+            State::Failed(_) => "AppLeg::Failed",
+        })
+    }
+}
+
+/// The local ports of our own connections to apps, one bit each: a caller that comes from one of them is ourselves,
+/// which means that the redirect caught our own dial.
+static OWN_PORTS: [AtomicU64; 1024] = [const { AtomicU64::new(0) }; 1024];
+
+/// Marks one local port as ours until dropped.
+#[derive(Debug)]
+pub struct OwnPort(u16);
+
+impl OwnPort {
+    /// Marks the local port of `leg`; `None` while there is no plain socket.
+    pub fn of(leg: &mut AppLeg) -> Option<Self> {
+        let port = leg.up()?.as_tcp()?.local_addr().ok()?.port();
+        own_ports(port).fetch_or(1 << (port % 64), Ordering::Relaxed);
+        Some(Self(port))
+    }
+
+    /// Whether `port` is marked.
+    #[must_use]
+    pub fn is_marked(port: u16) -> bool {
+        own_ports(port).load(Ordering::Relaxed) & 1 << (port % 64) != 0
+    }
+}
+
+impl Drop for OwnPort {
+    fn drop(&mut self) {
+        own_ports(self.0).fetch_and(!(1 << (self.0 % 64)), Ordering::Relaxed);
+    }
+}
+
+fn own_ports(port: u16) -> &'static AtomicU64 {
+    // 65536 ports in words of 64 bits make the 1024 of the table.
+    &OWN_PORTS[usize::from(port / 64)]
+}
