@@ -59,7 +59,7 @@ impl Buf {
 
     /// Marks `n` unread bytes as consumed; the memory goes back when the last one is.
     pub fn consume(&mut self, n: usize) {
-        self.start = self.end.min(self.start + n);
+        self.start = self.end.min(self.start.saturating_add(n));
         if self.is_empty() {
             self.release();
         }

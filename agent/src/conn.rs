@@ -89,7 +89,11 @@ impl AsyncWrite for Conn {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Tcp(socket) => Pin::new(socket).poll_shutdown(cx),
+            Self::Tcp(socket) => match Pin::new(socket).poll_shutdown(cx) {
+                // Both sides have ended already; there is nothing left to say and nothing is wrong.
+                Poll::Ready(Err(e)) if e.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
+                shut => shut,
+            },
             Self::Other(io) => Pin::new(io).poll_shutdown(cx),
         }
     }

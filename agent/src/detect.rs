@@ -26,6 +26,10 @@ use prefix::Verdict;
 /// this only ever delays a protocol that begins like one and then waits for an answer.
 pub const DEADLINE: Duration = Duration::from_secs(3);
 
+/// How long a silent caller is waited for where a workstation takes every connection of the port: long enough for
+/// every client that speaks first, little beside a login where the server does.
+pub const SILENCE: Duration = Duration::from_millis(200);
+
 /// What a connection is carried as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
@@ -53,7 +57,11 @@ pub struct First {
 /// # Errors
 /// The connection is over: the caller is gone, or the app refused while no rule could send a request elsewhere.
 pub async fn first_bytes(down: &mut Conn, app: &mut AppLeg, lane: &Lane) -> Result<First, Ended> {
-    let mut look = Look { down, app, lane, from_caller: Buf::default(), from_app: Buf::default(), deadline: None };
+    // Only a caller that has HTTP to say is sure to speak first.
+    let client_first = matches!(lane.port.spoken.get().0, Declared::Http1 | Declared::Http2);
+    let awaits_workstation = app.is_idle() && !client_first;
+    let (from_caller, from_app) = (Buf::default(), Buf::default());
+    let mut look = Look { down, app, lane, from_caller, from_app, awaits_workstation, deadline: None };
     let protocol = poll_fn(|cx| look.poll(cx)).await?;
     Ok(First { protocol, from_caller: look.from_caller, from_app: look.from_app })
 }
@@ -64,6 +72,8 @@ struct Look<'a> {
     lane: &'a Lane,
     from_caller: Buf,
     from_app: Buf,
+    /// The app is not dialled, because a workstation takes every connection of the port.
+    awaits_workstation: bool,
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
@@ -75,11 +85,15 @@ impl Look<'_> {
         if let Poll::Ready(decided) = self.poll_app(cx) {
             return Poll::Ready(decided);
         }
-        if self.from_caller.is_empty() {
+        let (wait, reason) = if !self.from_caller.is_empty() || !self.from_app.is_empty() {
+            (DEADLINE, OpaqueReason::Undecided)
+        } else if self.awaits_workstation {
+            (SILENCE, OpaqueReason::ServerFirst)
+        } else {
             return Poll::Pending;
-        }
-        let deadline = self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(DEADLINE)));
-        deadline.as_mut().poll(cx).map(|()| Ok(Protocol::Opaque(OpaqueReason::Undecided)))
+        };
+        let deadline = self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(wait)));
+        deadline.as_mut().poll(cx).map(|()| Ok(Protocol::Opaque(reason)))
     }
 
     fn poll_caller(&mut self, cx: &mut Context<'_>) -> Poll<Result<Protocol, Ended>> {
@@ -87,12 +101,14 @@ impl Look<'_> {
             match std::task::ready!(self.from_caller.poll_fill(self.down, cx)) {
                 // The end of a caller that said nothing decisive, or a full buffer: the app is to see it.
                 Ok(0) => return Poll::Ready(Ok(Protocol::Opaque(OpaqueReason::Undecided))),
-                Ok(n) => self.lane.port.metrics.bytes_in.add(n as u64),
+                Ok(_) => {}
                 Err(_) => {
                     self.app.abort();
                     return Poll::Ready(Err(Ended::CallerReset));
                 }
             }
+            // The caller speaks: from here on it is the usual deadline that runs.
+            self.deadline = self.deadline.take().filter(|_| !std::mem::take(&mut self.awaits_workstation));
             if let Some(protocol) = self.protocol(prefix::classify(self.from_caller.unread())) {
                 return Poll::Ready(Ok(protocol));
             }
@@ -105,9 +121,13 @@ impl Look<'_> {
         let ends_tls = self.lane.hello.is_some();
         Some(match verdict {
             Verdict::NeedMore => return None,
+            // The app said something that only a caller with a preface understands.
+            Verdict::Http1 | Verdict::Tls | Verdict::Other if !self.from_app.is_empty() => {
+                Protocol::Opaque(OpaqueReason::ServerFirst)
+            }
             Verdict::Tls if !ends_tls => Protocol::Opaque(OpaqueReason::TlsRelayed),
             Verdict::Tls | Verdict::Other => Protocol::Opaque(OpaqueReason::NotHttp),
-            _ if self.lane.port.declared == Declared::Tls && !ends_tls => Protocol::Opaque(OpaqueReason::NotHttp),
+            _ if self.lane.port.spoken.get().0 == Declared::Tls && !ends_tls => Protocol::Opaque(OpaqueReason::NotHttp),
             Verdict::Http1 => Protocol::Http1,
             Verdict::Http2 => Protocol::Http2,
         })
@@ -119,6 +139,8 @@ impl Look<'_> {
         }
         let failure = match std::task::ready!(self.app.poll_conn(cx)) {
             Ok(conn) => match std::task::ready!(self.from_app.poll_fill(conn, cx)) {
+                // Some HTTP/2 servers greet with their SETTINGS before they have seen the preface.
+                Ok(n) if n > 0 && prefix::may_be_settings(self.from_app.unread()) => return self.poll_app(cx),
                 Ok(_) => return Poll::Ready(Ok(Protocol::Opaque(OpaqueReason::ServerFirst))),
                 Err(e) => ended_by_app(&e),
             },

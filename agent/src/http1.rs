@@ -8,16 +8,18 @@
 
 pub mod body;
 pub mod head;
+mod exchange;
 mod expired;
 mod flow;
 mod idle;
-mod exchange;
 mod workstation;
 
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
+use tokio::io::AsyncWriteExt as _;
 use tokio::time::Instant;
 
 use crate::buffers::Buf;
@@ -26,7 +28,7 @@ use crate::lane::Lane;
 use crate::metrics::{OpaqueReason, Protocol, Route};
 use crate::opaque;
 use crate::outcome::Ended;
-use crate::relay;
+use crate::relay::{self, First};
 use crate::route::{Decision, Intercept};
 use crate::upstream::app::AppLeg;
 use body::Body;
@@ -38,6 +40,9 @@ use workstation::Workstations;
 
 /// How long a head may take from its first byte on; a slower one is relayed unread.
 pub const HEAD_DEADLINE: Duration = Duration::from_secs(60);
+/// How long, and how many bytes, a caller is listened to after its last answer.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 4 << 20;
 
 /// Carries a connection whose first bytes are a request line; `first` holds what has been read of it.
 pub async fn exchanges(down: Conn, first: Buf, app: AppLeg, lane: &Lane) -> Ended {
@@ -99,12 +104,17 @@ impl Connection<'_> {
             }
             let upstream = match self.route(&head) {
                 None => Upstream::App,
-                Some((intercept, Route::Expired)) => match self.expired(&intercept, &head, body).await {
-                    None => continue,
-                    Some(ended) => return ended,
-                },
+                Some((intercept, Route::Expired)) => {
+                    self.lane.port.metrics.http1_requests.at(Route::Expired).inc();
+                    match self.expired(&intercept, &head, body).await {
+                        None => continue,
+                        Some(ended) => return ended,
+                    }
+                }
                 Some((intercept, _)) => self.workstation(intercept).await,
             };
+            let route = if upstream == Upstream::App { Route::App } else { Route::Client };
+            self.lane.port.metrics.http1_requests.at(route).inc();
             if upstream == Upstream::App {
                 self.ready_app().await;
             }
@@ -120,19 +130,15 @@ impl Connection<'_> {
 
     /// Decides one request; `None` is the app. The table is read once and held for nothing else.
     fn route(&self, head: &Head) -> Option<(Arc<Intercept>, Route)> {
-        let port = &self.lane.port;
-        let table = port.routes.load();
-        let decided = if table.is_empty() {
-            None
-        } else {
-            match table.decide(&head.request(self.request.buf.unread())) {
-                Decision::App => None,
-                Decision::Client(intercept) => Some((Arc::clone(intercept), Route::Client)),
-                Decision::Expired(intercept) => Some((Arc::clone(intercept), Route::Expired)),
-            }
-        };
-        port.metrics.http1_requests.at(decided.as_ref().map_or(Route::App, |(_, route)| *route)).inc();
-        decided
+        let table = self.lane.port.routes.load();
+        if table.is_empty() {
+            return None;
+        }
+        match table.decide(&head.request(self.request.buf.unread())) {
+            Decision::App => None,
+            Decision::Client(intercept) => Some((Arc::clone(intercept), Route::Client)),
+            Decision::Expired(intercept) => Some((Arc::clone(intercept), Route::Expired)),
+        }
     }
 
     /// Sees to it that a request does not meet an app's connection that was closed while a workstation served the
@@ -141,7 +147,7 @@ impl Connection<'_> {
         if self.stale_app {
             poll_fn(|cx| {
                 idle::drop_closed_app(self, cx);
-                std::task::Poll::Ready(())
+                Poll::Ready(())
             })
             .await;
         }
@@ -157,22 +163,46 @@ impl Connection<'_> {
 
     /// Relays the rest of the connection unread, what has been read already included.
     async fn relay(&mut self, upstream: Upstream, reason: Option<OpaqueReason>) -> Ended {
-        let metrics = Arc::clone(&self.lane.port.metrics);
+        let metrics = &self.lane.port.metrics;
         if let Some(reason) = reason {
             metrics.opaque.at(reason).inc();
         }
-        let gone = AppLeg::new(Arc::clone(&self.lane.port.app), None, Arc::clone(&metrics));
-        let app = std::mem::replace(&mut self.app, gone);
         let up = match upstream {
-            Upstream::App => match app.into_conn().await {
-                Ok(conn) => conn,
+            Upstream::App => match poll_fn(|cx| self.app.poll_conn(cx).map_ok(|_| ())).await {
+                Ok(()) => self.app.up(),
                 Err(ended) => return ended,
             },
-            Upstream::Tunnel(at) => self.workstations.take(at),
+            Upstream::Tunnel(at) => Some(self.workstations.at(at)),
         };
-        let (request, answer) = (std::mem::take(&mut self.request), std::mem::take(&mut self.answer));
-        let down = std::mem::replace(&mut self.down, Conn::none());
-        Box::pin(relay::both(down, request.buf, up, answer.buf, &metrics)).await
+        let Some(up) = up else { return Ended::Bug };
+        let first =
+            First { from_down: std::mem::take(&mut self.request.buf), from_up: std::mem::take(&mut self.answer.buf) };
+        let relayed = Box::pin(relay::both(&mut self.down, up, first, metrics)).await;
+        match upstream {
+            Upstream::App => opaque::ended(&relayed, Ended::AppReset),
+            Upstream::Tunnel(_) => opaque::ended(&relayed, Ended::TunnelLost),
+        }
+    }
+
+    /// Closes towards the caller so that it gets the whole answer: what it still sends is read for a while, because
+    /// closing over unread bytes would reset the connection.
+    async fn linger(&mut self) -> Ended {
+        if self.down.shutdown().await.is_err() {
+            return Ended::CallerReset;
+        }
+        let mut left = LINGER_BYTES;
+        let reading = poll_fn(|cx| {
+            loop {
+                self.request.buf.consume(usize::MAX);
+                match std::task::ready!(self.request.buf.poll_fill(&mut self.down, cx)) {
+                    Ok(n) if n > 0 && left > 0 => left = left.saturating_sub(n),
+                    _ => return Poll::Ready(()),
+                }
+            }
+        });
+        // Either way the answer has had its time.
+        let _ = tokio::time::timeout(LINGER, reading).await;
+        Ended::Clean
     }
 }
 

@@ -1,3 +1,175 @@
 //! START HERE: one listening port, its accept loop, then one connection from end to end.
 
 pub mod listen;
+pub mod workers;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::addr::Caller;
+use crate::conn::{Conn, Io as _};
+use crate::detect::{self, Protocol};
+use crate::lane::{Declared, Lane, Shared};
+use crate::metrics::{Limit, OpaqueReason};
+use crate::outcome::Ended;
+use crate::route::Mechanism;
+use crate::upstream::app::{AppLeg, OwnPort};
+use crate::{http1, http2, opaque, relay};
+use listen::Accepted;
+
+pub use listen::{BindError, PortSpec};
+pub use workers::{Ports, Running, worker_count};
+
+/// Open connections on one port; more are refused. Far above what a pod serves, far below what its memory holds.
+pub const MAX_CONNECTIONS: i64 = 32 * 1024;
+/// How long accepting rests when descriptors have run out.
+const EXHAUSTED: Duration = Duration::from_millis(50);
+
+/// Accepts until the drain begins. Every connection is one task.
+pub async fn accept(listener: TcpListener, port: Arc<Shared>) {
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            accepted = listener.accept() => accepted,
+            () = port.drain.draining() => return,
+        };
+        match accepted {
+            Ok((io, peer)) => admit(Accepted { io, caller: Caller::new(peer) }, &port),
+            Err(error) if listen::is_exhausted(&error) => {
+                port.metrics.limits.at(Limit::Descriptors).inc();
+                tracing::warn!(port = port.agent_port, %error, "accepting rests; raise the limit of open descriptors");
+                tokio::time::sleep(EXHAUSTED).await;
+            }
+            // The caller was gone before it was accepted.
+            Err(error) => tracing::debug!(port = port.agent_port, %error, "accept"),
+        }
+    }
+}
+
+fn admit(mut accepted: Accepted, port: &Arc<Shared>) {
+    port.metrics.connections.inc();
+    if port.metrics.active.get() >= MAX_CONNECTIONS {
+        port.metrics.limits.at(Limit::Connections).inc();
+        port.metrics.ended.at(Ended::Limit).inc();
+        return accepted.io.abort();
+    }
+    if accepted.is_our_own(port.app.plain_addr()) {
+        port.metrics.self_connections.inc();
+        tracing::error!(
+            port = port.agent_port,
+            caller = %accepted.caller,
+            "the redirect sends the agent's own connections to the app back to the agent; this one is cut. \
+             The init container has to run with the agent's uid or gid"
+        );
+        return accepted.io.abort();
+    }
+    port.drain.spawn(carry(accepted, Arc::clone(port)));
+}
+
+async fn carry(accepted: Accepted, port: Arc<Shared>) {
+    let _active = Active::of(&port);
+    let mut carried = Carried { port: &port, caller: accepted.caller, ended: None };
+    let lane = Lane { caller: accepted.caller, port: Arc::clone(&port), hello: None };
+    carried.ended = Some(connection(accepted.io, lane).await);
+}
+
+/// One connection, from its first byte to its end.
+pub async fn connection(io: TcpStream, lane: Lane) -> Ended {
+    let mut down = Conn::Tcp(io);
+    let port = &lane.port;
+    let mut app = AppLeg::new(Arc::clone(&port.app), lane.hello.clone(), Arc::clone(&port.metrics));
+    let declared = port.spoken.get().0;
+    if !workstation_takes_all(port) {
+        // At once: the app may speak first.
+        app.begin();
+    }
+    let _own = OwnPort::of(&mut app);
+    if declared == Declared::Opaque {
+        return Box::pin(unread(down, app, relay::First::default(), &lane, OpaqueReason::Declared)).await;
+    }
+    let first = match detect::first_bytes(&mut down, &mut app, &lane).await {
+        Ok(first) => first,
+        Err(ended) => {
+            if ended.resets_caller() {
+                down.abort();
+            }
+            return ended;
+        }
+    };
+    match first.protocol {
+        Protocol::Http1 => http1::exchanges(down, first.from_caller, app, &lane).await,
+        Protocol::Http2 => match app.into_conn().await {
+            Ok(app) => Box::pin(http2::carry(down, first.from_caller, app, first.from_app, &lane)).await,
+            Err(ended) => {
+                down.abort();
+                ended
+            }
+        },
+        Protocol::Opaque(reason) => {
+            let first = relay::First { from_down: first.from_caller, from_up: first.from_app };
+            Box::pin(unread(down, app, first, &lane, reason)).await
+        }
+    }
+}
+
+/// A connection that is not looked into. What the app has said already binds it to the app.
+async fn unread(mut down: Conn, app: AppLeg, first: relay::First, lane: &Lane, reason: OpaqueReason) -> Ended {
+    if app.is_idle() {
+        return opaque::carry(down, first.from_down, None, lane, reason).await;
+    }
+    match app.into_conn().await {
+        Ok(app) if first.from_up.is_empty() => opaque::carry(down, first.from_down, Some(app), lane, reason).await,
+        Ok(app) => opaque::to_app(down, first, app, lane, reason).await,
+        Err(ended) => {
+            down.abort();
+            ended
+        }
+    }
+}
+
+/// Whether a rule sends every connection that is not understood to a workstation, so that the app may not be needed.
+fn workstation_takes_all(port: &Shared) -> bool {
+    port.routes.load().global().is_some_and(|i| i.mechanism == Mechanism::Tcp)
+}
+
+/// Counts a connection as open until dropped.
+struct Active<'p>(&'p Shared);
+
+impl<'p> Active<'p> {
+    fn of(port: &'p Shared) -> Self {
+        port.metrics.active.add(1);
+        Self(port)
+    }
+}
+
+impl Drop for Active<'_> {
+    fn drop(&mut self) {
+        self.0.metrics.active.add(-1);
+    }
+}
+
+/// Reports how a connection ended, also when it was dropped amid its work: by a panic, or by the drain.
+struct Carried<'p> {
+    port: &'p Shared,
+    caller: Caller,
+    ended: Option<Ended>,
+}
+
+impl Drop for Carried<'_> {
+    fn drop(&mut self) {
+        let ended = match self.ended {
+            Some(ended) => ended,
+            None if std::thread::panicking() => Ended::Bug,
+            None => Ended::Drained,
+        };
+        self.port.metrics.ended.at(ended).inc();
+        let (port, caller, label) = (self.port.container_port, self.caller, ended.label());
+        match ended.level() {
+            tracing::Level::ERROR => tracing::error!(port, %caller, ended = label, "connection"),
+            tracing::Level::INFO => tracing::info!(port, %caller, ended = label, "connection"),
+            _ => tracing::debug!(port, %caller, ended = label, "connection"),
+        }
+    }
+}

@@ -43,6 +43,16 @@ pub fn classify(bytes: &[u8]) -> Verdict {
     }
 }
 
+/// Whether these bytes, the first from a server, may be the SETTINGS frame (RFC 9113 section 6.5) with which every
+/// HTTP/2 server begins.
+#[must_use]
+pub fn may_be_settings(bytes: &[u8]) -> bool {
+    let header = [None, None, None, Some(4), Some(0), Some(0), Some(0), Some(0), Some(0)];
+    let length = bytes.iter().take(3).fold(0, |n, b| n << 8 | usize::from(*b));
+    header.iter().zip(bytes).all(|(want, byte)| want.is_none_or(|w| w == *byte))
+        && (bytes.len() < 3 || length.is_multiple_of(6) && length <= 6 * 64)
+}
+
 /// A server has to ignore one empty line before a request (RFC 9112 section 2.2).
 fn request_line(bytes: &[u8]) -> Verdict {
     let bytes = match bytes {
@@ -64,14 +74,14 @@ fn request_line(bytes: &[u8]) -> Verdict {
         return Verdict::Other;
     }
     let version = after.get(target + 1..).unwrap_or_default();
-    let is_http = [b"HTTP/1.1\r\n", b"HTTP/1.0\r\n"].iter().find(|v| v.starts_with(version) || version.starts_with(*v));
+    let is_http =
+        [&b"HTTP/1.1\r\n"[..], b"HTTP/1.0\r\n"].into_iter().find(|v| v.starts_with(version) || version.starts_with(v));
     match is_http {
         Some(whole) if version.len() >= whole.len() => Verdict::Http1,
         Some(_) => Verdict::NeedMore,
         None => Verdict::Other,
     }
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -11,6 +11,7 @@ use tokio::io::AsyncWrite;
 use super::body::{Body, Malformed};
 use crate::buffers::{Buf, SIZE};
 use crate::conn::Conn;
+use crate::metrics::Counter;
 
 /// One direction.
 #[derive(Debug, Default)]
@@ -21,17 +22,20 @@ pub(super) struct Flow {
     cleared: usize,
     /// Something was written since the last flush.
     dirty: bool,
+    /// Bytes written since they were last counted.
+    uncounted: u64,
 }
 
 impl Flow {
     pub(super) fn starting_with(buf: Buf) -> Self {
-        Self { buf, cleared: 0, dirty: false }
+        Self { buf, ..Self::default() }
     }
 
     /// Clears a head and as much of its body as is there.
     pub(super) fn clear_head(&mut self, head: usize, body: &mut Body) -> Result<(), Malformed> {
         let rest = self.buf.unread().get(head..).unwrap_or_default();
-        self.cleared = head + body.advance(rest)?;
+        let sound = if body.is_done() { 0 } else { body.advance(rest)? };
+        self.cleared = head + sound;
         Ok(())
     }
 
@@ -41,19 +45,24 @@ impl Flow {
         Ok(())
     }
 
-    /// Whether everything cleared has been handed to the kernel.
+    /// Clears everything that is there.
+    pub(super) fn clear_all(&mut self) {
+        self.cleared = self.buf.len();
+    }
+
+    /// Takes away what is cleared without writing it.
+    pub(super) fn discard_cleared(&mut self) {
+        self.buf.consume(self.cleared);
+        self.cleared = 0;
+    }
+
+    /// Whether everything cleared has been written and flushed.
     pub(super) fn is_written(&self) -> bool {
         self.cleared == 0 && !self.dirty
     }
 
-    /// Whether cleared bytes wait to be written.
-    pub(super) fn has_cleared(&self) -> bool {
-        self.cleared > 0
-    }
-
     /// Writes what is cleared and flushes behind it.
-    pub(super) fn poll_write(&mut self, to: &mut Conn, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let mut written = 0;
+    pub(super) fn poll_write(&mut self, to: &mut Conn, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.cleared > 0 {
             let bytes = self.buf.unread().get(..self.cleared).unwrap_or_default();
             let n = ready!(Pin::new(&mut *to).poll_write(cx, bytes))?;
@@ -62,18 +71,26 @@ impl Flow {
             }
             self.buf.consume(n);
             self.cleared -= n;
-            written += n;
+            self.uncounted += n as u64;
             self.dirty = true;
         }
         if self.dirty {
             ready!(Pin::new(to).poll_flush(cx))?;
             self.dirty = false;
         }
-        Poll::Ready(Ok(written))
+        Poll::Ready(Ok(()))
     }
 
     /// Reads once; a long plain stretch ahead asks for a large buffer.
     pub(super) fn poll_read(&mut self, from: &mut Conn, ahead: u64, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        self.buf.poll_fill_sized(from, ahead > SIZE as u64, cx)
+        self.buf.prefer_large(ahead > SIZE as u64);
+        self.buf.poll_fill(from, cx)
+    }
+
+    /// Adds what was written since the last call.
+    pub(super) fn count(&mut self, bytes: &Counter) {
+        if self.uncounted > 0 {
+            bytes.add(std::mem::take(&mut self.uncounted));
+        }
     }
 }

@@ -427,7 +427,10 @@ fn request_line(line: &[u8], offset: usize) -> Option<(Start, u8)> {
         b"CONNECT" => Method::Connect,
         _ => Method::Other,
     };
-    Some((Start::Request { method, method_at: offset, target: offset + target, target_end: offset + target_end }, minor))
+    Some((
+        Start::Request { method, method_at: offset, target: offset + target, target_end: offset + target_end },
+        minor,
+    ))
 }
 
 /// `HTTP/1.x SP 3DIGIT [SP reason]` (RFC 9112 section 4).
@@ -478,7 +481,20 @@ pub fn is_token(byte: u8) -> bool {
             table[b] = c.is_ascii_alphanumeric()
                 || matches!(
                     c,
-                    b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~'
+                    b'!' | b'#'
+                        | b'$'
+                        | b'%'
+                        | b'&'
+                        | b'\''
+                        | b'*'
+                        | b'+'
+                        | b'-'
+                        | b'.'
+                        | b'^'
+                        | b'_'
+                        | b'`'
+                        | b'|'
+                        | b'~'
                 );
             b += 1;
         }

@@ -1,0 +1,350 @@
+//! One request and its answer. Both directions flow at once, so early answers, interim answers and streaming in
+//! either direction work; the exchange is over when both messages are complete.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::AsyncWrite;
+use tokio::time::Instant;
+
+use super::body::Body;
+use super::head::{Head, Kind, MAX_HEAD, Method, Parser, Step};
+use super::{Connection, Upstream};
+use crate::conn::Conn;
+use crate::lane::Lane;
+use crate::metrics::{Class, OpaqueReason};
+use crate::outcome::Ended;
+use crate::upstream::app::ended_by_app;
+
+/// What becomes of the connection after an exchange.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// The next request may come.
+    Next,
+    /// The connection is over.
+    End(Ended),
+    /// The answer was the last one; the caller is to be closed gently.
+    Close,
+    /// The rest is relayed to this exchange's upstream, unread.
+    Relay(Option<OpaqueReason>),
+}
+
+/// The exchange under way.
+pub(super) struct Exchange {
+    upstream: Upstream,
+    method: Method,
+    started: Instant,
+    request: Body,
+    /// The upstream takes no more of the request; what it has to say is in its answer.
+    refused: bool,
+    forwarded: bool,
+    /// A final answer now leaves it open whether the announced body will follow.
+    awaits_continue: bool,
+    /// Both sides mean to keep the connection.
+    persists: bool,
+    answer: Answer,
+    answered: bool,
+}
+
+enum Answer {
+    /// A head is awaited.
+    Head(Parser),
+    /// The final head has passed.
+    Body(Body),
+    /// Of a workstation, and unclear: everything is passed on, and no other exchange follows.
+    Unclear,
+}
+
+/// The ends and buffers that an exchange works on.
+struct Ends<'c, 'l> {
+    lane: &'l Lane,
+    down: &'c mut Conn,
+    up: &'c mut Conn,
+    request: &'c mut super::Flow,
+    answer: &'c mut super::Flow,
+    caller_done: &'c mut bool,
+}
+
+impl Exchange {
+    /// An exchange whose request head, and what was there of its `body`, has been cleared.
+    pub(super) fn new(head: &Head, body: Body, upstream: Upstream, started: Instant) -> Self {
+        Self {
+            upstream,
+            method: head.method(),
+            started,
+            request: body,
+            refused: false,
+            forwarded: false,
+            awaits_continue: head.expects_continue,
+            persists: head.persists(),
+            answer: Answer::Head(Parser::new(Kind::Response)),
+            answered: false,
+        }
+    }
+
+    pub(super) fn poll(&mut self, c: &mut Connection<'_>, cx: &mut Context<'_>) -> Poll<Outcome> {
+        let Connection { lane, down, app, workstations, request, answer, caller_done, .. } = c;
+        let up = match self.upstream {
+            Upstream::App => match ready!(app.poll_conn(cx)) {
+                Ok(conn) => conn,
+                Err(ended) => return Poll::Ready(Outcome::End(ended)),
+            },
+            Upstream::Tunnel(at) => workstations.at(at),
+        };
+        let mut ends = Ends { lane, down, up, request, answer, caller_done };
+        let outcome = match self.poll_request(&mut ends, cx) {
+            Some(outcome) => Poll::Ready(outcome),
+            None => self.poll_answer(&mut ends, cx),
+        };
+        ends.request.count(&lane.port.metrics.bytes_in);
+        ends.answer.count(&lane.port.metrics.bytes_out);
+        if let Poll::Ready(Outcome::End(ended)) = outcome {
+            match ended {
+                Ended::CallerReset | Ended::CallerLeft => ends.up.abort(),
+                Ended::TunnelLost => lane.port.metrics.tunnel_failures.inc(),
+                _ => {}
+            }
+        }
+        outcome
+    }
+
+    /// Moves the request on; an outcome only where it ends the exchange.
+    fn poll_request(&mut self, ends: &mut Ends<'_, '_>, cx: &mut Context<'_>) -> Option<Outcome> {
+        loop {
+            if !self.refused && !ends.request.is_written() {
+                match ends.request.poll_write(ends.up, cx) {
+                    Poll::Pending => return None,
+                    Poll::Ready(Ok(())) => self.note_forwarded(ends),
+                    Poll::Ready(Err(e)) => {
+                        let ended = ended_by_app(&e);
+                        if self.upstream == Upstream::App && ended != Ended::AppReset {
+                            return Some(Outcome::End(ended));
+                        }
+                        self.refused = true;
+                    }
+                }
+            }
+            if self.refused || self.request.is_done() {
+                return self.watch_caller(ends, cx);
+            }
+            if !ends.request.buf.is_empty() {
+                if ends.request.clear(&mut self.request).is_err() {
+                    return Some(self.unclear_request());
+                }
+                continue;
+            }
+            match ends.request.poll_read(ends.down, self.request.plain_ahead(), cx) {
+                Poll::Pending => return None,
+                Poll::Ready(Ok(0)) => return Some(self.caller_left()),
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(_)) => return Some(Outcome::End(Ended::CallerReset)),
+            }
+        }
+    }
+
+    fn note_forwarded(&mut self, ends: &Ends<'_, '_>) {
+        if !self.forwarded {
+            self.forwarded = true;
+            ends.lane.port.metrics.own_time.observe(self.started.elapsed());
+        }
+    }
+
+    /// While the answer is awaited: a caller that ends its side is passed on to the app. A workstation is not told,
+    /// because stock ones close their whole connection on it and the answer would be lost. Pipelined bytes wait.
+    fn watch_caller(&mut self, ends: &mut Ends<'_, '_>, cx: &mut Context<'_>) -> Option<Outcome> {
+        if *ends.caller_done || !ends.request.buf.is_empty() {
+            return None;
+        }
+        match ends.request.poll_read(ends.down, 0, cx) {
+            Poll::Ready(Ok(0)) => {
+                *ends.caller_done = true;
+                if self.upstream == Upstream::App && !self.refused {
+                    let _ = Pin::new(&mut *ends.up).poll_shutdown(cx);
+                }
+                None
+            }
+            Poll::Ready(Err(_)) => Some(Outcome::End(Ended::CallerReset)),
+            Poll::Ready(Ok(_)) | Poll::Pending => None,
+        }
+    }
+
+    /// A body whose framing breaks off: the app is the judge of the rest; a workstation must not see it.
+    fn unclear_request(&self) -> Outcome {
+        match self.upstream {
+            Upstream::App => Outcome::Relay(Some(OpaqueReason::Ambiguous)),
+            Upstream::Tunnel(_) => Outcome::End(Ended::CallerLeft),
+        }
+    }
+
+    fn caller_left(&self) -> Outcome {
+        match self.upstream {
+            Upstream::App => Outcome::Relay(None),
+            Upstream::Tunnel(_) => Outcome::End(Ended::CallerLeft),
+        }
+    }
+
+    /// Moves the answer on, and decides when the exchange is over.
+    fn poll_answer(&mut self, ends: &mut Ends<'_, '_>, cx: &mut Context<'_>) -> Poll<Outcome> {
+        loop {
+            if !ends.answer.is_written() && ready!(ends.answer.poll_write(ends.down, cx)).is_err() {
+                return Poll::Ready(Outcome::End(Ended::CallerReset));
+            }
+            if matches!(&self.answer, Answer::Body(body) if body.is_done()) {
+                return self.poll_over(ends, cx);
+            }
+            if !ends.answer.buf.is_empty() {
+                match self.follow_answer(ends) {
+                    Follow::Cleared => continue,
+                    Follow::More => {}
+                    Follow::Over(outcome) => return Poll::Ready(outcome),
+                }
+            }
+            if self.answer_is_stuck(ends) {
+                return Poll::Ready(Outcome::Close);
+            }
+            match ready!(ends.answer.poll_read(ends.up, self.plain_ahead(), cx)) {
+                Ok(0) => return Poll::Ready(self.upstream_ended()),
+                Ok(_) => self.note_answered(ends),
+                Err(e) => return Poll::Ready(self.upstream_failed(&e)),
+            }
+        }
+    }
+
+    fn plain_ahead(&self) -> u64 {
+        match &self.answer {
+            Answer::Body(body) => body.plain_ahead(),
+            Answer::Head(_) | Answer::Unclear => 0,
+        }
+    }
+
+    fn note_answered(&mut self, ends: &Ends<'_, '_>) {
+        if !self.answered {
+            self.answered = true;
+            ends.lane.port.metrics.upstream_time.observe(self.started.elapsed());
+        }
+    }
+
+    /// Clears what can be cleared of the bytes that are there.
+    fn follow_answer(&mut self, ends: &mut Ends<'_, '_>) -> Follow {
+        match &mut self.answer {
+            Answer::Head(parser) => match parser.parse(ends.answer.buf.unread()) {
+                Ok(Step::More) => {
+                    if ends.answer.buf.is_full() {
+                        ends.answer.buf.grow(MAX_HEAD);
+                    }
+                    Follow::More
+                }
+                Ok(Step::Complete(head)) => self.take_head(&head, ends),
+                Err(why) => self.unclear_answer(why.into(), ends),
+            },
+            Answer::Body(body) => match ends.answer.clear(body) {
+                Ok(()) => Follow::Cleared,
+                Err(_) => self.unclear_answer(OpaqueReason::Ambiguous, ends),
+            },
+            Answer::Unclear => {
+                ends.answer.clear_all();
+                Follow::Cleared
+            }
+        }
+    }
+
+    fn take_head(&mut self, head: &Head, ends: &mut Ends<'_, '_>) -> Follow {
+        let status = head.status();
+        ends.lane.port.metrics.responses.at(Class::of(status)).inc();
+        let tunnel = self.method == Method::Connect && status / 100 == 2;
+        if status == 101 || tunnel {
+            return Follow::Over(Outcome::Relay(Some(OpaqueReason::Upgraded)));
+        }
+        let mut body = if status / 100 == 1 { Body::Done } else { Body::of_response(head, self.method) };
+        if status / 100 == 1 {
+            self.awaits_continue &= status != 100;
+            self.answer = Answer::Head(Parser::new(Kind::Response));
+            return match ends.answer.clear_head(head.len, &mut body) {
+                Ok(()) => Follow::Cleared,
+                Err(_) => self.unclear_answer(OpaqueReason::Ambiguous, ends),
+            };
+        }
+        self.persists &= head.persists();
+        if self.awaits_continue && !self.request.is_done() {
+            // Whether the announced body follows, or the next request, is between the caller and the app.
+            if self.upstream == Upstream::App {
+                return Follow::Over(Outcome::Relay(Some(OpaqueReason::Ambiguous)));
+            }
+            self.persists = false;
+        }
+        if body == Body::UntilClose {
+            if self.upstream == Upstream::App {
+                return Follow::Over(Outcome::Relay(None));
+            }
+            self.persists = false;
+        }
+        if ends.answer.clear_head(head.len, &mut body).is_err() {
+            return self.unclear_answer(OpaqueReason::Ambiguous, ends);
+        }
+        self.answer = Answer::Body(body);
+        Follow::Cleared
+    }
+
+    /// The caller is the judge of an unclear answer, as it would be without an agent.
+    fn unclear_answer(&mut self, reason: OpaqueReason, ends: &mut Ends<'_, '_>) -> Follow {
+        if self.upstream == Upstream::App {
+            return Follow::Over(Outcome::Relay(Some(reason)));
+        }
+        self.persists = false;
+        self.answer = Answer::Unclear;
+        ends.answer.clear_all();
+        Follow::Cleared
+    }
+
+    /// An unclear answer has no end of its own. A caller that asks again has seen one.
+    fn answer_is_stuck(&self, ends: &Ends<'_, '_>) -> bool {
+        matches!(self.answer, Answer::Unclear) && self.request.is_done() && !ends.request.buf.is_empty()
+    }
+
+    /// The answer is complete. The request may not be: then it goes on, as long as the upstream listens.
+    fn poll_over(&mut self, ends: &mut Ends<'_, '_>, cx: &mut Context<'_>) -> Poll<Outcome> {
+        let complete = self.request.is_done() && ends.request.is_written();
+        Poll::Ready(match self.upstream {
+            _ if self.refused => Outcome::Close,
+            Upstream::App if complete => Outcome::Next,
+            Upstream::Tunnel(_) if complete && self.persists => Outcome::Next,
+            Upstream::Tunnel(_) if complete || self.awaits_continue => Outcome::Close,
+            Upstream::App => match ready!(ends.answer.poll_read(ends.up, 0, cx)) {
+                Ok(0) => Outcome::Relay(None),
+                Ok(_) => Outcome::Relay(Some(OpaqueReason::Ambiguous)),
+                Err(_) => Outcome::Close,
+            },
+            Upstream::Tunnel(_) => {
+                let _ = ready!(ends.answer.poll_read(ends.up, 0, cx));
+                Outcome::Close
+            }
+        })
+    }
+
+    /// The upstream ended its side before the answer was complete.
+    fn upstream_ended(&self) -> Outcome {
+        match (self.upstream, &self.answer) {
+            (Upstream::App, _) => Outcome::Relay(None),
+            (Upstream::Tunnel(_), Answer::Body(Body::UntilClose) | Answer::Unclear) => Outcome::Close,
+            (Upstream::Tunnel(_), _) => Outcome::End(Ended::TunnelLost),
+        }
+    }
+
+    fn upstream_failed(&self, error: &io::Error) -> Outcome {
+        Outcome::End(match self.upstream {
+            Upstream::App => ended_by_app(error),
+            Upstream::Tunnel(_) => Ended::TunnelLost,
+        })
+    }
+}
+
+/// What following the answer came to.
+enum Follow {
+    /// Something can be written.
+    Cleared,
+    /// More has to be read first.
+    More,
+    /// The exchange is over.
+    Over(Outcome),
+}

@@ -1,0 +1,135 @@
+//! Tunnels of one caller's connection: opened on the first match, kept, opened again when they ended meanwhile. Until
+//! the workstation has connected, nothing of a request is sent and every failure lets the app answer.
+
+use std::error::Error;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use tokio::time::{Instant, timeout_at};
+
+use super::{Connection, Upstream};
+use crate::buffers::Buf;
+use crate::conn::Conn;
+use crate::lane::Lane;
+use crate::metrics::FailOpen;
+use crate::route::Intercept;
+use crate::upstream::{Transport, TunnelError, tunnel};
+
+/// The open tunnels.
+#[derive(Debug, Default)]
+pub(super) struct Workstations {
+    open: Vec<Leg>,
+}
+
+#[derive(Debug)]
+struct Leg {
+    intercept: Arc<Intercept>,
+    conn: Conn,
+}
+
+impl Workstations {
+    /// The tunnel at a place that [`Connection::workstation`] has given for the exchange under way.
+    pub(super) fn at(&mut self, at: usize) -> &mut Conn {
+        // Places change only between exchanges.
+        &mut self.open[at].conn
+    }
+
+    /// Drops the tunnels that have ended (or speak unasked) between exchanges.
+    pub(super) fn drop_ended(&mut self, cx: &mut Context<'_>) {
+        self.open.retain_mut(|leg| Buf::default().poll_fill(&mut leg.conn, cx).is_pending());
+    }
+
+    fn find(&self, intercept: &Intercept) -> Option<usize> {
+        self.open.iter().position(|leg| {
+            leg.intercept.id == intercept.id
+                && leg.intercept.target_host == intercept.target_host
+                && leg.intercept.target_port == intercept.target_port
+                && leg.intercept.plaintext == intercept.plaintext
+        })
+    }
+}
+
+impl Connection<'_> {
+    /// The way to the intercept's workstation, or to the app where there is none.
+    pub(super) async fn workstation(&mut self, intercept: Arc<Intercept>) -> Upstream {
+        intercept.stats.hit(now_unix());
+        poll_fn(|cx| {
+            self.workstations.drop_ended(cx);
+            Poll::Ready(())
+        })
+        .await;
+        if let Some(at) = self.workstations.find(&intercept) {
+            return Upstream::Tunnel(at);
+        }
+        match Box::pin(open(self.lane, &intercept)).await {
+            Ok(conn) => {
+                self.workstations.open.push(Leg { intercept, conn });
+                Upstream::Tunnel(self.workstations.open.len() - 1)
+            }
+            Err(failure) => {
+                self.lane.port.metrics.fail_open.at(failure.why).inc();
+                report(self.lane, &intercept, &failure);
+                Upstream::App
+            }
+        }
+    }
+}
+
+struct Failure {
+    why: FailOpen,
+    error: Box<dyn Error + Send + Sync>,
+}
+
+impl Failure {
+    fn new(why: FailOpen, error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self { why, error: error.into() }
+    }
+}
+
+/// Opens a tunnel, waits for the workstation to have connected, and speaks TLS in it where the app would be spoken
+/// to in TLS.
+async fn open(lane: &Lane, intercept: &Arc<Intercept>) -> Result<Conn, Failure> {
+    let port = &lane.port;
+    let deadline = Instant::now() + intercept.dial_budget();
+    let mut tunnel = tunnel::open(&*port.tunnels, &port.metrics, intercept, lane.caller, Transport::Tcp)
+        .await
+        .map_err(|e| match e {
+            TunnelError::Timeout(_) => Failure::new(FailOpen::DialTimeout, e),
+            TunnelError::NoPath(_) | TunnelError::Broken(_) => Failure::new(FailOpen::NoTunnel, e),
+        })?;
+    if let Err(failure) = tunnel.await_dial(deadline).await {
+        return Err(Failure::new(failure.fail_open(), failure));
+    }
+    let tunnel = Box::new(tunnel);
+    if intercept.plaintext || port.app.plain_addr().is_some() {
+        return Ok(Conn::Other(tunnel));
+    }
+    let Some(handshake) = port.app.tls_to_workstation(tunnel, lane.hello.as_deref()) else {
+        return Err(Failure::new(FailOpen::Handshake, "no TLS towards the workstation is configured"));
+    };
+    match timeout_at(deadline, handshake).await {
+        Ok(shaken) => shaken.map_err(|e| Failure::new(FailOpen::Handshake, e)),
+        Err(_) => Err(Failure::new(FailOpen::Handshake, "the TLS handshake with the workstation took too long")),
+    }
+}
+
+/// One line a second at most: a workstation that is gone fails every request.
+fn report(lane: &Lane, intercept: &Intercept, failure: &Failure) {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    let now = now_unix();
+    let reason = crate::metrics::Label::label(failure.why);
+    let error = &failure.error;
+    let (caller, port) = (lane.caller, lane.port.container_port);
+    if LAST.swap(now, Ordering::Relaxed) == now {
+        tracing::debug!(%caller, port, intercept = %intercept.id, reason, %error, "no workstation: the app answers");
+    } else {
+        tracing::info!(%caller, port, intercept = %intercept.id, reason, %error, "no workstation: the app answers");
+    }
+}
+
+fn now_unix() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}

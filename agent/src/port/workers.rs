@@ -1,0 +1,102 @@
+//! The threads that carry connections: each has a single-threaded runtime and its own listener of every port, so
+//! that a connection stays on one thread for its whole life.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use tokio::net::TcpListener;
+
+use super::listen::{self, BindError, PortSpec};
+use crate::drain::Drain;
+use crate::lane::Shared;
+
+/// More threads than this are not started by themselves: a sidecar is paid for by every pod.
+const MOST_WORKERS: usize = 2;
+
+/// How many workers to start: one for each CPU of the quota and the affinity, at most two.
+#[must_use]
+pub fn worker_count() -> usize {
+    // The standard library reads the cgroup's quota, of either version, and the affinity mask.
+    std::thread::available_parallelism().map_or(1, usize::from).clamp(1, MOST_WORKERS)
+}
+
+/// Every listening port, bound and not yet served.
+#[derive(Debug)]
+pub struct Ports {
+    bound: Vec<Bound>,
+    workers: usize,
+}
+
+#[derive(Debug)]
+struct Bound {
+    /// One for each worker.
+    listeners: Vec<std::net::TcpListener>,
+    port: Arc<Shared>,
+}
+
+/// The threads at work.
+#[derive(Debug)]
+pub struct Running {
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Ports {
+    /// Binds every port for `workers` threads.
+    ///
+    /// # Errors
+    /// The first port that could not be bound.
+    pub fn bind(specs: Vec<(PortSpec, Arc<Shared>)>, workers: usize) -> Result<Self, BindError> {
+        listen::raise_descriptor_limit();
+        let workers = workers.max(1);
+        let bound = specs
+            .into_iter()
+            .map(|(spec, port)| Ok(Bound { listeners: spec.bind(workers)?, port }))
+            .collect::<Result<_, BindError>>()?;
+        Ok(Self { bound, workers })
+    }
+
+    /// Where each port listens, in the order they were given.
+    #[must_use]
+    pub fn addrs(&self) -> Vec<SocketAddr> {
+        let addr = |b: &Bound| b.listeners.first().and_then(|l| l.local_addr().ok());
+        self.bound.iter().filter_map(addr).collect()
+    }
+
+    /// Starts the threads. They end when `drain` has begun and the last connection has ended, or been ended by it.
+    ///
+    /// # Errors
+    /// A thread or a runtime could not be made.
+    pub fn run(mut self, drain: &Drain) -> io::Result<Running> {
+        let mut threads = Vec::new();
+        for n in 0..self.workers {
+            let mine: Vec<_> =
+                self.bound.iter_mut().filter_map(|b| Some((b.listeners.pop()?, Arc::clone(&b.port)))).collect();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let drain = drain.clone();
+            let work = move || runtime.block_on(serve(mine, drain));
+            threads.push(std::thread::Builder::new().name(format!("worker-{n}")).spawn(work)?);
+        }
+        Ok(Running { threads })
+    }
+}
+
+impl Running {
+    /// Waits for the threads to end; false when one of them panicked.
+    pub fn join(self) -> bool {
+        self.threads.into_iter().fold(true, |well, thread| thread.join().is_ok() && well)
+    }
+}
+
+async fn serve(listeners: Vec<(std::net::TcpListener, Arc<Shared>)>, drain: Drain) {
+    for (listener, port) in listeners {
+        match TcpListener::from_std(listener) {
+            Ok(listener) => drain.spawn(super::accept(listener, port)),
+            // Only a runtime that cannot take another descriptor does this.
+            Err(error) => tracing::error!(port = port.agent_port, %error, "the port is not served"),
+        }
+    }
+    drain.draining().await;
+    drain.finished().await;
+}
