@@ -85,7 +85,8 @@ impl Ports {
 impl Running {
     /// Waits for the threads to end; false when one of them panicked.
     pub fn join(self) -> bool {
-        self.threads.into_iter().fold(true, |well, thread| thread.join().is_ok() && well)
+        let panicked = self.threads.into_iter().map(JoinHandle::join).filter(Result::is_err).count();
+        panicked == 0
     }
 }
 
