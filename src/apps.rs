@@ -1,0 +1,188 @@
+//! Apps and local servers: they say who they are, tell what they saw, and count.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+/// An HTTP/1.1 server with a name.
+///
+/// Every answer carries `x-answered-by: NAME` and repeats the request's head in its body, followed by the
+/// request's body. The path may ask for more: `/slow/MS` waits so many milliseconds before the answer,
+/// `/bytes/N` answers with N bytes, `/drip/N/MS` with N chunks that far apart, `/close` closes afterwards.
+#[derive(Clone, Debug)]
+pub struct App {
+    name: Arc<str>,
+    address: SocketAddr,
+    served: Arc<AtomicU64>,
+    failed: Arc<AtomicU64>,
+    stopped: Arc<AtomicBool>,
+}
+
+impl App {
+    /// Starts one on a port of the kernel's choice on loopback.
+    pub fn start(name: &str) -> Self {
+        Self::on(name, TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap())
+    }
+
+    /// Starts one behind a listener, which may belong to a namespace.
+    pub fn on(name: &str, listener: TcpListener) -> Self {
+        let address = listener.local_addr().unwrap();
+        let app = Self {
+            name: name.into(),
+            address,
+            served: Arc::default(),
+            failed: Arc::default(),
+            stopped: Arc::default(),
+        };
+        let serving = app.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                if serving.stopped.load(Ordering::Relaxed) {
+                    return;
+                }
+                let app = serving.clone();
+                std::thread::spawn(move || {
+                    if app.serve(stream).is_err() {
+                        app.failed.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+            }
+        });
+        app
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Requests answered so far.
+    pub fn served(&self) -> u64 {
+        self.served.load(Ordering::Relaxed)
+    }
+
+    /// Connections that broke in the middle of something.
+    pub fn failed(&self) -> u64 {
+        self.failed.load(Ordering::Relaxed)
+    }
+
+    /// Accepts no more connections; those there are go on.
+    pub fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+        // Wakes the accepting thread, which then drops its listener.
+        let _ = TcpStream::connect(self.address);
+    }
+
+    fn serve(&self, stream: TcpStream) -> io::Result<()> {
+        stream.set_nodelay(true)?;
+        let mut writer = stream.try_clone()?;
+        let mut reader = BufReader::new(stream);
+        loop {
+            let Some(head) = read_head(&mut reader)? else { return Ok(()) };
+            let body = read_body(&mut reader, &head)?;
+            let path = head.split(' ').nth(1).unwrap_or_default().split('?').next().unwrap_or_default().to_owned();
+            self.answer(&mut writer, &path, &head, &body)?;
+            self.served.fetch_add(1, Ordering::Relaxed);
+            if path == "/close" || field(&head, "connection").is_some_and(|value| value == "close") {
+                return Ok(());
+            }
+        }
+    }
+
+    fn answer(&self, writer: &mut TcpStream, path: &str, head: &str, body: &[u8]) -> io::Result<()> {
+        let mut parts = path.split('/').skip(1);
+        let kind = parts.next().unwrap_or_default();
+        let numbers: Vec<u64> = parts.map_while(|part| part.parse().ok()).collect();
+        let name = &self.name;
+        match (kind, &numbers[..]) {
+            ("bytes", &[count]) => {
+                let head = format!("HTTP/1.1 200 OK\r\nx-answered-by: {name}\r\ncontent-length: {count}\r\n\r\n");
+                writer.write_all(head.as_bytes())?;
+                io::copy(&mut io::repeat(b'x').take(count), writer).map(drop)
+            }
+            ("drip", &[count, pause]) => {
+                let head = format!("HTTP/1.1 200 OK\r\nx-answered-by: {name}\r\ntransfer-encoding: chunked\r\n\r\n");
+                writer.write_all(head.as_bytes())?;
+                for _ in 0..count {
+                    writer.write_all(b"5\r\ndrip\n\r\n")?;
+                    std::thread::sleep(Duration::from_millis(pause));
+                }
+                writer.write_all(b"0\r\n\r\n")
+            }
+            _ => {
+                if let ("slow", &[pause]) = (kind, &numbers[..]) {
+                    std::thread::sleep(Duration::from_millis(pause));
+                }
+                let length = head.len() + body.len();
+                let answer =
+                    format!("HTTP/1.1 200 OK\r\nx-answered-by: {name}\r\ncontent-length: {length}\r\n\r\n{head}");
+                writer.write_all(&[answer.as_bytes(), body].concat())
+            }
+        }
+    }
+}
+
+/// A server for one behaviour: every connection is handed to `serve` on a thread of its own.
+pub fn raw(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    raw_on(listener, serve);
+    address
+}
+
+/// The same behind a listener, which may belong to a namespace.
+pub fn raw_on(listener: TcpListener, serve: impl Fn(TcpStream) + Send + Sync + 'static) {
+    let serve = Arc::new(serve);
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let serve = serve.clone();
+            std::thread::spawn(move || serve(stream));
+        }
+    });
+}
+
+/// Reads one head, the empty line included; `None` at the end of the connection.
+pub fn read_head(reader: &mut impl BufRead) -> io::Result<Option<String>> {
+    let mut head = String::new();
+    loop {
+        let before = head.len();
+        if reader.read_line(&mut head)? == 0 {
+            return if before == 0 { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
+        }
+        if matches!(&head[before..], "\r\n" | "\n") {
+            return Ok(Some(head));
+        }
+    }
+}
+
+/// The value of a header field, if it is there.
+pub fn field<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+    let fields = head.lines().skip(1).filter_map(|line| line.split_once(':'));
+    fields.filter(|(field, _)| field.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim()).next()
+}
+
+/// Reads the body that a head announces by its length or in chunks; without either there is none.
+pub fn read_body(reader: &mut impl BufRead, head: &str) -> io::Result<Vec<u8>> {
+    let mut body = Vec::new();
+    if field(head, "transfer-encoding").is_some_and(|value| value.eq_ignore_ascii_case("chunked")) {
+        loop {
+            let mut size = String::new();
+            reader.read_line(&mut size)?;
+            let size = u64::from_str_radix(size.trim(), 16).map_err(|_| io::ErrorKind::InvalidData)?;
+            io::copy(&mut reader.by_ref().take(size), &mut body)?;
+            let mut line = String::new();
+            reader.read_line(&mut line)?;
+            if size == 0 {
+                return Ok(body);
+            }
+        }
+    }
+    let length: u64 = field(head, "content-length").and_then(|value| value.parse().ok()).unwrap_or(0);
+    let read = io::copy(&mut reader.by_ref().take(length), &mut body)?;
+    if read < length {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(body)
+}

@@ -1,0 +1,122 @@
+//! A program as a process of its own: its output is kept and can be waited for, and it ends with its owner.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Instant;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::wait::{PATIENCE, until};
+
+/// A running program. Dropping it kills it, and prints what it said if the test is failing.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Mutex<Child>,
+    output: Arc<Output>,
+}
+
+#[derive(Debug, Default)]
+struct Output {
+    lines: Mutex<Vec<String>>,
+    grown: Condvar,
+}
+
+impl Process {
+    /// Starts a program; `name` is for messages.
+    pub fn start(name: &str, command: &mut Command) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("{name} does not start: {error}: {command:?}"));
+        let output = Arc::new(Output::default());
+        collect(child.stdout.take().unwrap(), output.clone());
+        collect(child.stderr.take().unwrap(), output.clone());
+        Self { name: name.to_owned(), child: Mutex::new(child), output }
+    }
+
+    /// Waits for a line of output that contains `text`, and returns it. One said earlier will do.
+    pub fn line(&self, text: &str) -> String {
+        self.nth_line(text, 1)
+    }
+
+    /// Waits for the `n`th line (from 1) that contains `text`.
+    pub fn nth_line(&self, text: &str, n: usize) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        let mut lines = self.output.lines.lock().unwrap();
+        loop {
+            if let Some(line) = lines.iter().filter(|line| line.contains(text)).nth(n - 1) {
+                return line.clone();
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let said = lines.join("\n  ");
+                drop(lines);
+                panic!("{} did not say {text:?} {n} times in {PATIENCE:?}; it said:\n  {said}", self.name);
+            }
+            lines = self.output.grown.wait_timeout(lines, left).unwrap().0;
+        }
+    }
+
+    /// All lines that contain `text` so far.
+    pub fn lines(&self, text: &str) -> Vec<String> {
+        self.output.lines.lock().unwrap().iter().filter(|line| line.contains(text)).cloned().collect()
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.child.lock().unwrap().id()
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.pid()).unwrap()).unwrap();
+        let _ = kill_process(pid, signal);
+    }
+
+    /// Whether it has not ended yet.
+    pub fn is_running(&self) -> bool {
+        self.child.lock().unwrap().try_wait().unwrap().is_none()
+    }
+
+    /// Waits for its end.
+    pub fn exit(&self) -> ExitStatus {
+        until(&format!("{} to end", self.name), || self.child.lock().unwrap().try_wait().unwrap())
+    }
+
+    /// Asks it to end and waits until it has.
+    pub fn terminate(&self) -> ExitStatus {
+        self.signal(Signal::TERM);
+        self.exit()
+    }
+
+    /// Ends it without asking, as a crash would.
+    pub fn kill(&self) {
+        let mut child = self.child.lock().unwrap();
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            let lines = self.output.lines.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let from = lines.len().saturating_sub(60);
+            eprintln!("--- {} said:\n{}", self.name, lines[from..].join("\n"));
+        }
+    }
+}
+
+fn collect(from: impl Read + Send + 'static, into: Arc<Output>) {
+    std::thread::spawn(move || {
+        let mut reader = BufReader::new(from);
+        let mut line = Vec::new();
+        while reader.read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
+            let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+            into.lines.lock().unwrap().push(text);
+            into.grown.notify_all();
+            line.clear();
+        }
+    });
+}

@@ -1,0 +1,153 @@
+//! The whole system: a manager, an agent in front of an app, and workstations with intercepts, each a
+//! process of its own, all on loopback.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use tempfile::TempDir;
+
+use crate::apps::App;
+use crate::process::Process;
+use crate::sidecar::{Port, Sidecar};
+use crate::wait::until;
+use crate::{ports, programs};
+
+/// Name of the workload that systems front.
+pub const WORKLOAD: &str = "hello";
+/// Its namespace.
+pub const NAMESPACE: &str = "default";
+
+/// A manager, an agent and an app.
+#[derive(Debug)]
+pub struct System {
+    /// The manager, which may be stopped and started again.
+    pub manager: Process,
+    /// Where the manager listens.
+    pub manager_address: SocketAddr,
+    /// The agent.
+    pub agent: Agent,
+    /// The app behind it.
+    pub app: App,
+}
+
+impl System {
+    /// Starts all three; returns when the agent has arrived at the manager.
+    pub fn start() -> Self {
+        Self::start_with(|_| {}, |_| {})
+    }
+
+    /// The same, with changes to the agent's configuration and command.
+    pub fn start_with(configure: impl FnOnce(&mut Sidecar), arrange: impl FnOnce(&mut Command)) -> Self {
+        let (manager, manager_address) = start_manager(0);
+        let app = App::start("app");
+        let mut sidecar = sidecar(manager_address, vec![Port::tcp(app.address().port(), ports::free())]);
+        configure(&mut sidecar);
+        let agent = Agent::start(&sidecar, arrange);
+        agent.ready();
+        Self { manager, manager_address, agent, app }
+    }
+
+    /// Where callers reach the pod's first port.
+    pub fn address(&self) -> SocketAddr {
+        self.agent.address()
+    }
+
+    /// Creates an intercept whose requests go to `local`; returns when it is active. `flags` are the
+    /// client's own, such as `--http-header=x-dev=a`; with `--no-direct` among them all connections come
+    /// through the manager, else this waits until the agent is attached directly.
+    pub fn intercept(&self, name: &str, local: SocketAddr, flags: &[&str]) -> Process {
+        let container_port = self.agent.sidecar.ports[0].container;
+        let process = self.begin_intercept(name, &format!("{}:{container_port}", local.port()), flags);
+        process.line("state=ACTIVE");
+        if !flags.contains(&"--no-direct") {
+            process.line("direct=connected");
+        }
+        process
+    }
+
+    /// Starts a client that creates an intercept, and does not wait for it.
+    pub fn begin_intercept(&self, name: &str, port: &str, flags: &[&str]) -> Process {
+        let mut command = Command::new(programs::path("intercept"));
+        command.args(["create", name, "--workload", WORKLOAD, "--namespace", NAMESPACE, "--port", port]);
+        command.args(["--manager", &self.manager_address.to_string()]).args(flags);
+        Process::start(&format!("intercept {name}"), &mut command)
+    }
+
+    /// Starts the manager again on its port, after it was stopped.
+    pub fn restart_manager(&mut self) {
+        self.manager = start_manager(self.manager_address.port()).0;
+    }
+}
+
+/// Starts a manager on loopback; port 0 means any. Returns when it listens.
+pub fn start_manager(port: u16) -> (Process, SocketAddr) {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let mut command = Command::new(programs::path("traffic-manager"));
+    command.args(["--listen", &address.to_string(), "--log-level", "debug"]);
+    let manager = Process::start("traffic-manager", &mut command);
+    let line = manager.line("listening=");
+    let address = line.trim_start_matches("listening=").parse().unwrap();
+    (manager, address)
+}
+
+/// The usual configuration of an agent, in front of these ports.
+pub fn sidecar(manager: SocketAddr, ports: Vec<Port>) -> Sidecar {
+    Sidecar { workload: WORKLOAD.into(), namespace: NAMESPACE.into(), manager, ports, extra: String::new() }
+}
+
+/// An agent in a file tree of its own.
+#[derive(Debug)]
+pub struct Agent {
+    /// The process.
+    pub process: Process,
+    /// Its configuration.
+    pub sidecar: Sidecar,
+    /// Stands for the pod's file system.
+    pub root: TempDir,
+}
+
+impl Agent {
+    /// Starts an agent as a pod would; `arrange` may change the command, whose environment holds nothing
+    /// but what the injector sets. Does not wait for anything.
+    pub fn start(sidecar: &Sidecar, arrange: impl FnOnce(&mut Command)) -> Self {
+        static PODS: AtomicU32 = AtomicU32::new(0);
+        let root = tempfile::tempdir().unwrap();
+        let config = root.path().join("config.yaml");
+        std::fs::write(&config, sidecar.yaml()).unwrap();
+        let pod = format!("{}-{}-{}", sidecar.workload, std::process::id(), PODS.fetch_add(1, Ordering::Relaxed));
+        let mut command = Command::new(programs::path("traffic-agent"));
+        command.arg("agent").arg("--config").arg(&config).arg("--root").arg(root.path());
+        command.env_clear().env("LOG_LEVEL", "debug").env("_TEL_AGENT_POD_IP", Ipv4Addr::LOCALHOST.to_string());
+        command.env("_TEL_AGENT_NAME", &pod).env("_TEL_AGENT_POD_UID", format!("uid-{pod}"));
+        command.env("AGENT_ENVOY_SERVER_PORT", "0").env("AGENT_ENVOY_ADMIN_PORT", "0");
+        arrange(&mut command);
+        let process = Process::start("traffic-agent", &mut command);
+        Self { process, sidecar: sidecar.clone(), root }
+    }
+
+    /// Waits until it has arrived at the manager.
+    pub fn ready(&self) {
+        let file = self.root.path().join("tmp/agent/ready");
+        until("the agent to arrive at the manager", || {
+            assert!(self.process.is_running(), "the agent has ended");
+            file.exists().then_some(())
+        });
+    }
+
+    /// Where callers reach its first port.
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, self.sidecar.ports[0].agent))
+    }
+
+    /// Where its admin pages are.
+    pub fn admin(&self) -> SocketAddr {
+        let file: PathBuf = self.root.path().join("tmp/agent/ports.json");
+        let port = until("the agent's ports.json", || {
+            let ports: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).ok()?).ok()?;
+            u16::try_from(ports["admin"].as_u64()?).ok()
+        });
+        SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+    }
+}
