@@ -1,0 +1,130 @@
+//! Puts rules in force: holds what the last snapshot said, keeps it for a grace time when the manager is lost, and
+//! lets remembered intercepts expire.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::translate::{Review, Rules, Snapshot};
+use crate::route::RouteTable;
+use crate::switch::Routes;
+
+/// One port, as far as rules are put in force on it.
+pub struct PortLink {
+    /// Where its table goes.
+    pub routes: Arc<Routes>,
+    /// Why single requests cannot be told apart on it at the moment, if they cannot: a text for the intercept's owner.
+    pub unreadable: Box<dyn Fn() -> Option<String> + Send + Sync>,
+}
+
+pub(super) struct Keeper {
+    ports: Vec<PortLink>,
+    grace: Duration,
+    state: Mutex<State>,
+    /// Some deadline has changed.
+    changed: Notify,
+}
+
+struct State {
+    rules: Rules,
+    /// When the tables in force lose their backing; none while a session backs them.
+    grace_ends: Option<Instant>,
+}
+
+impl Keeper {
+    pub(super) fn new(ports: Vec<PortLink>, rules: Rules, grace: Duration) -> Self {
+        let state = Mutex::new(State { rules, grace_ends: None });
+        Self { ports, grace, state, changed: Notify::new() }
+    }
+
+    /// Takes in a snapshot at once and says what to answer.
+    pub(super) fn snapshot(&self, snapshot: &Snapshot) -> Vec<Review> {
+        let unreadable: Vec<_> = self.ports.iter().map(|p| (p.unreadable)()).collect();
+        let mut state = self.lock();
+        state.grace_ends = None;
+        let outcome = state.rules.apply(snapshot, &unreadable, Instant::now().into_std());
+        self.publish(outcome.tables);
+        drop(state);
+        for change in &outcome.changes {
+            tracing::info!("{change}");
+        }
+        self.changed.notify_one();
+        outcome.reviews
+    }
+
+    /// The session is lost: the tables stay for the grace time, counted from the first loss.
+    pub(super) fn lost(&self) {
+        let mut state = self.lock();
+        state.rules.forget_promises();
+        if state.grace_ends.is_none() {
+            state.grace_ends = Some(Instant::now() + self.grace);
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// All to the app.
+    pub(super) fn clear(&self) {
+        let mut state = self.lock();
+        let tables = state.rules.clear();
+        self.publish(tables);
+    }
+
+    /// Watches the deadlines; never returns.
+    pub(super) async fn keep_time(&self) {
+        loop {
+            let next = self.pass(Instant::now());
+            let sleep = async {
+                match next {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = sleep => {}
+                () = self.changed.notified() => {}
+            }
+        }
+    }
+
+    /// Does what is due and says when something is due next.
+    fn pass(&self, now: Instant) -> Option<Instant> {
+        let mut state = self.lock();
+        if state.grace_ends.is_some_and(|at| at <= now) {
+            state.grace_ends = None;
+            let tables = state.rules.clear();
+            if !tables.is_empty() {
+                tracing::warn!(
+                    "no manager for {:?}: intercepts are suspended, all traffic goes to the app",
+                    self.grace
+                );
+            }
+            self.publish(tables);
+        }
+        let tables = state.rules.expire(now.into_std());
+        self.publish(tables);
+        let expiry = state.rules.next_expiry().map(Instant::from_std);
+        state.grace_ends.into_iter().chain(expiry).min()
+    }
+
+    fn publish(&self, tables: Vec<(usize, RouteTable)>) {
+        for (index, table) in tables {
+            if let Some(port) = self.ports.get(index) {
+                port.routes.store(table);
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for PortLink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PortLink").finish_non_exhaustive()
+    }
+}
