@@ -1,6 +1,9 @@
 //! TLS of one port: real secrets on disk, real handshakes, real programs on both sides.
 #![allow(missing_docs, unreachable_pub)]
 
+mod annotations;
 mod certs;
 mod handshakes;
 mod listener;
+mod rotation;
+mod secrets;
