@@ -122,7 +122,7 @@ pub fn apply(rules: &[Rule], backend: Backend) -> Result<&'static str, Error> {
         }
         Ok(means.word())
     });
-    done.map_err(|error| match (error, take_away()) {
+    done.map_err(|error| match (error, clear()) {
         (Error::Backend(text), Some(left)) => Error::Backend(format!("{text}. {left}")),
         (error, _) => error,
     })
@@ -184,8 +184,15 @@ pub fn remove() -> Result<Vec<&'static str>, Error> {
     Ok(from)
 }
 
-/// After a failure: nothing of ours stays. Says what may have stayed all the same.
-pub fn take_away() -> Option<String> {
+/// After a failure elsewhere: nothing of ours stays, as far as that can be had.
+pub fn give_up() {
+    // Without the lock another run would lose what it is about to put into force.
+    let _lock = lock();
+    clear();
+}
+
+/// Nothing of ours stays. Says what may have stayed all the same.
+fn clear() -> Option<String> {
     let left = ALL.into_iter().filter_map(|means| left_behind(means, &means.remove().err()?));
     left.reduce(|all, one| format!("{all}. {one}"))
 }

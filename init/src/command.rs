@@ -68,7 +68,7 @@ fn dispatch(args: &Args, env: Env<'_>, out: &mut dyn Write, log: &mut Log<'_>) -
         Mode::Apply => put_into_force(args, env, log).inspect_err(|error| {
             // A failed run must not leave what an earlier one did: nobody would know which rules hold.
             if matches!(error, Error::Config(_)) {
-                apply::take_away();
+                apply::give_up();
             }
         }),
     }
@@ -79,7 +79,7 @@ fn put_into_force(args: &Args, env: Env<'_>, log: &mut Log<'_>) -> Result<u8, Er
     let rules = wanted.rules();
     if rules.is_empty() {
         log.line(LogLevel::Info, "no port is asked for by number: nothing to redirect");
-        apply::take_away();
+        apply::give_up();
         return Ok(0);
     }
     let backend = apply::apply(&rules, args.backend)?;

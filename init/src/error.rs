@@ -1,5 +1,8 @@
 //! Why the program ends without rules in force, and the exit code that says so.
 
+/// The exit code of a panic, which is a fault of ours.
+pub const BUG: u8 = 70;
+
 /// What went wrong, with the remedy in its text.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -15,9 +18,6 @@ pub enum Error {
     /// The process may not program rules.
     #[error("{0}")]
     NotPermitted(String),
-    /// A fault of ours.
-    #[error("{0}; this is a bug in agent-init")]
-    Bug(String),
 }
 
 impl Error {
@@ -26,7 +26,6 @@ impl Error {
         match self {
             Self::Usage(_) | Self::Config(_) => 64,
             Self::Backend(_) => 69,
-            Self::Bug(_) => 70,
             Self::NotPermitted(_) => 77,
         }
     }

@@ -10,8 +10,8 @@ fn main() -> ExitCode {
     match std::panic::catch_unwind(run) {
         Ok(code) => code.into(),
         Err(_) => {
-            agent_init::apply::take_away();
-            70.into()
+            agent_init::apply::give_up();
+            agent_init::error::BUG.into()
         }
     }
 }

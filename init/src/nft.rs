@@ -67,7 +67,7 @@ pub struct Failure {
     pub errno: Errno,
     /// The kernel option whose absence would give that answer.
     pub option: Option<&'static str>,
-    /// Whether it is about one message of a transaction that was otherwise welcome.
+    /// Whether it is about one step only, so that it says nothing about the right to program.
     pub specific: bool,
 }
 
@@ -126,7 +126,8 @@ fn open() -> Result<Socket, Failure> {
         what: "the netlink socket of netfilter".to_owned(),
         errno,
         option: Some("CONFIG_NETFILTER_NETLINK (module nfnetlink)"),
-        specific: false,
+        // The socket takes no right; a sandbox that refuses it is no reason to ask for one.
+        specific: true,
     })
 }
 
