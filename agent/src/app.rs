@@ -1,1 +1,142 @@
-//! Composition root: bind all, build all, run, drain; alone it knows everyone.
+//! Composition root: binds everything first, builds everything, then runs until it is told to leave. It alone knows
+//! all parts; none of them knows it.
+
+mod certificates;
+mod control;
+mod leave;
+mod listeners;
+mod ports;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::{self, ListenerInfo, Orders};
+use crate::drain::Drain;
+use crate::lane::Shared;
+use crate::logging::Control;
+use crate::metrics::ControlMetrics;
+use crate::port::listen::BindError;
+use crate::port::workers::Ports;
+use crate::ready::Ready;
+use crate::settings::Settings;
+use crate::tls::store::Watch;
+use crate::upstream::{OpenTunnel, Transport};
+
+use listeners::{Servers, ServersError, UdpPort};
+use ports::Port;
+
+/// Why the agent could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A port of a container cannot be listened on.
+    #[error(transparent)]
+    Port(#[from] BindError),
+    /// Neither the wanted port nor any of the following ones is free.
+    #[error(transparent)]
+    Servers(#[from] ServersError),
+    /// A thread or a runtime could not be made.
+    #[error("the agent's threads could not be started: {0}; check the pod's process and memory limits")]
+    Threads(#[from] io::Error),
+}
+
+/// The agent with everything bound and nothing served yet.
+#[derive(Debug)]
+pub struct App {
+    settings: Settings,
+    ports: Vec<Port>,
+    tcp: Ports,
+    udp: Vec<UdpPort>,
+    servers: Servers,
+    tunnels: control::Tunnels,
+    control: Arc<ControlMetrics>,
+    ready: Ready,
+    drain: Drain,
+    log: Control,
+    _secrets: Option<Watch>,
+}
+
+/// Binds and builds.
+///
+/// # Errors
+/// A port is taken, or the process may not have another thread.
+pub fn build(settings: Settings, log: Control) -> Result<App, StartError> {
+    let drain = Drain::default();
+    let control = Arc::new(ControlMetrics::default());
+    let tunnels = control::Tunnels::new(control.clone());
+    let (ports, stores) = ports::build(&settings, &drain, &(Arc::new(tunnels.clone()) as Arc<dyn OpenTunnel>));
+    let tcp = Ports::bind(ports::tcp(&ports), settings.workers)?;
+    let udp = listeners::bind_udp(&ports)?;
+    let servers = Servers::bind(&settings)?;
+    servers.write_ports_file(&settings);
+    let secrets = stores.watch()?;
+    let ready = Ready::default();
+    Ok(App { settings, ports, tcp, udp, servers, tunnels, control, ready, drain, log, _secrets: secrets })
+}
+
+impl App {
+    /// Where the container ports are listened on, TCP before UDP.
+    #[must_use]
+    pub fn port_addrs(&self) -> Vec<SocketAddr> {
+        self.tcp.addrs().into_iter().chain(self.udp.iter().map(|u| u.address)).collect()
+    }
+
+    /// Runs until a signal or an order, and says with which code to exit.
+    ///
+    /// # Errors
+    /// A thread or a runtime could not be made.
+    pub fn run(self) -> Result<u8, StartError> {
+        let blocker = self.ready.block("session");
+        let listeners = self.listener_infos();
+        let settings = &self.settings;
+        let running = self.tcp.run(&self.drain)?;
+        let udp = listeners::serve_udp(self.udp)?;
+        let orders = Arc::new(Orders::default());
+        let agent = Arc::new(admin::Agent {
+            version: crate::VERSION,
+            workload: settings.sidecar.agent_name.clone(),
+            namespace: settings.sidecar.namespace.clone(),
+            pod: settings.pod_name.clone(),
+            manager: format!("{}:{}", settings.sidecar.manager_host, settings.sidecar.manager_port),
+            started: Instant::now(),
+            workers: settings.workers,
+            listeners,
+            ports: self.ports.iter().map(|p| p.shared.clone()).collect(),
+            control: self.control.clone(),
+            certificates: Arc::new(certificates::Loaded::of(&self.ports)),
+            ready: self.ready.clone(),
+            drain: self.drain.clone(),
+            log: self.log.clone(),
+            config: settings.to_json(),
+            orders: orders.clone(),
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let code = runtime.block_on(async {
+            let stop = CancellationToken::new();
+            Servers::serve_admin(self.servers.admin, &agent, &stop);
+            let session = control::start(settings, &self.ports, self.tunnels, self.control, blocker);
+            leave::wait_and_drain(&settings.sidecar.drain, &self.ready, &self.drain, &orders, session).await
+        });
+        let sound = running.join() & udp.is_none_or(|t| t.join().is_ok());
+        Ok(if sound { code } else { 70 })
+    }
+
+    fn listener_infos(&self) -> Vec<ListenerInfo> {
+        let of_tcp = self.ports.iter().filter(|p| p.shared.transport == Transport::Tcp);
+        let tcp = of_tcp.zip(self.tcp.addrs()).map(|(p, address)| info(&p.shared, address, "TCP"));
+        let udp = self.udp.iter().map(|u| info(&u.shared, u.address, "UDP"));
+        let own = [("server", &self.servers.grpc), ("admin", &self.servers.admin)];
+        let own = own.into_iter().flat_map(|(name, server)| {
+            let addresses = server.listeners.iter().filter_map(|l| l.local_addr().ok());
+            addresses.map(move |address| ListenerInfo { name: name.to_owned(), address, transport: "TCP" })
+        });
+        tcp.chain(udp).chain(own).collect()
+    }
+}
+
+fn info(shared: &Shared, address: SocketAddr, transport: &'static str) -> ListenerInfo {
+    ListenerInfo { name: format!("port_{}", shared.container_port), address, transport }
+}

@@ -10,6 +10,9 @@
 //!
 //! The modules below stand in reading order of their layers: a module imports only what stands above it.
 
+/// The agent's version as peers are told it.
+pub const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
+
 // Layer 0: words.
 pub mod addr;
 pub mod drain;

@@ -1,2 +1,95 @@
-//! Placeholder of the program.
-fn main() {}
+//! The program: command line and environment to settings, logging, then the agent's life, then an exit code.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use traffic_agent::app::{self, StartError};
+use traffic_agent::logging::{self, Format, Levels};
+use traffic_agent::settings::cli::{self, AgentArgs, Command};
+use traffic_agent::settings::{Settings, env::Env};
+use traffic_agent::status;
+
+/// Wrong configuration or usage.
+const USAGE: u8 = 64;
+/// A listening port is taken, or a program beside us is missing.
+const UNAVAILABLE: u8 = 69;
+/// A bug.
+const SOFTWARE: u8 = 70;
+
+fn main() -> ExitCode {
+    let cli = match cli::parse(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(told) => {
+            let code = if told.use_stderr() { USAGE } else { 0 };
+            // Nowhere to complain to when even this cannot be printed.
+            let _ = told.print();
+            return code.into();
+        }
+    };
+    match cli.command {
+        None | Some(Command::Agent) => agent(&cli.agent).into(),
+        Some(Command::AgentInit { args }) => init(args).into(),
+        Some(Command::Status { admin_port }) => status(admin_port, cli.agent.root).into(),
+    }
+}
+
+fn agent(args: &AgentArgs) -> u8 {
+    let settings = match Settings::load(args, &Env::of_process()) {
+        Ok(settings) => settings,
+        Err(faults) => {
+            eprintln!("{faults}");
+            return USAGE;
+        }
+    };
+    if args.check {
+        println!("OK\n{}", settings.summary().trim_end());
+        return 0;
+    }
+    let levels = Levels { agent: settings.log_level, data: settings.sidecar.envoy.log_level, modules: BTreeMap::new() };
+    let log = logging::start(levels, if settings.log_json { Format::Json } else { Format::Text });
+    for warning in &settings.warnings {
+        tracing::warn!("{warning}");
+    }
+    match app::build(settings, log).and_then(app::App::run) {
+        Ok(code) => code,
+        Err(error) => {
+            tracing::error!("{error}");
+            match error {
+                StartError::Port(_) | StartError::Servers(_) => UNAVAILABLE,
+                StartError::Threads(_) => SOFTWARE,
+            }
+        }
+    }
+}
+
+/// Becomes the init program that lies beside this one.
+fn init(args: Vec<OsString>) -> u8 {
+    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("agent-init")));
+    let program = beside.filter(|p| p.exists()).unwrap_or_else(|| PathBuf::from("agent-init"));
+    let error = std::process::Command::new(&program).args(args).exec();
+    eprintln!("{}: cannot be started: {error}; put the agent-init program beside traffic-agent", program.display());
+    UNAVAILABLE
+}
+
+fn status(admin_port: Option<u16>, root: Option<PathBuf>) -> u8 {
+    let port = admin_port.map_or_else(|| status::admin_port(root.as_deref().unwrap_or(Path::new("/"))), Ok);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let told = match (port, runtime) {
+        (Ok(port), Ok(runtime)) => runtime.block_on(status::table(port)).map_err(|e| e.to_string()),
+        (Err(error), _) => Err(error.to_string()),
+        (_, Err(error)) => Err(format!("no runtime: {error}")),
+    };
+    match told {
+        Ok(table) => {
+            print!("{table}");
+            0
+        }
+        Err(problem) => {
+            eprintln!("traffic-agent status: {problem}");
+            UNAVAILABLE
+        }
+    }
+}

@@ -64,6 +64,8 @@ pub struct Facts {
     pub dns_names: Vec<String>,
     /// The serial number, in hexadecimal with colons.
     pub serial: String,
+    /// Seconds since 1970 at which validity begins.
+    pub not_before: i64,
     /// Seconds since 1970 at which validity ends.
     pub not_after: i64,
 }
@@ -354,6 +356,7 @@ fn facts(certificate: &X509Certificate<'_>) -> Facts {
         subject: certificate.subject().to_string(),
         dns_names: dns.collect(),
         serial: certificate.raw_serial_as_string(),
+        not_before: certificate.validity().not_before.timestamp(),
         not_after: certificate.validity().not_after.timestamp(),
     }
 }

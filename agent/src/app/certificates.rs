@@ -1,0 +1,55 @@
+//! The loaded certificates as the admin shows them.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::ports::Port;
+use crate::access::format::rfc3339;
+use crate::admin::{Certificate, Certificates};
+use crate::tls;
+
+/// Ports with secrets.
+#[derive(Debug)]
+pub(super) struct Loaded(Vec<(u16, Arc<tls::Port>)>);
+
+impl Loaded {
+    pub(super) fn of(ports: &[Port]) -> Self {
+        let with_tls = ports.iter().filter_map(|p| Some((p.shared.container_port, p.shared.tls.clone()?)));
+        Self(with_tls.collect())
+    }
+}
+
+impl Certificates for Loaded {
+    fn certificates(&self) -> Vec<Certificate> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let now = i64::try_from(now).unwrap_or(i64::MAX);
+        let mut list = Vec::new();
+        for (port, tls) in &self.0 {
+            for store in tls.stores() {
+                let Some(loaded) = store.current() else { continue };
+                let Some(pair) = &loaded.pair else { continue };
+                let facts = &pair.facts;
+                list.push(Certificate {
+                    source: store.source().value.clone(),
+                    role: role(&store.source().annotation),
+                    port: *port,
+                    serial: facts.serial.clone(),
+                    names: facts.dns_names.clone(),
+                    valid_from: date(facts.not_before),
+                    expires: date(facts.not_after),
+                    seconds_until_expiry: facts.not_after - now,
+                });
+            }
+        }
+        list
+    }
+}
+
+/// The annotation that named a secret says what it is for.
+fn role(annotation: &str) -> &'static str {
+    if annotation.contains("terminating") || annotation.contains("downstream") { "terminating" } else { "originating" }
+}
+
+fn date(seconds: i64) -> String {
+    rfc3339(UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
+}

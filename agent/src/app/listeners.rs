@@ -1,0 +1,203 @@
+//! The sockets that belong to no TCP port: UDP ports, the agent's gRPC API, the admin.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use tokio_util::sync::CancellationToken;
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::ports::Port;
+use crate::admin::{Agent, server};
+use crate::lane::Shared;
+use crate::port::listen::BindError;
+use crate::settings::{Bind, Settings};
+use crate::udp;
+use crate::upstream::Transport;
+
+/// How many ports after the wanted one are tried.
+const FOLLOWING: u16 = 20;
+
+/// A UDP port, bound.
+#[derive(Debug)]
+pub(super) struct UdpPort {
+    socket: UdpSocket,
+    pub(super) address: SocketAddr,
+    pub(super) shared: Arc<Shared>,
+}
+
+/// No port could be had for a server of ours.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{name} port {wanted}: neither it nor one of the {FOLLOWING} following ones is free ({source}); set {key} to a free port"
+)]
+pub struct ServersError {
+    name: &'static str,
+    key: &'static str,
+    wanted: u16,
+    source: io::Error,
+}
+
+/// The listeners of one server, one for each address family, on the same port.
+#[derive(Debug)]
+pub(super) struct Server {
+    pub(super) listeners: Vec<TcpListener>,
+    pub(super) port: u16,
+}
+
+/// Both servers of the agent.
+#[derive(Debug)]
+pub(super) struct Servers {
+    /// The gRPC API.
+    pub(super) grpc: Server,
+    /// The admin.
+    pub(super) admin: Server,
+}
+
+impl Servers {
+    /// Binds both, on the wanted ports where they are free, else on the next free ones.
+    pub(super) fn bind(settings: &Settings) -> Result<Self, ServersError> {
+        let bind = |name, key, wanted| {
+            bind_near(settings.bind, wanted).map_err(|source| ServersError { name, key, wanted, source })
+        };
+        let servers = Self {
+            grpc: bind("server", "envoy.serverPort", settings.server_port)?,
+            admin: bind("admin", "envoy.adminPort", settings.admin_port)?,
+        };
+        for (name, wanted, got) in
+            [("server", settings.server_port, servers.grpc.port), ("admin", settings.admin_port, servers.admin.port)]
+        {
+            if wanted != 0 && wanted != got {
+                tracing::warn!("{name} port {wanted} is taken; {got} is used instead");
+            }
+        }
+        Ok(servers)
+    }
+
+    /// Serves the admin on the current runtime.
+    pub(super) fn serve_admin(admin: Server, agent: &Arc<Agent>, stop: &CancellationToken) {
+        for listener in admin.listeners {
+            match tokio::net::TcpListener::from_std(listener) {
+                Ok(listener) => {
+                    tokio::spawn(server::serve(listener, agent.clone(), stop.clone()));
+                }
+                Err(error) => tracing::error!(%error, "the admin is not served on one of its addresses"),
+            }
+        }
+    }
+
+    /// Tells other programs of the pod which ports are used.
+    pub(super) fn write_ports_file(&self, settings: &Settings) {
+        let dir = settings.rooted("/tmp/agent");
+        let text = format!("{{\"server\": {}, \"admin\": {}}}\n", self.grpc.port, self.admin.port);
+        let written = std::fs::create_dir_all(&dir).and_then(|()| {
+            // Renamed into place, so that nobody reads half of it.
+            let fresh = dir.join(format!(".ports.{}", std::process::id()));
+            std::fs::write(&fresh, text)?;
+            std::fs::rename(fresh, dir.join("ports.json"))
+        });
+        if let Err(error) = written {
+            tracing::warn!(%error, "{}/ports.json cannot be written; `traffic-agent status` needs --admin-port", dir.display());
+        }
+    }
+}
+
+fn bind_near(bind: Bind, wanted: u16) -> io::Result<Server> {
+    let last = wanted.saturating_add(if wanted == 0 { 0 } else { FOLLOWING });
+    let mut answer = bind_families(bind, wanted);
+    for port in wanted.saturating_add(1)..=last {
+        match &answer {
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse => answer = bind_families(bind, port),
+            _ => break,
+        }
+    }
+    answer
+}
+
+/// IPv4 and, where the pod has it, IPv6 on the same port.
+fn bind_families(bind: Bind, port: u16) -> io::Result<Server> {
+    let (v4, v6) = match bind {
+        Bind::Pod => (Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST),
+        Bind::All => (Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED),
+    };
+    let first = listen(SocketAddr::new(v4.into(), port))?;
+    let port = first.local_addr()?.port();
+    let mut listeners = vec![first];
+    match listen(SocketAddr::new(v6.into(), port)) {
+        Ok(second) => listeners.push(second),
+        Err(e) if e.kind() == io::ErrorKind::AddrInUse => return Err(e),
+        // A pod without IPv6.
+        Err(_) => {}
+    }
+    Ok(Server { listeners, port })
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(128)?;
+    Ok(socket.into())
+}
+
+/// Binds every UDP port.
+pub(super) fn bind_udp(ports: &[Port]) -> Result<Vec<UdpPort>, BindError> {
+    let of_udp = ports.iter().filter(|p| p.shared.transport == Transport::Udp);
+    of_udp
+        .map(|port| {
+            let number = port.shared.agent_port;
+            let bound = datagrams(number).and_then(|socket| Ok((socket.local_addr()?, socket)));
+            let (address, socket) = bound.map_err(|source| match source.kind() {
+                io::ErrorKind::AddrInUse => BindError::Taken { port: number, owner: port.owner() },
+                _ => BindError::Refused { port: number, owner: port.owner(), source },
+            })?;
+            Ok(UdpPort { socket, address, shared: port.shared.clone() })
+        })
+        .collect()
+}
+
+fn datagrams(port: u16) -> io::Result<UdpSocket> {
+    let open = |ip: IpAddr| -> io::Result<UdpSocket> {
+        let address = SocketAddr::new(ip, port);
+        let socket =
+            Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
+        if address.is_ipv6() {
+            socket.set_only_v6(false)?;
+        }
+        socket.bind(&address.into())?;
+        Ok(UdpSocket::from(socket))
+    };
+    match open(Ipv6Addr::UNSPECIFIED.into()) {
+        Err(e) if e.kind() != io::ErrorKind::AddrInUse => open(Ipv4Addr::UNSPECIFIED.into()),
+        bound => bound,
+    }
+}
+
+/// Serves all UDP ports on a thread of their own; `None` when there are none.
+pub(super) fn serve_udp(ports: Vec<UdpPort>) -> io::Result<Option<JoinHandle<()>>> {
+    if ports.is_empty() {
+        return Ok(None);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let work = move || {
+        runtime.block_on(async {
+            let serve = |port: UdpPort| async move {
+                let number = port.shared.agent_port;
+                let served = match tokio::net::UdpSocket::from_std(port.socket) {
+                    Ok(socket) => udp::serve(socket, port.shared, udp::Limits::default()).await,
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = served {
+                    tracing::error!(port = number, %error, "the UDP port is not served any more; restart the pod");
+                }
+            };
+            futures_util::future::join_all(ports.into_iter().map(serve)).await;
+        });
+    };
+    std::thread::Builder::new().name("udp".to_owned()).spawn(work).map(Some)
+}

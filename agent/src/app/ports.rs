@@ -1,0 +1,150 @@
+//! Each target of the configuration becomes what its connections share: rules, protocol, ways to the app and to
+//! workstations, secrets.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use traffic_proto::port::Transport as Wire;
+use traffic_proto::sidecar::{AppProtocolStrategy, Target};
+
+use crate::addr::AppAddr;
+use crate::drain::Drain;
+use crate::lane::{Declared, Shared, Spoken};
+use crate::port::listen::PortSpec;
+use crate::settings::{Settings, below, protocol};
+use crate::tls::annotations::{self, AppPort, PortPlan};
+use crate::tls::store::Stores;
+use crate::upstream::app::PlainApp;
+use crate::upstream::originate::{self, ClearHttp};
+use crate::upstream::{DialApp, OpenTunnel, Transport};
+
+/// One port with what its connections share.
+#[derive(Debug)]
+pub(super) struct Port {
+    /// As configured.
+    pub(super) target: Target,
+    /// What its connections share.
+    pub(super) shared: Arc<Shared>,
+}
+
+/// Builds every port; what is odd about annotations is logged here, once.
+pub(super) fn build(settings: &Settings, drain: &Drain, tunnels: &Arc<dyn OpenTunnel>) -> (Vec<Port>, Stores) {
+    let mut stores = Stores::default();
+    let plans = tls_plans(settings);
+    let ports = settings
+        .targets
+        .iter()
+        .map(|target| {
+            let plan = plans.get(&target.container_port.get()).filter(|_| target.transport == Wire::Tcp);
+            let shared = Arc::new(share(settings, target, plan, &mut stores, drain.clone(), tunnels.clone()));
+            let (declared, source) = shared.spoken.get();
+            tracing::info!(
+                port = shared.container_port,
+                agent_port = shared.agent_port,
+                transport = %target.transport,
+                app = %app_addr(settings, target),
+                protocol = declared.word(),
+                source = source.word(),
+                terminates_tls = shared.tls.as_ref().is_some_and(|t| t.terminates()),
+                "port"
+            );
+            Port { target: target.clone(), shared }
+        })
+        .collect();
+    (ports, stores)
+}
+
+/// What to listen on for TCP.
+pub(super) fn tcp(ports: &[Port]) -> Vec<(PortSpec, Arc<Shared>)> {
+    let of_tcp = ports.iter().filter(|p| p.shared.transport == Transport::Tcp);
+    of_tcp.map(|p| (PortSpec { port: p.shared.agent_port, owner: p.owner(), addr: None }, p.shared.clone())).collect()
+}
+
+impl Port {
+    /// Whose port it is, for messages.
+    pub(super) fn owner(&self) -> String {
+        format!("container {} port {}/{}", self.target.container, self.target.container_port, self.target.transport)
+    }
+}
+
+fn share(
+    settings: &Settings,
+    target: &Target,
+    plan: Option<&PortPlan>,
+    stores: &mut Stores,
+    drain: Drain,
+    tunnels: Arc<dyn OpenTunnel>,
+) -> Shared {
+    let strategy = settings.sidecar.app_protocol_strategy;
+    let (declared, source, odd) = protocol::of(target, &settings.annotations, strategy);
+    if let Some(odd) = odd {
+        tracing::warn!("{odd}");
+    }
+    let plain: Arc<dyn DialApp> = Arc::new(PlainApp::new(app_addr(settings, target)));
+    let (tls, app) = match plan {
+        Some(plan) => {
+            let (tls, app) = originate::compose(plan, plain, clear_http(settings, declared), stores);
+            (Some(tls), app as Arc<dyn DialApp>)
+        }
+        None => (None, plain),
+    };
+    Shared {
+        container_port: target.container_port.get(),
+        agent_port: target.agent_port.get(),
+        routes: Arc::default(),
+        transport: if target.transport == Wire::Udp { Transport::Udp } else { Transport::Tcp },
+        spoken: Spoken::new(declared, source),
+        app,
+        tls,
+        tunnels,
+        metrics: Arc::default(),
+        drain,
+    }
+}
+
+fn app_addr(settings: &Settings, target: &Target) -> AppAddr {
+    let ip = settings.pod_ip.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    AppAddr(SocketAddr::new(ip, settings.app_port(target)))
+}
+
+fn clear_http(settings: &Settings, declared: Declared) -> ClearHttp {
+    let may_ask = settings.sidecar.enable_h2c_probing
+        && settings.sidecar.app_protocol_strategy == AppProtocolStrategy::Http2Probe;
+    match declared {
+        Declared::Http1 => ClearHttp::Http1,
+        Declared::Http2 => ClearHttp::Http2,
+        _ if may_ask => ClearHttp::Ask,
+        _ => ClearHttp::DoNotAsk,
+    }
+}
+
+fn tls_plans(settings: &Settings) -> BTreeMap<u16, PortPlan> {
+    let ports: Vec<_> = settings
+        .targets
+        .iter()
+        .filter(|t| t.transport == Wire::Tcp)
+        .map(|target| {
+            let container = settings.sidecar.containers.iter().find(|c| c.name == target.container);
+            let names = target.entries.iter().flat_map(|e| [&e.container_port_name, &e.service_port_name]);
+            AppPort {
+                container_port: target.container_port.get(),
+                service_ports: target.entries.iter().filter_map(|e| e.service_port).collect(),
+                names: names.filter(|n| !n.is_empty()).cloned().collect(),
+                app_protocol: declared_protocol(settings, target),
+                mount_point: below(&settings.root, container.map_or("", |c| c.mount_point.as_str())),
+            }
+        })
+        .collect();
+    let plans = annotations::plans(&settings.annotations, &settings.sidecar.agent_name, &settings.root, &ports);
+    for fault in plans.faults.iter().chain(&plans.notes) {
+        tracing::warn!("{fault}");
+    }
+    plans.ports.into_iter().map(|plan| (plan.container_port, plan)).collect()
+}
+
+/// The per-port annotation stands above the declaration here as everywhere.
+fn declared_protocol(settings: &Settings, target: &Target) -> String {
+    let key = format!("{}.{}", protocol::ANNOTATION, target.container_port);
+    settings.annotations.get(&key).unwrap_or(&target.app_protocol).clone()
+}
