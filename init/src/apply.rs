@@ -225,3 +225,30 @@ fn not_permitted(failure: iptables::Failure) -> Error {
     }
     Error::NotPermitted(text)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failure(errno: Errno, specific: bool) -> iptables::Failure {
+        let what = "rule ip TEL_PREROUTING_TCP: tcp dport 8080 redirect to :9900".to_owned();
+        explained(nft::Failure { what, errno, option: Some("CONFIG_NFT_REDIR (module nft_redir)"), specific })
+    }
+
+    #[test]
+    fn what_the_kernel_lacks_is_named_with_the_rule_and_its_answer() {
+        let iptables::Failure::Unusable(text) = failure(Errno::NOENT, true) else { panic!("it is about the kernel") };
+        for words in ["tcp dport 8080 redirect to :9900", "No such file", "CONFIG_NFT_REDIR"] {
+            assert!(text.contains(words), "{words}: {text}");
+        }
+        // An answer that says nothing about options makes no guess at one.
+        let iptables::Failure::Unusable(text) = failure(Errno::BUSY, true) else { panic!("it is about the kernel") };
+        assert!(!text.contains("CONFIG"), "{text}");
+    }
+
+    #[test]
+    fn a_missing_right_is_told_from_an_object_that_refuses() {
+        assert!(matches!(failure(Errno::PERM, false), iptables::Failure::NotPermitted(_)));
+        assert!(matches!(failure(Errno::PERM, true), iptables::Failure::Unusable(_)));
+    }
+}

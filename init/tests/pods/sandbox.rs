@@ -248,6 +248,33 @@ fn a_read_only_file_system_is_no_hindrance() {
 }
 
 #[test]
+fn an_image_with_one_flavour_under_the_plain_names_will_do() {
+    if !privileged() {
+        return;
+    }
+    for (flavour, other) in [("nft", "legacy"), ("legacy", "nft")] {
+        let (dir, space) = (tempfile::tempdir().unwrap(), Space::new());
+        // /usr/sbin as such an image has it.
+        let image = dir.path().join("sbin");
+        std::fs::create_dir(&image).unwrap();
+        let multi = format!("xtables-{flavour}-multi");
+        std::fs::copy(Path::new("/usr/sbin").join(&multi), image.join(&multi)).unwrap();
+        for name in ["iptables-save", "iptables-restore", "ip6tables-save", "ip6tables-restore"] {
+            std::os::unix::fs::symlink(&multi, image.join(name)).unwrap();
+        }
+        let script = format!("mount --bind {} /usr/sbin && exec \"$@\"", image.display());
+        let under = ["unshare", "--mount", "sh", "-c", &script, "sh"];
+        let with = |backend: &str| Program::new(dir.path(), PORTS, Families::V4, backend).under(&under);
+        let log = with("iptables").must(&space);
+        assert!(log.contains(&format!("; iptables-{flavour},")), "{log}");
+        with("iptables").argument("--check").must(&space);
+        let log = with(&format!("iptables-{other}")).must_end_with(&space, 69);
+        assert!(log.contains(&format!("no program iptables-{other}-")), "{log}");
+        assert_eq!(all_rules(&space), "");
+    }
+}
+
+#[test]
 fn a_kernel_without_nf_tables_is_programmed_by_iptables() {
     if !privileged() {
         return;
