@@ -2,24 +2,32 @@
 //! have to be asked for each request, the caller is sent away kindly (GOAWAY) and its next connection is terminated
 //! and carried stream by stream.
 
+mod answers;
+mod exchange;
 pub mod frames;
+mod legs;
 mod parting;
+mod pump;
 mod relaying;
 pub mod streams;
+mod view;
+mod watched;
 
 use crate::buffers::Buf;
 use crate::conn::Conn;
 use crate::lane::Lane;
+use crate::metrics::Protocol;
 use crate::outcome::Ended;
 
 /// Carries a connection whose caller speaks HTTP/2: `first` is what was read from it, preface included, `app` the
 /// connection that was opened for it, `said` what the app has sent on it and the caller has not got.
 pub async fn carry(down: Conn, first: Buf, app: Conn, said: Buf, lane: &Lane) -> Ended {
+    lane.port.metrics.carried.at(Protocol::Http2).inc();
     // Subscribed before the table is read, so that no change falls between.
     let changes = lane.port.routes.watch();
     let needs_requests = lane.port.routes.load().needs_requests();
     if needs_requests {
-        streams::carry(down, first, app, said, lane).await
+        streams::carry(down, first, app, said, changes, lane).await
     } else {
         relaying::relay(down, first, app, said, changes, lane).await
     }

@@ -1,11 +1,301 @@
 //! Terminated mode: a connection is taken apart into its streams, and each goes where the rules of the moment say.
+//!
+//! One task drives everything: the caller's connection, the app's connection that was opened with it, and one small
+//! future for each stream. The app's side is asked first, then the streams, then the caller's side, so that what a
+//! wake-up brought in leaves in the same turn and in one write.
 
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use h2::client::SendRequest;
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream};
+use http::Request;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::exchange::{self, Ending, Exchange};
+use super::legs::{self, CONNECTION_WINDOW, HEADER_LIST, Legs, SEND_BUFFER, STREAM_WINDOW};
+use super::watched::{Greeting, Signs, Watched};
+use super::{answers, view};
 use crate::buffers::Buf;
 use crate::conn::Conn;
 use crate::lane::Lane;
-use crate::outcome::Ended;
+use crate::metrics::{Limit, Route};
+use crate::outcome::{Ended, Stage};
+use crate::route::Decision;
 
-pub(super) async fn carry(down: Conn, first: Buf, app: Conn, said: Buf, lane: &Lane) -> Ended {
-    let _ = (down, first, app, said, lane);
-    Ended::Bug
+/// How long the app's SETTINGS are waited for before the caller gets ours, which mirror them.
+const GREETING: Duration = Duration::from_secs(1);
+/// How long the caller's preface may take to be complete.
+const PREFACE: Duration = Duration::from_secs(30);
+/// How long the app may take to take our farewell.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// Streams of one caller at a time where the app sets no limit.
+const STREAMS: u32 = 4096;
+/// Streams that may be reset before we have even looked at them.
+const UNSEEN_RESETS: usize = 1024;
+/// Malformed streams in a connection's life; each costs a reset of ours.
+const MALFORMED: usize = 10_000;
+/// Requests given up before their answer, beyond those answered: a rapid reset attack makes nothing else.
+const GIVEN_UP_MOST: u32 = 5_000;
+
+/// Carries a connection stream by stream until the caller leaves, or the app does.
+pub(super) async fn carry(
+    mut down: Conn,
+    first: Buf,
+    app: Conn,
+    said: Buf,
+    mut changes: watch::Receiver<u64>,
+    lane: &Lane,
+) -> Ended {
+    let Ok((primary, driver, app_signs)) = legs::handshake(app, said, STREAM_WINDOW).await else {
+        down.abort();
+        return Ended::AppReset;
+    };
+    let mut app = App { driver: Some(driver), primary: Some(primary), signs: app_signs };
+    let greeting = app.greeting().await;
+    let watched = Watched::caller(down, first);
+    let signs = watched.signs.clone();
+    if app.driver.is_none() {
+        signs.abort.store(true, Ordering::Relaxed);
+        return Ended::AppReset;
+    }
+    let server = match timeout(PREFACE, settings(greeting).handshake(watched)).await {
+        Ok(Ok(server)) => server,
+        Ok(Err(_)) => return Ended::CallerLeft,
+        Err(_) => return Ended::TimedOut(Stage::Head),
+    };
+    let mut connection = Connection {
+        server,
+        signs,
+        app,
+        exchanges: FuturesUnordered::new(),
+        away: 0,
+        legs: Legs::new(lane.clone()),
+        lane,
+        leaving: false,
+        condemned: false,
+        given_up: 0,
+    };
+    let ended = loop {
+        let staying = !connection.leaving;
+        tokio::select! {
+            biased;
+            ended = poll_fn(|cx| connection.poll(cx)) => break ended,
+            changed = changes.changed() => match changed {
+                Ok(()) => connection.legs.prune(),
+                // The port is gone, and with it what could change.
+                Err(_) => connection.leave(),
+            },
+            () = lane.port.drain.draining(), if staying => connection.leave(),
+        }
+    };
+    connection.finish(ended).await
+}
+
+/// What the caller is told of us: what the app says where it matters to the caller, limits of ours elsewhere.
+fn settings(greeting: Greeting) -> h2::server::Builder {
+    let mut builder = h2::server::Builder::new();
+    builder
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(HEADER_LIST)
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_concurrent_streams(greeting.max_streams.unwrap_or(STREAMS).min(STREAMS))
+        .max_pending_accept_reset_streams(UNSEEN_RESETS)
+        .max_local_error_reset_streams(Some(MALFORMED));
+    if greeting.connect {
+        builder.enable_connect_protocol();
+    }
+    builder
+}
+
+/// The app's connection that was opened with the caller's.
+struct App {
+    driver: Option<h2::client::Connection<Watched, Bytes>>,
+    primary: Option<SendRequest<Bytes>>,
+    signs: Arc<Signs>,
+}
+
+impl App {
+    /// Waits for the app's SETTINGS; an app that takes its time is taken to have said nothing special.
+    async fn greeting(&mut self) -> Greeting {
+        let signs = self.signs.clone();
+        let said = poll_fn(|cx| {
+            if self.poll(cx).is_some() {
+                return Poll::Ready(Greeting::default());
+            }
+            signs.greeting.get().map_or(Poll::Pending, |g| Poll::Ready(*g))
+        });
+        timeout(GREETING, said).await.unwrap_or_default()
+    }
+
+    /// The way to send a request, where it takes one at once.
+    fn ready(&mut self, cx: &mut Context<'_>) -> Option<&mut SendRequest<Bytes>> {
+        let primary = self.primary.as_mut()?;
+        matches!(primary.poll_ready(cx), Poll::Ready(Ok(()))).then_some(primary)
+    }
+
+    /// Drives the connection; says once how it ended.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Option<Result<(), h2::Error>> {
+        match Pin::new(self.driver.as_mut()?).poll(cx) {
+            Poll::Ready(result) => {
+                self.driver = None;
+                self.primary = None;
+                Some(result)
+            }
+            Poll::Pending => None,
+        }
+    }
+}
+
+struct Connection<'l> {
+    server: h2::server::Connection<Watched, Bytes>,
+    signs: Arc<Signs>,
+    app: App,
+    exchanges: FuturesUnordered<Exchange>,
+    /// Exchanges that were meant for a workstation.
+    away: usize,
+    legs: Arc<Legs>,
+    lane: &'l Lane,
+    /// The caller has been told to leave.
+    leaving: bool,
+    /// The caller floods us and is being thrown out.
+    condemned: bool,
+    /// Requests given up early, less those answered.
+    given_up: u32,
+}
+
+impl Connection<'_> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
+        if let Some(result) = self.app.poll(cx) {
+            // Whoever spoke with the app alone sees what it would see without the agent.
+            if result.is_err() && self.away == 0 {
+                self.signs.abort.store(true, Ordering::Relaxed);
+                return Poll::Ready(Ended::AppReset);
+            }
+            self.leave();
+        } else if !self.leaving && self.app.signs.parts.load(Ordering::Relaxed) {
+            self.leave();
+        }
+        self.poll_exchanges(cx);
+        self.poll_caller(cx)
+    }
+
+    fn poll_exchanges(&mut self, cx: &mut Context<'_>) {
+        while let Poll::Ready(Some((ending, away))) = self.exchanges.poll_next_unpin(cx) {
+            self.away -= usize::from(away);
+            match ending {
+                Ending::Answered => self.given_up = self.given_up.saturating_sub(1),
+                Ending::GivenUp => self.given_up += 1,
+            }
+        }
+        if self.given_up > GIVEN_UP_MOST {
+            self.condemn();
+        }
+    }
+
+    /// New streams, and everything that is due to the caller.
+    fn poll_caller(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
+        loop {
+            match self.server.poll_accept(cx) {
+                Poll::Ready(Some(Ok((request, respond)))) => self.begin(request, respond, cx),
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(self.caller_failed(&error)),
+                Poll::Ready(None) => return Poll::Ready(if self.condemned { Ended::Limit } else { Ended::Clean }),
+                Poll::Pending if self.signs.flooded.load(Ordering::Relaxed) && !self.condemned => self.condemn(),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
+    /// Decides where a stream goes, and sends it there.
+    fn begin(&mut self, request: Request<RecvStream>, respond: SendResponse<Bytes>, cx: &mut Context<'_>) {
+        let metrics = &self.lane.port.metrics;
+        let table = self.lane.port.routes.load();
+        let exchange = match table.decide(&view::View(&request)) {
+            Decision::App => match self.app.ready(cx) {
+                Some(primary) => {
+                    metrics.http2_requests.at(Route::App).inc();
+                    match exchange::send(primary, request, metrics, Instant::now()) {
+                        Ok(sent) => Exchange::asked(respond, sent, self.legs.clone()),
+                        Err(reason) => return reset(respond, reason),
+                    }
+                }
+                None => Exchange::to_app(respond, request, self.app.primary.clone(), self.legs.clone()),
+            },
+            Decision::Client(intercept) => {
+                intercept.stats.hit(now_unix());
+                self.away += 1;
+                let primary = self.app.primary.clone();
+                Exchange::to_workstation(respond, request, intercept.clone(), primary, self.legs.clone())
+            }
+            Decision::Expired(intercept) => {
+                metrics.http2_requests.at(Route::Expired).inc();
+                let status = answers::expired(respond, &request, intercept);
+                metrics.responses.at(crate::metrics::Class::of(status)).inc();
+                return;
+            }
+        };
+        self.exchanges.push(exchange);
+    }
+
+    /// Asks the caller to go elsewhere with new streams (RFC 9113 section 6.8); those under way go on.
+    fn leave(&mut self) {
+        if !self.leaving {
+            self.leaving = true;
+            self.server.graceful_shutdown();
+        }
+    }
+
+    fn condemn(&mut self) {
+        if !self.condemned {
+            self.condemned = true;
+            self.leaving = true;
+            self.lane.port.metrics.limits.at(Limit::Http2Flood).inc();
+            tracing::info!(caller = %self.lane.caller, "HTTP/2 flood: connection closed with ENHANCE_YOUR_CALM");
+            self.server.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+        }
+    }
+
+    fn caller_failed(&mut self, error: &h2::Error) -> Ended {
+        tracing::debug!(caller = %self.lane.caller, %error, "HTTP/2 connection ended");
+        if self.condemned {
+            return Ended::Limit;
+        }
+        if error.is_library() && error.reason() == Some(Reason::ENHANCE_YOUR_CALM) {
+            self.lane.port.metrics.limits.at(Limit::Http2Flood).inc();
+            return Ended::Limit;
+        }
+        if error.is_io() { Ended::CallerReset } else { Ended::CallerLeft }
+    }
+
+    /// Says farewell to the app, which sees its connection end as it would end without us.
+    async fn finish(self, ended: Ended) -> Ended {
+        let Self { server, mut app, exchanges, legs, .. } = self;
+        drop((exchanges, legs, server));
+        app.primary = None;
+        if matches!(ended, Ended::CallerReset) {
+            app.signs.abort.store(true, Ordering::Relaxed);
+        } else if let Some(driver) = app.driver.take() {
+            // An app that does not take it is not waited for.
+            let _ = timeout(FAREWELL, driver).await;
+        }
+        ended
+    }
+}
+
+fn reset(mut respond: SendResponse<Bytes>, reason: Reason) {
+    respond.send_reset(reason);
+}
+
+fn now_unix() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }

@@ -1,0 +1,322 @@
+//! One stream of a terminated connection, from the request's head to the end of both directions. Each stream has one
+//! owner and one end: what resets one side resets the other for the same reason, and nothing is sent twice.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use h2::client::{ResponseFuture, SendRequest};
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream, SendStream};
+use http::{Method, Request, Response, Version};
+
+use super::legs::Legs;
+use super::pump::{Cut, Pump};
+use crate::metrics::{Class, PortMetrics, Route};
+use crate::route::Intercept;
+
+/// A request that is on its way to somebody.
+pub(super) struct Sent {
+    head: ResponseFuture,
+    request: Pump,
+    at: Instant,
+}
+
+/// How an exchange ended, as far as its connection cares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// The caller got a whole answer, or an answer's reset.
+    Answered,
+    /// The caller gave up before there was an answer.
+    GivenUp,
+}
+
+/// The future that carries one stream.
+pub(super) struct Exchange {
+    respond: SendResponse<Bytes>,
+    stage: Stage,
+    legs: Arc<Legs>,
+    /// Was meant for a workstation.
+    away: bool,
+}
+
+enum Stage {
+    /// The way is being opened.
+    Preparing(BoxFuture<'static, Result<Sent, Reason>>),
+    /// The request is on its way, and the answer's head is awaited.
+    Asked(Sent),
+    /// Both bodies.
+    Answering {
+        request: Pump,
+        response: Pump,
+        unwanted: Option<Option<Reason>>,
+    },
+    Over,
+}
+
+impl Exchange {
+    /// For a request that has been sent.
+    pub(super) fn asked(respond: SendResponse<Bytes>, sent: Sent, legs: Arc<Legs>) -> Self {
+        Self { respond, stage: Stage::Asked(sent), legs, away: false }
+    }
+
+    /// For a request whose connection to the app is not ready, or gone.
+    pub(super) fn to_app(
+        respond: SendResponse<Bytes>,
+        request: Request<RecvStream>,
+        primary: Option<SendRequest<Bytes>>,
+        legs: Arc<Legs>,
+    ) -> Self {
+        let way = to_app(request, primary, legs.clone());
+        Self { respond, stage: Stage::Preparing(Box::pin(way)), legs, away: false }
+    }
+
+    /// For a request that an intercept takes.
+    pub(super) fn to_workstation(
+        respond: SendResponse<Bytes>,
+        request: Request<RecvStream>,
+        intercept: Arc<Intercept>,
+        primary: Option<SendRequest<Bytes>>,
+        legs: Arc<Legs>,
+    ) -> Self {
+        let way = to_workstation(request, intercept, primary, legs.clone());
+        Self { respond, stage: Stage::Preparing(Box::pin(way)), legs, away: true }
+    }
+
+    /// While nothing has been answered: whether the caller has given up. Says so upstream at once.
+    fn poll_given_up(&mut self, cx: &mut Context<'_>) -> bool {
+        match self.respond.poll_reset(cx) {
+            Poll::Pending => false,
+            Poll::Ready(gone) => {
+                if let Stage::Asked(sent) = &mut self.stage {
+                    sent.request.reset(gone.unwrap_or(Reason::CANCEL));
+                }
+                true
+            }
+        }
+    }
+
+    /// Passes 1xx on and, when it comes, the answer's head.
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Reason>> {
+        let Stage::Asked(sent) = &mut self.stage else { return Poll::Ready(Ok(())) };
+        while let Poll::Ready(Some(informational)) = sent.head.poll_informational(cx) {
+            let informational = informational.map_err(|e| passed_on(&e))?;
+            // A caller that is gone is noticed by its reset.
+            let _ = self.respond.send_informational(informational);
+        }
+        let response = match Pin::new(&mut sent.head).poll(cx) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(response) => response.map_err(|e| passed_on(&e))?,
+        };
+        let (head, body) = response.into_parts();
+        let took = sent.at.elapsed();
+        let metrics = &self.legs.lane().port.metrics;
+        metrics.upstream_time.observe(took);
+        metrics.responses.at(Class::of(head.status.as_u16())).inc();
+        let ended = body.is_end_stream();
+        let down = self
+            .respond
+            .send_response(Response::from_parts(head, ()), ended)
+            .map_err(|e| e.reason().unwrap_or(Reason::INTERNAL_ERROR))?;
+        let response = if ended { Pump::finished(body, down) } else { Pump::new(body, down) };
+        if let Stage::Asked(sent) = std::mem::replace(&mut self.stage, Stage::Over) {
+            self.stage = Stage::Answering { request: sent.request, response, unwanted: None };
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Future for Exchange {
+    /// How it ended, and whether it was meant for a workstation.
+    type Output = (Ending, bool);
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<(Ending, bool)> {
+        let away = self.away;
+        self.get_mut().poll_ending(cx).map(|ending| (ending, away))
+    }
+}
+
+impl Exchange {
+    fn poll_ending(&mut self, cx: &mut Context<'_>) -> Poll<Ending> {
+        let this = self;
+        loop {
+            match &mut this.stage {
+                Stage::Preparing(way) => match way.as_mut().poll(cx) {
+                    Poll::Ready(Ok(sent)) => this.stage = Stage::Asked(sent),
+                    Poll::Ready(Err(reason)) => {
+                        this.respond.send_reset(reason);
+                        return Poll::Ready(Ending::Answered);
+                    }
+                    Poll::Pending => {
+                        return if this.poll_given_up(cx) { Poll::Ready(Ending::GivenUp) } else { Poll::Pending };
+                    }
+                },
+                Stage::Asked(sent) => {
+                    if let Poll::Ready(Err(Cut::BySender(reason))) = sent.request.poll(cx) {
+                        sent.request.reset(reason.unwrap_or(Reason::CANCEL));
+                        return Poll::Ready(Ending::GivenUp);
+                    }
+                    // A receiver that wants no more of the request may answer it all the same.
+                    match this.poll_head(cx) {
+                        Poll::Ready(Ok(())) => {}
+                        Poll::Ready(Err(reason)) => {
+                            this.respond.send_reset(reason);
+                            return Poll::Ready(Ending::Answered);
+                        }
+                        Poll::Pending => {
+                            return if this.poll_given_up(cx) { Poll::Ready(Ending::GivenUp) } else { Poll::Pending };
+                        }
+                    }
+                }
+                Stage::Answering { request, response, unwanted } => {
+                    return answer(request, response, unwanted, cx).map(|()| Ending::Answered);
+                }
+                Stage::Over => return Poll::Ready(Ending::Answered),
+            }
+        }
+    }
+}
+
+/// Moves both bodies. Ready when both have ended, or one of them broke off and the other side knows.
+fn answer(
+    request: &mut Pump,
+    response: &mut Pump,
+    unwanted: &mut Option<Option<Reason>>,
+    cx: &mut Context<'_>,
+) -> Poll<()> {
+    if unwanted.is_none() {
+        match request.poll(cx) {
+            Poll::Ready(Err(Cut::BySender(reason))) => {
+                request.reset(reason.unwrap_or(Reason::CANCEL));
+                return Poll::Ready(());
+            }
+            // The answer may be complete nevertheless: the response's direction decides.
+            Poll::Ready(Err(Cut::ByReceiver(reason))) => *unwanted = Some(reason),
+            Poll::Ready(Ok(())) | Poll::Pending => {}
+        }
+    }
+    match response.poll(cx) {
+        Poll::Ready(Ok(())) => {}
+        Poll::Ready(Err(Cut::BySender(reason))) => {
+            response.reset(reason.unwrap_or(Reason::INTERNAL_ERROR));
+            return Poll::Ready(());
+        }
+        Poll::Ready(Err(Cut::ByReceiver(reason))) => {
+            request.reset(reason.unwrap_or(Reason::CANCEL));
+            return Poll::Ready(());
+        }
+        Poll::Pending => return Poll::Pending,
+    }
+    match unwanted {
+        Some(reason) => {
+            response.reset(reason.unwrap_or(Reason::INTERNAL_ERROR));
+            Poll::Ready(())
+        }
+        None if request.is_done() => Poll::Ready(()),
+        None => Poll::Pending,
+    }
+}
+
+/// Sends a request on; `send` must have said that it is ready.
+pub(super) fn send(
+    send: &mut SendRequest<Bytes>,
+    request: Request<RecvStream>,
+    metrics: &PortMetrics,
+    received: Instant,
+) -> Result<Sent, Reason> {
+    let (mut head, body) = request.into_parts();
+    if head.uri.scheme().is_none() && head.method != Method::CONNECT {
+        // A request without :authority. The library wants to be told that this is meant.
+        head.version = Version::HTTP_11;
+    }
+    let ended = body.is_end_stream();
+    let (response, up): (ResponseFuture, SendStream<Bytes>) =
+        send.send_request(Request::from_parts(head, ()), ended).map_err(|error| {
+            tracing::debug!(%error, "request not sent");
+            // Nothing of it was sent, so the caller may try again.
+            Reason::REFUSED_STREAM
+        })?;
+    let at = Instant::now();
+    metrics.own_time.observe(at.saturating_duration_since(received));
+    let request = if ended { Pump::finished(body, up) } else { Pump::new(body, up) };
+    Ok(Sent { head: response, request, at })
+}
+
+async fn ready(way: &mut SendRequest<Bytes>) -> Result<(), h2::Error> {
+    std::future::poll_fn(|cx| way.poll_ready(cx)).await
+}
+
+/// Over the first connection as soon as it takes another stream; over a further one when it is gone.
+async fn to_app(
+    request: Request<RecvStream>,
+    primary: Option<SendRequest<Bytes>>,
+    legs: Arc<Legs>,
+) -> Result<Sent, Reason> {
+    let received = Instant::now();
+    let metrics = &legs.lane().port.metrics;
+    if let Some(mut way) = primary {
+        if ready(&mut way).await.is_ok() {
+            metrics.http2_requests.at(Route::App).inc();
+            return send(&mut way, request, metrics, received);
+        }
+    }
+    for _ in 0..2 {
+        let opening = legs.spare_app();
+        if let Ok(mut way) = opening.clone().await {
+            if ready(&mut way).await.is_ok() {
+                metrics.http2_requests.at(Route::App).inc();
+                return send(&mut way, request, metrics, received);
+            }
+        }
+        legs.forget_app(&opening);
+    }
+    Err(Reason::REFUSED_STREAM)
+}
+
+/// Through the intercept's tunnel, or to the app when there is none: nothing has been sent before.
+async fn to_workstation(
+    request: Request<RecvStream>,
+    intercept: Arc<Intercept>,
+    primary: Option<SendRequest<Bytes>>,
+    legs: Arc<Legs>,
+) -> Result<Sent, Reason> {
+    let received = Instant::now();
+    let metrics = &legs.lane().port.metrics;
+    // A connection kept from earlier streams may have ended meanwhile: then one fresh one is tried.
+    for attempt in 0..2 {
+        let opening = legs.workstation(&intercept);
+        match opening.clone().await {
+            Ok(mut way) => {
+                if ready(&mut way).await.is_ok() {
+                    metrics.http2_requests.at(Route::Client).inc();
+                    return send(&mut way, request, metrics, received);
+                }
+                legs.forget(&opening);
+                if attempt == 1 {
+                    metrics.fail_open.at(crate::metrics::FailOpen::Lost).inc();
+                }
+            }
+            Err(why) => {
+                legs.forget(&opening);
+                metrics.fail_open.at(why).inc();
+                break;
+            }
+        }
+    }
+    to_app(request, primary, legs.clone()).await
+}
+
+/// What the caller is told when the answer's head does not come.
+fn passed_on(error: &h2::Error) -> Reason {
+    if error.is_go_away() && error.is_remote() {
+        // The stream is above the last one that the GOAWAY says was processed: the caller may try again.
+        return Reason::REFUSED_STREAM;
+    }
+    match error.reason() {
+        Some(reason) if error.is_reset() => reason,
+        _ => Reason::INTERNAL_ERROR,
+    }
+}

@@ -1,0 +1,208 @@
+//! Where the streams of a terminated connection go on: HTTP/2 connections to the app and to workstations. Each is
+//! opened when its first stream needs it and kept for the caller's connection.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::{BoxFuture, FutureExt, Shared};
+use h2::client::{Builder, Connection, SendRequest};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::watched::{Signs, Watched};
+use crate::buffers::Buf;
+use crate::conn::Conn;
+use crate::lane::Lane;
+use crate::metrics::FailOpen;
+use crate::outcome::Ended;
+use crate::route::Intercept;
+use crate::upstream::tunnel::{self, Tunnel};
+use crate::upstream::{DialApp, Transport};
+
+/// Header lists are limited as in Go's servers, so that none that passes without the agent fails with it.
+pub(super) const HEADER_LIST: u32 = 1 << 20;
+/// Bytes of one stream that may be on their way inside the agent while the next side does not take them: enough to
+/// keep a stream busy inside a cluster.
+pub(super) const STREAM_WINDOW: u32 = 128 * 1024;
+/// The same for a whole connection: as many stalled streams as fill it hold up no other.
+pub(super) const CONNECTION_WINDOW: u32 = 16 << 20;
+/// A workstation is some tens of milliseconds away, and so needs more on its way for the same pace.
+const FAR_STREAM_WINDOW: u32 = 1 << 20;
+/// Bytes of one stream that wait for the socket.
+pub(super) const SEND_BUFFER: usize = 64 * 1024;
+/// Streams cancelled towards a server of which late frames are tolerated silently.
+const CANCELLED: usize = 1024;
+
+/// A way to send requests upstream, or why there is none.
+pub(super) type Opening<E> = Shared<BoxFuture<'static, Result<SendRequest<Bytes>, E>>>;
+
+/// The connections of one caller beyond the one to the app that was opened with it.
+pub(super) struct Legs {
+    lane: Lane,
+    open: Mutex<Open>,
+}
+
+#[derive(Default)]
+struct Open {
+    /// For streams that come after the app has parted with its first connection.
+    app: Option<Opening<Ended>>,
+    workstations: Vec<(Arc<Intercept>, Opening<FailOpen>)>,
+}
+
+impl Legs {
+    pub(super) fn new(lane: Lane) -> Arc<Self> {
+        Arc::new(Self { lane, open: Mutex::default() })
+    }
+
+    pub(super) fn lane(&self) -> &Lane {
+        &self.lane
+    }
+
+    /// The connection to an intercept's workstation, opened where there is none.
+    pub(super) fn workstation(&self, intercept: &Arc<Intercept>) -> Opening<FailOpen> {
+        let mut open = self.lock();
+        if let Some((_, opening)) = open.workstations.iter().find(|(known, _)| is_same_way(known, intercept)) {
+            return opening.clone();
+        }
+        let opening = workstation(self.lane.clone(), intercept.clone()).boxed().shared();
+        open.workstations.push((intercept.clone(), opening.clone()));
+        opening
+    }
+
+    /// Forgets a connection that failed, so that the next stream tries again.
+    pub(super) fn forget(&self, failed: &Opening<FailOpen>) {
+        self.lock().workstations.retain(|(_, opening)| !opening.ptr_eq(failed));
+    }
+
+    /// A further connection to the app.
+    pub(super) fn spare_app(&self) -> Opening<Ended> {
+        let mut open = self.lock();
+        open.app.get_or_insert_with(|| spare_app(self.lane.clone()).boxed().shared()).clone()
+    }
+
+    /// Forgets a further connection to the app that failed.
+    pub(super) fn forget_app(&self, failed: &Opening<Ended>) {
+        let mut open = self.lock();
+        if open.app.as_ref().is_some_and(|opening| opening.ptr_eq(failed)) {
+            open.app = None;
+        }
+    }
+
+    /// Lets go of workstations whose intercepts are over; streams on the way keep theirs.
+    pub(super) fn prune(&self) {
+        let table = self.lane.port.routes.load();
+        let still = |known: &Arc<Intercept>| table.entries().iter().any(|e| is_same_way(&e.intercept, known));
+        self.lock().workstations.retain(|(known, _)| still(known));
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether two versions of an intercept lead to the same place.
+fn is_same_way(a: &Arc<Intercept>, b: &Arc<Intercept>) -> bool {
+    Arc::ptr_eq(a, b)
+        || (a.id == b.id
+            && a.client_session == b.client_session
+            && a.target_host == b.target_host
+            && a.target_port == b.target_port
+            && a.plaintext == b.plaintext)
+}
+
+/// How we speak to servers.
+pub(super) fn client(stream_window: u32) -> Builder {
+    let mut builder = Builder::new();
+    builder
+        .enable_push(false)
+        .initial_window_size(stream_window)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(HEADER_LIST)
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_concurrent_reset_streams(CANCELLED)
+        // The server beyond is the user's own: what it gets wrong is not held against its other streams.
+        .max_local_error_reset_streams(None);
+    builder
+}
+
+/// Opens HTTP/2 on a connection to a server.
+pub(super) async fn handshake(
+    conn: Conn,
+    said: Buf,
+    stream_window: u32,
+) -> Result<(SendRequest<Bytes>, Connection<Watched, Bytes>, Arc<Signs>), h2::Error> {
+    let watched = Watched::server(conn, said);
+    let signs = watched.signs.clone();
+    let (send, driver) = client(stream_window).handshake(watched).await?;
+    Ok((send, driver, signs))
+}
+
+async fn spare_app(lane: Lane) -> Result<SendRequest<Bytes>, Ended> {
+    let port = &lane.port;
+    let conn = port.app.dial(lane.hello.as_deref()).await.map_err(|error| {
+        port.metrics.app_connect_failures.inc();
+        tracing::debug!(caller = %lane.caller, %error, "app not reached");
+        Ended::AppRefused
+    })?;
+    let (send, driver, _) = handshake(conn, Buf::default(), STREAM_WINDOW).await.map_err(|_| Ended::AppReset)?;
+    port.drain.spawn(async move {
+        // Its streams have seen what ended it.
+        let _ = driver.await;
+    });
+    Ok(send)
+}
+
+/// Opens a tunnel, waits for the workstation's dial, and speaks HTTP/2 through it. No byte is sent before DialOK.
+async fn workstation(lane: Lane, intercept: Arc<Intercept>) -> Result<SendRequest<Bytes>, FailOpen> {
+    let port = &lane.port;
+    let deadline = Instant::now() + tunnel::dial_budget(&intercept);
+    let refused = |why: FailOpen, error: &dyn std::fmt::Display| {
+        tracing::info!(caller = %lane.caller, intercept = %intercept.id, %error, "no tunnel: the app gets the request");
+        why
+    };
+    let opened =
+        timeout_at(deadline, tunnel::open(&*port.tunnels, &port.metrics, &intercept, lane.caller, Transport::Tcp));
+    let mut tunnel = match opened.await {
+        Ok(Ok(tunnel)) => tunnel,
+        Ok(Err(error)) => return Err(refused(FailOpen::NoTunnel, &error)),
+        Err(late) => {
+            port.metrics.tunnel_failures.inc();
+            return Err(refused(FailOpen::DialTimeout, &late));
+        }
+    };
+    if let Err(error) = tunnel.await_dial(deadline).await {
+        port.metrics.tunnel_failures.inc();
+        return Err(refused(error.fail_open(), &error));
+    }
+    let conn = secured(tunnel, &intercept, &lane).await.map_err(|error| {
+        port.metrics.tunnel_failures.inc();
+        refused(FailOpen::Handshake, &error)
+    })?;
+    let (send, driver, signs) =
+        handshake(conn, Buf::default(), FAR_STREAM_WINDOW).await.map_err(|error| refused(FailOpen::Lost, &error))?;
+    let metrics = port.metrics.clone();
+    port.drain.spawn(async move {
+        let failed = driver.await.is_err();
+        let lost = signs.over.load(std::sync::atomic::Ordering::Relaxed);
+        if failed && lost {
+            metrics.tunnel_failures.inc();
+        }
+    });
+    Ok(send)
+}
+
+/// TLS inside the tunnel where the app would be spoken to in TLS.
+async fn secured(tunnel: Tunnel, intercept: &Intercept, lane: &Lane) -> std::io::Result<Conn> {
+    let app: &dyn DialApp = &*lane.port.app;
+    let tunnel = Box::new(tunnel);
+    if intercept.plaintext || app.plain_addr().is_some() {
+        return Ok(Conn::Other(tunnel));
+    }
+    match app.tls_to_workstation(tunnel, lane.hello.as_deref()) {
+        Some(handshaking) => timeout(HANDSHAKE, handshaking).await?,
+        None => Err(std::io::Error::other("no TLS towards the workstation is configured")),
+    }
+}
+
+/// How long TLS with a workstation may take once its dial has succeeded.
+const HANDSHAKE: Duration = Duration::from_secs(5);
