@@ -1,0 +1,15 @@
+//! HTTP/2 through the agent's data path, with real sockets, real clients and real servers on both ends: relayed,
+//! switched over, and terminated.
+
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
+
+mod app;
+#[path = "../support/relay.rs"]
+mod base;
+mod floods;
+mod grpc;
+mod relayed;
+mod rig;
+mod streams;
+mod switching;
+mod tools;

@@ -1,0 +1,231 @@
+//! A port whose accepted connections are carried as HTTP/2, an app behind it, and a workstation behind its tunnels.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use http::{HeaderMap, Request, StatusCode};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
+use traffic_agent::buffers::Buf;
+use traffic_agent::conn::Conn;
+use traffic_agent::http2;
+use traffic_agent::lane::Shared;
+use traffic_agent::metrics::PortMetrics;
+use traffic_agent::outcome::Ended;
+use traffic_agent::route::matcher::{Filters, HeaderFilter};
+use traffic_agent::route::{Entry, Intercept, Mechanism, RouteTable, State};
+use traffic_agent::upstream::Transport;
+use traffic_proto::tunnel::Message;
+
+use crate::base::{self, Far, PATIENCE, Workstation};
+
+pub struct Rig {
+    pub addr: SocketAddr,
+    pub port: Arc<Shared>,
+    pub ended: mpsc::UnboundedReceiver<Ended>,
+    pub workstation: Arc<Workstation>,
+}
+
+impl Rig {
+    /// A port before `app`; tunnels lead to `workstation`, or cannot be opened.
+    pub async fn new(app: SocketAddr, workstation: Option<SocketAddr>) -> Self {
+        let tunnels = match workstation {
+            None => Workstation::away(),
+            Some(target) => {
+                let (tunnels, mut opened) = Workstation::there();
+                tokio::spawn(async move {
+                    while let Some(far) = opened.recv().await {
+                        tokio::spawn(serve_tunnel(far, target));
+                    }
+                });
+                tunnels
+            }
+        };
+        Self::over(app, tunnels).await
+    }
+
+    pub async fn over(app: SocketAddr, tunnels: Arc<Workstation>) -> Self {
+        let port = base::port(app, Transport::Tcp, tunnels.clone());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (ended_tx, ended) = mpsc::unbounded_channel();
+        let shared = port.clone();
+        tokio::spawn(async move {
+            while let Ok((down, caller)) = listener.accept().await {
+                let (shared, ended_tx) = (shared.clone(), ended_tx.clone());
+                tokio::spawn(async move {
+                    down.set_nodelay(true).unwrap();
+                    let lane = base::lane(&shared, caller);
+                    let Ok(app) = shared.app.dial(None).await else { return };
+                    app.as_tcp().unwrap().set_nodelay(true).unwrap();
+                    let how = http2::carry(Conn::Tcp(down), Buf::default(), app, Buf::default(), &lane).await;
+                    let _ = ended_tx.send(how);
+                });
+            }
+        });
+        Self { addr, port, ended, workstation: tunnels }
+    }
+
+    pub fn metrics(&self) -> &PortMetrics {
+        &self.port.metrics
+    }
+
+    /// Requests with `x-dev: a` go to the workstation.
+    pub fn intercept(&self) {
+        self.port.routes.store(table(State::Active));
+    }
+
+    pub fn expire(&self) {
+        self.port.routes.store(table(State::Expired));
+    }
+
+    pub fn clear(&self) {
+        self.port.routes.store(RouteTable::default());
+    }
+
+    pub async fn next_ended(&mut self) -> Ended {
+        timeout(PATIENCE, self.ended.recv()).await.expect("a connection ends").unwrap()
+    }
+}
+
+pub fn table(state: State) -> RouteTable {
+    let filters = Filters { headers: vec![HeaderFilter::new("x-dev", "a")], ..Filters::default() };
+    let intercept = Intercept {
+        id: "session:echo".to_owned(),
+        name: "echo".to_owned(),
+        client: "dev@laptop".to_owned(),
+        client_session: "session".to_owned(),
+        mechanism: Mechanism::Http,
+        filters,
+        plaintext: false,
+        target_host: "127.0.0.1".to_owned(),
+        target_port: 8080,
+        roundtrip_latency: std::time::Duration::ZERO,
+        dial_timeout: std::time::Duration::ZERO,
+        stats: Arc::default(),
+    };
+    RouteTable::new(vec![Entry { intercept: Arc::new(intercept), state }])
+}
+
+/// What a workstation's client does with a tunnel: dials its target and moves bytes.
+async fn serve_tunnel(mut far: Far, target: SocketAddr) {
+    let Ok(socket) = TcpStream::connect(target).await else {
+        let _ = far.to_agent.send(Ok(Message::DialReject.encode())).await;
+        return;
+    };
+    socket.set_nodelay(true).unwrap();
+    let (mut from_target, mut to_target) = socket.into_split();
+    let to_agent = far.to_agent.clone();
+    let _ = to_agent.send(Ok(Message::DialOk.encode())).await;
+    let back = tokio::spawn(async move {
+        let mut buf = vec![0; 32 * 1024];
+        while let Ok(n @ 1..) = from_target.read(&mut buf).await {
+            if to_agent.send(Ok(Message::Normal(Bytes::copy_from_slice(&buf[..n])).encode())).await.is_err() {
+                return;
+            }
+        }
+        let _ = to_agent.send(Ok(Message::CloseSend.encode())).await;
+    });
+    while let Some(payload) = far.from_agent.recv().await {
+        match Message::decode(payload).unwrap() {
+            Message::Normal(data) => {
+                if to_target.write_all(&data).await.is_err() {
+                    break;
+                }
+            }
+            Message::CloseSend | Message::Disconnect => break,
+            _ => {}
+        }
+    }
+    let _ = to_target.shutdown().await;
+    drop(far.from_agent);
+    let _ = back.await;
+}
+
+/// A caller's connection.
+pub struct Caller {
+    pub send: SendRequest<Bytes>,
+    driver: AbortHandle,
+    over: mpsc::UnboundedReceiver<Result<(), h2::Error>>,
+}
+
+/// A whole answer.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+    pub trailers: Option<HeaderMap>,
+}
+
+impl Answer {
+    pub fn server(&self) -> &str {
+        self.headers.get("x-server").map_or("nobody", |v| v.to_str().unwrap())
+    }
+
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+}
+
+impl Caller {
+    pub async fn connect(addr: SocketAddr) -> Self {
+        Self::with(addr, h2::client::Builder::new().initial_window_size(1 << 20)).await
+    }
+
+    pub async fn with(addr: SocketAddr, builder: &h2::client::Builder) -> Self {
+        let socket = TcpStream::connect(addr).await.unwrap();
+        socket.set_nodelay(true).unwrap();
+        let (send, connection) = builder.handshake::<_, Bytes>(socket).await.unwrap();
+        let (over_tx, over) = mpsc::unbounded_channel();
+        let driver = tokio::spawn(async move {
+            let _ = over_tx.send(connection.await);
+        });
+        Self { send, driver: driver.abort_handle(), over }
+    }
+
+    /// Breaks the connection off as a process that is killed does.
+    pub fn kill(&self) {
+        self.driver.abort();
+    }
+
+    /// How the connection ended.
+    pub async fn over(&mut self) -> Result<(), h2::Error> {
+        timeout(PATIENCE, self.over.recv()).await.expect("the connection ends").unwrap()
+    }
+
+    pub async fn get(&self, path: &str, dev: bool) -> Result<Answer, h2::Error> {
+        self.call(request(path, dev).body(()).unwrap(), &[]).await
+    }
+
+    pub async fn call(&self, request: Request<()>, body: &[u8]) -> Result<Answer, h2::Error> {
+        let mut send = self.send.clone().ready().await?;
+        let (response, mut up) = send.send_request(request, body.is_empty())?;
+        if !body.is_empty() {
+            up.send_data(Bytes::copy_from_slice(body), true)?;
+        }
+        whole(timeout(PATIENCE, response).await.expect("an answer")?).await
+    }
+}
+
+pub fn request(path: &str, dev: bool) -> http::request::Builder {
+    let request = Request::builder().uri(format!("http://app.example{path}"));
+    if dev { request.header("x-dev", "a") } else { request }
+}
+
+pub async fn whole(response: http::Response<h2::RecvStream>) -> Result<Answer, h2::Error> {
+    let (head, mut from) = response.into_parts();
+    let mut body = Vec::new();
+    while let Some(chunk) = timeout(PATIENCE, from.data()).await.expect("data") {
+        let chunk = chunk?;
+        from.flow_control().release_capacity(chunk.len())?;
+        body.extend_from_slice(&chunk);
+    }
+    let trailers = timeout(PATIENCE, from.trailers()).await.expect("trailers")?;
+    Ok(Answer { status: head.status, headers: head.headers, body: body.into(), trailers })
+}
