@@ -52,7 +52,7 @@ enum Stage {
     Answering {
         request: Pump,
         response: Pump,
-        unwanted: Option<Option<Reason>>,
+        unwanted: bool,
     },
     Over,
 }
@@ -123,7 +123,7 @@ impl Exchange {
             .map_err(|e| e.reason().unwrap_or(Reason::INTERNAL_ERROR))?;
         let response = if ended { Pump::finished(body, down) } else { Pump::new(body, down) };
         if let Stage::Asked(sent) = std::mem::replace(&mut self.stage, Stage::Over) {
-            self.stage = Stage::Answering { request: sent.request, response, unwanted: None };
+            self.stage = Stage::Answering { request: sent.request, response, unwanted: false };
         }
         Poll::Ready(Ok(()))
     }
@@ -141,17 +141,16 @@ impl Future for Exchange {
 
 impl Exchange {
     fn poll_ending(&mut self, cx: &mut Context<'_>) -> Poll<Ending> {
-        let this = self;
         loop {
-            match &mut this.stage {
+            match &mut self.stage {
                 Stage::Preparing(way) => match way.as_mut().poll(cx) {
-                    Poll::Ready(Ok(sent)) => this.stage = Stage::Asked(sent),
+                    Poll::Ready(Ok(sent)) => self.stage = Stage::Asked(sent),
                     Poll::Ready(Err(reason)) => {
-                        this.respond.send_reset(reason);
+                        self.respond.send_reset(reason);
                         return Poll::Ready(Ending::Answered);
                     }
                     Poll::Pending => {
-                        return if this.poll_given_up(cx) { Poll::Ready(Ending::GivenUp) } else { Poll::Pending };
+                        return if self.poll_given_up(cx) { Poll::Ready(Ending::GivenUp) } else { Poll::Pending };
                     }
                 },
                 Stage::Asked(sent) => {
@@ -160,14 +159,14 @@ impl Exchange {
                         return Poll::Ready(Ending::GivenUp);
                     }
                     // A receiver that wants no more of the request may answer it all the same.
-                    match this.poll_head(cx) {
+                    match self.poll_head(cx) {
                         Poll::Ready(Ok(())) => {}
                         Poll::Ready(Err(reason)) => {
-                            this.respond.send_reset(reason);
+                            self.respond.send_reset(reason);
                             return Poll::Ready(Ending::Answered);
                         }
                         Poll::Pending => {
-                            return if this.poll_given_up(cx) { Poll::Ready(Ending::GivenUp) } else { Poll::Pending };
+                            return if self.poll_given_up(cx) { Poll::Ready(Ending::GivenUp) } else { Poll::Pending };
                         }
                     }
                 }
@@ -181,20 +180,15 @@ impl Exchange {
 }
 
 /// Moves both bodies. Ready when both have ended, or one of them broke off and the other side knows.
-fn answer(
-    request: &mut Pump,
-    response: &mut Pump,
-    unwanted: &mut Option<Option<Reason>>,
-    cx: &mut Context<'_>,
-) -> Poll<()> {
-    if unwanted.is_none() {
+fn answer(request: &mut Pump, response: &mut Pump, unwanted: &mut bool, cx: &mut Context<'_>) -> Poll<()> {
+    if !*unwanted {
         match request.poll(cx) {
             Poll::Ready(Err(Cut::BySender(reason))) => {
                 request.reset(reason.unwrap_or(Reason::CANCEL));
                 return Poll::Ready(());
             }
             // The answer may be complete nevertheless: the response's direction decides.
-            Poll::Ready(Err(Cut::ByReceiver(reason))) => *unwanted = Some(reason),
+            Poll::Ready(Err(Cut::ByReceiver(_))) => *unwanted = true,
             Poll::Ready(Ok(())) | Poll::Pending => {}
         }
     }
@@ -210,14 +204,9 @@ fn answer(
         }
         Poll::Pending => return Poll::Pending,
     }
-    match unwanted {
-        Some(reason) => {
-            response.reset(reason.unwrap_or(Reason::INTERNAL_ERROR));
-            Poll::Ready(())
-        }
-        None if request.is_done() => Poll::Ready(()),
-        None => Poll::Pending,
-    }
+    // Where the receiver wanted no more of the request, letting go of the stream resets it with NO_ERROR once the
+    // answer is out (RFC 9113 section 8.1); a reset said here would overtake the answer.
+    if *unwanted || request.is_done() { Poll::Ready(()) } else { Poll::Pending }
 }
 
 /// Sends a request on; `send` must have said that it is ready.
@@ -257,19 +246,19 @@ async fn to_app(
 ) -> Result<Sent, Reason> {
     let received = Instant::now();
     let metrics = &legs.lane().port.metrics;
-    if let Some(mut way) = primary {
-        if ready(&mut way).await.is_ok() {
-            metrics.http2_requests.at(Route::App).inc();
-            return send(&mut way, request, metrics, received);
-        }
+    if let Some(mut way) = primary
+        && ready(&mut way).await.is_ok()
+    {
+        metrics.http2_requests.at(Route::App).inc();
+        return send(&mut way, request, metrics, received);
     }
     for _ in 0..2 {
         let opening = legs.spare_app();
-        if let Ok(mut way) = opening.clone().await {
-            if ready(&mut way).await.is_ok() {
-                metrics.http2_requests.at(Route::App).inc();
-                return send(&mut way, request, metrics, received);
-            }
+        if let Ok(mut way) = opening.clone().await
+            && ready(&mut way).await.is_ok()
+        {
+            metrics.http2_requests.at(Route::App).inc();
+            return send(&mut way, request, metrics, received);
         }
         legs.forget_app(&opening);
     }

@@ -213,10 +213,10 @@ impl Tracker {
             self.left -= used as u32;
             return (used, None);
         }
-        if self.have == 0 {
-            if let Some(head) = bytes.first_chunk() {
-                return (HEAD, Some(self.enter(Head::parse(*head))));
-            }
+        if self.have == 0
+            && let Some(head) = bytes.first_chunk()
+        {
+            return (HEAD, Some(self.enter(Head::parse(*head))));
         }
         let have = usize::from(self.have);
         let used = bytes.len().min(HEAD - have);

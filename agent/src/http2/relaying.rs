@@ -200,10 +200,10 @@ impl<'m> Pair<'m> {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Done> {
         let up = self.poll_up(cx);
-        if let Some(parting) = &mut self.parting {
-            if parting.poll_patience(cx).is_ready() {
-                parting.part(self.book.highest());
-            }
+        if let Some(parting) = &mut self.parting
+            && parting.poll_patience(cx).is_ready()
+        {
+            parting.part(self.book.highest());
         }
         let back = self.poll_back(cx);
         match (up, back) {

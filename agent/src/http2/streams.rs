@@ -81,6 +81,7 @@ pub(super) async fn carry(
         away: 0,
         legs: Legs::new(lane.clone()),
         lane,
+        began: false,
         leaving: false,
         condemned: false,
         given_up: 0,
@@ -166,6 +167,8 @@ struct Connection<'l> {
     away: usize,
     legs: Arc<Legs>,
     lane: &'l Lane,
+    /// Streams have been added since their futures were last polled.
+    began: bool,
     /// The caller has been told to leave.
     leaving: bool,
     /// The caller floods us and is being thrown out.
@@ -176,6 +179,17 @@ struct Connection<'l> {
 
 impl Connection<'_> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
+        loop {
+            self.began = false;
+            let ended = self.poll_once(cx);
+            // A stream that began has not been asked yet whether it can go on, and nobody else would ask it.
+            if ended.is_ready() || !self.began {
+                return ended;
+            }
+        }
+    }
+
+    fn poll_once(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
         if let Some(result) = self.app.poll(cx) {
             // Whoever spoke with the app alone sees what it would see without the agent.
             if result.is_err() && self.away == 0 {
@@ -244,6 +258,7 @@ impl Connection<'_> {
                 return;
             }
         };
+        self.began = true;
         self.exchanges.push(exchange);
     }
 

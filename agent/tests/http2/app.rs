@@ -67,7 +67,7 @@ async fn connection(
                 }
                 _ => break,
             },
-            _ = leaving.wait_for(|l| *l), if !left => {
+            Ok(_) = leaving.wait_for(|l| *l), if !left => {
                 left = true;
                 server.graceful_shutdown();
             }

@@ -28,7 +28,6 @@ pub struct Rig {
     pub addr: SocketAddr,
     pub port: Arc<Shared>,
     pub ended: mpsc::UnboundedReceiver<Ended>,
-    pub workstation: Arc<Workstation>,
 }
 
 impl Rig {
@@ -50,7 +49,7 @@ impl Rig {
     }
 
     pub async fn over(app: SocketAddr, tunnels: Arc<Workstation>) -> Self {
-        let port = base::port(app, Transport::Tcp, tunnels.clone());
+        let port = base::port(app, Transport::Tcp, tunnels);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let (ended_tx, ended) = mpsc::unbounded_channel();
@@ -68,7 +67,7 @@ impl Rig {
                 });
             }
         });
-        Self { addr, port, ended, workstation: tunnels }
+        Self { addr, port, ended }
     }
 
     pub fn metrics(&self) -> &PortMetrics {
@@ -133,10 +132,8 @@ async fn serve_tunnel(mut far: Far, target: SocketAddr) {
     });
     while let Some(payload) = far.from_agent.recv().await {
         match Message::decode(payload).unwrap() {
-            Message::Normal(data) => {
-                if to_target.write_all(&data).await.is_err() {
-                    break;
-                }
+            Message::Normal(data) if to_target.write_all(&data).await.is_err() => {
+                break;
             }
             Message::CloseSend | Message::Disconnect => break,
             _ => {}
