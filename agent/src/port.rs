@@ -15,8 +15,10 @@ use crate::lane::{Declared, Lane, Shared};
 use crate::metrics::{Limit, OpaqueReason};
 use crate::outcome::Ended;
 use crate::route::Mechanism;
+use crate::upstream::DialApp;
 use crate::upstream::app::{AppLeg, OwnPort};
-use crate::{http1, http2, opaque, relay};
+use crate::upstream::originate::Untouched;
+use crate::{http1, http2, opaque, relay, tls};
 use listen::Accepted;
 
 pub use listen::{BindError, PortSpec};
@@ -55,7 +57,7 @@ fn admit(mut accepted: Accepted, port: &Arc<Shared>) {
         port.metrics.ended.at(Ended::Limit).inc();
         return accepted.io.abort();
     }
-    if accepted.is_our_own(port.app.plain_addr()) {
+    if accepted.is_our_own(port.app.app_addr()) {
         port.metrics.self_connections.inc();
         tracing::error!(
             port = port.agent_port,
@@ -76,10 +78,17 @@ async fn carry(accepted: Accepted, port: Arc<Shared>) {
 }
 
 /// One connection, from its first byte to its end.
-pub async fn connection(io: TcpStream, lane: Lane) -> Ended {
-    let mut down = Conn::Tcp(io);
+pub async fn connection(io: TcpStream, mut lane: Lane) -> Ended {
+    let (mut down, dial) = match &lane.port.tls {
+        None => (Conn::Tcp(io), Arc::clone(&lane.port.app)),
+        // Boxed: a handshake needs much room for a short time.
+        Some(_) => match Box::pin(arrive(io, &mut lane)).await {
+            Ok(arrived) => arrived,
+            Err(ended) => return ended,
+        },
+    };
     let port = &lane.port;
-    let mut app = AppLeg::new(Arc::clone(&port.app), lane.hello.clone(), Arc::clone(&port.metrics));
+    let mut app = AppLeg::new(dial, lane.hello.clone(), Arc::clone(&port.metrics));
     let declared = port.spoken.get().0;
     if !workstation_takes_all(port) {
         // At once: the app may speak first.
@@ -110,6 +119,33 @@ pub async fn connection(io: TcpStream, lane: Lane) -> Ended {
         Protocol::Opaque(reason) => {
             let first = relay::First { from_down: first.from_caller, from_up: first.from_app };
             Box::pin(unread(down, app, first, &lane, reason)).await
+        }
+    }
+}
+
+/// TLS, where annotations ask for it: what the caller speaks, who it is, and how the app is dialled for it.
+async fn arrive(io: TcpStream, lane: &mut Lane) -> Result<(Conn, Arc<dyn DialApp>), Ended> {
+    let port = Arc::clone(&lane.port);
+    let Some(tls) = &port.tls else { return Ok((Conn::Tcp(io), Arc::clone(&port.app))) };
+    let arrival = tokio::select! {
+        biased;
+        arrival = tls.accept(io, &port.metrics) => arrival,
+        // Whoever has not said anything by then will not be missed by the app.
+        () = port.drain.draining() => return Err(Ended::Drained),
+    };
+    match arrival {
+        Ok(tls::Arrival::Terminated(conn, hello)) => {
+            lane.hello = Some(Arc::new(hello));
+            Ok((conn, Arc::clone(&port.app)))
+        }
+        Ok(tls::Arrival::Clear(io, hello)) => {
+            lane.hello = hello.map(Arc::new);
+            Ok((Conn::Tcp(io), Arc::clone(&port.app)))
+        }
+        Ok(tls::Arrival::Encrypted(io)) => Ok((Conn::Tcp(io), Arc::new(Untouched(Arc::clone(&port.app))))),
+        Err(refused) => {
+            tracing::debug!(port = port.container_port, caller = %lane.caller, "{refused}");
+            Err(refused.ended)
         }
     }
 }

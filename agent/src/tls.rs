@@ -215,7 +215,7 @@ impl Port {
                 if termination.is_some() {
                     metrics.tls_failures.at(TlsFailure::NotTls).inc();
                 }
-                return Ok(Arrival::Clear(socket, hello));
+                return Ok(Arrival::Clear(socket, hello.filter(|_| self.originates)));
             }
             Ok(First::Tls) => match termination {
                 None => return Ok(Arrival::Encrypted(socket)),

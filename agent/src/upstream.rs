@@ -64,6 +64,11 @@ pub trait DialApp: Send + Sync + fmt::Debug {
     /// The address, when the app is reached without TLS, so that the hot path may connect without a boxed future.
     fn plain_addr(&self) -> Option<crate::addr::AppAddr>;
 
+    /// The address, in whatever form the app is spoken to.
+    fn app_addr(&self) -> Option<crate::addr::AppAddr> {
+        self.plain_addr()
+    }
+
     /// TLS as towards the app, spoken to the workstation through an open tunnel (unless the intercept says
     /// plaintext); `None` where the app is reached in clear text.
     fn tls_to_workstation<'a>(

@@ -12,7 +12,7 @@ use crate::addr::AppAddr;
 use crate::drain::Drain;
 use crate::lane::{Declared, Shared, Spoken};
 use crate::port::listen::PortSpec;
-use crate::settings::{Settings, below, protocol};
+use crate::settings::{Settings, protocol};
 use crate::tls::annotations::{self, AppPort, PortPlan};
 use crate::tls::store::Stores;
 use crate::upstream::app::PlainApp;
@@ -81,13 +81,13 @@ fn share(
     if let Some(odd) = odd {
         tracing::warn!("{odd}");
     }
-    let plain: Arc<dyn DialApp> = Arc::new(PlainApp::new(app_addr(settings, target)));
-    let (tls, app) = match plan {
+    let addr = app_addr(settings, target);
+    let (tls, app): (_, Arc<dyn DialApp>) = match plan {
         Some(plan) => {
-            let (tls, app) = originate::compose(plan, plain, clear_http(settings, declared), stores);
-            (Some(tls), app as Arc<dyn DialApp>)
+            let (tls, app) = originate::compose(plan, addr, clear_http(settings, declared), stores);
+            (Some(tls), app)
         }
-        None => (None, plain),
+        None => (None, Arc::new(PlainApp::new(addr))),
     };
     Shared {
         container_port: target.container_port.get(),
@@ -114,6 +114,7 @@ fn clear_http(settings: &Settings, declared: Declared) -> ClearHttp {
     match declared {
         Declared::Http1 => ClearHttp::Http1,
         Declared::Http2 => ClearHttp::Http2,
+        Declared::Opaque => ClearHttp::Neither,
         _ if may_ask => ClearHttp::Ask,
         _ => ClearHttp::DoNotAsk,
     }
@@ -132,7 +133,7 @@ fn tls_plans(settings: &Settings) -> BTreeMap<u16, PortPlan> {
                 service_ports: target.entries.iter().filter_map(|e| e.service_port).collect(),
                 names: names.filter(|n| !n.is_empty()).cloned().collect(),
                 app_protocol: declared_protocol(settings, target),
-                mount_point: below(&settings.root, container.map_or("", |c| c.mount_point.as_str())),
+                mount_point: container.map(|c| c.mount_point.clone().into()).unwrap_or_default(),
             }
         })
         .collect();

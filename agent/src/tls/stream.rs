@@ -1,6 +1,7 @@
 //! TLS streams as one end of a carried connection. An end without close_notify is an end like any other: many
 //! programs close so, what is inside has its own framing, and the next leg could not be told apart anyway.
 
+use std::any::Any;
 use std::io::{self, ErrorKind};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -18,7 +19,10 @@ pub struct ServerSide<S>(tokio_rustls::server::TlsStream<S>);
 
 /// TLS with the app or a workstation: we are the client.
 #[derive(Debug)]
-pub struct ClientSide<S>(tokio_rustls::client::TlsStream<S>);
+pub struct ClientSide<S>(tokio_rustls::client::TlsStream<S>, #[allow(dead_code, reason = "held for its drop")] Guard);
+
+/// Whatever has to live as long as a stream.
+type Guard = Option<Box<dyn Any + Send>>;
 
 impl<S> ServerSide<S> {
     /// After the handshake.
@@ -29,10 +33,10 @@ impl<S> ServerSide<S> {
 }
 
 impl<S> ClientSide<S> {
-    /// After the handshake.
-    pub fn new(mut stream: tokio_rustls::client::TlsStream<S>) -> Self {
+    /// After the handshake; `guard` is dropped with the stream.
+    pub fn new(mut stream: tokio_rustls::client::TlsStream<S>, guard: Guard) -> Self {
         stream.get_mut().1.set_buffer_limit(Some(BUFFER_LIMIT));
-        Self(stream)
+        Self(stream, guard)
     }
 }
 

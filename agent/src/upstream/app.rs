@@ -77,15 +77,25 @@ pub fn begin(addr: AppAddr) -> io::Result<TcpStream> {
 /// # Errors
 /// The kernel's answer, or the timeout.
 pub async fn connect(addr: AppAddr) -> Result<TcpStream, AppError> {
+    connect_marked(addr).await.map(|(socket, _)| socket)
+}
+
+/// As [`connect`], with the local port marked as ours from before the app, or anybody the redirect sends us to, can
+/// see the connection.
+///
+/// # Errors
+/// The kernel's answer, or the timeout.
+pub async fn connect_marked(addr: AppAddr) -> Result<(TcpStream, Option<OwnPort>), AppError> {
     let failed = |source| AppError::Connect { addr, source };
     let socket = begin(addr).map_err(failed)?;
+    let own = OwnPort::of_socket(&socket);
     match tokio::time::timeout(CONNECT_TIMEOUT, socket.writable()).await {
         Err(_) => return Err(AppError::Timeout { addr, after: CONNECT_TIMEOUT }),
         Ok(writable) => writable.map_err(failed)?,
     }
     match socket.take_error().map_err(failed)? {
         Some(refused) => Err(failed(refused)),
-        None => Ok(socket),
+        None => Ok((socket, own)),
     }
 }
 
@@ -253,7 +263,12 @@ pub struct OwnPort(u16);
 impl OwnPort {
     /// Marks the local port of `leg`; `None` while there is no plain socket.
     pub fn of(leg: &mut AppLeg) -> Option<Self> {
-        let port = leg.up()?.as_tcp()?.local_addr().ok()?.port();
+        Self::of_socket(leg.up()?.as_tcp()?)
+    }
+
+    /// Marks the local port of `socket`.
+    pub fn of_socket(socket: &TcpStream) -> Option<Self> {
+        let port = socket.local_addr().ok()?.port();
         own_ports(port).fetch_or(1 << (port % 64), Ordering::Relaxed);
         Some(Self(port))
     }

@@ -5,7 +5,7 @@
 //! asked only where a secret is configured, and a caller in clear text is carried in TLS only where a client
 //! certificate is.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::any::Any;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use futures_util::future::BoxFuture;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 
+use super::app::{self, connect_marked};
 use super::probe::{self, TlsAnswer};
 use super::{AppError, DialApp};
 use crate::addr::AppAddr;
@@ -37,6 +38,8 @@ pub enum ClearHttp {
     Http1,
     /// HTTP/2; HTTP/1 is left to the app.
     Http2,
+    /// Not HTTP: the app takes no part in ALPN.
+    Neither,
     /// The app is asked, by a preface.
     #[default]
     Ask,
@@ -47,7 +50,7 @@ pub enum ClearHttp {
 /// Dials one port's app, in TLS where that is what it speaks.
 #[derive(Debug)]
 pub struct Originate {
-    plain: Arc<dyn DialApp>,
+    addr: AppAddr,
     client: Client,
     to_app: ToApp,
     clear_http: ClearHttp,
@@ -73,11 +76,11 @@ pub enum Speaks {
 }
 
 impl Originate {
-    /// Dials over `plain`, which opens connections without TLS.
+    /// Dials the app at `addr`.
     #[must_use]
-    pub fn new(plan: &PortPlan, plain: Arc<dyn DialApp>, clear_http: ClearHttp, stores: &mut Stores) -> Self {
+    pub fn new(plan: &PortPlan, addr: AppAddr, clear_http: ClearHttp, stores: &mut Stores) -> Self {
         Self {
-            plain,
+            addr,
             client: Client::new(plan, stores),
             to_app: plan.to_app,
             clear_http,
@@ -141,8 +144,8 @@ impl Originate {
 
     async fn ask_tls(&self, alpn: &[&[u8]]) -> Result<TlsAnswer, AppError> {
         let config = self.client.probe_config(alpn).map_err(|error| self.tls_error(std::io::Error::other(error)))?;
-        let name = self.client.name(None, self.addr().0.ip());
-        probe::tls(self.plain.as_ref(), &config, &name, self.probe_timeout).await
+        let name = self.client.name(None, self.addr.0.ip());
+        probe::tls(self.addr, &config, &name, self.probe_timeout).await
     }
 
     async fn offer(&self) -> Result<Offer, AppError> {
@@ -178,9 +181,10 @@ impl Originate {
     async fn clear_offer(&self) -> Result<(Offer, Option<Duration>), AppError> {
         Ok(match self.clear_http {
             ClearHttp::Http1 | ClearHttp::DoNotAsk => (Offer { h2: false, http1: true }, None),
+            ClearHttp::Neither => (Offer::default(), None),
             ClearHttp::Http2 => (Offer { h2: true, http1: true }, None),
             ClearHttp::Ask => {
-                let answer = probe::h2c(self.plain.as_ref()).await?;
+                let answer = probe::h2c(self.addr).await?;
                 (Offer { h2: answer.unwrap_or(false), http1: true }, answer.is_none().then_some(MUTE))
             }
         })
@@ -189,10 +193,10 @@ impl Originate {
     async fn dial_app(&self, hello: Option<&Hello>) -> Result<Conn, AppError> {
         let callers_tls = hello.is_some();
         if !callers_tls && !self.client.has_certificate() {
-            return self.plain.dial(None).await;
+            return self.dial_plain().await;
         }
         let dialled = match self.speaks().await {
-            Ok(Speaks::Clear) => self.plain.dial(None).await,
+            Ok(Speaks::Clear) => self.dial_plain().await,
             Ok(Speaks::Tls) => self.dial_tls(hello).await,
             Err(error) => Err(error),
         };
@@ -203,13 +207,18 @@ impl Originate {
         dialled
     }
 
+    async fn dial_plain(&self) -> Result<Conn, AppError> {
+        app::connect(self.addr).await.map(Conn::Tcp)
+    }
+
     async fn dial_tls(&self, hello: Option<&Hello>) -> Result<Conn, AppError> {
-        let conn = self.plain.dial_untouched().await?;
-        match self.connect(conn, Peer::App, hello).await {
+        let (socket, own) = connect_marked(self.addr).await?;
+        let guard = own.map(|own| Box::new(own) as Box<dyn Any + Send>);
+        match self.connect(socket, Peer::App, hello, guard).await {
             Ok(conn) => Ok(conn),
             Err(error) if probe::read_failure(&error) == TlsAnswer::NotTls => {
                 self.learn_clear_text();
-                self.plain.dial(None).await
+                self.dial_plain().await
             }
             Err(error) => Err(self.tls_error(error)),
         }
@@ -221,25 +230,27 @@ impl Originate {
         *self.lock() = Known { speaks: Some((Speaks::Clear, None)), offer: None };
     }
 
-    async fn connect<S: Io + 'static>(&self, io: S, peer: Peer, hello: Option<&Hello>) -> std::io::Result<Conn> {
+    async fn connect<S: Io + 'static>(
+        &self,
+        io: S,
+        peer: Peer,
+        hello: Option<&Hello>,
+        guard: Option<Box<dyn Any + Send>>,
+    ) -> std::io::Result<Conn> {
         let alpn = hello.and_then(|hello| hello.alpn.as_deref());
         let config = self.client.config(peer, alpn).map_err(std::io::Error::other)?;
-        let name = self.client.name(hello, self.addr().0.ip());
+        let name = self.client.name(hello, self.addr.0.ip());
         let connecting = TlsConnector::from(config).connect(name, io);
         let stream = timeout(HANDSHAKE, connecting).await.map_err(|_| std::io::ErrorKind::TimedOut)??;
-        Ok(Conn::Other(Box::new(ClientSide::new(stream))))
-    }
-
-    fn addr(&self) -> AppAddr {
-        self.plain.plain_addr().unwrap_or(AppAddr((IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0).into()))
+        Ok(Conn::Other(Box::new(ClientSide::new(stream, guard))))
     }
 
     fn port(&self) -> u16 {
-        self.addr().0.port()
+        self.addr.0.port()
     }
 
     fn tls_error(&self, source: std::io::Error) -> AppError {
-        AppError::Tls { addr: self.addr(), source }
+        AppError::Tls { addr: self.addr, source }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Known> {
@@ -261,7 +272,11 @@ impl DialApp for Originate {
     }
 
     fn dial_untouched(&self) -> BoxFuture<'_, Result<Conn, AppError>> {
-        self.plain.dial_untouched()
+        Box::pin(self.dial_plain())
+    }
+
+    fn app_addr(&self) -> Option<AppAddr> {
+        Some(self.addr)
     }
 
     fn plain_addr(&self) -> Option<AppAddr> {
@@ -278,7 +293,7 @@ impl DialApp for Originate {
         if !asked || self.known_speaks() != Some(Speaks::Tls) {
             return None;
         }
-        Some(Box::pin(self.connect(Conn::Other(tunnel), Peer::Workstation, hello)))
+        Some(Box::pin(self.connect(Conn::Other(tunnel), Peer::Workstation, hello, None)))
     }
 }
 
@@ -295,7 +310,7 @@ impl tls::App for Originate {
     }
 
     fn greets(&self) -> BoxFuture<'_, bool> {
-        Box::pin(async { probe::greets(self.plain.as_ref()).await.unwrap_or(false) })
+        Box::pin(async { probe::greets(self.addr).await.unwrap_or(false) })
     }
 }
 
@@ -303,11 +318,33 @@ impl tls::App for Originate {
 #[must_use]
 pub fn compose(
     plan: &PortPlan,
-    plain: Arc<dyn DialApp>,
+    addr: AppAddr,
     clear_http: ClearHttp,
     stores: &mut Stores,
 ) -> (Arc<tls::Port>, Arc<Originate>) {
-    let app = Arc::new(Originate::new(plan, plain, clear_http, stores));
+    let app = Arc::new(Originate::new(plan, addr, clear_http, stores));
     let port = tls::Port::new(plan, stores, Arc::clone(&app) as Arc<dyn tls::App>, tls::Limits::default());
     (Arc::new(port), app)
+}
+
+/// Dials without TLS of ours, for a caller whose own TLS goes through to the app.
+#[derive(Debug)]
+pub struct Untouched(pub Arc<dyn DialApp>);
+
+impl DialApp for Untouched {
+    fn dial<'a>(&'a self, _: Option<&'a Hello>) -> BoxFuture<'a, Result<Conn, AppError>> {
+        self.0.dial_untouched()
+    }
+
+    fn plain_addr(&self) -> Option<AppAddr> {
+        self.0.app_addr()
+    }
+
+    fn tls_to_workstation<'a>(
+        &'a self,
+        _: Box<dyn Io>,
+        _: Option<&'a Hello>,
+    ) -> Option<BoxFuture<'a, std::io::Result<Conn>>> {
+        None
+    }
 }

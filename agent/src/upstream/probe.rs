@@ -12,8 +12,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 
-use super::{AppError, DialApp};
-use crate::conn::Conn;
+use super::AppError;
+use super::app::connect_marked;
+use crate::addr::AppAddr;
 
 /// One attempt's time; a healthy app in the same pod answers in a few milliseconds.
 const ATTEMPT: Duration = Duration::from_millis(200);
@@ -42,7 +43,7 @@ pub enum TlsAnswer {
 /// # Errors
 /// The app does not listen, and did not begin to.
 pub async fn tls(
-    app: &dyn DialApp,
+    app: AppAddr,
     config: &Arc<ClientConfig>,
     name: &ServerName<'static>,
     patience: Duration,
@@ -50,7 +51,7 @@ pub async fn tls(
     let deadline = Instant::now() + patience;
     loop {
         let until = deadline.min(Instant::now() + ATTEMPT);
-        let conn = app.dial_untouched().await?;
+        let (conn, _own) = connect_marked(app).await?;
         let connector = TlsConnector::from(Arc::clone(config));
         let answer = match timeout_at(until, connector.connect(name.clone(), conn)).await {
             Ok(Ok(stream)) => TlsAnswer::Tls(stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec)),
@@ -82,11 +83,11 @@ pub(super) fn read_failure(error: &io::Error) -> TlsAnswer {
 ///
 /// # Errors
 /// The app does not listen.
-pub async fn h2c(app: &dyn DialApp) -> Result<Option<bool>, AppError> {
+pub async fn h2c(app: AppAddr) -> Result<Option<bool>, AppError> {
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
     const SETTINGS_ACK: &[u8] = b"\0\0\0\x04\x01\0\0\0\0";
     const GOAWAY: &[u8] = b"\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\0";
-    let mut conn = app.dial_untouched().await?;
+    let (mut conn, _own) = connect_marked(app).await?;
     let question = async {
         conn.write_all(PREFACE).await?;
         let mut header = [0; 9];
@@ -113,8 +114,8 @@ pub async fn h2c(app: &dyn DialApp) -> Result<Option<bool>, AppError> {
 ///
 /// # Errors
 /// The app does not listen.
-pub async fn greets(app: &dyn DialApp) -> Result<bool, AppError> {
-    let mut conn: Conn = app.dial_untouched().await?;
+pub async fn greets(app: AppAddr) -> Result<bool, AppError> {
+    let (mut conn, _own) = connect_marked(app).await?;
     let mut first = [0; 1];
     Ok(matches!(timeout(CLEAR_TEXT, conn.read(&mut first)).await, Ok(Ok(1))))
 }

@@ -6,49 +6,21 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use traffic_agent::addr::AppAddr;
-use traffic_agent::conn::{Conn, Io};
+use traffic_agent::conn::Conn;
 use traffic_agent::metrics::PortMetrics;
 use traffic_agent::tls::annotations::{self, AppPort, PortPlan};
 use traffic_agent::tls::store::{Stores, Watch};
-use traffic_agent::tls::{self, Arrival, Hello};
+use traffic_agent::tls::{self, Arrival};
+use traffic_agent::upstream::DialApp;
 use traffic_agent::upstream::originate::{ClearHttp, Originate};
-use traffic_agent::upstream::{AppError, DialApp};
-
-/// Dials without TLS.
-#[derive(Debug)]
-pub struct Plain(pub SocketAddr);
-
-impl DialApp for Plain {
-    fn dial<'a>(&'a self, _: Option<&'a Hello>) -> BoxFuture<'a, Result<Conn, AppError>> {
-        let addr = AppAddr(self.0);
-        Box::pin(async move {
-            let socket = TcpStream::connect(addr.0).await.map_err(|source| AppError::Connect { addr, source })?;
-            Ok(Conn::Tcp(socket))
-        })
-    }
-
-    fn plain_addr(&self) -> Option<AppAddr> {
-        Some(AppAddr(self.0))
-    }
-
-    fn tls_to_workstation<'a>(
-        &'a self,
-        _: Box<dyn Io>,
-        _: Option<&'a Hello>,
-    ) -> Option<BoxFuture<'a, std::io::Result<Conn>>> {
-        None
-    }
-}
 
 pub struct Listener {
     pub addr: SocketAddr,
     pub metrics: Arc<PortMetrics>,
     pub tls: Arc<tls::Port>,
-    pub app: Arc<Originate>,
     _watch: Option<Watch>,
     task: JoinHandle<()>,
 }
@@ -75,7 +47,7 @@ impl Listener {
 
     pub async fn with_limits(plan: PortPlan, app: SocketAddr, limits: tls::Limits) -> Self {
         let mut stores = Stores::default();
-        let app = Arc::new(Originate::new(&plan, Arc::new(Plain(app)), ClearHttp::Ask, &mut stores));
+        let app = Arc::new(Originate::new(&plan, AppAddr(app), ClearHttp::Ask, &mut stores));
         let tls = Arc::new(tls::Port::new(&plan, &mut stores, Arc::clone(&app) as Arc<dyn tls::App>, limits));
         let watch = stores.watch().unwrap();
         let metrics = Arc::new(PortMetrics::default());
@@ -93,7 +65,7 @@ impl Listener {
                 });
             }
         });
-        Self { addr, metrics, tls, app, _watch: watch, task }
+        Self { addr, metrics, tls, _watch: watch, task }
     }
 }
 
