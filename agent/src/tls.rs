@@ -338,6 +338,10 @@ struct Failed {
     refused: Refused,
 }
 
+/// Fatal alert 70 (RFC 8446 section 6.2), for callers that lack what came with TLS 1.2: it says more than the general
+/// refusal they would get.
+const PROTOCOL_VERSION: &[u8] = &[21, 3, 1, 0, 2, 2, 70];
+
 async fn read_hello(socket: &mut TcpStream, limit: usize) -> Result<Accepted, Failed> {
     let quiet = |cause, detail: String| Failed { alert: Vec::new(), refused: Refused::new(cause, detail) };
     let mut acceptor = Acceptor::default();
@@ -363,10 +367,14 @@ async fn read_hello(socket: &mut TcpStream, limit: usize) -> Result<Accepted, Fa
             }
             Ok(None) => {}
             Err((error, mut alert)) => {
+                let cause = classify(&error);
                 let mut bytes = Vec::new();
-                // Writing to a vector does not fail.
-                let _ = alert.write_all(&mut bytes);
-                return Err(Failed { alert: bytes, refused: Refused::new(classify(&error), error.to_string()) });
+                match cause {
+                    TlsFailure::Version => bytes.extend_from_slice(PROTOCOL_VERSION),
+                    // Writing to a vector does not fail.
+                    _ => drop(alert.write_all(&mut bytes)),
+                }
+                return Err(Failed { alert: bytes, refused: Refused::new(cause, error.to_string()) });
             }
         }
     }
@@ -431,7 +439,8 @@ fn classify(error: &rustls::Error) -> TlsFailure {
             | P::Tls12NotOfferedOrEnabled
             | P::ServerTlsVersionIsDisabledByOurConfig
             | P::ServerDoesNotSupportTls12Or13
-            | P::SupportedVersionsExtensionRequired,
+            | P::SupportedVersionsExtensionRequired
+            | P::SignatureAlgorithmsExtensionRequired,
         )
         | E::AlertReceived(AlertDescription::ProtocolVersion) => TlsFailure::Version,
         E::PeerIncompatible(_)

@@ -5,5 +5,6 @@ mod annotations;
 mod certs;
 mod handshakes;
 mod listener;
+mod programs;
 mod rotation;
 mod secrets;
