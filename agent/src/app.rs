@@ -10,7 +10,7 @@ mod ports;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
@@ -89,7 +89,7 @@ impl App {
     /// # Errors
     /// A thread or a runtime could not be made.
     pub fn run(self) -> Result<u8, StartError> {
-        let blocker = self.ready.block("session");
+        let blocker = self.ready.block("arrival at the traffic-manager");
         let listeners = self.listener_infos();
         let settings = &self.settings;
         let running = self.tcp.run(&self.drain)?;
@@ -100,7 +100,7 @@ impl App {
             workload: settings.sidecar.agent_name.clone(),
             namespace: settings.sidecar.namespace.clone(),
             pod: settings.pod_name.clone(),
-            manager: format!("{}:{}", settings.sidecar.manager_host, settings.sidecar.manager_port),
+            manager: control::manager_address(settings),
             started: Instant::now(),
             workers: settings.workers,
             listeners,
@@ -114,12 +114,25 @@ impl App {
             orders: orders.clone(),
         });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let tasks = Drain::default();
         let code = runtime.block_on(async {
             let stop = CancellationToken::new();
             Servers::serve_admin(self.servers.admin, &agent, &stop);
-            let session = control::start(settings, &self.ports, self.tunnels, self.control, blocker);
-            leave::wait_and_drain(&settings.sidecar.drain, &self.ready, &self.drain, &orders, session).await
+            let control = control::Control {
+                settings,
+                ports: &self.ports,
+                tunnels: self.tunnels,
+                metrics: self.control,
+                log: self.log,
+                blocker,
+                grpc: self.servers.grpc,
+            };
+            let depart = control.start(&tasks);
+            leave::wait_and_drain(&settings.sidecar.drain, &self.ready, &self.drain, &orders, depart).await
         });
+        tasks.kill();
+        // A name that is still being resolved would otherwise hold up the end.
+        runtime.shutdown_timeout(Duration::from_millis(100));
         let sound = running.join() & udp.is_none_or(|t| t.join().is_ok());
         Ok(if sound { code } else { 70 })
     }

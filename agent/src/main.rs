@@ -30,7 +30,10 @@ fn main() -> ExitCode {
         }
     };
     match cli.command {
-        None | Some(Command::Agent) => agent(&cli.agent).into(),
+        None | Some(Command::Agent) => {
+            // The panic's own message says what happened.
+            std::panic::catch_unwind(|| agent(&cli.agent)).unwrap_or(SOFTWARE).into()
+        }
         Some(Command::AgentInit { args }) => init(args).into(),
         Some(Command::Status { admin_port }) => status(admin_port, cli.agent.root).into(),
     }

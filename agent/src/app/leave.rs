@@ -1,6 +1,7 @@
 //! Leaving in order: not ready, then no session and all to the app, then a lame-duck time in which connections are
 //! still accepted because the redirect outlives us, then no new ones, then a grace for the open ones.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -23,6 +24,7 @@ pub(super) async fn wait_and_drain<F: Future<Output = ()>>(
     tokio::select! {
         () = signals.next() => {}
         () = orders.quit.notified() => {}
+        () = drain_on_order(times, drain, orders) => {}
     }
     tracing::info!(lame_duck = ?times.lame_duck, grace = ?times.grace, open = drain.alive(), "leaving");
     ready.fail(true);
@@ -30,15 +32,22 @@ pub(super) async fn wait_and_drain<F: Future<Output = ()>>(
         depart.await;
         tokio::time::sleep(times.lame_duck).await;
     };
+    let mut hurried = false;
     tokio::select! {
         () = lame_duck => {}
-        () = signals.next() => tracing::info!("second signal: the lame-duck time is skipped"),
+        () = signals.next() => {
+            tracing::info!("second signal: the lame-duck time is skipped");
+            hurried = true;
+        }
     }
     drain.start();
     tokio::select! {
-        () = drain.finished() => return 0,
+        () = drain.finished() => return u8::from(hurried),
         () = tokio::time::sleep(times.grace) => {}
-        () = signals.next() => tracing::info!("another signal: the grace is skipped"),
+        () = signals.next() => {
+            tracing::info!("another signal: the grace is skipped");
+            hurried = true;
+        }
     }
     let cut = drain.kill();
     if cut > 0 {
@@ -46,7 +55,18 @@ pub(super) async fn wait_and_drain<F: Future<Output = ()>>(
     }
     // Killed tasks need a turn to be dropped.
     let _ = tokio::time::timeout(Duration::from_secs(1), drain.finished()).await;
-    u8::from(cut > 0)
+    u8::from(cut > 0 || hurried)
+}
+
+/// The admin's order to stop accepting; the agent stays. Never returns.
+async fn drain_on_order(times: &sidecar::Drain, drain: &Drain, orders: &Orders) {
+    orders.drain.notified().await;
+    if orders.graceful.load(Ordering::Relaxed) {
+        tokio::time::sleep(times.lame_duck).await;
+    }
+    tracing::info!("ordered to stop accepting");
+    drain.start();
+    std::future::pending().await
 }
 
 struct Signals {

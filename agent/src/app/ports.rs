@@ -2,22 +2,27 @@
 //! workstations, secrets.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
 use traffic_proto::port::Transport as Wire;
-use traffic_proto::sidecar::{AppProtocolStrategy, Target};
+use traffic_proto::sidecar::{AppProtocolStrategy, Replace, Target};
 
 use crate::addr::AppAddr;
+use crate::conn::{Conn, Io};
 use crate::drain::Drain;
 use crate::lane::{Declared, Shared, Spoken};
 use crate::port::listen::PortSpec;
+use crate::session::PortLink;
 use crate::settings::{Settings, protocol};
+use crate::tls::Hello;
 use crate::tls::annotations::{self, AppPort, PortPlan};
 use crate::tls::store::Stores;
 use crate::upstream::app::PlainApp;
 use crate::upstream::originate::{self, ClearHttp};
-use crate::upstream::{DialApp, OpenTunnel, Transport};
+use crate::upstream::{AppError, DialApp, OpenTunnel, Transport};
 
 /// One port with what its connections share.
 #[derive(Debug)]
@@ -82,7 +87,9 @@ fn share(
         tracing::warn!("{odd}");
     }
     let addr = app_addr(settings, target);
+    let replaced = is_replaced(settings, target);
     let (tls, app): (_, Arc<dyn DialApp>) = match plan {
+        _ if replaced => (None, Arc::new(NoApp(addr))),
         Some(plan) => {
             let (tls, app) = originate::compose(plan, addr, clear_http(settings, declared), stores);
             (Some(tls), app)
@@ -91,7 +98,8 @@ fn share(
     };
     Shared {
         container_port: target.container_port.get(),
-        agent_port: target.agent_port.get(),
+        // A replaced container is gone, and the agent stands at its very port.
+        agent_port: if replaced { target.container_port.get() } else { target.agent_port.get() },
         routes: Arc::default(),
         transport: if target.transport == Wire::Udp { Transport::Udp } else { Transport::Tcp },
         spoken: Spoken::new(declared, source),
@@ -148,4 +156,50 @@ fn tls_plans(settings: &Settings) -> BTreeMap<u16, PortPlan> {
 fn declared_protocol(settings: &Settings, target: &Target) -> String {
     let key = format!("{}.{}", protocol::ANNOTATION, target.container_port);
     settings.annotations.get(&key).unwrap_or(&target.app_protocol).clone()
+}
+
+fn is_replaced(settings: &Settings, target: &Target) -> bool {
+    let container = settings.sidecar.containers.iter().find(|c| c.name == target.container);
+    container.is_some_and(|c| c.replace == Replace::Container)
+}
+
+/// The port as the session puts rules in force on it.
+pub(super) fn link(port: &Port) -> PortLink {
+    let shared = Arc::clone(&port.shared);
+    PortLink { routes: Arc::clone(&shared.routes), unreadable: Box::new(move || unreadable(&shared)) }
+}
+
+/// Why requests cannot be told apart on a port: it speaks TLS and the agent has no good certificate for it.
+fn unreadable(shared: &Shared) -> Option<String> {
+    if shared.spoken.get().0 != Declared::Tls || shared.tls.as_ref().is_some_and(|tls| tls.terminates()) {
+        return None;
+    }
+    match shared.tls.as_ref().and_then(|tls| tls.fault()) {
+        Some(fault) => Some(format!("port {} speaks TLS: {fault}", shared.container_port)),
+        None => Some(annotations::advice(shared.container_port)),
+    }
+}
+
+/// The app of a replaced container: there is none, and dialling its port would reach the agent itself.
+#[derive(Clone, Copy, Debug)]
+struct NoApp(AppAddr);
+
+impl DialApp for NoApp {
+    fn dial<'a>(&'a self, _hello: Option<&'a Hello>) -> BoxFuture<'a, Result<Conn, AppError>> {
+        let refused = io::Error::new(io::ErrorKind::ConnectionRefused, "the container is replaced by an intercept");
+        let error = AppError::Connect { addr: self.0, source: refused };
+        Box::pin(async move { Err(error) })
+    }
+
+    fn plain_addr(&self) -> Option<AppAddr> {
+        None
+    }
+
+    fn tls_to_workstation<'a>(
+        &'a self,
+        _tunnel: Box<dyn Io>,
+        _hello: Option<&'a Hello>,
+    ) -> Option<BoxFuture<'a, io::Result<Conn>>> {
+        None
+    }
 }

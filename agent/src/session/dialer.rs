@@ -89,8 +89,10 @@ async fn udp(conn_id: ConnId, io: TunnelIo) {
                 },
                 received = socket.recv(&mut datagram) => {
                     // An ICMP error of an earlier datagram shows here once.
-                    let payload = received.ok().and_then(|n| datagram.get(..n));
-                    payload.is_none_or(|payload| tunnel.send_datagram(payload) || true)
+                    if let Some(payload) = received.ok().and_then(|n| datagram.get(..n)) {
+                        tunnel.send_datagram(payload);
+                    }
+                    true
                 }
             }
         });
