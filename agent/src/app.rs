@@ -68,7 +68,7 @@ pub fn build(settings: Settings, log: Control) -> Result<App, StartError> {
     let control = Arc::new(ControlMetrics::default());
     let tunnels = control::Tunnels::new(control.clone());
     let (ports, stores) = ports::build(&settings, &drain, &(Arc::new(tunnels.clone()) as Arc<dyn OpenTunnel>));
-    let tcp = Ports::bind(ports::tcp(&ports), settings.workers)?;
+    let tcp = Ports::bind(ports::tcp(&settings, &ports), settings.workers)?;
     let udp = listeners::bind_udp(&ports)?;
     let servers = Servers::bind(&settings)?;
     servers.write_ports_file(&settings);

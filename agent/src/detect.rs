@@ -16,7 +16,7 @@ use tokio::time::Sleep;
 
 use crate::buffers::Buf;
 use crate::conn::Conn;
-use crate::lane::{Declared, Lane};
+use crate::lane::{Declared, Lane, Source};
 use crate::metrics::OpaqueReason;
 use crate::outcome::Ended;
 use crate::upstream::app::{AppLeg, ended_by_app};
@@ -58,7 +58,8 @@ pub struct First {
 /// The connection is over: the caller is gone, or the app refused while no rule could send a request elsewhere.
 pub async fn first_bytes(down: &mut Conn, app: &mut AppLeg, lane: &Lane) -> Result<First, Ended> {
     // Only a caller that has HTTP to say is sure to speak first.
-    let client_first = matches!(lane.port.spoken.get().0, Declared::Http1 | Declared::Http2);
+    let (declared, source) = lane.port.spoken.get();
+    let client_first = matches!(declared, Declared::Http1 | Declared::Http2) && source != Source::Probe;
     let awaits_workstation = app.is_idle() && !client_first;
     let (from_caller, from_app) = (Buf::default(), Buf::default());
     let mut look = Look { down, app, lane, from_caller, from_app, awaits_workstation, deadline: None };
@@ -146,11 +147,8 @@ impl Look<'_> {
             },
             Err(ended) => ended,
         };
-        if self.lane.port.routes.load().is_empty() || failure == Ended::AppReset {
-            return Poll::Ready(Err(failure));
-        }
-        // A request may yet turn out to be a workstation's.
         self.app.fail(failure);
-        Poll::Pending
+        // While there are rules, a request may yet turn out to be a workstation's.
+        if self.lane.port.routes.load().is_empty() { Poll::Ready(Err(failure)) } else { Poll::Pending }
     }
 }

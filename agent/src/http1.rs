@@ -11,6 +11,7 @@ pub mod head;
 mod exchange;
 mod expired;
 mod flow;
+mod identity;
 mod idle;
 mod workstation;
 
@@ -98,6 +99,13 @@ impl Connection<'_> {
                 Next::End(ended) => return ended,
             };
             let started = Instant::now();
+            let head = match self.lane.identity() {
+                None => head,
+                Some((name, caller)) => match identity::replace(&mut self.request.buf, &head, name, caller) {
+                    Some(head) => head,
+                    None => return Ended::Limit,
+                },
+            };
             let mut body = Body::of_request(&head);
             if self.request.clear_head(head.len, &mut body).is_err() {
                 return self.relay_to_app(OpaqueReason::Ambiguous).await;
@@ -118,7 +126,7 @@ impl Connection<'_> {
             if upstream == Upstream::App {
                 self.ready_app().await;
             }
-            let mut exchange = Exchange::new(&head, body, upstream, started);
+            let mut exchange = Exchange::new(&head, body, upstream, self.lane.identity().is_none(), started);
             match poll_fn(|cx| exchange.poll(self, cx)).await {
                 Outcome::Next => self.stale_app = upstream != Upstream::App,
                 Outcome::End(ended) => return ended,
@@ -156,8 +164,13 @@ impl Connection<'_> {
         }
     }
 
-    /// Relays the rest of the connection unread, to the app.
+    /// Relays the rest of the connection unread, to the app; not where a caller could so tell the app who it is.
     async fn relay_to_app(&mut self, reason: OpaqueReason) -> Ended {
+        if self.lane.identity().is_some() {
+            self.lane.port.metrics.opaque.at(reason).inc();
+            self.app.abort();
+            return Ended::Malformed;
+        }
         self.relay(Upstream::App, Some(reason)).await
     }
 

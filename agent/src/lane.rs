@@ -8,6 +8,7 @@ use crate::addr::Caller;
 use crate::drain::Drain;
 use crate::metrics::PortMetrics;
 use crate::switch::Routes;
+use crate::tls::Identity;
 use crate::upstream::{DialApp, Hello, OpenTunnel, Transport};
 
 /// The app protocol a port was declared, annotated or probed to speak.
@@ -153,6 +154,16 @@ pub struct Lane {
     pub port: Arc<Shared>,
     /// What the TLS handshake found, where the agent terminated TLS.
     pub hello: Option<Arc<Hello>>,
+}
+
+impl Lane {
+    /// The request header in which this port hands verified callers' identities on, and this caller's, where it has
+    /// one. Whatever a caller itself sends under that name must not reach anybody.
+    #[must_use]
+    pub fn identity(&self) -> Option<(&str, Option<&Identity>)> {
+        let name = self.port.tls.as_ref()?.identity_header()?;
+        Some((name, self.hello.as_ref().and_then(|hello| hello.identity.as_deref())))
+    }
 }
 
 #[cfg(test)]

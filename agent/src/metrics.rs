@@ -422,6 +422,7 @@ impl Label for Ended {
             Self::TimedOut(Stage::Head),
             Self::TimedOut(Stage::Dial),
             Self::Handshake,
+            Self::Malformed,
             Self::Limit,
             Self::Drained,
             Self::Bug,

@@ -83,7 +83,7 @@ async fn to_workstation(
         return Ok(Conn::Other(Box::new(tunnel)));
     }
     let tunnel = Box::new(tunnel);
-    if port.app.plain_addr().is_some() {
+    if !port.app.speaks_tls(lane.hello.as_deref()).await {
         return Ok(Conn::Other(tunnel));
     }
     match port.app.tls_to_workstation(tunnel, lane.hello.as_deref()) {

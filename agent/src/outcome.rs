@@ -33,6 +33,8 @@ pub enum Ended {
     TimedOut(Stage),
     /// The TLS handshake failed.
     Handshake,
+    /// The caller's bytes were unclear where nobody but the agent could have judged them.
+    Malformed,
     /// A limit of ours was hit.
     Limit,
     /// The drain's deadline cut it.
@@ -57,6 +59,7 @@ impl Ended {
             Self::TimedOut(Stage::Head) => "head_timeout",
             Self::TimedOut(Stage::Dial) => "dial_timeout",
             Self::Handshake => "handshake_failed",
+            Self::Malformed => "malformed",
             Self::Limit => "limit",
             Self::Drained => "drained",
             Self::Bug => "bug",

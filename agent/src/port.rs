@@ -1,6 +1,7 @@
 //! START HERE: one listening port, its accept loop, then one connection from end to end.
 
 pub mod listen;
+mod probing;
 pub mod workers;
 
 use std::sync::Arc;
@@ -116,6 +117,13 @@ pub async fn connection(io: TcpStream, mut lane: Lane) -> Ended {
                 ended
             }
         },
+        // What is not understood could tell the app who the caller is, where the agent has to vouch for that. TLS of
+        // the caller's own is between the two.
+        Protocol::Opaque(reason) if reason != OpaqueReason::TlsRelayed && lane.identity().is_some() => {
+            port.metrics.opaque.at(reason).inc();
+            down.abort();
+            Ended::Malformed
+        }
         Protocol::Opaque(reason) => {
             let first = relay::First { from_down: first.from_caller, from_up: first.from_app };
             Box::pin(unread(down, app, first, &lane, reason)).await

@@ -69,8 +69,14 @@ pub trait DialApp: Send + Sync + fmt::Debug {
         self.plain_addr()
     }
 
+    /// Whether the app is spoken to in TLS, so that a workstation in its place is too. May ask the app once.
+    fn speaks_tls<'a>(&'a self, _hello: Option<&'a Hello>) -> BoxFuture<'a, bool> {
+        Box::pin(std::future::ready(false))
+    }
+
     /// TLS as towards the app, spoken to the workstation through an open tunnel (unless the intercept says
-    /// plaintext); `None` where the app is reached in clear text.
+    /// plaintext); `None` where the app is reached in clear text. The tunnel is gone then, so ask
+    /// [`Self::speaks_tls`] first.
     fn tls_to_workstation<'a>(
         &'a self,
         tunnel: Box<dyn crate::conn::Io>,

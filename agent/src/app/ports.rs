@@ -61,9 +61,17 @@ pub(super) fn build(settings: &Settings, drain: &Drain, tunnels: &Arc<dyn OpenTu
 }
 
 /// What to listen on for TCP.
-pub(super) fn tcp(ports: &[Port]) -> Vec<(PortSpec, Arc<Shared>)> {
-    let of_tcp = ports.iter().filter(|p| p.shared.transport == Transport::Tcp);
-    of_tcp.map(|p| (PortSpec { port: p.shared.agent_port, owner: p.owner(), addr: None }, p.shared.clone())).collect()
+pub(super) fn tcp(settings: &Settings, ports: &[Port]) -> Vec<(PortSpec, Arc<Shared>)> {
+    let spec = |port: &Port| PortSpec {
+        port: port.shared.agent_port,
+        owner: port.owner(),
+        addr: None,
+        // In clear text, and where nothing else says what the app speaks.
+        probes: port.shared.tls.is_none()
+            && port.shared.spoken.get().0 == Declared::Unknown
+            && may_ask_in_clear_text(settings),
+    };
+    ports.iter().filter(|p| p.shared.transport == Transport::Tcp).map(|p| (spec(p), p.shared.clone())).collect()
 }
 
 impl Port {
@@ -117,8 +125,7 @@ fn app_addr(settings: &Settings, target: &Target) -> AppAddr {
 }
 
 fn clear_http(settings: &Settings, declared: Declared) -> ClearHttp {
-    let may_ask = settings.sidecar.enable_h2c_probing
-        && settings.sidecar.app_protocol_strategy == AppProtocolStrategy::Http2Probe;
+    let may_ask = may_ask_in_clear_text(settings);
     match declared {
         Declared::Http1 => ClearHttp::Http1,
         Declared::Http2 => ClearHttp::Http2,
@@ -126,6 +133,10 @@ fn clear_http(settings: &Settings, declared: Declared) -> ClearHttp {
         _ if may_ask => ClearHttp::Ask,
         _ => ClearHttp::DoNotAsk,
     }
+}
+
+fn may_ask_in_clear_text(settings: &Settings) -> bool {
+    settings.sidecar.enable_h2c_probing && settings.sidecar.app_protocol_strategy == AppProtocolStrategy::Http2Probe
 }
 
 fn tls_plans(settings: &Settings) -> BTreeMap<u16, PortPlan> {

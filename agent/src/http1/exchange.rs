@@ -33,6 +33,9 @@ pub(super) enum Outcome {
 /// The exchange under way.
 pub(super) struct Exchange {
     upstream: Upstream,
+    /// The rest of the connection may be relayed unread where it becomes unclear: it is the app's, and no caller
+    /// could tell the app anything that the port has to keep from it.
+    may_relay: bool,
     method: Method,
     started: Instant,
     request: Body,
@@ -68,9 +71,10 @@ struct Ends<'c, 'l> {
 
 impl Exchange {
     /// An exchange whose request head, and what was there of its `body`, has been cleared.
-    pub(super) fn new(head: &Head, body: Body, upstream: Upstream, started: Instant) -> Self {
+    pub(super) fn new(head: &Head, body: Body, upstream: Upstream, relays: bool, started: Instant) -> Self {
         Self {
             upstream,
+            may_relay: relays && upstream == Upstream::App,
             method: head.method(),
             started,
             request: body,
@@ -101,8 +105,9 @@ impl Exchange {
         ends.answer.count(&lane.port.metrics.bytes_out);
         if let Poll::Ready(Outcome::End(ended)) = outcome {
             match ended {
-                Ended::CallerReset | Ended::CallerLeft => ends.up.abort(),
+                Ended::CallerReset | Ended::CallerLeft | Ended::Malformed => ends.up.abort(),
                 Ended::TunnelLost => lane.port.metrics.tunnel_failures.inc(),
+                Ended::AppRefused | Ended::TimedOut(_) => lane.port.metrics.app_connect_failures.inc(),
                 _ => {}
             }
         }
@@ -171,17 +176,11 @@ impl Exchange {
 
     /// A body whose framing breaks off: the app is the judge of the rest; a workstation must not see it.
     fn unclear_request(&self) -> Outcome {
-        match self.upstream {
-            Upstream::App => Outcome::Relay(Some(OpaqueReason::Ambiguous)),
-            Upstream::Tunnel(_) => Outcome::End(Ended::CallerLeft),
-        }
+        if self.may_relay { Outcome::Relay(Some(OpaqueReason::Ambiguous)) } else { Outcome::End(Ended::Malformed) }
     }
 
     fn caller_left(&self) -> Outcome {
-        match self.upstream {
-            Upstream::App => Outcome::Relay(None),
-            Upstream::Tunnel(_) => Outcome::End(Ended::CallerLeft),
-        }
+        if self.may_relay { Outcome::Relay(None) } else { Outcome::End(Ended::CallerLeft) }
     }
 
     /// Moves the answer on, and decides when the exchange is over.
@@ -268,13 +267,13 @@ impl Exchange {
         self.persists &= head.persists();
         if self.awaits_continue && !self.request.is_done() {
             // Whether the announced body follows, or the next request, is between the caller and the app.
-            if self.upstream == Upstream::App {
+            if self.may_relay {
                 return Follow::Over(Outcome::Relay(Some(OpaqueReason::Ambiguous)));
             }
             self.persists = false;
         }
         if body == Body::UntilClose {
-            if self.upstream == Upstream::App {
+            if self.may_relay {
                 return Follow::Over(Outcome::Relay(None));
             }
             self.persists = false;
@@ -288,7 +287,7 @@ impl Exchange {
 
     /// The caller is the judge of an unclear answer, as it would be without an agent.
     fn unclear_answer(&mut self, reason: OpaqueReason, ends: &mut Ends<'_, '_>) -> Follow {
-        if self.upstream == Upstream::App {
+        if self.may_relay {
             return Follow::Over(Outcome::Relay(Some(reason)));
         }
         self.persists = false;
@@ -305,29 +304,32 @@ impl Exchange {
     /// The answer is complete. The request may not be: then it goes on, as long as the upstream listens.
     fn poll_over(&mut self, ends: &mut Ends<'_, '_>, cx: &mut Context<'_>) -> Poll<Outcome> {
         let complete = self.request.is_done() && ends.request.is_written();
-        Poll::Ready(match self.upstream {
-            _ if self.refused => Outcome::Close,
-            Upstream::App if complete => Outcome::Next,
-            Upstream::Tunnel(_) if complete && self.persists => Outcome::Next,
-            Upstream::Tunnel(_) if complete || self.awaits_continue => Outcome::Close,
-            Upstream::App => match ready!(ends.answer.poll_read(ends.up, 0, cx)) {
-                Ok(0) => Outcome::Relay(None),
-                Ok(_) => Outcome::Relay(Some(OpaqueReason::Ambiguous)),
-                Err(_) => Outcome::Close,
-            },
-            Upstream::Tunnel(_) => {
-                let _ = ready!(ends.answer.poll_read(ends.up, 0, cx));
-                Outcome::Close
-            }
+        if self.refused {
+            return Poll::Ready(Outcome::Close);
+        }
+        if complete {
+            // The app ends its own connection where it means to.
+            let goes_on = self.persists || self.may_relay;
+            return Poll::Ready(if goes_on { Outcome::Next } else { Outcome::Close });
+        }
+        if self.awaits_continue {
+            return Poll::Ready(Outcome::Close);
+        }
+        let ended = ready!(ends.answer.poll_read(ends.up, 0, cx));
+        Poll::Ready(match ended {
+            Ok(0) if self.may_relay => Outcome::Relay(None),
+            Ok(_) if self.may_relay => Outcome::Relay(Some(OpaqueReason::Ambiguous)),
+            _ => Outcome::Close,
         })
     }
 
     /// The upstream ended its side before the answer was complete.
     fn upstream_ended(&self) -> Outcome {
-        match (self.upstream, &self.answer) {
-            (Upstream::App, _) => Outcome::Relay(None),
-            (Upstream::Tunnel(_), Answer::Body(Body::UntilClose) | Answer::Unclear) => Outcome::Close,
-            (Upstream::Tunnel(_), _) => Outcome::End(Ended::TunnelLost),
+        match (&self.answer, self.upstream) {
+            _ if self.may_relay => Outcome::Relay(None),
+            (Answer::Body(Body::UntilClose) | Answer::Unclear, _) => Outcome::Close,
+            (_, Upstream::App) => Outcome::End(Ended::AppReset),
+            (_, Upstream::Tunnel(_)) => Outcome::End(Ended::TunnelLost),
         }
     }
 

@@ -189,8 +189,15 @@ impl Parser {
         }
     }
 
+    /// More is awaited only behind bytes that may still become a head: others are not to be held back.
     fn more(&self, bytes: &[u8]) -> Result<Step, Ambiguous> {
-        if bytes.len() >= MAX_HEAD { Err(Ambiguous::Oversized) } else { Ok(Step::More) }
+        if bytes.len() >= MAX_HEAD {
+            Err(Ambiguous::Oversized)
+        } else if self.start.is_none() && !may_begin(self.kind, bytes.get(self.at..).unwrap_or_default()) {
+            Err(Ambiguous::StartLine)
+        } else {
+            Ok(Step::More)
+        }
     }
 
     fn first_line(&mut self, line: &[u8], next: usize) -> Result<(), Ambiguous> {
@@ -287,6 +294,12 @@ impl Head {
             Start::Request { method, .. } => method,
             Start::Response { .. } => Method::Other,
         }
+    }
+
+    /// The first line, and the field lines with the empty line behind them; `bytes` are the head's own.
+    #[must_use]
+    pub(super) fn split<'b>(&self, bytes: &'b [u8]) -> (&'b [u8], &'b [u8]) {
+        bytes.get(..self.len).and_then(|head| head.split_at_checked(self.fields)).unwrap_or_default()
     }
 
     /// The request as routing reads it; `bytes` are the ones the head was parsed from.
@@ -407,6 +420,18 @@ fn text_len(bytes: &[u8]) -> usize {
         }
     }
     words.len() * 8 + tail.iter().position(|b| *b < 0x20 || *b == 0x7f).unwrap_or(tail.len())
+}
+
+/// Whether an incomplete first line may still become one.
+fn may_begin(kind: Kind, bytes: &[u8]) -> bool {
+    match kind {
+        Kind::Request => match bytes.iter().position(|b| !is_token(*b)) {
+            Some(0) => bytes == b"\r",
+            Some(method) => bytes.get(method) == Some(&b' '),
+            None => true,
+        },
+        Kind::Response => bytes.iter().zip(b"HTTP/1.").all(|(byte, want)| byte == want),
+    }
 }
 
 /// `method SP target SP HTTP/1.x`, with exactly one space at each place (RFC 9112 section 3).

@@ -144,12 +144,12 @@ fn watch_app(c: &mut Connection<'_>, cx: &mut Context<'_>) -> Option<Next> {
             Poll::Ready(Err(e)) => ended_by_app(&e),
         },
     };
-    if failure == Ended::AppReset || c.lane.port.routes.load().is_empty() {
+    if failure == Ended::AppReset {
         return Some(Next::End(failure));
     }
-    // The next request may yet be a workstation's.
     c.app.fail(failure);
-    None
+    // While there are rules, the next request may yet be a workstation's.
+    c.lane.port.routes.load().is_empty().then_some(Next::End(failure))
 }
 
 /// Gives up an app's connection that has ended, or speaks unasked, while a workstation served the caller: the caller

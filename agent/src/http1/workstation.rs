@@ -104,7 +104,7 @@ async fn open(lane: &Lane, intercept: &Arc<Intercept>) -> Result<Conn, Failure> 
         return Err(Failure::new(failure.fail_open(), failure));
     }
     let tunnel = Box::new(tunnel);
-    if intercept.plaintext || port.app.plain_addr().is_some() {
+    if intercept.plaintext || !port.app.speaks_tls(lane.hello.as_deref()).await {
         return Ok(Conn::Other(tunnel));
     }
     let Some(handshake) = port.app.tls_to_workstation(tunnel, lane.hello.as_deref()) else {

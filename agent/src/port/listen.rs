@@ -23,6 +23,8 @@ pub struct PortSpec {
     pub owner: String,
     /// The address to listen on; `None` for every address of both families.
     pub addr: Option<IpAddr>,
+    /// Whether the app may be asked in clear text if it speaks HTTP/2, when an intercept makes that worth knowing.
+    pub probes: bool,
 }
 
 /// A port that could not be bound.
@@ -67,31 +69,36 @@ impl PortSpec {
     /// # Errors
     /// See [`BindError`].
     pub fn bind(&self, workers: usize) -> Result<Vec<TcpListener>, BindError> {
-        let failed = |source: io::Error| match source.kind() {
-            io::ErrorKind::AddrInUse => BindError::Taken { port: self.port, owner: self.owner.clone() },
-            _ => BindError::Refused { port: self.port, owner: self.owner.clone(), source },
-        };
-        let first = self.bind_somewhere(self.port, false).map_err(failed)?;
+        let failed = |source| self.failed(source);
+        let first = self.somewhere(self.port, |addr| bind(addr, false)).map_err(failed)?;
         if workers < 2 {
             return Ok(vec![first]);
         }
         let port = first.local_addr().map_err(failed)?.port();
         drop(first);
-        (0..workers).map(|_| self.bind_somewhere(port, true).map_err(failed)).collect()
+        (0..workers).map(|_| self.somewhere(port, |addr| bind(addr, true)).map_err(failed)).collect()
     }
 
-    fn bind_somewhere(&self, port: u16, share: bool) -> io::Result<TcpListener> {
-        if let Some(addr) = self.addr {
-            return bind(SocketAddr::new(addr, port), share);
+    fn failed(&self, source: io::Error) -> BindError {
+        let (port, owner) = (self.port, self.owner.clone());
+        match source.kind() {
+            io::ErrorKind::AddrInUse => BindError::Taken { port, owner },
+            _ => BindError::Refused { port, owner, source },
         }
-        match bind(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port), share) {
+    }
+
+    fn somewhere<T>(&self, port: u16, bind: impl Fn(SocketAddr) -> io::Result<T>) -> io::Result<T> {
+        if let Some(addr) = self.addr {
+            return bind(SocketAddr::new(addr, port));
+        }
+        match bind(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port)) {
             // No IPv6 in this kernel, or switched off for this pod.
             Err(e)
                 if [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL]
                     .iter()
                     .any(|errno| e.raw_os_error() == Some(errno.raw_os_error())) =>
             {
-                bind(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port), share)
+                bind(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port))
             }
             bound => bound,
         }
@@ -100,9 +107,7 @@ impl PortSpec {
 
 fn bind(addr: SocketAddr, share: bool) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking().cloexec(), None)?;
-    if addr.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
-        socket.set_only_v6(false)?;
-    }
+    both_families(&socket, addr)?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(share)?;
     // Accepted sockets inherit it, which saves a system call for each.
@@ -110,6 +115,10 @@ fn bind(addr: SocketAddr, share: bool) -> io::Result<TcpListener> {
     socket.bind(&addr.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
+}
+
+fn both_families(socket: &Socket, addr: SocketAddr) -> io::Result<()> {
+    if addr.is_ipv6() { socket.set_only_v6(addr.ip() != IpAddr::V6(Ipv6Addr::UNSPECIFIED)) } else { Ok(()) }
 }
 
 impl Accepted {

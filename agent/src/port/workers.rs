@@ -31,9 +31,11 @@ pub struct Ports {
 
 #[derive(Debug)]
 struct Bound {
+    addr: SocketAddr,
     /// One for each worker.
     listeners: Vec<std::net::TcpListener>,
     port: Arc<Shared>,
+    probes: bool,
 }
 
 /// The threads at work.
@@ -50,18 +52,15 @@ impl Ports {
     pub fn bind(specs: Vec<(PortSpec, Arc<Shared>)>, workers: usize) -> Result<Self, BindError> {
         listen::raise_descriptor_limit();
         let workers = workers.max(1);
-        let bound = specs
-            .into_iter()
-            .map(|(spec, port)| Ok(Bound { listeners: spec.bind(workers)?, port }))
-            .collect::<Result<_, BindError>>()?;
+        let bound =
+            specs.into_iter().map(|(spec, port)| Bound::new(&spec, port, workers)).collect::<Result<_, BindError>>()?;
         Ok(Self { bound, workers })
     }
 
     /// Where each port listens, in the order they were given.
     #[must_use]
     pub fn addrs(&self) -> Vec<SocketAddr> {
-        let addr = |b: &Bound| b.listeners.first().and_then(|l| l.local_addr().ok());
-        self.bound.iter().filter_map(addr).collect()
+        self.bound.iter().map(|bound| bound.addr).collect()
     }
 
     /// Starts the threads. They end when `drain` has begun and the last connection has ended, or been ended by it.
@@ -73,12 +72,23 @@ impl Ports {
         for n in 0..self.workers {
             let mine: Vec<_> =
                 self.bound.iter_mut().filter_map(|b| Some((b.listeners.pop()?, Arc::clone(&b.port)))).collect();
+            let asking: Vec<_> =
+                self.bound.iter().filter(|b| b.probes && n == 0).map(|b| Arc::clone(&b.port)).collect();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let drain = drain.clone();
-            let work = move || runtime.block_on(serve(mine, drain));
+            let work = move || runtime.block_on(serve(mine, asking, drain));
             threads.push(std::thread::Builder::new().name(format!("worker-{n}")).spawn(work)?);
         }
         Ok(Running { threads })
+    }
+}
+
+impl Bound {
+    fn new(spec: &PortSpec, port: Arc<Shared>, workers: usize) -> Result<Self, BindError> {
+        let listeners = spec.bind(workers)?;
+        let addr = listeners.first().map_or(Err(io::ErrorKind::NotFound.into()), std::net::TcpListener::local_addr);
+        let addr = addr.map_err(|source| BindError::Refused { port: spec.port, owner: spec.owner.clone(), source })?;
+        Ok(Self { addr, listeners, port, probes: spec.probes })
     }
 }
 
@@ -90,13 +100,16 @@ impl Running {
     }
 }
 
-async fn serve(listeners: Vec<(std::net::TcpListener, Arc<Shared>)>, drain: Drain) {
+async fn serve(listeners: Vec<(std::net::TcpListener, Arc<Shared>)>, asking: Vec<Arc<Shared>>, drain: Drain) {
     for (listener, port) in listeners {
         match TcpListener::from_std(listener) {
             Ok(listener) => drain.spawn(super::accept(listener, port)),
             // Only a runtime that cannot take another descriptor does this.
             Err(error) => tracing::error!(port = port.agent_port, %error, "the port is not served"),
         }
+    }
+    for port in asking {
+        drain.spawn(super::probing::ask_when_needed(port));
     }
     drain.draining().await;
     drain.finished().await;

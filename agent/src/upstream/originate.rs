@@ -283,6 +283,13 @@ impl DialApp for Originate {
         None
     }
 
+    fn speaks_tls<'a>(&'a self, hello: Option<&'a Hello>) -> BoxFuture<'a, bool> {
+        Box::pin(async move {
+            let asked = hello.is_some() || self.client.has_certificate();
+            asked && matches!(self.speaks().await, Ok(Speaks::Tls))
+        })
+    }
+
     fn tls_to_workstation<'a>(
         &'a self,
         tunnel: Box<dyn Io>,

@@ -1,0 +1,46 @@
+//! Asks the app of an undeclared clear-text port whether it speaks HTTP/2, once an intercept makes that worth knowing,
+//! and again when the answer may be stale. Callers' own bytes decide what is carried; the answer is for people, and
+//! for whoever has to speak first.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::lane::{Declared, Shared, Source};
+use crate::upstream::probe;
+
+/// Until an app that was away, or said nothing, is asked again.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// Watches the port's rules until the drain begins.
+pub(super) async fn ask_when_needed(port: Arc<Shared>) {
+    let mut changes = port.routes.watch();
+    loop {
+        let needed = port.routes.load().has_filters();
+        let (_, source) = port.spoken.get();
+        let pause = match (needed, source) {
+            (true, Source::Bytes) => ask(&port).await,
+            // An answer is kept as long as it is needed: the next intercept may meet another app.
+            (false, Source::Probe) => {
+                port.spoken.set(Declared::Unknown, Source::Bytes);
+                None
+            }
+            _ => None,
+        };
+        tokio::select! {
+            () = port.drain.draining() => return,
+            changed = changes.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => {}
+        }
+    }
+}
+
+async fn ask(port: &Shared) -> Option<Duration> {
+    let spoken = match probe::h2c(port.app.as_ref()).await {
+        Ok(Some(true)) => Declared::Http2,
+        Ok(Some(false)) => Declared::Http1,
+        Ok(None) | Err(_) => return Some(AGAIN),
+    };
+    port.spoken.set(spoken, Source::Probe);
+    tracing::info!(port = port.container_port, protocol = spoken.word(), source = "probe", "protocol of the app");
+    None
+}

@@ -1,0 +1,12 @@
+//! HTTP/1 through a whole port: real sockets on both sides, a real tunnel to a workstation that dials.
+
+#![allow(clippy::unwrap_used)]
+
+mod exchange;
+mod footprint;
+mod generate;
+mod intercepted;
+mod rig;
+mod second_reader;
+mod transparent;
+mod vectors;
