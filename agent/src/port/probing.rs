@@ -35,7 +35,8 @@ pub(super) async fn ask_when_needed(port: Arc<Shared>) {
 }
 
 async fn ask(port: &Shared) -> Option<Duration> {
-    let spoken = match probe::h2c(port.app.as_ref()).await {
+    let addr = port.app.plain_addr()?;
+    let spoken = match probe::h2c(addr).await {
         Ok(Some(true)) => Declared::Http2,
         Ok(Some(false)) => Declared::Http1,
         Ok(None) | Err(_) => return Some(AGAIN),
