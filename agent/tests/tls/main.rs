@@ -2,6 +2,7 @@
 #![allow(missing_docs, unreachable_pub)]
 
 mod annotations;
+mod canary;
 mod certs;
 mod handshakes;
 mod listener;

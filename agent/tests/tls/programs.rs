@@ -333,3 +333,34 @@ async fn callers_are_verified_where_a_ca_is_annotated() {
         assert_eq!(refused, if anonymous_allowed { 4 } else { 6 });
     }
 }
+
+/// The protocols in seconds; all that testssl knows, in a minute or two, with
+/// `TLS_TESTSSL=full`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn testssl_finds_nothing_worse_than_informational() {
+    let pod = Pod::new();
+    let nginx = Nginx::start(Speaks::Clear, false, &pod.ca);
+    let listener = Listener::start(pod.plan(&[TERMINATE], "http"), nginx.addr).await;
+    let report = pod.root.path().join("report.json");
+    let mut command = Command::new("testssl");
+    command.args(["--quiet", "--color", "0", "--warnings", "off", "--ip", "127.0.0.1", "--jsonfile"]).arg(&report);
+    command.arg("--add-ca").arg(pod.ca_file());
+    if std::env::var("TLS_TESTSSL").is_ok_and(|v| v == "full") {
+        command.args(["--protocols", "--std", "--fs", "--server-preference", "--server-defaults", "--vulnerable"]);
+    } else {
+        command.arg("--protocols");
+    }
+    command.arg(format!("app.test:{}", listener.addr.port()));
+    let output = run(command).await;
+    println!("{}", String::from_utf8_lossy(&output.stdout));
+    let report: serde_json::Value = serde_json::from_slice(&fs::read(report).unwrap()).unwrap();
+    let findings = report.as_array().unwrap();
+    assert!(findings.iter().any(|f| f["id"] == "TLS1_3" && f["severity"] == "OK"), "{findings:?}");
+    for finding in findings {
+        let told = finding["severity"].as_str().unwrap();
+        // What is said of the test's certificate: that nobody revokes it, and that it has no CA known to the world.
+        let of_the_certificate =
+            ["cert_", "OCSP", "DNS_CAA"].iter().any(|p| finding["id"].as_str().unwrap().starts_with(p));
+        assert!(matches!(told, "OK" | "INFO" | "DEBUG" | "WARN") || of_the_certificate, "{finding}");
+    }
+}
