@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::{Command, Stdio};
 
+use rustix::process::{Gid, Uid};
 use rustix::thread::LinkNameSpaceType;
 
 /// A network namespace, alive as long as this value or anything that runs in it.
@@ -37,6 +38,17 @@ impl Space {
                 work()
             });
             inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// The same as somebody: `uid` and `gid` own the sockets and processes that `work` makes.
+    pub fn run_as<T: Send>(&self, uid: u32, gid: u32, work: impl FnOnce() -> T + Send) -> T {
+        self.run(|| {
+            let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+            rustix::thread::set_thread_groups(&[]).unwrap();
+            rustix::thread::set_thread_res_gid(gid, gid, gid).unwrap();
+            rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+            work()
         })
     }
 
