@@ -1,0 +1,35 @@
+# `make demo` and `make test` need nothing but a Rust toolchain and, for missing packages, root on Debian or Ubuntu.
+
+.PHONY: demo test packages bench bench-compare bench-counts budgets fuzz
+.DEFAULT_GOAL := help
+
+help:
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /	/'
+
+demo: ## The main job, end to end, in separate processes; SERVE=1 stays up
+	cargo build --quiet --workspace --bins --example app --example demo
+	HARNESS_BUILT=1 target/debug/examples/demo
+
+test: packages ## Every test; installs the packages they need
+	cargo build --workspace --bins --example app
+	HARNESS_BUILT=1 cargo test --workspace
+
+packages:
+	tests/install-packages
+
+fuzz: ## Every parser under fire for a minute each
+	fuzz/run 60
+
+bench: ## Criterion benches of the hot path's parts
+	cargo bench -p harness
+
+bench-compare: ## The agent beside Envoy, HAProxy and nginx; table and plot in target/bench/
+	cargo build --release -p traffic-agent -p traffic-manager -p intercept
+	benches/compare/compare.py
+
+bench-counts: ## Instruction counts against benches/counts.json
+	benches/counts.py
+
+budgets: ## Memory, descriptors, start-up, size, wake-ups of an idle agent
+	cargo build --release -p traffic-agent -p traffic-manager -p intercept
+	benches/compare/budgets.py

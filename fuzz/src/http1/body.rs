@@ -1,0 +1,1 @@
+../../../agent/src/http1/body.rs

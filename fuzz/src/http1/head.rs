@@ -1,0 +1,1 @@
+../../../agent/src/http1/head.rs

@@ -1,0 +1,1 @@
+../../../agent/src/http2/frames.rs
