@@ -309,3 +309,19 @@ fn a_kernel_and_image_without_any_backend_are_told_apart_and_named() {
         assert!(log.contains(words), "{words}: {log}");
     }
 }
+
+#[test]
+fn the_program_carries_no_runtime_no_grpc_and_no_tls() {
+    let done = Command::new(env!("CARGO"))
+        .args(["tree", "--offline", "--package", "agent-init", "--edges", "normal", "--prefix", "none"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
+    assert!(done.status.success(), "{}", log_of(&done));
+    let tree = String::from_utf8(done.stdout).unwrap();
+    let linked: Vec<&str> = tree.lines().filter_map(|line| line.split(' ').next()).collect();
+    assert!(linked.contains(&"rustix"), "{tree}");
+    for heavy in ["tokio", "tonic", "prost", "rustls", "hyper", "clap", "regex"] {
+        assert!(!linked.contains(&heavy), "{heavy} is linked");
+    }
+}
