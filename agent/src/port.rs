@@ -13,7 +13,7 @@ use crate::addr::Caller;
 use crate::conn::{Conn, Io as _};
 use crate::detect::{self, Protocol};
 use crate::lane::{Declared, Lane, Shared};
-use crate::metrics::{Limit, OpaqueReason};
+use crate::metrics::{self, Label as _, Limit, OpaqueReason};
 use crate::outcome::Ended;
 use crate::route::Mechanism;
 use crate::upstream::DialApp;
@@ -108,6 +108,7 @@ pub async fn connection(io: TcpStream, mut lane: Lane) -> Ended {
             return ended;
         }
     };
+    report(port, first.protocol);
     match first.protocol {
         Protocol::Http1 => http1::exchanges(down, first.from_caller, app, &lane).await,
         Protocol::Http2 => match app.into_conn().await {
@@ -128,6 +129,26 @@ pub async fn connection(io: TcpStream, mut lane: Lane) -> Ended {
             let first = relay::First { from_down: first.from_caller, from_up: first.from_app };
             Box::pin(unread(down, app, first, &lane, reason)).await
         }
+    }
+}
+
+/// Says once for each port and protocol what callers are found to speak.
+fn report(port: &Shared, found: Protocol) {
+    let (carried, reason) = match found {
+        Protocol::Http1 => (metrics::Protocol::Http1, ""),
+        Protocol::Http2 => (metrics::Protocol::Http2, ""),
+        Protocol::Opaque(reason) => (metrics::Protocol::Opaque, reason.label()),
+    };
+    if port.metrics.carried.at(carried).get() == 0 {
+        let (declared, source) = port.spoken.get();
+        tracing::info!(
+            port = port.container_port,
+            carried = carried.label(),
+            reason,
+            declared = declared.word(),
+            source = source.word(),
+            "first connection of its kind"
+        );
     }
 }
 

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod doors;
 mod exchange;
 mod footprint;
 mod generate;

@@ -125,6 +125,22 @@ async fn work(desk: Desk, mut from_agent: mpsc::Receiver<Bytes>, to_agent: mpsc:
     }
 }
 
+/// What the connections of a port share.
+pub(crate) fn shared(app: AppAddr, tunnels: Arc<dyn OpenTunnel>) -> Arc<Shared> {
+    Arc::new(Shared {
+        container_port: app.0.port(),
+        agent_port: 0,
+        routes: Arc::new(Routes::default()),
+        transport: Transport::Tcp,
+        spoken: Spoken::new(Declared::Unknown, Source::Bytes),
+        app: Arc::new(PlainApp::new(app)),
+        tunnels,
+        tls: None,
+        metrics: Arc::new(PortMetrics::default()),
+        drain: Drain::default(),
+    })
+}
+
 /// A running port.
 pub(crate) struct Rig {
     pub(crate) addr: SocketAddr,
@@ -140,18 +156,8 @@ impl Rig {
 
     pub(crate) fn with(app: SocketAddr, declared: Declared, desk: Desk) -> Self {
         let workstation = Workstation::new(desk);
-        let port = Arc::new(Shared {
-            container_port: app.port(),
-            agent_port: 0,
-            routes: Arc::new(Routes::default()),
-            transport: Transport::Tcp,
-            spoken: Spoken::new(declared, Source::Declared),
-            app: Arc::new(PlainApp::new(AppAddr(app))),
-            tunnels: Arc::clone(&workstation) as Arc<dyn OpenTunnel>,
-            tls: None,
-            metrics: Arc::new(PortMetrics::default()),
-            drain: Drain::default(),
-        });
+        let port = shared(AppAddr(app), Arc::clone(&workstation) as Arc<dyn OpenTunnel>);
+        port.spoken.set(declared, Source::Declared);
         let spec = PortSpec { port: 0, owner: "test".to_owned(), addr: Some([127, 0, 0, 1].into()), probes: false };
         let ports = Ports::bind(vec![(spec, Arc::clone(&port))], 1).unwrap();
         let addr = ports.addrs()[0];

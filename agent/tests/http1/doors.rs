@@ -1,0 +1,110 @@
+//! Ports: taken ones are noticed, our own connections are not carried in a circle, descriptors run out.
+
+use std::sync::Arc;
+
+use traffic_agent::addr::AppAddr;
+use traffic_agent::port::{BindError, PortSpec, Ports};
+use traffic_agent::upstream::OpenTunnel;
+
+use crate::rig::{Desk, Expect, Rig, Script, Workstation, eventually, shared};
+
+fn spec(port: u16) -> PortSpec {
+    PortSpec { port, owner: "container web port 8080/TCP".to_owned(), addr: None, probes: false }
+}
+
+#[tokio::test]
+async fn a_port_that_somebody_has_is_named_with_its_owner_and_the_remedy() {
+    let app = Script::listen().await;
+    let tunnels = Workstation::new(Desk::Away) as Arc<dyn OpenTunnel>;
+    let other = std::net::TcpListener::bind("[::]:0").unwrap();
+    let port = other.local_addr().unwrap().port();
+    for workers in [1, 2] {
+        let shared = shared(AppAddr(app.addr()), Arc::clone(&tunnels));
+        let error = Ports::bind(vec![(spec(port), shared)], workers).unwrap_err();
+        assert!(matches!(error, BindError::Taken { .. }), "{error:?}");
+        let text = error.to_string();
+        for part in [port.to_string().as_str(), "container web port 8080/TCP", "agentPort"] {
+            assert!(text.contains(part), "{text}");
+        }
+    }
+    drop(other);
+
+    // Another instance of the agent shares its ports among its workers, and yet not with us.
+    let first = Ports::bind(vec![(spec(0), shared(AppAddr(app.addr()), Arc::clone(&tunnels)))], 2).unwrap();
+    let taken = first.addrs()[0].port();
+    for workers in [1, 2] {
+        let shared = shared(AppAddr(app.addr()), Arc::clone(&tunnels));
+        assert!(matches!(Ports::bind(vec![(spec(taken), shared)], workers), Err(BindError::Taken { .. })));
+    }
+}
+
+#[tokio::test]
+async fn one_listener_serves_both_families_and_callers_of_ipv4_are_known_as_such() {
+    let app = Script::listen().await;
+    let shared = shared(AppAddr(app.addr()), Workstation::new(Desk::Away));
+    let ports = Ports::bind(vec![(spec(0), Arc::clone(&shared))], 2).unwrap();
+    let port = ports.addrs()[0].port();
+    let running = ports.run(&shared.drain).unwrap();
+    for address in ["127.0.0.1", "::1"] {
+        let mut caller = tokio::net::TcpStream::connect((address, port)).await.unwrap();
+        caller.send("GET / HTTP/1.1\r\n\r\n").await;
+        let mut socket = app.accept().await;
+        socket.expect("GET / HTTP/1.1\r\n\r\n").await;
+        socket.send("HTTP/1.1 204 x\r\n\r\n").await;
+        caller.expect("HTTP/1.1 204 x\r\n\r\n").await;
+    }
+    shared.drain.start();
+    eventually("both closed", || shared.metrics.active.get() == 0).await;
+    assert!(running.join());
+}
+
+#[tokio::test]
+async fn a_dial_that_comes_back_to_us_is_cut_and_counted() {
+    // The agent's own port as the app's address: what a redirect that spares nobody makes of it.
+    let reserved = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = reserved.local_addr().unwrap();
+    drop(reserved);
+    let shared = shared(AppAddr(addr), Workstation::new(Desk::Away));
+    let spec = PortSpec { addr: Some(addr.ip()), ..spec(addr.port()) };
+    let running = Ports::bind(vec![(spec, Arc::clone(&shared))], 1).unwrap().run(&shared.drain).unwrap();
+    let mut caller = tokio::net::TcpStream::connect(addr).await.unwrap();
+    caller.expect_reset().await;
+    assert_eq!(shared.metrics.self_connections.get(), 1);
+    assert_eq!(shared.metrics.connections.get(), 2);
+    shared.drain.start();
+    assert!(running.join());
+}
+
+#[tokio::test]
+async fn a_reader_that_stalls_costs_a_buffer_and_slows_nobody_else() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let app = Script::listen().await;
+    let rig = Rig::start(app.addr());
+    let mut stalled = rig.call().await;
+    stalled.send("GET /endless HTTP/1.1\r\n\r\n").await;
+    let mut endless = app.accept().await;
+    endless.expect("GET /endless HTTP/1.1\r\n\r\n").await;
+    endless.send("HTTP/1.1 200 OK\r\nContent-Length: 1073741824\r\n\r\n").await;
+    let chunk = vec![b'x'; 1 << 20];
+    let mut taken = 0;
+    // Until nothing more is taken for a second: sockets and one buffer are full.
+    while let Ok(n) = tokio::time::timeout(std::time::Duration::from_secs(1), endless.write(&chunk)).await {
+        taken += n.unwrap();
+    }
+    assert!(taken < 64 << 20, "{taken} bytes were taken for a reader that reads nothing");
+
+    let mut other = rig.call().await;
+    let mut socket = app.accept().await;
+    for _ in 0..100 {
+        other.send("GET / HTTP/1.1\r\n\r\n").await;
+        socket.expect("GET / HTTP/1.1\r\n\r\n").await;
+        socket.send("HTTP/1.1 204 x\r\n\r\n").await;
+        other.expect("HTTP/1.1 204 x\r\n\r\n").await;
+    }
+    // The stalled one goes on where it was as soon as it reads.
+    let mut buf = vec![0; 1 << 16];
+    let mut seen = 0;
+    while seen < taken {
+        seen += stalled.socket.read(&mut buf).await.unwrap();
+    }
+}
