@@ -1,0 +1,16 @@
+//! The agent's control side against a manager that misbehaves in ways ours never does, and against clients that talk
+//! to it directly. The agent is the real program; the manager is a fake, because these failures cannot be provoked
+//! with a real one.
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
+
+mod fake;
+mod pod;
+
+mod arrival;
+mod direct;
+mod troubles;
+
+use std::time::Duration;
+
+/// How long anything may take on a slow machine.
+pub const PATIENCE: Duration = Duration::from_secs(30);
