@@ -6,7 +6,7 @@ use traffic_proto::manager::{
     InterceptDispositionType as Disposition, InterceptSpec, RemoveInterceptRequest2, ReviewInterceptRequest,
 };
 
-use crate::rig::{Rig, agent, mechanism, spec};
+use crate::rig::{Rig, Spoil, agent, mechanism, spec};
 
 #[tokio::test]
 async fn an_intercept_waits_becomes_active_and_is_removed() {
@@ -184,7 +184,7 @@ async fn mistakes_in_a_spec_are_named() {
     let rig = Rig::start().await;
     rig.agent("app-1").await;
     let mut dev = rig.client("dev").await;
-    let cases: [(fn(&mut InterceptSpec), &str); 6] = [
+    let cases: [(Spoil<InterceptSpec>, &str); 6] = [
         (|spec| spec.name.clear(), "name"),
         (|spec| spec.agent.clear(), "agent"),
         (|spec| spec.namespace.clear(), "namespace"),

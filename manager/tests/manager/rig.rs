@@ -17,6 +17,9 @@ use traffic_proto::manager::{
 
 pub(crate) type Client = ManagerClient<Channel>;
 
+/// Makes a message wrong.
+pub(crate) type Spoil<T> = fn(&mut T);
+
 /// How long anything may take before a test gives up.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 

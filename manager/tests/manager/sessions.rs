@@ -7,7 +7,7 @@ use traffic_proto::manager::{
     AgentInfo, ReconnectAgentRequest, ReconnectClientRequest, RemainRequest, SessionInfo, agent_info::ContainerInfo,
 };
 
-use crate::rig::{Party, Rig, agent, client, mechanism, soon, spec};
+use crate::rig::{Party, Rig, Spoil, agent, client, mechanism, soon, spec};
 
 fn remain(session: &SessionInfo) -> RemainRequest {
     RemainRequest { session: Some(session.clone()), ..RemainRequest::default() }
@@ -44,7 +44,7 @@ async fn the_same_pod_may_arrive_again_and_another_with_its_uid_may_not() {
 async fn what_is_missing_in_an_arrival_is_named() {
     let rig = Rig::start().await;
     let mut manager = rig.connect().await;
-    let cases: [(fn(&mut AgentInfo), &str); 6] = [
+    let cases: [(Spoil<AgentInfo>, &str); 6] = [
         (|agent| agent.name.clear(), "agent name"),
         (|agent| agent.namespace.clear(), "agent namespace"),
         (|agent| agent.product.clear(), "agent product"),

@@ -1,0 +1,5 @@
+//! What users are promised, kept by the whole system: real processes, real sockets.
+
+#![allow(clippy::unwrap_used)] // A test that meets what it does not expect may say so by panicking.
+
+mod main_job;
