@@ -20,6 +20,8 @@ packages:
 fuzz: ## Every parser under fire for a minute each
 	fuzz/run 60
 
+# Explained in benches/README.md.
+
 bench: ## Criterion benches of the hot path's parts
 	cargo bench -p harness
 

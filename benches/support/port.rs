@@ -1,0 +1,74 @@
+//! One port of the agent without a manager: what all connections of it share, and tunnels that end in this process.
+
+#![allow(dead_code, unreachable_pub)]
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use tokio::net::{TcpListener, TcpStream};
+use traffic_agent::addr::{AppAddr, Caller};
+use traffic_agent::drain::Drain;
+use traffic_agent::lane::{Declared, Lane, Shared, Source, Spoken};
+use traffic_agent::metrics::PortMetrics;
+use traffic_agent::port;
+use traffic_agent::route::{Intercept, RouteTable};
+use traffic_agent::switch::Routes;
+use traffic_agent::upstream::app::PlainApp;
+use traffic_agent::upstream::{OpenTunnel, Transport, TunnelError, TunnelIo};
+
+#[derive(Debug)]
+struct Nobody;
+
+impl OpenTunnel for Nobody {
+    fn open(&self, _: Arc<Intercept>, _: Caller, _: Transport) -> BoxFuture<'static, Result<TunnelIo, TunnelError>> {
+        Box::pin(std::future::ready(Err(TunnelError::NoPath("no workstation in this bench".to_owned()))))
+    }
+}
+
+/// A port in front of `app`.
+pub fn shared(app: SocketAddr, routes: RouteTable) -> Arc<Shared> {
+    let table = Routes::default();
+    table.store(routes);
+    Arc::new(Shared {
+        container_port: app.port(),
+        agent_port: 0,
+        routes: Arc::new(table),
+        transport: Transport::Tcp,
+        spoken: Spoken::new(Declared::Unknown, Source::Bytes),
+        app: Arc::new(PlainApp::new(AppAddr(app))),
+        tunnels: Arc::new(Nobody),
+        tls: None,
+        metrics: Arc::new(PortMetrics::default()),
+        drain: Drain::default(),
+    })
+}
+
+/// Serves the port on the current runtime, and says where.
+pub async fn serve(shared: Arc<Shared>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port");
+    let addr = listener.local_addr().expect("a bound listener has an address");
+    tokio::spawn(port::accept(listener, shared));
+    addr
+}
+
+/// A connected pair of sockets.
+pub async fn pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port");
+    let addr = listener.local_addr().expect("a bound listener has an address");
+    let (a, b) = tokio::join!(TcpStream::connect(addr), listener.accept());
+    let (a, b) = (a.expect("connect"), b.expect("accept").0);
+    a.set_nodelay(true).expect("nodelay");
+    b.set_nodelay(true).expect("nodelay");
+    (a, b)
+}
+
+/// One connection's share of a port.
+pub fn lane(shared: &Arc<Shared>, caller: SocketAddr) -> Lane {
+    Lane { caller: Caller::new(caller), port: shared.clone(), hello: None }
+}
+
+/// The runtime of a worker.
+pub fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
+}

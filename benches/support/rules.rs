@@ -1,0 +1,38 @@
+//! Tables of rules, none of which matches the sample requests.
+
+#![allow(dead_code, unreachable_pub)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use traffic_agent::route::matcher::{Filters, HeaderFilter};
+use traffic_agent::route::{Entry, Intercept, Mechanism, RouteTable, State};
+
+/// A rule named `id`.
+pub fn rule(id: &str, filters: Filters, mechanism: Mechanism) -> Entry {
+    let intercept = Intercept {
+        id: id.to_owned(),
+        name: id.to_owned(),
+        client: "dev@bench".to_owned(),
+        client_session: "session".to_owned(),
+        mechanism,
+        filters,
+        plaintext: true,
+        target_host: "127.0.0.1".to_owned(),
+        target_port: 8080,
+        roundtrip_latency: Duration::ZERO,
+        dial_timeout: Duration::ZERO,
+        stats: Arc::default(),
+    };
+    Entry { intercept: Arc::new(intercept), state: State::Active }
+}
+
+/// `n` rules on `x-dev`, with exact values or regexes.
+pub fn table(n: usize, regex: bool) -> RouteTable {
+    let entries = (0..n).map(|i| {
+        let value = if regex { format!("^dev-{i}-(alice|bob)$") } else { format!("developer{i}") };
+        let filters = Filters { headers: vec![HeaderFilter::new("x-dev", &value)], paths: Vec::new() };
+        rule(&format!("session:rule{i:02}"), filters, Mechanism::Http)
+    });
+    RouteTable::new(entries.collect())
+}
