@@ -1,13 +1,16 @@
 //! How a relayed connection ends when its streams have to be told apart: a GOAWAY in two steps (RFC 9113 section
 //! 6.8), put between the app's frames.
 //!
-//! The first GOAWAY names the largest possible stream and is followed by a PING. Clients open no stream after
-//! reading it; streams that were on their way meanwhile still go to the app, like every stream that began before the
-//! rule. The answer to the PING proves that nothing more is on its way, so the second GOAWAY can name the highest
-//! stream that was really relayed. A single GOAWAY with that id would be simpler, but a stream that crosses it on
-//! the wire is refused, and common clients (those built on hyper) report that to their caller instead of trying
-//! again. Refusing it would also need its header section to be withheld from the app, whose header decompression
-//! would then disagree with the caller's in every later section.
+//! The first GOAWAY names the largest possible stream. Clients open no stream after they have read it; streams that
+//! were on their way, or waiting in the client's own queues, still go to the app like every stream that began before
+//! the rule. PINGs find out when no more of them come: the second GOAWAY names the highest stream that was really
+//! relayed, and is sent when no stream is open and two PINGs in a row have been answered without a stream in
+//! between. Two, because some clients answer a PING ahead of requests that they have queued.
+//!
+//! A single GOAWAY with the highest id so far would be simpler, but a stream that crosses it on the wire is refused,
+//! and common clients (those built on hyper) report that to their user instead of trying again. Refusing it would
+//! also mean to withhold its header section from the app, whose header decompression would then disagree with the
+//! caller's in every later section. Only a client that goes on opening streams for [`PATIENCE`] is treated that way.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -17,7 +20,7 @@ use tokio::time::{Sleep, sleep};
 
 use super::frames::{self, MAX_STREAM};
 
-/// How long a caller may take to answer the PING. One that is slower has its later streams refused.
+/// How long a caller that has been told to leave may still open streams.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The PING's payload, by which the answer is told from answers to the app's own PINGs.
@@ -60,7 +63,7 @@ impl Outgoing {
 
 #[derive(Debug)]
 enum Step {
-    /// The first GOAWAY and the PING wait for a gap, or for the caller to read them.
+    /// The first GOAWAY waits for a gap between the app's frames.
     Warning,
     /// The caller has been told; streams that it opened before it knew may still arrive.
     Warned(Pin<Box<Sleep>>),
@@ -74,21 +77,44 @@ pub(super) struct Parting {
     step: Step,
     /// The lowest last-stream id the caller was told, by us or by the app.
     announced: u32,
+    /// The highest stream when the PING under way was sent.
+    asked_at: Option<u32>,
+    /// PINGs answered in a row without a new stream.
+    calm: u32,
     /// What goes into the next gap.
     pub(super) pending: Outgoing,
 }
 
 impl Parting {
-    pub(super) fn begin() -> Self {
+    /// `highest` is the highest stream so far.
+    pub(super) fn begin(highest: u32) -> Self {
         let mut pending = Outgoing::NONE;
         pending.push(&frames::goaway(MAX_STREAM, 0));
         pending.push(&frames::ping(MARK, 0));
-        Self { step: Step::Warning, announced: MAX_STREAM, pending }
+        Self { step: Step::Warning, announced: MAX_STREAM, asked_at: Some(highest), calm: 0, pending }
     }
 
-    /// Whether `payload` of a PING answer is the one we are waiting for.
+    /// Whether `payload` of a PING answer is that of one of ours.
     pub(super) fn is_answer(&self, payload: &[u8]) -> bool {
-        matches!(self.step, Step::Warned(_)) && payload == MARK
+        self.asked_at.is_some() && payload == MARK
+    }
+
+    /// The caller has answered our PING, when `highest` was the highest stream.
+    pub(super) fn answered(&mut self, highest: u32) {
+        self.calm = if self.asked_at.take() == Some(highest) { self.calm + 1 } else { 0 };
+    }
+
+    /// Goes on when no stream is open: asks again, or parts.
+    pub(super) fn idle(&mut self, highest: u32) {
+        if self.asked_at.is_some() || !matches!(self.step, Step::Warned(_)) {
+            return;
+        }
+        if self.calm >= 2 {
+            self.part(highest);
+        } else {
+            self.asked_at = Some(highest);
+            self.pending.push(&frames::ping(MARK, 0));
+        }
     }
 
     /// What goes into the gap that has come.
@@ -99,7 +125,7 @@ impl Parting {
         std::mem::replace(&mut self.pending, Outgoing::NONE)
     }
 
-    /// The caller has answered, or its time is over; `highest` is the last stream that was relayed.
+    /// Names the last stream: `highest`, which was relayed; what comes after it is refused.
     pub(super) fn part(&mut self, highest: u32) {
         if !matches!(self.step, Step::Parted(_)) {
             self.announced = self.announced.min(highest);
@@ -108,7 +134,7 @@ impl Parting {
         }
     }
 
-    /// Ready when the caller's time to answer is over.
+    /// Ready when the caller's time is over.
     pub(super) fn poll_patience(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match &mut self.step {
             Step::Warned(sleep) => sleep.as_mut().poll(cx),
@@ -131,5 +157,37 @@ impl Parting {
     pub(super) fn lower(&mut self, last: u32) -> u32 {
         self.announced = self.announced.min(last);
         self.announced
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(parting: &mut Parting) -> Vec<u8> {
+        parting.take_pending().bytes().to_vec()
+    }
+
+    #[tokio::test]
+    async fn parting_takes_two_quiet_pings_after_the_last_stream() {
+        let mut parting = Parting::begin(5);
+        parting.idle(5);
+        assert_eq!(told(&mut parting), [frames::goaway(MAX_STREAM, 0), frames::ping(MARK, 0)].concat());
+        // A stream came before the answer: it does not count.
+        parting.answered(7);
+        for _ in 0..2 {
+            parting.idle(7);
+            parting.idle(7);
+            assert_eq!(told(&mut parting), frames::ping(MARK, 0));
+            assert!(parting.is_answer(&MARK) && !parting.is_answer(b"another!"));
+            parting.answered(7);
+            assert!(!parting.is_answer(&MARK), "only once for each PING");
+        }
+        parting.idle(7);
+        assert!(parting.refuses(9) && !parting.refuses(7) && !parting.refuses(8));
+        assert!(!parting.is_told());
+        assert_eq!(told(&mut parting), frames::goaway(7, 0));
+        assert!(parting.is_told());
+        assert_eq!((parting.lower(9), parting.lower(3)), (7, 3));
     }
 }

@@ -166,6 +166,8 @@ struct Pair<'m> {
     book: Book,
     /// The app has sent a GOAWAY: the caller leaves by itself.
     app_parts: bool,
+    /// The app takes no more bytes.
+    deaf: bool,
     /// Set once the caller has to leave.
     parting: Option<Parting>,
     /// A header section was withheld from the app, so it could not understand later ones.
@@ -184,6 +186,7 @@ impl<'m> Pair<'m> {
             back: Half::new(said, Tracker::server()),
             book: Book::default(),
             app_parts: false,
+            deaf: false,
             parting: None,
             withheld: false,
             refund: 0,
@@ -194,24 +197,40 @@ impl<'m> Pair<'m> {
     fn part(&mut self) {
         // An app that parts does so with its own last id, and its streams end with its connection.
         if !self.app_parts {
-            self.parting = Some(Parting::begin());
+            self.parting = Some(Parting::begin(self.book.highest()));
         }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Done> {
-        let up = self.poll_up(cx);
-        if let Some(parting) = &mut self.parting
-            && parting.poll_patience(cx).is_ready()
-        {
-            parting.part(self.book.highest());
+        let up = if self.deaf { Poll::Ready(Ok(())) } else { self.poll_up(cx) };
+        if matches!(up, Poll::Ready(Err(Done::AppBroke))) {
+            // What it said before it broke still belongs to the caller.
+            self.deaf = true;
         }
-        let back = self.poll_back(cx);
+        let mut back = self.poll_back(cx);
+        if back.is_pending() && self.goes_on_parting(cx) {
+            back = self.poll_back(cx);
+        }
         match (up, back) {
-            (Poll::Ready(Err(done)), _) | (_, Poll::Ready(Err(done))) => Poll::Ready(done),
+            (_, Poll::Ready(Err(done))) => Poll::Ready(done),
+            (_, Poll::Ready(Ok(()))) if self.deaf => Poll::Ready(Done::AppBroke),
+            (Poll::Ready(Err(done)), _) if !self.deaf => Poll::Ready(done),
             (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(Done::Closed),
             _ if self.is_over() => Poll::Ready(Done::Parted),
             _ => Poll::Pending,
         }
+    }
+
+    /// Takes the next step of parting where it is due; says whether there is something to tell the caller.
+    fn goes_on_parting(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(parting) = &mut self.parting else { return false };
+        if self.book.open() == Some(0) {
+            parting.idle(self.book.highest());
+        }
+        if parting.poll_patience(cx).is_ready() {
+            parting.part(self.book.highest());
+        }
+        !parting.pending.is_empty()
     }
 
     /// Caller to app. Ready when the caller has closed and the app knows.
@@ -292,7 +311,7 @@ impl<'m> Pair<'m> {
             let Some(payload) = self.up.unsorted().get(HEAD..HEAD + 8) else { return Ok(false) };
             if parting.is_answer(payload) {
                 if nothing_before {
-                    parting.part(self.book.highest());
+                    parting.answered(self.book.highest());
                     self.up.take_out(HEAD + 8);
                 }
                 return Ok(nothing_before);

@@ -186,14 +186,29 @@ async fn goaway_waits_for_the_gap_between_two_frames_and_header_sections() {
     let (ping, mark) = next(&mut caller).await;
     assert_eq!((ping.kind, ping.flags), (kind::PING, 0));
 
-    // A stream that crossed the GOAWAY still belongs to the app; the answer to our PING does not.
+    // A stream that crossed the GOAWAY still belongs to the app; the answers to our PINGs do not.
     send(&mut caller, kind::HEADERS, END_HEADERS, 3, b"crossed").await;
     send(&mut caller, kind::PING, frames::ACK, 0, &mark).await;
     send(&mut caller, kind::PING, frames::ACK, 0, b"the apps").await;
     assert_eq!(next(&mut app).await.1, b"crossed");
     assert_eq!(next(&mut app).await.1, b"the apps");
+    for stream in [1, 3] {
+        send(&mut app, kind::RST_STREAM, 0, stream, &[0; 4]).await;
+        assert_eq!(next(&mut caller).await.0.kind, kind::RST_STREAM);
+    }
+    quiet(&mut caller).await;
     let (goaway, payload) = next(&mut caller).await;
     assert_eq!((goaway.kind, &payload[..]), (kind::GOAWAY, &frames::goaway(3, 0)[9..]));
+    assert_eq!(caller.read(&mut [0; 9]).await.unwrap(), 0, "closed, since nothing is open");
+}
+
+/// Answers PINGs until two were answered in a row.
+async fn quiet(caller: &mut TcpStream) {
+    for _ in 0..2 {
+        let (ping, mark) = next(caller).await;
+        assert_eq!((ping.kind, ping.flags), (kind::PING, 0));
+        send(caller, kind::PING, frames::ACK, 0, &mark).await;
+    }
 }
 
 #[tokio::test]
@@ -203,8 +218,8 @@ async fn a_caller_that_opens_streams_against_goaway_has_them_refused_and_its_cre
     next(&mut app).await;
     rig.intercept();
     next(&mut caller).await;
-    let (_, mark) = next(&mut caller).await;
-    send(&mut caller, kind::PING, frames::ACK, 0, &mark).await;
+    next(&mut caller).await;
+    // It does not even answer the PING, and its time is over at last.
     assert_eq!(next(&mut caller).await.1, frames::goaway(1, 0)[9..]);
     send(&mut caller, kind::HEADERS, 0, 3, b"never").await;
     send(&mut caller, kind::CONTINUATION, END_HEADERS, 3, b"never").await;
@@ -226,8 +241,8 @@ async fn ids_of_goaways_never_grow_when_the_app_parts_as_well() {
     next(&mut app).await;
     rig.intercept();
     next(&mut caller).await;
-    let (_, mark) = next(&mut caller).await;
-    send(&mut caller, kind::PING, frames::ACK, 0, &mark).await;
+    next(&mut caller).await;
+    app.write_all(&frames::goaway(5, 0)).await.unwrap();
     assert_eq!(next(&mut caller).await.1, frames::goaway(5, 0)[9..]);
     let mut wire = frames::goaway(frames::MAX_STREAM, 2).to_vec();
     wire[2] += 5;
