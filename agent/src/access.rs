@@ -4,18 +4,43 @@
 //! Lines go through a bounded queue to a thread of their own: a reader that stalls costs lines, which are counted,
 //! and never a request.
 
+pub mod explained;
 pub mod format;
 
+use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::addr::Caller;
 use crate::metrics::Counter;
+use crate::outcome::{Ended, Stage};
 use crate::route::Request;
 use format::{Format, FormatError};
 
 /// Lines that may wait for the writer.
 const QUEUE: usize = 4096;
+
+/// What a port tells of single requests; nothing by default.
+#[derive(Clone, Debug, Default)]
+pub struct Access {
+    /// The access log, where it is on.
+    pub log: Option<Arc<AccessLog>>,
+    /// The pod's name, for explanations.
+    pub pod: Arc<str>,
+}
+
+/// Envoy's response flag for an ending: `UF` no connection to the upstream, `UC` the upstream broke off, `DC` the
+/// caller left, `LR` the agent cut it (drain, limit, bug), `-` a clean end.
+#[must_use]
+pub fn flag(ended: Ended) -> &'static str {
+    match ended {
+        Ended::Clean => "-",
+        Ended::CallerLeft | Ended::CallerReset | Ended::Handshake => "DC",
+        Ended::AppRefused | Ended::TimedOut(Stage::AppConnect) => "UF",
+        Ended::AppReset | Ended::TunnelLost => "UC",
+        Ended::TimedOut(_) | Ended::Limit | Ended::Drained | Ended::Bug => "LR",
+    }
+}
 
 /// Writes lines; shared by all ports.
 #[derive(Debug)]

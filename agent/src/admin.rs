@@ -76,7 +76,8 @@ pub struct ListenerInfo {
 pub struct Orders {
     /// `/quitquitquit`: end in order, as after SIGTERM.
     pub quit: Notify,
-    /// `/drain_listeners`: stop accepting; with `graceful` after the lame-duck time.
+    /// `/drain_listeners`: stop accepting at once and leave open connections alone; with `graceful` keep accepting
+    /// for the lame-duck time, then ask open connections to end as well. The process stays.
     pub drain: Notify,
     /// Whether the drain that was asked for waits for the lame-duck time.
     pub graceful: std::sync::atomic::AtomicBool,
@@ -130,7 +131,7 @@ impl Agent {
     /// Envoy's state word.
     #[must_use]
     pub fn state(&self) -> &'static str {
-        if self.drain.is_draining() || self.ready.is_failed() {
+        if self.drain.is_closed() || self.ready.is_failed() {
             "DRAINING"
         } else if self.ready.is_ready() {
             "LIVE"

@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 /// What tasks of the data path look at; clone freely.
 #[derive(Clone, Debug, Default)]
 pub struct Drain {
+    closed: CancellationToken,
     draining: CancellationToken,
     killed: CancellationToken,
     tasks: TaskTracker,
@@ -39,8 +40,25 @@ impl Drain {
         self.draining.cancelled()
     }
 
+    /// Resolves when new connections are no longer to be accepted; at the latest when draining begins.
+    pub fn closed(&self) -> WaitForCancellationFuture<'_> {
+        self.closed.cancelled()
+    }
+
+    /// Whether new connections are no longer accepted.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.closed.is_cancelled()
+    }
+
+    /// Ends accepting and leaves the open connections alone.
+    pub fn close(&self) {
+        self.closed.cancel();
+    }
+
     /// Starts the draining phase.
     pub fn start(&self) {
+        self.closed.cancel();
         self.phase.draining.store(true, Ordering::Release);
         self.draining.cancel();
         self.tasks.close();

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
+use crate::access::Access;
 use crate::addr::Caller;
 use crate::drain::Drain;
 use crate::metrics::PortMetrics;
@@ -139,6 +140,8 @@ pub struct Shared {
     pub tunnels: Arc<dyn OpenTunnel>,
     /// Certificates and limits where the port's annotations ask for TLS; `None` on all other ports.
     pub tls: Option<Arc<crate::tls::Port>>,
+    /// The access log, and what explanations say of this pod.
+    pub access: Access,
     /// Counters.
     pub metrics: Arc<PortMetrics>,
     /// When to leave.

@@ -16,6 +16,7 @@ pub const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
 // Layer 0: words.
 pub mod addr;
 pub mod drain;
+pub mod limited;
 pub mod metrics;
 pub mod outcome;
 pub mod ready;
@@ -50,4 +51,5 @@ pub mod admin;
 // Layer 5: root.
 pub mod settings;
 pub mod status;
+pub mod leaving;
 pub mod app;

@@ -330,6 +330,8 @@ pub struct PortMetrics {
     pub app_connect_failures: Counter,
     /// Tunnels opened.
     pub tunnels: Counter,
+    /// Tunnels that are open.
+    pub tunnels_active: Gauge,
     /// Tunnels that could not be opened, or were lost.
     pub tunnel_failures: Counter,
     /// Matched requests that went to the app, by reason.
@@ -360,6 +362,7 @@ impl PortMetrics {
             &self.http2_relayed,
             &self.bytes_in,
             &self.bytes_out,
+            &self.bytes_spliced,
             &self.app_connect_failures,
             &self.tunnels,
             &self.tunnel_failures,

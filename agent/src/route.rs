@@ -104,6 +104,15 @@ pub enum Decision<'t> {
     Expired(&'t Arc<Intercept>),
 }
 
+/// A decision, and whether the caller wants to know how it came about.
+#[derive(Clone, Copy, Debug)]
+pub struct Verdict<'t> {
+    /// Where the request goes.
+    pub decision: Decision<'t>,
+    /// The request carries the token of somebody who may know.
+    pub asks_why: bool,
+}
+
 /// What routing reads of a request; implemented over a parsed HTTP/1 head and over an HTTP/2 header map.
 pub trait Request {
     /// The request target as received, query included; for absolute-form targets the path and what follows.
@@ -164,12 +173,31 @@ impl RouteTable {
     /// Decides one request. The first rule that matches wins; kubelet probes (`user-agent: kube-probe/…`) stay with
     /// the app unless the rule has a filter on `user-agent`.
     pub fn decide<R: Request + ?Sized>(&self, request: &R) -> Decision<'_> {
+        self.judge(request).decision
+    }
+
+    /// [`Self::decide`], and whether the request asks for an explanation: it carries [`matcher::EXPLAIN`] with the id
+    /// of one of this port's intercepts, or with the session of its owner.
+    pub fn judge<R: Request + ?Sized>(&self, request: &R) -> Verdict<'_> {
         if self.entries.is_empty() {
-            return Decision::App;
+            return Verdict { decision: Decision::App, asks_why: false };
         }
         let view = matcher::View::new(request, &self.names);
+        let asks_why = view.token().is_some_and(|token| self.knows(token));
+        Verdict { decision: self.first_match(&view), asks_why }
+    }
+
+    fn knows(&self, token: &[u8]) -> bool {
+        !token.is_empty()
+            && self.entries.iter().any(|e| {
+                let i = &e.intercept;
+                token == i.id.as_bytes() || token == i.client_session.as_bytes()
+            })
+    }
+
+    fn first_match(&self, view: &matcher::View<'_>) -> Decision<'_> {
         for entry in &self.entries {
-            if entry.intercept.filters.matches(&view) {
+            if entry.intercept.filters.matches(view) {
                 return match entry.state {
                     State::Active => Decision::Client(&entry.intercept),
                     State::Expired => Decision::Expired(&entry.intercept),
@@ -188,7 +216,8 @@ impl RouteTable {
         for entry in &self.entries {
             let failed = entry.intercept.filters.first_failure(&view);
             let matched = failed.is_none();
-            considered.push(Considered { id: entry.intercept.id.clone(), matched, failed });
+            let (id, name) = (entry.intercept.id.clone(), entry.intercept.name.clone());
+            considered.push(Considered { id, name, matched, failed });
             if matched && matches!(decision, Decision::App) {
                 decision = match entry.state {
                     State::Active => Decision::Client(&entry.intercept),
@@ -205,6 +234,8 @@ impl RouteTable {
 pub struct Considered {
     /// The intercept's id.
     pub id: String,
+    /// The name its owner gave it.
+    pub name: String,
     /// Whether every clause held.
     pub matched: bool,
     /// The first clause that did not hold.
@@ -334,6 +365,16 @@ mod tests {
         assert_eq!(failed, ["header x-dev: a", "path /q or path regex z+"]);
         let (_, considered) = table.explain(&Sample("/x", vec![("x-dev", "a")]));
         assert_eq!(considered[0].failed.as_deref(), Some("header x-env: t (header absent)"));
+    }
+
+    #[test]
+    fn only_the_owner_of_an_intercept_may_ask_why() {
+        let table = RouteTable::new(vec![entry("s:mine", &[("x-dev", "a")], &[], State::Active)]);
+        let asks = |token: &str| table.judge(&Sample("/", vec![("X-Traffic-Agent-Explain", token)])).asks_why;
+        assert!(asks("s:mine") && asks("s"));
+        assert!(!asks("") && !asks("s:") && !asks("mine") && !asks("t"));
+        assert!(!table.judge(&Sample("/", vec![])).asks_why);
+        assert!(!RouteTable::default().judge(&Sample("/", vec![("x-traffic-agent-explain", "s")])).asks_why);
     }
 
     #[test]

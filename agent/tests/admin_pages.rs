@@ -74,6 +74,7 @@ fn port() -> Arc<Shared> {
         spoken: Spoken::new(Declared::Http1, Source::Declared),
         app: Arc::new(Nowhere),
         tls: None,
+        access: traffic_agent::access::Access::default(),
         tunnels: Arc::new(Nowhere),
         metrics: Arc::default(),
         drain: traffic_agent::drain::Drain::default(),

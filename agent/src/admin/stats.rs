@@ -345,11 +345,30 @@ fn own_stats(port: &Shared, list: &mut List) {
             "Connections that came from the agent itself",
             m.self_connections.get(),
         ),
+        (
+            "bytes_spliced",
+            "traffic_agent_spliced_bytes_total",
+            "Bytes of either direction that the kernel moved without a copy",
+            m.bytes_spliced.get(),
+        ),
+        (
+            "access_log_dropped",
+            "traffic_agent_access_log_dropped_total",
+            "Access log lines given up because their reader stalled",
+            port.access.log.as_ref().map_or(0, |l| l.dropped.get()),
+        ),
         ("datagrams_in", "traffic_agent_datagrams_received_total", "Datagrams from callers", m.datagrams_in.get()),
         ("datagrams_out", "traffic_agent_datagrams_sent_total", "Datagrams to callers", m.datagrams_out.get()),
     ] {
         list.counter(format!("{base}.{name}"), metric, help, labels.clone(), value);
     }
+    list.gauge(
+        format!("{base}.tunnels_active"),
+        "traffic_agent_tunnels_active",
+        "Open tunnels",
+        labels.clone(),
+        m.tunnels_active.get(),
+    );
     list.gauge(
         format!("{base}.udp_flows"),
         "traffic_agent_udp_flows",

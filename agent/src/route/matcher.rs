@@ -198,12 +198,15 @@ pub struct Names {
 }
 
 const USER_AGENT: &str = "user-agent";
+/// The request header by which the owner of an intercept asks why a request goes where it goes.
+pub const EXPLAIN: &str = "x-traffic-agent-explain";
 
 impl Names {
-    /// Collects the names of every filter, and `user-agent` for the probe rule.
+    /// Collects the names of every filter, `user-agent` for the probe rule, and [`EXPLAIN`].
     pub fn of<'a>(filters: impl Iterator<Item = &'a Filters>) -> Self {
+        let ours = [USER_AGENT.to_owned(), EXPLAIN.to_owned()];
         let mut names: Vec<String> =
-            filters.flat_map(|f| f.headers.iter().map(|h| h.name.clone())).chain([USER_AGENT.to_owned()]).collect();
+            filters.flat_map(|f| f.headers.iter().map(|h| h.name.clone())).chain(ours).collect();
         names.sort();
         names.dedup();
         let lengths = names.iter().fold(0, |bits, n| bits | length_bit(n.len()));
@@ -229,6 +232,7 @@ pub struct View<'r> {
     used: usize,
     spilled: Vec<(&'r [u8], &'r [u8])>,
     probe: bool,
+    token: Option<&'r [u8]>,
 }
 
 impl<'r> View<'r> {
@@ -237,7 +241,8 @@ impl<'r> View<'r> {
         let target = request.target();
         let path = target.split(|b| *b == b'?' || *b == b'#').next().unwrap_or(target);
         let decoded = path.contains(&b'%').then(|| percent_decoded(path));
-        let mut view = Self { path, decoded, inline: [(b"", b""); INLINE], used: 0, spilled: Vec::new(), probe: false };
+        let inline = [(&b""[..], &b""[..]); INLINE];
+        let mut view = Self { path, decoded, inline, used: 0, spilled: Vec::new(), probe: false, token: None };
         request.visit_headers(&mut |name, value| {
             if names.wants(name) {
                 view.keep(name, value);
@@ -249,6 +254,8 @@ impl<'r> View<'r> {
     fn keep(&mut self, name: &'r [u8], value: &'r [u8]) {
         if name.eq_ignore_ascii_case(USER_AGENT.as_bytes()) && value.starts_with(b"kube-probe/") {
             self.probe = true;
+        } else if name.eq_ignore_ascii_case(EXPLAIN.as_bytes()) {
+            self.token = Some(value);
         }
         if let Some(slot) = self.inline.get_mut(self.used) {
             *slot = (name, value);
@@ -256,6 +263,12 @@ impl<'r> View<'r> {
         } else {
             self.spilled.push((name, value));
         }
+    }
+
+    /// The value of [`EXPLAIN`], if the request has it.
+    #[must_use]
+    pub fn token(&self) -> Option<&'r [u8]> {
+        self.token
     }
 
     fn values<'v>(&'v self, name: &'v str) -> impl Iterator<Item = &'r [u8]> + 'v {

@@ -5,6 +5,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -48,6 +49,23 @@ pub struct Tunnel {
     reading: Reading,
     dialled: bool,
     outgoing_over: bool,
+    counted: Option<Counted>,
+}
+
+/// Counts a tunnel as open until dropped.
+struct Counted(Arc<PortMetrics>);
+
+impl Counted {
+    fn new(metrics: &Arc<PortMetrics>) -> Self {
+        metrics.tunnels_active.add(1);
+        Self(metrics.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.tunnels_active.add(-1);
+    }
 }
 
 enum Reading {
@@ -105,15 +123,17 @@ pub fn dial_budget(intercept: &Intercept) -> Duration {
 /// What [`OpenTunnel::open`] answers.
 pub async fn open(
     tunnels: &dyn OpenTunnel,
-    metrics: &PortMetrics,
-    intercept: &std::sync::Arc<Intercept>,
+    metrics: &Arc<PortMetrics>,
+    intercept: &Arc<Intercept>,
     caller: Caller,
     transport: Transport,
 ) -> Result<Tunnel, TunnelError> {
     match tunnels.open(intercept.clone(), caller, transport).await {
         Ok(io) => {
             metrics.tunnels.inc();
-            Ok(Tunnel::new(io))
+            let mut tunnel = Tunnel::new(io);
+            tunnel.counted = Some(Counted::new(metrics));
+            Ok(tunnel)
         }
         Err(error) => {
             metrics.tunnel_failures.inc();
@@ -137,6 +157,7 @@ impl Tunnel {
             reading: Reading::Open,
             dialled: false,
             outgoing_over: false,
+            counted: None,
         }
     }
 

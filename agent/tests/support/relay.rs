@@ -106,6 +106,7 @@ pub fn port(app: SocketAddr, transport: Transport, tunnels: Arc<Workstation>) ->
         app: Arc::new(App(app)),
         tunnels,
         tls: None,
+        access: traffic_agent::access::Access::default(),
         metrics: Arc::new(PortMetrics::default()),
         drain: Drain::default(),
     })

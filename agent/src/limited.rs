@@ -1,0 +1,66 @@
+//! Log lines that repeat: one in a while is written, with the number of those that were not.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Lets one line through in each interval; made to be a `static` beside the line it guards.
+#[derive(Debug)]
+pub struct Limited {
+    every: Duration,
+    /// Milliseconds on the process's clock from which the next line may be written.
+    next: AtomicU64,
+    held_back: AtomicU64,
+}
+
+impl Limited {
+    /// One line in each `every`.
+    #[must_use]
+    pub const fn every(every: Duration) -> Self {
+        Self { every, next: AtomicU64::new(0), held_back: AtomicU64::new(0) }
+    }
+
+    /// Whether a line may be written: how many were held back since the last one that was.
+    ///
+    /// ```
+    /// use traffic_agent::limited::Limited;
+    /// static LINES: Limited = Limited::every(std::time::Duration::from_secs(10));
+    /// if let Some(repeated) = LINES.pass() {
+    ///     tracing::warn!(repeated, "something that may happen for each request");
+    /// }
+    /// ```
+    pub fn pass(&self) -> Option<u64> {
+        self.pass_at(now())
+    }
+
+    fn pass_at(&self, now: u64) -> Option<u64> {
+        let next = self.next.load(Ordering::Relaxed);
+        let later = now.saturating_add(u64::try_from(self.every.as_millis()).unwrap_or(u64::MAX));
+        let first =
+            now >= next && self.next.compare_exchange(next, later, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        if first {
+            return Some(self.held_back.swap(0, Ordering::Relaxed));
+        }
+        self.held_back.fetch_add(1, Ordering::Relaxed);
+        None
+    }
+}
+
+fn now() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    u64::try_from(START.get_or_init(Instant::now).elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_line_in_an_interval_with_the_count_of_the_others() {
+        let lines = Limited::every(Duration::from_secs(10));
+        assert_eq!(lines.pass_at(0), Some(0));
+        assert_eq!((lines.pass_at(1), lines.pass_at(9_999)), (None, None));
+        assert_eq!(lines.pass_at(10_000), Some(2));
+        assert_eq!(lines.pass_at(25_000), Some(0));
+    }
+}
