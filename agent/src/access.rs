@@ -6,6 +6,7 @@
 
 pub mod explained;
 pub mod format;
+pub mod notes;
 
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -30,12 +31,13 @@ pub struct Access {
 }
 
 /// Envoy's response flag for an ending: `UF` no connection to the upstream, `UC` the upstream broke off, `DC` the
-/// caller left, `LR` the agent cut it (drain, limit, bug), `-` a clean end.
+/// caller left, `DPE` the caller broke the protocol, `LR` the agent cut it (drain, limit, bug), `-` a clean end.
 #[must_use]
 pub fn flag(ended: Ended) -> &'static str {
     match ended {
         Ended::Clean => "-",
         Ended::CallerLeft | Ended::CallerReset | Ended::Handshake => "DC",
+        Ended::Malformed => "DPE",
         Ended::AppRefused | Ended::TimedOut(Stage::AppConnect) => "UF",
         Ended::AppReset | Ended::TunnelLost => "UC",
         Ended::TimedOut(_) | Ended::Limit | Ended::Drained | Ended::Bug => "LR",

@@ -3,7 +3,6 @@
 
 mod certificates;
 mod control;
-mod leave;
 mod listeners;
 mod ports;
 
@@ -14,9 +13,11 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
+use crate::access::{Access, AccessLog};
 use crate::admin::{self, ListenerInfo, Orders};
 use crate::drain::Drain;
 use crate::lane::Shared;
+use crate::leaving::{self, Leaving};
 use crate::logging::Control;
 use crate::metrics::ControlMetrics;
 use crate::port::listen::BindError;
@@ -67,7 +68,8 @@ pub fn build(settings: Settings, log: Control) -> Result<App, StartError> {
     let drain = Drain::default();
     let control = Arc::new(ControlMetrics::default());
     let tunnels = control::Tunnels::new(control.clone());
-    let (ports, stores) = ports::build(&settings, &drain, &(Arc::new(tunnels.clone()) as Arc<dyn OpenTunnel>));
+    let (ports, stores) =
+        ports::build(&settings, &access(&settings), &drain, &(Arc::new(tunnels.clone()) as Arc<dyn OpenTunnel>));
     let tcp = Ports::bind(ports::tcp(&settings, &ports), settings.workers)?;
     let udp = listeners::bind_udp(&ports)?;
     let servers = Servers::bind(&settings)?;
@@ -113,6 +115,15 @@ impl App {
             config: settings.to_json(),
             orders: orders.clone(),
         });
+        let of_tcp = self.ports.iter().filter(|p| p.shared.transport == Transport::Tcp);
+        let leaving = Leaving {
+            drain: self.drain.clone(),
+            ready: self.ready.clone(),
+            orders,
+            lame_duck: settings.sidecar.drain.lame_duck,
+            grace: settings.sidecar.drain.grace,
+            app_ports: of_tcp.map(|p| p.shared.container_port).collect(),
+        };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let tasks = Drain::default();
         let code = runtime.block_on(async {
@@ -128,7 +139,7 @@ impl App {
                 grpc: self.servers.grpc,
             };
             let depart = control.start(&tasks);
-            leave::wait_and_drain(&settings.sidecar.drain, &self.ready, &self.drain, &orders, depart).await
+            leaving.run(leaving::signals(), depart).await.exit_code()
         });
         tasks.kill();
         // A name that is still being resolved would otherwise hold up the end.
@@ -148,6 +159,13 @@ impl App {
         });
         tcp.chain(udp).chain(own).collect()
     }
+}
+
+/// Access log lines go to standard output, log lines to standard error.
+fn access(settings: &Settings) -> Access {
+    // The format was checked with the other settings.
+    let log = AccessLog::start(&settings.access_log, &settings.access_log_headers, io::stdout()).ok().flatten();
+    Access { log: log.map(Arc::new), pod: settings.pod_name.as_str().into() }
 }
 
 fn info(shared: &Shared, address: SocketAddr, transport: &'static str) -> ListenerInfo {

@@ -109,6 +109,27 @@ impl Buf {
         self.end = len;
     }
 
+    /// Puts `bytes` between the unread ones, in front of the one at `at`.
+    pub fn insert(&mut self, at: usize, bytes: &[u8]) {
+        let len = self.len();
+        let room = self.store.as_ref().map_or(0, |s| s.len());
+        if room < len + bytes.len() {
+            self.grow(len + bytes.len());
+        }
+        let at = at.min(len);
+        let Some(store) = self.store.as_deref_mut() else { return };
+        if store.len() - self.end < bytes.len() {
+            store.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, len);
+        }
+        let at = self.start + at;
+        store.copy_within(at..self.end, at + bytes.len());
+        if let Some(gap) = store.get_mut(at..at + bytes.len()) {
+            gap.copy_from_slice(bytes);
+        }
+        self.end += bytes.len();
+    }
+
     /// Whether no room is left behind the unread bytes, which start at the front.
     #[must_use]
     pub fn is_full(&self) -> bool {
@@ -193,6 +214,21 @@ mod tests {
         buf.consume(usize::MAX / 2);
         assert_eq!(seen, data);
         assert!(buf.store.is_none());
+    }
+
+    #[tokio::test]
+    async fn bytes_can_be_put_between_others_wherever_there_is_room() {
+        for (size, consumed) in [(10, 0), (10, 4), (SIZE, 0), (SIZE, 4), (SIZE - 1, 2)] {
+            let data: Vec<u8> = (0..size).map(|i| i as u8).collect();
+            let mut from = &data[..];
+            let mut buf = Buf::default();
+            poll_fn(|cx| buf.poll_fill(&mut from, cx)).await.unwrap();
+            buf.consume(consumed);
+            buf.insert(3, b"between");
+            let mut want = data[consumed..].to_vec();
+            want.splice(3..3, *b"between");
+            assert_eq!(buf.unread(), want, "{size} {consumed}");
+        }
     }
 
     #[tokio::test]

@@ -23,6 +23,7 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt as _;
 use tokio::time::Instant;
 
+use crate::access::notes::Notes;
 use crate::buffers::Buf;
 use crate::conn::Conn;
 use crate::lane::Lane;
@@ -57,8 +58,12 @@ pub async fn exchanges(down: Conn, first: Buf, app: AppLeg, lane: &Lane) -> Ende
         request: Flow::starting_with(first),
         answer: Flow::default(),
         caller_done: false,
+        notes: None,
     };
     let ended = connection.run().await;
+    if let Some(notes) = connection.notes.take() {
+        notes.end(ended);
+    }
     if ended.resets_caller() {
         connection.down.abort();
     }
@@ -78,6 +83,8 @@ struct Connection<'l> {
     answer: Flow,
     /// The caller will send nothing more.
     caller_done: bool,
+    /// Of the exchange under way, where there is anything to note.
+    notes: Option<Box<Notes>>,
 }
 
 /// Where the current exchange goes.
@@ -115,7 +122,10 @@ impl Connection<'_> {
                 Some((intercept, Route::Expired)) => {
                     self.lane.port.metrics.http1_requests.at(Route::Expired).inc();
                     match self.expired(&intercept, &head, body).await {
-                        None => continue,
+                        None => {
+                            self.notes = None;
+                            continue;
+                        }
                         Some(ended) => return ended,
                     }
                 }
@@ -128,7 +138,12 @@ impl Connection<'_> {
             }
             let mut exchange = Exchange::new(&head, body, upstream, self.lane.identity().is_none(), started);
             match poll_fn(|cx| exchange.poll(self, cx)).await {
-                Outcome::Next => self.stale_app = upstream != Upstream::App,
+                Outcome::Next => {
+                    self.stale_app = upstream != Upstream::App;
+                    if let Some(notes) = self.notes.take() {
+                        notes.end(Ended::Clean);
+                    }
+                }
                 Outcome::End(ended) => return ended,
                 Outcome::Close => return self.linger().await,
                 Outcome::Relay(reason) => return self.relay(upstream, reason).await,
@@ -137,12 +152,16 @@ impl Connection<'_> {
     }
 
     /// Decides one request; `None` is the app. The table is read once and held for nothing else.
-    fn route(&self, head: &Head) -> Option<(Arc<Intercept>, Route)> {
+    fn route(&mut self, head: &Head) -> Option<(Arc<Intercept>, Route)> {
         let table = self.lane.port.routes.load();
-        if table.is_empty() {
+        if table.is_empty() && self.lane.port.access.log.is_none() {
             return None;
         }
-        match table.decide(&head.request(self.request.buf.unread())) {
+        let request = head.request(self.request.buf.unread());
+        let verdict = table.judge(&request);
+        let version = if head.minor == 0 { "HTTP/1.0" } else { "HTTP/1.1" };
+        self.notes = self.lane.notes(&verdict, &table, &request, request.method, version);
+        match verdict.decision {
             Decision::App => None,
             Decision::Client(intercept) => Some((Arc::clone(intercept), Route::Client)),
             Decision::Expired(intercept) => Some((Arc::clone(intercept), Route::Expired)),
@@ -191,6 +210,9 @@ impl Connection<'_> {
         let first =
             First { from_down: std::mem::take(&mut self.request.buf), from_up: std::mem::take(&mut self.answer.buf) };
         let relayed = Box::pin(relay::both(&mut self.down, up, first, metrics)).await;
+        if let Some(notes) = &mut self.notes {
+            notes.moved(relayed.bytes_in, relayed.bytes_out);
+        }
         match upstream {
             Upstream::App => opaque::ended(&relayed, Ended::AppReset),
             Upstream::Tunnel(_) => opaque::ended(&relayed, Ended::TunnelLost),

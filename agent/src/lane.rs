@@ -5,9 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use crate::access::Access;
+use crate::access::explained::Explanation;
+use crate::access::notes::Notes;
 use crate::addr::Caller;
 use crate::drain::Drain;
 use crate::metrics::PortMetrics;
+use crate::route::{Request, RouteTable, Verdict};
 use crate::switch::Routes;
 use crate::tls::Identity;
 use crate::upstream::{DialApp, Hello, OpenTunnel, Transport};
@@ -160,6 +163,37 @@ pub struct Lane {
 }
 
 impl Lane {
+    /// Notes for the access log where it is on, and for an explanation where `request` asked for one; else none.
+    #[must_use]
+    pub fn notes<R: Request + ?Sized>(
+        &self,
+        verdict: &Verdict<'_>,
+        table: &RouteTable,
+        request: &R,
+        method: &[u8],
+        protocol: &'static str,
+    ) -> Option<Box<Notes>> {
+        let access = &self.port.access;
+        if access.log.is_none() && !verdict.asks_why {
+            return None;
+        }
+        let line = access.log.as_ref().map(|log| (log.clone(), log.begin(request, method, protocol, self.caller)));
+        let explanation = verdict.asks_why.then(|| {
+            let (declared, source) = self.port.spoken.get();
+            let protocol = format_args!("{protocol} ({} by {})", declared.word(), source.word());
+            Explanation::of(&access.pod, self.port.container_port, protocol, table, request)
+        });
+        let mut notes = Notes::new(line, explanation);
+        notes.decided(&verdict.decision, table, &self.app_address());
+        Some(notes)
+    }
+
+    /// Where the app is, for people.
+    #[must_use]
+    pub fn app_address(&self) -> String {
+        self.port.app.plain_addr().map_or_else(|| "app".to_owned(), |a| a.to_string())
+    }
+
     /// The request header in which this port hands verified callers' identities on, and this caller's, where it has
     /// one. Whatever a caller itself sends under that name must not reach anybody.
     #[must_use]

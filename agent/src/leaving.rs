@@ -13,7 +13,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::future::{FutureExt as _, Shared};
-use futures_util::{Stream, StreamExt as _};
+use futures_util::{Stream, StreamExt as _, stream};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::admin::Orders;
@@ -42,6 +43,20 @@ pub struct Leaving {
     pub app_ports: Vec<u16>,
 }
 
+/// SIGTERM and SIGINT, each time one comes.
+pub fn signals() -> impl Stream<Item = ()> {
+    let listen = |kind| {
+        let signal = signal(kind).inspect_err(|error| tracing::error!(%error, "a signal cannot be handled")).ok();
+        stream::iter(signal).flat_map(|signal| {
+            Box::pin(stream::unfold(signal, |mut signal| async {
+                signal.recv().await?;
+                Some(((), signal))
+            }))
+        })
+    };
+    stream::select(listen(SignalKind::terminate()), listen(SignalKind::interrupt()))
+}
+
 /// How the agent left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Left {
@@ -63,16 +78,14 @@ type Departure<'d> = Shared<Pin<Box<dyn Future<Output = ()> + Send + 'd>>>;
 
 impl Leaving {
     /// Waits for the first item of `signals` or the order to quit, then leaves; another signal cuts what is left.
-    /// `depart` ends the session with the manager; it runs beside the phases and is not waited for at the end.
-    pub async fn run<'d, F>(&self, signals: impl Stream<Item = ()>, depart: impl FnOnce() -> F) -> Left
-    where
-        F: Future<Output = ()> + Send + 'd,
-    {
+    /// `depart` is polled from then on: it sends all traffic to the app, lets open tunnels finish and ends the session
+    /// with the manager, beside the phases.
+    pub async fn run<'d>(&self, signals: impl Stream<Item = ()>, depart: impl Future<Output = ()> + Send + 'd) -> Left {
         let mut signals = pin!(signals.fuse());
         self.until_told(&mut signals).await;
         self.ready.fail(true);
         tracing::info!(lame_duck = ?self.lame_duck, grace = ?self.grace, "leaving: not ready");
-        let departure: Pin<Box<dyn Future<Output = ()> + Send + 'd>> = Box::pin(depart());
+        let departure: Pin<Box<dyn Future<Output = ()> + Send + 'd>> = Box::pin(depart);
         let departure = departure.shared();
         let again = async {
             if signals.next().await.is_none() {
@@ -82,15 +95,16 @@ impl Leaving {
         let hurried = tokio::select! {
             biased;
             () = again => true,
-            () = self.phases(departure) => false,
+            () = self.phases(&departure) => false,
         };
         self.drain.start();
         let cut = self.drain.kill();
         if cut > 0 {
             tracing::warn!(connections = cut, "leaving: cut what had not ended");
         }
-        // Dropped tasks are counted by their own guards; a thread that hangs does not keep the process.
-        let _ = timeout(BURIAL, self.drain.finished()).await;
+        // Dropped tasks are counted by their own guards, and what is left of saying goodbye to the manager is short; a
+        // thread or a manager that hangs does not keep the process.
+        let _ = timeout(BURIAL, futures_util::future::join(self.drain.finished(), departure)).await;
         tracing::info!(cut, hurried, "left");
         Left { cut, hurried }
     }
@@ -120,25 +134,25 @@ impl Leaving {
         }
     }
 
-    async fn phases(&self, departure: Departure<'_>) {
+    async fn phases(&self, departure: &Departure<'_>) {
         // Once ready, a departure stays so: its end does not end a phase.
         let beside = || async {
             departure.clone().await;
             std::future::pending::<()>().await;
         };
-        tokio::select! {
-            () = beside() => {}
-            () = sleep(self.lame_duck), if !self.drain.is_draining() => {}
-            () = self.app_gone() => tracing::info!("leaving: the app no longer listens"),
+        // A drained listener has had its lame-duck time.
+        if !self.drain.is_draining() {
+            tokio::select! {
+                () = beside() => {}
+                () = sleep(self.lame_duck) => {}
+                () = self.app_gone() => tracing::info!("leaving: the app no longer listens"),
+            }
         }
         self.drain.start();
         tracing::info!(open = self.drain.alive(), "leaving: no longer accepting");
         tokio::select! {
             () = beside() => {}
-            () = self.drain.finished() => {
-                // What is left of saying goodbye to the manager is short.
-                let _ = timeout(BURIAL, departure.clone()).await;
-            }
+            () = self.drain.finished() => {}
             () = sleep(self.grace) => {}
         }
     }
@@ -207,7 +221,7 @@ mod tests {
             let started = Instant::now();
             let signals = self.signals.take().unwrap();
             let departed = self.departed.clone();
-            let left = self.leaving.run(signals, || async move { departed.store(true, Ordering::SeqCst) }).await;
+            let left = self.leaving.run(signals, async move { departed.store(true, Ordering::SeqCst) }).await;
             (left, started.elapsed())
         }
     }

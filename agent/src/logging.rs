@@ -4,9 +4,7 @@
 //! that carry traffic, and levels of single modules set by an operator. The filter alone is reloaded.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
@@ -48,8 +46,6 @@ pub struct Levels {
 /// Changes levels while the agent runs; clone freely.
 #[derive(Clone, Debug)]
 pub struct Control {
-    /// Counts the manager's wishes, so that the end of an older one does not undo a newer one.
-    wishes: Arc<AtomicU64>,
     configured: Arc<Levels>,
     current: Arc<Mutex<Levels>>,
     filter: Option<reload::Handle<Targets, Registry>>,
@@ -93,12 +89,7 @@ pub fn start(levels: Levels, format: Format) -> Control {
 
 impl Control {
     fn new(levels: Levels, filter: Option<reload::Handle<Targets, Registry>>) -> Self {
-        Self {
-            wishes: Arc::default(),
-            configured: Arc::new(levels.clone()),
-            current: Arc::new(Mutex::new(levels)),
-            filter,
-        }
+        Self { configured: Arc::new(levels.clone()), current: Arc::new(Mutex::new(levels)), filter }
     }
 
     /// A control that changes nothing, for compositions without logging.
@@ -115,23 +106,6 @@ impl Control {
     /// Sets the agent's level and leaves what was set for the data path and for single modules; the manager's wish.
     pub fn set_agent(&self, level: LogLevel) {
         self.change(|l| l.agent = level);
-    }
-
-    /// The manager's wish: `level` for the agent, or the configured one again; it lasts for `lasting`, or until the
-    /// next wish where that is zero. Call it within a runtime.
-    pub fn wish(&self, level: Option<LogLevel>, lasting: Duration) {
-        let this = self.wishes.fetch_add(1, Ordering::SeqCst) + 1;
-        self.set_agent(level.unwrap_or(self.configured.agent));
-        if level.is_none() || lasting.is_zero() {
-            return;
-        }
-        let control = self.clone();
-        crate::drain::afterwards(async move {
-            tokio::time::sleep(lasting).await;
-            if control.wishes.load(Ordering::SeqCst) == this {
-                control.set_agent(control.configured.agent);
-            }
-        });
     }
 
     /// Back to the configured levels.
@@ -244,24 +218,6 @@ mod tests {
         control.set_all(LogLevel::Error);
         assert!(control.loggers().values().all(|l| *l == LogLevel::Error));
         control.restore();
-        assert_eq!(*control.lock(), levels());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_managers_wish_lasts_as_long_as_it_says_unless_a_newer_one_came() {
-        let control = Control::new(levels(), None);
-        control.wish(Some(LogLevel::Debug), Duration::from_secs(10));
-        assert_eq!(control.loggers()["session"], LogLevel::Debug);
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        control.wish(Some(LogLevel::Trace), Duration::from_secs(10));
-        tokio::time::sleep(Duration::from_secs(6)).await;
-        assert_eq!(control.loggers()["session"], LogLevel::Trace, "the end of the first wish is not the second's");
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        assert_eq!(control.loggers()["session"], LogLevel::Info);
-        control.wish(Some(LogLevel::Error), Duration::ZERO);
-        tokio::time::sleep(Duration::from_secs(100_000)).await;
-        assert_eq!(control.loggers()["session"], LogLevel::Error);
-        control.wish(None, Duration::ZERO);
         assert_eq!(*control.lock(), levels());
     }
 

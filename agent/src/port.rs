@@ -30,13 +30,13 @@ pub const MAX_CONNECTIONS: i64 = 32 * 1024;
 /// How long accepting rests when descriptors have run out.
 const EXHAUSTED: Duration = Duration::from_millis(50);
 
-/// Accepts until the drain begins. Every connection is one task.
+/// Accepts until the drain says not to. Every connection is one task.
 pub async fn accept(listener: TcpListener, port: Arc<Shared>) {
     loop {
         let accepted = tokio::select! {
             biased;
             accepted = listener.accept() => accepted,
-            () = port.drain.draining() => return,
+            () = port.drain.closed() => return,
         };
         match accepted {
             Ok((io, peer)) => admit(Accepted { io, caller: Caller::new(peer) }, &port),

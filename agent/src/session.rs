@@ -53,8 +53,9 @@ const PRODUCT: &str = "telepresence";
 const BEGIN: Duration = Duration::from_secs(5);
 /// How long the farewell may take.
 const DEPART: Duration = Duration::from_secs(1);
-/// How long a departure waits for open tunnels: some managers end a departed agent's tunnels.
-const TUNNELS_FINISH: Duration = Duration::from_secs(1);
+/// How long a departure waits for open tunnels at most: some managers end a departed agent's tunnels. The end of the
+/// drain, which cuts what is open, ends this wait too.
+const TUNNELS_FINISH: Duration = Duration::from_secs(600);
 /// Pauses between attempts: the first, and the longest.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(8));
 /// A session that lasted this long was a good one: the next pause is short again.

@@ -10,6 +10,7 @@ use futures_util::future::BoxFuture;
 use traffic_proto::port::Transport as Wire;
 use traffic_proto::sidecar::{AppProtocolStrategy, Replace, Target};
 
+use crate::access::Access;
 use crate::addr::AppAddr;
 use crate::conn::{Conn, Io};
 use crate::drain::Drain;
@@ -34,7 +35,12 @@ pub(super) struct Port {
 }
 
 /// Builds every port; what is odd about annotations is logged here, once.
-pub(super) fn build(settings: &Settings, drain: &Drain, tunnels: &Arc<dyn OpenTunnel>) -> (Vec<Port>, Stores) {
+pub(super) fn build(
+    settings: &Settings,
+    access: &Access,
+    drain: &Drain,
+    tunnels: &Arc<dyn OpenTunnel>,
+) -> (Vec<Port>, Stores) {
     let mut stores = Stores::default();
     let plans = tls_plans(settings);
     let ports = settings
@@ -42,7 +48,9 @@ pub(super) fn build(settings: &Settings, drain: &Drain, tunnels: &Arc<dyn OpenTu
         .iter()
         .map(|target| {
             let plan = plans.get(&target.container_port.get()).filter(|_| target.transport == Wire::Tcp);
-            let shared = Arc::new(share(settings, target, plan, &mut stores, drain.clone(), tunnels.clone()));
+            let mut shared = share(settings, target, plan, &mut stores, drain.clone(), tunnels.clone());
+            shared.access = access.clone();
+            let shared = Arc::new(shared);
             let (declared, source) = shared.spoken.get();
             tracing::info!(
                 port = shared.container_port,
@@ -114,6 +122,7 @@ fn share(
         app,
         tls,
         tunnels,
+        access: Access::default(),
         metrics: Arc::default(),
         drain,
     }

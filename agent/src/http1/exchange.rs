@@ -4,6 +4,7 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::io::AsyncWrite;
 use tokio::time::Instant;
@@ -11,6 +12,7 @@ use tokio::time::Instant;
 use super::body::Body;
 use super::head::{Head, Kind, MAX_HEAD, Method, Parser, Step};
 use super::{Connection, Upstream};
+use crate::access::notes::Notes;
 use crate::conn::Conn;
 use crate::lane::Lane;
 use crate::metrics::{Class, OpaqueReason};
@@ -48,6 +50,12 @@ pub(super) struct Exchange {
     persists: bool,
     answer: Answer,
     answered: bool,
+    /// Until the first byte of the answer.
+    upstream_took: Option<Duration>,
+    /// Bytes of the request's and of the answer's heads that have not been written yet.
+    heads: (u64, u64),
+    /// The caller has been told that this answer is the last one.
+    closing: bool,
 }
 
 enum Answer {
@@ -67,6 +75,7 @@ struct Ends<'c, 'l> {
     request: &'c mut super::Flow,
     answer: &'c mut super::Flow,
     caller_done: &'c mut bool,
+    notes: &'c mut Option<Box<Notes>>,
 }
 
 impl Exchange {
@@ -84,11 +93,14 @@ impl Exchange {
             persists: head.persists(),
             answer: Answer::Head(Parser::new(Kind::Response)),
             answered: false,
+            upstream_took: None,
+            heads: (head.len as u64, 0),
+            closing: false,
         }
     }
 
     pub(super) fn poll(&mut self, c: &mut Connection<'_>, cx: &mut Context<'_>) -> Poll<Outcome> {
-        let Connection { lane, down, app, workstations, request, answer, caller_done, .. } = c;
+        let Connection { lane, down, app, workstations, request, answer, caller_done, notes, .. } = c;
         let up = match self.upstream {
             Upstream::App => match ready!(app.poll_conn(cx)) {
                 Ok(conn) => conn,
@@ -96,13 +108,16 @@ impl Exchange {
             },
             Upstream::Tunnel(at) => workstations.at(at),
         };
-        let mut ends = Ends { lane, down, up, request, answer, caller_done };
+        let mut ends = Ends { lane, down, up, request, answer, caller_done, notes };
         let outcome = match self.poll_request(&mut ends, cx) {
             Some(outcome) => Poll::Ready(outcome),
             None => self.poll_answer(&mut ends, cx),
         };
-        ends.request.count(&lane.port.metrics.bytes_in);
-        ends.answer.count(&lane.port.metrics.bytes_out);
+        let received = ends.request.count(&lane.port.metrics.bytes_in);
+        let sent = ends.answer.count(&lane.port.metrics.bytes_out);
+        if let Some(notes) = ends.notes {
+            self.note_bodies(notes, received, sent);
+        }
         if let Poll::Ready(Outcome::End(ended)) = outcome {
             match ended {
                 Ended::CallerReset | Ended::CallerLeft | Ended::Malformed => ends.up.abort(),
@@ -146,6 +161,18 @@ impl Exchange {
                 Poll::Ready(Err(_)) => return Some(Outcome::End(Ended::CallerReset)),
             }
         }
+    }
+
+    /// Heads are no bodies: what is left of them is taken off what was written.
+    fn note_bodies(&mut self, notes: &mut Notes, received: u64, sent: u64) {
+        let mut without = |head: &mut u64, n: u64| {
+            let of_head = n.min(*head);
+            *head -= of_head;
+            n - of_head
+        };
+        let received = without(&mut self.heads.0, received);
+        let sent = without(&mut self.heads.1, sent);
+        notes.moved(received, sent);
     }
 
     fn note_forwarded(&mut self, ends: &Ends<'_, '_>) {
@@ -220,7 +247,9 @@ impl Exchange {
     fn note_answered(&mut self, ends: &Ends<'_, '_>) {
         if !self.answered {
             self.answered = true;
-            ends.lane.port.metrics.upstream_time.observe(self.started.elapsed());
+            let took = self.started.elapsed();
+            self.upstream_took = Some(took);
+            ends.lane.port.metrics.upstream_time.observe(took);
         }
     }
 
@@ -252,6 +281,8 @@ impl Exchange {
         let status = head.status();
         ends.lane.port.metrics.responses.at(Class::of(status)).inc();
         let tunnel = self.method == Method::Connect && status / 100 == 2;
+        let len = if status / 100 == 1 && status != 101 { head.len } else { self.note_head(head, ends, tunnel) };
+        self.heads.1 += len as u64;
         if status == 101 || tunnel {
             return Follow::Over(Outcome::Relay(Some(OpaqueReason::Upgraded)));
         }
@@ -259,7 +290,7 @@ impl Exchange {
         if status / 100 == 1 {
             self.awaits_continue &= status != 100;
             self.answer = Answer::Head(Parser::new(Kind::Response));
-            return match ends.answer.clear_head(head.len, &mut body) {
+            return match ends.answer.clear_head(len, &mut body) {
                 Ok(()) => Follow::Cleared,
                 Err(_) => self.unclear_answer(OpaqueReason::Ambiguous, ends),
             };
@@ -278,11 +309,32 @@ impl Exchange {
             }
             self.persists = false;
         }
-        if ends.answer.clear_head(head.len, &mut body).is_err() {
+        if ends.answer.clear_head(len, &mut body).is_err() {
             return self.unclear_answer(OpaqueReason::Ambiguous, ends);
         }
         self.answer = Answer::Body(body);
         Follow::Cleared
+    }
+
+    /// Notes the final head, and puts in what the caller asked for: why the request went where it went. While the
+    /// agent drains, `Connection: close` asks the caller to take its next request elsewhere (RFC 9112 section 9.6).
+    /// Everything else passes as it came. Answers the head's length.
+    fn note_head(&mut self, head: &Head, ends: &mut Ends<'_, '_>, tunnel: bool) -> usize {
+        let mut lines = String::new();
+        if let Some(notes) = ends.notes {
+            notes.answered(head.status(), self.upstream_took);
+            lines.extend(notes.explained_line());
+        }
+        if !tunnel && head.status() != 101 && self.persists && head.persists() && ends.lane.port.drain.is_draining() {
+            lines.push_str("Connection: close\r\n");
+            self.closing = true;
+        }
+        if lines.is_empty() {
+            return head.len;
+        }
+        let first_line = ends.answer.buf.unread().iter().position(|b| *b == b'\n').map_or(0, |at| at + 1);
+        ends.answer.buf.insert(first_line, lines.as_bytes());
+        head.len + lines.len()
     }
 
     /// The caller is the judge of an unclear answer, as it would be without an agent.
@@ -309,7 +361,7 @@ impl Exchange {
         }
         if complete {
             // The app ends its own connection where it means to.
-            let goes_on = self.persists || self.may_relay;
+            let goes_on = !self.closing && (self.persists || self.may_relay);
             return Poll::Ready(if goes_on { Outcome::Next } else { Outcome::Close });
         }
         if self.awaits_continue {

@@ -31,10 +31,11 @@ impl Connection<'_> {
             (true, 0) => "Connection: keep-alive\r\n",
             (true, _) => "",
         };
+        let explained = self.notes.as_ref().and_then(|n| n.explained_line()).unwrap_or_default();
         let content = if head.method() == Method::Head { "" } else { &text };
         let answer = format!(
             "HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\n\
-             Content-Length: {}\r\n{connection}\r\n{content}",
+             Content-Length: {}\r\n{explained}{connection}\r\n{content}",
             text.len(),
         );
         self.request.discard_cleared();
@@ -45,6 +46,10 @@ impl Connection<'_> {
             return Some(Ended::CallerReset);
         }
         metrics.bytes_out.add(answer.len() as u64);
+        if let Some(notes) = &mut self.notes {
+            notes.answered(503, None);
+            notes.moved(0, content.len() as u64);
+        }
         if keeps { None } else { Some(self.linger().await) }
     }
 }

@@ -87,10 +87,12 @@ impl Flow {
         self.buf.poll_fill(from, cx)
     }
 
-    /// Adds what was written since the last call.
-    pub(super) fn count(&mut self, bytes: &Counter) {
-        if self.uncounted > 0 {
-            bytes.add(std::mem::take(&mut self.uncounted));
+    /// Adds what was written since the last call, and says how much it was.
+    pub(super) fn count(&mut self, bytes: &Counter) -> u64 {
+        let n = std::mem::take(&mut self.uncounted);
+        if n > 0 {
+            bytes.add(n);
         }
+        n
     }
 }

@@ -4,6 +4,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use tokio::io::AsyncWrite;
 use tokio::time::Sleep;
@@ -15,6 +16,9 @@ use crate::drain::Drain;
 use crate::metrics::{Limit, OpaqueReason};
 use crate::outcome::Ended;
 use crate::upstream::app::ended_by_app;
+
+/// How long an idle connection stays after the drain has begun.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What comes next on a connection.
 #[derive(Debug)]
@@ -36,12 +40,14 @@ pub(super) struct Idle<'d> {
     draining: Pin<Box<WaitForCancellationFuture<'d>>>,
     /// Who has been registered for the drain's start.
     asked: Option<Waker>,
+    /// Runs once the drain has begun: a request that is on its way is still answered.
+    farewell: Option<Pin<Box<Sleep>>>,
 }
 
 impl<'d> Idle<'d> {
     pub(super) fn new(drain: &'d Drain) -> Self {
         let draining = Box::pin(drain.draining());
-        Self { parser: Parser::new(Kind::Request), deadline: None, drain, draining, asked: None }
+        Self { parser: Parser::new(Kind::Request), deadline: None, drain, draining, asked: None, farewell: None }
     }
 
     pub(super) fn poll_next(&mut self, c: &mut Connection<'_>, cx: &mut Context<'_>) -> Poll<Next> {
@@ -111,16 +117,21 @@ impl<'d> Idle<'d> {
         }
     }
 
-    /// Ready once the drain has begun. The registration takes locks, so it is made once for each task.
+    /// Ready once the drain has begun and no request came for a while, which would have been told that its answer is
+    /// the last one. The registration takes locks, so it is made once for each task.
     fn poll_draining(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.drain.is_draining() {
-            return Poll::Ready(());
+            let farewell = self.farewell.get_or_insert_with(|| Box::pin(tokio::time::sleep(FAREWELL)));
+            return farewell.as_mut().poll(cx);
         }
         if self.asked.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
             return Poll::Pending;
         }
         self.asked = Some(cx.waker().clone());
-        self.draining.as_mut().poll(cx)
+        match self.draining.as_mut().poll(cx) {
+            Poll::Ready(()) => self.poll_draining(cx),
+            Poll::Pending => Poll::Pending,
+        }
     }
 }
 

@@ -71,6 +71,9 @@ impl Connection<'_> {
             }
             Err(failure) => {
                 self.lane.port.metrics.fail_open.at(failure.why).inc();
+                if let Some(notes) = &mut self.notes {
+                    notes.failed_open(failure.why, &self.lane.app_address());
+                }
                 report(self.lane, &intercept, &failure);
                 Upstream::App
             }
