@@ -85,7 +85,7 @@ impl Notes {
     }
 
     /// The request is over.
-    pub fn end(mut self: Box<Self>, ended: Ended) {
+    pub fn end(mut self, ended: Ended) {
         self.entry(|e| {
             if e.flags != "NR" {
                 e.flags = flag(ended);

@@ -165,7 +165,7 @@ impl Exchange {
 
     /// Heads are no bodies: what is left of them is taken off what was written.
     fn note_bodies(&mut self, notes: &mut Notes, received: u64, sent: u64) {
-        let mut without = |head: &mut u64, n: u64| {
+        let without = |head: &mut u64, n: u64| {
             let of_head = n.min(*head);
             *head -= of_head;
             n - of_head
