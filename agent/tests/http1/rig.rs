@@ -136,6 +136,7 @@ pub(crate) fn shared(app: AppAddr, tunnels: Arc<dyn OpenTunnel>) -> Arc<Shared> 
         app: Arc::new(PlainApp::new(app)),
         tunnels,
         tls: None,
+        access: traffic_agent::access::Access::default(),
         metrics: Arc::new(PortMetrics::default()),
         drain: Drain::default(),
     })
