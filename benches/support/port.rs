@@ -39,6 +39,7 @@ pub fn shared(app: SocketAddr, routes: RouteTable) -> Arc<Shared> {
         app: Arc::new(PlainApp::new(AppAddr(app))),
         tunnels: Arc::new(Nobody),
         tls: None,
+        access: traffic_agent::access::Access::default(),
         metrics: Arc::new(PortMetrics::default()),
         drain: Drain::default(),
     })
