@@ -5,6 +5,7 @@
 mod answers;
 mod exchange;
 pub mod frames;
+mod identity;
 mod legs;
 mod parting;
 mod pump;
@@ -25,7 +26,8 @@ pub async fn carry(down: Conn, first: Buf, app: Conn, said: Buf, lane: &Lane) ->
     lane.port.metrics.carried.at(Protocol::Http2).inc();
     // Subscribed before the table is read, so that no change falls between.
     let changes = lane.port.routes.watch();
-    let needs_requests = lane.port.routes.load().needs_requests();
+    // Where callers' identities are handed on, every request's head is ours to write.
+    let needs_requests = lane.port.routes.load().needs_requests() || lane.identity().is_some();
     if needs_requests {
         streams::carry(down, first, app, said, changes, lane).await
     } else {

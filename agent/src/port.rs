@@ -1,7 +1,7 @@
 //! START HERE: one listening port, its accept loop, then one connection from end to end.
 
 pub mod listen;
-mod probing;
+pub mod probing;
 pub mod workers;
 
 use std::sync::Arc;

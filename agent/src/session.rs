@@ -38,7 +38,7 @@ use crate::ready::Blocker;
 use dns::Dns;
 use journal::Journal;
 use keeper::Keeper;
-pub use keeper::PortLink;
+pub use keeper::{Asking, PortLink};
 use live::{Live, described, timely};
 use streams::{Link, Tunnels};
 

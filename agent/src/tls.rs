@@ -210,7 +210,7 @@ impl Port {
         if termination.is_none() && !(self.originates && in_force) {
             return Ok(Arrival::Clear(socket, None));
         }
-        let arrival = match self.first_bytes(&socket).await {
+        let refused = match self.first_bytes(&socket).await {
             Ok(First::Clear(hello)) => {
                 if termination.is_some() {
                     metrics.tls_failures.at(TlsFailure::NotTls).inc();
@@ -219,16 +219,23 @@ impl Port {
             }
             Ok(First::Tls) => match termination {
                 None => return Ok(Arrival::Encrypted(socket)),
-                Some(termination) => self.shake_hands(socket, &termination, metrics).await,
+                Some(termination) => match self.shake_hands(socket, &termination, metrics).await {
+                    Ok(arrival) => {
+                        metrics.tls_handshakes.inc();
+                        return Ok(arrival);
+                    }
+                    Err(failed) => failed,
+                },
             },
-            Err(refused) => Err(refused),
+            Err(refused) => refused.into(),
         };
-        match &arrival {
-            Ok(_) => metrics.tls_handshakes.inc(),
-            Err(Refused { cause: Some(cause), .. }) => metrics.tls_failures.at(*cause).inc(),
-            Err(_) => {}
+        if let Some(cause) = refused.refused.cause {
+            metrics.tls_failures.at(cause).inc();
         }
-        arrival
+        if let Some(socket) = refused.socket {
+            farewell(socket, &refused.alert).await;
+        }
+        Err(refused.refused)
     }
 
     /// Looks at the first bytes without taking them.
@@ -252,7 +259,7 @@ impl Port {
         mut socket: TcpStream,
         termination: &serve::Built,
         metrics: &PortMetrics,
-    ) -> Result<Arrival, Refused> {
+    ) -> Result<Arrival, Failed> {
         let deadline = Instant::now() + self.limits.handshake;
         let evicted = || {
             metrics.limits.at(Limit::Handshakes).inc();
@@ -262,26 +269,20 @@ impl Port {
         let attempt = async {
             match self.negotiate(&mut socket, termination).await {
                 Ok(start) => finish(start, socket).await,
-                Err(alert) => Err((alert, Some(socket))),
+                Err(failed) => Err(Failed { socket: Some(socket), ..failed }),
             }
         };
         let outcome = tokio::select! {
             outcome = timeout_at(deadline, attempt) => outcome,
-            () = slot.evicted() => return Err(evicted()),
+            () = slot.evicted() => return Err(evicted().into()),
         };
         drop(slot);
         match outcome {
-            Ok(Ok(stream)) => {
-                let arrival = arrived(stream, termination)?;
-                Ok(arrival)
+            Ok(Ok(stream)) => Ok(arrived(stream, termination)?),
+            Ok(Err(failed)) => Err(failed),
+            Err(_) => {
+                Err(Refused::new(TlsFailure::Timeout, format!("not done after {:?}", self.limits.handshake)).into())
             }
-            Ok(Err((failed, socket))) => {
-                if let Some(socket) = socket {
-                    farewell(socket, &failed.alert).await;
-                }
-                Err(failed.refused)
-            }
-            Err(_) => Err(Refused::new(TlsFailure::Timeout, format!("not done after {:?}", self.limits.handshake))),
         }
     }
 
@@ -298,9 +299,10 @@ impl Port {
             // A caller that takes no part in ALPN gets no answer to it, so the app need not be asked.
             None => Offer::default(),
             Some(names) => {
-                let offer = self.app.offers().await.map_err(|away| Failed {
-                    alert: Vec::new(),
-                    refused: Refused { cause: None, ended: Ended::AppRefused, detail: away.to_string() },
+                let offer = self.app.offers().await.map_err(|away| Refused {
+                    cause: None,
+                    ended: Ended::AppRefused,
+                    detail: away.to_string(),
                 })?;
                 let http = names.iter().any(|name| name == H2 || name == HTTP1);
                 // A caller of another protocol is not refused for HTTP's sake.
@@ -333,9 +335,17 @@ impl First {
     }
 }
 
+/// A failed handshake, and what is left to be said to the caller.
 struct Failed {
-    alert: Vec<u8>,
     refused: Refused,
+    alert: Vec<u8>,
+    socket: Option<TcpStream>,
+}
+
+impl From<Refused> for Failed {
+    fn from(refused: Refused) -> Self {
+        Self { refused, alert: Vec::new(), socket: None }
+    }
 }
 
 /// Fatal alert 70 (RFC 8446 section 6.2), for callers that lack what came with TLS 1.2: it says more than the general
@@ -343,7 +353,7 @@ struct Failed {
 const PROTOCOL_VERSION: &[u8] = &[21, 3, 1, 0, 2, 2, 70];
 
 async fn read_hello(socket: &mut TcpStream, limit: usize) -> Result<Accepted, Failed> {
-    let quiet = |cause, detail: String| Failed { alert: Vec::new(), refused: Refused::new(cause, detail) };
+    let quiet = |cause, detail: String| Failed::from(Refused::new(cause, detail));
     let mut acceptor = Acceptor::default();
     let mut chunk = [0; 2048];
     let mut total = 0;
@@ -374,15 +384,18 @@ async fn read_hello(socket: &mut TcpStream, limit: usize) -> Result<Accepted, Fa
                     // Writing to a vector does not fail.
                     _ => drop(alert.write_all(&mut bytes)),
                 }
-                return Err(Failed { alert: bytes, refused: Refused::new(cause, error.to_string()) });
+                return Err(Failed { alert: bytes, ..Refused::new(cause, error.to_string()).into() });
             }
         }
     }
 }
 
-type Finished = Result<tokio_rustls::server::TlsStream<TcpStream>, (Failed, Option<TcpStream>)>;
+type Stream = tokio_rustls::server::TlsStream<TcpStream>;
 
-async fn finish((accepted, config): (Accepted, Arc<rustls::ServerConfig>), socket: TcpStream) -> Finished {
+async fn finish(
+    (accepted, config): (Accepted, Arc<rustls::ServerConfig>),
+    socket: TcpStream,
+) -> Result<Stream, Failed> {
     let start = tokio_rustls::StartHandshake::from_parts(accepted, socket);
     let outcome = start.into_stream(config).into_fallible().await;
     outcome.map_err(|(error, socket)| {
@@ -390,11 +403,12 @@ async fn finish((accepted, config): (Accepted, Arc<rustls::ServerConfig>), socke
             Some(tls) => classify(tls),
             None => TlsFailure::Closed,
         };
-        (Failed { alert: Vec::new(), refused: Refused::new(cause, error.to_string()) }, Some(socket))
+        // The alert has been sent with the error.
+        Failed { socket: Some(socket), ..Refused::new(cause, error.to_string()).into() }
     })
 }
 
-fn arrived(stream: tokio_rustls::server::TlsStream<TcpStream>, termination: &serve::Built) -> Result<Arrival, Refused> {
+fn arrived(stream: Stream, termination: &serve::Built) -> Result<Arrival, Refused> {
     let session = stream.get_ref().1;
     let identity = match session.peer_certificates().and_then(<[_]>::first) {
         Some(certificate) if termination.verifies_callers() => {

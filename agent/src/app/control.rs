@@ -52,7 +52,7 @@ impl Control<'_> {
             grace: self.settings.sidecar.session_grace,
             remember: self.settings.remember(),
             targets: self.ports.iter().map(|p| p.target.clone()).collect(),
-            ports: self.ports.iter().map(ports::link).collect(),
+            ports: self.ports.iter().map(|port| ports::link(self.settings, port)).collect(),
             tunnels: self.tunnels,
             dns,
             control: tasks.clone(),

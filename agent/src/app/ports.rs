@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use traffic_proto::port::Transport as Wire;
@@ -14,9 +15,10 @@ use crate::access::Access;
 use crate::addr::AppAddr;
 use crate::conn::{Conn, Io};
 use crate::drain::Drain;
-use crate::lane::{Declared, Shared, Spoken};
+use crate::lane::{Declared, Shared, Source, Spoken};
 use crate::port::listen::PortSpec;
-use crate::session::PortLink;
+use crate::port::probing;
+use crate::session::{self, PortLink};
 use crate::settings::{Settings, protocol};
 use crate::tls::Hello;
 use crate::tls::annotations::{self, AppPort, PortPlan};
@@ -24,6 +26,9 @@ use crate::tls::store::Stores;
 use crate::upstream::app::PlainApp;
 use crate::upstream::originate::{self, ClearHttp};
 use crate::upstream::{AppError, DialApp, OpenTunnel, Transport};
+
+/// How long an app may take to say what it speaks before an intercept is reviewed without knowing it.
+const ASKING: Duration = Duration::from_secs(1);
 
 /// One port with what its connections share.
 #[derive(Debug)]
@@ -74,10 +79,7 @@ pub(super) fn tcp(settings: &Settings, ports: &[Port]) -> Vec<(PortSpec, Arc<Sha
         port: port.shared.agent_port,
         owner: port.owner(),
         addr: None,
-        // In clear text, and where nothing else says what the app speaks.
-        probes: port.shared.tls.is_none()
-            && port.shared.spoken.get().0 == Declared::Unknown
-            && may_ask_in_clear_text(settings),
+        probes: asks(settings, &port.shared),
     };
     ports.iter().filter(|p| p.shared.transport == Transport::Tcp).map(|p| (spec(p), p.shared.clone())).collect()
 }
@@ -184,9 +186,27 @@ fn is_replaced(settings: &Settings, target: &Target) -> bool {
 }
 
 /// The port as the session puts rules in force on it.
-pub(super) fn link(port: &Port) -> PortLink {
+pub(super) fn link(settings: &Settings, port: &Port) -> PortLink {
     let shared = Arc::clone(&port.shared);
-    PortLink { routes: Arc::clone(&shared.routes), unreadable: Box::new(move || unreadable(&shared)) }
+    let (routes, asked, asks) = (Arc::clone(&shared.routes), Arc::clone(&shared), asks(settings, &shared));
+    let ask = move || -> session::Asking {
+        let shared = Arc::clone(&asked);
+        Box::pin(async move {
+            if asks {
+                // An app that does not answer in time is one whose protocol nobody knows.
+                let _ = tokio::time::timeout(ASKING, probing::ask(&shared)).await;
+            }
+        })
+    };
+    PortLink { routes, unreadable: Box::new(move || unreadable(&shared)), ask: Box::new(ask) }
+}
+
+/// Whether the app may be asked what it speaks: where nothing else says it.
+fn asks(settings: &Settings, shared: &Shared) -> bool {
+    shared.transport == Transport::Tcp
+        && shared.tls.is_none()
+        && matches!(shared.spoken.get(), (Declared::Unknown, _) | (_, Source::Probe))
+        && may_ask_in_clear_text(settings)
 }
 
 /// Why requests cannot be told apart on a port: it speaks TLS and the agent has no good certificate for it.

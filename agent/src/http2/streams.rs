@@ -24,7 +24,7 @@ use tokio::time::timeout;
 use super::exchange::{self, Ending, Exchange};
 use super::legs::{self, CONNECTION_WINDOW, HEADER_LIST, Legs, SEND_BUFFER, STREAM_WINDOW};
 use super::watched::{Greeting, Signs, Watched};
-use super::{answers, view};
+use super::{answers, identity, view};
 use crate::buffers::Buf;
 use crate::conn::Conn;
 use crate::lane::Lane;
@@ -231,7 +231,10 @@ impl Connection<'_> {
     }
 
     /// Decides where a stream goes, and sends it there.
-    fn begin(&mut self, request: Request<RecvStream>, respond: SendResponse<Bytes>, cx: &mut Context<'_>) {
+    fn begin(&mut self, mut request: Request<RecvStream>, respond: SendResponse<Bytes>, cx: &mut Context<'_>) {
+        if let Some((name, caller)) = self.lane.identity() {
+            identity::replace(&mut request, name, caller);
+        }
         let metrics = &self.lane.port.metrics;
         let table = self.lane.port.routes.load();
         let exchange = match table.decide(&view::View(&request)) {

@@ -1,6 +1,6 @@
-//! Asks the app of an undeclared clear-text port whether it speaks HTTP/2, once an intercept makes that worth knowing,
-//! and again when the answer may be stale. Callers' own bytes decide what is carried; the answer is for people, and
-//! for whoever has to speak first.
+//! Asks the app of an undeclared port whether it speaks TLS or HTTP/2, once an intercept makes that worth knowing, and
+//! again when the answer may be stale. Callers' own bytes decide what is carried; the answer is for people, and for
+//! whoever has to speak first or to say that requests cannot be told apart inside TLS.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,11 +34,16 @@ pub(super) async fn ask_when_needed(port: Arc<Shared>) {
     }
 }
 
-async fn ask(port: &Shared) -> Option<Duration> {
+/// Asks now, unless it is known, and keeps the answer. Returns when to ask again, if the app gave none.
+pub async fn ask(port: &Shared) -> Option<Duration> {
     let addr = port.app.plain_addr()?;
-    let spoken = match probe::h2c(addr).await {
-        Ok(Some(true)) => Declared::Http2,
-        Ok(Some(false)) => Declared::Http1,
+    if port.spoken.get().1 != Source::Bytes {
+        return None;
+    }
+    let spoken = match probe::speaks(addr).await {
+        Ok(Some(probe::Speaks::Tls)) => Declared::Tls,
+        Ok(Some(probe::Speaks::H2c)) => Declared::Http2,
+        Ok(Some(probe::Speaks::Other)) => Declared::Http1,
         Ok(None) | Err(_) => return Some(AGAIN),
     };
     port.spoken.set(spoken, Source::Probe);

@@ -5,12 +5,18 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::{BoxFuture, join_all};
 use tokio::sync::Notify;
 use tokio::time::Instant;
+
+use traffic_proto::manager::{InterceptDispositionType, InterceptInfo};
 
 use super::translate::{Review, Rules, Snapshot};
 use crate::route::RouteTable;
 use crate::switch::Routes;
+
+/// Resolves once a port knows what it has to know.
+pub type Asking = BoxFuture<'static, ()>;
 
 /// One port, as far as rules are put in force on it.
 pub struct PortLink {
@@ -18,6 +24,9 @@ pub struct PortLink {
     pub routes: Arc<Routes>,
     /// Why single requests cannot be told apart on it at the moment, if they cannot: a text for the intercept's owner.
     pub unreadable: Box<dyn Fn() -> Option<String> + Send + Sync>,
+    /// Finds out what the app speaks where nothing declares it, before anybody is told that requests can be told
+    /// apart; bounded in time.
+    pub ask: Box<dyn Fn() -> Asking + Send + Sync>,
 }
 
 pub(super) struct Keeper {
@@ -38,6 +47,17 @@ impl Keeper {
     pub(super) fn new(ports: Vec<PortLink>, rules: Rules, grace: Duration) -> Self {
         let state = Mutex::new(State { rules, grace_ends: None });
         Self { ports, grace, state, changed: Notify::new() }
+    }
+
+    /// Asks the apps whatever the review of a waiting intercept has to know.
+    pub(super) async fn prepare(&self, snapshot: &Snapshot) {
+        let http = |info: &InterceptInfo| {
+            info.disposition() == InterceptDispositionType::Waiting
+                && info.spec.as_ref().is_some_and(|spec| spec.mechanism != "tcp")
+        };
+        if snapshot.values().any(http) {
+            join_all(self.ports.iter().map(|port| (port.ask)())).await;
+        }
     }
 
     /// Takes in a snapshot at once and says what to answer.

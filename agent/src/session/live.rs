@@ -89,7 +89,7 @@ impl Live<'_> {
             for id in &delta.removals {
                 snapshot.remove(id);
             }
-            self.take(&snapshot);
+            self.take(&snapshot).await;
         }
         Ok(())
     }
@@ -97,12 +97,13 @@ impl Live<'_> {
     async fn snapshots(&self) -> Result<(), Status> {
         let mut snapshots = self.client.clone().watch_intercepts(self.session.clone()).await?.into_inner();
         while let Some(message) = snapshots.message().await? {
-            self.take(&message.intercepts.into_iter().map(|i| (i.id.clone(), i)).collect());
+            self.take(&message.intercepts.into_iter().map(|i| (i.id.clone(), i)).collect()).await;
         }
         Ok(())
     }
 
-    fn take(&self, snapshot: &Snapshot) {
+    async fn take(&self, snapshot: &Snapshot) {
+        self.context.keeper.prepare(snapshot).await;
         let metrics = &self.context.metrics;
         metrics.snapshots.inc();
         metrics.intercepts.set(i64::try_from(snapshot.len()).unwrap_or(i64::MAX));

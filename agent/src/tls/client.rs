@@ -142,6 +142,17 @@ impl Client {
     }
 }
 
+/// A configuration without certificate, that verifies nothing and remembers nothing: for questions to an app of which
+/// nothing is known.
+///
+/// # Errors
+/// What rustls says of the parts.
+pub fn anonymous(alpn: &[&[u8]]) -> Result<Arc<ClientConfig>, rustls::Error> {
+    let mut config = build(None, None, alpn)?;
+    config.resumption = Resumption::disabled();
+    Ok(Arc::new(config))
+}
+
 fn build(
     certificate: Option<Arc<Loaded>>,
     trust: Option<Arc<Loaded>>,

@@ -88,58 +88,9 @@ fn sha256(data: &[u8]) -> Vec<u8> {
     suite.tls13().map(|tls13| tls13.common.hash_provider.hash(data).as_ref().to_vec()).unwrap_or_default()
 }
 
-/// An HTTP/1 head with every field named `header` taken out, and the identity's put in behind the request line when
-/// there is one. `None` when the head can stay as it is. `head` ends with the empty line, and header names in it
-/// have been checked by the parser.
-#[must_use]
-pub fn rewrite_head(head: &[u8], header: &str, identity: Option<&Identity>) -> Option<Vec<u8>> {
-    let mut out = Vec::with_capacity(head.len() + 512);
-    let mut changed = false;
-    for (i, line) in head.split_inclusive(|b| *b == b'\n').enumerate() {
-        if i > 0 && names(line, header) {
-            changed = true;
-            continue;
-        }
-        out.extend_from_slice(line);
-        if let (0, Some(identity)) = (i, identity) {
-            changed = true;
-            for part in [header, ": ", identity.header_value(), "\r\n"] {
-                out.extend_from_slice(part.as_bytes());
-            }
-        }
-    }
-    changed.then_some(out)
-}
-
-fn names(line: &[u8], header: &str) -> bool {
-    let (name, rest) = line.split_at_checked(header.len()).unwrap_or_default();
-    name.eq_ignore_ascii_case(header.as_bytes()) && rest.trim_ascii_start().first() == Some(&b':')
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn identity() -> Identity {
-        Identity { header_value: "Hash=00".into() }
-    }
-
-    #[test]
-    fn a_forged_header_is_taken_out_and_the_real_one_put_in() {
-        let head = b"GET / HTTP/1.1\r\nHost: a\r\nX-Caller: admin\r\nx-callers: kept\r\nX-CALLER : two\r\n\r\n";
-        let out = rewrite_head(head, "x-caller", Some(&identity())).unwrap();
-        assert_eq!(
-            String::from_utf8(out).unwrap(),
-            "GET / HTTP/1.1\r\nx-caller: Hash=00\r\nHost: a\r\nx-callers: kept\r\n\r\n"
-        );
-    }
-
-    #[test]
-    fn an_anonymous_caller_cannot_claim_an_identity() {
-        let head = b"GET / HTTP/1.1\r\nx-caller: admin\r\n\r\n";
-        assert_eq!(rewrite_head(head, "x-caller", None).unwrap(), b"GET / HTTP/1.1\r\n\r\n");
-        assert_eq!(rewrite_head(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", "x-caller", None), None);
-    }
 
     #[test]
     fn names_that_would_break_the_header_are_escaped_and_long_lists_are_cut_between_elements() {

@@ -15,6 +15,7 @@ use tokio_rustls::TlsConnector;
 use super::AppError;
 use super::app::connect_marked;
 use crate::addr::AppAddr;
+use crate::tls;
 
 /// One attempt's time; a healthy app in the same pod answers in a few milliseconds.
 const ATTEMPT: Duration = Duration::from_millis(200);
@@ -108,6 +109,32 @@ pub async fn h2c(app: AppAddr) -> Result<Option<bool>, AppError> {
         Ok(answer) => Ok(Some(answer.unwrap_or(false))),
         Err(_) => Ok(None),
     }
+}
+
+/// What an app speaks that nothing is known of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Speaks {
+    /// TLS, whatever is inside.
+    Tls,
+    /// HTTP/2 in clear text.
+    H2c,
+    /// Neither.
+    Other,
+}
+
+/// Asks for TLS first, then for HTTP/2 in clear text. `None` when the app accepted and said nothing to either.
+///
+/// # Errors
+/// The app does not listen.
+pub async fn speaks(app: AppAddr) -> Result<Option<Speaks>, AppError> {
+    let name = ServerName::IpAddress(app.0.ip().into());
+    let config = tls::client::anonymous(&[tls::H2, tls::HTTP1]);
+    let config = config.map_err(|e| AppError::Tls { addr: app, source: io::Error::other(e) })?;
+    match self::tls(app, &config, &name, ATTEMPT).await? {
+        TlsAnswer::Tls(_) | TlsAnswer::Refused => return Ok(Some(Speaks::Tls)),
+        TlsAnswer::NotTls | TlsAnswer::Closed | TlsAnswer::Mute => {}
+    }
+    Ok(h2c(app).await?.map(|yes| if yes { Speaks::H2c } else { Speaks::Other }))
 }
 
 /// Whether the app says something on a fresh connection before it is spoken to.

@@ -51,12 +51,9 @@ fn holds_no_key(text: &str, keys: &[Issued]) {
 async fn no_key_is_in_any_log_line_dump_or_error() {
     let sink = Sink::default();
     let writer = sink.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(Level::TRACE)
-        .with_writer(move || writer.clone())
-        .with_ansi(false)
-        .finish();
-    let guard = tracing::subscriber::set_default(subscriber);
+    // For all threads: the other tests of this process leave their lines here too.
+    let subscriber = tracing_subscriber::fmt().with_max_level(Level::TRACE).with_ansi(false);
+    tracing::subscriber::set_global_default(subscriber.with_writer(move || writer.clone()).finish()).unwrap();
 
     let ca = Ca::default();
     let root = tempfile::tempdir().unwrap();
@@ -99,7 +96,6 @@ async fn no_key_is_in_any_log_line_dump_or_error() {
         while store.check() {}
         write!(dumps, "{store:#?} {stores:?}").unwrap();
     }
-    drop(guard);
     let log = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
     assert!(log.contains("does not belong") && log.contains("certificate in use"), "{log}");
     assert!(dumps.contains("web.test"), "{dumps}");

@@ -89,7 +89,7 @@ async fn rotation_under_load_fails_no_handshake_and_cuts_no_stream() {
                 }
                 !due
             });
-            if step == 5 && rotations % 3 == 0 {
+            if step == 5 && rotations.is_multiple_of(3) {
                 // A pair that does not match comes and goes; nobody must see it.
                 let (good, bad) = (next.clone(), ca.issue(&["web.test"]));
                 secret.update(|dir| {

@@ -210,7 +210,7 @@ fn an_unreadable_file_says_who_has_to_let_it_be_read() {
     let dir = root.path().join("web-tls");
     write_secret(&dir, &Ca::default().issue(&["web.test"]), None);
     fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    fs::set_permissions(dir.join("tls.key"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(dir.join("tls.key"), fs::Permissions::from_mode(0o000)).unwrap();
     // Root reads everything, so the look is taken as somebody else. A thread's identity is its own.
     let text = std::thread::spawn(move || {
         if rustix::process::geteuid().is_root() {
