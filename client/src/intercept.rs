@@ -32,8 +32,9 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Creates an intercept and serves it until `stop`, or until somebody else removes it.
 pub async fn create(flags: &Create, stop: CancellationToken) -> Result<(), Failure> {
     let target = resolve(&flags.address, flags.port.local).await?;
-    let spec = flags.spec(target).map_err(Failure)?;
-    let manager = session::connect(&flags.manager.manager).await?;
+    let spec = flags.spec(target).map_err(Failure::Usage)?;
+    let patience = session::FIRST_CONTACT.min(Duration::from_secs(flags.timeout));
+    let manager = session::connect(&flags.manager.manager, patience).await?;
     let client = session::client_info(&flags.manager.client, &flags.namespace);
     let answers = Answers { target, tunnels: TaskTracker::new() };
     let mut life = Life { flags, manager, client, spec, answers, stop, became_active: false };
@@ -127,7 +128,7 @@ impl Life<'_> {
                             }
                             Err(failure) => {
                                 // The manager may have gone again, and so is asked again.
-                                line(Pairs(&[("manager", "lost"), ("message", &failure.0)]));
+                                line(Pairs(&[("manager", "lost"), ("message", &failure.to_string())]));
                                 sleep(Duration::from_secs(1)).await;
                                 continue;
                             }
@@ -202,7 +203,11 @@ impl Life<'_> {
                 _ if self.became_active => {}
                 other => {
                     let why = if info.message.is_empty() { "no reason given" } else { &info.message };
-                    return Err(Failure(format!("intercept {:?}: {}: {why}", self.spec.name, other.as_str_name())));
+                    return Err(Failure::Failed(format!(
+                        "intercept {:?}: {}: {why}",
+                        self.spec.name,
+                        other.as_str_name()
+                    )));
                 }
             }
         }
@@ -212,7 +217,7 @@ impl Life<'_> {
         self.became_active = true;
         if let Some(path) = &self.flags.env_file {
             write_secret(path, &env_file(&info.environment))
-                .map_err(|error| Failure(format!("--env-file {}: {error}", path.display())))?;
+                .map_err(|error| Failure::Failed(format!("--env-file {}: {error}", path.display())))?;
         }
         let takes = if info.mechanism_args_desc.is_empty() { "matching traffic" } else { &info.mechanism_args_desc };
         let (workload, target) = (self.flags.workload(), self.answers.target);
@@ -221,7 +226,7 @@ impl Life<'_> {
     }
 
     fn never_active(&self) -> Failure {
-        Failure(format!(
+        Failure::Failed(format!(
             "intercept {:?} is still waiting after {} s: no agent of {:?} took it up; does the port {:?} exist there?",
             self.spec.name,
             self.flags.timeout,
@@ -286,7 +291,7 @@ async fn agents(mut manager: Manager, session: &SessionInfo, direct: &mut Direct
 /// Puts into the spec what the manager found out about the workload.
 fn complete(spec: &mut InterceptSpec, prepared: PreparedIntercept) -> Result<(), Failure> {
     if !prepared.error.is_empty() {
-        return Err(Failure(format!("intercept {:?} cannot be prepared: {}", spec.name, prepared.error)));
+        return Err(Failure::Failed(format!("intercept {:?} cannot be prepared: {}", spec.name, prepared.error)));
     }
     if !prepared.service_uid.is_empty() {
         let port = match prepared.service_port_name.as_str() {
@@ -297,7 +302,7 @@ fn complete(spec: &mut InterceptSpec, prepared: PreparedIntercept) -> Result<(),
     }
     if spec.port_identifier.is_empty() && prepared.container_port == 0 {
         let message = format!("which port of {:?} is meant? write --port {}:PORT", spec.agent, spec.target_port);
-        return Err(Failure(message));
+        return Err(Failure::Failed(message));
     }
     spec.service_uid = prepared.service_uid;
     spec.service_name = prepared.service_name;
@@ -316,11 +321,12 @@ fn complete(spec: &mut InterceptSpec, prepared: PreparedIntercept) -> Result<(),
 
 async fn resolve(host: &str, port: u16) -> Result<SocketAddr, Failure> {
     let found = tokio::net::lookup_host((host, port)).await;
-    let found = found.map_err(|error| Failure(format!("--address {host}: {error}; name a host or an IP address")))?;
+    let found =
+        found.map_err(|error| Failure::Failed(format!("--address {host}: {error}; name a host or an IP address")))?;
     let addresses: Vec<SocketAddr> = found.map(|address| SocketAddr::new(address.ip().to_canonical(), port)).collect();
     // Names such as localhost mean both families; servers for development mostly listen on the older one.
     let chosen = addresses.iter().find(|address| address.is_ipv4()).or(addresses.first());
-    chosen.copied().ok_or_else(|| Failure(format!("--address {host} has no address")))
+    chosen.copied().ok_or_else(|| Failure::Failed(format!("--address {host} has no address")))
 }
 
 /// The environment of an app often holds secrets, so the file is for its owner alone.
@@ -330,5 +336,5 @@ fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
 }
 
 fn refused(what: &str, status: &Status) -> Failure {
-    Failure(format!("{what}: {}", said(status)))
+    Failure::Failed(format!("{what}: {}", said(status)))
 }

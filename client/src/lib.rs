@@ -18,5 +18,11 @@ pub use manage::{leave, list};
 
 /// Why the program cannot do what it was asked for; the text is for its user.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct Failure(pub String);
+pub enum Failure {
+    /// The flags contradict each other.
+    #[error("{0}")]
+    Usage(String),
+    /// Anything else.
+    #[error("{0}")]
+    Failed(String),
+}

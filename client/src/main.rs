@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use intercept::Failure;
 use intercept::flags::{Command, Flags};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -32,7 +33,10 @@ async fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("intercept: {failure}");
-            ExitCode::FAILURE
+            match failure {
+                Failure::Usage(_) => ExitCode::from(64),
+                Failure::Failed(_) => ExitCode::FAILURE,
+            }
         }
     }
 }

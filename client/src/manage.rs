@@ -15,7 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Prints one line for each intercept the manager knows.
 pub async fn list(flags: &Manager) -> Result<(), Failure> {
-    let mut manager = session::connect(&flags.manager).await?;
+    let mut manager = session::connect(&flags.manager, session::FIRST_CONTACT).await?;
     let intercepts = all(&mut manager).await?;
     if intercepts.is_empty() {
         line("No intercepts");
@@ -28,7 +28,7 @@ pub async fn list(flags: &Manager) -> Result<(), Failure> {
 
 /// Removes an intercept of this client; the process that serves it notices and ends.
 pub async fn leave(flags: &Leave) -> Result<(), Failure> {
-    let mut manager = session::connect(&flags.manager.manager).await?;
+    let mut manager = session::connect(&flags.manager.manager, session::FIRST_CONTACT).await?;
     let mut named = all(&mut manager).await?;
     named.retain(|info| info.spec.as_ref().is_some_and(|spec| spec.name == flags.name));
     let client = |info: &InterceptInfo| info.spec.as_ref().map(|spec| spec.client.clone()).unwrap_or_default();
@@ -37,11 +37,12 @@ pub async fn leave(flags: &Leave) -> Result<(), Failure> {
         let others: Vec<_> = named.iter().map(client).collect();
         let hint =
             if others.is_empty() { "see the list command".into() } else { format!("--client {}", others.join(" or ")) };
-        return Err(Failure(format!("no intercept {:?} of {}; {hint}", flags.name, flags.manager.client)));
+        return Err(Failure::Failed(format!("no intercept {:?} of {}; {hint}", flags.name, flags.manager.client)));
     };
     let request = RemoveInterceptRequest2 { session: own.client_session.clone(), name: flags.name.clone() };
     let removed = manager.remove_intercept(call(request)).await;
-    removed.map_err(|status| Failure(format!("intercept {:?} was not removed: {}", flags.name, said(&status))))?;
+    removed
+        .map_err(|status| Failure::Failed(format!("intercept {:?} was not removed: {}", flags.name, said(&status))))?;
     line(Pairs(&[("state", "REMOVED"), ("intercept", &flags.name)]));
     Ok(())
 }
@@ -75,7 +76,7 @@ async fn all(manager: &mut session::Manager) -> Result<Vec<InterceptInfo>, Failu
     };
     match timeout(PATIENCE, first).await {
         Ok(Ok(snapshot)) => Ok(snapshot.intercepts),
-        Ok(Err(status)) => Err(Failure(format!("the manager does not list intercepts: {}", said(&status)))),
-        Err(_) => Err(Failure("the manager does not list intercepts: no answer in time".into())),
+        Ok(Err(status)) => Err(Failure::Failed(format!("the manager does not list intercepts: {}", said(&status)))),
+        Err(_) => Err(Failure::Failed("the manager does not list intercepts: no answer in time".into())),
     }
 }

@@ -15,8 +15,8 @@ use crate::Failure;
 const VERSION: &str = "v2.27.5";
 /// How long one call may take.
 pub(crate) const CALL: Duration = Duration::from_secs(15);
-/// How long to look for the manager at the start.
-const FIRST_CONTACT: Duration = Duration::from_secs(15);
+/// How long to look for the manager at the start, where the user says nothing else.
+pub(crate) const FIRST_CONTACT: Duration = Duration::from_secs(15);
 /// Heartbeat.
 const REMAIN: Duration = Duration::from_secs(5);
 /// What one stream may send ahead of its reader.
@@ -32,7 +32,8 @@ pub(crate) type Manager = ManagerClient<Channel>;
 pub(crate) fn endpoint(address: &str) -> Result<Endpoint, Failure> {
     let uri = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
     let endpoint = Endpoint::from_shared(uri);
-    let endpoint = endpoint.map_err(|error| Failure(format!("{address:?} is no address: {error}; write HOST:PORT")))?;
+    let endpoint =
+        endpoint.map_err(|error| Failure::Failed(format!("{address:?} is no address: {error}; write HOST:PORT")))?;
     Ok(endpoint
         .connect_timeout(Duration::from_secs(3))
         .tcp_nodelay(true)
@@ -42,11 +43,11 @@ pub(crate) fn endpoint(address: &str) -> Result<Endpoint, Failure> {
 }
 
 /// Connects to the manager; one that is just starting is waited for.
-pub(crate) async fn connect(address: &str) -> Result<Manager, Failure> {
+pub(crate) async fn connect(address: &str, patience: Duration) -> Result<Manager, Failure> {
     let endpoint = endpoint(address)?;
     let mut manager = ManagerClient::new(endpoint.connect_lazy()).max_decoding_message_size(GRPC_LIMIT);
     let mut last = None;
-    let answer = timeout(FIRST_CONTACT, async {
+    let answer = timeout(patience, async {
         loop {
             match manager.version(()).await {
                 Ok(version) => return version.into_inner(),
@@ -58,7 +59,7 @@ pub(crate) async fn connect(address: &str) -> Result<Manager, Failure> {
     .await;
     let Ok(version) = answer else {
         let why = last.map(|status| said(&status)).unwrap_or_default();
-        return Err(Failure(format!("no traffic-manager answers at {address}: {why}; check --manager")));
+        return Err(Failure::Failed(format!("no traffic-manager answers at {address}: {why}; check --manager")));
     };
     crate::report::line(format_args!("Connected to {} {} at {address}", version.name, version.version));
     Ok(manager)

@@ -234,9 +234,12 @@ where
             Carried::Whole
         }
         Err(Broken::Target) => {
-            // The target reads no more, but what it has written before still belongs to the caller.
+            // The target reads no more, but what it has written before still belongs to the caller. That it
+            // then seems to end in order means nothing: a reset shows once only.
             let rest = async {
-                let _ = timeout(LINGER, target_to_tunnel(&mut read, outgoing, &activity)).await;
+                if !outgoing.finished {
+                    let _ = timeout(LINGER, read_all(&mut read, outgoing, &activity)).await;
+                }
                 break_off(outgoing).await;
             };
             tokio::join!(rest, until_ended(incoming, LINGER));
@@ -255,15 +258,18 @@ where
     }
 }
 
-/// Copies until the target half-closes. May be dropped at any time without losing what was read.
+/// Copies until the target half-closes, and says so.
 async fn target_to_tunnel<T>(
     read: &mut ReadHalf<'_>,
     outgoing: &mut Outgoing<T>,
     activity: &Activity,
 ) -> Result<(), Broken> {
-    if outgoing.finished {
-        return Ok(());
-    }
+    read_all(read, outgoing, activity).await?;
+    outgoing.finish().await
+}
+
+/// Copies until the target half-closes. May be dropped at any time without losing what was read.
+async fn read_all<T>(read: &mut ReadHalf<'_>, outgoing: &Outgoing<T>, activity: &Activity) -> Result<(), Broken> {
     loop {
         // Waiting costs no buffer: one is taken when there is something to read.
         tokio::select! {
@@ -274,14 +280,13 @@ async fn target_to_tunnel<T>(
         let mut message = BytesMut::with_capacity(READ);
         begin_normal(&mut message);
         match read.try_read_buf(&mut message) {
-            Ok(0) => break,
+            Ok(0) => return Ok(()),
             Ok(_) => place.send((outgoing.wrap)(TunnelMessage { payload: message.freeze() })),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(_) => return Err(Broken::Target),
         }
         activity.touch();
     }
-    outgoing.finish().await
 }
 
 /// Copies until the tunnel's peer has no more data.

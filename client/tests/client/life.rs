@@ -1,0 +1,108 @@
+//! An intercept from its creation to its end, whoever ends it.
+
+use std::os::unix::fs::PermissionsExt;
+
+use harness::apps::App;
+use traffic_proto::manager::{InterceptDispositionType as Disposition, ReconnectAgentRequest};
+
+use crate::rig::{Agent, Manager, agent_info};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn states_are_printed_and_the_environment_is_written() {
+    let manager = Manager::start().await;
+    let mut agent = manager.agent().await;
+    let app = App::start("local");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("app.env");
+    let flags = ["--http-header=x-dev=a", "--http-plaintext", "--env-file", file.to_str().unwrap()];
+    let client = manager.create(app.address(), &flags);
+    let spec = agent.review(Disposition::Active, "").await.spec.unwrap();
+    assert_eq!((spec.mechanism.as_str(), spec.plaintext), ("http", true));
+    assert_eq!((spec.target_port, spec.container_port), (i32::from(app.address().port()), 80));
+    client.line("state=WAITING");
+    let line = client.line("state=ACTIVE");
+    for part in ["intercept=one", "client=dev@laptop", "workload=app", "takes=\"all TCP connections\"", "pod=app-1"] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    client.line("Interrupt to leave");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "COLOUR=blue\nTEXT=\"two\\nlines\"\n");
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_removes_the_intercept_and_ends_the_session() {
+    let manager = Manager::start().await;
+    let mut agent = manager.agent().await;
+    let app = App::start("local");
+    let client = manager.create(app.address(), &[]);
+    let info = agent.review(Disposition::Active, "").await;
+    client.line("state=ACTIVE");
+    assert!(client.terminate().success());
+    agent.until_none().await;
+    let session = info.client_session.unwrap();
+    let mut asking = manager.connect().await;
+    assert!(asking.watch_intercepts(session).await.is_err(), "the session is over");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn intercepts_are_listed_and_left_from_elsewhere() {
+    let manager = Manager::start().await;
+    let mut agent = manager.agent().await;
+    let app = App::start("local");
+    let client = manager.create(app.address(), &[]);
+    agent.review(Disposition::Active, "").await;
+    client.line("state=ACTIVE");
+    let list = manager.client(&["list"]);
+    list.line("intercept=one");
+    assert!(list.exit().success());
+    let stranger = manager.client(&["leave", "one", "--client=eve@desk"]);
+    stranger.line("--client dev@laptop");
+    assert_eq!(stranger.exit().code(), Some(1));
+    assert!(client.is_running());
+    assert!(manager.client(&["leave", "one", "--client=dev@laptop"]).exit().success());
+    client.line("state=REMOVED");
+    assert!(client.exit().success());
+    let list = manager.client(&["list"]);
+    list.line("No intercepts");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manager_that_restarts_gets_the_intercept_back() {
+    let manager = Manager::start().await;
+    let mut agent = manager.agent().await;
+    let app = App::start("local");
+    let client = manager.create(app.address(), &[]);
+    agent.review(Disposition::Active, "").await;
+    client.line("state=ACTIVE");
+    let active = agent.until(Disposition::Active).await;
+    let address = manager.address;
+    manager.stop().await;
+    client.line("manager=lost");
+    let manager = Manager::on(address).await;
+    client.line("manager=back");
+    let mut asking = manager.connect().await;
+    let request = ReconnectAgentRequest { session: Some(agent.session.clone()), agent: Some(agent_info()) };
+    asking.reconnect_agent(request).await.unwrap();
+    let intercepts = asking.watch_intercepts(agent.session.clone()).await.unwrap().into_inner();
+    let mut agent = Agent { manager: asking, session: agent.session.clone(), intercepts };
+    assert_eq!(agent.until(Disposition::Active).await, active, "as it was, under the id it had");
+    assert!(client.terminate().success());
+    agent.until_none().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_leaves_is_waited_for() {
+    let manager = Manager::start().await;
+    let mut agent = manager.agent().await;
+    let app = App::start("local");
+    let client = manager.create(app.address(), &[]);
+    agent.review(Disposition::Active, "").await;
+    client.line("state=ACTIVE");
+    agent.manager.depart(agent.session.clone()).await.unwrap();
+    client.line("state=NO_AGENT");
+    let mut agent = manager.agent().await;
+    client.nth_line("state=WAITING", 2);
+    agent.review(Disposition::Active, "").await;
+    client.nth_line("state=ACTIVE", 2);
+    assert!(client.terminate().success());
+}

@@ -1,0 +1,93 @@
+//! What is wrong is said, and the exit code tells a program.
+
+use harness::apps::App;
+use traffic_proto::manager::InterceptDispositionType as Disposition;
+
+use crate::rig::Manager;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_usage_is_64() {
+    let manager = Manager::start().await;
+    for (arguments, said) in [
+        (&["create"][..], "NAME"),
+        (&["create", "one"], "--port"),
+        (&["create", "one", "--port=0"], "is no port"),
+        (&["create", "one", "--port=80:80", "--http-header=x"], "NAME=VALUE"),
+        (&["create", "one", "--port=80:80", "--colour=red"], "--colour"),
+        (&["destroy", "one"], "destroy"),
+    ] {
+        let client = manager.client(arguments);
+        client.line(said);
+        assert_eq!(client.exit().code(), Some(64), "{arguments:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn contradictory_flags_are_named() {
+    let manager = Manager::start().await;
+    for (flags, said) in [
+        (&["--port=80:80", "--http-header=a=1", "--http-header=a=2"][..], "given twice"),
+        (&["--port=80:80", "--http-path-equal=/", "--mechanism=tcp"], "--mechanism tcp"),
+    ] {
+        let client = manager.client(&[&["create", "one"], flags].concat());
+        client.line(said);
+        assert_eq!(client.exit().code(), Some(64), "{flags:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manager_that_does_not_answer_is_named() {
+    let nobody = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_intercept"));
+    command.args(["create", "one", "--port=80:80", "--timeout=1", "--manager", &nobody.to_string()]);
+    let client = harness::process::Process::start("intercept", &mut command);
+    let line = client.line("no traffic-manager answers");
+    assert!(line.contains(&nobody.to_string()) && line.contains("refused"), "{line}");
+    assert_eq!(client.exit().code(), Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_an_agent_it_fails_and_says_so() {
+    let manager = Manager::start().await;
+    let app = App::start("local");
+    let client = manager.create(app.address(), &[]);
+    let line = client.line("intercept:");
+    assert!(line.contains("no agent of workload \"app\" in namespace \"default\""), "{line}");
+    assert_eq!(client.exit().code(), Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_agents_objection_is_shown_and_the_intercept_removed() {
+    let manager = Manager::start().await;
+    let mut agent = manager.agent().await;
+    let app = App::start("local");
+    let client = manager.create(app.address(), &[]);
+    agent.review(Disposition::AgentError, "Conflicts with the one of ann@desk").await;
+    let line = client.line("intercept:");
+    assert!(line.contains("AGENT_ERROR: Conflicts with the one of ann@desk"), "{line}");
+    assert_eq!(client.exit().code(), Some(1));
+    agent.until_none().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_intercept_that_nobody_takes_up_is_given_up() {
+    let manager = Manager::start().await;
+    let mut agent = manager.agent().await;
+    let app = App::start("local");
+    let client = manager.create(app.address(), &["--timeout=1"]);
+    let line = client.line("intercept:");
+    assert!(line.contains("does the port \"80\" exist"), "{line}");
+    assert_eq!(client.exit().code(), Some(1));
+    agent.until(Disposition::Waiting).await;
+    agent.until_none().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_cannot_be_guessed_is_asked_for() {
+    let manager = Manager::start().await;
+    let _agent = manager.agent().await;
+    let client = manager.client(&["create", "one", "--workload=app", "--port=8080"]);
+    let line = client.line("intercept:");
+    assert!(line.contains("write --port 8080:PORT"), "{line}");
+    assert_eq!(client.exit().code(), Some(1));
+}
