@@ -43,7 +43,7 @@ use live::{Live, described, timely};
 use streams::{Link, Tunnels};
 
 /// This program's version as managers see it.
-pub const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
+pub use crate::VERSION;
 /// What the agent's own API calls itself.
 pub const PRODUCT_NAME: &str = "Rust Traffic Agent";
 /// Replicas of a workload have to agree on it, the stock agent included.

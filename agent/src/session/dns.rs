@@ -209,3 +209,6 @@ impl std::fmt::Debug for Dns {
         f.debug_struct("Dns").finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;
