@@ -3,6 +3,7 @@
 //! and carried stream by stream.
 
 mod answers;
+mod budget;
 mod exchange;
 pub mod frames;
 mod identity;

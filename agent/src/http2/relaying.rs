@@ -179,6 +179,8 @@ struct Pair<'m> {
 
 impl<'m> Pair<'m> {
     fn new(down: Conn, first: Buf, app: Conn, said: Buf, metrics: &'m PortMetrics) -> Self {
+        metrics.bytes_in.add(first.len() as u64);
+        metrics.bytes_out.add(said.len() as u64);
         Self {
             down,
             app,

@@ -21,6 +21,7 @@ use http::Request;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::budget::Budget;
 use super::exchange::{self, Ending, Exchange};
 use super::legs::{self, CONNECTION_WINDOW, HEADER_LIST, Legs, SEND_BUFFER, STREAM_WINDOW};
 use super::watched::{Greeting, Signs, Watched};
@@ -44,8 +45,11 @@ const STREAMS: u32 = 4096;
 const UNSEEN_RESETS: usize = 1024;
 /// Malformed streams in a connection's life; each costs a reset of ours.
 const MALFORMED: usize = 10_000;
-/// Requests given up before their answer, beyond those answered: a rapid reset attack makes nothing else.
+/// Requests given up before their answer, beyond those answered, that may come at once: a rapid reset attack makes
+/// nothing else.
 const GIVEN_UP_MOST: u32 = 5_000;
+/// And how many time makes good per second: hedging clients and expired deadlines stay far below.
+const GIVEN_UP_PER_SECOND: u32 = 500;
 
 /// Carries a connection stream by stream until the caller leaves, or the app does.
 pub(super) async fn carry(
@@ -62,7 +66,7 @@ pub(super) async fn carry(
     };
     let mut app = App { driver: Some(driver), primary: Some(primary), signs: app_signs };
     let greeting = app.greeting().await;
-    let watched = Watched::caller(down, first);
+    let watched = Watched::caller(down, first, lane.port.metrics.clone());
     let signs = watched.signs.clone();
     if app.driver.is_none() {
         signs.abort.store(true, Ordering::Relaxed);
@@ -84,7 +88,7 @@ pub(super) async fn carry(
         began: false,
         leaving: false,
         condemned: false,
-        given_up: 0,
+        given_up: Budget::new(GIVEN_UP_MOST, GIVEN_UP_PER_SECOND),
     };
     let ended = loop {
         let staying = !connection.leaving;
@@ -110,7 +114,7 @@ fn settings(greeting: Greeting) -> h2::server::Builder {
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(HEADER_LIST)
         .max_send_buffer_size(SEND_BUFFER)
-        .max_concurrent_streams(greeting.max_streams.unwrap_or(STREAMS).min(STREAMS))
+        .max_concurrent_streams(greeting.max_streams.filter(|n| *n > 0).unwrap_or(STREAMS).min(STREAMS))
         .max_pending_accept_reset_streams(UNSEEN_RESETS)
         .max_local_error_reset_streams(Some(MALFORMED));
     if greeting.connect {
@@ -173,8 +177,8 @@ struct Connection<'l> {
     leaving: bool,
     /// The caller floods us and is being thrown out.
     condemned: bool,
-    /// Requests given up early, less those answered.
-    given_up: u32,
+    /// Requests that may be given up early.
+    given_up: Budget,
 }
 
 impl Connection<'_> {
@@ -208,12 +212,10 @@ impl Connection<'_> {
         while let Poll::Ready(Some((ending, away))) = self.exchanges.poll_next_unpin(cx) {
             self.away -= usize::from(away);
             match ending {
-                Ending::Answered => self.given_up = self.given_up.saturating_sub(1),
-                Ending::GivenUp => self.given_up += 1,
+                Ending::Answered => self.given_up.earn(1),
+                Ending::GivenUp if self.given_up.spend() => {}
+                Ending::GivenUp => self.condemn(),
             }
-        }
-        if self.given_up > GIVEN_UP_MOST {
-            self.condemn();
         }
     }
 

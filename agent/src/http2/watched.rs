@@ -6,13 +6,14 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::budget::Budget;
 use super::frames::{self, HEAD, Head, Tracker, kind};
 use crate::buffers::Buf;
 use crate::conn::Conn;
+use crate::metrics::PortMetrics;
 
 /// What has been seen on a connection, and how it is to be closed.
 #[derive(Debug, Default)]
@@ -46,6 +47,8 @@ pub(super) struct Watched {
     first: Buf,
     tracker: Tracker,
     watch: Watch,
+    /// Where the caller's bytes are counted.
+    counted: Option<Arc<PortMetrics>>,
     pub(super) signs: Arc<Signs>,
 }
 
@@ -57,20 +60,30 @@ enum Watch {
 
 impl Watched {
     /// The caller's side; `first` was read already and includes the preface.
-    pub(super) fn caller(conn: Conn, first: Buf) -> Self {
-        Self::new(conn, first, Tracker::client(), Watch::Caller(Calm::default()))
+    pub(super) fn caller(conn: Conn, first: Buf, metrics: Arc<PortMetrics>) -> Self {
+        Self::new(conn, first, Tracker::client(), Watch::Caller(Calm::default()), Some(metrics))
     }
 
     /// The app's or a workstation's side; `first` was read already.
     pub(super) fn server(conn: Conn, first: Buf) -> Self {
-        Self::new(conn, first, Tracker::server(), Watch::Greeting(Vec::new()))
+        Self::new(conn, first, Tracker::server(), Watch::Greeting(Vec::new()), None)
     }
 
-    fn new(conn: Conn, first: Buf, tracker: Tracker, watch: Watch) -> Self {
-        Self { conn, first, tracker, watch, signs: Arc::default() }
+    fn new(conn: Conn, first: Buf, tracker: Tracker, watch: Watch, counted: Option<Arc<PortMetrics>>) -> Self {
+        Self { conn, first, tracker, watch, counted, signs: Arc::default() }
+    }
+
+    fn count_out(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let (Some(metrics), Poll::Ready(Ok(n))) = (&self.counted, &written) {
+            metrics.bytes_out.add(*n as u64);
+        }
+        written
     }
 
     fn look(&mut self, bytes: &[u8]) {
+        if let Some(metrics) = &self.counted {
+            metrics.bytes_in.add(bytes.len() as u64);
+        }
         let signs = &self.signs;
         match &mut self.watch {
             Watch::Caller(calm) => self.tracker.follow(bytes, |head| {
@@ -128,10 +141,7 @@ fn read_greeting(bytes: &[u8]) -> Option<Greeting> {
 /// continuation and unknown ones. Each frame that carries something earns two, and time earns some, so no client
 /// that works runs out.
 #[derive(Debug)]
-struct Calm {
-    left: u32,
-    refilled: Option<Instant>,
-}
+struct Calm(Budget);
 
 /// Frames without content that may come at once.
 const CALM_MOST: u32 = 10_000;
@@ -140,41 +150,22 @@ const CALM_PER_SECOND: u32 = 1_000;
 
 impl Default for Calm {
     fn default() -> Self {
-        Self { left: CALM_MOST, refilled: None }
+        Self(Budget::new(CALM_MOST, CALM_PER_SECOND))
     }
 }
 
 impl Calm {
     fn bears(&mut self, head: Head) -> bool {
         match head.kind {
-            kind::HEADERS => self.left = CALM_MOST.min(self.left + 2),
-            kind::DATA if head.length > 0 || head.flags & frames::END_STREAM != 0 => {
-                self.left = CALM_MOST.min(self.left + 2);
-            }
+            kind::HEADERS => self.0.earn(2),
+            kind::DATA if head.length > 0 || head.flags & frames::END_STREAM != 0 => self.0.earn(2),
             // Credit follows the data we send.
             kind::WINDOW_UPDATE => {}
             // Answers to frames of ours.
             kind::SETTINGS | kind::PING if head.flags & frames::ACK != 0 => {}
-            _ => return self.spend(),
+            _ => return self.0.spend(),
         }
         true
-    }
-
-    fn spend(&mut self) -> bool {
-        // The clock is asked only when the budget runs low.
-        if self.left < CALM_MOST / 2 {
-            let now = Instant::now();
-            let since = now.saturating_duration_since(*self.refilled.get_or_insert(now));
-            if since >= Duration::from_millis(100) {
-                let earned = since.as_secs_f64().min(60.0) * f64::from(CALM_PER_SECOND);
-                // At most 60 seconds' worth.
-                self.left = CALM_MOST.min(self.left + earned as u32);
-                self.refilled = Some(now);
-            }
-        }
-        let enough = self.left > 0;
-        self.left = self.left.saturating_sub(1);
-        enough
     }
 }
 
@@ -214,7 +205,9 @@ impl AsyncRead for Watched {
 
 impl AsyncWrite for Watched {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().conn).poll_write(cx, buf)
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.conn).poll_write(cx, buf);
+        this.count_out(written)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -230,7 +223,9 @@ impl AsyncWrite for Watched {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().conn).poll_write_vectored(cx, bufs)
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.conn).poll_write_vectored(cx, bufs);
+        this.count_out(written)
     }
 
     fn is_write_vectored(&self) -> bool {

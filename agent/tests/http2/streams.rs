@@ -243,9 +243,9 @@ async fn a_stalled_stream_holds_up_no_other_and_is_bounded() {
         let answer = caller.call(request("/echo", dev).method("POST").body(()).unwrap(), &[5; 10_000]).await.unwrap();
         assert_eq!(answer.body.len(), 10_000);
     }
-    // What the servers could write for a stalled stream is what windows allow, not what they offer.
-    let before = rig.metrics().bytes_out.get();
-    assert!(before < 64 << 20);
+    // What reached the caller is what its windows allow, and the echoes; not what the servers would like to say.
+    let sent = rig.metrics().bytes_out.get();
+    assert!((500_000..3_000_000).contains(&sent), "{sent} bytes");
 }
 
 #[tokio::test]
