@@ -32,6 +32,7 @@ use traffic_proto::manager::{AgentInfo, SessionInfo, TunnelMetrics, agent_info};
 use traffic_proto::sidecar::Target;
 use traffic_proto::tunnel::GRPC_LIMIT;
 
+use crate::VERSION;
 use crate::drain::Drain;
 use crate::metrics::ControlMetrics;
 use crate::ready::Blocker;
@@ -42,8 +43,6 @@ pub use keeper::{Asking, PortLink};
 use live::{Live, described, timely};
 use streams::{Link, Tunnels};
 
-/// This program's version as managers see it.
-pub use crate::VERSION;
 /// What the agent's own API calls itself.
 pub const PRODUCT_NAME: &str = "Rust Traffic Agent";
 /// Replicas of a workload have to agree on it, the stock agent included.
@@ -450,13 +449,16 @@ fn jittered(pause: Duration) -> Duration {
     half + half.mul_f64(f64::from((random >> 32) as u32) / f64::from(u32::MAX))
 }
 
-/// An error and its causes.
+/// An error and its causes; transports repeat themselves, so what has been said is left out.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
+        let said = cause.to_string();
+        if !text.contains(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
         source = cause.source();
     }
     text

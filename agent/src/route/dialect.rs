@@ -637,6 +637,18 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        #[test]
+        fn whatever_is_accepted_is_a_pattern_for_this_engine(
+            pattern in r"([a-c]|[-(){}\[\]|*+?^$.,:=<>!&~/]|\(\?[imsU:P<-]|\\[dDwWsSbBAzQEpPx017nt.]|\[:[a-z^]{1,6}:\]|[0-9]|é){0,14}"
+        ) {
+            if let Ok(translated) = translate(&pattern) {
+                let parsed = regex_syntax::ParserBuilder::new().utf8(false).build().parse(&translated);
+                proptest::prop_assert!(parsed.is_ok(), "{pattern} became {translated}: {}", parsed.unwrap_err());
+            }
+        }
+    }
+
     #[test]
     fn sizes_are_limited_with_a_message() {
         let long = "a".repeat(MAX_PATTERN + 1);

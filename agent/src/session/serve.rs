@@ -126,7 +126,7 @@ impl Agent for Service {
     }
 
     async fn version(&self, _: Request<()>) -> Result<Response<VersionInfo2>, Status> {
-        Ok(Response::new(VersionInfo2 { name: PRODUCT_NAME.to_owned(), version: super::VERSION.to_owned() }))
+        Ok(Response::new(VersionInfo2 { name: PRODUCT_NAME.to_owned(), version: crate::VERSION.to_owned() }))
     }
 
     async fn lookup(&self, request: Request<LookupRequest>) -> Result<Response<LookupResponse>, Status> {
