@@ -27,8 +27,10 @@ pub async fn carry(down: Conn, first: Buf, app: Conn, said: Buf, lane: &Lane) ->
     lane.port.metrics.carried.at(Protocol::Http2).inc();
     // Subscribed before the table is read, so that no change falls between.
     let changes = lane.port.routes.watch();
-    // Where callers' identities are handed on, every request's head is ours to write.
-    let needs_requests = lane.port.routes.load().needs_requests() || lane.identity().is_some();
+    // Where callers' identities are handed on, every request's head is ours to write; and the access log has a line for
+    // each request, which relayed frames do not show.
+    let port = &lane.port;
+    let needs_requests = port.routes.load().needs_requests() || lane.identity().is_some() || port.access.log.is_some();
     if needs_requests {
         streams::carry(down, first, app, said, changes, lane).await
     } else {

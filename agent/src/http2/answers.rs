@@ -9,8 +9,14 @@ use http::{Request, Response, StatusCode};
 
 use crate::route::Intercept;
 
-/// 503 with a body that says so; to gRPC callers status UNAVAILABLE as a trailers-only response.
-pub(super) fn expired(mut respond: SendResponse<Bytes>, request: &Request<RecvStream>, intercept: &Intercept) -> u16 {
+/// 503 with a body that says so; to gRPC callers status UNAVAILABLE as a trailers-only response. `explained` is told
+/// to whoever asked why.
+pub(super) fn expired(
+    mut respond: SendResponse<Bytes>,
+    request: &Request<RecvStream>,
+    intercept: &Intercept,
+    explained: Option<String>,
+) -> u16 {
     let text = format!(
         "Intercept \"{}\" of {} has expired. Create it again, or call without the headers that select it.",
         intercept.name, intercept.client
@@ -18,6 +24,9 @@ pub(super) fn expired(mut respond: SendResponse<Bytes>, request: &Request<RecvSt
     let grpc = request.headers().get(CONTENT_TYPE).filter(|t| t.as_bytes().starts_with(b"application/grpc"));
     let mut response = Response::new(());
     let headers = response.headers_mut();
+    if let Some(value) = explained.and_then(|text| HeaderValue::try_from(text).ok()) {
+        headers.insert(crate::access::explained::HEADER, value);
+    }
     // A caller that is gone needs no answer.
     if let Some(kind) = grpc {
         headers.insert(CONTENT_TYPE, kind.clone());

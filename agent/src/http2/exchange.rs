@@ -3,7 +3,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -11,11 +11,15 @@ use futures_util::future::BoxFuture;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
+use http::header::HeaderValue;
 use http::{Method, Request, Response, Version};
 
 use super::legs::Legs;
 use super::pump::{Cut, Pump};
-use crate::metrics::{Class, PortMetrics, Route};
+use crate::access::explained::HEADER;
+use crate::access::notes::Notes;
+use crate::metrics::{Class, FailOpen, PortMetrics, Route};
+use crate::outcome::Ended;
 use crate::route::Intercept;
 
 /// A request that is on its way to somebody.
@@ -23,6 +27,8 @@ pub(super) struct Sent {
     head: ResponseFuture,
     request: Pump,
     at: Instant,
+    /// It was meant for a workstation.
+    failed_open: Option<FailOpen>,
 }
 
 /// How an exchange ended, as far as its connection cares.
@@ -41,6 +47,8 @@ pub(super) struct Exchange {
     legs: Arc<Legs>,
     /// Was meant for a workstation.
     away: bool,
+    /// For the access log and an explanation, where there is anything to note.
+    pub(super) notes: Option<Box<Notes>>,
 }
 
 enum Stage {
@@ -60,7 +68,7 @@ enum Stage {
 impl Exchange {
     /// For a request that has been sent.
     pub(super) fn asked(respond: SendResponse<Bytes>, sent: Sent, legs: Arc<Legs>) -> Self {
-        Self { respond, stage: Stage::Asked(sent), legs, away: false }
+        Self { respond, stage: Stage::Asked(sent), legs, away: false, notes: None }
     }
 
     /// For a request whose connection to the app is not ready, or gone.
@@ -71,7 +79,7 @@ impl Exchange {
         legs: Arc<Legs>,
     ) -> Self {
         let way = to_app(request, primary, legs.clone());
-        Self { respond, stage: Stage::Preparing(Box::pin(way)), legs, away: false }
+        Self { respond, stage: Stage::Preparing(Box::pin(way)), legs, away: false, notes: None }
     }
 
     /// For a request that an intercept takes.
@@ -83,7 +91,7 @@ impl Exchange {
         legs: Arc<Legs>,
     ) -> Self {
         let way = to_workstation(request, intercept, primary, legs.clone());
-        Self { respond, stage: Stage::Preparing(Box::pin(way)), legs, away: true }
+        Self { respond, stage: Stage::Preparing(Box::pin(way)), legs, away: true, notes: None }
     }
 
     /// While nothing has been answered: whether the caller has given up. Says so upstream at once.
@@ -111,11 +119,17 @@ impl Exchange {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(response) => response.map_err(|e| passed_on(&e))?,
         };
-        let (head, body) = response.into_parts();
+        let (mut head, body) = response.into_parts();
         let took = sent.at.elapsed();
         let metrics = &self.legs.lane().port.metrics;
         metrics.upstream_time.observe(took);
         metrics.responses.at(Class::of(head.status.as_u16())).inc();
+        if let Some(notes) = &mut self.notes {
+            notes.answered(head.status.as_u16(), Some(took));
+            if let Some(value) = notes.explained().and_then(|text| HeaderValue::try_from(text).ok()) {
+                head.headers.insert(HEADER, value);
+            }
+        }
         let ended = body.is_end_stream();
         let down = self
             .respond
@@ -134,17 +148,35 @@ impl Future for Exchange {
     type Output = (Ending, bool);
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<(Ending, bool)> {
-        let away = self.away;
-        self.get_mut().poll_ending(cx).map(|ending| (ending, away))
+        let exchange = self.get_mut();
+        let ending = ready!(exchange.poll_ending(cx));
+        exchange.end_notes(ending);
+        Poll::Ready((ending, exchange.away))
     }
 }
 
 impl Exchange {
+    fn end_notes(&mut self, ending: Ending) {
+        let Some(mut notes) = self.notes.take() else { return };
+        if let Stage::Answering { request, response, .. } = &self.stage {
+            notes.moved(request.moved(), response.moved());
+        }
+        notes.end(match ending {
+            Ending::Answered => Ended::Clean,
+            Ending::GivenUp => Ended::CallerLeft,
+        });
+    }
+
     fn poll_ending(&mut self, cx: &mut Context<'_>) -> Poll<Ending> {
         loop {
             match &mut self.stage {
                 Stage::Preparing(way) => match way.as_mut().poll(cx) {
-                    Poll::Ready(Ok(sent)) => self.stage = Stage::Asked(sent),
+                    Poll::Ready(Ok(sent)) => {
+                        if let (Some(notes), Some(why)) = (&mut self.notes, sent.failed_open) {
+                            notes.failed_open(why, &self.legs.lane().app_address());
+                        }
+                        self.stage = Stage::Asked(sent);
+                    }
                     Poll::Ready(Err(reason)) => {
                         self.respond.send_reset(reason);
                         return Poll::Ready(Ending::Answered);
@@ -231,10 +263,10 @@ pub(super) fn send(
     let at = Instant::now();
     metrics.own_time.observe(at.saturating_duration_since(received));
     let request = if ended { Pump::finished(body, up) } else { Pump::new(body, up) };
-    Ok(Sent { head: response, request, at })
+    Ok(Sent { head: response, request, at, failed_open: None })
 }
 
-async fn ready(way: &mut SendRequest<Bytes>) -> Result<(), h2::Error> {
+async fn takes_another(way: &mut SendRequest<Bytes>) -> Result<(), h2::Error> {
     std::future::poll_fn(|cx| way.poll_ready(cx)).await
 }
 
@@ -247,7 +279,7 @@ async fn to_app(
     let received = Instant::now();
     let metrics = &legs.lane().port.metrics;
     if let Some(mut way) = primary
-        && ready(&mut way).await.is_ok()
+        && takes_another(&mut way).await.is_ok()
     {
         metrics.http2_requests.at(Route::App).inc();
         return send(&mut way, request, metrics, received);
@@ -255,7 +287,7 @@ async fn to_app(
     for _ in 0..2 {
         let opening = legs.spare_app();
         if let Ok(mut way) = opening.clone().await
-            && ready(&mut way).await.is_ok()
+            && takes_another(&mut way).await.is_ok()
         {
             metrics.http2_requests.at(Route::App).inc();
             return send(&mut way, request, metrics, received);
@@ -274,28 +306,31 @@ async fn to_workstation(
 ) -> Result<Sent, Reason> {
     let received = Instant::now();
     let metrics = &legs.lane().port.metrics;
+    let mut failed_open = None;
     // A connection kept from earlier streams may have ended meanwhile: then one fresh one is tried.
     for attempt in 0..2 {
         let opening = legs.workstation(&intercept);
         match opening.clone().await {
             Ok(mut way) => {
-                if ready(&mut way).await.is_ok() {
+                if takes_another(&mut way).await.is_ok() {
                     metrics.http2_requests.at(Route::Client).inc();
                     return send(&mut way, request, metrics, received);
                 }
                 legs.forget(&opening);
                 if attempt == 1 {
-                    metrics.fail_open.at(crate::metrics::FailOpen::Lost).inc();
+                    metrics.fail_open.at(FailOpen::Lost).inc();
+                    failed_open = Some(FailOpen::Lost);
                 }
             }
             Err(why) => {
                 legs.forget(&opening);
                 metrics.fail_open.at(why).inc();
+                failed_open = Some(why);
                 break;
             }
         }
     }
-    to_app(request, primary, legs.clone()).await
+    to_app(request, primary, legs.clone()).await.map(|sent| Sent { failed_open, ..sent })
 }
 
 /// What the caller is told when the answer's head does not come.

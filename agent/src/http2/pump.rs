@@ -13,6 +13,7 @@ pub(super) struct Pump {
     held: Bytes,
     data_over: bool,
     done: bool,
+    moved: u64,
 }
 
 /// Why a direction ended before its sender had said all.
@@ -26,12 +27,17 @@ pub(super) enum Cut {
 
 impl Pump {
     pub(super) fn new(from: RecvStream, to: SendStream<Bytes>) -> Self {
-        Self { from, to, held: Bytes::new(), data_over: false, done: false }
+        Self { from, to, held: Bytes::new(), data_over: false, done: false, moved: 0 }
     }
 
     /// For a direction whose end was sent with its beginning.
     pub(super) fn finished(from: RecvStream, to: SendStream<Bytes>) -> Self {
         Self { done: true, ..Self::new(from, to) }
+    }
+
+    /// Bytes handed on so far.
+    pub(super) fn moved(&self) -> u64 {
+        self.moved
     }
 
     pub(super) fn is_done(&self) -> bool {
@@ -102,6 +108,7 @@ impl Pump {
     fn send(&mut self, part: Bytes) -> Result<(), Cut> {
         let end = self.held.is_empty() && self.from.is_end_stream();
         self.done = end;
+        self.moved += part.len() as u64;
         self.to.send_data(part, end).map_err(|_| Cut::ByReceiver(None))
     }
 

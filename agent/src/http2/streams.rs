@@ -239,7 +239,10 @@ impl Connection<'_> {
         }
         let metrics = &self.lane.port.metrics;
         let table = self.lane.port.routes.load();
-        let exchange = match table.decide(&view::View(&request)) {
+        let view = view::View(&request);
+        let verdict = table.judge(&view);
+        let mut notes = self.lane.notes(&verdict, &table, &view, request.method().as_str().as_bytes(), "HTTP/2");
+        let mut exchange = match verdict.decision {
             Decision::App => match self.app.ready(cx) {
                 Some(primary) => {
                     metrics.http2_requests.at(Route::App).inc();
@@ -258,12 +261,17 @@ impl Connection<'_> {
             }
             Decision::Expired(intercept) => {
                 metrics.http2_requests.at(Route::Expired).inc();
-                let status = answers::expired(respond, &request, intercept);
+                let explained = notes.as_ref().and_then(|n| n.explained());
+                let status = answers::expired(respond, &request, intercept, explained);
+                if let Some(notes) = &mut notes {
+                    notes.answered(status, None);
+                }
                 metrics.responses.at(crate::metrics::Class::of(status)).inc();
                 return;
             }
         };
         self.began = true;
+        exchange.notes = notes;
         self.exchanges.push(exchange);
     }
 

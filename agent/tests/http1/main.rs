@@ -4,6 +4,7 @@
 
 mod doors;
 mod exchange;
+mod explained;
 mod footprint;
 mod generate;
 mod intercepted;

@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use traffic_agent::access::Access;
 use traffic_agent::addr::{AppAddr, Caller};
 use traffic_agent::drain::Drain;
 use traffic_agent::lane::{Declared, Shared, Source, Spoken};
@@ -136,7 +137,7 @@ pub(crate) fn shared(app: AppAddr, tunnels: Arc<dyn OpenTunnel>) -> Arc<Shared> 
         app: Arc::new(PlainApp::new(app)),
         tunnels,
         tls: None,
-        access: traffic_agent::access::Access::default(),
+        access: Access::default(),
         metrics: Arc::new(PortMetrics::default()),
         drain: Drain::default(),
     })
@@ -156,8 +157,14 @@ impl Rig {
     }
 
     pub(crate) fn with(app: SocketAddr, declared: Declared, desk: Desk) -> Self {
+        Self::telling(app, declared, desk, Access::default())
+    }
+
+    /// With an access log, or a pod's name.
+    pub(crate) fn telling(app: SocketAddr, declared: Declared, desk: Desk, access: Access) -> Self {
         let workstation = Workstation::new(desk);
-        let port = shared(AppAddr(app), Arc::clone(&workstation) as Arc<dyn OpenTunnel>);
+        let mut port = shared(AppAddr(app), Arc::clone(&workstation) as Arc<dyn OpenTunnel>);
+        Arc::get_mut(&mut port).expect("nobody else has it yet").access = access;
         port.spoken.set(declared, Source::Declared);
         let spec = PortSpec { port: 0, owner: "test".to_owned(), addr: Some([127, 0, 0, 1].into()), probes: false };
         let ports = Ports::bind(vec![(spec, Arc::clone(&port))], 1).unwrap();
