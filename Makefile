@@ -1,6 +1,6 @@
 # `make demo` and `make test` need nothing but a Rust toolchain and, for missing packages, root on Debian or Ubuntu.
 
-.PHONY: demo test packages bench bench-compare bench-counts budgets fuzz
+.PHONY: screens compare-admin demo test packages bench bench-compare bench-counts budgets fuzz
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,14 @@ demo: ## The main job, end to end, in separate processes; SERVE=1 stays up
 test: packages ## Every test; installs the packages they need
 	cargo build --workspace --bins --example app
 	HARNESS_BUILT=1 cargo test --workspace
+
+screens: ## Screenshots of the admin pages in target/screens; needs chromium
+	cargo build --workspace --bins
+	tests/screens/run
+
+compare-admin: ## The admin beside a real Envoy's; needs pip
+	cargo build -p traffic-agent
+	tests/envoy-admin/compare.py
 
 packages:
 	tests/install-packages

@@ -13,6 +13,7 @@ const LAYERS: &[(&str, Group)] = &[
     ("addr", Group::Words),
     ("outcome", Group::Words),
     ("drain", Group::Words),
+    ("limited", Group::Words),
     ("ready", Group::Words),
     ("metrics", Group::Words),
     ("route", Group::Pure),
@@ -40,6 +41,7 @@ const LAYERS: &[(&str, Group)] = &[
     ("admin", Group::Doors),
     ("settings", Group::Root),
     ("status", Group::Root),
+    ("leaving", Group::Root),
     ("app", Group::Root),
     ("main", Group::Root),
 ];

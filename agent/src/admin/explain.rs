@@ -65,8 +65,10 @@ pub fn explain(agent: &Agent, asked: &Asked<'_>) -> Result<Json, String> {
             ("expired", Some(i.id.clone()), format!("{} has ended; its matches are answered with 503", i.name))
         }
     };
-    let considered: Vec<_> =
-        considered.iter().map(|c| json!({ "id": c.id, "matched": c.matched, "failed": c.failed })).collect();
+    let considered: Vec<_> = considered
+        .iter()
+        .map(|c| json!({ "id": c.id, "name": c.name, "matched": c.matched, "failed": c.failed }))
+        .collect();
     Ok(
         json!({ "port": port.container_port, "decision": word, "intercept": intercept, "reason": reason, "considered": considered }),
     )

@@ -12,12 +12,12 @@ const HEAD: &str = "<!DOCTYPE html>\n<html lang='en'>\n<head>\n<meta charset='ut
 body{font-family:sans-serif;margin:2em;color:#1a1a1a;background:#fff}a{color:#0b57a4}h1{font-size:1.3em}h2{font-size:1.1em}\n\
 table{border-collapse:collapse;margin:.5em 0 1.5em}th,td{text-align:left;padding:.35em .9em;border-bottom:1px solid #ddd;vertical-align:top}\n\
 th{background:#f4f6f8}code{font-family:monospace}nav a{margin-right:1em}.yes{color:#136c2e;font-weight:bold}.no{color:#8a5a00}\n\
-button{font:inherit;cursor:pointer}input{font:inherit;padding:.2em .4em}form{margin:0}label{margin-right:1em}\n</style>\n";
+button{font:inherit;cursor:pointer}input{font:inherit;padding:.2em .4em}form{margin:0}label{display:inline-block;margin:.2em 1em .2em 0}main{overflow-x:auto}\n</style>\n";
 
 fn page(title: &str, body: &str) -> String {
     format!(
         "{HEAD}<title>{title} · traffic-agent</title>\n</head>\n<body>\n<nav><a href='/'>index</a><a href='/intercepts'>intercepts</a>\
-         <a href='/explain'>explain</a><a href='/stats'>stats</a></nav>\n<h1>{title}</h1>\n{body}</body>\n</html>\n"
+         <a href='/explain'>explain</a><a href='/stats'>stats</a></nav>\n<h1>{title}</h1>\n<main>\n{body}</main>\n</body>\n</html>\n"
     )
 }
 
@@ -60,7 +60,7 @@ pub fn intercepts(agent: &Agent) -> String {
     for port in view["ports"].as_array().into_iter().flatten() {
         let _ = writeln!(
             body,
-            "<h2>port {} <small>(agent port {}, {}, {} by {})</small></h2>",
+            "<h2>port {} <small>(agent port {}, {}, {}; known by: {})</small></h2>",
             port["containerPort"],
             port["agentPort"],
             escape(text(&port["protocol"])),
@@ -152,7 +152,7 @@ fn verdict(answer: &Json) -> String {
         let _ = writeln!(
             out,
             "<tr><td>{}</td><td class='{class}'>{word}</td><td><code>{}</code></td></tr>",
-            escape(text(&c["id"])),
+            escape(text(&c["name"])),
             escape(text(&c["failed"]))
         );
     }

@@ -1,0 +1,7 @@
+//! Operated: the admin, the metrics and the end of a real agent, while real callers and workstations use it.
+
+#![allow(clippy::unwrap_used)] // A test that meets what it does not expect may say so by panicking.
+
+mod admin;
+mod exposition;
+mod leave;
