@@ -2,8 +2,8 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// An HTTP/1.1 server with a name.
@@ -16,7 +16,7 @@ pub struct App {
     name: Arc<str>,
     address: SocketAddr,
     served: Arc<AtomicU64>,
-    failed: Arc<AtomicU64>,
+    failures: Arc<Mutex<Vec<String>>>,
     stopped: Arc<AtomicBool>,
 }
 
@@ -33,7 +33,7 @@ impl App {
             name: name.into(),
             address,
             served: Arc::default(),
-            failed: Arc::default(),
+            failures: Arc::default(),
             stopped: Arc::default(),
         };
         let serving = app.clone();
@@ -44,8 +44,12 @@ impl App {
                 }
                 let app = serving.clone();
                 std::thread::spawn(move || {
-                    if app.serve(stream).is_err() {
-                        app.failed.fetch_add(1, Ordering::Relaxed);
+                    let mut doing = String::from("a first request");
+                    // Between two exchanges a connection may end in any way.
+                    if let Err(error) = app.serve(stream, &mut doing)
+                        && !doing.is_empty()
+                    {
+                        app.failures.lock().unwrap().push(format!("{doing}: {error}"));
                     }
                 });
             }
@@ -63,9 +67,9 @@ impl App {
         self.served.load(Ordering::Relaxed)
     }
 
-    /// Connections that broke in the middle of something.
-    pub fn failed(&self) -> u64 {
-        self.failed.load(Ordering::Relaxed)
+    /// Connections that broke in the middle of something: of what, and how.
+    pub fn failures(&self) -> Vec<String> {
+        self.failures.lock().unwrap().clone()
     }
 
     /// Accepts no more connections; those there are go on.
@@ -75,16 +79,26 @@ impl App {
         let _ = TcpStream::connect(self.address);
     }
 
-    fn serve(&self, stream: TcpStream) -> io::Result<()> {
+    fn serve(&self, stream: TcpStream, doing: &mut String) -> io::Result<()> {
         stream.set_nodelay(true)?;
         let mut writer = stream.try_clone()?;
         let mut reader = BufReader::new(stream);
         loop {
+            // What is no HTTP, such as the beginning of TLS, is hung up on.
+            if reader.fill_buf()?.first().is_some_and(|byte| !byte.is_ascii_uppercase()) {
+                return Ok(());
+            }
             let Some(head) = read_head(&mut reader)? else { return Ok(()) };
+            // Who asks for HTTP/2 this way gets what most servers of HTTP/1 say, and is not counted.
+            if head.starts_with("PRI * HTTP/2.0") {
+                return writer.write_all(b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n");
+            }
+            *doing = head.lines().next().unwrap_or_default().to_owned();
             let body = read_body(&mut reader, &head)?;
             let path = head.split(' ').nth(1).unwrap_or_default().split('?').next().unwrap_or_default().to_owned();
             self.answer(&mut writer, &path, &head, &body)?;
             self.served.fetch_add(1, Ordering::Relaxed);
+            doing.clear();
             if path == "/close" || field(&head, "connection").is_some_and(|value| value == "close") {
                 return Ok(());
             }

@@ -50,7 +50,9 @@ async fn main() -> anyhow::Result<()> {
         let _ = error.print();
         std::process::exit(if error.use_stderr() { 64 } else { 0 })
     });
-    let filter = EnvFilter::default().add_directive(options.log_level.into());
+    // What the libraries say below a warning is for their own developers.
+    let level = options.log_level;
+    let filter = EnvFilter::new(format!("warn,traffic_manager={level},traffic_proto={level}"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let settings = Settings {
         name: options.name,
