@@ -106,6 +106,8 @@ pub struct Agent {
     pub sidecar: Sidecar,
     /// Stands for the pod's file system.
     pub root: TempDir,
+    /// Name of the pod.
+    pub pod: String,
 }
 
 impl Agent {
@@ -124,7 +126,7 @@ impl Agent {
         command.env("AGENT_ENVOY_SERVER_PORT", "0").env("AGENT_ENVOY_ADMIN_PORT", "0");
         arrange(&mut command);
         let process = Process::start("traffic-agent", &mut command);
-        Self { process, sidecar: sidecar.clone(), root }
+        Self { process, sidecar: sidecar.clone(), root, pod }
     }
 
     /// Waits until it has arrived at the manager.

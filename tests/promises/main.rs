@@ -3,3 +3,6 @@
 #![allow(clippy::unwrap_used)] // A test that meets what it does not expect may say so by panicking.
 
 mod main_job;
+mod manager_away;
+mod replicas;
+mod whole_ports;

@@ -7,7 +7,7 @@ use harness::apps::App;
 use harness::caller::{Caller, get};
 use harness::process::Process;
 use harness::system::System;
-use harness::wait::until;
+use harness::wait::{SetAtEnd, until};
 
 /// Requests in one run, a third for each destination.
 fn requests() -> usize {
@@ -131,9 +131,9 @@ fn under_load(trio: &Trio, during: impl FnOnce()) -> usize {
                 }
             });
         }
+        let _stop = SetAtEnd(&stop);
         until("load", || (answered.load(Ordering::Relaxed) > 100).then_some(()));
         during();
-        stop.store(true, Ordering::Relaxed);
     });
     answered.into_inner()
 }
