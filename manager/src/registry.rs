@@ -50,6 +50,11 @@ impl Shared {
         result
     }
 
+    /// Changes something that no watch shows.
+    pub(crate) fn change_unseen<R>(&self, change: impl FnOnce(&mut Registry) -> R) -> R {
+        change(&mut self.lock())
+    }
+
     /// Hears of every change from here on; several in a row may be one.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()

@@ -174,7 +174,7 @@ impl Manager for Service {
 
     async fn remain(&self, request: Request<pb::RemainRequest>) -> Answer<()> {
         let session = id(request.into_inner().session);
-        self.shared.change(|registry| registry.sessions.touch(&session, Instant::now()))?;
+        self.shared.change_unseen(|registry| registry.sessions.touch(&session, Instant::now()))?;
         Ok(Response::new(()))
     }
 
