@@ -171,7 +171,7 @@ async fn arrive(io: TcpStream, lane: &mut Lane) -> Result<(Conn, Arc<dyn DialApp
             lane.hello = hello.map(Arc::new);
             Ok((Conn::Tcp(io), Arc::clone(&port.app)))
         }
-        Ok(tls::Arrival::Encrypted(io)) => Ok((Conn::Tcp(io), Arc::new(Untouched(Arc::clone(&port.app))))),
+        Ok(tls::Arrival::Untouched(io)) => Ok((Conn::Tcp(io), Arc::new(Untouched(Arc::clone(&port.app))))),
         Err(refused) => {
             tracing::debug!(port = port.container_port, caller = %lane.caller, "{refused}");
             Err(refused.ended)

@@ -112,8 +112,8 @@ pub enum Arrival {
     /// The caller speaks clear text. The hello, where there is one, says with which ALPN an app that wants TLS is to
     /// be dialled.
     Clear(TcpStream, Option<Hello>),
-    /// TLS that is not ours to terminate: carried opaquely, on a plain connection to the app.
-    Encrypted(TcpStream),
+    /// Not looked at, or TLS that is not ours to terminate: the app is to be dialled without TLS of ours.
+    Untouched(TcpStream),
 }
 
 /// Why a caller was turned away.
@@ -157,10 +157,8 @@ impl Port {
     /// Opens the plan's secrets; bad ones are logged, and the port relays until they are good.
     pub fn new(plan: &annotations::PortPlan, stores: &mut store::Stores, app: Arc<dyn App>, limits: Limits) -> Self {
         let termination = serve::Termination::new(plan, stores);
-        let originating = plan.originating.iter().map(|source| stores.open(source, secret::Want::Pair));
-        let terminating = termination.iter().flat_map(serve::Termination::stores);
         Self {
-            stores: terminating.chain(originating).collect(),
+            stores: stores.all_of(plan),
             termination,
             certain: plan.certain,
             originates: plan.originating.is_some(),
@@ -195,8 +193,16 @@ impl Port {
         &self.stores
     }
 
-    fn in_force(&self) -> bool {
-        self.stores.iter().all(|store| store.current().is_some())
+    /// Whether the annotations are followed: every secret they name has been good.
+    #[must_use]
+    pub fn in_force(&self) -> bool {
+        store::all_good(&self.stores)
+    }
+
+    /// Whether an annotation names this very port, so that its callers are sure to speak TLS.
+    #[must_use]
+    pub fn is_certain(&self) -> bool {
+        self.certain
     }
 
     /// Finds out what the caller speaks and, if it is TLS and ours to terminate, shakes hands. Failures are counted
@@ -205,11 +211,13 @@ impl Port {
     /// # Errors
     /// The handshake failed; the caller has been told as far as TLS has a word for it.
     pub async fn accept(&self, socket: TcpStream, metrics: &PortMetrics) -> Result<Arrival, Refused> {
-        let in_force = self.in_force();
-        let termination = self.termination.as_ref().filter(|_| in_force).and_then(serve::Termination::current);
-        if termination.is_none() && !(self.originates && in_force) {
-            return Ok(Arrival::Clear(socket, None));
+        if !self.in_force() {
+            return Ok(Arrival::Untouched(socket));
         }
+        let termination = match self.termination.as_ref().map(serve::Termination::current) {
+            Some(None) => return Ok(Arrival::Untouched(socket)),
+            termination => termination.flatten(),
+        };
         let refused = match self.first_bytes(&socket).await {
             Ok(First::Clear(hello)) => {
                 if termination.is_some() {
@@ -218,7 +226,7 @@ impl Port {
                 return Ok(Arrival::Clear(socket, hello.filter(|_| self.originates)));
             }
             Ok(First::Tls) => match termination {
-                None => return Ok(Arrival::Encrypted(socket)),
+                None => return Ok(Arrival::Untouched(socket)),
                 Some(termination) => match self.shake_hands(socket, &termination, metrics).await {
                     Ok(arrival) => {
                         metrics.tls_handshakes.inc();

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -188,36 +189,62 @@ fn is_replaced(settings: &Settings, target: &Target) -> bool {
 /// The port as the session puts rules in force on it.
 pub(super) fn link(settings: &Settings, port: &Port) -> PortLink {
     let shared = Arc::clone(&port.shared);
-    let (routes, asked, asks) = (Arc::clone(&shared.routes), Arc::clone(&shared), asks(settings, &shared));
+    let routes = Arc::clone(&shared.routes);
+    let asking =
+        Arc::new(Asking { may_ask: may_ask_in_clear_text(settings), tls_seen: AtomicBool::new(false), shared });
+    let told = Arc::clone(&asking);
     let ask = move || -> session::Asking {
-        let shared = Arc::clone(&asked);
-        Box::pin(async move {
-            if asks {
-                // An app that does not answer in time is one whose protocol nobody knows.
-                let _ = tokio::time::timeout(ASKING, probing::ask(&shared)).await;
-            }
-        })
+        let asking = Arc::clone(&asking);
+        // An app that does not answer in time is one whose protocol nobody knows.
+        Box::pin(async move { drop(tokio::time::timeout(ASKING, asking.ask()).await) })
     };
-    PortLink { routes, unreadable: Box::new(move || unreadable(&shared)), ask: Box::new(ask) }
+    PortLink { routes, unreadable: Box::new(move || told.unreadable()), ask: Box::new(ask) }
+}
+
+/// What the session wants to know of a port before it reviews an intercept with filters.
+struct Asking {
+    shared: Arc<Shared>,
+    may_ask: bool,
+    /// The app of a port that is declared to speak HTTP/2, which says nothing of TLS, answered in TLS.
+    tls_seen: AtomicBool,
+}
+
+impl Asking {
+    async fn ask(&self) {
+        let shared = &*self.shared;
+        let reads = shared.tls.as_ref().is_some_and(|tls| tls.in_force());
+        if reads || !self.may_ask || shared.transport == Transport::Udp {
+            return;
+        }
+        match shared.spoken.get() {
+            (Declared::Unknown, _) | (_, Source::Probe) => drop(probing::ask(shared).await),
+            (Declared::Http2, _) => self.tls_seen.store(probing::speaks_tls(shared).await, Ordering::Relaxed),
+            _ => {}
+        }
+    }
+
+    /// Why requests cannot be told apart on the port: it speaks TLS, and the agent has no good certificate for it.
+    fn unreadable(&self) -> Option<String> {
+        let (shared, tls) = (&*self.shared, self.shared.tls.as_ref());
+        let speaks_tls = shared.spoken.get().0 == Declared::Tls
+            || self.tls_seen.load(Ordering::Relaxed)
+            || tls.is_some_and(|tls| tls.is_certain());
+        if !speaks_tls || tls.is_some_and(|tls| tls.in_force()) {
+            return None;
+        }
+        Some(match tls.and_then(|tls| tls.fault()) {
+            Some(fault) => format!("port {} speaks TLS: {fault}", shared.container_port),
+            None => annotations::advice(shared.container_port),
+        })
+    }
 }
 
 /// Whether the app may be asked what it speaks: where nothing else says it.
 fn asks(settings: &Settings, shared: &Shared) -> bool {
     shared.transport == Transport::Tcp
         && shared.tls.is_none()
-        && matches!(shared.spoken.get(), (Declared::Unknown, _) | (_, Source::Probe))
+        && shared.spoken.get().0 == Declared::Unknown
         && may_ask_in_clear_text(settings)
-}
-
-/// Why requests cannot be told apart on a port: it speaks TLS and the agent has no good certificate for it.
-fn unreadable(shared: &Shared) -> Option<String> {
-    if shared.spoken.get().0 != Declared::Tls || shared.tls.as_ref().is_some_and(|tls| tls.terminates()) {
-        return None;
-    }
-    match shared.tls.as_ref().and_then(|tls| tls.fault()) {
-        Some(fault) => Some(format!("port {} speaks TLS: {fault}", shared.container_port)),
-        None => Some(annotations::advice(shared.container_port)),
-    }
 }
 
 /// The app of a replaced container: there is none, and dialling its port would reach the agent itself.

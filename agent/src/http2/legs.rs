@@ -195,7 +195,7 @@ async fn workstation(lane: Lane, intercept: Arc<Intercept>) -> Result<SendReques
 async fn secured(tunnel: Tunnel, intercept: &Intercept, lane: &Lane) -> std::io::Result<Conn> {
     let app: &dyn DialApp = &*lane.port.app;
     let tunnel = Box::new(tunnel);
-    if intercept.plaintext || app.plain_addr().is_some() {
+    if intercept.plaintext || !app.speaks_tls(lane.hello.as_deref()).await {
         return Ok(Conn::Other(tunnel));
     }
     match app.tls_to_workstation(tunnel, lane.hello.as_deref()) {

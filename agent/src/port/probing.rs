@@ -36,7 +36,7 @@ pub(super) async fn ask_when_needed(port: Arc<Shared>) {
 
 /// Asks now, unless it is known, and keeps the answer. Returns when to ask again, if the app gave none.
 pub async fn ask(port: &Shared) -> Option<Duration> {
-    let addr = port.app.plain_addr()?;
+    let addr = port.app.app_addr()?;
     if port.spoken.get().1 != Source::Bytes {
         return None;
     }
@@ -49,4 +49,10 @@ pub async fn ask(port: &Shared) -> Option<Duration> {
     port.spoken.set(spoken, Source::Probe);
     tracing::info!(port = port.container_port, protocol = spoken.word(), source = "probe", "protocol of the app");
     None
+}
+
+/// Whether the app speaks TLS; false also when it does not say.
+pub async fn speaks_tls(port: &Shared) -> bool {
+    let Some(addr) = port.app.app_addr() else { return false };
+    matches!(probe::speaks(addr).await, Ok(Some(probe::Speaks::Tls)))
 }

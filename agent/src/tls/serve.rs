@@ -30,11 +30,6 @@ impl Termination {
         (!certificates.is_empty()).then(|| Self { certificates, callers, built: ArcSwapOption::empty() })
     }
 
-    /// Every store.
-    pub fn stores(&self) -> impl Iterator<Item = Arc<Store>> + '_ {
-        self.certificates.iter().chain(self.callers.iter().map(|(store, _)| store)).cloned()
-    }
-
     /// What the secrets in use amount to; `None` while one of them has never been good.
     pub fn current(&self) -> Option<Arc<Built>> {
         let certificates: Vec<_> = self.certificates.iter().map(|store| store.current()).collect::<Option<_>>()?;

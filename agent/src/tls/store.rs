@@ -13,7 +13,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use arc_swap::ArcSwapOption;
 use notify::{RecursiveMode, Watcher};
 
-use super::secret::{self, Loaded, Source, Want};
+use super::annotations::PortPlan;
+use super::secret::{self, Loaded, Pair, Source, Want};
 use crate::metrics::Counter;
 
 /// How often directories are looked at even when no event came: overflows and network file systems lose events, and
@@ -141,15 +142,18 @@ impl Store {
         if same {
             return;
         }
-        let facts = loaded.pair.as_ref().map(|pair| pair.facts.clone()).unwrap_or_default();
+        let loaded = Arc::new(loaded);
         progress.warned = 0;
-        self.current.store(Some(Arc::new(loaded)));
+        self.current.store(Some(Arc::clone(&loaded)));
         self.loads.inc();
-        tracing::info!(
-            secret = %self.source.value, annotation = %self.source.annotation,
-            serial = %facts.serial, subject = %facts.subject, not_after = facts.not_after,
-            "certificate in use"
-        );
+        let (secret, annotation) = (&self.source.value, &self.source.annotation);
+        match &loaded.pair {
+            Some(Pair { facts, .. }) => tracing::info!(
+                secret, annotation, serial = %facts.serial, subject = %facts.subject, not_after = facts.not_after,
+                "certificate in use"
+            ),
+            None => tracing::info!(secret, annotation, "CA in use"),
+        }
     }
 
     fn refuse(&self, fault: &secret::Fault) {
@@ -206,6 +210,12 @@ impl Store {
     }
 }
 
+/// Whether each of these secrets has been good at least once.
+#[must_use]
+pub fn all_good(stores: &[Arc<Store>]) -> bool {
+    stores.iter().all(|store| store.current.load().is_some())
+}
+
 /// All secrets of the agent, each opened once however many ports name it.
 #[derive(Debug, Default)]
 pub struct Stores {
@@ -217,6 +227,13 @@ impl Stores {
     pub fn open(&mut self, source: &Source, want: Want) -> Arc<Store> {
         let key = (source.dirs.clone(), want);
         Arc::clone(self.known.entry(key).or_insert_with(|| Store::open(source.clone(), want)))
+    }
+
+    /// Every secret that a port's plan names, in both directions.
+    pub fn all_of(&mut self, plan: &PortPlan) -> Vec<Arc<Store>> {
+        let pairs = plan.terminating.iter().chain(&plan.originating).map(|source| (source, Want::Pair));
+        let cas = plan.caller_ca.iter().map(|(source, _)| (source, Want::Ca));
+        pairs.chain(cas).map(|(source, want)| self.open(source, want)).collect()
     }
 
     /// Every store.

@@ -20,7 +20,7 @@ use crate::addr::AppAddr;
 use crate::conn::{Conn, Io};
 use crate::tls::annotations::{PortPlan, ToApp};
 use crate::tls::client::{Client, Peer};
-use crate::tls::store::Stores;
+use crate::tls::store::{Store, Stores, all_good};
 use crate::tls::stream::ClientSide;
 use crate::tls::{self, AppAway, H2, HTTP1, Hello, Offer};
 
@@ -52,6 +52,8 @@ pub enum ClearHttp {
 pub struct Originate {
     addr: AppAddr,
     client: Client,
+    /// Every secret of the port: unless all are good, callers are carried untouched, in clear text of ours.
+    secrets: Vec<Arc<Store>>,
     to_app: ToApp,
     clear_http: ClearHttp,
     probe_timeout: Duration,
@@ -82,6 +84,7 @@ impl Originate {
         Self {
             addr,
             client: Client::new(plan, stores),
+            secrets: stores.all_of(plan),
             to_app: plan.to_app,
             clear_http,
             probe_timeout: plan.probe_timeout,
@@ -191,8 +194,7 @@ impl Originate {
     }
 
     async fn dial_app(&self, hello: Option<&Hello>) -> Result<Conn, AppError> {
-        let callers_tls = hello.is_some();
-        if !callers_tls && !self.client.has_certificate() {
+        if !self.wants_tls(hello) {
             return self.dial_plain().await;
         }
         let dialled = match self.speaks().await {
@@ -205,6 +207,12 @@ impl Originate {
             *self.lock() = Known::default();
         }
         dialled
+    }
+
+    /// Whether TLS with the app comes into question: for callers who came in TLS, and wherever there is a client
+    /// certificate to show.
+    fn wants_tls(&self, hello: Option<&Hello>) -> bool {
+        (hello.is_some() || self.client.has_certificate()) && all_good(&self.secrets)
     }
 
     async fn dial_plain(&self) -> Result<Conn, AppError> {
@@ -284,10 +292,7 @@ impl DialApp for Originate {
     }
 
     fn speaks_tls<'a>(&'a self, hello: Option<&'a Hello>) -> BoxFuture<'a, bool> {
-        Box::pin(async move {
-            let asked = hello.is_some() || self.client.has_certificate();
-            asked && matches!(self.speaks().await, Ok(Speaks::Tls))
-        })
+        Box::pin(async move { self.wants_tls(hello) && matches!(self.speaks().await, Ok(Speaks::Tls)) })
     }
 
     fn tls_to_workstation<'a>(
@@ -295,9 +300,7 @@ impl DialApp for Originate {
         tunnel: Box<dyn Io>,
         hello: Option<&'a Hello>,
     ) -> Option<BoxFuture<'a, std::io::Result<Conn>>> {
-        let asked = hello.is_some() || self.client.has_certificate();
-        // The app has been dialled before any workstation, so what it speaks is known by then.
-        if !asked || self.known_speaks() != Some(Speaks::Tls) {
+        if !self.wants_tls(hello) || self.known_speaks() != Some(Speaks::Tls) {
             return None;
         }
         Some(Box::pin(self.connect(Conn::Other(tunnel), Peer::Workstation, hello, None)))

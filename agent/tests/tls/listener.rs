@@ -80,7 +80,7 @@ async fn carry(socket: TcpStream, tls: &tls::Port, app: &Originate, metrics: &Po
             let up = app.dial(hello.as_ref()).await;
             (Conn::Tcp(socket), up.map_err(|error| error.to_string())?)
         }
-        Arrival::Encrypted(socket) => {
+        Arrival::Untouched(socket) => {
             let up = app.dial_untouched().await;
             (Conn::Tcp(socket), up.map_err(|error| error.to_string())?)
         }

@@ -1,0 +1,9 @@
+//! TLS of the whole system: real agents, real managers, nginx as app and as local server, curl as caller.
+
+#![allow(clippy::unwrap_used)] // A test that meets what it does not expect may say so by panicking.
+
+mod grpc;
+mod nginx;
+mod rig;
+mod secrets;
+mod traffic;

@@ -1,0 +1,82 @@
+//! Ports without a good secret, and what is told of secrets.
+
+use std::process::Command;
+
+use harness::certs::Authority;
+
+use crate::nginx::{Nginx, Speaks};
+use crate::rig::{ORIGINATE, Rig, Setup, TERMINATE, said};
+
+/// A caller with a certificate of its own, since the app asks for one.
+fn end_to_end(rig: &Rig) -> Result<String, String> {
+    let pem = tempfile::NamedTempFile::new().unwrap();
+    let signed = rig.authority.sign(&["own-caller"]);
+    std::fs::write(pem.path(), format!("{}{}", signed.cert, signed.key)).unwrap();
+    rig.curl(&["--http1.1", "--cert", pem.path().to_str().unwrap()])
+}
+
+const UNTOUCHED: &str = "app sni=app.test alpn=http/1.1 dn=CN=own-caller proto=HTTP/1.1 caller=\n";
+
+#[test]
+fn without_a_secret_tls_is_relayed_untouched_and_a_filtered_intercept_names_the_annotation() {
+    for app_protocol in ["https", "", "grpc"] {
+        let authority = Authority::new("cluster");
+        let app = Nginx::start("app", Speaks::MutualTls, false, &authority);
+        let rig = Rig::start(authority, &Setup { app_protocol, ..Setup::new(app.addr, &[]) });
+        assert_eq!(end_to_end(&rig).unwrap(), UNTOUCHED);
+        let intercept = rig.begin_intercept(app.addr, &[]);
+        let told = intercept.line("telepresence.io/downstream-tls-secret");
+        assert!(told.contains(&format!("downstream-tls-secret.{}", app.addr.port())), "{told}");
+        assert_eq!(end_to_end(&rig).unwrap(), UNTOUCHED, "declared {app_protocol:?}");
+    }
+}
+
+#[test]
+fn a_bad_secret_is_told_once_and_its_port_relays() {
+    let authority = Authority::new("cluster");
+    let app = Nginx::start("app", Speaks::MutualTls, false, &authority);
+    let spoil = |secrets: &std::path::Path| std::fs::write(secrets.join("server/tls.key"), "").unwrap();
+    let setup = Setup { app_protocol: "https", secrets: &spoil, ..Setup::new(app.addr, &[TERMINATE, ORIGINATE]) };
+    let rig = Rig::start(authority, &setup);
+    assert_eq!(end_to_end(&rig).unwrap(), UNTOUCHED);
+    let message = "server/tls.key: is empty; store the whole PEM text in the Secret";
+    assert_eq!(rig.agent.process.lines(message).len(), 1);
+    let intercept = rig.begin_intercept(app.addr, &[]);
+    intercept.line(message);
+    // Mended, the port terminates.
+    let server = rig.agent.root.path().join("downstream-tls/server");
+    rig.authority.write_secret(&server, &rig.signed[0]);
+    rig.agent.process.line("certificate in use");
+    harness::wait::until("the agent's own certificate", || {
+        rig.curl(&["--http1.1"]).ok().filter(|answer| answer.contains("dn=CN=agent-client"))
+    });
+}
+
+#[test]
+fn metrics_tell_the_seconds_to_expiry_and_no_page_or_log_line_holds_a_key() {
+    let authority = Authority::new("cluster");
+    let app = Nginx::start("app", Speaks::MutualTls, true, &authority);
+    let rig = Rig::start(authority, &Setup { log_level: "trace", ..Setup::new(app.addr, &[TERMINATE, ORIGINATE]) });
+    rig.curl(&["--http2"]).unwrap();
+    let page = |path: &str| {
+        let mut command = Command::new("curl");
+        command.args(["-sS", "--max-time", "30"]).arg(format!("http://{}{path}", rig.agent.admin()));
+        said(command).unwrap()
+    };
+    let metrics = page("/stats/prometheus");
+    let gauge = metrics.lines().find(|line| line.contains("expir") && !line.starts_with('#')).unwrap_or(&metrics);
+    let seconds: f64 = gauge.rsplit(' ').next().unwrap().parse().unwrap_or_else(|_| panic!("{gauge}"));
+    assert!(seconds > 0.0, "{gauge}");
+    let certificates = page("/certs");
+    assert!(certificates.contains("app.test"), "{certificates}");
+    let mut everything =
+        vec![metrics, certificates, page("/config_dump"), page("/stats"), page("/listeners"), page("/clusters")];
+    everything.extend(rig.agent.process.lines(""));
+    let text = everything.join("\n");
+    assert!(text.contains("certificate in use") && text.len() > 5000);
+    for signed in &rig.signed {
+        for line in signed.key.lines().filter(|line| !line.starts_with('-')) {
+            assert!(!text.contains(&line[..line.len().min(24)]), "a key is in the output");
+        }
+    }
+}
