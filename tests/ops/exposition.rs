@@ -90,8 +90,11 @@ fn is_name(name: &str) -> bool {
     bytes.next().is_some_and(first) && bytes.all(|b| first(b) || b.is_ascii_digit())
 }
 
+/// Names and values of one sample.
+type Labels = Vec<(String, String)>;
+
 fn check_histogram(name: &str, samples: &BTreeMap<String, Vec<Sample>>) {
-    let mut series: BTreeMap<Vec<(String, String)>, Vec<(f64, f64)>> = BTreeMap::new();
+    let mut series: BTreeMap<Labels, Vec<(f64, f64)>> = BTreeMap::new();
     for (labels, count) in &samples[&format!("{name}_bucket")] {
         let bound = &labels["le"];
         let bound = if bound == "+Inf" { f64::INFINITY } else { bound.parse().unwrap() };
