@@ -2,31 +2,15 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io;
-use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tracing::Level;
 use traffic_agent::tls::secret::{Source, Want, load};
 use traffic_agent::tls::store::Stores;
 
 use crate::certs::{self, Ca, Issued, write_secret};
 use crate::handshakes::{connect, echo};
 use crate::listener::{Listener, plan};
-
-#[derive(Clone, Default)]
-struct Sink(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Sink {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
+use crate::logs;
 
 /// What a key looks like wherever it might be printed: PEM lines, DER as hexadecimal or as a list of numbers.
 fn shapes(issued: &Issued) -> Vec<String> {
@@ -49,12 +33,7 @@ fn holds_no_key(text: &str, keys: &[Issued]) {
 
 #[tokio::test]
 async fn no_key_is_in_any_log_line_dump_or_error() {
-    let sink = Sink::default();
-    let writer = sink.clone();
-    // For all threads: the other tests of this process leave their lines here too.
-    let subscriber = tracing_subscriber::fmt().with_max_level(Level::TRACE).with_ansi(false);
-    tracing::subscriber::set_global_default(subscriber.with_writer(move || writer.clone()).finish()).unwrap();
-
+    logs::collect();
     let ca = Ca::default();
     let root = tempfile::tempdir().unwrap();
     let (server, client, next) = (ca.issue(&["web.test"]), ca.issue(&["agent"]), ca.issue(&["web.test"]));
@@ -96,7 +75,7 @@ async fn no_key_is_in_any_log_line_dump_or_error() {
         while store.check() {}
         write!(dumps, "{store:#?} {stores:?}").unwrap();
     }
-    let log = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
+    let log = logs::text();
     assert!(log.contains("does not belong") && log.contains("certificate in use"), "{log}");
     assert!(dumps.contains("web.test"), "{dumps}");
     holds_no_key(&log, &keys);

@@ -6,6 +6,7 @@ mod canary;
 mod certs;
 mod handshakes;
 mod listener;
+mod logs;
 mod programs;
 mod rotation;
 mod secrets;

@@ -11,6 +11,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use crate::certs::{self, Ca, Projected, write_secret};
 use crate::handshakes::{connect, echo};
 use crate::listener::{Listener, plan};
+use crate::logs;
 
 const SECRET: &str = "telepresence.io/downstream-tls-secret.8443";
 /// A new pair is to be in use within this time.
@@ -116,6 +117,7 @@ async fn rotation_under_load_fails_no_handshake_and_cuts_no_stream() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bad_pair_is_refused_once_and_a_good_one_taken_over() {
+    logs::collect();
     let ca = Ca::default();
     let root = tempfile::tempdir().unwrap();
     let first = ca.issue(&["web.test"]);
@@ -137,6 +139,9 @@ async fn a_bad_pair_is_refused_once_and_a_good_one_taken_over() {
     let stream = connect(listener.addr, config, "web.test").await.unwrap();
     assert_eq!(serial_of(&stream), next.serial);
     assert_eq!((store.refused.get(), store.fault()), (1, None));
+    let told =
+        logs::lines(&[root.path().to_str().unwrap(), "does not belong", "the last good certificate stays in use"]);
+    assert_eq!(told.len(), 1, "{told:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -174,4 +179,28 @@ async fn the_name_asked_for_picks_the_certificate() {
     // A name nobody has gets the first one, which the caller then refuses.
     let refused = connect(listener.addr, certs::client(&ca, &[], None), "c.test").await.unwrap_err();
     assert!(refused.to_string().contains("not valid for name"), "{refused}");
+}
+
+#[tokio::test]
+async fn the_end_of_a_certificate_is_told_from_seven_days_before() {
+    logs::collect();
+    let ca = Ca::default();
+    for (name, days, warned) in [("soon", 6, 1), ("later", 8, 0)] {
+        let root = tempfile::tempdir().unwrap();
+        let issued = ca.issue_with(&[name], |params| {
+            let seconds = std::time::SystemTime::now() + Duration::from_secs(days * 24 * 3600);
+            params.not_after = seconds.into();
+        });
+        let secret = format!("expires-{name}");
+        write_secret(&root.path().join("downstream-tls").join(&secret), &issued, None);
+        let plan = plan(root.path(), &[(SECRET, &secret)], "http");
+        let mut stores = traffic_agent::tls::store::Stores::default();
+        let store = stores.all_of(&plan).remove(0);
+        let left = store.not_after().unwrap() - std::time::UNIX_EPOCH.elapsed().unwrap().as_secs() as i64;
+        assert!((left - days as i64 * 24 * 3600).abs() < 60, "{left}");
+        // Told once, however often the secret is looked at.
+        assert!(!store.check() && !store.check());
+        let lines = logs::lines(&["WARN", &secret, "the certificate expires soon"]);
+        assert_eq!(lines.len(), warned, "{lines:?}");
+    }
 }
