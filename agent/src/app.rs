@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
+use traffic_proto::fault::Faults;
 
 use crate::access::{Access, AccessLog};
 use crate::admin::{self, ListenerInfo, Orders};
@@ -58,6 +59,13 @@ pub struct App {
     drain: Drain,
     log: Control,
     _secrets: Option<Watch>,
+}
+
+/// Annotations that cannot be followed. A running agent leaves them out, for the sake of the other ports; a check
+/// refuses them.
+#[must_use]
+pub fn check(settings: &Settings) -> Faults {
+    ports::read_tls_annotations(settings).faults
 }
 
 /// Binds and builds.

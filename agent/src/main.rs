@@ -48,6 +48,10 @@ fn agent(args: &AgentArgs) -> u8 {
         }
     };
     if args.check {
+        if let Err(faults) = app::check(&settings).into_result() {
+            eprintln!("{faults}");
+            return USAGE;
+        }
         println!("OK\n{}", settings.summary().trim_end());
         return 0;
     }

@@ -80,3 +80,21 @@ fn metrics_tell_the_seconds_to_expiry_and_no_page_or_log_line_holds_a_key() {
         }
     }
 }
+
+#[test]
+fn a_check_refuses_annotations_that_cannot_be_followed_and_a_running_agent_leaves_them_out() {
+    let authority = Authority::new("cluster");
+    let app = Nginx::start("app", Speaks::Clear, false, &authority);
+    let odd = ("telepresence.io/upstream-insecure-skip-verify", "perhaps");
+    let rig = Rig::start(authority, &Setup { app_protocol: "http", ..Setup::new(app.addr, &[TERMINATE, odd]) });
+    rig.agent.process.line("is neither enabled nor disabled");
+    assert!(rig.curl(&["--http1.1"]).unwrap().starts_with("app sni= "));
+    let root = rig.agent.root.path();
+    let mut check = Command::new(harness::programs::path("traffic-agent"));
+    check.arg("--check").arg("--config").arg(root.join("config.yaml")).arg("--root").arg(root);
+    let output = check.env_clear().output().unwrap();
+    assert_eq!(output.status.code(), Some(64));
+    let told = String::from_utf8(output.stderr).unwrap();
+    let key = format!("telepresence.io/upstream-insecure-skip-verify.{}=\"perhaps\": ", app.addr.port());
+    assert!(told.starts_with(&key) && told.ends_with("; write enabled or disabled\n"), "{told}");
+}

@@ -22,7 +22,7 @@ use crate::port::probing;
 use crate::session::{self, PortLink};
 use crate::settings::{Settings, protocol};
 use crate::tls::Hello;
-use crate::tls::annotations::{self, AppPort, PortPlan};
+use crate::tls::annotations::{self, AppPort, Plans, PortPlan};
 use crate::tls::store::Stores;
 use crate::upstream::app::PlainApp;
 use crate::upstream::originate::{self, ClearHttp};
@@ -151,7 +151,17 @@ fn may_ask_in_clear_text(settings: &Settings) -> bool {
     settings.sidecar.enable_h2c_probing && settings.sidecar.app_protocol_strategy == AppProtocolStrategy::Http2Probe
 }
 
+/// The plans by container port; what is wrong with the annotations is said, and those are not followed.
 fn tls_plans(settings: &Settings) -> BTreeMap<u16, PortPlan> {
+    let plans = read_tls_annotations(settings);
+    for fault in plans.faults.iter().chain(&plans.notes) {
+        tracing::warn!("{fault}");
+    }
+    plans.ports.into_iter().map(|plan| (plan.container_port, plan)).collect()
+}
+
+/// What annotations ask of the ports about TLS.
+pub(super) fn read_tls_annotations(settings: &Settings) -> Plans {
     let ports: Vec<_> = settings
         .targets
         .iter()
@@ -168,11 +178,7 @@ fn tls_plans(settings: &Settings) -> BTreeMap<u16, PortPlan> {
             }
         })
         .collect();
-    let plans = annotations::plans(&settings.annotations, &settings.sidecar.agent_name, &settings.root, &ports);
-    for fault in plans.faults.iter().chain(&plans.notes) {
-        tracing::warn!("{fault}");
-    }
-    plans.ports.into_iter().map(|plan| (plan.container_port, plan)).collect()
+    annotations::plans(&settings.annotations, &settings.sidecar.agent_name, &settings.root, &ports)
 }
 
 /// The per-port annotation stands above the declaration here as everywhere.
