@@ -56,6 +56,12 @@ async fn flood(rig: &Rig, prelude: &[u8], wave: impl Fn(u32) -> Vec<u8> + Send +
     reason
 }
 
+/// The GOAWAY names the cause. A caller that keeps writing may lose it to the reset that follows: the kernel drops what
+/// was not read when more arrives at a closed socket.
+fn thrown_out(reason: Option<Reason>) {
+    assert!(matches!(reason, None | Some(Reason::ENHANCE_YOUR_CALM)), "{reason:?}");
+}
+
 /// While `attack` goes on, another caller is served; afterwards the limit was counted.
 async fn survives(attack: impl AsyncFnOnce(&Rig)) {
     let (mut rig, _app, _workstation) = intercepted().await;
@@ -84,7 +90,7 @@ async fn survives(attack: impl AsyncFnOnce(&Rig)) {
 async fn a_flood_of_pings_is_ended() {
     survives(async |rig| {
         let pings: Vec<u8> = (0..500).flat_map(|_| frame(kind::PING, 0, 0, b"12345678")).collect();
-        assert_eq!(flood(rig, b"", move |_| pings.clone()).await, Some(Reason::ENHANCE_YOUR_CALM));
+        thrown_out(flood(rig, b"", move |_| pings.clone()).await);
     })
     .await;
 }
@@ -93,7 +99,7 @@ async fn a_flood_of_pings_is_ended() {
 async fn a_flood_of_settings_is_ended() {
     survives(async |rig| {
         let settings: Vec<u8> = (0..500).flat_map(|_| frame(kind::SETTINGS, 0, 0, b"\0\x03\0\0\0\x64")).collect();
-        assert_eq!(flood(rig, b"", move |_| settings.clone()).await, Some(Reason::ENHANCE_YOUR_CALM));
+        thrown_out(flood(rig, b"", move |_| settings.clone()).await);
     })
     .await;
 }
@@ -104,7 +110,7 @@ async fn a_flood_of_empty_data_is_ended() {
         let post = [&b"\x83\x84\x86\x41\x0bapp.example"[..], &b"\x44\x05/hang"[..]].concat();
         let open = frame(kind::HEADERS, END_HEADERS, 1, &post);
         let empty: Vec<u8> = (0..500).flat_map(|_| frame(kind::DATA, 0, 1, b"")).collect();
-        assert_eq!(flood(rig, &open, move |_| empty.clone()).await, Some(Reason::ENHANCE_YOUR_CALM));
+        thrown_out(flood(rig, &open, move |_| empty.clone()).await);
     })
     .await;
 }
@@ -116,7 +122,7 @@ async fn a_header_section_without_end_is_ended() {
     let open = frame(kind::HEADERS, 0, 1, GET);
     let more = frame(kind::CONTINUATION, 0, 1, &[b"\x00\x01x\x7f\x80\x01".as_slice(), &[b'v'; 255]].concat());
     let reason = flood(&rig, &open, move |_| more.clone()).await;
-    assert!(matches!(reason, Some(Reason::ENHANCE_YOUR_CALM | Reason::COMPRESSION_ERROR)), "{reason:?}");
+    assert!(matches!(reason, None | Some(Reason::ENHANCE_YOUR_CALM | Reason::COMPRESSION_ERROR)), "{reason:?}");
     rig.next_ended().await;
     assert_eq!(other.get("/", false).await.unwrap().server(), "app");
 }
@@ -135,7 +141,7 @@ async fn rapid_resets_are_ended() {
                 .collect()
         })
         .await;
-        assert_eq!(reason, Some(Reason::ENHANCE_YOUR_CALM));
+        thrown_out(reason);
     })
     .await;
 }
