@@ -66,6 +66,7 @@ pub struct Originate {
 struct Known {
     speaks: Option<(Speaks, Option<Instant>)>,
     offer: Option<(Offer, Option<Instant>)>,
+    greets: Option<(bool, Option<Instant>)>,
 }
 
 /// What is spoken to the app.
@@ -235,7 +236,7 @@ impl Originate {
     /// The app turned out to speak clear text, whatever was declared; nothing has been sent to it yet.
     fn learn_clear_text(&self) {
         tracing::warn!(port = self.port(), "the app was to be spoken to in TLS, but it speaks clear text");
-        *self.lock() = Known { speaks: Some((Speaks::Clear, None)), offer: None };
+        *self.lock() = Known { speaks: Some((Speaks::Clear, None)), ..Known::default() };
     }
 
     async fn connect<S: Io + 'static>(
@@ -320,7 +321,15 @@ impl tls::App for Originate {
     }
 
     fn greets(&self) -> BoxFuture<'_, bool> {
-        Box::pin(async { probe::greets(self.addr).await.unwrap_or(false) })
+        Box::pin(async {
+            if let Some(greets) = kept(&self.lock().greets) {
+                return greets;
+            }
+            let Ok(greets) = probe::greets(self.addr).await else { return false };
+            // Silence may be a slow start.
+            self.lock().greets = Some((greets, until((!greets).then_some(CLOSED))));
+            greets
+        })
     }
 }
 

@@ -84,6 +84,52 @@ async fn clear_text_on_a_tls_port_reaches_the_app_and_is_counted() {
 }
 
 #[tokio::test]
+async fn a_server_that_speaks_first_is_heard_where_only_an_annotation_without_a_port_asks_for_tls() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let app = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let _ = socket.write_all(b"220 ready\r\n").await;
+            tokio::spawn(async move { while let Ok(1..) = socket.read(&mut [0; 64]).await {} });
+        }
+    });
+    let ca = Ca::default();
+    let root = tempfile::tempdir().unwrap();
+    certs::write_secret(&root.path().join("terminating_tls"), &ca.issue(&["web.test"]), None);
+    let legacy = ("telepresence.getambassador.io/inject-terminating-tls-secret", "web");
+    let listener = Listener::start(plan(root.path(), &[legacy], ""), app).await;
+    for _ in 0..2 {
+        let mut socket = TcpStream::connect(listener.addr).await.unwrap();
+        let mut banner = [0; 11];
+        socket.read_exact(&mut banner).await.unwrap();
+        assert_eq!(&banner, b"220 ready\r\n");
+    }
+}
+
+#[tokio::test]
+async fn a_caller_of_an_app_that_is_away_is_turned_away_without_a_certificate() {
+    let ca = Ca::default();
+    let root = tempfile::tempdir().unwrap();
+    certs::write_secret(&root.path().join("downstream-tls/web"), &ca.issue(&["web.test"]), None);
+    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let listener = Listener::start(plan(root.path(), &[(SECRET, "web")], ""), nobody).await;
+    let config = certs::client(&ca, &[b"h2", b"http/1.1"], None);
+    connect(listener.addr, Arc::clone(&config), "web.test").await.unwrap_err();
+    let failures: u64 = listener.metrics.tls_failures.iter().map(|(_, n)| n).sum();
+    assert_eq!((failures, listener.metrics.tls_handshakes.get()), (0, 0), "it is the app's absence, no fault of TLS");
+    // Once it listens, it is asked again.
+    let app = TcpListener::bind(nobody).await.unwrap();
+    tokio::spawn(async move {
+        loop {
+            drop(app.accept().await.unwrap());
+        }
+    });
+    let stream = connect(listener.addr, config, "web.test").await.unwrap();
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
+}
+
+#[tokio::test]
 async fn a_hello_in_single_bytes_is_a_hello() {
     let setup = terminating(Limits::default()).await;
     let socket = TcpStream::connect(setup.listener.addr).await.unwrap();
