@@ -158,7 +158,7 @@ async fn arrive(io: TcpStream, lane: &mut Lane) -> Result<(Conn, Arc<dyn DialApp
     let Some(tls) = &port.tls else { return Ok((Conn::Tcp(io), Arc::clone(&port.app))) };
     let arrival = tokio::select! {
         biased;
-        arrival = tls.accept(io, &port.metrics) => arrival,
+        arrival = tls.accept(io, port.routes.load().is_empty(), &port.metrics) => arrival,
         // Whoever has not said anything by then will not be missed by the app.
         () = port.drain.draining() => return Err(Ended::Drained),
     };

@@ -24,7 +24,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::conn::Conn;
+use crate::conn::{Conn, Io as _};
 use crate::metrics::{Limit, PortMetrics, TlsFailure};
 use crate::outcome::{Ended, Stage};
 pub use identity::Identity;
@@ -77,7 +77,10 @@ pub trait App: Send + Sync + std::fmt::Debug {
 /// Nothing listens at the app's port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the app does not listen")]
-pub struct AppAway;
+pub struct AppAway {
+    /// What it most likely offers when it is back: what it offered before, or what it is declared to speak.
+    pub likely: Offer,
+}
 
 /// Bounds of one port's handshakes.
 #[derive(Clone, Copy, Debug)]
@@ -206,11 +209,11 @@ impl Port {
     }
 
     /// Finds out what the caller speaks and, if it is TLS and ours to terminate, shakes hands. Failures are counted
-    /// here.
+    /// here. `app_only` says that no workstation could serve this caller, so that it is refused where the app does.
     ///
     /// # Errors
     /// The handshake failed; the caller has been told as far as TLS has a word for it.
-    pub async fn accept(&self, socket: TcpStream, metrics: &PortMetrics) -> Result<Arrival, Refused> {
+    pub async fn accept(&self, socket: TcpStream, app_only: bool, metrics: &PortMetrics) -> Result<Arrival, Refused> {
         if !self.in_force() {
             return Ok(Arrival::Untouched(socket));
         }
@@ -227,7 +230,7 @@ impl Port {
             }
             Ok(First::Tls) => match termination {
                 None => return Ok(Arrival::Untouched(socket)),
-                Some(termination) => match self.shake_hands(socket, &termination, metrics).await {
+                Some(termination) => match self.shake_hands(socket, &termination, app_only, metrics).await {
                     Ok(arrival) => {
                         metrics.tls_handshakes.inc();
                         return Ok(arrival);
@@ -240,8 +243,10 @@ impl Port {
         if let Some(cause) = refused.refused.cause {
             metrics.tls_failures.at(cause).inc();
         }
-        if let Some(socket) = refused.socket {
-            farewell(socket, &refused.alert).await;
+        match refused.socket {
+            Some(mut socket) if refused.refused.ended == Ended::AppRefused => socket.abort(),
+            Some(socket) => farewell(socket, &refused.alert).await,
+            None => {}
         }
         Err(refused.refused)
     }
@@ -266,6 +271,7 @@ impl Port {
         &self,
         mut socket: TcpStream,
         termination: &serve::Built,
+        app_only: bool,
         metrics: &PortMetrics,
     ) -> Result<Arrival, Failed> {
         let deadline = Instant::now() + self.limits.handshake;
@@ -275,7 +281,7 @@ impl Port {
         };
         let slot = self.handshakes.slot(deadline).await.map_err(|_| evicted())?;
         let attempt = async {
-            match self.negotiate(&mut socket, termination).await {
+            match self.negotiate(&mut socket, termination, app_only).await {
                 Ok(start) => finish(start, socket).await,
                 Err(failed) => Err(Failed { socket: Some(socket), ..failed }),
             }
@@ -299,6 +305,7 @@ impl Port {
         &self,
         socket: &mut TcpStream,
         termination: &serve::Built,
+        app_only: bool,
     ) -> Result<(Accepted, Arc<rustls::ServerConfig>), Failed> {
         let accepted = read_hello(socket, self.limits.hello_bytes).await?;
         let asked: Option<Vec<Vec<u8>>> =
@@ -307,11 +314,14 @@ impl Port {
             // A caller that takes no part in ALPN gets no answer to it, so the app need not be asked.
             None => Offer::default(),
             Some(names) => {
-                let offer = self.app.offers().await.map_err(|away| Refused {
-                    cause: None,
-                    ended: Ended::AppRefused,
-                    detail: away.to_string(),
-                })?;
+                let offer = match self.app.offers().await {
+                    Ok(offer) => offer,
+                    Err(away) if app_only => {
+                        let detail = away.to_string();
+                        return Err(Refused { cause: None, ended: Ended::AppRefused, detail }.into());
+                    }
+                    Err(away) => away.likely,
+                };
                 let http = names.iter().any(|name| name == H2 || name == HTTP1);
                 // A caller of another protocol is not refused for HTTP's sake.
                 if http { offer } else { Offer::default() }

@@ -97,3 +97,15 @@ fn a_verified_caller_is_named_to_app_and_workstation_and_nobody_can_name_himself
     check("app", &[]);
     check("local", &DEV);
 }
+
+#[test]
+fn a_workstation_is_reached_through_tls_while_the_app_is_away() {
+    let authority = Authority::new("cluster");
+    let local = Nginx::start("local", Speaks::Clear, false, &authority);
+    let nobody = std::net::SocketAddr::from(([127, 0, 0, 1], harness::ports::free()));
+    let rig = Rig::start(authority, &Setup { app_protocol: "http", ..Setup::new(nobody, &[TERMINATE]) });
+    let refused = rig.curl(&["--http1.1"]).unwrap_err();
+    assert!(refused.contains("reset") || refused.contains("SSL_ERROR_SYSCALL"), "{refused}");
+    let _intercept = rig.intercept(local.addr, &[]);
+    assert_eq!(rig.curl(&["--http1.1", DEV[0], DEV[1]]).unwrap(), "local sni= alpn= dn= proto=HTTP/1.1 caller=\n");
+}

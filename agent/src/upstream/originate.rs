@@ -67,6 +67,15 @@ struct Known {
     speaks: Option<(Speaks, Option<Instant>)>,
     offer: Option<(Offer, Option<Instant>)>,
     greets: Option<(bool, Option<Instant>)>,
+    /// The last answer, whether or not it still holds.
+    last_offer: Option<Offer>,
+}
+
+impl Known {
+    /// Whatever was known may be of a process that is gone.
+    fn forget(&mut self) {
+        *self = Self { last_offer: self.last_offer, ..Self::default() };
+    }
 }
 
 /// What is spoken to the app.
@@ -122,6 +131,7 @@ impl Originate {
         known.speaks = Some((speaks, until(doubt)));
         if let Some(offer) = offer {
             known.offer = Some((offer, None));
+            known.last_offer = Some(offer);
         }
         Ok(speaks)
     }
@@ -176,7 +186,10 @@ impl Originate {
         };
         let sure = doubt.is_none();
         tracing::info!(port = self.port(), h2 = offer.h2, http1 = offer.http1, sure, "ALPN as the app would offer it");
-        self.lock().offer = Some((offer, until(doubt)));
+        let mut known = self.lock();
+        known.offer = Some((offer, until(doubt)));
+        known.last_offer = Some(offer);
+        drop(known);
         Ok(offer)
     }
 
@@ -204,8 +217,7 @@ impl Originate {
             Err(error) => Err(error),
         };
         if dialled.is_err() {
-            // Whatever was known may be of a process that is gone.
-            *self.lock() = Known::default();
+            self.lock().forget();
         }
         dialled
     }
@@ -236,7 +248,9 @@ impl Originate {
     /// The app turned out to speak clear text, whatever was declared; nothing has been sent to it yet.
     fn learn_clear_text(&self) {
         tracing::warn!(port = self.port(), "the app was to be spoken to in TLS, but it speaks clear text");
-        *self.lock() = Known { speaks: Some((Speaks::Clear, None)), ..Known::default() };
+        let mut known = self.lock();
+        known.forget();
+        known.speaks = Some((Speaks::Clear, None));
     }
 
     async fn connect<S: Io + 'static>(
@@ -313,7 +327,10 @@ impl tls::App for Originate {
         Box::pin(async {
             match self.offer().await {
                 Ok(offer) => Ok(offer),
-                Err(AppError::Connect { .. } | AppError::Timeout { .. }) => Err(AppAway),
+                Err(AppError::Connect { .. } | AppError::Timeout { .. }) => {
+                    let declared = Offer { h2: self.clear_http == ClearHttp::Http2, http1: true };
+                    Err(AppAway { likely: self.lock().last_offer.unwrap_or(declared) })
+                }
                 // The app listens, but what it is cannot be found out: HTTP/1.1 is what most understand.
                 Err(AppError::Tls { .. }) => Ok(Offer { h2: false, http1: true }),
             }

@@ -71,7 +71,7 @@ impl Listener {
 
 async fn carry(socket: TcpStream, tls: &tls::Port, app: &Originate, metrics: &PortMetrics) -> Result<(), String> {
     socket.set_nodelay(true).unwrap();
-    let (mut down, mut up) = match tls.accept(socket, metrics).await.map_err(|refused| refused.to_string())? {
+    let (mut down, mut up) = match tls.accept(socket, true, metrics).await.map_err(|refused| refused.to_string())? {
         Arrival::Terminated(conn, hello) => {
             let up = app.dial(Some(&hello)).await;
             (conn, up.map_err(|error| error.to_string())?)
