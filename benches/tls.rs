@@ -63,7 +63,7 @@ fn handshake(c: &mut Criterion) {
                 let (out, into) = tokio::join!(TcpStream::connect(addr), listener.accept());
                 let (out, into) = (out.expect("connect"), into.expect("accept").0);
                 let name = ServerName::try_from("app.test").expect("a name");
-                let (there, here) = tokio::join!(client.connect(name, out), port.accept(into, &metrics));
+                let (there, here) = tokio::join!(client.connect(name, out), port.accept(into, true, &metrics));
                 there.expect("the client's handshake");
                 assert!(matches!(here, Ok(Arrival::Terminated(..))));
             });

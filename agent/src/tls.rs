@@ -4,6 +4,7 @@
 pub mod annotations;
 pub mod client;
 pub mod handshakes;
+mod hello;
 pub mod identity;
 pub mod pem;
 pub mod secret;
@@ -12,21 +13,19 @@ pub mod store;
 pub mod stream;
 pub mod verify;
 
-use std::io;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use rustls::crypto::CryptoProvider;
-use rustls::server::{Accepted, Acceptor};
-use rustls::{AlertDescription, PeerIncompatible};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use rustls::server::Accepted;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::conn::{Conn, Io as _};
 use crate::metrics::{Limit, PortMetrics, TlsFailure};
 use crate::outcome::{Ended, Stage};
+use hello::{First, classify, farewell, read_hello};
 pub use identity::Identity;
 
 /// The one crypto provider, named wherever a configuration is built: two providers in one program would make the
@@ -334,25 +333,6 @@ impl Port {
 /// How long a caller may be silent before a port that nothing declares to be TLS asks whether the app speaks first.
 const SILENCE: Duration = Duration::from_millis(300);
 
-enum First {
-    Tls,
-    Clear(Option<Hello>),
-}
-
-impl First {
-    /// A handshake record (RFC 8446 section 5.1) starts with 22, which no text protocol does.
-    fn of(bytes: &[u8]) -> Self {
-        match bytes {
-            [22, 3, ..] | [22] => Self::Tls,
-            [b'P', b'R', b'I', ..] => Self::Clear(Some(Hello { alpn: Some(H2.to_vec()), ..Hello::default() })),
-            [b'A'..=b'Z', b'A'..=b'Z', ..] => {
-                Self::Clear(Some(Hello { alpn: Some(HTTP1.to_vec()), ..Hello::default() }))
-            }
-            _ => Self::Clear(None),
-        }
-    }
-}
-
 /// A failed handshake, and what is left to be said to the caller.
 struct Failed {
     refused: Refused,
@@ -363,48 +343,6 @@ struct Failed {
 impl From<Refused> for Failed {
     fn from(refused: Refused) -> Self {
         Self { refused, alert: Vec::new(), socket: None }
-    }
-}
-
-/// Fatal alert 70 (RFC 8446 section 6.2), for callers that lack what came with TLS 1.2: it says more than the general
-/// refusal they would get.
-const PROTOCOL_VERSION: &[u8] = &[21, 3, 1, 0, 2, 2, 70];
-
-async fn read_hello(socket: &mut TcpStream, limit: usize) -> Result<Accepted, Failed> {
-    let quiet = |cause, detail: String| Failed::from(Refused::new(cause, detail));
-    let mut acceptor = Acceptor::default();
-    let mut chunk = [0; 2048];
-    let mut total = 0;
-    loop {
-        let n = match socket.read(&mut chunk).await {
-            Ok(0) => return Err(quiet(TlsFailure::Closed, "the caller closed in its ClientHello".into())),
-            Ok(n) => n,
-            Err(error) => return Err(quiet(TlsFailure::Closed, error.to_string())),
-        };
-        total += n;
-        let mut bytes = chunk.get(..n).unwrap_or_default();
-        while !bytes.is_empty() {
-            if acceptor.read_tls(&mut bytes).is_err() {
-                return Err(quiet(TlsFailure::Malformed, "the ClientHello is too large".into()));
-            }
-        }
-        match acceptor.accept() {
-            Ok(Some(accepted)) => return Ok(accepted),
-            Ok(None) if total > limit => {
-                return Err(quiet(TlsFailure::Malformed, format!("the ClientHello has more than {limit} bytes")));
-            }
-            Ok(None) => {}
-            Err((error, mut alert)) => {
-                let cause = classify(&error);
-                let mut bytes = Vec::new();
-                match cause {
-                    TlsFailure::Version => bytes.extend_from_slice(PROTOCOL_VERSION),
-                    // Writing to a vector does not fail.
-                    _ => drop(alert.write_all(&mut bytes)),
-                }
-                return Err(Failed { alert: bytes, ..Refused::new(cause, error.to_string()).into() });
-            }
-        }
     }
 }
 
@@ -442,62 +380,4 @@ fn arrived(stream: Stream, termination: &serve::Built) -> Result<Arrival, Refuse
         identity,
     };
     Ok(Arrival::Terminated(Conn::Other(Box::new(stream::ServerSide::new(stream))), hello))
-}
-
-/// Sends the alert and waits a little for the caller's end: closing over unread bytes would be a reset, and a reset
-/// can overtake the alert.
-async fn farewell(mut socket: TcpStream, alert: &[u8]) {
-    let goodbye = async {
-        if !alert.is_empty() {
-            socket.write_all(alert).await?;
-        }
-        socket.shutdown().await?;
-        let mut rest = [0; 1024];
-        let mut patience = 64;
-        while patience > 0 && socket.read(&mut rest).await? > 0 {
-            patience -= 1;
-        }
-        io::Result::Ok(())
-    };
-    let _ = timeout(Duration::from_millis(500), goodbye).await;
-}
-
-fn classify(error: &rustls::Error) -> TlsFailure {
-    use PeerIncompatible as P;
-    use rustls::Error as E;
-    match error {
-        E::PeerIncompatible(
-            P::Tls12NotOffered
-            | P::Tls12NotOfferedOrEnabled
-            | P::ServerTlsVersionIsDisabledByOurConfig
-            | P::ServerDoesNotSupportTls12Or13
-            | P::SupportedVersionsExtensionRequired
-            | P::SignatureAlgorithmsExtensionRequired,
-        )
-        | E::AlertReceived(AlertDescription::ProtocolVersion) => TlsFailure::Version,
-        E::PeerIncompatible(_)
-        | E::AlertReceived(AlertDescription::HandshakeFailure | AlertDescription::InsufficientSecurity) => {
-            TlsFailure::Cipher
-        }
-        E::NoCertificatesPresented
-        | E::InvalidCertificate(_)
-        | E::General(_)
-        | E::AlertReceived(
-            AlertDescription::BadCertificate
-            | AlertDescription::UnsupportedCertificate
-            | AlertDescription::CertificateRevoked
-            | AlertDescription::CertificateExpired
-            | AlertDescription::CertificateUnknown
-            | AlertDescription::UnknownCA
-            | AlertDescription::UnrecognisedName
-            | AlertDescription::AccessDenied,
-        ) => TlsFailure::Certificate,
-        E::InvalidMessage(_)
-        | E::PeerMisbehaved(_)
-        | E::InappropriateMessage { .. }
-        | E::InappropriateHandshakeMessage { .. }
-        | E::DecryptError
-        | E::PeerSentOversizedRecord => TlsFailure::Malformed,
-        _ => TlsFailure::Other,
-    }
 }
