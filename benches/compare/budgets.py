@@ -33,7 +33,8 @@ class Args:
 def start(bench):
     """The agent, and the milliseconds until its ports listened."""
     root = peers.agent_files(bench.run, P)
-    env = {"AGENT_WORKERS": "1", "LOG_LEVEL": "warning", "AGENT_ENVOY_SERVER_PORT": str(P["agent_api"]),
+    env = {"AGENT_WORKERS": "1", "LOG_LEVEL": "warning", "AGENT_DRAIN_LAME_DUCK": "0s", "AGENT_DRAIN_GRACE": "1s",
+           "AGENT_ENVOY_SERVER_PORT": str(P["agent_api"]),
            "AGENT_ENVOY_ADMIN_PORT": str(P["admin"])}
     began = time.monotonic()
     agent = bench.start([compare.built("traffic-agent"), "--root", root], "agent", None, env)

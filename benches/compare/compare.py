@@ -141,7 +141,7 @@ class Bench:
     # ---- proxies ----
 
     def proxy(self, name):
-        """Starts a proxy; answers the measured process and everything to be stopped."""
+        """Starts a proxy; answers the measured process and everything to be stopped, the last one first."""
         conf = self.run / f"{name}.conf"
         if name == "envoy":
             conf = conf.with_suffix(".json")
@@ -159,18 +159,25 @@ class Bench:
         elif name == "floor":
             argv = [self.load, "floor", str(P["http"]), str(P["a_http"])]
         else:
-            return self.agent(name)
+            everything = []
+            try:
+                return self.agent(name, everything), everything
+            except BaseException:
+                for process in reversed(everything):
+                    process.stop()
+                raise
         started = self.start(argv, name, self.proxy_cpus)
         started.wait_port(P["http"])
         return started, [started]
 
-    def agent(self, name):
+    def agent(self, name, everything):
         root = peers.agent_files(self.run, P)
         manager = self.start([built("traffic-manager"), "--listen", f"127.0.0.1:{P['manager']}", "--log-level", "warn"],
                              "manager", self.other_cpus)
-        everything = [manager]
+        everything.append(manager)
         manager.wait_port(P["manager"])
         env = {"AGENT_WORKERS": "1", "LOG_LEVEL": "warning", "AGENT_ACCESS_LOG": "off",
+               "AGENT_DRAIN_LAME_DUCK": "0s", "AGENT_DRAIN_GRACE": "1s",
                "AGENT_ENVOY_SERVER_PORT": str(P["agent_api"]), "AGENT_ENVOY_ADMIN_PORT": str(P["admin"])}
         agent = self.start([built("traffic-agent"), "--root", root], "agent", self.proxy_cpus, env)
         everything.append(agent)
@@ -181,18 +188,18 @@ class Bench:
             ports = [(P["b_http"], P["a_http"]), (P["b_http"], P["a_http_tls"]), (P["b_h2"], P["a_h2"])]
             for local, container in ports:
                 everything.append(self.start(
-                    [built("intercept"), "create", "--manager", f"127.0.0.1:{P['manager']}", "--workload", "bench",
+                    [built("intercept"), "create", f"bench-{container}", "--manager", f"127.0.0.1:{P['manager']}", "--workload", "bench",
                      "--client", f"dev-{container}@bench", "--port", f"{local}:{container}", "--http-header",
                      f"x-dev={value}", "--http-plaintext", "--agent", f"127.0.0.1:{P['agent_api']}"],
                     f"intercept-{container}", self.other_cpus))
             if name == "agent-match":
                 everything.append(self.start(
-                    [built("intercept"), "create", "--manager", f"127.0.0.1:{P['manager']}", "--workload", "bench",
+                    [built("intercept"), "create", "bench-tcp", "--manager", f"127.0.0.1:{P['manager']}", "--workload", "bench",
                      "--client", "dev-tcp@bench", "--port", f"{P['sink']}:{P['sink']}", "--mechanism", "tcp",
                      "--agent", f"127.0.0.1:{P['agent_api']}"], "intercept-tcp", self.other_cpus))
                 ports.append((P["sink"], P["sink"]))
             self.wait_intercepts(len(ports))
-        return agent, everything
+        return agent
 
     def wait_intercepts(self, wanted):
         end = time.monotonic() + 20
