@@ -12,7 +12,7 @@ use crate::apps::App;
 use crate::process::Process;
 use crate::sidecar::{Port, Sidecar};
 use crate::wait::until;
-use crate::{ports, programs};
+use crate::{caller, ports, programs};
 
 /// Name of the workload that systems front.
 pub const WORKLOAD: &str = "hello";
@@ -64,6 +64,7 @@ impl System {
         if !flags.contains(&"--no-direct") {
             process.line("direct=connected");
         }
+        self.agent.serves(name);
         process
     }
 
@@ -141,6 +142,16 @@ impl Agent {
     /// Where callers reach its first port.
     pub fn address(&self) -> SocketAddr {
         SocketAddr::from((Ipv4Addr::LOCALHOST, self.sidecar.ports[0].agent))
+    }
+
+    /// Waits until the agent serves the intercept `name`: it hears of it by a snapshot of its own, which may come after
+    /// the client's.
+    pub fn serves(&self, name: &str) {
+        let served = format!("\"name\": \"{name}\"");
+        until("the agent to serve the intercept", || {
+            let page = caller::get(self.admin(), "/intercepts", &[]).ok()?;
+            String::from_utf8_lossy(&page.body).contains(&served).then_some(())
+        });
     }
 
     /// Where its admin pages are.

@@ -80,6 +80,7 @@ impl Rig {
         let process = self.begin_intercept(local, flags);
         process.line("state=ACTIVE");
         process.line("direct=connected");
+        self.agent.serves("dev");
         process
     }
 
