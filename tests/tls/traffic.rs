@@ -105,7 +105,9 @@ fn a_workstation_is_reached_through_tls_while_the_app_is_away() {
     let nobody = std::net::SocketAddr::from(([127, 0, 0, 1], harness::ports::free()));
     let rig = Rig::start(authority, &Setup { app_protocol: "http", ..Setup::new(nobody, &[TERMINATE]) });
     let refused = rig.curl(&["--http1.1"]).unwrap_err();
-    assert!(refused.contains("reset") || refused.contains("SSL_ERROR_SYSCALL"), "{refused}");
+    // Where in its connect curl meets the reset is a matter of moments, and so are its words.
+    let words = ["reset", "SSL_ERROR_SYSCALL", "not connected", "SSL connection"];
+    assert!(words.iter().any(|w| refused.contains(w)), "{refused}");
     let _intercept = rig.intercept(local.addr, &[]);
     assert_eq!(rig.curl(&["--http1.1", DEV[0], DEV[1]]).unwrap(), "local sni= alpn= dn= proto=HTTP/1.1 caller=\n");
 }
