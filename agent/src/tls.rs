@@ -20,7 +20,7 @@ use futures_util::future::BoxFuture;
 use rustls::crypto::CryptoProvider;
 use rustls::server::Accepted;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use crate::conn::{Conn, Io as _};
 use crate::metrics::{Limit, PortMetrics, TlsFailure};
@@ -253,14 +253,19 @@ impl Port {
     /// Looks at the first bytes without taking them.
     async fn first_bytes(&self, socket: &TcpStream) -> Result<First, Refused> {
         let mut start = [0; 8];
-        let patience = if self.certain { self.limits.first_byte } else { SILENCE.min(self.limits.first_byte) };
-        let read = match timeout(patience, socket.peek(&mut start)).await {
-            Ok(read) => read,
-            // Nothing says that this port's callers speak TLS at all: the app may be one that speaks first.
-            Err(_) if !self.certain && self.app.greets().await => return Ok(First::Clear(None)),
-            Err(_) => timeout(self.limits.first_byte, socket.peek(&mut start))
-                .await
-                .map_err(|_| Refused::new(TlsFailure::Timeout, "the caller sent nothing"))?,
+        let deadline = Instant::now() + self.limits.first_byte;
+        let mut patience = SILENCE;
+        let read = loop {
+            let until = if self.certain { deadline } else { deadline.min(Instant::now() + patience) };
+            match timeout_at(until, socket.peek(&mut start)).await {
+                Ok(read) => break read,
+                Err(_) if Instant::now() >= deadline => {
+                    return Err(Refused::new(TlsFailure::Timeout, "the caller sent nothing"));
+                }
+                // Nothing says that this port's callers speak TLS at all: the app may be one that speaks first.
+                Err(_) if self.app.greets().await => return Ok(First::Clear(None)),
+                Err(_) => patience = ASK_AGAIN,
+            }
         };
         let n = read.map_err(|error| Refused::new(TlsFailure::Closed, error.to_string()))?;
         Ok(First::of(start.get(..n).unwrap_or_default()))
@@ -332,6 +337,8 @@ impl Port {
 
 /// How long a caller may be silent before a port that nothing declares to be TLS asks whether the app speaks first.
 const SILENCE: Duration = Duration::from_millis(300);
+/// And how long until it asks again: the app may have been starting.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
 
 /// A failed handshake, and what is left to be said to the caller.
 struct Failed {

@@ -130,6 +130,11 @@ async fn grpc_over_tls_reaches_app_and_workstation_over_mutual_tls() {
     .await
     .unwrap();
     let mut after = HealthClient::new(channel(rig.agent.address(), rig.authority.pem()).await);
+    // A request may be on its way while the old connection is being left.
+    let deadline = tokio::time::Instant::now() + harness::wait::PATIENCE;
+    while !asked(&mut before, "local", true).await {
+        assert!(tokio::time::Instant::now() < deadline, "an open connection never follows the intercept");
+    }
     for client in [&mut before, &mut after] {
         assert!(asked(client, "local", true).await);
         assert!(asked(client, "app", false).await);

@@ -29,7 +29,7 @@ use crate::upstream::originate::{self, ClearHttp};
 use crate::upstream::{AppError, DialApp, OpenTunnel, Transport};
 
 /// How long an app may take to say what it speaks before an intercept is reviewed without knowing it.
-const ASKING: Duration = Duration::from_secs(1);
+const ASKING: Duration = Duration::from_secs(4);
 
 /// One port with what its connections share.
 #[derive(Debug)]

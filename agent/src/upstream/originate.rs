@@ -344,7 +344,7 @@ impl tls::App for Originate {
             }
             let Ok(greets) = probe::greets(self.addr).await else { return false };
             // Silence may be a slow start.
-            self.lock().greets = Some((greets, until((!greets).then_some(CLOSED))));
+            self.lock().greets = Some((greets, until((!greets).then_some(MUTE))));
             greets
         })
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use super::AppError;
@@ -17,12 +17,11 @@ use super::app::connect_marked;
 use crate::addr::AppAddr;
 use crate::tls;
 
-/// One attempt's time; a healthy app in the same pod answers in a few milliseconds.
-const ATTEMPT: Duration = Duration::from_millis(200);
-/// Between attempts.
-const PAUSE: Duration = Duration::from_millis(200);
+/// How long an app of which nothing is known may take to answer a ClientHello. It answers in milliseconds as a rule; a
+/// busy one must not be taken for one that speaks clear text.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// The whole of a clear-text question.
-const CLEAR_TEXT: Duration = Duration::from_millis(200);
+const CLEAR_TEXT: Duration = Duration::from_secs(1);
 
 /// What the app answered to a TLS handshake.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,31 +38,23 @@ pub enum TlsAnswer {
     Mute,
 }
 
-/// Shakes hands with what `config` offers, again and again until the app answers or `patience` is over.
+/// Shakes hands with what `config` offers; `patience` covers an app that accepts before it is ready.
 ///
 /// # Errors
-/// The app does not listen, and did not begin to.
+/// The app does not listen.
 pub async fn tls(
     app: AppAddr,
     config: &Arc<ClientConfig>,
     name: &ServerName<'static>,
     patience: Duration,
 ) -> Result<TlsAnswer, AppError> {
-    let deadline = Instant::now() + patience;
-    loop {
-        let until = deadline.min(Instant::now() + ATTEMPT);
-        let (conn, _own) = connect_marked(app).await?;
-        let connector = TlsConnector::from(Arc::clone(config));
-        let answer = match timeout_at(until, connector.connect(name.clone(), conn)).await {
-            Ok(Ok(stream)) => TlsAnswer::Tls(stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec)),
-            Ok(Err(error)) => read_failure(&error),
-            Err(_) => TlsAnswer::Mute,
-        };
-        if answer != TlsAnswer::Mute || Instant::now() + PAUSE >= deadline {
-            return Ok(answer);
-        }
-        sleep(PAUSE).await;
-    }
+    let (conn, _own) = connect_marked(app).await?;
+    let connector = TlsConnector::from(Arc::clone(config));
+    Ok(match timeout(patience, connector.connect(name.clone(), conn)).await {
+        Ok(Ok(stream)) => TlsAnswer::Tls(stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec)),
+        Ok(Err(error)) => read_failure(&error),
+        Err(_) => TlsAnswer::Mute,
+    })
 }
 
 /// Whether a failed handshake shows that the other side speaks TLS all the same.
@@ -130,7 +121,7 @@ pub async fn speaks(app: AppAddr) -> Result<Option<Speaks>, AppError> {
     let name = ServerName::IpAddress(app.0.ip().into());
     let config = tls::client::anonymous(&[tls::H2, tls::HTTP1]);
     let config = config.map_err(|e| AppError::Tls { addr: app, source: io::Error::other(e) })?;
-    match self::tls(app, &config, &name, ATTEMPT).await? {
+    match self::tls(app, &config, &name, PATIENCE).await? {
         TlsAnswer::Tls(_) | TlsAnswer::Refused => return Ok(Some(Speaks::Tls)),
         TlsAnswer::NotTls | TlsAnswer::Closed | TlsAnswer::Mute => {}
     }
