@@ -98,7 +98,8 @@ async fn a_thousand_callers_each_get_their_own_answers_over_their_own_flow() {
     }
     assert_eq!(peers.len(), 1000, "one flow for each caller, kept over both rounds");
     assert_eq!(agent.shared.metrics.udp_flows.get(), 1000);
-    assert!(agent.shared.metrics.datagrams_out.get() >= 2000);
+    // Counted after it is sent, so the caller may be quicker than the counter.
+    until("every answer is counted", || agent.shared.metrics.datagrams_out.get() >= 2000).await;
 }
 
 #[tokio::test]
