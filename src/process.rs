@@ -78,9 +78,14 @@ impl Process {
         self.child.lock().unwrap().try_wait().unwrap().is_none()
     }
 
+    /// How it ended, if it has.
+    pub fn ended(&self) -> Option<ExitStatus> {
+        self.child.lock().unwrap().try_wait().unwrap()
+    }
+
     /// Waits for its end.
     pub fn exit(&self) -> ExitStatus {
-        until(&format!("{} to end", self.name), || self.child.lock().unwrap().try_wait().unwrap())
+        until(&format!("{} to end", self.name), || self.ended())
     }
 
     /// Asks it to end and waits until it has.

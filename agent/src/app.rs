@@ -103,7 +103,7 @@ impl App {
         let listeners = self.listener_infos();
         let settings = &self.settings;
         let running = self.tcp.run(&self.drain)?;
-        let udp = listeners::serve_udp(self.udp)?;
+        let udp = listeners::serve_udp(self.udp, &self.drain)?;
         let orders = Arc::new(Orders::default());
         let agent = Arc::new(admin::Agent {
             version: crate::VERSION,

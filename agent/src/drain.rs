@@ -4,7 +4,7 @@
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Poll, Waker};
 
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
@@ -25,6 +25,25 @@ pub struct Drain {
 struct Phase {
     draining: AtomicBool,
     killed: AtomicBool,
+    /// Connections that are carried.
+    open: AtomicUsize,
+}
+
+/// Counts a connection as carried until dropped.
+#[derive(Debug)]
+struct Open(Arc<Phase>);
+
+impl Open {
+    fn of(phase: &Arc<Phase>) -> Self {
+        phase.open.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(phase))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Drain {
@@ -64,6 +83,18 @@ impl Drain {
         self.tasks.close();
     }
 
+    /// Spawns the task that carries a connection; those are what is counted when they have to be cut.
+    pub fn carry<F>(&self, task: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let open = Open::of(&self.phase);
+        self.spawn(async move {
+            let _open = open;
+            task.await;
+        });
+    }
+
     /// Spawns a task on the current runtime; it is dropped where it stands when the grace is over.
     pub fn spawn<F>(&self, task: F)
     where
@@ -89,10 +120,10 @@ impl Drain {
         });
     }
 
-    /// How many tasks are alive.
+    /// How many connections are carried.
     #[must_use]
-    pub fn alive(&self) -> usize {
-        self.tasks.len()
+    pub fn open(&self) -> usize {
+        self.phase.open.load(Ordering::Relaxed)
     }
 
     /// Resolves when no task is alive; only meaningful once draining.
@@ -100,9 +131,9 @@ impl Drain {
         self.tasks.wait().await;
     }
 
-    /// Ends every task that is still alive and says how many there were.
+    /// Ends every task that is still alive and says how many connections that cuts.
     pub fn kill(&self) -> usize {
-        let cut = self.tasks.len();
+        let cut = self.open();
         self.phase.killed.store(true, Ordering::Release);
         self.killed.cancel();
         cut
@@ -127,8 +158,10 @@ mod tests {
     #[tokio::test]
     async fn a_stuck_task_is_counted_and_ended() {
         let drain = Drain::default();
+        drain.carry(std::future::pending());
+        drain.carry(async {});
+        // What merely serves connections is ended as well, and is none.
         drain.spawn(std::future::pending());
-        drain.spawn(async {});
         drain.start();
         tokio::task::yield_now().await;
         assert_eq!(drain.kill(), 1);

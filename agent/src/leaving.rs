@@ -149,7 +149,7 @@ impl Leaving {
             }
         }
         self.drain.start();
-        tracing::info!(open = self.drain.alive(), "leaving: no longer accepting");
+        tracing::info!(open = self.drain.open(), "leaving: no longer accepting");
         tokio::select! {
             () = beside() => {}
             () = self.drain.finished() => {}
@@ -245,14 +245,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_is_open_may_finish_and_what_is_stuck_is_cut_and_counted() {
         let mut s = stage();
-        s.leaving.drain.spawn(sleep(LAME_DUCK + Duration::from_secs(7)));
+        s.leaving.drain.carry(sleep(LAME_DUCK + Duration::from_secs(7)));
         s.signal.send(()).await.unwrap();
         let (left, took) = s.leave().await;
         assert_eq!((left.cut, left.exit_code()), (0, 0));
         assert!(took >= LAME_DUCK + Duration::from_secs(7) && took < LAME_DUCK + Duration::from_secs(8), "{took:?}");
 
         let mut s = stage();
-        s.leaving.drain.spawn(std::future::pending());
+        s.leaving.drain.carry(std::future::pending());
         s.signal.send(()).await.unwrap();
         let (left, took) = s.leave().await;
         assert_eq!((left.cut, left.exit_code()), (1, 1));

@@ -41,6 +41,26 @@ pub struct Levels {
     pub data: Option<LogLevel>,
     /// Single modules', by name as in [`DATA_PATH`] and [`CONTROL`].
     pub modules: BTreeMap<String, LogLevel>,
+    /// The manager's wish, which stands in for the agent's level as long as it lasts.
+    pub wish: Option<LogLevel>,
+}
+
+impl Levels {
+    /// Levels without a wish of the manager's or of an operator's.
+    #[must_use]
+    pub fn new(agent: LogLevel, data: Option<LogLevel>) -> Self {
+        Self { agent, data, modules: BTreeMap::new(), wish: None }
+    }
+
+    /// The agent's level in force.
+    fn of_agent(&self) -> LogLevel {
+        self.wish.unwrap_or(self.agent)
+    }
+
+    /// The data path's level in force.
+    fn of_data(&self) -> LogLevel {
+        self.data.unwrap_or_else(|| self.of_agent())
+    }
 }
 
 /// Changes levels while the agent runs; clone freely.
@@ -95,17 +115,18 @@ impl Control {
     /// A control that changes nothing, for compositions without logging.
     #[must_use]
     pub fn detached() -> Self {
-        Self::new(Levels { agent: LogLevel::Info, data: None, modules: BTreeMap::new() }, None)
+        Self::new(Levels::new(LogLevel::Info, None), None)
     }
 
     /// Sets every module to `level`.
     pub fn set_all(&self, level: LogLevel) {
-        self.change(|l| *l = Levels { agent: level, data: None, modules: BTreeMap::new() });
+        self.change(|l| *l = Levels::new(level, None));
     }
 
-    /// Sets the agent's level and leaves what was set for the data path and for single modules; the manager's wish.
-    pub fn set_agent(&self, level: LogLevel) {
-        self.change(|l| l.agent = level);
+    /// Sets the agent's level as the manager wishes, and leaves what was set for the data path and for single modules.
+    /// `None` ends the wish: the level is again what it was, or what an operator has made it meanwhile.
+    pub fn wish(&self, level: Option<LogLevel>) {
+        self.change(|l| l.wish = level);
     }
 
     /// Back to the configured levels.
@@ -139,8 +160,8 @@ impl Control {
         let levels = self.lock().clone();
         CONTROL
             .iter()
-            .map(|m| (*m, levels.agent))
-            .chain(DATA_PATH.iter().map(|m| (*m, levels.data.unwrap_or(levels.agent))))
+            .map(|m| (*m, levels.of_agent()))
+            .chain(DATA_PATH.iter().map(|m| (*m, levels.of_data())))
             .map(|(m, level)| (m, levels.modules.get(m).copied().unwrap_or(level)))
             .collect()
     }
@@ -169,14 +190,11 @@ pub fn parse_level(name: &str) -> Result<LogLevel, LevelError> {
 
 fn targets(levels: &Levels) -> Targets {
     // Libraries below the agent speak only when it is asked to tell everything.
-    let others = if levels.agent == LogLevel::Trace {
-        LevelFilter::DEBUG
-    } else {
-        filter_of(levels.agent).min(LevelFilter::WARN)
-    };
-    let mut targets = Targets::new().with_default(others).with_target(CRATE, filter_of(levels.agent));
+    let agent = levels.of_agent();
+    let others = if agent == LogLevel::Trace { LevelFilter::DEBUG } else { filter_of(agent).min(LevelFilter::WARN) };
+    let mut targets = Targets::new().with_default(others).with_target(CRATE, filter_of(agent));
     for module in DATA_PATH {
-        targets = targets.with_target(path_of(module), filter_of(levels.data.unwrap_or(levels.agent)));
+        targets = targets.with_target(path_of(module), filter_of(levels.of_data()));
     }
     for (module, level) in &levels.modules {
         targets = targets.with_target(path_of(module), filter_of(*level));
@@ -205,7 +223,7 @@ mod tests {
     use super::*;
 
     fn levels() -> Levels {
-        Levels { agent: LogLevel::Info, data: Some(LogLevel::Warning), modules: BTreeMap::new() }
+        Levels::new(LogLevel::Info, Some(LogLevel::Warning))
     }
 
     #[test]
@@ -219,6 +237,22 @@ mod tests {
         assert!(control.loggers().values().all(|l| *l == LogLevel::Error));
         control.restore();
         assert_eq!(*control.lock(), levels());
+    }
+
+    #[test]
+    fn a_wish_of_the_manager_ends_where_the_operator_has_brought_the_levels() {
+        let control = Control::new(levels(), None);
+        control.wish(Some(LogLevel::Trace));
+        assert_eq!((control.loggers()["session"], control.loggers()["http1"]), (LogLevel::Trace, LogLevel::Warning));
+        control.wish(None);
+        assert_eq!(*control.lock(), levels());
+        control.set_all(LogLevel::Error);
+        control.wish(Some(LogLevel::Trace));
+        control.wish(None);
+        assert!(control.loggers().values().all(|l| *l == LogLevel::Error), "not the configured level");
+        control.wish(Some(LogLevel::Trace));
+        control.set_all(LogLevel::Debug);
+        assert!(control.loggers().values().all(|l| *l == LogLevel::Debug), "who orders last is obeyed");
     }
 
     #[test]

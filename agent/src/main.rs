@@ -1,6 +1,5 @@
 //! The program: command line and environment to settings, logging, then the agent's life, then an exit code.
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -55,7 +54,7 @@ fn agent(args: &AgentArgs) -> u8 {
         println!("OK\n{}", settings.summary().trim_end());
         return 0;
     }
-    let levels = Levels { agent: settings.log_level, data: settings.sidecar.envoy.log_level, modules: BTreeMap::new() };
+    let levels = Levels::new(settings.log_level, settings.sidecar.envoy.log_level);
     let log = logging::start(levels, if settings.log_json { Format::Json } else { Format::Text });
     for warning in &settings.warnings {
         tracing::warn!("{warning}");

@@ -68,7 +68,7 @@ fn admit(mut accepted: Accepted, port: &Arc<Shared>) {
         );
         return accepted.io.abort();
     }
-    port.drain.spawn(carry(accepted, Arc::clone(port)));
+    port.drain.carry(carry(accepted, Arc::clone(port)));
 }
 
 async fn carry(accepted: Accepted, port: Arc<Shared>) {

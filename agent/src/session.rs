@@ -125,11 +125,11 @@ pub struct Session {
     pub ready: Option<Blocker>,
     /// Created at the first arrival; the pod's readiness probe looks for it.
     pub ready_file: PathBuf,
-    /// Changes the log level: `None` is the configured one.
+    /// Changes the log level as the manager wishes: `None` ends its wish.
     pub set_level: LevelSwitch,
 }
 
-/// Changes the log level: `None` is the configured one.
+/// Changes the log level as the manager wishes: `None` ends its wish.
 pub struct LevelSwitch(pub Box<dyn Fn(Option<LogLevel>) + Send + Sync>);
 
 /// What all sessions of this process share.
@@ -400,7 +400,7 @@ impl Levels {
         number
     }
 
-    /// Back to the configured level, unless another wish came meanwhile.
+    /// Ends the wish, unless another one came meanwhile.
     fn restore_after(&self, number: u64) {
         if self.wishes.load(Ordering::Relaxed) == number {
             (self.switch.0)(None);

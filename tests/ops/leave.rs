@@ -1,13 +1,20 @@
 //! Leaving while everybody is busy: nobody's request fails, what is stuck is cut at the deadline and counted.
 
 use std::io::{Read, Write};
+use std::net::UdpSocket;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use harness::apps::{App, field};
 use harness::caller::Caller;
+use harness::ports;
+use harness::sidecar::Port;
 use harness::system::System;
+use harness::wait::until;
 use rustix::process::Signal;
+
+use crate::crowd::{GRPC, HTTP, RELAYED, Town, WEBSOCKET};
 
 fn leaving_soon(extra: &'static str) -> System {
     System::start_with(|sidecar| sidecar.extra = extra.to_owned(), |_| {})
@@ -107,4 +114,131 @@ fn an_app_that_has_gone_first_lets_the_agent_leave_at_once() {
     system.agent.process.signal(Signal::TERM);
     assert_eq!(system.agent.process.exit().code(), Some(0));
     assert!(told.elapsed() < Duration::from_secs(20), "{:?}", told.elapsed());
+}
+
+#[test]
+fn nobody_in_a_crowd_loses_anything_when_the_agent_leaves() {
+    let town = Arc::new(Town::start("drain: {lameDuck: 2s, grace: 20s}", |_| {}));
+    let agent = &town.system.agent.process;
+    let crowd = town.crowd();
+    crowd.busy(8);
+    crowd.expect_closing("leaving: no longer accepting");
+    let (before, told) = (crowd.answered(), Instant::now());
+    agent.signal(Signal::TERM);
+    agent.line("leaving: no longer accepting");
+    let lame_duck = told.elapsed();
+    assert!(lame_duck >= Duration::from_secs(2), "{lame_duck:?}");
+    let during = crowd.answered();
+    assert!(
+        during.iter().zip(&before).all(|(now, before)| now > before),
+        "the lame duck serves: {before:?} {during:?}"
+    );
+    // Streams and WebSockets that were begun go on.
+    std::thread::sleep(Duration::from_secs(1));
+    let (answered, repeated) = crowd.home();
+    let everybody_left = told.elapsed();
+    let status = agent.exit();
+    let took = told.elapsed();
+    println!(
+        "answered {before:?} before, {answered:?} in all, {repeated} repeated; no longer accepting after {lame_duck:.2?}, \
+         nobody there after {everybody_left:.2?}, ended after {took:.2?}"
+    );
+    assert_eq!(status.code(), Some(0));
+    assert_eq!(agent.lines("cut what had not ended"), [""; 0]);
+    assert_eq!(agent.lines("ended=\"drained\""), [""; 0]);
+    assert!(took < Duration::from_secs(22), "it ends when everybody has left: {took:?}");
+}
+
+#[test]
+fn what_never_ends_is_cut_at_the_deadline_whatever_it_is_and_counted() {
+    let town = Arc::new(Town::start("drain: {lameDuck: 1s, grace: 2s}", |_| {}));
+    let agent = &town.system.agent.process;
+    let stuck = [
+        (HTTP, false),
+        (HTTP, true),
+        (GRPC, false),
+        (GRPC, true),
+        (RELAYED, false),
+        (WEBSOCKET, false),
+        (WEBSOCKET, true),
+    ];
+    let held: Vec<_> = stuck.map(|(port, dev)| town.hold(port, dev)).into();
+    let told = Instant::now();
+    agent.signal(Signal::TERM);
+    let status = agent.exit();
+    let took = told.elapsed();
+    assert_eq!(status.code(), Some(1), "something was cut");
+    assert!(took >= Duration::from_secs(3) && took < Duration::from_secs(15), "{took:?}");
+    let cut = agent.lines("cut what had not ended");
+    assert!(cut.len() == 1 && cut[0].contains(&format!("connections={}", stuck.len())), "{cut:?}");
+    assert_eq!(agent.lines("ended=\"drained\"").len(), stuck.len());
+    for (held, (port, dev)) in held.into_iter().zip(stuck) {
+        assert!(held.breaks(), "port {port}, dev {dev}: what was cut must not look complete");
+    }
+}
+
+/// A UDP app that answers with what it was sent.
+fn udp_echo() -> std::net::SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let mut buf = [0; 64];
+        while let Ok((n, from)) = socket.recv_from(&mut buf) {
+            let _ = socket.send_to(&buf[..n], from);
+        }
+    });
+    address
+}
+
+/// An agent with a UDP port beside the usual one, and a socket whose datagrams its app answers.
+fn with_udp() -> (System, UdpSocket) {
+    let app = udp_echo();
+    let system = System::start_with(
+        |sidecar| {
+            sidecar.extra = "drain: {lameDuck: 500ms, grace: 3s}".to_owned();
+            sidecar.ports.push(Port { protocol: "UDP", ..Port::tcp(app.port(), ports::free()) });
+        },
+        |_| {},
+    );
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    socket.connect(("127.0.0.1", system.agent.sidecar.ports[1].agent)).unwrap();
+    until("an answer", || answers(&socket).then_some(()));
+    (system, socket)
+}
+
+fn answers(socket: &UdpSocket) -> bool {
+    socket.send(b"hello").is_ok_and(|_| socket.recv(&mut [0; 64]).is_ok())
+}
+
+#[test]
+fn datagrams_that_never_cease_do_not_hold_the_agent_longer_than_the_grace() {
+    let (system, socket) = with_udp();
+    let told = Instant::now();
+    system.agent.process.signal(Signal::TERM);
+    let mut answered = 0;
+    let status = until("the end", || {
+        answered += usize::from(answers(&socket));
+        system.agent.process.ended()
+    });
+    let took = told.elapsed();
+    assert_eq!(status.code(), Some(1), "the conversation was cut");
+    assert!(took >= Duration::from_millis(3500) && took < Duration::from_secs(15), "{took:?}");
+    assert!(answered > 100, "until then it was answered: {answered}");
+}
+
+#[test]
+fn a_conversation_in_datagrams_that_pauses_is_over_and_strangers_do_not_hold_the_agent() {
+    let (system, _socket) = with_udp();
+    let port = system.agent.sidecar.ports[1].agent;
+    let told = Instant::now();
+    system.agent.process.signal(Signal::TERM);
+    system.agent.process.line("leaving: no longer accepting");
+    let status = until("the end", || {
+        let stranger = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let _ = stranger.send_to(b"hello", ("127.0.0.1", port));
+        system.agent.process.ended()
+    });
+    assert_eq!(status.code(), Some(0));
+    assert!(told.elapsed() < Duration::from_secs(3), "{:?}", told.elapsed());
 }

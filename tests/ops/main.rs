@@ -3,5 +3,8 @@
 #![allow(clippy::unwrap_used)] // A test that meets what it does not expect may say so by panicking.
 
 mod admin;
+mod crowd;
 mod exposition;
+mod idle;
 mod leave;
+mod orders;

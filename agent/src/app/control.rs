@@ -80,7 +80,7 @@ pub(super) fn manager_address(settings: &Settings) -> String {
 }
 
 fn level_switch(log: logging::Control) -> LevelSwitch {
-    LevelSwitch(Box::new(move |level| log.set_agent(level.unwrap_or_else(|| log.configured()))))
+    LevelSwitch(Box::new(move |level| log.wish(level)))
 }
 
 fn identity(settings: &Settings, api_port: u16) -> session::Identity {

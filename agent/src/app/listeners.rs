@@ -11,6 +11,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::ports::Port;
 use crate::admin::{Agent, server};
+use crate::drain::Drain;
 use crate::lane::Shared;
 use crate::port::listen::BindError;
 use crate::settings::{Bind, Settings};
@@ -178,25 +179,30 @@ fn datagrams(port: u16) -> io::Result<UdpSocket> {
     }
 }
 
-/// Serves all UDP ports on a thread of their own; `None` when there are none.
-pub(super) fn serve_udp(ports: Vec<UdpPort>) -> io::Result<Option<JoinHandle<()>>> {
+/// Serves all UDP ports on a thread of their own; `None` when there are none. Their
+/// datagrams are carried like connections: waited for while the agent leaves, and cut at the deadline.
+pub(super) fn serve_udp(ports: Vec<UdpPort>, drain: &Drain) -> io::Result<Option<JoinHandle<()>>> {
     if ports.is_empty() {
         return Ok(None);
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let drain = drain.clone();
     let work = move || {
         runtime.block_on(async {
-            let serve = |port: UdpPort| async move {
-                let number = port.shared.agent_port;
-                let served = match tokio::net::UdpSocket::from_std(port.socket) {
-                    Ok(socket) => udp::serve(socket, port.shared, udp::Limits::default()).await,
-                    Err(error) => Err(error),
-                };
-                if let Err(error) = served {
-                    tracing::error!(port = number, %error, "the UDP port is not served any more; restart the pod");
-                }
-            };
-            futures_util::future::join_all(ports.into_iter().map(serve)).await;
+            for port in ports {
+                drain.carry(async move {
+                    let number = port.shared.agent_port;
+                    let served = match tokio::net::UdpSocket::from_std(port.socket) {
+                        Ok(socket) => udp::serve(socket, port.shared, udp::Limits::default()).await,
+                        Err(error) => Err(error),
+                    };
+                    if let Err(error) = served {
+                        tracing::error!(port = number, %error, "the UDP port is not served any more; restart the pod");
+                    }
+                });
+            }
+            drain.draining().await;
+            drain.finished().await;
         });
     };
     std::thread::Builder::new().name("udp".to_owned()).spawn(work).map(Some)

@@ -225,7 +225,7 @@ impl Live<'_> {
         self.side_watch("log levels", open, |wish| self.set_level(&wish)).await;
     }
 
-    /// An empty level means the configured one; an unknown one means info. With a duration it ends by itself, also
+    /// An empty level ends the manager's wish; an unknown one means info. With a duration it ends by itself, also
     /// when the session does not last as long.
     fn set_level(&self, wish: &LogLevelRequest) {
         let level = (!wish.log_level.is_empty()).then(|| LogLevel::lenient(&wish.log_level));
