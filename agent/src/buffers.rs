@@ -7,6 +7,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::conn;
 
 /// Bytes in one buffer: room for any usual head, small enough that many connections can hold one at a time.
 pub const SIZE: usize = 16 * 1024;
@@ -89,6 +92,23 @@ impl Buf {
             self.release();
         }
         Poll::Ready(Ok(n))
+    }
+
+    /// Takes what the kernel has for this socket already, if anything.
+    ///
+    /// # Errors
+    /// The connection failed.
+    pub fn fill_now(&mut self, from: &TcpStream) -> io::Result<()> {
+        let store = self.store.get_or_insert_with(|| borrow_from_pool(false));
+        let read = conn::read_now(from, store.get_mut(self.end..).unwrap_or_default());
+        self.end += *read.as_ref().unwrap_or(&0);
+        if self.is_empty() {
+            self.release();
+        }
+        match read {
+            Err(e) if e.kind() != io::ErrorKind::WouldBlock => Err(e),
+            _ => Ok(()),
+        }
     }
 
     /// Makes room for `at_least` bytes in all, for heads larger than one buffer.

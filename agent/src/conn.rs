@@ -4,6 +4,7 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use rustix::net::{RecvFlags, SendFlags};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -39,6 +40,24 @@ impl Conn {
             Self::Other(io) => io.abort(),
         }
     }
+}
+
+/// Reads what the kernel has already, whatever the runtime knows of it: a caller has often spoken before it is
+/// accepted, and asking is cheaper than being told.
+///
+/// # Errors
+/// `WouldBlock`, where there is nothing yet; else the connection is over.
+pub fn read_now(socket: &TcpStream, into: &mut [u8]) -> io::Result<usize> {
+    Ok(rustix::net::recv(socket, into, RecvFlags::DONTWAIT)?.0)
+}
+
+/// Writes at once, whatever the runtime knows of the socket: within one host a connect is done when its call returns,
+/// so the first bytes need not wait to be told so.
+///
+/// # Errors
+/// `WouldBlock`, while the socket is not connected or has no room; else the connection is over.
+pub fn write_now(socket: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    Ok(rustix::net::send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?)
 }
 
 impl Io for TcpStream {

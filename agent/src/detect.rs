@@ -52,18 +52,22 @@ pub struct First {
     pub from_app: Buf,
 }
 
-/// Reads until it is clear what the connection is. Nothing is consumed.
+/// Reads until it is clear what the connection is, beginning with what the caller has `spoken` already. Nothing is
+/// consumed.
 ///
 /// # Errors
 /// The connection is over: the caller is gone, or the app refused while no rule could send a request elsewhere.
-pub async fn first_bytes(down: &mut Conn, app: &mut AppLeg, lane: &Lane) -> Result<First, Ended> {
+pub async fn first_bytes(down: &mut Conn, spoken: Buf, app: &mut AppLeg, lane: &Lane) -> Result<First, Ended> {
     // Only a caller that has HTTP to say is sure to speak first.
     let (declared, source) = lane.port.spoken.get();
     let client_first = matches!(declared, Declared::Http1 | Declared::Http2) && source != Source::Probe;
-    let awaits_workstation = app.is_idle() && !client_first;
-    let (from_caller, from_app) = (Buf::default(), Buf::default());
+    let awaits_workstation = app.is_idle() && !client_first && spoken.is_empty();
+    let (from_caller, from_app) = (spoken, Buf::default());
     let mut look = Look { down, app, lane, from_caller, from_app, awaits_workstation, deadline: None };
-    let protocol = poll_fn(|cx| look.poll(cx)).await?;
+    let protocol = match look.protocol(prefix::classify(look.from_caller.unread())) {
+        Some(protocol) => protocol,
+        None => poll_fn(|cx| look.poll(cx)).await?,
+    };
     Ok(First { protocol, from_caller: look.from_caller, from_app: look.from_app })
 }
 

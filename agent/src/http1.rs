@@ -56,7 +56,7 @@ pub async fn exchanges(down: Conn, first: Buf, app: AppLeg, lane: &Lane) -> Ende
         stale_app: false,
         workstations: Workstations::default(),
         request: Flow::starting_with(first),
-        answer: Flow::default(),
+        answer: Flow::empty(),
         caller_done: false,
         notes: None,
     };
@@ -207,9 +207,9 @@ impl Connection<'_> {
             Upstream::Tunnel(at) => Some(self.workstations.at(at)),
         };
         let Some(up) = up else { return Ended::Bug };
-        let first =
-            First { from_down: std::mem::take(&mut self.request.buf), from_up: std::mem::take(&mut self.answer.buf) };
-        let relayed = Box::pin(relay::both(&mut self.down, up, first, metrics)).await;
+        let ((from_down, inward), (from_up, outward)) = (self.request.take(), self.answer.take());
+        let first = First { from_down, from_up };
+        let relayed = Box::pin(relay::resumed(&mut self.down, up, first, [inward, outward], metrics)).await;
         if let Some(notes) = &mut self.notes {
             notes.moved(relayed.bytes_in, relayed.bytes_out);
         }

@@ -10,7 +10,9 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::addr::Caller;
+use crate::buffers::Buf;
 use crate::conn::{Conn, Io as _};
+use crate::detect::prefix::{Verdict, classify};
 use crate::detect::{self, Protocol};
 use crate::lane::{Declared, Lane, Shared};
 use crate::metrics::{self, Label as _, Limit, OpaqueReason};
@@ -91,15 +93,22 @@ pub async fn connection(io: TcpStream, mut lane: Lane) -> Ended {
     let port = &lane.port;
     let mut app = AppLeg::new(dial, lane.hello.clone(), Arc::clone(&port.metrics));
     let declared = port.spoken.get().0;
+    let mut spoken = Buf::default();
+    if let Conn::Tcp(io) = &down
+        && spoken.fill_now(io).is_err()
+    {
+        return Ended::CallerReset;
+    }
     if !workstation_takes_all(port) {
-        // At once: the app may speak first.
-        app.begin();
+        // At once, also for a silent caller: the app may speak first.
+        app.begin_with(classify(spoken.unread()) != Verdict::NeedMore);
     }
     let _own = OwnPort::of(&mut app);
     if declared == Declared::Opaque {
-        return Box::pin(unread(down, app, relay::First::default(), &lane, OpaqueReason::Declared)).await;
+        let first = relay::First { from_down: spoken, ..relay::First::default() };
+        return Box::pin(unread(down, app, first, &lane, OpaqueReason::Declared)).await;
     }
-    let first = match detect::first_bytes(&mut down, &mut app, &lane).await {
+    let first = match detect::first_bytes(&mut down, spoken, &mut app, &lane).await {
         Ok(first) => first,
         Err(ended) => {
             if ended.resets_caller() {

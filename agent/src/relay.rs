@@ -48,8 +48,20 @@ pub struct Relayed {
 /// Carries bytes both ways until each direction has ended by itself, or one end fails. After a failure both ends
 /// are set to be reset when dropped, so that neither peer takes the break for a proper end.
 pub async fn both(down: &mut Conn, up: &mut Conn, first: First, metrics: &PortMetrics) -> Relayed {
-    let mut inward = Direction::new(first.from_down);
-    let mut outward = Direction::new(first.from_up);
+    resumed(down, up, first, [Hop::default(), Hop::default()], metrics).await
+}
+
+/// As [`both`], where bytes may be on their way through the kernel already: from the caller, and from upstream. They
+/// go after those of `first`.
+pub async fn resumed(
+    down: &mut Conn,
+    up: &mut Conn,
+    first: First,
+    [inward, outward]: [Hop; 2],
+    metrics: &PortMetrics,
+) -> Relayed {
+    let mut inward = Direction::new(first.from_down, inward);
+    let mut outward = Direction::new(first.from_up, outward);
     let ended = poll_fn(|cx| {
         let inward = inward.poll(cx, down, up, &metrics.bytes_in, metrics).map_err(|b| b.seen(Side::Down, Side::Up))?;
         let outward =
@@ -99,16 +111,8 @@ impl Broken {
 }
 
 impl Direction {
-    fn new(buf: Buf) -> Self {
-        Self {
-            stage: Stage::Moving,
-            buf,
-            hop: Hop::default(),
-            pace: Pace::default(),
-            copies_only: false,
-            unflushed: false,
-            moved: 0,
-        }
+    fn new(buf: Buf, hop: Hop) -> Self {
+        Self { stage: Stage::Moving, buf, hop, pace: Pace::default(), copies_only: false, unflushed: false, moved: 0 }
     }
 
     fn poll(
@@ -205,14 +209,21 @@ impl Direction {
 /// Whether a direction is a bulk transfer: several reads in a row that filled a buffer. Small reads end it quickly,
 /// a pause alone does not, because a fast relay often outruns its source.
 #[derive(Debug, Default)]
-struct Pace(u8);
+pub struct Pace(u8);
 
 impl Pace {
     const BUSY: u8 = 2;
     const MOST: u8 = 8;
     const SMALL: usize = 4 * 1024;
 
-    fn saw(&mut self, n: usize) {
+    /// A direction that is taken to be busy until it shows otherwise.
+    #[must_use]
+    pub fn hopeful() -> Self {
+        Self(Self::BUSY)
+    }
+
+    /// Notes a read of `n` bytes.
+    pub fn saw(&mut self, n: usize) {
         if n >= buffers::SIZE {
             self.0 = (self.0 + 1).min(Self::MOST);
         } else if n < Self::SMALL {
@@ -220,7 +231,9 @@ impl Pace {
         }
     }
 
-    fn is_busy(&self) -> bool {
+    /// Whether reads lately filled a buffer.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
         self.0 >= Self::BUSY
     }
 }

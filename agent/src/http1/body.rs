@@ -99,6 +99,25 @@ impl Body {
         }
     }
 
+    /// Follows `n` bytes of plain content that were not looked at, at most [`Self::plain_ahead`] many.
+    pub fn pass(&mut self, n: u64) {
+        match self {
+            Self::Length(left) => {
+                *left = left.saturating_sub(n);
+                if *left == 0 {
+                    *self = Self::Done;
+                }
+            }
+            Self::Chunked(Chunk::Data(left)) => {
+                *left = left.saturating_sub(n);
+                if *left == 0 {
+                    *self = Self::Chunked(Chunk::DataCr);
+                }
+            }
+            Self::Done | Self::Chunked(_) | Self::UntilClose => {}
+        }
+    }
+
     /// Follows `bytes` and says how many of them belong to this body; fewer than all only when it is done.
     ///
     /// # Errors

@@ -113,8 +113,15 @@ impl Exchange {
             Some(outcome) => Poll::Ready(outcome),
             None => self.poll_answer(&mut ends, cx),
         };
-        let received = ends.request.count(&lane.port.metrics.bytes_in);
-        let sent = ends.answer.count(&lane.port.metrics.bytes_out);
+        let metrics = &lane.port.metrics;
+        let received = ends.request.take_written(metrics);
+        let sent = ends.answer.take_written(metrics);
+        if received > 0 {
+            metrics.bytes_in.add(received);
+        }
+        if sent > 0 {
+            metrics.bytes_out.add(sent);
+        }
         if let Some(notes) = ends.notes {
             self.note_bodies(notes, received, sent);
         }
@@ -154,7 +161,7 @@ impl Exchange {
                 }
                 continue;
             }
-            match ends.request.poll_read(ends.down, self.request.plain_ahead(), cx) {
+            match ends.request.poll_read_body(ends.down, ends.up, &mut self.request, cx) {
                 Poll::Pending => return None,
                 Poll::Ready(Ok(0)) => return Some(self.caller_left()),
                 Poll::Ready(Ok(_)) => {}
@@ -229,18 +236,15 @@ impl Exchange {
             if self.answer_is_stuck(ends) {
                 return Poll::Ready(Outcome::Close);
             }
-            match ready!(ends.answer.poll_read(ends.up, self.plain_ahead(), cx)) {
+            let read = match &mut self.answer {
+                Answer::Body(body) => ends.answer.poll_read_body(ends.up, ends.down, body, cx),
+                Answer::Head(_) | Answer::Unclear => ends.answer.poll_read(ends.up, 0, cx),
+            };
+            match ready!(read) {
                 Ok(0) => return Poll::Ready(self.upstream_ended()),
                 Ok(_) => self.note_answered(ends),
                 Err(e) => return Poll::Ready(self.upstream_failed(&e)),
             }
-        }
-    }
-
-    fn plain_ahead(&self) -> u64 {
-        match &self.answer {
-            Answer::Body(body) => body.plain_ahead(),
-            Answer::Head(_) | Answer::Unclear => 0,
         }
     }
 

@@ -1,6 +1,7 @@
 //! One direction of an exchange: bytes are read into one buffer, cleared for forwarding by whoever follows their
 //! framing, and written on. At any time a direction either reads or writes, so a slow reader slows its sender and a
-//! direction never holds more than one buffer.
+//! direction never holds more than one buffer. A long plain stretch of a body between two sockets is moved by the
+//! kernel instead, through a pipe.
 
 use std::io;
 use std::pin::Pin;
@@ -10,8 +11,13 @@ use tokio::io::AsyncWrite;
 
 use super::body::{Body, Malformed};
 use crate::buffers::{Buf, SIZE};
-use crate::conn::Conn;
-use crate::metrics::Counter;
+use crate::conn::{self, Conn};
+use crate::metrics::PortMetrics;
+use crate::relay::Pace;
+use crate::relay::splice::{self, Hop};
+
+/// A stretch of a body at least this long is worth a pipe; below, one read and one write are cheaper.
+const LONG: u64 = 64 * 1024;
 
 /// One direction.
 #[derive(Debug, Default)]
@@ -20,15 +26,33 @@ pub(super) struct Flow {
     pub(super) buf: Buf,
     /// How many bytes at the front of `buf` may be written.
     cleared: usize,
+    /// Body bytes in the kernel, which may be written; only ever while `buf` is empty.
+    hop: Hop,
+    pace: Pace,
+    /// The kernel refused to splice.
+    copies_only: bool,
+    /// Nothing was written yet, so the socket it goes to may be so new that the runtime knows nothing of it.
+    fresh: bool,
     /// Something was written since the last flush.
     dirty: bool,
     /// Bytes written since they were last counted.
     uncounted: u64,
+    /// How many of them went through the kernel's pipe.
+    spliced: u64,
 }
 
 impl Flow {
     pub(super) fn starting_with(buf: Buf) -> Self {
-        Self { buf, ..Self::default() }
+        Self { buf, fresh: true, ..Self::empty() }
+    }
+
+    pub(super) fn empty() -> Self {
+        Self { pace: Pace::hopeful(), ..Self::default() }
+    }
+
+    /// What is held, for a relay that takes over.
+    pub(super) fn take(&mut self) -> (Buf, Hop) {
+        (std::mem::take(&mut self.buf), std::mem::take(&mut self.hop))
     }
 
     /// Clears a head and as much of its body as is there.
@@ -58,14 +82,20 @@ impl Flow {
 
     /// Whether everything cleared has been written and flushed.
     pub(super) fn is_written(&self) -> bool {
-        self.cleared == 0 && !self.dirty
+        self.cleared == 0 && !self.dirty && self.hop.held() == 0
     }
 
     /// Writes what is cleared and flushes behind it.
     pub(super) fn poll_write(&mut self, to: &mut Conn, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.cleared > 0 {
             let bytes = self.buf.unread().get(..self.cleared).unwrap_or_default();
-            let n = ready!(Pin::new(&mut *to).poll_write(cx, bytes))?;
+            let n = match &*to {
+                Conn::Tcp(socket) if std::mem::take(&mut self.fresh) => match conn::write_now(socket, bytes) {
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
+                    written => written?,
+                },
+                _ => ready!(Pin::new(&mut *to).poll_write(cx, bytes))?,
+            };
             if n == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
@@ -73,6 +103,12 @@ impl Flow {
             self.cleared -= n;
             self.uncounted += n as u64;
             self.dirty = true;
+        }
+        // Only a pair of sockets ever puts bytes into the hop, and sockets need no flush.
+        while let (Conn::Tcp(sink), true) = (&*to, self.hop.held() > 0) {
+            let n = ready!(self.hop.poll_drain(cx, sink))? as u64;
+            self.uncounted += n;
+            self.spliced += n;
         }
         if self.dirty {
             ready!(Pin::new(to).poll_flush(cx))?;
@@ -87,12 +123,48 @@ impl Flow {
         self.buf.poll_fill(from, cx)
     }
 
-    /// Adds what was written since the last call, and says how much it was.
-    pub(super) fn count(&mut self, bytes: &Counter) -> u64 {
-        let n = std::mem::take(&mut self.uncounted);
-        if n > 0 {
-            bytes.add(n);
+    /// Reads a body on. A long plain stretch between two sockets is taken by the kernel, and `body` then knows it.
+    pub(super) fn poll_read_body(
+        &mut self,
+        from: &mut Conn,
+        to: &Conn,
+        body: &mut Body,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        let ahead = body.plain_ahead();
+        if let (Conn::Tcp(source), Conn::Tcp(_)) = (&*from, to)
+            && ahead >= LONG
+            && self.pace.is_busy()
+            && !self.copies_only
+        {
+            match self.hop.poll_fill(cx, source, ahead) {
+                Poll::Ready(Ok(n)) => {
+                    body.pass(n as u64);
+                    self.pace.saw(n);
+                    return Poll::Ready(Ok(n));
+                }
+                Poll::Ready(Err(e)) if splice::is_refused(&e) => self.copies_only = true,
+                Poll::Pending => {
+                    self.hop.rest();
+                    return Poll::Pending;
+                }
+                failed => return failed,
+            }
         }
-        n
+        let n = ready!(self.poll_read(from, ahead, cx))?;
+        if ahead >= LONG {
+            self.pace.saw(n);
+        }
+        Poll::Ready(Ok(n))
+    }
+
+    /// How many bytes were written since the last call.
+    pub(super) fn take_written(&mut self, metrics: &PortMetrics) -> u64 {
+        let spliced = std::mem::take(&mut self.spliced);
+        if spliced > 0 {
+            metrics.bytes_spliced.add(spliced);
+            self.hop.rest();
+        }
+        std::mem::take(&mut self.uncounted)
     }
 }

@@ -2,9 +2,9 @@
 //! name, so that callgrind can be told to count inside it alone; `benches/counts.py` does so and compares.
 #![allow(missing_docs)]
 
-#[path = "support/rules.rs"]
+#[path = "../../support/rules.rs"]
 mod rules;
-#[path = "support/samples.rs"]
+#[path = "../../support/samples.rs"]
 mod samples;
 
 use std::hint::black_box;
@@ -92,8 +92,8 @@ fn main() {
     let mut args = std::env::args().skip(1);
     let (name, times) = (args.next().unwrap_or_default(), args.next().and_then(|n| n.parse().ok()).unwrap_or(0));
     let Some(mut operation) = operation(&name) else {
-        // `cargo bench` runs every bench target; without an operation there is nothing to do.
-        return;
+        eprintln!("usage: counts OPERATION TIMES");
+        std::process::exit(64);
     };
     // Lazy initialisation is no part of the operation.
     operation();
