@@ -11,6 +11,7 @@ pub mod serve;
 mod spec;
 pub mod streams;
 pub mod translate;
+mod turns;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -21,6 +21,7 @@ use traffic_proto::manager::{DialRequest, TunnelMessage, TunnelMetrics};
 use traffic_proto::port::Transport as Protocol;
 use traffic_proto::tunnel::{Message, STREAM_VERSION, StreamInfo, nanos_from_duration};
 
+use super::turns::{Turn, Turns};
 use crate::addr::Caller;
 use crate::metrics::ControlMetrics;
 use crate::route::Intercept;
@@ -49,6 +50,7 @@ struct Hub {
     manager: ArcSwapOption<Link>,
     watchers: Mutex<HashMap<String, Watcher>>,
     waiters: Mutex<HashMap<Key, Waiter>>,
+    turns: Turns<Key>,
     numbers: AtomicU64,
     open: watch::Sender<usize>,
     reports: mpsc::Sender<TunnelMetrics>,
@@ -80,6 +82,7 @@ impl Tunnels {
             manager: ArcSwapOption::empty(),
             watchers: Mutex::default(),
             waiters: Mutex::default(),
+            turns: Turns::default(),
             numbers: AtomicU64::new(0),
             open: watch::Sender::new(0),
             reports,
@@ -183,9 +186,10 @@ impl Tunnels {
         };
         let target = SocketAddr::new(target_ip(&intercept.target_host).await?, intercept.target_port);
         let conn_id = ConnId::new(protocol, caller.0, target);
+        let turn = self.0.turns.take((intercept.client_session.clone(), conn_id)).await;
         let (io, how) = match self.open_direct(intercept, conn_id).await? {
             Some(io) => (io, 2),
-            None => (self.open_through_manager(intercept, conn_id).await?, 1),
+            None => (until_answered(self.open_through_manager(intercept, conn_id).await?, turn), 1),
         };
         intercept.stats.tunnel.store(how, Ordering::Relaxed);
         Ok(io)
@@ -224,6 +228,13 @@ impl Tunnels {
         named.map_err(|_| TunnelError::Broken("the traffic-manager ended the call".to_owned()))?;
         Ok(io)
     }
+}
+
+/// Keeps the turn until the workstation's first word, or the end: only then has the manager brought both ends together.
+fn until_answered(io: TunnelIo, turn: Turn<Key>) -> TunnelIo {
+    let mut turn = Some(turn);
+    let rx = Box::pin(io.rx.inspect(move |_| drop(turn.take())));
+    TunnelIo { rx, ..io }
 }
 
 /// Opens a tunnel call to the manager and exchanges StreamInfo and StreamOK.
