@@ -5,6 +5,7 @@ mod certificates;
 mod control;
 mod listeners;
 mod ports;
+mod start_up;
 
 use std::io;
 use std::net::SocketAddr;
@@ -147,6 +148,7 @@ impl App {
                 grpc: self.servers.grpc,
             };
             let depart = control.start(&tasks);
+            start_up::forget();
             leaving.run(leaving::signals(), depart).await.exit_code()
         });
         tasks.kill();

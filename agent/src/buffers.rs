@@ -94,11 +94,12 @@ impl Buf {
         Poll::Ready(Ok(n))
     }
 
-    /// Takes what the kernel has for this socket already, if anything.
+    /// Takes what the kernel has for this socket already; `None` where that is nothing, `Some(0)` at the end of the
+    /// stream, or of the room.
     ///
     /// # Errors
     /// The connection failed.
-    pub fn fill_now(&mut self, from: &TcpStream) -> io::Result<()> {
+    pub fn fill_now(&mut self, from: &TcpStream) -> io::Result<Option<usize>> {
         let store = self.store.get_or_insert_with(|| borrow_from_pool(false));
         let read = conn::read_now(from, store.get_mut(self.end..).unwrap_or_default());
         self.end += *read.as_ref().unwrap_or(&0);
@@ -106,8 +107,8 @@ impl Buf {
             self.release();
         }
         match read {
-            Err(e) if e.kind() != io::ErrorKind::WouldBlock => Err(e),
-            _ => Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            read => read.map(Some),
         }
     }
 

@@ -60,6 +60,15 @@ pub fn write_now(socket: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
     Ok(rustix::net::send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?)
 }
 
+/// As [`write_now`], for the last bytes before the socket is closed: they wait for the close, at most 200 ms, and
+/// leave in one packet with it.
+///
+/// # Errors
+/// As [`write_now`].
+pub fn write_last(socket: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    Ok(rustix::net::send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL | SendFlags::MORE)?)
+}
+
 impl Io for TcpStream {
     fn abort(&mut self) {
         // A socket that is gone already has nothing left to reset.

@@ -2,7 +2,7 @@
 //! every task is known and counted.
 
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Poll, Waker};
@@ -15,7 +15,6 @@ use tokio_util::task::TaskTracker;
 pub struct Drain {
     closed: CancellationToken,
     draining: CancellationToken,
-    killed: CancellationToken,
     tasks: TaskTracker,
     phase: Arc<Phase>,
 }
@@ -25,6 +24,8 @@ pub struct Drain {
 struct Phase {
     draining: AtomicBool,
     killed: AtomicBool,
+    /// Here, because cloning a token takes a lock and every connection needs this one.
+    kill: CancellationToken,
     /// Connections that are carried.
     open: AtomicUsize,
 }
@@ -88,11 +89,7 @@ impl Drain {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let open = Open::of(&self.phase);
-        self.spawn(async move {
-            let _open = open;
-            task.await;
-        });
+        self.start_task(Box::pin(task), Some(Open::of(&self.phase)));
     }
 
     /// Spawns a task on the current runtime; it is dropped where it stands when the grace is over.
@@ -100,10 +97,19 @@ impl Drain {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let (killed, phase) = (self.killed.clone(), Arc::clone(&self.phase));
+        self.start_task(Box::pin(task), None);
+    }
+
+    /// The task comes in a box, because an async block keeps room for what it captures beside what it works on: every
+    /// idle connection would be paid for twice.
+    fn start_task<F>(&self, mut task: Pin<Box<F>>, open: Option<Open>)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let phase = Arc::clone(&self.phase);
         self.tasks.spawn(async move {
-            let mut task = pin!(task);
-            let mut end = pin!(killed.cancelled());
+            let _open = open;
+            let mut end = pin!(phase.kill.cancelled());
             // Waiting for the end takes locks that every task shares, so it is asked for once and not at every wake.
             let mut asked: Option<Waker> = None;
             poll_fn(|cx| {
@@ -135,7 +141,7 @@ impl Drain {
     pub fn kill(&self) -> usize {
         let cut = self.open();
         self.phase.killed.store(true, Ordering::Release);
-        self.killed.cancel();
+        self.phase.kill.cancel();
         cut
     }
 }

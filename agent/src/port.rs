@@ -4,7 +4,10 @@ pub mod listen;
 pub mod probing;
 pub mod workers;
 
+use std::future::poll_fn;
+use std::io;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
@@ -94,9 +97,7 @@ pub async fn connection(io: TcpStream, mut lane: Lane) -> Ended {
     let mut app = AppLeg::new(dial, lane.hello.clone(), Arc::clone(&port.metrics));
     let declared = port.spoken.get().0;
     let mut spoken = Buf::default();
-    if let Conn::Tcp(io) = &down
-        && spoken.fill_now(io).is_err()
-    {
+    if matches!(down, Conn::Tcp(_)) && listen_now(&mut down, &mut spoken).await.is_err() {
         return Ended::CallerReset;
     }
     if !workstation_takes_all(port) {
@@ -138,6 +139,15 @@ pub async fn connection(io: TcpStream, mut lane: Lane) -> Ended {
             let first = relay::First { from_down: first.from_caller, from_up: first.from_app };
             Box::pin(unread(down, app, first, &lane, reason)).await
         }
+    }
+}
+
+/// What the caller has said already, if anything: known to the runtime, or only to the kernel.
+async fn listen_now(down: &mut Conn, spoken: &mut Buf) -> io::Result<()> {
+    match (poll_fn(|cx| Poll::Ready(spoken.poll_fill(down, cx))).await, &*down) {
+        (Poll::Pending, Conn::Tcp(socket)) => spoken.fill_now(socket).map(drop),
+        (Poll::Ready(read), _) => read.map(drop),
+        (Poll::Pending, Conn::Other(_)) => Ok(()),
     }
 }
 

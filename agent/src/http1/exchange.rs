@@ -220,6 +220,9 @@ impl Exchange {
     /// Moves the answer on, and decides when the exchange is over.
     fn poll_answer(&mut self, ends: &mut Ends<'_, '_>, cx: &mut Context<'_>) -> Poll<Outcome> {
         loop {
+            if self.is_last_of(ends) {
+                ends.answer.look_for_end(ends.up);
+            }
             if !ends.answer.is_written() && ready!(ends.answer.poll_write(ends.down, cx)).is_err() {
                 return Poll::Ready(Outcome::End(Ended::CallerReset));
             }
@@ -246,6 +249,17 @@ impl Exchange {
                 Err(e) => return Poll::Ready(self.upstream_failed(&e)),
             }
         }
+    }
+
+    /// Whether the rest of an answer is about to be written after which the app closes.
+    fn is_last_of(&self, ends: &Ends<'_, '_>) -> bool {
+        !self.persists
+            && self.may_relay
+            && matches!(self.answer, Answer::Body(Body::Done))
+            && !ends.answer.is_written()
+            && self.request.is_done()
+            && ends.request.is_written()
+            && ends.request.buf.is_empty()
     }
 
     fn note_answered(&mut self, ends: &Ends<'_, '_>) {

@@ -33,6 +33,8 @@ pub(super) struct Flow {
     copies_only: bool,
     /// Nothing was written yet, so the socket it goes to may be so new that the runtime knows nothing of it.
     fresh: bool,
+    /// How the source has ended, where that was found out while the last bytes were still to be written.
+    end: Option<io::Result<()>>,
     /// Something was written since the last flush.
     dirty: bool,
     /// Bytes written since they were last counted.
@@ -53,6 +55,23 @@ impl Flow {
     /// What is held, for a relay that takes over.
     pub(super) fn take(&mut self) -> (Buf, Hop) {
         (std::mem::take(&mut self.buf), std::mem::take(&mut self.hop))
+    }
+
+    /// Looks whether the source has ended behind a message after which it is expected to, so that what is left to be
+    /// written leaves together with the close.
+    pub(super) fn look_for_end(&mut self, from: &Conn) {
+        if let (Conn::Tcp(source), None, false) = (from, &self.end, self.buf.is_full()) {
+            self.end = match self.buf.fill_now(source) {
+                Ok(Some(0)) => Some(Ok(())),
+                Ok(_) => None,
+                Err(error) => Some(Err(error)),
+            };
+        }
+    }
+
+    /// The end that [`Self::look_for_end`] has found.
+    pub(super) fn take_end(&mut self) -> Option<io::Result<()>> {
+        self.end.take()
     }
 
     /// Clears a head and as much of its body as is there.
@@ -89,7 +108,16 @@ impl Flow {
     pub(super) fn poll_write(&mut self, to: &mut Conn, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.cleared > 0 {
             let bytes = self.buf.unread().get(..self.cleared).unwrap_or_default();
+            let last = matches!(self.end, Some(Ok(()))) && bytes.len() == self.buf.len();
             let n = match &*to {
+                // Where not all of it found room, the rest goes the usual way, and takes this with it.
+                Conn::Tcp(socket) if last && !self.dirty => match conn::write_last(socket, bytes) {
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                        self.dirty = true;
+                        continue;
+                    }
+                    written => written?,
+                },
                 Conn::Tcp(socket) if std::mem::take(&mut self.fresh) => match conn::write_now(socket, bytes) {
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
                     written => written?,

@@ -37,7 +37,7 @@ pub(super) struct Idle<'d> {
     /// Runs while a head is incomplete.
     deadline: Option<Pin<Box<Sleep>>>,
     drain: &'d Drain,
-    draining: Pin<Box<WaitForCancellationFuture<'d>>>,
+    draining: Option<Pin<Box<WaitForCancellationFuture<'d>>>>,
     /// Who has been registered for the drain's start.
     asked: Option<Waker>,
     /// Runs once the drain has begun: a request that is on its way is still answered.
@@ -46,8 +46,8 @@ pub(super) struct Idle<'d> {
 
 impl<'d> Idle<'d> {
     pub(super) fn new(drain: &'d Drain) -> Self {
-        let draining = Box::pin(drain.draining());
-        Self { parser: Parser::new(Kind::Request), deadline: None, drain, draining, asked: None, farewell: None }
+        let parser = Parser::new(Kind::Request);
+        Self { parser, deadline: None, drain, draining: None, asked: None, farewell: None }
     }
 
     pub(super) fn poll_next(&mut self, c: &mut Connection<'_>, cx: &mut Context<'_>) -> Poll<Next> {
@@ -128,7 +128,8 @@ impl<'d> Idle<'d> {
             return Poll::Pending;
         }
         self.asked = Some(cx.waker().clone());
-        match self.draining.as_mut().poll(cx) {
+        let drain = self.drain;
+        match self.draining.get_or_insert_with(|| Box::pin(drain.draining())).as_mut().poll(cx) {
             Poll::Ready(()) => self.poll_draining(cx),
             Poll::Pending => Poll::Pending,
         }
@@ -147,13 +148,21 @@ fn watch_app(c: &mut Connection<'_>, cx: &mut Context<'_>) -> Option<Next> {
     let failure = match c.app.poll_conn(cx) {
         Poll::Pending => return None,
         Poll::Ready(Err(ended)) => ended,
-        Poll::Ready(Ok(conn)) => match c.answer.poll_read(conn, 0, cx) {
-            Poll::Pending => return None,
-            Poll::Ready(Ok(0)) => return Some(Next::End(Ended::Clean)),
-            // An answer without a question, a timeout's 408 for instance.
-            Poll::Ready(Ok(_)) => return Some(Next::Unclear(OpaqueReason::Ambiguous)),
-            Poll::Ready(Err(e)) => ended_by_app(&e),
-        },
+        // More than the answer has come with it.
+        Poll::Ready(Ok(_)) if !c.answer.buf.is_empty() => return Some(Next::Unclear(OpaqueReason::Ambiguous)),
+        Poll::Ready(Ok(conn)) => {
+            let read = match c.answer.take_end() {
+                Some(end) => Poll::Ready(end.map(|()| 0)),
+                None => c.answer.poll_read(conn, 0, cx),
+            };
+            match read {
+                Poll::Pending => return None,
+                Poll::Ready(Ok(0)) => return Some(Next::End(Ended::Clean)),
+                // An answer without a question, a timeout's 408 for instance.
+                Poll::Ready(Ok(_)) => return Some(Next::Unclear(OpaqueReason::Ambiguous)),
+                Poll::Ready(Err(e)) => ended_by_app(&e),
+            }
+        }
     };
     if failure == Ended::AppReset {
         return Some(Next::End(failure));
