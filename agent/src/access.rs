@@ -60,13 +60,13 @@ pub struct Entry {
     /// When the head was complete.
     pub started: SystemTime,
     clock: Instant,
-    /// The method, as received.
+    /// The method, as received; empty, like the two that follow, for a connection that nobody looks into.
     pub method: String,
     /// The request target, as received.
     pub target: String,
     /// The host the caller asked for.
     pub authority: String,
-    /// `HTTP/1.0`, `HTTP/1.1` or `HTTP/2`.
+    /// `HTTP/1.0`, `HTTP/1.1`, `HTTP/2`, or empty.
     pub protocol: &'static str,
     /// Who called.
     pub caller: Caller,
@@ -90,6 +90,31 @@ pub struct Entry {
     pub upstream: String,
     /// Envoy's response flags; `-` for none.
     pub flags: &'static str,
+}
+
+impl Entry {
+    /// A connection of `caller`, of which nothing is known yet.
+    fn of(caller: Caller) -> Self {
+        Self {
+            started: SystemTime::now(),
+            clock: Instant::now(),
+            method: String::new(),
+            target: String::new(),
+            authority: String::new(),
+            protocol: "",
+            caller,
+            headers: Vec::new(),
+            status: 0,
+            received: 0,
+            sent: 0,
+            upstream_time: None,
+            route: "app",
+            reason: String::new(),
+            intercept: None,
+            upstream: String::new(),
+            flags: "-",
+        }
+    }
 }
 
 impl AccessLog {
@@ -124,6 +149,12 @@ impl AccessLog {
         Ok(Some(Self { format, listed, lines, dropped: Counter::default() }))
     }
 
+    /// Notes a connection that nobody looks into: it has no method, no path and no status, only bytes and an end.
+    #[must_use]
+    pub fn begin_connection(&self, caller: Caller) -> Box<Entry> {
+        Box::new(Entry::of(caller))
+    }
+
     /// Notes an exchange whose request head is complete.
     pub fn begin<R: Request + ?Sized>(
         &self,
@@ -143,25 +174,8 @@ impl AccessLog {
                 headers.push((text(name).to_ascii_lowercase(), text(value)));
             }
         });
-        Box::new(Entry {
-            started: SystemTime::now(),
-            clock: Instant::now(),
-            method: text(method),
-            target: text(request.target()),
-            authority,
-            protocol,
-            caller,
-            headers,
-            status: 0,
-            received: 0,
-            sent: 0,
-            upstream_time: None,
-            route: "app",
-            reason: String::new(),
-            intercept: None,
-            upstream: String::new(),
-            flags: "-",
-        })
+        let (method, target) = (text(method), text(request.target()));
+        Box::new(Entry { method, target, authority, protocol, headers, ..Entry::of(caller) })
     }
 
     /// Writes the line of an exchange that has ended.

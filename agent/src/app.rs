@@ -6,6 +6,7 @@ mod control;
 mod listeners;
 mod ports;
 mod start_up;
+mod summary;
 
 use std::io;
 use std::net::SocketAddr;
@@ -67,6 +68,12 @@ pub struct App {
 #[must_use]
 pub fn check(settings: &Settings) -> Faults {
     ports::read_tls_annotations(settings).faults
+}
+
+/// What the configuration amounts to, for people: ports, protocols, TLS, servers, times, warnings.
+#[must_use]
+pub fn summary(settings: &Settings) -> String {
+    summary::of(settings)
 }
 
 /// Binds and builds.

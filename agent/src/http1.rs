@@ -198,6 +198,9 @@ impl Connection<'_> {
         let metrics = &self.lane.port.metrics;
         if let Some(reason) = reason {
             metrics.opaque.at(reason).inc();
+            if self.notes.is_none() {
+                self.notes = self.lane.unread_notes(reason, None);
+            }
         }
         let up = match upstream {
             Upstream::App => match poll_fn(|cx| self.app.poll_conn(cx).map_ok(|_| ())).await {

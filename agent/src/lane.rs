@@ -9,8 +9,8 @@ use crate::access::explained::Explanation;
 use crate::access::notes::Notes;
 use crate::addr::Caller;
 use crate::drain::Drain;
-use crate::metrics::PortMetrics;
-use crate::route::{Request, RouteTable, Verdict};
+use crate::metrics::{Label as _, OpaqueReason, PortMetrics};
+use crate::route::{Intercept, Request, RouteTable, Verdict};
 use crate::switch::Routes;
 use crate::tls::Identity;
 use crate::upstream::{DialApp, Hello, OpenTunnel, Transport};
@@ -185,6 +185,16 @@ impl Lane {
         });
         let mut notes = Notes::new(line, explanation);
         notes.decided(&verdict.decision, table, &self.app_address());
+        Some(notes)
+    }
+
+    /// Notes for the access log's line of a connection that nobody looks into, where the log is on. It goes to the app,
+    /// or to `intercept`'s workstation.
+    #[must_use]
+    pub fn unread_notes(&self, why: OpaqueReason, intercept: Option<&Intercept>) -> Option<Box<Notes>> {
+        let log = self.port.access.log.as_ref()?;
+        let mut notes = Notes::new(Some((log.clone(), log.begin_connection(self.caller))), None);
+        notes.unread(why.label(), intercept, &self.app_address());
         Some(notes)
     }
 

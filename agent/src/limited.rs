@@ -1,16 +1,48 @@
-//! Log lines that repeat: one in a while is written, with the number of those that were not.
+//! Log lines that repeat: one in a while is written, with the number of those that were not. What is wrong with an app,
+//! a workstation or a caller is wrong for every request, and nobody is helped by a line for each.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Lets one line through in each interval; made to be a `static` beside the line it guards.
+/// How long repetitions on the data path are only counted.
+pub const PAUSE: Duration = Duration::from_secs(10);
+
+/// Lets one line through in each interval.
 #[derive(Debug)]
 pub struct Limited {
     every: Duration,
     /// Milliseconds on the process's clock from which the next line may be written.
     next: AtomicU64,
     held_back: AtomicU64,
+}
+
+/// Writes a line of `tracing` at the level `$level` if `$lines` (a [`Limited`]) lets it through, with `repeated` where
+/// others were held back before; a line that is held back is still there at level debug.
+///
+/// ```
+/// use traffic_agent::limited::{Limited, limited};
+/// let lines = Limited::default();
+/// for port in 0..1000 {
+///     limited!(lines, warn, port, "something that happens for each request");
+/// }
+/// ```
+#[macro_export]
+macro_rules! limited {
+    ($lines:expr, $level:ident, $($line:tt)+) => {
+        match $lines.pass() {
+            None => tracing::debug!($($line)+),
+            Some(0) => tracing::$level!($($line)+),
+            Some(repeated) => tracing::$level!(repeated, $($line)+),
+        }
+    };
+}
+pub use limited;
+
+impl Default for Limited {
+    fn default() -> Self {
+        Self::every(PAUSE)
+    }
 }
 
 impl Limited {
@@ -21,18 +53,11 @@ impl Limited {
     }
 
     /// Whether a line may be written: how many were held back since the last one that was.
-    ///
-    /// ```
-    /// use traffic_agent::limited::Limited;
-    /// static LINES: Limited = Limited::every(std::time::Duration::from_secs(10));
-    /// if let Some(repeated) = LINES.pass() {
-    ///     tracing::warn!(repeated, "something that may happen for each request");
-    /// }
-    /// ```
     pub fn pass(&self) -> Option<u64> {
         self.pass_at(now())
     }
 
+    /// The same at a moment of the process's clock.
     fn pass_at(&self, now: u64) -> Option<u64> {
         let next = self.next.load(Ordering::Relaxed);
         let later = now.saturating_add(u64::try_from(self.every.as_millis()).unwrap_or(u64::MAX));

@@ -51,7 +51,7 @@ fn agent(args: &AgentArgs) -> u8 {
             eprintln!("{faults}");
             return USAGE;
         }
-        println!("OK\n{}", settings.summary().trim_end());
+        println!("OK\n{}", app::summary(&settings).trim_end());
         return 0;
     }
     let levels = Levels::new(settings.log_level, settings.sidecar.envoy.log_level);

@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
+use crate::limited::Limited;
 use crate::outcome::Ended;
 
 /// A monotone counter.
@@ -322,7 +323,7 @@ pub struct PortMetrics {
     pub bytes_out: Counter,
     /// Bytes of either direction that the kernel moved without a copy through the agent.
     pub bytes_spliced: Counter,
-    /// Request head complete → first byte of the answer (what the app or workstation took).
+    /// Request head forwarded → first byte of the answer (what the app or workstation took).
     pub upstream_time: Latency,
     /// Request head read → forwarded (what the agent itself took, a tunnel's opening included).
     pub own_time: Latency,
@@ -352,6 +353,23 @@ pub struct PortMetrics {
     pub datagrams_out: Counter,
     /// Live UDP flows.
     pub udp_flows: Gauge,
+    /// Which of the port's log lines may be written.
+    pub lines: Lines,
+}
+
+/// Lines about a port that come back for every connection while something is wrong.
+#[derive(Debug, Default)]
+pub struct Lines {
+    /// The app does not take connections.
+    pub app: Limited,
+    /// A request meant for a workstation went to the app.
+    pub fail_open: Limited,
+    /// A tunnel was lost amid its work.
+    pub tunnel: Limited,
+    /// A TLS handshake failed.
+    pub handshake: Limited,
+    /// A connection could not be accepted, or was cut by a limit.
+    pub refused: Limited,
 }
 
 impl PortMetrics {
@@ -408,6 +426,26 @@ pub struct ControlMetrics {
     pub dials: Counter,
     /// DNS questions answered for the manager.
     pub lookups: Counter,
+}
+
+impl ControlMetrics {
+    /// Sets every counter to zero; gauges stay.
+    pub fn reset(&self) {
+        let Self {
+            arrivals,
+            failures,
+            snapshots,
+            reviews,
+            dials,
+            lookups,
+            connected: _,
+            intercepts: _,
+            workstations: _,
+        } = self;
+        for counter in [arrivals, failures, snapshots, reviews, dials, lookups] {
+            counter.reset();
+        }
+    }
 }
 
 impl Label for Ended {

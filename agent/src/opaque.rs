@@ -6,10 +6,12 @@ use std::io;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::access::notes::Notes;
 use crate::buffers::Buf;
 use crate::conn::Conn;
 use crate::lane::Lane;
-use crate::metrics::{FailOpen, OpaqueReason, Protocol};
+use crate::limited::limited;
+use crate::metrics::{FailOpen, Label as _, OpaqueReason, Protocol};
 use crate::outcome::{Ended, Stage};
 use crate::relay::{self, First, Relayed, Side};
 use crate::route::{Intercept, Mechanism};
@@ -27,15 +29,19 @@ pub async fn carry(mut down: Conn, first: Buf, app: Option<Conn>, lane: &Lane, r
                 count(lane, OpaqueReason::TcpIntercept);
                 intercept.stats.hit(now_unix());
                 let first = First { from_down: first, from_up: Buf::default() };
+                let notes = lane.unread_notes(OpaqueReason::TcpIntercept, Some(&intercept));
                 let relayed = relay::both(&mut down, &mut workstation, first, &lane.port.metrics).await;
                 if matches!(relayed.broken, Some((Side::Up, _))) {
                     lane.port.metrics.tunnel_failures.inc();
                 }
-                return ended(&relayed, Ended::TunnelLost);
+                return noted(notes, &relayed, Ended::TunnelLost);
             }
             Err((why, error)) => {
                 lane.port.metrics.fail_open.at(why).inc();
-                tracing::info!(caller = %lane.caller, intercept = %intercept.id, %error, "no tunnel: the app gets it");
+                limited!(
+                    lane.port.metrics.lines.fail_open, info, port = lane.port.container_port, caller = %lane.caller,
+                    intercept = %intercept.id, reason = why.label(), %error, "no workstation: the app gets it"
+                );
             }
         }
     }
@@ -45,6 +51,9 @@ pub async fn carry(mut down: Conn, first: Buf, app: Option<Conn>, lane: &Lane, r
             Ok(app) => app,
             Err(ended) => {
                 down.abort();
+                if let Some(notes) = lane.unread_notes(reason, None) {
+                    notes.end(ended);
+                }
                 return ended;
             }
         },
@@ -56,7 +65,19 @@ pub async fn carry(mut down: Conn, first: Buf, app: Option<Conn>, lane: &Lane, r
 /// other place.
 pub async fn to_app(mut down: Conn, first: First, mut app: Conn, lane: &Lane, reason: OpaqueReason) -> Ended {
     count(lane, reason);
-    ended(&relay::both(&mut down, &mut app, first, &lane.port.metrics).await, Ended::AppReset)
+    let notes = lane.unread_notes(reason, None);
+    let relayed = relay::both(&mut down, &mut app, first, &lane.port.metrics).await;
+    noted(notes, &relayed, Ended::AppReset)
+}
+
+/// As [`ended`], with the access log's line.
+fn noted(notes: Option<Box<Notes>>, relayed: &Relayed, upstream_failed: Ended) -> Ended {
+    let ended = ended(relayed, upstream_failed);
+    if let Some(mut notes) = notes {
+        notes.moved(relayed.bytes_in, relayed.bytes_out);
+        notes.end(ended);
+    }
+    ended
 }
 
 /// What the end of a relay means, where `upstream_failed` is what a failing upstream means.

@@ -71,14 +71,4 @@ impl Ended {
     pub fn resets_caller(self) -> bool {
         !matches!(self, Self::Clean | Self::CallerLeft | Self::CallerReset)
     }
-
-    /// The level of the line that reports it: what a cluster's admin must see is a warning, a peer's doing is detail.
-    #[must_use]
-    pub fn level(self) -> tracing::Level {
-        match self {
-            Self::Bug => tracing::Level::ERROR,
-            Self::TunnelLost | Self::Drained => tracing::Level::INFO,
-            _ => tracing::Level::DEBUG,
-        }
-    }
 }

@@ -18,8 +18,9 @@ use crate::conn::{Conn, Io as _};
 use crate::detect::prefix::{Verdict, classify};
 use crate::detect::{self, Protocol};
 use crate::lane::{Declared, Lane, Shared};
+use crate::limited::limited;
 use crate::metrics::{self, Label as _, Limit, OpaqueReason};
-use crate::outcome::Ended;
+use crate::outcome::{Ended, Stage};
 use crate::route::Mechanism;
 use crate::upstream::DialApp;
 use crate::upstream::app::{AppLeg, OwnPort};
@@ -47,7 +48,8 @@ pub async fn accept(listener: TcpListener, port: Arc<Shared>) {
             Ok((io, peer)) => admit(Accepted { io, caller: Caller::new(peer) }, &port),
             Err(error) if listen::is_exhausted(&error) => {
                 port.metrics.limits.at(Limit::Descriptors).inc();
-                tracing::warn!(port = port.agent_port, %error, "accepting rests; raise the limit of open descriptors");
+                let lines = &port.metrics.lines.refused;
+                limited!(lines, warn, port = port.agent_port, %error, "accepting rests; raise the limit of open descriptors");
                 tokio::time::sleep(EXHAUSTED).await;
             }
             // The caller was gone before it was accepted.
@@ -61,11 +63,17 @@ fn admit(mut accepted: Accepted, port: &Arc<Shared>) {
     if port.metrics.active.get() >= MAX_CONNECTIONS {
         port.metrics.limits.at(Limit::Connections).inc();
         port.metrics.ended.at(Ended::Limit).inc();
+        limited!(
+            port.metrics.lines.refused, warn, port = port.agent_port, caller = %accepted.caller, open = MAX_CONNECTIONS,
+            "a connection is refused: the port has as many as it takes"
+        );
         return accepted.io.abort();
     }
     if accepted.is_our_own(port.app.app_addr()) {
         port.metrics.self_connections.inc();
-        tracing::error!(
+        limited!(
+            port.metrics.lines.refused,
+            error,
             port = port.agent_port,
             caller = %accepted.caller,
             "the redirect sends the agent's own connections to the app back to the agent; this one is cut. \
@@ -192,7 +200,7 @@ async fn arrive(io: TcpStream, lane: &mut Lane) -> Result<(Conn, Arc<dyn DialApp
         }
         Ok(tls::Arrival::Untouched(io)) => Ok((Conn::Tcp(io), Arc::new(Untouched(Arc::clone(&port.app))))),
         Err(refused) => {
-            tracing::debug!(port = port.container_port, caller = %lane.caller, "{refused}");
+            limited!(port.metrics.lines.handshake, info, port = port.container_port, caller = %lane.caller, "{refused}");
             Err(refused.ended)
         }
     }
@@ -250,9 +258,16 @@ impl Drop for Carried<'_> {
         };
         self.port.metrics.ended.at(ended).inc();
         let (port, caller, label) = (self.port.container_port, self.caller, ended.label());
-        match ended.level() {
-            tracing::Level::ERROR => tracing::error!(port, %caller, ended = label, "connection"),
-            tracing::Level::INFO => tracing::info!(port, %caller, ended = label, "connection"),
+        let lines = &self.port.metrics.lines;
+        match ended {
+            Ended::Bug => tracing::error!(port, %caller, ended = label, "connection"),
+            Ended::Drained => tracing::info!(port, %caller, ended = label, "connection"),
+            Ended::TunnelLost => limited!(lines.tunnel, info, port, %caller, ended = label, "connection"),
+            Ended::Limit => limited!(lines.refused, warn, port, %caller, ended = label, "connection"),
+            Ended::AppRefused | Ended::TimedOut(Stage::AppConnect) => limited!(
+                lines.app, warn, port, %caller, ended = label,
+                "the app does not take connections; its callers are refused as without the agent"
+            ),
             _ => tracing::debug!(port, %caller, ended = label, "connection"),
         }
     }

@@ -6,7 +6,6 @@ pub mod env;
 pub mod protocol;
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -134,32 +133,6 @@ impl Settings {
     pub fn remember(&self) -> Option<Duration> {
         let expired = self.sidecar.expired_notifications;
         expired.enabled.then_some(expired.deadline)
-    }
-
-    /// What `--check` prints below its OK: where the configuration came from and what it amounts to.
-    #[must_use]
-    pub fn summary(&self) -> String {
-        let s = &self.sidecar;
-        let mut text = format!(
-            "configuration: {}\nagent: {}.{}, manager {}:{}\n",
-            self.source, s.agent_name, s.namespace, s.manager_host, s.manager_port
-        );
-        for t in &self.targets {
-            let numeric = if t.is_redirected() { ", redirected" } else { "" };
-            let _ = writeln!(
-                text,
-                "port {}/{} of {}: agent port {}, app at {}{numeric}",
-                t.container_port,
-                t.transport,
-                t.container,
-                t.agent_port,
-                self.app_port(t)
-            );
-        }
-        for warning in &self.warnings {
-            let _ = writeln!(text, "warning: {warning}");
-        }
-        text
     }
 
     /// The configuration in force as the admin shows it.

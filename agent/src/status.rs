@@ -109,8 +109,20 @@ fn render(info: &Json, intercepts: &Json, stats: &Json, certs: &Json) -> String 
         text(&own["manager"])
     );
     let mut rows = vec![
-        ["PORT", "AGENT", "PROTOCOL", "CONNECTIONS", "REQUESTS", "APP", "CLIENT", "FAIL-OPEN", "INTERCEPTS"]
-            .map(str::to_owned),
+        [
+            "PORT",
+            "AGENT",
+            "PROTOCOL",
+            "OPEN",
+            "CONNECTIONS",
+            "REQUESTS",
+            "APP",
+            "CLIENT",
+            "FAIL-OPEN",
+            "5XX",
+            "INTERCEPTS",
+        ]
+        .map(str::to_owned),
     ];
     for port in intercepts["ports"].as_array().into_iter().flatten() {
         rows.push(port_row(port, stats));
@@ -138,7 +150,7 @@ fn render(info: &Json, intercepts: &Json, stats: &Json, certs: &Json) -> String 
     out
 }
 
-fn port_row(port: &Json, stats: &Json) -> [String; 9] {
+fn port_row(port: &Json, stats: &Json) -> [String; 11] {
     let number = &port["containerPort"];
     let sum = |suffixes: &[&str]| {
         let list = stats["stats"].as_array().into_iter().flatten();
@@ -155,16 +167,23 @@ fn port_row(port: &Json, stats: &Json) -> [String; 9] {
         .sum();
     let app = sum(&["http1.requests.app", "http2.requests.app", "http2.relayed"]);
     let client = sum(&["http1.requests.client", "http2.requests.client"]);
+    let named = |name: &str| {
+        let mut list = stats["stats"].as_array().into_iter().flatten();
+        list.find(|s| text(&s["name"]) == format!("http.port_{number}.{name}"))
+            .map_or(0, |s| s["value"].as_i64().unwrap_or(0))
+    };
     let total = app + client + sum(&["http1.requests.expired", "http2.requests.expired"]);
     [
         format!("{number}/{}", text(&port["protocol"])),
         port["agentPort"].to_string(),
         format!("{} by {}", text(&port["appProtocol"]), text(&port["source"])),
+        named("downstream_cx_active").to_string(),
         sum(&["connections.http1", "connections.http2", "connections.opaque"]).to_string(),
         total.to_string(),
         app.to_string(),
         client.to_string(),
         fail_open.to_string(),
+        named("downstream_rq_5xx").to_string(),
         port["intercepts"].as_array().map_or(0, Vec::len).to_string(),
     ]
 }
@@ -211,10 +230,12 @@ mod tests {
             { "name": "traffic_agent.port_8080.http1.requests.app", "value": 5 },
             { "name": "traffic_agent.port_8080.http1.requests.client", "value": 3 },
             { "name": "traffic_agent.port_8080.fail_open.no_tunnel", "value": 1 },
+            { "name": "http.port_8080.downstream_cx_active", "value": 2 },
+            { "name": "http.port_8080.downstream_rq_5xx", "value": 4 },
             { "name": "traffic_agent.port_80801.http1.requests.app", "value": 99 } ] });
         let table = render(&info, &intercepts, &stats, &json!({ "certificates": [] }));
         let row: Vec<_> = table.lines().find(|l| l.starts_with("8080/TCP")).unwrap().split_whitespace().collect();
-        assert_eq!(row, ["8080/TCP", "9900", "http", "by", "declared", "0", "8", "5", "3", "1", "1"]);
+        assert_eq!(row, ["8080/TCP", "9900", "http", "by", "declared", "2", "0", "8", "5", "3", "1", "4", "1"]);
         assert!(table.contains("x-dev=a path-prefix:/api"), "{table}");
     }
 

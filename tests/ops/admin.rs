@@ -1,6 +1,8 @@
 //! The admin of a running agent: what it says is what happens, it costs callers nothing, and it tells no secrets.
 
+use std::io::{Read, Write};
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -11,6 +13,7 @@ use harness::system::System;
 use harness::wait::until;
 use serde_json::Value;
 
+use crate::crowd::{DEV, GRPC, HTTP, RELAYED, Town};
 use crate::exposition;
 
 const PAGES: &[&str] = &[
@@ -110,6 +113,50 @@ fn no_page_and_no_line_tells_a_secret_even_when_everything_is_traced() {
     until("the access log", || system.agent.process.lines("\"x-shown\":\"shown\"").first().cloned());
     let told = system.agent.process.lines("canary");
     assert!(told.is_empty(), "{told:?}");
+}
+
+#[test]
+fn no_page_and_no_line_tells_what_passes_in_other_protocols() {
+    let town = Arc::new(Town::start("", |command| {
+        command.env("LOG_LEVEL", "trace").env("AGENT_ENVOY_LOG_LEVEL", "trace").env("AGENT_ACCESS_LOG", "json");
+    }));
+    town.block_on(async {
+        for (port, dev) in [(GRPC, true), (GRPC, false), (RELAYED, false)] {
+            let socket = tokio::net::TcpStream::connect(town.address(port)).await.unwrap();
+            let (send, connection) = h2::client::handshake(socket).await.unwrap();
+            let connection = tokio::spawn(connection);
+            let mut request = http::Request::post("http://app.example/test.Crowd/Unary")
+                .header("content-type", "application/grpc")
+                .header("authorization", "Bearer canary-token")
+                .header("grpc-metadata-bin", "canary-metadata");
+            if dev {
+                request = request.header(DEV.0, DEV.1);
+            }
+            let mut send = send.ready().await.unwrap();
+            let (answer, mut body) = send.send_request(request.body(()).unwrap(), false).unwrap();
+            body.send_data([&[0, 0, 0, 0, 12][..], b"canary-bytes"].concat().into(), true).unwrap();
+            assert_eq!(answer.await.unwrap().status(), 200);
+            connection.abort();
+        }
+    });
+    // Opaque bytes, a body in a tunnel, and what the app says of a head that two readers could understand differently.
+    let mut odd = std::net::TcpStream::connect(town.address(HTTP)).unwrap();
+    odd.write_all(b"\x00canary-opaque").unwrap();
+    odd.read_to_end(&mut Vec::new()).unwrap();
+    drop(odd);
+    let mut caller = Caller::connect(town.address(HTTP)).unwrap();
+    assert_eq!(caller.post("/", &[DEV, ("cookie", "canary-cookie")], b"canary-body").unwrap().by(), "local");
+    let ambiguous = [("content-length", "1"), ("content-length", "2"), ("cookie", "canary-ambiguous")];
+    caller.send("GET", "/", &ambiguous, b"").unwrap();
+    drop(caller);
+    town.system.agent.process.line("not looked into: ambiguous");
+    for path in PAGES {
+        let text = page(&town.system, path);
+        assert!(!text.contains("canary"), "{path}: {text}");
+    }
+    let told = town.system.agent.process.lines("canary");
+    assert!(told.is_empty(), "{told:?}");
+    assert!(town.system.agent.process.lines("TRACE").len() + town.system.agent.process.lines("DEBUG").len() > 10);
 }
 
 #[test]

@@ -85,6 +85,11 @@ impl Town {
         SocketAddr::from((Ipv4Addr::LOCALHOST, self.system.agent.sidecar.ports[at].agent))
     }
 
+    /// Runs a caller of one's own.
+    pub(crate) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.block_on(future)
+    }
+
     /// Begins something on a port that never ends, and returns when it has begun.
     pub(crate) fn hold(&self, at: usize, dev: bool) -> Held {
         match at {

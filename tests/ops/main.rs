@@ -2,9 +2,12 @@
 
 #![allow(clippy::unwrap_used)] // A test that meets what it does not expect may say so by panicking.
 
+mod access;
 mod admin;
 mod crowd;
 mod exposition;
 mod idle;
 mod leave;
+mod metrics;
 mod orders;
+mod repeats;

@@ -190,11 +190,16 @@ fn piece(operator: &str) -> Result<Piece, FormatError> {
     known.map(|(_, op)| Piece::Plain(*op)).ok_or_else(|| FormatError::Operator(operator.to_owned()))
 }
 
+/// What there is; a connection that nobody looks into has no words.
+fn said(text: &str) -> Option<String> {
+    Some(text.to_owned()).filter(|text| !text.is_empty())
+}
+
 fn request_value(entry: &Entry, name: &str) -> Option<String> {
     match name {
-        ":method" => Some(entry.method.clone()),
-        ":path" => Some(entry.target.clone()),
-        ":authority" | "host" => Some(entry.authority.clone()).filter(|a| !a.is_empty()),
+        ":method" => said(&entry.method),
+        ":path" => said(&entry.target),
+        ":authority" | "host" => said(&entry.authority),
         listed => entry.headers.iter().find(|(n, _)| n == listed).map(|(_, v)| v.clone()),
     }
 }
@@ -203,7 +208,7 @@ fn plain_value(op: Plain, entry: &Entry, took: Duration) -> String {
     let or_dash = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
     match op {
         Plain::StartTime => rfc3339(entry.started),
-        Plain::Protocol => entry.protocol.to_owned(),
+        Plain::Protocol => or_dash(entry.protocol),
         Plain::ResponseCode => entry.status.to_string(),
         Plain::ResponseFlags => entry.flags.to_owned(),
         Plain::BytesReceived => entry.received.to_string(),
@@ -223,10 +228,10 @@ fn json_line(entry: &Entry, took: Duration) -> String {
     let headers: serde_json::Map<_, _> = entry.headers.iter().map(|(n, v)| (n.clone(), json!(v))).collect();
     let line = json!({
         "start_time": rfc3339(entry.started),
-        "method": entry.method,
-        "path": entry.target,
-        "authority": entry.authority,
-        "protocol": entry.protocol,
+        "method": said(&entry.method),
+        "path": said(&entry.target),
+        "authority": said(&entry.authority),
+        "protocol": said(entry.protocol),
         "response_code": entry.status,
         "response_flags": entry.flags,
         "bytes_received": entry.received,
@@ -234,7 +239,7 @@ fn json_line(entry: &Entry, took: Duration) -> String {
         "duration": u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
         "upstream_service_time": entry.upstream_time.map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX)),
         "downstream_remote_address": entry.caller.to_string(),
-        "upstream_host": entry.upstream,
+        "upstream_host": said(&entry.upstream),
         "route": entry.route,
         "reason": entry.reason,
         "intercept": entry.intercept,
@@ -292,5 +297,56 @@ mod tests {
         let mut line = String::new();
         push_value(&mut line, "a\nb\u{1b}");
         assert_eq!(line, "a\\nb\\u{1b}");
+    }
+
+    /// The table of operators in docs/operations.md.
+    fn documented() -> Vec<String> {
+        let text = include_str!("../../../docs/operations.md");
+        let table = text.split("## Access log").nth(1).unwrap().split("## ").next().unwrap();
+        let cells = table.lines().filter_map(|line| line.strip_prefix("| `%")?.split(" | ").next());
+        cells
+            .flat_map(|cell| {
+                format!("`%{cell}").split(", ").map(|op| op.trim_matches('`').to_owned()).collect::<Vec<_>>()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn every_documented_operator_says_what_the_document_says_and_every_operator_is_documented() {
+        let mut entry = Entry::of(crate::addr::Caller("10.0.0.9:1234".parse().unwrap()));
+        entry.started = UNIX_EPOCH + Duration::from_millis(1_700_000_000_123);
+        (entry.method, entry.target, entry.protocol) = ("GET".to_owned(), "/a?b".to_owned(), "HTTP/2");
+        entry.headers = vec![("name".to_owned(), "listed".to_owned())];
+        (entry.status, entry.flags, entry.received, entry.sent) = (503, "UF", 7, 11);
+        (entry.upstream_time, entry.upstream) = (Some(Duration::from_millis(5)), "10.0.0.1:80".to_owned());
+        (entry.route, entry.reason, entry.intercept) = ("client", "matched mine".to_owned(), Some("id".to_owned()));
+        let expected = [
+            ("%START_TIME%", "2023-11-14T22:13:20.123Z"),
+            ("%REQ(NAME)%", "listed"),
+            ("%REQ(NAME?OTHER)%", "listed"),
+            ("%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)%", "5"),
+            ("%PROTOCOL%", "HTTP/2"),
+            ("%RESPONSE_CODE%", "503"),
+            ("%RESPONSE_FLAGS%", "UF"),
+            ("%BYTES_RECEIVED%", "7"),
+            ("%BYTES_SENT%", "11"),
+            ("%DURATION%", "9"),
+            ("%RESPONSE_DURATION%", "5"),
+            ("%DOWNSTREAM_REMOTE_ADDRESS%", "10.0.0.9:1234"),
+            ("%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%", "10.0.0.9"),
+            ("%UPSTREAM_HOST%", "10.0.0.1:80"),
+            ("%ROUTE%", "client"),
+            ("%ROUTE_REASON%", "matched mine"),
+            ("%INTERCEPT%", "id"),
+        ];
+        assert_eq!(documented(), expected.map(|(operator, _)| operator));
+        for (operator, value) in expected {
+            let format = Format::parse(operator).unwrap().unwrap();
+            assert_eq!(format.render(&entry, Duration::from_millis(9)), format!("{value}\n"), "{operator}");
+        }
+        let refusal = FormatError::Operator(String::new()).to_string();
+        for (name, _) in PLAIN {
+            assert!(documented().contains(&format!("%{name}%")) && refusal.contains(name), "{name}");
+        }
     }
 }

@@ -8,7 +8,7 @@ use super::explained::Explanation;
 use super::{AccessLog, Entry, flag};
 use crate::metrics::{FailOpen, Label as _};
 use crate::outcome::Ended;
-use crate::route::{Decision, RouteTable};
+use crate::route::{Decision, Intercept, RouteTable};
 
 /// The notes of one request. The line is written when they are dropped; a request that nobody ended was cut.
 #[derive(Debug, Default)]
@@ -42,6 +42,17 @@ impl Notes {
             Decision::Expired(i) => {
                 (e.route, e.intercept, e.flags) = ("expired", Some(i.id.clone()), "NR");
                 e.reason = format!("{} has expired", i.name);
+            }
+        });
+    }
+
+    /// The connection is carried without being looked into, to the app or to a workstation.
+    pub fn unread(&mut self, why: &str, intercept: Option<&Intercept>, app: &str) {
+        self.entry(|e| match intercept {
+            None => (e.reason, e.upstream) = (format!("not looked into: {why}"), app.to_owned()),
+            Some(i) => {
+                (e.route, e.intercept, e.upstream) = ("client", Some(i.id.clone()), "tunnel".to_owned());
+                e.reason = format!("matched {}", i.name);
             }
         });
     }

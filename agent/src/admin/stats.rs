@@ -2,6 +2,7 @@
 //! names with labels for Prometheus. Where the meaning is Envoy's, so is the name.
 
 use super::Agent;
+use crate::access::AccessLog;
 use crate::lane::Shared;
 use crate::metrics::{Class, LATENCY_BOUNDS_US, Label, Latency, PerLabel, Route};
 
@@ -148,6 +149,12 @@ fn server(agent: &Agent, list: &mut List) {
             c.dials.get(),
         ),
         (
+            "traffic_agent.access_log_dropped",
+            "traffic_agent_access_log_dropped_total",
+            "Access log lines given up because their reader stalled",
+            access_log(agent).map_or(0, |log| log.dropped.get()),
+        ),
+        (
             "traffic_agent.session.lookups",
             "traffic_agent_session_lookups_total",
             "DNS questions answered",
@@ -158,10 +165,15 @@ fn server(agent: &Agent, list: &mut List) {
     }
     for cert in agent.certificates.certificates() {
         list.gauge(
-            format!("traffic_agent.cert.{}.seconds_until_expiry", cert.source.replace(['/', '.'], "_")),
+            format!(
+                "traffic_agent.port_{}.cert.{}.{}.seconds_until_expiry",
+                cert.port,
+                cert.role,
+                cert.source.replace(['/', '.'], "_")
+            ),
             "traffic_agent_certificate_seconds_until_expiry",
             "Seconds until a certificate expires; negative when it has",
-            vec![("source", cert.source.clone()), ("role", cert.role.to_owned())],
+            vec![("port", cert.port.to_string()), ("source", cert.source.clone()), ("role", cert.role.to_owned())],
             cert.seconds_until_expiry,
         );
     }
@@ -351,12 +363,6 @@ fn own_stats(port: &Shared, list: &mut List) {
             "Bytes of either direction that the kernel moved without a copy",
             m.bytes_spliced.get(),
         ),
-        (
-            "access_log_dropped",
-            "traffic_agent_access_log_dropped_total",
-            "Access log lines given up because their reader stalled",
-            port.access.log.as_ref().map_or(0, |l| l.dropped.get()),
-        ),
         ("datagrams_in", "traffic_agent_datagrams_received_total", "Datagrams from callers", m.datagrams_in.get()),
         ("datagrams_out", "traffic_agent_datagrams_sent_total", "Datagrams to callers", m.datagrams_out.get()),
     ] {
@@ -392,10 +398,19 @@ fn own_stats(port: &Shared, list: &mut List) {
     );
 }
 
+/// The access log, which is one for all ports.
+fn access_log(agent: &Agent) -> Option<&AccessLog> {
+    agent.ports.iter().find_map(|port| port.access.log.as_deref())
+}
+
 /// Sets every counter to zero.
 pub fn reset(agent: &Agent) {
     for port in &agent.ports {
         port.metrics.reset();
+    }
+    agent.control.reset();
+    if let Some(log) = access_log(agent) {
+        log.dropped.reset();
     }
 }
 

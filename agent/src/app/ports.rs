@@ -131,7 +131,7 @@ fn share(
     }
 }
 
-fn app_addr(settings: &Settings, target: &Target) -> AppAddr {
+pub(super) fn app_addr(settings: &Settings, target: &Target) -> AppAddr {
     let ip = settings.pod_ip.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
     AppAddr(SocketAddr::new(ip, settings.app_port(target)))
 }
@@ -147,7 +147,7 @@ fn clear_http(settings: &Settings, declared: Declared) -> ClearHttp {
     }
 }
 
-fn may_ask_in_clear_text(settings: &Settings) -> bool {
+pub(super) fn may_ask_in_clear_text(settings: &Settings) -> bool {
     settings.sidecar.enable_h2c_probing && settings.sidecar.app_protocol_strategy == AppProtocolStrategy::Http2Probe
 }
 

@@ -43,14 +43,15 @@ pub(super) struct Exchange {
     request: Body,
     /// The upstream takes no more of the request; what it has to say is in its answer.
     refused: bool,
-    forwarded: bool,
+    /// The agent's own time, until the request's first bytes had been written.
+    forwarded: Option<Duration>,
     /// A final answer now leaves it open whether the announced body will follow.
     awaits_continue: bool,
     /// Both sides mean to keep the connection.
     persists: bool,
     answer: Answer,
     answered: bool,
-    /// Until the first byte of the answer.
+    /// From then on until the first byte of the answer.
     upstream_took: Option<Duration>,
     /// Bytes of the request's and of the answer's heads that have not been written yet.
     heads: (u64, u64),
@@ -88,7 +89,7 @@ impl Exchange {
             started,
             request: body,
             refused: false,
-            forwarded: false,
+            forwarded: None,
             awaits_continue: head.expects_continue,
             persists: head.persists(),
             answer: Answer::Head(Parser::new(Kind::Response)),
@@ -183,9 +184,10 @@ impl Exchange {
     }
 
     fn note_forwarded(&mut self, ends: &Ends<'_, '_>) {
-        if !self.forwarded {
-            self.forwarded = true;
-            ends.lane.port.metrics.own_time.observe(self.started.elapsed());
+        if self.forwarded.is_none() {
+            let took = self.started.elapsed();
+            self.forwarded = Some(took);
+            ends.lane.port.metrics.own_time.observe(took);
         }
     }
 
@@ -265,7 +267,7 @@ impl Exchange {
     fn note_answered(&mut self, ends: &Ends<'_, '_>) {
         if !self.answered {
             self.answered = true;
-            let took = self.started.elapsed();
+            let took = self.started.elapsed().saturating_sub(self.forwarded.unwrap_or_default());
             self.upstream_took = Some(took);
             ends.lane.port.metrics.upstream_time.observe(took);
         }

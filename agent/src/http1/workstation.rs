@@ -4,7 +4,6 @@
 use std::error::Error;
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -14,7 +13,8 @@ use super::{Connection, Upstream};
 use crate::buffers::Buf;
 use crate::conn::Conn;
 use crate::lane::Lane;
-use crate::metrics::FailOpen;
+use crate::limited::limited;
+use crate::metrics::{FailOpen, Label as _};
 use crate::route::Intercept;
 use crate::upstream::{Transport, TunnelError, tunnel};
 
@@ -119,18 +119,12 @@ async fn open(lane: &Lane, intercept: &Arc<Intercept>) -> Result<Conn, Failure> 
     }
 }
 
-/// One line a second at most: a workstation that is gone fails every request.
 fn report(lane: &Lane, intercept: &Intercept, failure: &Failure) {
-    static LAST: AtomicU64 = AtomicU64::new(0);
-    let now = now_unix();
-    let reason = crate::metrics::Label::label(failure.why);
-    let error = &failure.error;
-    let (caller, port) = (lane.caller, lane.port.container_port);
-    if LAST.swap(now, Ordering::Relaxed) == now {
-        tracing::debug!(%caller, port, intercept = %intercept.id, reason, %error, "no workstation: the app answers");
-    } else {
-        tracing::info!(%caller, port, intercept = %intercept.id, reason, %error, "no workstation: the app answers");
-    }
+    let Failure { why, error } = failure;
+    limited!(
+        lane.port.metrics.lines.fail_open, info, port = lane.port.container_port, caller = %lane.caller,
+        intercept = %intercept.id, reason = why.label(), %error, "no workstation: the app answers"
+    );
 }
 
 fn now_unix() -> u64 {

@@ -13,7 +13,8 @@ use super::watched::{Signs, Watched};
 use crate::buffers::Buf;
 use crate::conn::Conn;
 use crate::lane::Lane;
-use crate::metrics::FailOpen;
+use crate::limited::limited;
+use crate::metrics::{FailOpen, Label as _};
 use crate::outcome::Ended;
 use crate::route::Intercept;
 use crate::upstream::tunnel::{self, Tunnel};
@@ -141,7 +142,7 @@ async fn spare_app(lane: Lane) -> Result<SendRequest<Bytes>, Ended> {
     let port = &lane.port;
     let conn = port.app.dial(lane.hello.as_deref()).await.map_err(|error| {
         port.metrics.app_connect_failures.inc();
-        tracing::debug!(caller = %lane.caller, %error, "app not reached");
+        limited!(port.metrics.lines.app, warn, port = port.container_port, caller = %lane.caller, %error, "app not reached");
         Ended::AppRefused
     })?;
     let (send, driver, _) = handshake(conn, Buf::default(), STREAM_WINDOW).await.map_err(|_| Ended::AppReset)?;
@@ -157,7 +158,10 @@ async fn workstation(lane: Lane, intercept: Arc<Intercept>) -> Result<SendReques
     let port = &lane.port;
     let deadline = Instant::now() + tunnel::dial_budget(&intercept);
     let refused = |why: FailOpen, error: &dyn std::fmt::Display| {
-        tracing::info!(caller = %lane.caller, intercept = %intercept.id, %error, "no tunnel: the app gets the request");
+        limited!(
+            port.metrics.lines.fail_open, info, port = port.container_port, caller = %lane.caller,
+            intercept = %intercept.id, reason = why.label(), %error, "no workstation: the app answers"
+        );
         why
     };
     let opened =

@@ -9,9 +9,6 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 ///
 /// The configuration is looked for in this order: --config FILE; /etc/podinfo/annotations
 /// (telepresence.io/agent-config); AGENT_CONFIG; /etc/traffic-agent/config.yaml.
-///
-/// Exit codes: 0 orderly end; 1 streams had to be cut; 64 wrong configuration or usage; 69 a listening port is taken;
-/// 70 a bug.
 #[derive(Debug, Parser)]
 #[command(name = "traffic-agent", version, args_conflicts_with_subcommands = false)]
 pub struct Cli {

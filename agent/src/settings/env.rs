@@ -60,10 +60,31 @@ variables! {
     POD_UID = "_TEL_AGENT_POD_UID";
 }
 
-/// The table as text, for `--help`.
+/// What people do most, for `--help`.
+const EXAMPLES: &str = "\
+Examples:
+  traffic-agent --check --config agent.yaml       What would happen: ports, protocols, TLS, warnings
+  traffic-agent                                   Run, as the pod's sidecar does
+  AGENT_ACCESS_LOG=json traffic-agent             Run, with a line for each request
+  kubectl exec POD -c traffic-agent -- traffic-agent status
+                                                  Ports, protocols, intercepts, traffic of a running one
+  kubectl port-forward POD 19000                  Then browse http://localhost:19000: index, intercepts, explain
+  curl -XPOST 'localhost:19000/logging?level=debug'
+                                                  More log lines, until the next restart or ?level=info
+
+Exit codes:
+  0   orderly end, also after SIGTERM
+  1   connections had to be cut when the drain's time was over, or a second signal came
+  64  wrong configuration or usage; every fault is on a line of its own
+  69  a listening port is taken; for status: the agent does not answer
+  70  a bug
+";
+
+/// Examples, exit codes and the table as text, for `--help`.
 #[must_use]
 pub fn help() -> String {
-    let mut text = String::from("Environment (wins over the configuration; durations as 500ms, 5s, 1h30m):\n");
+    let mut text = String::from(EXAMPLES);
+    text.push_str("\nEnvironment (wins over the configuration; durations as 500ms, 5s, 1h30m):\n");
     for (name, meaning) in TABLE {
         let _ = writeln!(text, "  {name:<28} {}", meaning.trim());
     }

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::packet::{self, Local};
 use crate::addr::Caller;
 use crate::lane::Shared;
+use crate::limited::limited;
 use crate::metrics::FailOpen;
 use crate::route::Intercept;
 use crate::upstream::Transport;
@@ -148,7 +149,10 @@ pub(super) fn to_workstation(
                 }
                 Err(error) => {
                     shared.metrics.fail_open.at(FailOpen::NoTunnel).inc();
-                    tracing::info!(%caller, intercept = %intercept.id, %error, "no tunnel: the app gets the datagrams");
+                    limited!(
+                        shared.metrics.lines.fail_open, info, port = shared.container_port, %caller,
+                        intercept = %intercept.id, %error, "no workstation: the app gets the datagrams"
+                    );
                     instead_to_app(&mut queue_rx, &reply, &shared, &clock).await;
                 }
             }

@@ -1,0 +1,113 @@
+//! What a configuration amounts to, in words: the text of `--check`. It says what would happen, not what was written.
+
+use std::fmt::Write as _;
+
+use traffic_proto::port::Transport;
+
+use super::ports;
+use crate::lane::{Declared, Source};
+use crate::settings::{Bind, Settings, protocol};
+use crate::tls::annotations::{CallerAuth, PortPlan, ToApp};
+
+/// Everything, a line or two for each port, warnings last.
+pub(super) fn of(settings: &Settings) -> String {
+    let s = &settings.sidecar;
+    let mut text = format!(
+        "configuration: {}\nagent: {}.{}, manager {}\n",
+        settings.source,
+        s.agent_name,
+        s.namespace,
+        super::control::manager_address(settings)
+    );
+    let plans = ports::read_tls_annotations(settings);
+    for target in &settings.targets {
+        let how = if target.is_redirected() { "redirected to" } else { "arrive at" };
+        let _ = writeln!(
+            text,
+            "port {}/{} of {}: callers {how} {}, the app is dialled at {}",
+            target.container_port,
+            target.transport,
+            target.container,
+            target.agent_port,
+            ports::app_addr(settings, target)
+        );
+        if target.transport == Transport::Udp {
+            let _ = writeln!(text, "    datagrams, by caller");
+            continue;
+        }
+        let (declared, source, odd) = protocol::of(target, &settings.annotations, s.app_protocol_strategy);
+        let _ = writeln!(text, "    protocol: {}", spoken(settings, declared, source));
+        if let Some(odd) = odd {
+            let _ = writeln!(text, "    warning: {odd}");
+        }
+        let plan = plans.ports.iter().find(|p| p.container_port == target.container_port.get());
+        let _ = writeln!(text, "    TLS: {}", plan.map_or_else(|| "callers' TLS is passed on unread".to_owned(), tls));
+    }
+    own(settings, &mut text);
+    for warning in settings.warnings.iter().chain(&plans.notes) {
+        let _ = writeln!(text, "warning: {warning}");
+    }
+    text
+}
+
+fn spoken(settings: &Settings, declared: Declared, source: Source) -> String {
+    match declared {
+        Declared::Unknown if ports::may_ask_in_clear_text(settings) => {
+            "not declared; each caller's first bytes decide, and the app is asked when an intercept comes".to_owned()
+        }
+        Declared::Unknown => "not declared; each caller's first bytes decide".to_owned(),
+        Declared::Opaque => {
+            format!("tcp by {}; nothing is looked into, intercepts take whole connections", source.word())
+        }
+        Declared::Http2 => format!("http2 by {}; whether in TLS, each caller's first bytes say", source.word()),
+        known => format!("{} by {}", known.word(), source.word()),
+    }
+}
+
+fn tls(plan: &PortPlan) -> String {
+    let names = |sources: &[crate::tls::secret::Source]| {
+        sources.iter().map(|source| source.value.as_str()).collect::<Vec<_>>().join(", ")
+    };
+    let mut text = match plan.terminating.as_slice() {
+        [] => "callers' is passed on unread".to_owned(),
+        sources => format!("callers' is terminated with {}", names(sources)),
+    };
+    if let Some((ca, auth)) = &plan.caller_ca {
+        let must = if *auth == CallerAuth::Required { "must" } else { "may" };
+        let _ = write!(text, "; callers {must} show a certificate by {}", ca.value);
+    }
+    let to_app = match plan.to_app {
+        ToApp::Clear => "clear text",
+        ToApp::Tls => "TLS",
+        ToApp::Ask => "what it answers when asked",
+    };
+    let _ = write!(text, "; to the app: {to_app}");
+    if let Some(source) = &plan.originating {
+        let _ = write!(text, ", with the client certificate {}", source.value);
+    }
+    text
+}
+
+/// What is not about a single port.
+fn own(settings: &Settings, text: &mut String) {
+    let s = &settings.sidecar;
+    let port = |number: u16| if number == 0 { "any free port".to_owned() } else { format!("port {number}") };
+    let whom = match settings.bind {
+        Bind::Pod => "loopback only",
+        Bind::All => "every address",
+    };
+    let data = s.envoy.log_level.map_or_else(String::new, |level| format!(", data path {level}"));
+    let headers = match settings.access_log_headers.as_slice() {
+        [] => String::new(),
+        names => format!(" with the values of {}", names.join(", ")),
+    };
+    let (lame_duck, grace) = (s.drain.lame_duck, s.drain.grace);
+    let most = (lame_duck + grace).as_secs_f64().ceil() + 1.0;
+    let _ = writeln!(text, "gRPC API: {}; admin: {}; on {whom}", port(settings.server_port), port(settings.admin_port));
+    let _ = writeln!(text, "log level: {}{data}; access log: {}{headers}", settings.log_level, settings.access_log);
+    let _ = writeln!(
+        text,
+        "leaving: accepts for {lame_duck:?} after SIGTERM, then open connections have {grace:?}; the pod's \
+         terminationGracePeriodSeconds has to be at least {most}"
+    );
+}
