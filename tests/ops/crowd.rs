@@ -224,7 +224,7 @@ impl Crowd {
     pub(crate) fn busy(&self, more: u64) {
         let before = self.answered();
         until("answers of every kind", || {
-            self.failures().is_empty().then_some(()).unwrap_or_else(|| panic!("{:#?}", self.failures()));
+            assert!(self.failures().is_empty(), "{:#?}", self.failures());
             self.answered().iter().zip(&before).all(|(now, before)| now - before >= more).then_some(())
         });
     }
