@@ -3,8 +3,10 @@
 //! and carried stream by stream.
 
 mod answers;
+mod asides;
 mod budget;
 mod exchange;
+mod farewell;
 pub mod frames;
 mod identity;
 mod legs;

@@ -3,22 +3,24 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use h2::client::{ResponseFuture, SendRequest};
+use h2::client::ResponseFuture;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::header::HeaderValue;
 use http::{Method, Request, Response, Version};
 
-use super::legs::Legs;
+use super::legs::{Held, Legs, Way, head_size};
 use super::pump::{Cut, Pump};
 use crate::access::explained::HEADER;
 use crate::access::notes::Notes;
-use crate::metrics::{Class, FailOpen, PortMetrics, Route};
+use crate::lane::Lane;
+use crate::metrics::{Class, FailOpen, Limit, Route};
 use crate::outcome::Ended;
 use crate::route::Intercept;
 
@@ -75,10 +77,15 @@ impl Exchange {
     pub(super) fn to_app(
         respond: SendResponse<Bytes>,
         request: Request<RecvStream>,
-        primary: Option<SendRequest<Bytes>>,
+        primary: Option<Way>,
         legs: Arc<Legs>,
+        held: Held,
     ) -> Self {
-        let way = to_app(request, primary, legs.clone());
+        let to_app = to_app(request, primary, legs.clone());
+        let way = async move {
+            let _held = held;
+            to_app.await
+        };
         Self { respond, stage: Stage::Preparing(Box::pin(way)), legs, away: false, notes: None }
     }
 
@@ -87,10 +94,15 @@ impl Exchange {
         respond: SendResponse<Bytes>,
         request: Request<RecvStream>,
         intercept: Arc<Intercept>,
-        primary: Option<SendRequest<Bytes>>,
+        primary: Option<Way>,
         legs: Arc<Legs>,
+        held: Held,
     ) -> Self {
-        let way = to_workstation(request, intercept, primary, legs.clone());
+        let to_workstation = to_workstation(request, intercept, primary, legs.clone());
+        let way = async move {
+            let _held = held;
+            to_workstation.await
+        };
         Self { respond, stage: Stage::Preparing(Box::pin(way)), legs, away: true, notes: None }
     }
 
@@ -241,56 +253,60 @@ fn answer(request: &mut Pump, response: &mut Pump, unwanted: &mut bool, cx: &mut
     if *unwanted || request.is_done() { Poll::Ready(()) } else { Poll::Pending }
 }
 
-/// Sends a request on; `send` must have said that it is ready.
+/// Sends a request on; `way` must have said that it is ready.
 pub(super) fn send(
-    send: &mut SendRequest<Bytes>,
+    way: &mut Way,
     request: Request<RecvStream>,
-    metrics: &PortMetrics,
+    lane: &Lane,
     received: Instant,
 ) -> Result<Sent, Reason> {
+    way.signs.queued.store(true, Ordering::Relaxed);
+    if way.signs.blocked.load(Ordering::Relaxed) {
+        way.signs.unsent.fetch_add(head_size(&request), Ordering::Relaxed);
+    }
     let (mut head, body) = request.into_parts();
-    if head.uri.scheme().is_none() && head.method != Method::CONNECT {
+    let bare = head.uri.scheme().is_none() && head.method != Method::CONNECT;
+    if bare {
         // A request without :authority. The library wants to be told that this is meant.
         head.version = Version::HTTP_11;
     }
     let ended = body.is_end_stream();
     let (response, up): (ResponseFuture, SendStream<Bytes>) =
-        send.send_request(Request::from_parts(head, ()), ended).map_err(|error| {
+        way.send.send_request(Request::from_parts(head, ()), ended).map_err(|error| {
             tracing::debug!(%error, "request not sent");
             // Nothing of it was sent, so the caller may try again.
             Reason::REFUSED_STREAM
         })?;
+    if bare && lane.hello.is_some() {
+        way.signs.secure(response.stream_id().as_u32());
+    }
     let at = Instant::now();
-    metrics.own_time.observe(at.saturating_duration_since(received));
+    lane.port.metrics.own_time.observe(at.saturating_duration_since(received));
     let request = if ended { Pump::finished(body, up) } else { Pump::new(body, up) };
     Ok(Sent { head: response, request, at, failed_open: None })
 }
 
-async fn takes_another(way: &mut SendRequest<Bytes>) -> Result<(), h2::Error> {
-    std::future::poll_fn(|cx| way.poll_ready(cx)).await
+async fn takes_another(way: &mut Way) -> bool {
+    std::future::poll_fn(|cx| way.send.poll_ready(cx)).await.is_ok() && !way.parts()
 }
 
 /// Over the first connection as soon as it takes another stream; over a further one when it is gone.
-async fn to_app(
-    request: Request<RecvStream>,
-    primary: Option<SendRequest<Bytes>>,
-    legs: Arc<Legs>,
-) -> Result<Sent, Reason> {
+async fn to_app(request: Request<RecvStream>, primary: Option<Way>, legs: Arc<Legs>) -> Result<Sent, Reason> {
     let received = Instant::now();
     let metrics = &legs.lane().port.metrics;
     if let Some(mut way) = primary
-        && takes_another(&mut way).await.is_ok()
+        && takes_another(&mut way).await
     {
         metrics.http2_requests.at(Route::App).inc();
-        return send(&mut way, request, metrics, received);
+        return send(&mut way, request, legs.lane(), received);
     }
     for _ in 0..2 {
         let opening = legs.spare_app();
         if let Ok(mut way) = opening.clone().await
-            && takes_another(&mut way).await.is_ok()
+            && takes_another(&mut way).await
         {
             metrics.http2_requests.at(Route::App).inc();
-            return send(&mut way, request, metrics, received);
+            return send(&mut way, request, legs.lane(), received);
         }
         legs.forget_app(&opening);
     }
@@ -301,7 +317,7 @@ async fn to_app(
 async fn to_workstation(
     request: Request<RecvStream>,
     intercept: Arc<Intercept>,
-    primary: Option<SendRequest<Bytes>>,
+    primary: Option<Way>,
     legs: Arc<Legs>,
 ) -> Result<Sent, Reason> {
     let received = Instant::now();
@@ -312,9 +328,13 @@ async fn to_workstation(
         let opening = legs.workstation(&intercept);
         match opening.clone().await {
             Ok(mut way) => {
-                if takes_another(&mut way).await.is_ok() {
+                if takes_another(&mut way).await {
+                    if way.is_stuffed() {
+                        metrics.limits.at(Limit::Http2Flood).inc();
+                        return Err(Reason::REFUSED_STREAM);
+                    }
                     metrics.http2_requests.at(Route::Client).inc();
-                    return send(&mut way, request, metrics, received);
+                    return send(&mut way, request, legs.lane(), received);
                 }
                 legs.forget(&opening);
                 if attempt == 1 {

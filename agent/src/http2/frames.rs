@@ -205,8 +205,9 @@ impl Tracker {
         }
     }
 
-    /// Takes as many bytes as belong together: the rest of a payload, or of a header.
-    fn step(&mut self, bytes: &[u8]) -> (usize, Option<Head>) {
+    /// Follows as many of `bytes` as belong together, the rest of a payload or of a header, and says how many these are
+    /// and which header they complete.
+    pub fn step(&mut self, bytes: &[u8]) -> (usize, Option<Head>) {
         if self.left > 0 {
             let used = bytes.len().min(self.left as usize);
             // `used` is at most `left`.

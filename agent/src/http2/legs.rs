@@ -1,12 +1,14 @@
 //! Where the streams of a terminated connection go on: HTTP/2 connections to the app and to workstations. Each is
 //! opened when its first stream needs it and kept for the caller's connection.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt, Shared};
 use h2::client::{Builder, Connection, SendRequest};
+use http::Request;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::watched::{Signs, Watched};
@@ -34,13 +36,57 @@ pub(super) const SEND_BUFFER: usize = 64 * 1024;
 /// Streams cancelled towards a server of which late frames are tolerated silently.
 const CANCELLED: usize = 1024;
 
+/// Heads of requests that may wait inside the agent for one caller, while a tunnel is opened or the app is busy.
+const WAITING: usize = 8 << 20;
+/// Heads that may have been sent on a connection whose peer does not take them.
+pub(super) const UNSENT: usize = 1 << 20;
+
 /// A way to send requests upstream, or why there is none.
-pub(super) type Opening<E> = Shared<BoxFuture<'static, Result<SendRequest<Bytes>, E>>>;
+pub(super) type Opening<E> = Shared<BoxFuture<'static, Result<Way, E>>>;
+
+/// A connection to a server.
+#[derive(Clone)]
+pub(super) struct Way {
+    pub(super) send: SendRequest<Bytes>,
+    pub(super) signs: Arc<Signs>,
+}
+
+impl Way {
+    /// Whether the server has said that it takes no more requests; the library may hear of that a little later.
+    pub(super) fn parts(&self) -> bool {
+        self.signs.parts.load(Ordering::Relaxed)
+    }
+
+    /// Whether so many heads were sent and not taken that more must not be.
+    pub(super) fn is_stuffed(&self) -> bool {
+        self.signs.unsent.load(Ordering::Relaxed) > UNSENT
+    }
+}
+
+/// The room that a request's head takes while it waits.
+pub(super) struct Held {
+    legs: Arc<Legs>,
+    bytes: usize,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.legs.waiting.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// Bytes of a request's head, counted as header lists are (RFC 9113 section 6.5.2).
+pub(super) fn head_size<B>(request: &Request<B>) -> usize {
+    let fields = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 32);
+    fields.sum::<usize>() + request.uri().path().len() + request.uri().query().map_or(0, str::len)
+}
 
 /// The connections of one caller beyond the one to the app that was opened with it.
 pub(super) struct Legs {
     lane: Lane,
     open: Mutex<Open>,
+    /// Bytes of heads that wait.
+    waiting: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -52,11 +98,21 @@ struct Open {
 
 impl Legs {
     pub(super) fn new(lane: Lane) -> Arc<Self> {
-        Arc::new(Self { lane, open: Mutex::default() })
+        Arc::new(Self { lane, open: Mutex::default(), waiting: AtomicUsize::new(0) })
     }
 
     pub(super) fn lane(&self) -> &Lane {
         &self.lane
+    }
+
+    /// Room for a head of this size to wait; `None` when too many wait already.
+    pub(super) fn hold(self: &Arc<Self>, bytes: usize) -> Option<Held> {
+        let waiting = self.waiting.load(Ordering::Relaxed) + bytes;
+        if waiting > WAITING {
+            return None;
+        }
+        self.waiting.fetch_add(bytes, Ordering::Relaxed);
+        Some(Held { legs: Arc::clone(self), bytes })
     }
 
     /// The connection to an intercept's workstation, opened where there is none.
@@ -131,30 +187,30 @@ pub(super) async fn handshake(
     conn: Conn,
     said: Buf,
     stream_window: u32,
-) -> Result<(SendRequest<Bytes>, Connection<Watched, Bytes>, Arc<Signs>), h2::Error> {
+) -> Result<(Way, Connection<Watched, Bytes>), h2::Error> {
     let watched = Watched::server(conn, said);
     let signs = watched.signs.clone();
     let (send, driver) = client(stream_window).handshake(watched).await?;
-    Ok((send, driver, signs))
+    Ok((Way { send, signs }, driver))
 }
 
-async fn spare_app(lane: Lane) -> Result<SendRequest<Bytes>, Ended> {
+async fn spare_app(lane: Lane) -> Result<Way, Ended> {
     let port = &lane.port;
     let conn = port.app.dial(lane.hello.as_deref()).await.map_err(|error| {
         port.metrics.app_connect_failures.inc();
         limited!(port.metrics.lines.app, warn, port = port.container_port, caller = %lane.caller, %error, "app not reached");
         Ended::AppRefused
     })?;
-    let (send, driver, _) = handshake(conn, Buf::default(), STREAM_WINDOW).await.map_err(|_| Ended::AppReset)?;
+    let (way, driver) = handshake(conn, Buf::default(), STREAM_WINDOW).await.map_err(|_| Ended::AppReset)?;
     port.drain.spawn(async move {
         // Its streams have seen what ended it.
         let _ = driver.await;
     });
-    Ok(send)
+    Ok(way)
 }
 
 /// Opens a tunnel, waits for the workstation's dial, and speaks HTTP/2 through it. No byte is sent before DialOK.
-async fn workstation(lane: Lane, intercept: Arc<Intercept>) -> Result<SendRequest<Bytes>, FailOpen> {
+async fn workstation(lane: Lane, intercept: Arc<Intercept>) -> Result<Way, FailOpen> {
     let port = &lane.port;
     let deadline = Instant::now() + tunnel::dial_budget(&intercept);
     let refused = |why: FailOpen, error: &dyn std::fmt::Display| {
@@ -182,17 +238,17 @@ async fn workstation(lane: Lane, intercept: Arc<Intercept>) -> Result<SendReques
         port.metrics.tunnel_failures.inc();
         refused(FailOpen::Handshake, &error)
     })?;
-    let (send, driver, signs) =
+    let (way, driver) =
         handshake(conn, Buf::default(), FAR_STREAM_WINDOW).await.map_err(|error| refused(FailOpen::Lost, &error))?;
-    let metrics = port.metrics.clone();
+    let (metrics, signs) = (port.metrics.clone(), way.signs.clone());
     port.drain.spawn(async move {
         let failed = driver.await.is_err();
-        let lost = signs.over.load(std::sync::atomic::Ordering::Relaxed);
+        let lost = signs.over.load(Ordering::Relaxed);
         if failed && lost {
             metrics.tunnel_failures.inc();
         }
     });
-    Ok(send)
+    Ok(way)
 }
 
 /// TLS inside the tunnel where the app would be spoken to in TLS.

@@ -21,7 +21,7 @@ use tokio::time::{Sleep, sleep};
 use super::frames::{self, MAX_STREAM};
 
 /// How long a caller that has been told to leave may still open streams.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The PING's payload, by which the answer is told from answers to the app's own PINGs.
 const MARK: [u8; 8] = *b"\xd3parting";

@@ -14,7 +14,6 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use h2::client::SendRequest;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::Request;
@@ -23,8 +22,9 @@ use tokio::time::timeout;
 
 use super::budget::Budget;
 use super::exchange::{self, Ending, Exchange};
-use super::legs::{self, CONNECTION_WINDOW, HEADER_LIST, Legs, SEND_BUFFER, STREAM_WINDOW};
-use super::watched::{Greeting, Signs, Watched};
+use super::farewell::{Farewell, Next};
+use super::legs::{self, CONNECTION_WINDOW, HEADER_LIST, Legs, SEND_BUFFER, STREAM_WINDOW, Way};
+use super::watched::{Greeting, Signs, UNSAID, Watched};
 use super::{answers, identity, view};
 use crate::buffers::Buf;
 use crate::conn::Conn;
@@ -60,14 +60,19 @@ pub(super) async fn carry(
     mut changes: watch::Receiver<u64>,
     lane: &Lane,
 ) -> Ended {
-    let Ok((primary, driver, app_signs)) = legs::handshake(app, said, STREAM_WINDOW).await else {
+    let Ok((primary, driver)) = legs::handshake(app, said, STREAM_WINDOW).await else {
         down.abort();
         return Ended::AppReset;
     };
-    let mut app = App { driver: Some(driver), primary: Some(primary), signs: app_signs };
+    let signs = primary.signs.clone();
+    let mut app = App { driver: Some(driver), primary: Some(primary), signs };
     let greeting = app.greeting().await;
     let watched = Watched::caller(down, first, lane.port.metrics.clone());
     let signs = watched.signs.clone();
+    let limit = u64::from(greeting.max_streams.unwrap_or(STREAMS).min(STREAMS));
+    if limit != u64::from(STREAMS) {
+        signs.limit.store(limit, Ordering::Relaxed);
+    }
     if app.driver.is_none() {
         signs.abort.store(true, Ordering::Relaxed);
         return Ended::AppReset;
@@ -86,12 +91,14 @@ pub(super) async fn carry(
         legs: Legs::new(lane.clone()),
         lane,
         began: false,
-        leaving: false,
+        begun: 0,
+        limit,
+        farewell: None,
         condemned: false,
         given_up: Budget::new(GIVEN_UP_MOST, GIVEN_UP_PER_SECOND),
     };
     let ended = loop {
-        let staying = !connection.leaving;
+        let staying = connection.farewell.is_none() && !connection.condemned;
         tokio::select! {
             biased;
             ended = poll_fn(|cx| connection.poll(cx)) => break ended,
@@ -114,7 +121,8 @@ fn settings(greeting: Greeting) -> h2::server::Builder {
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(HEADER_LIST)
         .max_send_buffer_size(SEND_BUFFER)
-        .max_concurrent_streams(greeting.max_streams.filter(|n| *n > 0).unwrap_or(STREAMS).min(STREAMS))
+        // The caller is told what the app says, which may change; this is what the library holds it to.
+        .max_concurrent_streams(STREAMS)
         .max_pending_accept_reset_streams(UNSEEN_RESETS)
         .max_local_error_reset_streams(Some(MALFORMED));
     if greeting.connect {
@@ -126,7 +134,7 @@ fn settings(greeting: Greeting) -> h2::server::Builder {
 /// The app's connection that was opened with the caller's.
 struct App {
     driver: Option<h2::client::Connection<Watched, Bytes>>,
-    primary: Option<SendRequest<Bytes>>,
+    primary: Option<Way>,
     signs: Arc<Signs>,
 }
 
@@ -144,9 +152,9 @@ impl App {
     }
 
     /// The way to send a request, where it takes one at once.
-    fn ready(&mut self, cx: &mut Context<'_>) -> Option<&mut SendRequest<Bytes>> {
-        let primary = self.primary.as_mut()?;
-        matches!(primary.poll_ready(cx), Poll::Ready(Ok(()))).then_some(primary)
+    fn ready(&mut self, cx: &mut Context<'_>) -> Option<&mut Way> {
+        let primary = self.primary.as_mut().filter(|way| !way.parts())?;
+        matches!(primary.send.poll_ready(cx), Poll::Ready(Ok(()))).then_some(primary)
     }
 
     /// Drives the connection; says once how it ended.
@@ -173,8 +181,12 @@ struct Connection<'l> {
     lane: &'l Lane,
     /// Streams have been added since their futures were last polled.
     began: bool,
+    /// How many streams have begun in all.
+    begun: u64,
+    /// The most streams at a time that the caller was told.
+    limit: u64,
     /// The caller has been told to leave.
-    leaving: bool,
+    farewell: Option<Farewell>,
     /// The caller floods us and is being thrown out.
     condemned: bool,
     /// Requests that may be given up early.
@@ -187,7 +199,7 @@ impl Connection<'_> {
             self.began = false;
             let ended = self.poll_once(cx);
             // A stream that began has not been asked yet whether it can go on, and nobody else would ask it.
-            if ended.is_ready() || !self.began {
+            if ended.is_ready() || !(self.began | self.poll_farewell(cx)) {
                 return ended;
             }
         }
@@ -196,16 +208,49 @@ impl Connection<'_> {
     fn poll_once(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
         if let Some(result) = self.app.poll(cx) {
             // Whoever spoke with the app alone sees what it would see without the agent.
-            if result.is_err() && self.away == 0 {
+            if result.is_err() && self.away == 0 && !self.app.signs.parts.load(Ordering::Relaxed) {
                 self.signs.abort.store(true, Ordering::Relaxed);
                 return Poll::Ready(Ended::AppReset);
             }
             self.leave();
-        } else if !self.leaving && self.app.signs.parts.load(Ordering::Relaxed) {
+        } else if self.app.signs.parts.load(Ordering::Relaxed) {
             self.leave();
         }
         self.poll_exchanges(cx);
+        self.follow_limit();
         self.poll_caller(cx)
+    }
+
+    /// Tells the caller when the app changes its mind about how many streams it serves at a time.
+    fn follow_limit(&mut self) {
+        let said = self.app.signs.streams.load(Ordering::Relaxed).min(u64::from(STREAMS));
+        // The library says one thing at a time; a later turn finds what is still to be said.
+        if said != self.limit
+            && self.signs.limit.load(Ordering::Relaxed) == UNSAID
+            && self.server.set_initial_window_size(STREAM_WINDOW).is_ok()
+        {
+            self.limit = said;
+            self.signs.limit.store(said, Ordering::Relaxed);
+        }
+    }
+
+    /// Nothing more is read from a caller whose requests the app does not even read.
+    fn hold_back(&self) {
+        let stuffed = self.app.primary.as_ref().is_some_and(Way::is_stuffed);
+        self.signs.paused.store(stuffed, Ordering::Relaxed);
+    }
+
+    /// Goes on telling the caller to leave; says whether there is something to write.
+    fn poll_farewell(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(farewell) = &mut self.farewell else { return false };
+        match farewell.poll(cx, &self.signs, self.begun, self.exchanges.is_empty()) {
+            Next::Wait => false,
+            Next::Write => true,
+            Next::End => {
+                self.server.graceful_shutdown();
+                true
+            }
+        }
     }
 
     fn poll_exchanges(&mut self, cx: &mut Context<'_>) {
@@ -222,6 +267,7 @@ impl Connection<'_> {
     /// New streams, and everything that is due to the caller.
     fn poll_caller(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
         loop {
+            self.hold_back();
             match self.server.poll_accept(cx) {
                 Poll::Ready(Some(Ok((request, respond)))) => self.begin(request, respond, cx),
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(self.caller_failed(&error)),
@@ -234,6 +280,7 @@ impl Connection<'_> {
 
     /// Decides where a stream goes, and sends it there.
     fn begin(&mut self, mut request: Request<RecvStream>, respond: SendResponse<Bytes>, cx: &mut Context<'_>) {
+        self.begun += 1;
         if let Some((name, caller)) = self.lane.identity() {
             identity::replace(&mut request, name, caller);
         }
@@ -246,18 +293,22 @@ impl Connection<'_> {
             Decision::App => match self.app.ready(cx) {
                 Some(primary) => {
                     metrics.http2_requests.at(Route::App).inc();
-                    match exchange::send(primary, request, metrics, Instant::now()) {
+                    match exchange::send(primary, request, self.lane, Instant::now()) {
                         Ok(sent) => Exchange::asked(respond, sent, self.legs.clone()),
                         Err(reason) => return reset(respond, reason),
                     }
                 }
-                None => Exchange::to_app(respond, request, self.app.primary.clone(), self.legs.clone()),
+                None => match self.legs.hold(legs::head_size(&request)) {
+                    Some(held) => Exchange::to_app(respond, request, self.app.primary.clone(), self.legs.clone(), held),
+                    None => return self.refuse(respond),
+                },
             },
             Decision::Client(intercept) => {
+                let Some(held) = self.legs.hold(legs::head_size(&request)) else { return self.refuse(respond) };
                 intercept.stats.hit(now_unix());
                 self.away += 1;
                 let primary = self.app.primary.clone();
-                Exchange::to_workstation(respond, request, intercept.clone(), primary, self.legs.clone())
+                Exchange::to_workstation(respond, request, intercept.clone(), primary, self.legs.clone(), held)
             }
             Decision::Expired(intercept) => {
                 metrics.http2_requests.at(Route::Expired).inc();
@@ -275,18 +326,26 @@ impl Connection<'_> {
         self.exchanges.push(exchange);
     }
 
+    /// Too many requests of this caller wait already. It may try this one again.
+    fn refuse(&self, respond: SendResponse<Bytes>) {
+        self.lane.port.metrics.limits.at(Limit::Http2Flood).inc();
+        reset(respond, Reason::REFUSED_STREAM);
+    }
+
     /// Asks the caller to go elsewhere with new streams (RFC 9113 section 6.8); those under way go on.
     fn leave(&mut self) {
-        if !self.leaving {
-            self.leaving = true;
-            self.server.graceful_shutdown();
+        if self.farewell.is_none() && !self.condemned {
+            self.signs.lingers.store(true, Ordering::Relaxed);
+            self.farewell = Some(Farewell::begin(self.server.ping_pong(), &self.signs));
+            self.began = true;
         }
     }
 
     fn condemn(&mut self) {
         if !self.condemned {
             self.condemned = true;
-            self.leaving = true;
+            self.farewell = None;
+            self.signs.lingers.store(false, Ordering::Relaxed);
             self.lane.port.metrics.limits.at(Limit::Http2Flood).inc();
             tracing::info!(caller = %self.lane.caller, "HTTP/2 flood: connection closed with ENHANCE_YOUR_CALM");
             self.server.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);

@@ -8,6 +8,8 @@ mod app;
 mod base;
 mod floods;
 mod grpc;
+mod leaving;
+mod limits;
 mod relayed;
 mod rig;
 mod streams;

@@ -147,13 +147,13 @@ impl ByHand {
     }
 }
 
-async fn send(to: &mut TcpStream, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
+pub async fn send(to: &mut TcpStream, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
     let mut bytes = Head { length: payload.len() as u32, kind, flags, stream }.encode().to_vec();
     bytes.extend_from_slice(payload);
     to.write_all(&bytes).await.unwrap();
 }
 
-async fn next(from: &mut TcpStream) -> (Head, Vec<u8>) {
+pub async fn next(from: &mut TcpStream) -> (Head, Vec<u8>) {
     let mut head = [0; 9];
     timeout(PATIENCE, from.read_exact(&mut head)).await.expect("a frame").unwrap();
     let head = Head::parse(head);

@@ -49,6 +49,11 @@ impl Rig {
     }
 
     pub async fn over(app: SocketAddr, tunnels: Arc<Workstation>) -> Self {
+        Self::start(app, tunnels, false).await
+    }
+
+    /// As if callers had come by TLS where `secure`.
+    pub async fn start(app: SocketAddr, tunnels: Arc<Workstation>, secure: bool) -> Self {
         let port = base::port(app, Transport::Tcp, tunnels);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
@@ -59,7 +64,8 @@ impl Rig {
                 let (shared, ended_tx) = (shared.clone(), ended_tx.clone());
                 tokio::spawn(async move {
                     down.set_nodelay(true).unwrap();
-                    let lane = base::lane(&shared, caller);
+                    let mut lane = base::lane(&shared, caller);
+                    lane.hello = secure.then(Arc::default);
                     let Ok(app) = shared.app.dial(None).await else { return };
                     app.as_tcp().unwrap().set_nodelay(true).unwrap();
                     let how = http2::carry(Conn::Tcp(down), Buf::default(), app, Buf::default(), &lane).await;
