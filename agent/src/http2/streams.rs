@@ -73,7 +73,8 @@ pub(super) async fn carry(
     if limit != u64::from(STREAMS) {
         signs.limit.store(limit, Ordering::Relaxed);
     }
-    if app.driver.is_none() {
+    // One that said farewell has said it to the caller, who is told in its turn.
+    if app.driver.is_none() && !app.signs.parts.load(Ordering::Relaxed) {
         signs.abort.store(true, Ordering::Relaxed);
         return Ended::AppReset;
     }

@@ -146,8 +146,10 @@ async fn answer(
             while let Some(Ok(chunk)) = body.data().await {
                 let _ = body.flow_control().release_capacity(chunk.len());
             }
-            let mut send = respond.send_response(head(name), false).unwrap();
-            let _ = send.send_data(Bytes::from(format!("{name} {path}")), true);
+            // A caller that has gone wants no answer.
+            if let Ok(mut send) = respond.send_response(head(name), false) {
+                let _ = send.send_data(Bytes::from(format!("{name} {path}")), true);
+            }
         }
     }
 }
