@@ -84,9 +84,14 @@ impl System {
 
 /// Starts a manager on loopback; port 0 means any. Returns when it listens.
 pub fn start_manager(port: u16) -> (Process, SocketAddr) {
+    start_manager_with(port, &[])
+}
+
+/// The same with further flags, such as `--client-ttl=3s`.
+pub fn start_manager_with(port: u16, flags: &[&str]) -> (Process, SocketAddr) {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let mut command = Command::new(programs::path("traffic-manager"));
-    command.args(["--listen", &address.to_string(), "--log-level", "debug"]);
+    command.args(["--listen", &address.to_string(), "--log-level", "debug"]).args(flags);
     let manager = Process::start("traffic-manager", &mut command);
     let line = manager.line("listening=");
     let address = line.trim_start_matches("listening=").parse().unwrap();
@@ -152,6 +157,16 @@ impl Agent {
             let page = caller::get(self.admin(), "/intercepts", &[]).ok()?;
             String::from_utf8_lossy(&page.body).contains(&served).then_some(())
         });
+    }
+
+    /// The sum of all statistics whose names end like this, such as `.fail_open.dial_timeout`.
+    pub fn stat(&self, name: &str) -> u64 {
+        let page = caller::get(self.admin(), "/stats", &[]).expect("the admin answers");
+        let page = String::from_utf8_lossy(&page.body).into_owned();
+        let values = page.lines().filter_map(|line| line.split_once(": ")).filter(|(key, _)| key.ends_with(name));
+        let values: Vec<u64> = values.map(|(_, value)| value.parse().unwrap()).collect();
+        assert!(!values.is_empty(), "no statistic is called {name}:\n{page}");
+        values.iter().sum()
     }
 
     /// Where its admin pages are.

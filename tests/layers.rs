@@ -26,6 +26,7 @@ const LAYERS: &[(&str, Group)] = &[
     ("conn", Group::Means),
     ("switch", Group::Means),
     ("relay", Group::Means),
+    ("spare", Group::Means),
     ("tls", Group::Means),
     ("upstream", Group::Means),
     ("lane", Group::Protocols),

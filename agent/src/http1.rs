@@ -217,7 +217,7 @@ impl Connection<'_> {
             notes.moved(relayed.bytes_in, relayed.bytes_out);
         }
         match upstream {
-            Upstream::App => opaque::ended(&relayed, Ended::AppReset),
+            Upstream::App => opaque::ended(&relayed, opaque::app_failed(&relayed, metrics)),
             Upstream::Tunnel(_) => opaque::ended(&relayed, Ended::TunnelLost),
         }
     }

@@ -29,6 +29,7 @@ pub mod access;
 pub mod buffers;
 pub mod conn;
 pub mod relay;
+pub mod spare;
 pub mod switch;
 pub mod tls;
 pub mod upstream;

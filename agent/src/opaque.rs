@@ -11,10 +11,11 @@ use crate::buffers::Buf;
 use crate::conn::Conn;
 use crate::lane::Lane;
 use crate::limited::limited;
-use crate::metrics::{FailOpen, Label as _, OpaqueReason, Protocol};
+use crate::metrics::{FailOpen, Label as _, OpaqueReason, PortMetrics, Protocol};
 use crate::outcome::{Ended, Stage};
 use crate::relay::{self, First, Relayed, Side};
 use crate::route::{Intercept, Mechanism};
+use crate::upstream::app::ended_by_app;
 use crate::upstream::{AppError, Transport, tunnel};
 
 /// Carries a connection of which nothing has been passed on yet. `first` is what the caller has sent; `app` is the
@@ -67,7 +68,21 @@ pub async fn to_app(mut down: Conn, first: First, mut app: Conn, lane: &Lane, re
     count(lane, reason);
     let notes = lane.unread_notes(reason, None);
     let relayed = relay::both(&mut down, &mut app, first, &lane.port.metrics).await;
-    noted(notes, &relayed, Ended::AppReset)
+    noted(notes, &relayed, app_failed(&relayed, &lane.port.metrics))
+}
+
+/// What a failing app means. Its socket may still have been connecting when the relay began, so that a refusal shows
+/// there.
+#[must_use]
+pub fn app_failed(relayed: &Relayed, metrics: &PortMetrics) -> Ended {
+    let failed = match &relayed.broken {
+        Some((Side::Up, error)) if relayed.bytes_in + relayed.bytes_out == 0 => ended_by_app(error),
+        _ => Ended::AppReset,
+    };
+    if failed != Ended::AppReset {
+        metrics.app_connect_failures.inc();
+    }
+    failed
 }
 
 /// As [`ended`], with the access log's line.
@@ -99,7 +114,7 @@ async fn to_workstation(
     let port = &lane.port;
     let tunnel = tunnel::open(&*port.tunnels, &port.metrics, intercept, lane.caller, Transport::Tcp)
         .await
-        .map_err(|e| (FailOpen::NoTunnel, e.into()))?;
+        .map_err(|e| (e.fail_open(), e.into()))?;
     if intercept.plaintext {
         return Ok(Conn::Other(Box::new(tunnel)));
     }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::addr::Caller;
@@ -25,7 +26,7 @@ use crate::route::Mechanism;
 use crate::upstream::DialApp;
 use crate::upstream::app::{AppLeg, OwnPort};
 use crate::upstream::originate::Untouched;
-use crate::{http1, http2, opaque, relay, tls};
+use crate::{http1, http2, opaque, relay, spare, tls};
 use listen::Accepted;
 
 pub use listen::{BindError, PortSpec};
@@ -39,6 +40,13 @@ const EXHAUSTED: Duration = Duration::from_millis(50);
 /// Accepts until the drain says not to. Every connection is one task.
 pub async fn accept(listener: TcpListener, port: Arc<Shared>) {
     loop {
+        if !spare::keep(&listener) {
+            if port.drain.is_closed() {
+                return;
+            }
+            rest(&port, &Errno::MFILE.into()).await;
+            continue;
+        }
         let accepted = tokio::select! {
             biased;
             accepted = listener.accept() => accepted,
@@ -46,15 +54,23 @@ pub async fn accept(listener: TcpListener, port: Arc<Shared>) {
         };
         match accepted {
             Ok((io, peer)) => admit(Accepted { io, caller: Caller::new(peer) }, &port),
-            Err(error) if listen::is_exhausted(&error) => {
-                port.metrics.limits.at(Limit::Descriptors).inc();
-                let lines = &port.metrics.lines.refused;
-                limited!(lines, warn, port = port.agent_port, %error, "accepting rests; raise the limit of open descriptors");
-                tokio::time::sleep(EXHAUSTED).await;
-            }
+            Err(error) if listen::is_exhausted(&error) => rest(&port, &error).await,
             // The caller was gone before it was accepted.
             Err(error) => tracing::debug!(port = port.agent_port, %error, "accept"),
         }
+    }
+}
+
+/// Lets callers wait in the kernel's queue for a while, until connections have ended.
+async fn rest(port: &Shared, error: &io::Error) {
+    port.metrics.limits.at(Limit::Descriptors).inc();
+    limited!(
+        port.metrics.lines.refused, warn, port = port.agent_port, %error,
+        "accepting rests, new callers wait; raise the limit of open descriptors (ulimit -n), two for each connection"
+    );
+    tokio::select! {
+        () = tokio::time::sleep(EXHAUSTED) => {}
+        () = port.drain.closed() => {}
     }
 }
 

@@ -2,6 +2,7 @@
 //! kept, a reset is passed on as a reset, an idle direction holds no buffer, and a busy one between two sockets
 //! lets the kernel move the bytes. There is no idle timeout: a quiet connection is the peers' business.
 
+mod aftermath;
 pub mod splice;
 
 use std::future::poll_fn;
@@ -14,6 +15,7 @@ use tokio::io::AsyncWrite;
 use crate::buffers::{self, Buf};
 use crate::conn::Conn;
 use crate::metrics::{Counter, PortMetrics};
+use aftermath::Aftermath;
 use splice::Hop;
 
 /// Bytes that were read from either end before the relay began, and still have to be passed on.
@@ -62,11 +64,19 @@ pub async fn resumed(
 ) -> Relayed {
     let mut inward = Direction::new(first.from_down, inward);
     let mut outward = Direction::new(first.from_up, outward);
+    let (mut behind_down, mut behind_up) = (Aftermath::default(), Aftermath::default());
     let ended = poll_fn(|cx| {
         let inward = inward.poll(cx, down, up, &metrics.bytes_in, metrics).map_err(|b| b.seen(Side::Down, Side::Up))?;
         let outward =
             outward.poll(cx, up, down, &metrics.bytes_out, metrics).map_err(|b| b.seen(Side::Up, Side::Down))?;
-        if inward.is_ready() && outward.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
+        let (side, socket, aftermath) = match (inward.is_ready(), outward.is_ready()) {
+            (true, true) => return Poll::Ready(Ok(())),
+            (false, false) => return Poll::Pending,
+            (true, false) => (Side::Down, down.as_tcp(), &mut behind_down),
+            (false, true) => (Side::Up, up.as_tcp(), &mut behind_up),
+        };
+        let Some(socket) = socket else { return Poll::Pending };
+        aftermath.poll_broken(socket, cx).map(|error| Err((side, error)))
     })
     .await;
     if ended.is_err() {

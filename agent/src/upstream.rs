@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 
 use crate::addr::Caller;
 use crate::conn::Conn;
+use crate::metrics::FailOpen;
 use crate::route::Intercept;
 
 pub use crate::tls::Hello;
@@ -116,6 +117,17 @@ pub enum TunnelError {
     /// Nobody answered in time.
     #[error("the workstation did not answer within {0:?}")]
     Timeout(std::time::Duration),
+}
+
+impl TunnelError {
+    /// The label under which what goes to the app for this reason is counted.
+    #[must_use]
+    pub fn fail_open(&self) -> FailOpen {
+        match self {
+            Self::Timeout(_) => FailOpen::DialTimeout,
+            Self::NoPath(_) | Self::Broken(_) => FailOpen::NoTunnel,
+        }
+    }
 }
 
 /// Opens tunnels to workstations. Implemented by the session over a directly attached workstation, else over the

@@ -16,7 +16,7 @@ use crate::lane::Lane;
 use crate::limited::limited;
 use crate::metrics::{FailOpen, Label as _};
 use crate::route::Intercept;
-use crate::upstream::{Transport, TunnelError, tunnel};
+use crate::upstream::{Transport, tunnel};
 
 /// The open tunnels.
 #[derive(Debug, Default)]
@@ -99,10 +99,7 @@ async fn open(lane: &Lane, intercept: &Arc<Intercept>) -> Result<Conn, Failure> 
     let deadline = Instant::now() + intercept.dial_budget();
     let mut tunnel = tunnel::open(&*port.tunnels, &port.metrics, intercept, lane.caller, Transport::Tcp)
         .await
-        .map_err(|e| match e {
-            TunnelError::Timeout(_) => Failure::new(FailOpen::DialTimeout, e),
-            TunnelError::NoPath(_) | TunnelError::Broken(_) => Failure::new(FailOpen::NoTunnel, e),
-        })?;
+        .map_err(|e| Failure::new(e.fail_open(), e))?;
     if let Err(failure) = tunnel.await_dial(deadline).await {
         return Err(Failure::new(failure.fail_open(), failure));
     }

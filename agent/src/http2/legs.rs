@@ -224,7 +224,7 @@ async fn workstation(lane: Lane, intercept: Arc<Intercept>) -> Result<Way, FailO
         timeout_at(deadline, tunnel::open(&*port.tunnels, &port.metrics, &intercept, lane.caller, Transport::Tcp));
     let mut tunnel = match opened.await {
         Ok(Ok(tunnel)) => tunnel,
-        Ok(Err(error)) => return Err(refused(FailOpen::NoTunnel, &error)),
+        Ok(Err(error)) => return Err(refused(error.fail_open(), &error)),
         Err(late) => {
             port.metrics.tunnel_failures.inc();
             return Err(refused(FailOpen::DialTimeout, &late));

@@ -299,6 +299,8 @@ impl PortRules {
             let candidate = find(candidates, &held.id).filter(|c| c.info.disposition() == Disposition::Active)?;
             candidate.rule.as_ref().ok().map(|c| Arc::clone(&c.intercept))
         };
+        // Some managers show an intercept as removed for a while before they show it no longer.
+        let gone = |id: &str| find(candidates, id).is_none_or(|c| c.info.disposition() == Disposition::Removed);
         let served: Vec<_> = self.held.iter().filter_map(active).collect();
         let port = target.container_port;
         for started in served.iter().filter(|s| self.served.iter().all(|old| old.id != s.id)) {
@@ -306,12 +308,11 @@ impl PortRules {
         }
         for ended in self.served.iter().filter(|old| served.iter().all(|s| s.id != old.id)) {
             changes.push(format!("port {port}: intercept {} of {} ended", ended.id, ended.client));
-            let gone = find(candidates, &ended.id).is_none_or(|c| c.info.disposition() == Disposition::Removed);
-            if let Some(deadline) = remember.filter(|_| gone && ended.mechanism == Mechanism::Http) {
+            if let Some(deadline) = remember.filter(|_| gone(&ended.id) && ended.mechanism == Mechanism::Http) {
                 self.remembered.push((Arc::clone(ended), now + deadline));
             }
         }
-        self.remembered.retain(|(r, until)| now < *until && find(candidates, &r.id).is_none());
+        self.remembered.retain(|(r, until)| now < *until && gone(&r.id));
         self.served = served;
     }
 

@@ -21,7 +21,6 @@ use super::packet::{self, Local};
 use crate::addr::Caller;
 use crate::lane::Shared;
 use crate::limited::limited;
-use crate::metrics::FailOpen;
 use crate::route::Intercept;
 use crate::upstream::Transport;
 use crate::upstream::tunnel::{self, Tunnel};
@@ -148,7 +147,7 @@ pub(super) fn to_workstation(
                     through(tunnel, &mut queue_rx, &reply, &shared, &clock).await;
                 }
                 Err(error) => {
-                    shared.metrics.fail_open.at(FailOpen::NoTunnel).inc();
+                    shared.metrics.fail_open.at(error.fail_open()).inc();
                     limited!(
                         shared.metrics.lines.fail_open, info, port = shared.container_port, %caller,
                         intercept = %intercept.id, %error, "no workstation: the app gets the datagrams"

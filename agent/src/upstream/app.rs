@@ -21,10 +21,14 @@ use crate::addr::AppAddr;
 use crate::conn::{Conn, Io};
 use crate::metrics::PortMetrics;
 use crate::outcome::{Ended, Stage};
+use crate::spare;
 
 /// How long [`DialApp::dial`] waits for an app that neither accepts nor refuses: its backlog is full, or its packets
 /// are dropped.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long to wait before trying again when descriptors have run out.
+const EXHAUSTED: Duration = Duration::from_millis(50);
 
 /// An app that is reached in clear text.
 #[derive(Clone, Copy, Debug)]
@@ -69,7 +73,11 @@ pub fn begin(addr: AppAddr) -> io::Result<TcpStream> {
 /// As [`begin`]; where bytes are at hand that will be `sent_at_once`, the handshake's last packet waits for them and
 /// is saved. Without them it would go out after 200 ms.
 fn start(addr: AppAddr, sent_at_once: bool) -> io::Result<TcpStream> {
-    let socket = Socket::new(Domain::for_address(addr.0), Type::STREAM.nonblocking().cloexec(), None)?;
+    let make = || Socket::new(Domain::for_address(addr.0), Type::STREAM.nonblocking().cloexec(), None);
+    let socket = match make() {
+        Err(e) if is_out_of_descriptors(&e) && spare::use_up() => make()?,
+        made => made?,
+    };
     socket.set_tcp_nodelay(true)?;
     if sent_at_once {
         socket.set_tcp_quickack(false)?;
@@ -79,6 +87,21 @@ fn start(addr: AppAddr, sent_at_once: bool) -> io::Result<TcpStream> {
         _ => {}
     }
     TcpStream::from_std(socket.into())
+}
+
+/// The same while descriptors have run out: tries again and again. Whoever is to be connected has been accepted and
+/// is not turned away for what others hold.
+async fn begin_when_possible(addr: AppAddr) -> io::Result<TcpStream> {
+    loop {
+        match begin(addr) {
+            Err(e) if is_out_of_descriptors(&e) => tokio::time::sleep(EXHAUSTED).await,
+            begun => return begun,
+        }
+    }
+}
+
+fn is_out_of_descriptors(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::MFILE.raw_os_error())
 }
 
 /// Connects and waits until the app has accepted, at most [`CONNECT_TIMEOUT`].
@@ -96,7 +119,7 @@ pub async fn connect(addr: AppAddr) -> Result<TcpStream, AppError> {
 /// The kernel's answer, or the timeout.
 pub async fn connect_marked(addr: AppAddr) -> Result<(TcpStream, Option<OwnPort>), AppError> {
     let failed = |source| AppError::Connect { addr, source };
-    let socket = begin(addr).map_err(failed)?;
+    let socket = begin_when_possible(addr).await.map_err(failed)?;
     let own = OwnPort::of_socket(&socket);
     match tokio::time::timeout(CONNECT_TIMEOUT, socket.writable()).await {
         Err(_) => return Err(AppError::Timeout { addr, after: CONNECT_TIMEOUT }),
@@ -142,7 +165,7 @@ pub struct AppLeg {
 
 enum State {
     Idle,
-    /// TLS; a plain connect is `Up` at once.
+    /// TLS, or out of descriptors; else a plain connect is `Up` at once.
     Dialing(BoxFuture<'static, Result<Conn, AppError>>),
     Up(Conn),
     Failed(Ended),
@@ -165,6 +188,10 @@ impl AppLeg {
         self.state = match self.app.plain_addr() {
             Some(addr) => match start(addr, sent_at_once) {
                 Ok(socket) => State::Up(Conn::Tcp(socket)),
+                Err(e) if is_out_of_descriptors(&e) => State::Dialing(Box::pin(async move {
+                    let begun = begin_when_possible(addr).await;
+                    begun.map(Conn::Tcp).map_err(|source| AppError::Connect { addr, source })
+                })),
                 Err(e) => self.failed(AppError::Connect { addr, source: e }.ended()),
             },
             None => {
