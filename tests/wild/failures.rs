@@ -2,7 +2,7 @@
 //! caller would meet without an agent.
 
 use std::io::{ErrorKind, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use harness::apps::{App, raw, raw_on};
@@ -142,8 +142,11 @@ fn connections_of_a_port_that_was_taken_whole_go_to_the_app_unless_they_are_unde
 
 /// Sends a request and says how the connection ended.
 fn refused(address: SocketAddr, request: &[u8]) -> Option<ErrorKind> {
-    let mut stream = connect(address);
     // It may be refused before all is said.
+    let mut stream = match TcpStream::connect(address) {
+        Ok(stream) => stream,
+        Err(error) => return Some(error.kind()),
+    };
     let _ = stream.write_all(request);
     let (answer, error) = read_out(&mut stream);
     assert_eq!(String::from_utf8_lossy(&answer), "");
@@ -177,7 +180,7 @@ fn an_app_that_is_away_is_a_reset_and_one_that_comes_back_is_used() {
     assert!(client.terminate().success());
     drop(caller);
     app.stop();
-    until("the app's port to be closed", || std::net::TcpStream::connect(address).is_err().then_some(()));
+    until("the app's port to be closed", || TcpStream::connect(address).is_err().then_some(()));
     all_are_refused();
 }
 

@@ -413,6 +413,16 @@ fn an_ended_intercept_is_remembered_until_its_deadline() {
 }
 
 #[test]
+fn one_that_is_shown_as_removed_before_it_is_gone_is_remembered_as_well() {
+    let mut bench = Bench::remembering(Some(Duration::from_secs(60)));
+    bench.shown(&[active("a", "http http x=a")]);
+    for shown in [&[info("a", Disposition::Removed, "http http x=a")][..], &[]] {
+        bench.shown(shown);
+        assert_eq!(bench.routed(0), [("session-a:a", State::Expired)]);
+    }
+}
+
+#[test]
 fn an_intercept_that_returns_is_remembered_no_longer() {
     let mut bench = Bench::remembering(Some(Duration::from_secs(60)));
     bench.shown(&[active("a", "http http x=a")]);
