@@ -155,7 +155,7 @@ impl App {
                 grpc: self.servers.grpc,
             };
             let depart = control.start(&tasks);
-            start_up::forget();
+            tasks.spawn(start_up::forget());
             leaving.run(leaving::signals(), depart).await.exit_code()
         });
         tasks.kill();

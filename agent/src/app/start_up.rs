@@ -1,32 +1,48 @@
-//! Gives back what only the start needed: the pages of code that parsed the command line and the configuration and
-//! built everything stay mapped for ever otherwise, and are most of what an idle agent seems to use.
-// `madvise` is unsafe in general, because it can throw away data. Code of a file that nobody has written to is read
-// again from the page cache when it is next run, so nothing can be lost here.
+//! Gives back what only the start needed: the code and tables that parsed the command line and the configuration,
+//! built everything and met the manager stay mapped for ever otherwise, and are most of what an idle agent seems to
+//! use.
+// `madvise` is unsafe in general, because it can throw away data. Parts of a file that nobody can have written to are
+// read again from the page cache when they are next used, so nothing can be lost here.
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;
+use std::time::Duration;
 
 use rustix::mm::{Advice, madvise};
 
-/// Unmaps the pages of all executable code; what is still in use comes back with its next use, from the page cache.
-/// Nothing happens where `/proc` is not to be read.
-pub(super) fn forget() {
+/// When: as soon as everything is listening, when the manager has been met, and when the first snapshots are through.
+const AFTER: [Duration; 3] = [Duration::ZERO, Duration::from_millis(300), Duration::from_secs(10)];
+
+/// Forgets the start, in steps.
+pub(super) async fn forget() {
+    for after in AFTER {
+        tokio::time::sleep(after).await;
+        unmap();
+    }
+}
+
+/// Unmaps all code and constants; what is still in use comes back with its next use, from the page cache. Nothing
+/// happens where `/proc` is not to be read.
+fn unmap() {
     let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else { return };
-    for (start, len) in maps.lines().filter_map(code) {
-        // SAFETY: the range is a private, never writable mapping of a file, as the kernel has just said; mappings of
-        // code are not taken away while the program runs. Dropped pages are read from the file again.
+    for (start, len) in maps.lines().filter_map(unwritten) {
+        // SAFETY: the range is a private mapping of a part of a program's file that is never written to, not by the
+        // dynamic linker either, and such mappings are not taken away while the program runs. Dropped pages are read
+        // from the file again.
         let _ = unsafe { madvise(start as *mut c_void, len, Advice::LinuxDontNeed) };
     }
 }
 
-/// Start and length of a line that describes code of a file.
-fn code(line: &str) -> Option<(usize, usize)> {
+/// Start and length, where a line describes the code of a file, or the constants at its beginning. Other parts that
+/// are not writable may have been, before the linker had relocated them.
+fn unwritten(line: &str) -> Option<(usize, usize)> {
     let mut fields = line.split_ascii_whitespace();
     let (start, end) = fields.next()?.split_once('-')?;
-    let is_code = fields.next()? == "r-xp";
-    let is_of_file = fields.nth(3)?.starts_with('/');
+    let (access, offset) = (fields.next()?, fields.next()?);
+    let is_unwritten = access == "r-xp" || access == "r--p" && offset.bytes().all(|b| b == b'0');
+    let is_of_program = fields.nth(2)?.starts_with('/');
     let (start, end) = (usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?);
-    (is_code && is_of_file).then_some((start, end.checked_sub(start)?))
+    (is_unwritten && is_of_program).then_some((start, end.checked_sub(start)?))
 }
 
 #[cfg(test)]
@@ -34,9 +50,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_code_of_files_is_found_in_the_list_of_mappings() {
-        let file = "7f0000001000-7f0000003000 r-xp 00001000 fe:00 10 /usr/lib/libc.so.6";
-        assert_eq!(code(file), Some((0x7f00_0000_1000, 0x2000)));
+    fn only_what_nobody_has_written_to_is_found_in_the_list_of_mappings() {
+        for file in [
+            "7f0000001000-7f0000003000 r-xp 00001000 fe:00 10 /usr/lib/libc.so.6",
+            "7f0000001000-7f0000003000 r--p 00000000 fe:00 10 /usr/lib/libc.so.6",
+        ] {
+            assert_eq!(unwritten(file), Some((0x7f00_0000_1000, 0x2000)), "{file}");
+        }
         for other in [
             "7f0000001000-7f0000003000 r--p 00001000 fe:00 10 /usr/lib/libc.so.6",
             "7f0000001000-7f0000003000 rw-p 00001000 fe:00 10 /usr/lib/libc.so.6",
@@ -44,13 +64,13 @@ mod tests {
             "7f0000001000-7f0000003000 r-xp 00000000 00:00 0",
             "",
         ] {
-            assert_eq!(code(other), None, "{other}");
+            assert_eq!(unwritten(other), None, "{other}");
         }
     }
 
     #[test]
     fn the_program_goes_on_without_its_pages() {
-        forget();
+        unmap();
         assert_eq!("still here".to_uppercase(), "STILL HERE");
     }
 }
