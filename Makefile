@@ -1,6 +1,6 @@
 # `make demo` and `make test` need nothing but a Rust toolchain and, for missing packages, root on Debian or Ubuntu.
 
-.PHONY: screens compare-admin demo test packages bench bench-compare bench-counts budgets fuzz
+.PHONY: screens compare-admin demo test packages bench bench-compare bench-scrape bench-counts budgets fuzz
 .DEFAULT_GOAL := help
 
 help:
@@ -36,6 +36,10 @@ bench: ## Criterion benches of the hot path's parts
 bench-compare: ## The agent beside Envoy, HAProxy and nginx; table and plot in target/bench/
 	cargo build --release -p traffic-agent -p traffic-manager -p intercept
 	benches/compare/compare.py
+
+bench-scrape: ## What watching the agent costs its callers
+	cargo build --release -p traffic-agent -p traffic-manager -p intercept
+	benches/compare/scrape.py
 
 bench-counts: ## Instruction counts against benches/counts.json
 	benches/counts.py

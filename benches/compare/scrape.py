@@ -92,7 +92,7 @@ def main():
             watched = number % 4 in (1, 2)
             host.wait_quiet(1)
             scraper = Scraper(P["admin"], PAGES) if watched else Scraper(P["a_http"], alike)
-            cpu, began = host.cpu_ns(agent.pids()), time.monotonic()
+            cpu, before, began = host.cpu_ns(agent.pids()), host.busy_seconds(), time.monotonic()
             scraper.start()
             try:
                 result = bench.wrk("plain.lua", 64, url, args.secs)
@@ -102,6 +102,10 @@ def main():
             wall, cpu = time.monotonic() - began, host.cpu_ns(agent.pids()) - cpu
             figures[watched].append((result["units"] / result["secs"], cpu / 1e3 / result["units"],
                                      statistics.median(scraper.took) * 1e3, len(scraper.took) / wall))
+            busy, stolen = host.busy_seconds()
+            print(f"# {'watched' if watched else 'not watched'}: {figures[watched][-1][0]:.0f}/s, agent "
+                  f"{cpu / 1e9 / wall:.2f} cores, machine {(busy - before[0]) / wall:.2f}, "
+                  f"stolen {stolen - before[1]:.2f} s", file=sys.stderr)
             errors += scraper.errors + ([f"{result['errors']} requests failed"] if result["errors"] else [])
     finally:
         bench.stop()

@@ -11,3 +11,4 @@ mod leave;
 mod metrics;
 mod orders;
 mod repeats;
+mod tools;

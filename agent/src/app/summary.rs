@@ -5,9 +5,10 @@ use std::fmt::Write as _;
 use traffic_proto::port::Transport;
 
 use super::ports;
-use crate::lane::{Declared, Source};
+use crate::lane::{self, Declared};
 use crate::settings::{Bind, Settings, protocol};
 use crate::tls::annotations::{CallerAuth, PortPlan, ToApp};
+use crate::tls::secret::Source;
 
 /// Everything, a line or two for each port, warnings last.
 pub(super) fn of(settings: &Settings) -> String {
@@ -21,7 +22,7 @@ pub(super) fn of(settings: &Settings) -> String {
     );
     let plans = ports::read_tls_annotations(settings);
     for target in &settings.targets {
-        let how = if target.is_redirected() { "redirected to" } else { "arrive at" };
+        let how = if target.is_redirected() { "are redirected to" } else { "arrive at" };
         let _ = writeln!(
             text,
             "port {}/{} of {}: callers {how} {}, the app is dialled at {}",
@@ -50,7 +51,7 @@ pub(super) fn of(settings: &Settings) -> String {
     text
 }
 
-fn spoken(settings: &Settings, declared: Declared, source: Source) -> String {
+fn spoken(settings: &Settings, declared: Declared, source: lane::Source) -> String {
     match declared {
         Declared::Unknown if ports::may_ask_in_clear_text(settings) => {
             "not declared; each caller's first bytes decide, and the app is asked when an intercept comes".to_owned()
@@ -65,16 +66,16 @@ fn spoken(settings: &Settings, declared: Declared, source: Source) -> String {
 }
 
 fn tls(plan: &PortPlan) -> String {
-    let names = |sources: &[crate::tls::secret::Source]| {
-        sources.iter().map(|source| source.value.as_str()).collect::<Vec<_>>().join(", ")
-    };
     let mut text = match plan.terminating.as_slice() {
         [] => "callers' is passed on unread".to_owned(),
-        sources => format!("callers' is terminated with {}", names(sources)),
+        sources => {
+            let names: Vec<_> = sources.iter().map(named).collect();
+            format!("callers' is terminated with {}", names.join(", "))
+        }
     };
     if let Some((ca, auth)) = &plan.caller_ca {
         let must = if *auth == CallerAuth::Required { "must" } else { "may" };
-        let _ = write!(text, "; callers {must} show a certificate by {}", ca.value);
+        let _ = write!(text, "; callers {must} show a certificate by {}", named(ca));
     }
     let to_app = match plan.to_app {
         ToApp::Clear => "clear text",
@@ -83,9 +84,15 @@ fn tls(plan: &PortPlan) -> String {
     };
     let _ = write!(text, "; to the app: {to_app}");
     if let Some(source) = &plan.originating {
-        let _ = write!(text, ", with the client certificate {}", source.value);
+        let _ = write!(text, ", with the client certificate {}", named(source));
     }
     text
+}
+
+/// A secret by the name that people gave it, and whether it is there.
+fn named(source: &Source) -> String {
+    let there = source.dirs.iter().any(|dir| dir.exists());
+    format!("{}{}", source.value, if there { "" } else { " (not there: until it is, the port does without)" })
 }
 
 /// What is not about a single port.
