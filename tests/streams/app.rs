@@ -7,8 +7,8 @@ use std::pin::Pin;
 use bytes::{Buf, BufMut, Bytes};
 use futures_util::future::BoxFuture;
 use http::{Request, Response};
-use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use tokio::net::TcpListener;
@@ -28,7 +28,9 @@ pub(crate) async fn start(name: &'static str) -> SocketAddr {
             let service = hyper::service::service_fn(move |request| answer(name, request));
             tokio::spawn(async move {
                 let mut server = auto::Builder::new(TokioExecutor::new());
-                server.http2().max_concurrent_streams(1_000);
+                // What a stalled stream holds must not be all that the connection may.
+                server.http2().max_concurrent_streams(1_000).initial_stream_window_size(1 << 16);
+                server.http2().initial_connection_window_size(16 << 20);
                 // A caller that goes in the middle of something has its reasons, and a test notices by itself.
                 let _ = server.serve_connection(TokioIo::new(socket), service).await;
             });
@@ -41,10 +43,24 @@ async fn answer(name: &'static str, request: Request<Incoming>) -> Result<Respon
     if request.uri().path().starts_with("/test.Echo/") {
         return Ok(call(name, request).await);
     }
+    let answer = Response::builder().header("x-answered-by", name);
+    match request.uri().path() {
+        "/endless" => {
+            let frames =
+                futures_util::stream::repeat_with(|| Ok::<_, Infallible>(Frame::data(Bytes::from(vec![7; 65_536]))));
+            let gibibyte = futures_util::StreamExt::take(frames, 16_384);
+            return Ok(answer.body(Body::new(StreamBody::new(gibibyte))).unwrap());
+        }
+        "/unread" => {
+            // As long as the caller waits.
+            let _unread = request;
+            return std::future::pending().await;
+        }
+        _ => {}
+    }
     // A body that breaks off has nobody left to be answered.
     let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
-    let answer = Response::builder().header("x-answered-by", name).header("content-length", body.len());
-    Ok(answer.body(Body::new(Full::new(body))).unwrap())
+    Ok(answer.header("content-length", body.len()).body(Body::new(Full::new(body))).unwrap())
 }
 
 async fn call(name: &'static str, request: Request<Incoming>) -> Response<Body> {

@@ -143,6 +143,10 @@ impl Work {
                 // The library gives back what it has not sent, because its connection was told to leave.
                 Ok(Err(mut error)) => match error.take_message() {
                     Some(_) => return,
+                    None if is_unprocessed(error.error()) => {
+                        self.tally.unsent.fetch_add(1, Ordering::Relaxed);
+                        return;
+                    }
                     None => Err(format!("{:?}", error.into_error())),
                 },
                 Err(late) => Err(late.to_string()),
@@ -198,12 +202,20 @@ async fn call(grpc: &mut tonic::client::Grpc<Channel>, asked: &Asked, sent: usiz
 fn is_unsent(status: &Status) -> bool {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = status.source();
     while let Some(error) = cause {
-        if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled) {
+        let hyper = error.downcast_ref::<hyper::Error>();
+        if hyper.is_some_and(|error| error.is_canceled() || is_unprocessed(error)) {
             return true;
         }
         cause = error.source();
     }
     false
+}
+
+/// Whether the connection was told to leave before the request: the library says so also of requests that it never
+/// sent, and in either case they may be sent again (RFC 9113 section 6.8).
+fn is_unprocessed(error: &hyper::Error) -> bool {
+    let cause = error.source().and_then(|cause| cause.downcast_ref::<h2::Error>());
+    cause.is_some_and(|cause| cause.is_go_away() && cause.is_remote() && cause.reason() == Some(h2::Reason::NO_ERROR))
 }
 
 /// Mostly small, sometimes not.

@@ -6,6 +6,7 @@ mod app;
 mod churn;
 mod load;
 mod rules;
+mod stalled;
 
 /// Seconds for tests that have a short form and a long one.
 fn seconds(variable: &str, default: u64) -> std::time::Duration {

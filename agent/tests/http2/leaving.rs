@@ -23,6 +23,8 @@ fn partings() -> u32 {
 struct Racers {
     stop: Arc<AtomicBool>,
     answered: Arc<AtomicU32>,
+    /// Connections that have answered once, and those that have ended.
+    begun: Arc<AtomicU32>,
     connections: Arc<AtomicU32>,
 }
 
@@ -34,6 +36,9 @@ impl Racers {
     async fn race(self, addr: SocketAddr) {
         while !self.stop.load(Ordering::SeqCst) {
             let caller = Caller::connect(addr).await;
+            if caller.get("/", false).await.is_ok() {
+                self.begun.fetch_add(1, Ordering::SeqCst);
+            }
             // On tasks of their own, so that requests come at any moment.
             let lanes: Vec<_> = (0..10).map(|n| tokio::spawn(self.clone().lane(caller.send.clone(), n))).collect();
             for lane in lanes {
@@ -47,7 +52,7 @@ impl Racers {
         while !self.stop.load(Ordering::SeqCst) {
             // The library refuses by itself once it has read a GOAWAY: nothing was sent.
             let Ok(mut send) = send.clone().ready().await else { return };
-            let post = request("/x", n % 2 == 0).method("POST").body(()).unwrap();
+            let post = request("/x", n.is_multiple_of(2)).method("POST").body(()).unwrap();
             let Ok((response, mut up)) = send.send_request(post, false) else { return };
             let _ = up.send_data(Bytes::from_static(b"body"), true);
             let response = timeout(PATIENCE, response).await.expect("an answer");
@@ -73,6 +78,16 @@ impl Racers {
         }
     }
 
+    /// Waits until every racer has a connection that is known to be served.
+    async fn all_begun(&self) {
+        let wait = async {
+            while self.begun.load(Ordering::SeqCst) < 4 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(PATIENCE, wait).await.expect("callers begin");
+    }
+
     async fn end(self, tasks: Vec<tokio::task::JoinHandle<()>>) {
         self.stop.store(true, Ordering::SeqCst);
         for task in tasks {
@@ -88,6 +103,7 @@ async fn relayed_callers_lose_nothing_when_a_rule_comes() {
         let rig = Rig::new(app.addr, Some(workstation.addr)).await;
         let racers = Racers::default();
         let tasks = racers.start(rig.addr);
+        racers.all_begun().await;
         racers.until(20, 0).await;
         let all = racers.until(0, 4);
         rig.intercept();

@@ -15,7 +15,7 @@ use traffic_agent::outcome::Ended;
 use traffic_agent::route::RouteTable;
 use traffic_proto::tunnel::Message;
 
-use crate::app::App;
+use crate::app::{App, send_all};
 use crate::base::{PATIENCE, Workstation};
 use crate::rig::{Answer, Caller, Rig, request, whole};
 
@@ -287,8 +287,14 @@ async fn the_apps_limit_of_streams_is_the_callers() {
 
 #[tokio::test]
 async fn a_websocket_by_extended_connect_talks_both_ways_matched_or_not() {
-    let (rig, ..) = intercepted().await;
-    let caller = Caller::connect(rig.addr).await;
+    // Whoever echoes and reads thousands of tiny frames must not mind them.
+    let mut patient = h2::server::Builder::new();
+    patient.enable_connect_protocol().initial_connection_window_size(1 << 20).data_frame_budget(64 << 20);
+    let app = App::with("app", patient.clone()).await;
+    let workstation = App::with("workstation", patient).await;
+    let rig = Rig::new(app.addr, Some(workstation.addr)).await;
+    rig.intercept();
+    let caller = Caller::with(rig.addr, h2::client::Builder::new().data_frame_budget(64 << 20)).await;
     caller.get("/", false).await.unwrap();
     assert!(caller.send.is_extended_connect_protocol_enabled());
     for dev in [false, true] {
@@ -296,17 +302,46 @@ async fn a_websocket_by_extended_connect_talks_both_ways_matched_or_not() {
         connect.extensions_mut().insert(Protocol::from_static("websocket"));
         let (response, mut up) = caller.send.clone().ready().await.unwrap().send_request(connect, false).unwrap();
         let mut from = timeout(PATIENCE, response).await.expect("a head").unwrap().into_body();
-        for n in 0..1_000u32 {
-            up.send_data(Bytes::copy_from_slice(&n.to_be_bytes()), false).unwrap();
-            let mut got = Vec::new();
-            while got.len() < 4 {
+        // Both directions at once, in the frames of RFC 6455: masked text with changing lengths.
+        let sending = tokio::spawn(async move {
+            for n in 0..10_000u32 {
+                send_all(&mut up, text_frame(n).into()).await.unwrap();
+            }
+            up
+        });
+        let mut got = Vec::new();
+        for n in 0..10_000u32 {
+            let expected = text_frame(n);
+            while got.len() < expected.len() {
                 let chunk = timeout(PATIENCE, from.data()).await.expect("an echo").unwrap().unwrap();
                 from.flow_control().release_capacity(chunk.len()).unwrap();
                 got.extend_from_slice(&chunk);
             }
-            assert_eq!(got, n.to_be_bytes());
+            assert!(got.starts_with(&expected), "message {n}");
+            got.drain(..expected.len());
+        }
+        assert!(got.is_empty());
+        sending.await.unwrap();
+    }
+    for (dev, path) in [(false, "/reset/7"), (true, "/trailers-only")] {
+        let mut connect = request(path, dev).method(Method::CONNECT).body(()).unwrap();
+        connect.extensions_mut().insert(Protocol::from_static("websocket"));
+        let (response, _up) = caller.send.clone().ready().await.unwrap().send_request(connect, false).unwrap();
+        match timeout(PATIENCE, response).await.expect("a refusal") {
+            Ok(response) => assert_eq!((dev, &response.headers()["grpc-status"]), (true, &"7".parse().unwrap())),
+            Err(error) => assert_eq!((dev, error.reason()), (false, Some(Reason::REFUSED_STREAM))),
         }
     }
+}
+
+/// A masked text message of RFC 6455 with a number in it.
+fn text_frame(n: u32) -> Vec<u8> {
+    let text = format!("message {n} {}", "x".repeat(n as usize % 90));
+    let mask = n.to_be_bytes();
+    let mut frame = vec![0x81, 0x80 | text.len() as u8];
+    frame.extend_from_slice(&mask);
+    frame.extend(text.bytes().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+    frame
 }
 
 #[tokio::test]
