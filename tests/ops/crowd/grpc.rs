@@ -2,6 +2,7 @@
 //! gRPC's transparent retries do; tonic leaves that to its user.
 
 use std::error::Error;
+use std::io::ErrorKind;
 
 use bytes::{Buf, BufMut, Bytes};
 use h2::Reason;
@@ -147,7 +148,10 @@ fn sorted(status: &Status) -> Option<Unanswered> {
         if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled) {
             return Some(Unanswered::Repeat);
         }
-        if error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused) {
+        // A connection that was still waiting to be accepted when the listener went is reset.
+        if let Some(error) = error.downcast_ref::<std::io::Error>()
+            && matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset)
+        {
             return None;
         }
         cause = error.source();
