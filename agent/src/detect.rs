@@ -22,9 +22,13 @@ use crate::outcome::Ended;
 use crate::upstream::app::{AppLeg, ended_by_app};
 use prefix::Verdict;
 
-/// How long an undecided prefix is held back from the app. Whoever sends a request line sends it in one piece, so
-/// this only ever delays a protocol that begins like one and then waits for an answer.
+/// How long a prefix that may become a usual request is held back from the app. Whoever sends a request line sends it
+/// in one piece, so this only ever delays a protocol that begins like one and then waits for an answer.
 pub const DEADLINE: Duration = Duration::from_secs(3);
+
+/// How long a prefix is held back that no usual request begins with: some other protocol's most likely, which is not to
+/// be slow; a request with a method of somebody's own, torn apart on the way, is the app's.
+pub const DOUBT: Duration = Duration::from_millis(200);
 
 /// How long a silent caller is waited for where a workstation takes every connection of the port: long enough for
 /// every client that speaks first, little beside a login where the server does.
@@ -63,7 +67,7 @@ pub async fn first_bytes(down: &mut Conn, spoken: Buf, app: &mut AppLeg, lane: &
     let client_first = matches!(declared, Declared::Http1 | Declared::Http2) && source != Source::Probe;
     let awaits_workstation = app.is_idle() && !client_first && spoken.is_empty();
     let (from_caller, from_app) = (spoken, Buf::default());
-    let mut look = Look { down, app, lane, from_caller, from_app, awaits_workstation, deadline: None };
+    let mut look = Look { down, app, lane, from_caller, from_app, awaits_workstation, doubted: false, deadline: None };
     let protocol = match look.protocol(prefix::classify(look.from_caller.unread())) {
         Some(protocol) => protocol,
         None => poll_fn(|cx| look.poll(cx)).await?,
@@ -79,6 +83,8 @@ struct Look<'a> {
     from_app: Buf,
     /// The app is not dialled, because a workstation takes every connection of the port.
     awaits_workstation: bool,
+    /// The caller's bytes are no beginning of a usual request.
+    doubted: bool,
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
@@ -90,7 +96,12 @@ impl Look<'_> {
         if let Poll::Ready(decided) = self.poll_app(cx) {
             return Poll::Ready(decided);
         }
-        let (wait, reason) = if !self.from_caller.is_empty() || !self.from_app.is_empty() {
+        if !self.doubted && !prefix::is_familiar(self.from_caller.unread()) {
+            (self.doubted, self.deadline) = (true, None);
+        }
+        let (wait, reason) = if self.doubted {
+            (DOUBT, OpaqueReason::Undecided)
+        } else if !self.from_caller.is_empty() || !self.from_app.is_empty() {
             (DEADLINE, OpaqueReason::Undecided)
         } else if self.awaits_workstation {
             (SILENCE, OpaqueReason::ServerFirst)

@@ -9,6 +9,55 @@ pub const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The longest method that is waited for; registered ones have at most 17 letters.
 const MAX_METHOD: usize = 32;
 
+/// Methods that are registered, or common without being so.
+const METHODS: [&str; 45] = [
+    "ACL",
+    "BASELINE-CONTROL",
+    "BIND",
+    "CHECKIN",
+    "CHECKOUT",
+    "CONNECT",
+    "COPY",
+    "DELETE",
+    "GET",
+    "HEAD",
+    "LABEL",
+    "LINK",
+    "LOCK",
+    "M-SEARCH",
+    "MERGE",
+    "MKACTIVITY",
+    "MKCALENDAR",
+    "MKCOL",
+    "MKREDIRECTREF",
+    "MKWORKSPACE",
+    "MOVE",
+    "NOTIFY",
+    "OPTIONS",
+    "ORDERPATCH",
+    "PATCH",
+    "POST",
+    "PRI",
+    "PROPFIND",
+    "PROPPATCH",
+    "PURGE",
+    "PUT",
+    "QUERY",
+    "REBIND",
+    "REPORT",
+    "SEARCH",
+    "SUBSCRIBE",
+    "TRACE",
+    "UNBIND",
+    "UNCHECKOUT",
+    "UNLINK",
+    "UNLOCK",
+    "UNSUBSCRIBE",
+    "UPDATE",
+    "UPDATEREDIRECTREF",
+    "VERSION-CONTROL",
+];
+
 /// What the first bytes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -41,6 +90,21 @@ pub fn classify(bytes: &[u8]) -> Verdict {
     } else {
         request_line(bytes)
     }
+}
+
+/// Whether undecided bytes may still become TLS, a preface, or a request with a method of the registry (RFC 9110
+/// section 16.1.1). Others are a request at best with a method of somebody's own.
+#[must_use]
+pub fn is_familiar(bytes: &[u8]) -> bool {
+    let bytes = bytes.strip_prefix(b"\r\n").unwrap_or(bytes);
+    let len = bytes.iter().take_while(|b| is_token(**b)).count();
+    let Some((token, rest)) = bytes.split_at_checked(len) else { return false };
+    if token.is_empty() {
+        return matches!(rest.first(), None | Some(0x16 | b'\r'));
+    }
+    METHODS
+        .iter()
+        .any(|method| if rest.is_empty() { method.as_bytes().starts_with(token) } else { method.as_bytes() == token })
 }
 
 /// Whether these bytes, the first from a server, may be the SETTINGS frame (RFC 9113 section 6.5) with which every
@@ -133,6 +197,18 @@ mod tests {
             b" GET / HTTP/1.1\r\n",
         ] {
             settles_to(other, Verdict::Other);
+        }
+    }
+
+    #[test]
+    fn a_prefix_is_familiar_as_long_as_it_may_become_a_usual_request() {
+        for yes in
+            ["", "G", "GET", "GET /a", "\r", "\r\n", "\r\nPO", "PRI * HT", "PROPF", "M-SEARCH *", "\x16", "\x16\x03"]
+        {
+            assert!(is_familiar(yes.as_bytes()), "{yes:?}");
+        }
+        for no in ["H1", "get", "GETX", "GE /", "HELLO", "x", "PING", "AUTH me", "\0", "\x01\x02"] {
+            assert!(!is_familiar(no.as_bytes()), "{no:?}");
         }
     }
 
