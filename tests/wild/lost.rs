@@ -131,7 +131,7 @@ impl HalfWay {
     }
 
     /// Reads to the end, which has to be a proper one.
-    fn is_whole(mut self) {
+    fn ends_whole(mut self) {
         let framing = if self.path == "/chunked" { 2 * "493e0\r\n\r\n".len() + "0\r\n\r\n".len() } else { 0 };
         let mut rest = vec![0; 2 * HALF - HALF / 2 + framing];
         self.stream.read_exact(&mut rest).unwrap_or_else(|error| panic!("{}: {error}", self.path));
@@ -264,7 +264,7 @@ fn a_manager_that_is_killed_breaks_what_it_carries_and_nothing_else() {
     scene.system.manager.kill();
     scene.client.line("manager=lost");
     scene.laptop.then(Then::GoOn);
-    answers.into_iter().for_each(HalfWay::is_whole);
+    answers.into_iter().for_each(HalfWay::ends_whole);
     assert_eq!(scene.system.agent.stat(".tunnel_failures"), 0);
     scene.next_is_answered_by("laptop");
 }
