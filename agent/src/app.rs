@@ -155,7 +155,7 @@ impl App {
                 grpc: self.servers.grpc,
             };
             let depart = control.start(&tasks);
-            tasks.spawn(start_up::forget());
+            tasks.spawn(start_up::forget(self.drain.clone()));
             leaving.run(leaving::signals(), depart).await.exit_code()
         });
         tasks.kill();

@@ -8,8 +8,9 @@ use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use futures_util::FutureExt as _;
 use rustix::io::Errno;
 use tokio::net::{TcpListener, TcpStream};
 
@@ -37,26 +38,39 @@ pub const MAX_CONNECTIONS: i64 = 32 * 1024;
 /// How long accepting rests when descriptors have run out.
 const EXHAUSTED: Duration = Duration::from_millis(50);
 
+/// How long callers that are in the kernel's queue when accepting ends are still taken in: closing resets them.
+const LAST_CALL: Duration = Duration::from_millis(50);
+
 /// Accepts until the drain says not to. Every connection is one task.
 pub async fn accept(listener: TcpListener, port: Arc<Shared>) {
-    loop {
-        if !spare::keep(&listener) {
-            if port.drain.is_closed() {
-                return;
-            }
+    // Asked for each time, because a crowd that is never all accepted would keep the other branch from its turn.
+    while !port.drain.is_closed() {
+        if !spare::keep() {
             rest(&port, &Errno::MFILE.into()).await;
             continue;
         }
         let accepted = tokio::select! {
             biased;
             accepted = listener.accept() => accepted,
-            () = port.drain.closed() => return,
+            () = port.drain.closed() => break,
         };
         match accepted {
             Ok((io, peer)) => admit(Accepted { io, caller: Caller::new(peer) }, &port),
             Err(error) if listen::is_exhausted(&error) => rest(&port, &error).await,
             // The caller was gone before it was accepted.
             Err(error) => tracing::debug!(port = port.agent_port, %error, "accept"),
+        }
+    }
+    take_in_the_last(&listener, &port);
+}
+
+/// Accepts who has come already, without waiting for anybody.
+fn take_in_the_last(listener: &TcpListener, port: &Arc<Shared>) {
+    let end = Instant::now() + LAST_CALL;
+    while let Some(Ok((io, peer))) = tokio::task::unconstrained(listener.accept()).now_or_never() {
+        admit(Accepted { io, caller: Caller::new(peer) }, port);
+        if Instant::now() > end {
+            return;
         }
     }
 }

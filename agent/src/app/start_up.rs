@@ -10,14 +10,24 @@ use std::time::Duration;
 
 use rustix::mm::{Advice, madvise};
 
+use crate::drain::Drain;
+
 /// When: as soon as everything is listening, when the manager has been met, and when the first snapshots are through.
 const AFTER: [Duration; 3] = [Duration::ZERO, Duration::from_millis(300), Duration::from_secs(10)];
+/// How often an agent that carries nothing gives back what it has used since.
+const EACH: Duration = Duration::from_secs(60);
 
-/// Forgets the start, in steps.
-pub(super) async fn forget() {
+/// Forgets the start in steps, and from then on what was used for a while, as long as nothing is carried.
+pub(super) async fn forget(carried: Drain) {
     for after in AFTER {
         tokio::time::sleep(after).await;
         unmap();
+    }
+    loop {
+        tokio::time::sleep(EACH).await;
+        if carried.open() == 0 {
+            unmap();
+        }
     }
 }
 
