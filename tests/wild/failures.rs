@@ -147,7 +147,10 @@ fn refused(address: SocketAddr, request: &[u8]) -> Option<ErrorKind> {
         Ok(stream) => stream,
         Err(error) => return Some(error.kind()),
     };
-    let _ = stream.write_all(request);
+    // Whichever call comes first behind the reset is told of it, and only that one.
+    if let Err(error) = stream.write_all(request) {
+        return Some(error.kind());
+    }
     let (answer, error) = read_out(&mut stream);
     assert_eq!(String::from_utf8_lossy(&answer), "");
     error
