@@ -155,7 +155,7 @@ impl App {
                 grpc: self.servers.grpc,
             };
             let depart = control.start(&tasks);
-            tasks.spawn(start_up::forget(self.drain.clone()));
+            tasks.spawn(start_up::forget(self.ports.iter().map(|p| p.shared.clone()).collect()));
             leaving.run(leaving::signals(), depart).await.exit_code()
         });
         tasks.kill();

@@ -3,11 +3,11 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, ReadBuf};
-use tokio::net::TcpStream;
 
 use crate::conn;
 
@@ -99,7 +99,7 @@ impl Buf {
     ///
     /// # Errors
     /// The connection failed.
-    pub fn fill_now(&mut self, from: &TcpStream) -> io::Result<Option<usize>> {
+    pub fn fill_now(&mut self, from: impl AsFd) -> io::Result<Option<usize>> {
         let store = self.store.get_or_insert_with(|| borrow_from_pool(false));
         let read = conn::read_now(from, store.get_mut(self.end..).unwrap_or_default());
         self.end += *read.as_ref().unwrap_or(&0);

@@ -1,12 +1,15 @@
 //! One end of a carried connection: a TCP socket, or anything that reads and writes like one (TLS, a tunnel).
 
 use std::io;
+use std::net::Shutdown;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use futures_util::FutureExt as _;
 use rustix::net::{RecvFlags, SendFlags};
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 use tokio::net::TcpStream;
 
 /// A byte stream that can also be broken off so that the peer notices.
@@ -19,6 +22,10 @@ pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {
 pub enum Conn {
     /// A plain socket, which the kernel can splice.
     Tcp(TcpStream),
+    /// A caller's plain socket that the runtime has not been told of yet, so that nobody would be woken by it. Reading
+    /// it, or writing more than there is room for, makes it [`Self::Tcp`]. A caller that has asked before it was
+    /// accepted and gets its last answer at once never costs the two system calls of being watched.
+    New(NewSocket),
     /// TLS over a socket, or a tunnel.
     Other(Box<dyn Io>),
 }
@@ -29,17 +36,91 @@ impl Conn {
     pub fn as_tcp(&self) -> Option<&TcpStream> {
         match self {
             Self::Tcp(socket) => Some(socket),
-            Self::Other(_) => None,
+            Self::New(_) | Self::Other(_) => None,
         }
+    }
+
+    /// Whether the runtime has not been told of the socket yet.
+    #[must_use]
+    pub fn is_new(&self) -> bool {
+        matches!(self, Self::New(_))
+    }
+
+    /// Tells the runtime of a new socket; nothing where it knows.
+    ///
+    /// # Errors
+    /// The kernel watches no more descriptors for this process or user.
+    pub fn watch(&mut self) -> io::Result<()> {
+        if let Self::New(socket) = self {
+            *self = Self::Tcp(socket.watch()?);
+        }
+        Ok(())
+    }
+
+    /// Writes the last bytes before the socket is closed, whatever the runtime knows of it: they wait for the close, at
+    /// most 200 ms, and leave in one packet with it. Plain sockets only.
+    ///
+    /// # Errors
+    /// As [`write_now`]; `Unsupported` where there is more than a socket.
+    pub fn write_last(&self, bytes: &[u8]) -> io::Result<usize> {
+        let socket = match self {
+            Self::Tcp(socket) => socket.as_fd(),
+            Self::New(socket) => socket.get()?.as_fd(),
+            Self::Other(_) => return Err(io::ErrorKind::Unsupported.into()),
+        };
+        Ok(rustix::net::send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL | SendFlags::MORE)?)
     }
 
     /// Makes the coming drop visible to the peer as a reset instead of an orderly close.
     pub fn abort(&mut self) {
         match self {
             Self::Tcp(socket) => socket.abort(),
+            Self::New(NewSocket(Some(socket))) => reset_when_dropped(socket),
+            Self::New(NewSocket(None)) => {}
             Self::Other(io) => io.abort(),
         }
     }
+}
+
+/// A socket in nonblocking mode that the runtime has not been told of; see [`Conn::New`].
+#[derive(Debug)]
+pub struct NewSocket(Option<std::net::TcpStream>);
+
+impl NewSocket {
+    /// Takes a socket in nonblocking mode.
+    #[must_use]
+    pub fn new(socket: std::net::TcpStream) -> Self {
+        Self(Some(socket))
+    }
+
+    /// The socket.
+    ///
+    /// # Errors
+    /// Telling the runtime of it has failed, and it was closed.
+    pub fn get(&self) -> io::Result<&std::net::TcpStream> {
+        self.0.as_ref().ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+
+    /// Tells the runtime of it.
+    ///
+    /// # Errors
+    /// The kernel watches no more descriptors for this process or user; the socket is closed.
+    pub fn watched(mut self) -> io::Result<TcpStream> {
+        self.watch()
+    }
+
+    fn watch(&mut self) -> io::Result<TcpStream> {
+        TcpStream::from_std(self.0.take().ok_or(io::ErrorKind::NotConnected)?)
+    }
+}
+
+/// Whether the peer is known to have ended its side properly, and everything before that has been read. False says
+/// nothing: the runtime may not have been told yet.
+#[must_use]
+pub fn has_ended(socket: &TcpStream) -> bool {
+    // A read that did not fill its buffer has taken the mark of readable data away, unless more was announced since.
+    let marks = socket.ready(Interest::READABLE | Interest::WRITABLE).now_or_never();
+    matches!(marks, Some(Ok(marks)) if marks.is_read_closed() && !marks.is_write_closed() && marks & Ready::READABLE == Ready::EMPTY)
 }
 
 /// Reads what the kernel has already, whatever the runtime knows of it: a caller has often spoken before it is
@@ -47,7 +128,7 @@ impl Conn {
 ///
 /// # Errors
 /// `WouldBlock`, where there is nothing yet; else the connection is over.
-pub fn read_now(socket: &TcpStream, into: &mut [u8]) -> io::Result<usize> {
+pub fn read_now(socket: impl AsFd, into: &mut [u8]) -> io::Result<usize> {
     Ok(rustix::net::recv(socket, into, RecvFlags::DONTWAIT)?.0)
 }
 
@@ -56,24 +137,20 @@ pub fn read_now(socket: &TcpStream, into: &mut [u8]) -> io::Result<usize> {
 ///
 /// # Errors
 /// `WouldBlock`, while the socket is not connected or has no room; else the connection is over.
-pub fn write_now(socket: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+pub fn write_now(socket: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
     Ok(rustix::net::send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?)
-}
-
-/// As [`write_now`], for the last bytes before the socket is closed: they wait for the close, at most 200 ms, and
-/// leave in one packet with it.
-///
-/// # Errors
-/// As [`write_now`].
-pub fn write_last(socket: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
-    Ok(rustix::net::send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL | SendFlags::MORE)?)
 }
 
 impl Io for TcpStream {
     fn abort(&mut self) {
-        // A socket that is gone already has nothing left to reset.
-        let _ = SockRef::from(&*self).set_linger(Some(std::time::Duration::ZERO));
+        reset_when_dropped(&*self);
     }
+}
+
+/// Arranges that closing the socket resets its connection.
+pub fn reset_when_dropped(socket: &impl AsFd) {
+    // A socket that is gone already has nothing left to reset.
+    let _ = SockRef::from(socket).set_linger(Some(std::time::Duration::ZERO));
 }
 
 impl Io for Conn {
@@ -86,6 +163,7 @@ impl std::fmt::Debug for Conn {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Tcp(_) => "Conn::Tcp",
+            Self::New(_) => "Conn::New",
             Self::Other(_) => "Conn::Other",
         })
     }
@@ -93,8 +171,12 @@ impl std::fmt::Debug for Conn {
 
 impl AsyncRead for Conn {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
+        let this = self.get_mut();
+        this.watch()?;
+        match this {
             Self::Tcp(socket) => Pin::new(socket).poll_read(cx, buf),
+            // There are none after watching.
+            Self::New(_) => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
             Self::Other(io) => Pin::new(io).poll_read(cx, buf),
         }
     }
@@ -102,8 +184,17 @@ impl AsyncRead for Conn {
 
 impl AsyncWrite for Conn {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
+        let this = self.get_mut();
+        if let Self::New(socket) = this {
+            match write_now(socket.get()?, buf) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => this.watch()?,
+                written => return Poll::Ready(written),
+            }
+        }
+        match this {
             Self::Tcp(socket) => Pin::new(socket).poll_write(cx, buf),
+            // There are none after watching.
+            Self::New(_) => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
             Self::Other(io) => Pin::new(io).poll_write(cx, buf),
         }
     }
@@ -111,18 +202,21 @@ impl AsyncWrite for Conn {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(socket) => Pin::new(socket).poll_flush(cx),
+            Self::New(_) => Poll::Ready(Ok(())),
             Self::Other(io) => Pin::new(io).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(socket) => match Pin::new(socket).poll_shutdown(cx) {
-                // Both sides have ended already; there is nothing left to say and nothing is wrong.
-                Poll::Ready(Err(e)) if e.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
-                shut => shut,
-            },
-            Self::Other(io) => Pin::new(io).poll_shutdown(cx),
+        let shut = match self.get_mut() {
+            Self::Tcp(socket) => Pin::new(socket).poll_shutdown(cx),
+            Self::New(socket) => Poll::Ready(socket.get()?.shutdown(Shutdown::Write)),
+            Self::Other(io) => return Pin::new(io).poll_shutdown(cx),
+        };
+        match shut {
+            // Both sides have ended already; there is nothing left to say and nothing is wrong.
+            Poll::Ready(Err(e)) if e.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
+            shut => shut,
         }
     }
 
@@ -131,8 +225,12 @@ impl AsyncWrite for Conn {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
+        let this = self.get_mut();
+        this.watch()?;
+        match this {
             Self::Tcp(socket) => Pin::new(socket).poll_write_vectored(cx, bufs),
+            // There are none after watching.
+            Self::New(_) => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
             Self::Other(io) => Pin::new(io).poll_write_vectored(cx, bufs),
         }
     }
@@ -140,6 +238,7 @@ impl AsyncWrite for Conn {
     fn is_write_vectored(&self) -> bool {
         match self {
             Self::Tcp(socket) => socket.is_write_vectored(),
+            Self::New(_) => true,
             Self::Other(io) => io.is_write_vectored(),
         }
     }

@@ -15,7 +15,7 @@ mod identity;
 mod idle;
 mod workstation;
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -47,7 +47,7 @@ const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 4 << 20;
 
 /// Carries a connection whose first bytes are a request line; `first` holds what has been read of it.
-pub async fn exchanges(down: Conn, first: Buf, app: AppLeg, lane: &Lane) -> Ended {
+pub fn exchanges(down: Conn, first: Buf, app: AppLeg, lane: Lane) -> impl Future<Output = Ended> + Send {
     lane.port.metrics.carried.at(Protocol::Http1).inc();
     let mut connection = Connection {
         lane,
@@ -60,19 +60,22 @@ pub async fn exchanges(down: Conn, first: Buf, app: AppLeg, lane: &Lane) -> Ende
         caller_done: false,
         notes: None,
     };
-    let ended = connection.run().await;
-    if let Some(notes) = connection.notes.take() {
-        notes.end(ended);
+    // Made outside, because an async function would keep room for its arguments beside it.
+    async move {
+        let ended = connection.run().await;
+        if let Some(notes) = connection.notes.take() {
+            notes.end(ended);
+        }
+        if ended.resets_caller() {
+            connection.down.abort();
+        }
+        ended
     }
-    if ended.resets_caller() {
-        connection.down.abort();
-    }
-    ended
 }
 
 /// One caller's connection with its ways upstream.
-struct Connection<'l> {
-    lane: &'l Lane,
+struct Connection {
+    lane: Lane,
     down: Conn,
     app: AppLeg,
     /// A workstation has answered since the app last did, so the app may rightly have closed an idle connection that
@@ -95,33 +98,28 @@ enum Upstream {
     Tunnel(usize),
 }
 
-impl Connection<'_> {
+impl Connection {
+    /// What is rare is boxed, so that idle connections do not hold room for it.
     async fn run(&mut self) -> Ended {
-        let drain = self.lane.port.drain.clone();
-        let mut idle = Idle::new(&drain);
+        let port = Arc::clone(&self.lane.port);
+        let mut idle = Idle::new(&port.drain);
         loop {
             let head = match poll_fn(|cx| idle.poll_next(self, cx)).await {
                 Next::Request(head) => head,
-                Next::Unclear(reason) => return self.relay_to_app(reason).await,
+                Next::Unclear(reason) => return Box::pin(self.relay_to_app(reason)).await,
                 Next::End(ended) => return ended,
             };
             let started = Instant::now();
-            let head = match self.lane.identity() {
-                None => head,
-                Some((name, caller)) => match identity::replace(&mut self.request.buf, &head, name, caller) {
-                    Some(head) => head,
-                    None => return Ended::Limit,
-                },
-            };
+            let Some(head) = self.vouch(head) else { return Ended::Limit };
             let mut body = Body::of_request(&head);
             if self.request.clear_head(head.len, &mut body).is_err() {
-                return self.relay_to_app(OpaqueReason::Ambiguous).await;
+                return Box::pin(self.relay_to_app(OpaqueReason::Ambiguous)).await;
             }
             let upstream = match self.route(&head) {
                 None => Upstream::App,
                 Some((intercept, Route::Expired)) => {
                     self.lane.port.metrics.http1_requests.at(Route::Expired).inc();
-                    match self.expired(&intercept, &head, body).await {
+                    match Box::pin(self.expired(intercept, head, body)).await {
                         None => {
                             self.notes = None;
                             continue;
@@ -129,7 +127,7 @@ impl Connection<'_> {
                         Some(ended) => return ended,
                     }
                 }
-                Some((intercept, _)) => self.workstation(intercept).await,
+                Some((intercept, _)) => Box::pin(self.workstation(intercept)).await,
             };
             let route = if upstream == Upstream::App { Route::App } else { Route::Client };
             self.lane.port.metrics.http1_requests.at(route).inc();
@@ -145,9 +143,17 @@ impl Connection<'_> {
                     }
                 }
                 Outcome::End(ended) => return ended,
-                Outcome::Close => return self.linger().await,
-                Outcome::Relay(reason) => return self.relay(upstream, reason).await,
+                Outcome::Close => return Box::pin(self.linger()).await,
+                Outcome::Relay(reason) => return Box::pin(self.relay(upstream, reason)).await,
             }
+        }
+    }
+
+    /// Puts in who the caller is, where the port says so; `None` where there is no room for it.
+    fn vouch(&mut self, head: Head) -> Option<Head> {
+        match self.lane.identity() {
+            None => Some(head),
+            Some((name, caller)) => identity::replace(&mut self.request.buf, &head, name, caller),
         }
     }
 

@@ -1,10 +1,11 @@
 //! START HERE: one listening port, its accept loop, then one connection from end to end.
 
 pub mod listen;
+mod listener;
 pub mod probing;
 pub mod workers;
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn, ready};
 use std::io;
 use std::sync::Arc;
 use std::task::Poll;
@@ -12,11 +13,10 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use rustix::io::Errno;
-use tokio::net::{TcpListener, TcpStream};
 
 use crate::addr::Caller;
 use crate::buffers::Buf;
-use crate::conn::{Conn, Io as _};
+use crate::conn::{Conn, NewSocket};
 use crate::detect::prefix::{Verdict, classify};
 use crate::detect::{self, Protocol};
 use crate::lane::{Declared, Lane, Shared};
@@ -29,6 +29,7 @@ use crate::upstream::app::{AppLeg, OwnPort};
 use crate::upstream::originate::Untouched;
 use crate::{http1, http2, opaque, relay, spare, tls};
 use listen::Accepted;
+use listener::Listener;
 
 pub use listen::{BindError, PortSpec};
 pub use workers::{Ports, Running, worker_count};
@@ -42,7 +43,7 @@ const EXHAUSTED: Duration = Duration::from_millis(50);
 const LAST_CALL: Duration = Duration::from_millis(50);
 
 /// Accepts until the drain says not to. Every connection is one task.
-pub async fn accept(listener: TcpListener, port: Arc<Shared>) {
+pub async fn accept(listener: Listener, port: Arc<Shared>) {
     // Asked for each time, because a crowd that is never all accepted would keep the other branch from its turn.
     while !port.drain.is_closed() {
         if !spare::keep() {
@@ -55,7 +56,7 @@ pub async fn accept(listener: TcpListener, port: Arc<Shared>) {
             () = port.drain.closed() => break,
         };
         match accepted {
-            Ok((io, peer)) => admit(Accepted { io, caller: Caller::new(peer) }, &port),
+            Ok(accepted) => admit(accepted, &port),
             Err(error) if listen::is_exhausted(&error) => rest(&port, &error).await,
             // The caller was gone before it was accepted.
             Err(error) => tracing::debug!(port = port.agent_port, %error, "accept"),
@@ -65,10 +66,10 @@ pub async fn accept(listener: TcpListener, port: Arc<Shared>) {
 }
 
 /// Accepts who has come already, without waiting for anybody.
-fn take_in_the_last(listener: &TcpListener, port: &Arc<Shared>) {
+fn take_in_the_last(listener: &Listener, port: &Arc<Shared>) {
     let end = Instant::now() + LAST_CALL;
-    while let Some(Ok((io, peer))) = tokio::task::unconstrained(listener.accept()).now_or_never() {
-        admit(Accepted { io, caller: Caller::new(peer) }, port);
+    while let Ok(accepted) = listener.accept_now() {
+        admit(accepted, port);
         if Instant::now() > end {
             return;
         }
@@ -88,7 +89,7 @@ async fn rest(port: &Shared, error: &io::Error) {
     }
 }
 
-fn admit(mut accepted: Accepted, port: &Arc<Shared>) {
+fn admit(accepted: Accepted, port: &Arc<Shared>) {
     port.metrics.connections.inc();
     if port.metrics.active.get() >= MAX_CONNECTIONS {
         port.metrics.limits.at(Limit::Connections).inc();
@@ -97,7 +98,7 @@ fn admit(mut accepted: Accepted, port: &Arc<Shared>) {
             port.metrics.lines.refused, warn, port = port.agent_port, caller = %accepted.caller, open = MAX_CONNECTIONS,
             "a connection is refused: the port has as many as it takes"
         );
-        return accepted.io.abort();
+        return accepted.refuse();
     }
     if accepted.is_our_own(port.app.app_addr()) {
         port.metrics.self_connections.inc();
@@ -109,43 +110,60 @@ fn admit(mut accepted: Accepted, port: &Arc<Shared>) {
             "the redirect sends the agent's own connections to the app back to the agent; this one is cut. \
              The init container has to run with the agent's uid or gid"
         );
-        return accepted.io.abort();
+        return accepted.refuse();
     }
     port.drain.carry(carry(accepted, Arc::clone(port)));
 }
 
-async fn carry(accepted: Accepted, port: Arc<Shared>) {
-    let _active = Active::of(&port);
-    let mut carried = Carried { port: &port, caller: accepted.caller, ended: None };
+/// The task of one connection.
+fn carry(accepted: Accepted, port: Arc<Shared>) -> impl Future<Output = ()> + Send {
     let lane = Lane { caller: accepted.caller, port: Arc::clone(&port), hello: None };
-    carried.ended = Some(connection(accepted.io, lane).await);
+    let carried = Carried::begin(port, accepted.caller);
+    connection(NewSocket::new(accepted.io), lane).map(|ended| carried.end(ended))
 }
 
-/// One connection, from its first byte to its end.
-pub async fn connection(io: TcpStream, mut lane: Lane) -> Ended {
+/// One connection, from its first byte to its end. Every open one holds room for it, so one step takes the room of the
+/// other; an async function would keep both.
+pub fn connection(io: NewSocket, lane: Lane) -> impl Future<Output = Ended> + Send {
+    begin(io, lane).then(|begun| match begun {
+        Ok(begun) => begun.carry().left_future(),
+        Err(ended) => ready(ended).right_future(),
+    })
+}
+
+/// A connection of which it is known what it carries.
+struct Begun {
+    down: Conn,
+    app: AppLeg,
+    own: Option<OwnPort>,
+    protocol: Protocol,
+    first: relay::First,
+    lane: Lane,
+}
+
+/// TLS where annotations ask for it, the app's connection, and the first bytes.
+async fn begin(io: NewSocket, mut lane: Lane) -> Result<Begun, Ended> {
     let (mut down, dial) = match &lane.port.tls {
-        None => (Conn::Tcp(io), Arc::clone(&lane.port.app)),
+        None => (Conn::New(io), Arc::clone(&lane.port.app)),
         // Boxed: a handshake needs much room for a short time.
-        Some(_) => match Box::pin(arrive(io, &mut lane)).await {
-            Ok(arrived) => arrived,
-            Err(ended) => return ended,
-        },
+        Some(_) => Box::pin(arrive(io, &mut lane)).await?,
     };
     let port = &lane.port;
     let mut app = AppLeg::new(dial, lane.hello.clone(), Arc::clone(&port.metrics));
     let declared = port.spoken.get().0;
     let mut spoken = Buf::default();
-    if matches!(down, Conn::Tcp(_)) && listen_now(&mut down, &mut spoken).await.is_err() {
-        return Ended::CallerReset;
+    if listen_now(&mut down, &mut spoken).await.is_err() {
+        return Err(Ended::CallerReset);
     }
     if !workstation_takes_all(port) {
         // At once, also for a silent caller: the app may speak first.
         app.begin_with(classify(spoken.unread()) != Verdict::NeedMore);
     }
-    let _own = OwnPort::of(&mut app);
+    let own = OwnPort::of(&mut app);
     if declared == Declared::Opaque {
+        down.watch().map_err(|_| Ended::CallerReset)?;
         let first = relay::First { from_down: spoken, ..relay::First::default() };
-        return Box::pin(unread(down, app, first, &lane, OpaqueReason::Declared)).await;
+        return Ok(Begun { down, app, own, protocol: Protocol::Opaque(OpaqueReason::Declared), first, lane });
     }
     let first = match detect::first_bytes(&mut down, spoken, &mut app, &lane).await {
         Ok(first) => first,
@@ -153,39 +171,51 @@ pub async fn connection(io: TcpStream, mut lane: Lane) -> Ended {
             if ended.resets_caller() {
                 down.abort();
             }
-            return ended;
+            return Err(ended);
         }
     };
     report(port, first.protocol);
-    match first.protocol {
-        Protocol::Http1 => http1::exchanges(down, first.from_caller, app, &lane).await,
-        Protocol::Http2 => match app.into_conn().await {
-            Ok(app) => Box::pin(http2::carry(down, first.from_caller, app, first.from_app, &lane)).await,
-            Err(ended) => {
-                down.abort();
-                ended
-            }
-        },
-        // What is not understood could tell the app who the caller is, where the agent has to vouch for that. TLS of
-        // the caller's own is between the two.
-        Protocol::Opaque(reason) if reason != OpaqueReason::TlsRelayed && lane.identity().is_some() => {
-            port.metrics.opaque.at(reason).inc();
-            down.abort();
-            Ended::Malformed
+    if first.protocol != Protocol::Http1 {
+        down.watch().map_err(|_| Ended::CallerReset)?;
+    }
+    let (protocol, first) = (first.protocol, relay::First { from_down: first.from_caller, from_up: first.from_app });
+    Ok(Begun { down, app, own, protocol, first, lane })
+}
+
+impl Begun {
+    /// All but HTTP/1 is boxed, so that the many connections that carry HTTP/1 do not hold room for it.
+    fn carry(self) -> impl Future<Output = Ended> + Send {
+        let Self { down, app, own, protocol, first, lane } = self;
+        match protocol {
+            Protocol::Http1 => http1::exchanges(down, first.from_down, app, lane).left_future(),
+            Protocol::Http2 => http2(down, app, first, lane).boxed().right_future(),
+            Protocol::Opaque(reason) => unread(down, app, first, lane, reason).boxed().right_future(),
         }
-        Protocol::Opaque(reason) => {
-            let first = relay::First { from_down: first.from_caller, from_up: first.from_app };
-            Box::pin(unread(down, app, first, &lane, reason)).await
+        .inspect(move |_| drop(own))
+    }
+}
+
+async fn http2(mut down: Conn, app: AppLeg, first: relay::First, lane: Lane) -> Ended {
+    match app.into_conn().await {
+        Ok(app) => http2::carry(down, first.from_down, app, first.from_up, &lane).await,
+        Err(ended) => {
+            down.abort();
+            ended
         }
     }
 }
 
 /// What the caller has said already, if anything: known to the runtime, or only to the kernel.
 async fn listen_now(down: &mut Conn, spoken: &mut Buf) -> io::Result<()> {
+    if let Conn::New(socket) = down {
+        let heard = spoken.fill_now(socket.get()?)?;
+        // Whoever has said nothing yet has to be waited for.
+        return if heard.is_some_and(|n| n > 0) { Ok(()) } else { down.watch() };
+    }
     match (poll_fn(|cx| Poll::Ready(spoken.poll_fill(down, cx))).await, &*down) {
         (Poll::Pending, Conn::Tcp(socket)) => spoken.fill_now(socket).map(drop),
         (Poll::Ready(read), _) => read.map(drop),
-        (Poll::Pending, Conn::Other(_)) => Ok(()),
+        (Poll::Pending, _) => Ok(()),
     }
 }
 
@@ -210,9 +240,10 @@ fn report(port: &Shared, found: Protocol) {
 }
 
 /// TLS, where annotations ask for it: what the caller speaks, who it is, and how the app is dialled for it.
-async fn arrive(io: TcpStream, lane: &mut Lane) -> Result<(Conn, Arc<dyn DialApp>), Ended> {
+async fn arrive(io: NewSocket, lane: &mut Lane) -> Result<(Conn, Arc<dyn DialApp>), Ended> {
     let port = Arc::clone(&lane.port);
-    let Some(tls) = &port.tls else { return Ok((Conn::Tcp(io), Arc::clone(&port.app))) };
+    let Some(tls) = &port.tls else { return Ok((Conn::New(io), Arc::clone(&port.app))) };
+    let io = io.watched().map_err(|_| Ended::CallerReset)?;
     let arrival = tokio::select! {
         biased;
         arrival = tls.accept(io, port.routes.load().is_empty(), &port.metrics) => arrival,
@@ -236,8 +267,16 @@ async fn arrive(io: TcpStream, lane: &mut Lane) -> Result<(Conn, Arc<dyn DialApp
     }
 }
 
-/// A connection that is not looked into. What the app has said already binds it to the app.
-async fn unread(mut down: Conn, app: AppLeg, first: relay::First, lane: &Lane, reason: OpaqueReason) -> Ended {
+/// A connection that is not looked into. What the app has said already binds it to the app. What is not understood
+/// could tell the app who the caller is, where the agent has to vouch for that; TLS of the caller's own is between the
+/// two, and so is what the port is declared to carry.
+async fn unread(mut down: Conn, app: AppLeg, first: relay::First, lane: Lane, reason: OpaqueReason) -> Ended {
+    let lane = &lane;
+    if !matches!(reason, OpaqueReason::TlsRelayed | OpaqueReason::Declared) && lane.identity().is_some() {
+        lane.port.metrics.opaque.at(reason).inc();
+        down.abort();
+        return Ended::Malformed;
+    }
     if app.is_idle() {
         return opaque::carry(down, first.from_down, None, lane, reason).await;
     }
@@ -256,31 +295,28 @@ fn workstation_takes_all(port: &Shared) -> bool {
     port.routes.load().global().is_some_and(|i| i.mechanism == Mechanism::Tcp)
 }
 
-/// Counts a connection as open until dropped.
-struct Active<'p>(&'p Shared);
-
-impl<'p> Active<'p> {
-    fn of(port: &'p Shared) -> Self {
-        port.metrics.active.add(1);
-        Self(port)
-    }
-}
-
-impl Drop for Active<'_> {
-    fn drop(&mut self) {
-        self.0.metrics.active.add(-1);
-    }
-}
-
-/// Reports how a connection ended, also when it was dropped amid its work: by a panic, or by the drain.
-struct Carried<'p> {
-    port: &'p Shared,
+/// Counts a connection as open until dropped, and reports how it ended, also when it was dropped amid its work: by a
+/// panic, or by the drain.
+struct Carried {
+    port: Arc<Shared>,
     caller: Caller,
     ended: Option<Ended>,
 }
 
-impl Drop for Carried<'_> {
+impl Carried {
+    fn begin(port: Arc<Shared>, caller: Caller) -> Self {
+        port.metrics.active.add(1);
+        Self { port, caller, ended: None }
+    }
+
+    fn end(mut self, ended: Ended) {
+        self.ended = Some(ended);
+    }
+}
+
+impl Drop for Carried {
     fn drop(&mut self) {
+        self.port.metrics.active.add(-1);
         let ended = match self.ended {
             Some(ended) => ended,
             None if std::thread::panicking() => Ended::Bug,

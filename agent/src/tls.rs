@@ -7,6 +7,7 @@ pub mod handshakes;
 mod hello;
 pub mod identity;
 pub mod pem;
+mod rehearsal;
 pub mod secret;
 pub mod serve;
 pub mod store;
@@ -199,6 +200,18 @@ impl Port {
     #[must_use]
     pub fn in_force(&self) -> bool {
         store::all_good(&self.stores)
+    }
+
+    /// Shakes hands with ourselves, where callers' TLS is ended here and the secrets are good.
+    ///
+    /// # Errors
+    /// What is wrong with the secrets; callers' handshakes would fail the same way.
+    pub fn rehearse(&self) -> Result<(), rustls::Error> {
+        let offer = Offer { h2: true, http1: true };
+        match self.termination.as_ref().and_then(serve::Termination::current) {
+            Some(termination) => rehearsal::rehearse(termination.config(offer)),
+            None => Ok(()),
+        }
     }
 
     /// Whether an annotation names this very port, so that its callers are sure to speak TLS.

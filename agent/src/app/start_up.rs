@@ -6,27 +6,25 @@
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::mm::{Advice, madvise};
 
-use crate::drain::Drain;
+use crate::lane::Shared;
 
 /// When: as soon as everything is listening, when the manager has been met, and when the first snapshots are through.
 const AFTER: [Duration; 3] = [Duration::ZERO, Duration::from_millis(300), Duration::from_secs(10)];
-/// How often an agent that carries nothing gives back what it has used since.
-const EACH: Duration = Duration::from_secs(60);
 
-/// Forgets the start in steps, and from then on what was used for a while, as long as nothing is carried.
-pub(super) async fn forget(carried: Drain) {
+/// Forgets the start in steps. What TLS needs is a good deal, and its first caller is not to wait for it.
+pub(super) async fn forget(ports: Vec<Arc<Shared>>) {
     for after in AFTER {
         tokio::time::sleep(after).await;
         unmap();
-    }
-    loop {
-        tokio::time::sleep(EACH).await;
-        if carried.open() == 0 {
-            unmap();
+        for (port, tls) in ports.iter().filter_map(|port| Some((port, port.tls.as_ref()?))) {
+            if let Err(error) = tls.rehearse() {
+                tracing::warn!(port = port.container_port, %error, "a TLS handshake was tried, and would fail for callers");
+            }
         }
     }
 }

@@ -1,13 +1,14 @@
 //! One request and its answer. Both directions flow at once, so early answers, interim answers and streaming in
 //! either direction work; the exchange is over when both messages are complete.
 
+use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::AsyncWrite;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 
 use super::body::Body;
 use super::head::{Head, Kind, MAX_HEAD, Method, Parser, Step};
@@ -18,6 +19,10 @@ use crate::lane::Lane;
 use crate::metrics::{Class, OpaqueReason};
 use crate::outcome::Ended;
 use crate::upstream::app::ended_by_app;
+
+/// How long an answer may take until the runtime is told of a new caller's socket, so that a caller that leaves
+/// meanwhile is noticed. Most answers come sooner.
+const UNWATCHED: Duration = Duration::from_millis(10);
 
 /// What becomes of the connection after an exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +62,8 @@ pub(super) struct Exchange {
     heads: (u64, u64),
     /// The caller has been told that this answer is the last one.
     closing: bool,
+    /// Runs while nobody watches the caller.
+    unwatched: Option<Pin<Box<Sleep>>>,
 }
 
 enum Answer {
@@ -97,10 +104,11 @@ impl Exchange {
             upstream_took: None,
             heads: (head.len as u64, 0),
             closing: false,
+            unwatched: None,
         }
     }
 
-    pub(super) fn poll(&mut self, c: &mut Connection<'_>, cx: &mut Context<'_>) -> Poll<Outcome> {
+    pub(super) fn poll(&mut self, c: &mut Connection, cx: &mut Context<'_>) -> Poll<Outcome> {
         let Connection { lane, down, app, workstations, request, answer, caller_done, notes, .. } = c;
         let up = match self.upstream {
             Upstream::App => match ready!(app.poll_conn(cx)) {
@@ -196,6 +204,12 @@ impl Exchange {
     fn watch_caller(&mut self, ends: &mut Ends<'_, '_>, cx: &mut Context<'_>) -> Option<Outcome> {
         if *ends.caller_done || !ends.request.buf.is_empty() {
             return None;
+        }
+        if ends.down.is_new() {
+            let unwatched = self.unwatched.get_or_insert_with(|| Box::pin(tokio::time::sleep(UNWATCHED)));
+            if unwatched.as_mut().poll(cx).is_pending() {
+                return None;
+            }
         }
         match ends.request.poll_read(ends.down, 0, cx) {
             Poll::Ready(Ok(0)) => {

@@ -1,6 +1,8 @@
 //! The one answer the agent gives itself: a request that matches an intercept which has expired, while its owner
 //! wants such requests to be noticed.
 
+use std::sync::Arc;
+
 use tokio::io::AsyncWriteExt as _;
 
 use super::Connection;
@@ -20,11 +22,11 @@ pub(super) fn text(intercept: &Intercept) -> String {
     )
 }
 
-impl Connection<'_> {
+impl Connection {
     /// Answers with 503. `None` where the next request may follow; a request whose body is not all there is not
     /// waited for, the connection ends behind the answer.
-    pub(super) async fn expired(&mut self, intercept: &Intercept, head: &Head, body: Body) -> Option<Ended> {
-        let text = text(intercept);
+    pub(super) async fn expired(&mut self, intercept: Arc<Intercept>, head: Head, body: Body) -> Option<Ended> {
+        let text = text(&intercept);
         let keeps = head.persists() && body.is_done();
         let connection = match (keeps, head.minor) {
             (false, _) => "Connection: close\r\n",

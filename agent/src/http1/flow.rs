@@ -61,12 +61,21 @@ impl Flow {
     /// written leaves together with the close.
     pub(super) fn look_for_end(&mut self, from: &Conn) {
         if let (Conn::Tcp(source), None, false) = (from, &self.end, self.buf.is_full()) {
+            if conn::has_ended(source) {
+                self.end = Some(Ok(()));
+                return;
+            }
             self.end = match self.buf.fill_now(source) {
                 Ok(Some(0)) => Some(Ok(())),
                 Ok(_) => None,
                 Err(error) => Some(Err(error)),
             };
         }
+    }
+
+    /// Whether [`Self::look_for_end`] has found one.
+    pub(super) fn has_ended(&self) -> bool {
+        self.end.is_some()
     }
 
     /// The end that [`Self::look_for_end`] has found.
@@ -111,7 +120,7 @@ impl Flow {
             let last = matches!(self.end, Some(Ok(()))) && bytes.len() == self.buf.len();
             let n = match &*to {
                 // Where not all of it found room, the rest goes the usual way, and takes this with it.
-                Conn::Tcp(socket) if last && !self.dirty => match conn::write_last(socket, bytes) {
+                Conn::Tcp(_) | Conn::New(_) if last && !self.dirty => match to.write_last(bytes) {
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                         self.dirty = true;
                         continue;
@@ -155,12 +164,16 @@ impl Flow {
     pub(super) fn poll_read_body(
         &mut self,
         from: &mut Conn,
-        to: &Conn,
+        to: &mut Conn,
         body: &mut Body,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
         let ahead = body.plain_ahead();
-        if let (Conn::Tcp(source), Conn::Tcp(_)) = (&*from, to)
+        if ahead >= LONG {
+            // Where that fails the next write tells.
+            let _ = to.watch();
+        }
+        if let (Conn::Tcp(source), Conn::Tcp(_)) = (&*from, &*to)
             && ahead >= LONG
             && self.pace.is_busy()
             && !self.copies_only

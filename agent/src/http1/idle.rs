@@ -50,7 +50,14 @@ impl<'d> Idle<'d> {
         Self { parser, deadline: None, drain, draining: None, asked: None, farewell: None }
     }
 
-    pub(super) fn poll_next(&mut self, c: &mut Connection<'_>, cx: &mut Context<'_>) -> Poll<Next> {
+    pub(super) fn poll_next(&mut self, c: &mut Connection, cx: &mut Context<'_>) -> Poll<Next> {
+        // Behind its last answer the app has ended: the caller is not asked for more.
+        if c.answer.has_ended()
+            && c.request.buf.is_empty()
+            && let Some(next) = watch_app(c, cx)
+        {
+            return Poll::Ready(next);
+        }
         if let Some(next) = self.read_head(c, cx) {
             self.parser = Parser::new(Kind::Request);
             self.deadline = None;
@@ -70,7 +77,7 @@ impl<'d> Idle<'d> {
         })
     }
 
-    fn read_head(&mut self, c: &mut Connection<'_>, cx: &mut Context<'_>) -> Option<Next> {
+    fn read_head(&mut self, c: &mut Connection, cx: &mut Context<'_>) -> Option<Next> {
         loop {
             if !c.request.buf.is_empty() {
                 match self.parser.parse(c.request.buf.unread()) {
@@ -102,7 +109,7 @@ impl<'d> Idle<'d> {
     }
 
     /// The caller has ended its side: the app is told, and the connection is over once the app ends its own.
-    fn caller_done(&mut self, c: &mut Connection<'_>, cx: &mut Context<'_>) -> Option<Next> {
+    fn caller_done(&mut self, c: &mut Connection, cx: &mut Context<'_>) -> Option<Next> {
         c.caller_done = true;
         if !c.request.buf.is_empty() {
             return Some(Next::Unclear(OpaqueReason::Ambiguous));
@@ -137,7 +144,7 @@ impl<'d> Idle<'d> {
 }
 
 /// What the app does while no request of its own is under way.
-fn watch_app(c: &mut Connection<'_>, cx: &mut Context<'_>) -> Option<Next> {
+fn watch_app(c: &mut Connection, cx: &mut Context<'_>) -> Option<Next> {
     if c.stale_app {
         drop_closed_app(c, cx);
         return c.caller_done.then_some(Next::End(Ended::Clean));
@@ -174,7 +181,7 @@ fn watch_app(c: &mut Connection<'_>, cx: &mut Context<'_>) -> Option<Next> {
 
 /// Gives up an app's connection that has ended, or speaks unasked, while a workstation served the caller: the caller
 /// has nothing to do with it.
-pub(super) fn drop_closed_app(c: &mut Connection<'_>, cx: &mut Context<'_>) {
+pub(super) fn drop_closed_app(c: &mut Connection, cx: &mut Context<'_>) {
     let Some(conn) = c.app.up() else { return };
     if c.answer.poll_read(conn, 0, cx).is_ready() {
         c.answer.buf.consume(usize::MAX);

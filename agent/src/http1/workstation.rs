@@ -52,7 +52,7 @@ impl Workstations {
     }
 }
 
-impl Connection<'_> {
+impl Connection {
     /// The way to the intercept's workstation, or to the app where there is none.
     pub(super) async fn workstation(&mut self, intercept: Arc<Intercept>) -> Upstream {
         intercept.stats.hit(now_unix());
@@ -64,7 +64,7 @@ impl Connection<'_> {
         if let Some(at) = self.workstations.find(&intercept) {
             return Upstream::Tunnel(at);
         }
-        match Box::pin(open(self.lane, &intercept)).await {
+        match Box::pin(open(&self.lane, &intercept)).await {
             Ok(conn) => {
                 self.workstations.open.push(Leg { intercept, conn });
                 Upstream::Tunnel(self.workstations.open.len() - 1)
@@ -74,7 +74,7 @@ impl Connection<'_> {
                 if let Some(notes) = &mut self.notes {
                     notes.failed_open(failure.why, &self.lane.app_address());
                 }
-                report(self.lane, &intercept, &failure);
+                report(&self.lane, &intercept, &failure);
                 Upstream::App
             }
         }

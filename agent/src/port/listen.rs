@@ -1,15 +1,14 @@
 //! Binds a port with the socket options the data path wants, and accepts.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 
+use crate::addr::{AppAddr, Caller};
+use crate::conn::reset_when_dropped;
+use crate::upstream::app::OwnPort;
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, SockRef, Socket, Type};
-use tokio::net::TcpStream;
-
-use crate::addr::{AppAddr, Caller};
-use crate::upstream::app::OwnPort;
 
 /// Connections that wait to be accepted; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -55,7 +54,7 @@ pub enum BindError {
 /// An accepted connection.
 #[derive(Debug)]
 pub struct Accepted {
-    /// The socket.
+    /// The socket, in nonblocking mode. The runtime has not been told of it.
     pub io: TcpStream,
     /// Who opened it.
     pub caller: Caller,
@@ -122,6 +121,11 @@ fn both_families(socket: &Socket, addr: SocketAddr) -> io::Result<()> {
 }
 
 impl Accepted {
+    /// Resets the connection.
+    pub fn refuse(self) {
+        reset_when_dropped(&self.io);
+    }
+
     /// Whether this is one of our own connections to the app, sent back to us by the redirect. Carrying it would
     /// open the next one, and so on.
     #[must_use]

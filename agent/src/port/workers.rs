@@ -6,9 +6,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use tokio::net::TcpListener;
-
 use super::listen::{self, BindError, PortSpec};
+use super::listener::Listener;
 use crate::drain::Drain;
 use crate::lane::Shared;
 
@@ -102,7 +101,7 @@ impl Running {
 
 async fn serve(listeners: Vec<(std::net::TcpListener, Arc<Shared>)>, asking: Vec<Arc<Shared>>, drain: Drain) {
     for (listener, port) in listeners {
-        match TcpListener::from_std(listener) {
+        match Listener::new(listener) {
             Ok(listener) => drain.spawn(super::accept(listener, port)),
             // Only a runtime that cannot take another descriptor does this.
             Err(error) => tracing::error!(port = port.agent_port, %error, "the port is not served"),

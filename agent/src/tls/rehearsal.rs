@@ -1,0 +1,53 @@
+//! One handshake with ourselves, in memory, before the first caller comes: it shows that what the secrets hold works,
+//! and the caller does not wait for code to be paged in and for the first random numbers to be gathered.
+
+use std::io::{self, Read as _, Write as _};
+use std::sync::Arc;
+
+use rustls::{ClientConnection, ConnectionCommon, Error, ServerConfig, ServerConnection, SideData};
+use rustls_pki_types::ServerName;
+
+use super::client;
+
+/// TLS 1.3 takes two rounds with its tickets, TLS 1.2 three; a failed handshake has nothing left to say after less.
+const ROUNDS: usize = 6;
+
+/// Shakes hands as `config` says, and sends a byte each way. A configuration that asks callers for a certificate ends
+/// it where it misses one.
+///
+/// # Errors
+/// What rustls says of the configuration, such as that no caller could agree with it.
+pub(super) fn rehearse(config: Arc<ServerConfig>) -> Result<(), Error> {
+    let caller = client::anonymous(&config.alpn_protocols.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
+    // A name that nobody can have (RFC 6761 section 6.4).
+    let name = ServerName::try_from("rehearsal.invalid").map_err(|error| Error::General(error.to_string()))?;
+    let mut caller = ClientConnection::new(caller, name)?;
+    let mut server = ServerConnection::new(config)?;
+    let failed = |error: io::Error| Error::General(error.to_string());
+    caller.writer().write_all(b"?").map_err(failed)?;
+    server.writer().write_all(b"!").map_err(failed)?;
+    for _ in 0..ROUNDS {
+        match pass(&mut caller, &mut server) {
+            Err(Error::NoCertificatesPresented) => return Ok(()),
+            passed => passed?,
+        }
+        pass(&mut server, &mut caller)?;
+    }
+    let mut byte = [0];
+    server.reader().read_exact(&mut byte).and_then(|()| caller.reader().read_exact(&mut byte)).map_err(failed)
+}
+
+/// Hands over what one side has to say.
+fn pass<A: SideData, B: SideData>(from: &mut ConnectionCommon<A>, to: &mut ConnectionCommon<B>) -> Result<(), Error> {
+    let failed = |error: io::Error| Error::General(error.to_string());
+    let mut said = Vec::new();
+    while from.wants_write() {
+        from.write_tls(&mut said).map_err(failed)?;
+    }
+    let mut rest = &said[..];
+    while !rest.is_empty() {
+        to.read_tls(&mut rest).map_err(failed)?;
+        to.process_new_packets()?;
+    }
+    Ok(())
+}
