@@ -9,6 +9,7 @@ mod explained;
 mod footprint;
 mod generate;
 mod intercepted;
+mod newcomer;
 mod rig;
 mod second_reader;
 mod transparent;

@@ -15,6 +15,7 @@ use crate::certs::{self, Ca};
 use crate::listener::{Listener, eventually, plan};
 
 const SECRET: &str = "telepresence.io/downstream-tls-secret.8443";
+const CALLERS: &str = "telepresence.io/downstream-client-ca-secret.8443";
 
 /// Echoes what it gets.
 pub async fn echo() -> SocketAddr {
@@ -60,6 +61,24 @@ async fn terminating(limits: Limits) -> Setup {
     let plan = plan(root.path(), &[(SECRET, "web")], "");
     let listener = Listener::with_limits(plan, echo().await, limits).await;
     Setup { ca, listener, _root: root }
+}
+
+#[tokio::test]
+async fn a_handshake_is_rehearsed_whether_or_not_callers_need_a_certificate() {
+    for annotations in [
+        &[(SECRET, "web")][..],
+        &[(SECRET, "web"), (CALLERS, "callers")],
+        &[(SECRET, "web"), (CALLERS, "callers"), ("telepresence.io/downstream-client-auth.8443", "optional")],
+    ] {
+        let ca = Ca::default();
+        let root = tempfile::tempdir().unwrap();
+        let tls = root.path().join("downstream-tls");
+        certs::write_secret(&tls.join("web"), &ca.issue(&["web.test"]), None);
+        certs::write_secret(&tls.join("callers"), &ca.issue(&["callers.test"]), Some(&ca.pem));
+        let listener = Listener::start(plan(root.path(), annotations, ""), echo().await).await;
+        assert!(listener.tls.in_force());
+        listener.tls.rehearse().unwrap();
+    }
 }
 
 #[tokio::test]
