@@ -51,11 +51,13 @@ WORKLOADS = {
 }
 PROXIES = {
     "envoy": "Envoy", "haproxy": "HAProxy", "haproxy-big": "HAProxy, 128 KiB buffers",
-    "haproxy-splice": "HAProxy, forced splice", "nginx": "nginx", "floor": "floor (read and write, no parsing)",
+    "haproxy-splice": "HAProxy, forced splice", "nginx": "nginx",
+    "nginx-unpooled": "nginx, no pool towards the app", "floor": "floor (read and write, no parsing)",
     "agent": "agent, no intercept", "agent-rule": "agent, intercept that does not match",
     "agent-match": "agent, everything through the tunnel",
 }
 ONLY_FOR = {"haproxy-big": {"get1m", "post1m"}, "haproxy-splice": {"up1", "up8", "down1", "down8"},
+            "nginx-unpooled": {"new"},
             "floor": {"h1", "one", "new", "rate"},
             "agent-rule": {"h1", "browser", "one", "rate", "new", "tls", "h2c", "grpc", "get1m", "post1m"},
             "agent-match": {"h1", "one", "new", "tls", "h2c", "grpc", "up1", "down1", "get1m", "post1m"}}
@@ -156,9 +158,9 @@ class Bench:
             conf.write_text(peers.HAPROXY.format(
                 **P, splice=splice, more="tune.bufsize 131072" if name == "haproxy-big" else ""))
             argv = [program("haproxy"), "-db", "-f", conf]
-        elif name == "nginx":
-            conf.write_text(peers.stream_module() + peers.NGINX.format(
-                **P, run=self.run, temp=peers.temp_paths(self.run, "p")))
+        elif name.startswith("nginx"):
+            text = peers.stream_module() + peers.NGINX.format(**P, run=self.run, temp=peers.temp_paths(self.run, "p"))
+            conf.write_text(text.replace(peers.POOL, "") if name == "nginx-unpooled" else text)
             argv = [program("nginx"), "-p", self.run, "-c", conf]
         elif name == "floor":
             argv = [self.load, "floor", str(P["http"]), str(P["a_http"])]

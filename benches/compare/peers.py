@@ -52,6 +52,9 @@ backend tcp
     server s 127.0.0.1:{sink}
 """
 
+# What makes nginx keep connections to the app for whichever caller comes next.
+POOL = " keepalive 256; keepalive_requests 1000000000;"
+
 NGINX = """
 daemon off;
 worker_processes 1;
