@@ -29,9 +29,9 @@ use crate::upstream::app::{AppLeg, OwnPort};
 use crate::upstream::originate::Untouched;
 use crate::{http1, http2, opaque, relay, spare, tls};
 use listen::Accepted;
-use listener::Listener;
 
 pub use listen::{BindError, PortSpec};
+pub use listener::Listener;
 pub use workers::{Ports, Running, worker_count};
 
 /// Open connections on one port; more are refused. Far above what a pod serves, far below what its memory holds.

@@ -47,9 +47,10 @@ pub fn shared(app: SocketAddr, routes: RouteTable) -> Arc<Shared> {
 
 /// Serves the port on the current runtime, and says where.
 pub async fn serve(shared: Arc<Shared>) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a loopback port");
     let addr = listener.local_addr().expect("a bound listener has an address");
-    tokio::spawn(port::accept(listener, shared));
+    listener.set_nonblocking(true).expect("a mode of sockets");
+    tokio::spawn(port::accept(port::Listener::new(listener).expect("room to watch it"), shared));
     addr
 }
 
