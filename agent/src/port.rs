@@ -68,10 +68,12 @@ pub async fn accept(listener: Listener, port: Arc<Shared>) {
 /// Accepts who has come already, without waiting for anybody.
 fn take_in_the_last(listener: &Listener, port: &Arc<Shared>) {
     let end = Instant::now() + LAST_CALL;
-    while let Ok(accepted) = listener.accept_now() {
-        admit(accepted, port);
-        if Instant::now() > end {
-            return;
+    while Instant::now() < end {
+        match listener.accept_now() {
+            Ok(accepted) => admit(accepted, port),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock || listen::is_exhausted(&error) => return,
+            // Gone before its turn; others may wait behind it.
+            Err(_) => {}
         }
     }
 }
