@@ -155,7 +155,8 @@ impl App {
                 grpc: self.servers.grpc,
             };
             let depart = control.start(&tasks);
-            tasks.spawn(start_up::forget(self.ports.iter().map(|p| p.shared.clone()).collect()));
+            let ports = self.ports.iter().map(|p| p.shared.clone()).collect();
+            tasks.spawn(start_up::forget(ports, self.ready.clone()));
             leaving.run(leaving::signals(), depart).await.exit_code()
         });
         tasks.kill();

@@ -38,6 +38,14 @@ pub fn provider() -> Arc<CryptoProvider> {
     Arc::clone(&PROVIDER)
 }
 
+/// What a caller would say first, for [`Port::warm_up`].
+///
+/// # Errors
+/// What rustls says; nothing of it depends on secrets.
+pub fn hello() -> Result<Vec<u8>, rustls::Error> {
+    rehearsal::hello()
+}
+
 /// HTTP/2 in ALPN.
 pub const H2: &[u8] = b"h2";
 /// HTTP/1.1 in ALPN.
@@ -207,11 +215,20 @@ impl Port {
     /// # Errors
     /// What is wrong with the secrets; callers' handshakes would fail the same way.
     pub fn rehearse(&self) -> Result<(), rustls::Error> {
-        let offer = Offer { h2: true, http1: true };
-        match self.termination.as_ref().and_then(serve::Termination::current) {
-            Some(termination) => rehearsal::rehearse(termination.config(offer)),
-            None => Ok(()),
-        }
+        self.rehearsed().map_or(Ok(()), rehearsal::rehearse)
+    }
+
+    /// Answers a caller's `hello` (see [`hello`]) that nobody has sent, so that the next one is answered at once.
+    ///
+    /// # Errors
+    /// As [`Self::rehearse`].
+    pub fn warm_up(&self, hello: &[u8]) -> Result<(), rustls::Error> {
+        self.rehearsed().map_or(Ok(()), |config| rehearsal::answer(config, hello))
+    }
+
+    fn rehearsed(&self) -> Option<Arc<rustls::ServerConfig>> {
+        let termination = self.termination.as_ref().and_then(serve::Termination::current)?;
+        Some(termination.config(Offer { h2: true, http1: true }))
     }
 
     /// Whether an annotation names this very port, so that its callers are sure to speak TLS.

@@ -12,19 +12,27 @@ use std::time::Duration;
 use rustix::mm::{Advice, madvise};
 
 use crate::lane::Shared;
+use crate::ready::Ready;
+use crate::tls;
 
 /// When: as soon as everything is listening, when the manager has been met, and when the first snapshots are through.
 const AFTER: [Duration; 3] = [Duration::ZERO, Duration::from_millis(300), Duration::from_secs(10)];
 
-/// Forgets the start in steps. What TLS needs is a good deal, and its first caller is not to wait for it.
-pub(super) async fn forget(ports: Vec<Arc<Shared>>) {
+/// Forgets the start in steps. Where TLS is ended here a handshake is rehearsed first, and what it needs of the server is
+/// brought back once the agent is ready: it is a good deal, and the first caller is not to wait for it. An agent that
+/// still looks for its manager uses other code, and is not to hold both.
+pub(super) async fn forget(ports: Vec<Arc<Shared>>, ready: Ready) {
+    let tls: Vec<_> = ports.iter().filter_map(|port| Some((port.container_port, port.tls.as_ref()?))).collect();
+    let warn = |port, error| tracing::warn!(port, %error, "a TLS handshake was tried, and would fail for callers");
+    for (port, tls) in &tls {
+        tls.rehearse().unwrap_or_else(|error| warn(*port, error));
+    }
+    let hello = if tls.is_empty() { Vec::new() } else { tls::hello().unwrap_or_default() };
     for after in AFTER {
         tokio::time::sleep(after).await;
         unmap();
-        for (port, tls) in ports.iter().filter_map(|port| Some((port, port.tls.as_ref()?))) {
-            if let Err(error) = tls.rehearse() {
-                tracing::warn!(port = port.container_port, %error, "a TLS handshake was tried, and would fail for callers");
-            }
+        for (port, tls) in tls.iter().filter(|_| ready.is_ready()) {
+            tls.warm_up(&hello).unwrap_or_else(|error| warn(*port, error));
         }
     }
 }

@@ -18,10 +18,7 @@ const ROUNDS: usize = 6;
 /// # Errors
 /// What rustls says of the configuration, such as that no caller could agree with it.
 pub(super) fn rehearse(config: Arc<ServerConfig>) -> Result<(), Error> {
-    let caller = client::anonymous(&config.alpn_protocols.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
-    // A name that nobody can have (RFC 6761 section 6.4).
-    let name = ServerName::try_from("rehearsal.invalid").map_err(|error| Error::General(error.to_string()))?;
-    let mut caller = ClientConnection::new(caller, name)?;
+    let mut caller = caller()?;
     let mut server = ServerConnection::new(config)?;
     let failed = |error: io::Error| Error::General(error.to_string());
     caller.writer().write_all(b"?").map_err(failed)?;
@@ -35,6 +32,33 @@ pub(super) fn rehearse(config: Arc<ServerConfig>) -> Result<(), Error> {
     }
     let mut byte = [0];
     server.reader().read_exact(&mut byte).and_then(|()| caller.reader().read_exact(&mut byte)).map_err(failed)
+}
+
+/// What a caller says first, for [`answer`].
+///
+/// # Errors
+/// What rustls says; nothing of it depends on secrets.
+pub(super) fn hello() -> Result<Vec<u8>, Error> {
+    let mut said = Vec::new();
+    caller()?.write_tls(&mut said).map_err(|error| Error::General(error.to_string()))?;
+    Ok(said)
+}
+
+/// Goes through the server's first and largest step, without a caller.
+///
+/// # Errors
+/// As [`rehearse`].
+pub(super) fn answer(config: Arc<ServerConfig>, mut hello: &[u8]) -> Result<(), Error> {
+    let mut server = ServerConnection::new(config)?;
+    server.read_tls(&mut hello).map_err(|error| Error::General(error.to_string()))?;
+    server.process_new_packets()?;
+    server.write_tls(&mut io::sink()).map(drop).map_err(|error| Error::General(error.to_string()))
+}
+
+fn caller() -> Result<ClientConnection, Error> {
+    // A name that nobody can have (RFC 6761 section 6.4).
+    let name = ServerName::try_from("rehearsal.invalid").map_err(|error| Error::General(error.to_string()))?;
+    ClientConnection::new(client::anonymous(&[super::H2, super::HTTP1])?, name)
 }
 
 /// Hands over what one side has to say.

@@ -78,6 +78,8 @@ async fn a_handshake_is_rehearsed_whether_or_not_callers_need_a_certificate() {
         let listener = Listener::start(plan(root.path(), annotations, ""), echo().await).await;
         assert!(listener.tls.in_force());
         listener.tls.rehearse().unwrap();
+        listener.tls.warm_up(&traffic_agent::tls::hello().unwrap()).unwrap();
+        assert!(listener.tls.warm_up(b"\x16\x03\x01\x00\x02no").is_err());
     }
 }
 
