@@ -52,6 +52,9 @@ pub(super) fn answer(config: Arc<ServerConfig>, mut hello: &[u8]) -> Result<(), 
     let mut server = ServerConnection::new(config)?;
     server.read_tls(&mut hello).map_err(|error| Error::General(error.to_string()))?;
     server.process_new_packets()?;
+    if !server.wants_write() {
+        return Err(Error::General("a hello was not whole".to_owned()));
+    }
     server.write_tls(&mut io::sink()).map(drop).map_err(|error| Error::General(error.to_string()))
 }
 
