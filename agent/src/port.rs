@@ -80,6 +80,8 @@ fn take_in_the_last(listener: &Listener, port: &Arc<Shared>) {
 
 /// Lets callers wait in the kernel's queue for a while, until connections have ended.
 async fn rest(port: &Shared, error: &io::Error) {
+    // The reserve may be the last descriptor there is, and callers that another worker has accepted wait for one.
+    spare::use_up();
     port.metrics.limits.at(Limit::Descriptors).inc();
     limited!(
         port.metrics.lines.refused, warn, port = port.agent_port, %error,

@@ -3,7 +3,7 @@
 
     benches/compare/budgets.py [--out target/bench]
 
-Runs the release binary without a manager in front of nginx. Exits with 1 when a budget is exceeded.
+Runs the release binary under a manager of ours, in front of nginx. Exits with 1 when a budget is exceeded.
 """
 import argparse
 import os
@@ -77,8 +77,11 @@ def main():
     args = parser.parse_args()
     binary = compare.built("traffic-agent") or sys.exit("build it first: cargo build --release -p traffic-agent")
     pathlib.Path(args.out).mkdir(parents=True, exist_ok=True)
+    manager_binary = compare.built("traffic-manager") or sys.exit("build it first: cargo build --release -p traffic-manager")
     compare.private_network()
     bench = compare.Bench(Args(args.out))
+    manager = bench.start([manager_binary, "--listen", f"127.0.0.1:{P['manager']}", "--log-level", "warn"], "manager", None)
+    manager.wait_port(P["manager"])
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     rows = {}
     try:
