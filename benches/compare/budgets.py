@@ -112,6 +112,7 @@ def main():
         gained, _, _ = with_connections(bench, "tls", 1_000)
         rows["memory per idle TLS connection, kB"] = gained * 1.024 / 1_000
     finally:
+        manager.stop()
         bench.stop()
     stripped = bench.out / "traffic-agent.stripped"
     subprocess.run(["strip", "-o", stripped, binary], check=True)
