@@ -187,6 +187,32 @@ async fn stats_can_be_filtered_and_read_as_json_and_text_and_reset() {
     assert_eq!(m.http1_requests.at(Route::App).get(), 0);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_that_come_while_the_counters_are_read_leave_them_true() {
+    let r = start().await;
+    let agent = r.agent.clone();
+    let stop = CancellationToken::new();
+    let done = stop.clone();
+    let busy = std::thread::spawn(move || {
+        while !done.is_cancelled() {
+            agent.ports[0].metrics.http2_relayed.inc();
+            agent.ports[0].metrics.http2_requests.at(Route::App).inc();
+        }
+    });
+    for _ in 0..300 {
+        let json = r.json("/stats?filter=downstream_rq_(total|http1|http2)&format=json").await;
+        let value = |name: &str| {
+            let stats = json["stats"].as_array().unwrap();
+            let of = |s: &&Value| s["name"].as_str().unwrap().ends_with(name);
+            stats.iter().find(of).unwrap()["value"].as_u64().unwrap()
+        };
+        assert_eq!(value("downstream_rq_http1_total"), 0);
+        assert_eq!(value("downstream_rq_total"), value("downstream_rq_http2_total"));
+    }
+    stop.cancel();
+    busy.join().unwrap();
+}
+
 #[tokio::test]
 async fn the_exposition_has_every_family_once_and_both_formats_agree() {
     let r = start().await;
