@@ -7,7 +7,10 @@ use anyhow::Context;
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
+use tracing::Level;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 use traffic_manager::Settings;
 use traffic_proto::duration::GoDuration;
 
@@ -52,8 +55,10 @@ async fn main() -> anyhow::Result<()> {
     });
     // What the libraries say below a warning is for their own developers.
     let level = options.log_level;
-    let filter = EnvFilter::new(format!("warn,traffic_manager={level},traffic_proto={level}"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let filter =
+        Targets::new().with_default(Level::WARN).with_targets([("traffic_manager", level), ("traffic_proto", level)]);
+    let to_stderr = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    tracing_subscriber::registry().with(to_stderr).with(filter).init();
     let settings = Settings {
         name: options.name,
         version: options.version_string,
