@@ -4,7 +4,7 @@ use std::io;
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use futures_util::FutureExt as _;
 use rustix::net::{RecvFlags, SendFlags};
@@ -141,6 +141,50 @@ pub fn write_now(socket: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
     Ok(rustix::net::send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?)
 }
 
+/// As [`AsyncRead::poll_read`], with a system call of our own: the C library's costs a process with threads two atomic
+/// exchanges more. For room that is initialised.
+fn poll_read_socket(socket: &TcpStream, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    let room = buf.initialize_unfilled();
+    loop {
+        ready!(socket.poll_read_ready(cx))?;
+        let mut n = 0;
+        let read = socket.try_io(Interest::READABLE, || {
+            n = read_now(socket, room)?;
+            some_of(n, room.len())
+        });
+        match read {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock && n == 0 => {}
+            Err(e) if e.kind() != io::ErrorKind::WouldBlock => return Poll::Ready(Err(e)),
+            _ => {
+                buf.advance(n);
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+}
+
+/// As [`AsyncWrite::poll_write`], in the same way.
+fn poll_write_socket(socket: &TcpStream, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    loop {
+        let mut n = 0;
+        let written = socket.try_io(Interest::WRITABLE, || {
+            n = write_now(socket, bytes)?;
+            some_of(n, bytes.len())
+        });
+        match written {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock && n == 0 => ready!(socket.poll_write_ready(cx))?,
+            Err(e) if e.kind() != io::ErrorKind::WouldBlock => return Poll::Ready(Err(e)),
+            _ => return Poll::Ready(Ok(n)),
+        }
+    }
+}
+
+/// What the runtime is to be told of `n` bytes out of `asked`: a socket that did less than it was asked for has no more
+/// to give, or no more room, until the kernel says otherwise; trying it again would be in vain.
+fn some_of(n: usize, asked: usize) -> io::Result<()> {
+    if 0 < n && n < asked { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+}
+
 impl Io for TcpStream {
     fn abort(&mut self) {
         reset_when_dropped(&*self);
@@ -174,6 +218,7 @@ impl AsyncRead for Conn {
         let this = self.get_mut();
         this.watch()?;
         match this {
+            Self::Tcp(socket) if buf.initialized().len() == buf.capacity() => poll_read_socket(socket, cx, buf),
             Self::Tcp(socket) => Pin::new(socket).poll_read(cx, buf),
             // There are none after watching.
             Self::New(_) => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
@@ -192,7 +237,7 @@ impl AsyncWrite for Conn {
             }
         }
         match this {
-            Self::Tcp(socket) => Pin::new(socket).poll_write(cx, buf),
+            Self::Tcp(socket) => poll_write_socket(socket, cx, buf),
             // There are none after watching.
             Self::New(_) => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
             Self::Other(io) => Pin::new(io).poll_write(cx, buf),
