@@ -22,7 +22,9 @@ fn head(c: &mut Criterion) {
     ];
     for (name, kind, bytes) in heads {
         group.throughput(Throughput::Bytes(bytes.len() as u64));
-        group.bench_function(name, |b| b.iter(|| Parser::new(kind).parse(black_box(bytes))));
+        group.bench_function(name, |b| {
+            b.iter(|| Parser::new(kind).parse(black_box(bytes)))
+        });
     }
 }
 

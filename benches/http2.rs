@@ -1,5 +1,5 @@
-//! HTTP/2 through a port: relayed frames, and streams that are routed one by one past a rule that does not match.
-//! Client, agent and app share one thread, so a figure is the cost of all three.
+//! HTTP/2 through a port: relayed frames, and streams that are routed one by one past a rule that
+//! does not match. Client, agent and app share one thread, so a figure is the cost of all three.
 #![allow(missing_docs)]
 
 #[path = "support/port.rs"]
@@ -18,15 +18,22 @@ const AT_ONCE: usize = 32;
 
 /// An app that answers every request with 100 bytes.
 async fn app() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port");
-    let addr = listener.local_addr().expect("a bound listener has an address");
+    let listener = TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("a loopback port");
+    let addr = listener
+        .local_addr()
+        .expect("a bound listener has an address");
     tokio::spawn(async move {
         while let Ok((socket, _)) = listener.accept().await {
             tokio::spawn(async move {
                 let mut connection = h2::server::handshake(socket).await.expect("handshake");
                 while let Some(Ok((_, mut respond))) = connection.accept().await {
-                    let mut body = respond.send_response(http::Response::new(()), false).expect("head");
-                    body.send_data(Bytes::from_static(&[b'x'; 100]), true).expect("body");
+                    let mut body = respond
+                        .send_response(http::Response::new(()), false)
+                        .expect("head");
+                    body.send_data(Bytes::from_static(&[b'x'; 100]), true)
+                        .expect("body");
                 }
             });
         }
@@ -67,9 +74,14 @@ fn streams(c: &mut Criterion) {
     let runtime = port::runtime();
     let mut group = c.benchmark_group("http2");
     group.throughput(Throughput::Elements(AT_ONCE as u64));
-    for (name, rules) in [("32 requests, relayed", 0), ("32 requests, routed past 1 rule", 1)] {
+    for (name, rules) in [
+        ("32 requests, relayed", 0),
+        ("32 requests, routed past 1 rule", 1),
+    ] {
         let client = runtime.block_on(client(rules::table(rules, false)));
-        group.bench_function(name, |b| b.iter(|| runtime.block_on(requests(&client, AT_ONCE))));
+        group.bench_function(name, |b| {
+            b.iter(|| runtime.block_on(requests(&client, AT_ONCE)))
+        });
     }
 }
 

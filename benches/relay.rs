@@ -1,4 +1,5 @@
-//! The copy loop between two socket pairs: one small message there and back, and bulk, spliced and copied.
+//! The copy loop between two socket pairs: one small message there and back, and bulk, spliced and
+//! copied.
 #![allow(missing_docs)]
 
 #[path = "support/port.rs"]
@@ -21,13 +22,21 @@ const BULK: usize = 16 << 20;
 struct Unspliced(TcpStream);
 
 impl AsyncRead for Unspliced {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.0).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Unspliced {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(cx, buf)
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -49,10 +58,19 @@ async fn relayed(spliced: bool) -> (TcpStream, TcpStream) {
     let (mut down, mut up) = if spliced {
         (Conn::Tcp(down), Conn::Tcp(up))
     } else {
-        (Conn::Other(Box::new(Unspliced(down))), Conn::Other(Box::new(Unspliced(up))))
+        (
+            Conn::Other(Box::new(Unspliced(down))),
+            Conn::Other(Box::new(Unspliced(up))),
+        )
     };
     tokio::spawn(async move {
-        relay::both(&mut down, &mut up, First::default(), &PortMetrics::default()).await;
+        relay::both(
+            &mut down,
+            &mut up,
+            First::default(),
+            &PortMetrics::default(),
+        )
+        .await;
     });
     (caller, app)
 }
@@ -72,14 +90,17 @@ fn relay_pairs(c: &mut Criterion) {
             });
         });
     });
-    group.throughput(Throughput::Bytes(BULK as u64)).sample_size(20);
+    group
+        .throughput(Throughput::Bytes(BULK as u64))
+        .sample_size(20);
     for (name, spliced) in [("16 MiB spliced", true), ("16 MiB copied", false)] {
         let (mut caller, mut app) = runtime.block_on(relayed(spliced));
         let (sent, mut seen) = (vec![1; BULK], vec![0; BULK]);
         group.bench_function(name, |b| {
             b.iter(|| {
                 runtime.block_on(async {
-                    let (wrote, read) = tokio::join!(caller.write_all(&sent), app.read_exact(&mut seen));
+                    let (wrote, read) =
+                        tokio::join!(caller.write_all(&sent), app.read_exact(&mut seen));
                     wrote.expect("write");
                     read.expect("read");
                 });

@@ -19,7 +19,10 @@ struct App;
 
 impl tls::App for App {
     fn offers(&self) -> BoxFuture<'_, Result<Offer, AppAway>> {
-        Box::pin(std::future::ready(Ok(Offer { h2: false, http1: true })))
+        Box::pin(std::future::ready(Ok(Offer {
+            h2: false,
+            http1: true,
+        })))
     }
 
     fn greets(&self) -> BoxFuture<'_, bool> {
@@ -28,18 +31,33 @@ impl tls::App for App {
 }
 
 fn handshake(c: &mut Criterion) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
     let root = tempfile::tempdir().expect("a folder");
     let made = rcgen::generate_simple_self_signed(["app.test".to_owned()]).expect("a certificate");
     let folder = root.path().join("certs");
     std::fs::create_dir(&folder).expect("a folder");
     std::fs::write(folder.join("tls.crt"), made.cert.pem()).expect("written");
     std::fs::write(folder.join("tls.key"), made.signing_key.serialize_pem()).expect("written");
-    let annotation = ("telepresence.io/downstream-tls-path.8443".to_owned(), "/certs".to_owned());
-    let app = AppPort { container_port: 8443, app_protocol: "http".into(), ..AppPort::default() };
+    let annotation = (
+        "telepresence.io/downstream-tls-path.8443".to_owned(),
+        "/certs".to_owned(),
+    );
+    let app = AppPort {
+        container_port: 8443,
+        app_protocol: "http".into(),
+        ..AppPort::default()
+    };
     let mut plans = annotations::plans(&BTreeMap::from([annotation]), "web", root.path(), &[app]);
     let plan = plans.ports.pop().expect("one port");
-    let port = tls::Port::new(&plan, &mut Stores::default(), Arc::new(App), tls::Limits::default());
+    let port = tls::Port::new(
+        &plan,
+        &mut Stores::default(),
+        Arc::new(App),
+        tls::Limits::default(),
+    );
 
     let mut trusted = rustls::RootCertStore::empty();
     trusted.add(made.cert.der().clone()).expect("a root");
@@ -58,12 +76,17 @@ fn handshake(c: &mut Criterion) {
     group.bench_function("full handshake", |b| {
         b.iter(|| {
             runtime.block_on(async {
-                let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port");
-                let addr = listener.local_addr().expect("a bound listener has an address");
+                let listener = TcpListener::bind("127.0.0.1:0")
+                    .await
+                    .expect("a loopback port");
+                let addr = listener
+                    .local_addr()
+                    .expect("a bound listener has an address");
                 let (out, into) = tokio::join!(TcpStream::connect(addr), listener.accept());
                 let (out, into) = (out.expect("connect"), into.expect("accept").0);
                 let name = ServerName::try_from("app.test").expect("a name");
-                let (there, here) = tokio::join!(client.connect(name, out), port.accept(into, true, &metrics));
+                let (there, here) =
+                    tokio::join!(client.connect(name, out), port.accept(into, true, &metrics));
                 there.expect("the client's handshake");
                 assert!(matches!(here, Ok(Arrival::Terminated(..))));
             });

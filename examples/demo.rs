@@ -1,6 +1,6 @@
-//! The main job, shown: an app behind the agent, a manager, two workstations that each take the requests
-//! with their own header. Every part is a process of its own on loopback. Exits 0 if each request was
-//! answered by whom it should, 1 if not. `SERVE=1` stays up and says what to try.
+//! The main job, shown: an app behind the agent, a manager, two workstations that each take the
+//! requests with their own header. Every part is a process of its own on loopback. Exits 0 if each
+//! request was answered by whom it should, 1 if not. `SERVE=1` stays up and says what to try.
 
 #![allow(clippy::unwrap_used)]
 
@@ -17,7 +17,8 @@ use harness::{ports, programs};
 const REQUESTS: usize = 300;
 
 fn main() -> ExitCode {
-    // The reason of a panic is printed where it happens; everything started is stopped on the way out.
+    // The reason of a panic is printed where it happens; everything started is stopped on the way
+    // out.
     std::panic::catch_unwind(demo).unwrap_or(ExitCode::FAILURE)
 }
 
@@ -29,13 +30,20 @@ fn demo() -> ExitCode {
     let (manager, manager_address) = start_manager(0);
     say("app", &_app, app);
     say("traffic-manager", &manager, manager_address);
-    let agent = Agent::start(&sidecar(manager_address, vec![Port::tcp(app.port(), ports::free())]), |_| {});
+    let agent = Agent::start(
+        &sidecar(manager_address, vec![Port::tcp(app.port(), ports::free())]),
+        |_| {},
+    );
     agent.ready();
     let pod = agent.address();
     say("traffic-agent", &agent.process, pod);
     let intercepts = [("a", local_a), ("b", local_b)].map(|(dev, local)| {
         let intercept = start_intercept(manager_address, dev, local, app.port());
-        println!("  {:<16} pid {:<7} x-dev: {dev} -> {local}", "intercept", intercept.pid());
+        println!(
+            "  {:<16} pid {:<7} x-dev: {dev} -> {local}",
+            "intercept",
+            intercept.pid()
+        );
         intercept
     });
 
@@ -52,7 +60,10 @@ fn demo() -> ExitCode {
         intercept.terminate();
     }
     let back = get(pod, "/", &[("x-dev", "a")]).unwrap();
-    println!("\nAfter both have left, x-dev: a is answered by {}", back.by());
+    println!(
+        "\nAfter both have left, x-dev: a is answered by {}",
+        back.by()
+    );
     match astray + usize::from(back.by() != "app") {
         0 => ExitCode::SUCCESS,
         astray => {
@@ -64,15 +75,39 @@ fn demo() -> ExitCode {
 
 fn start_app(name: &str) -> (Process, SocketAddr) {
     let process = Process::start(name, Command::new(programs::path("examples/app")).arg(name));
-    let address = process.line("listening=").trim_start_matches("listening=").parse().unwrap();
+    let address = process
+        .line("listening=")
+        .trim_start_matches("listening=")
+        .parse()
+        .unwrap();
     (process, address)
 }
 
-fn start_intercept(manager: SocketAddr, dev: &str, local: SocketAddr, container_port: u16) -> Process {
+fn start_intercept(
+    manager: SocketAddr,
+    dev: &str,
+    local: SocketAddr,
+    container_port: u16,
+) -> Process {
     let mut command = Command::new(programs::path("intercept"));
-    command.args(["create", &format!("{WORKLOAD}-{dev}"), "--workload", WORKLOAD]);
-    command.args(["--port", &format!("{}:{container_port}", local.port()), "--http-header", &format!("x-dev={dev}")]);
-    command.args(["--client", &format!("{dev}@laptop-{dev}"), "--manager", &manager.to_string()]);
+    command.args([
+        "create",
+        &format!("{WORKLOAD}-{dev}"),
+        "--workload",
+        WORKLOAD,
+    ]);
+    command.args([
+        "--port",
+        &format!("{}:{container_port}", local.port()),
+        "--http-header",
+        &format!("x-dev={dev}"),
+    ]);
+    command.args([
+        "--client",
+        &format!("{dev}@laptop-{dev}"),
+        "--manager",
+        &manager.to_string(),
+    ]);
     let process = Process::start(&format!("intercept {dev}"), &mut command);
     process.line("state=ACTIVE");
     process
@@ -84,7 +119,10 @@ fn say(what: &str, process: &Process, address: SocketAddr) {
 
 /// Requests on connections of their own; returns how many went astray.
 fn one_by_one(pod: SocketAddr) -> usize {
-    println!("\n  {:<28} {:<12} {:<12}", "request to the pod", "expected", "answered by");
+    println!(
+        "\n  {:<28} {:<12} {:<12}",
+        "request to the pod", "expected", "answered by"
+    );
     let cases: [(&[(&str, &str)], &str); 6] = [
         (&[], "app"),
         (&[("x-dev", "a")], "laptop-a"),
@@ -95,11 +133,25 @@ fn one_by_one(pod: SocketAddr) -> usize {
     ];
     let mut astray = 0;
     for (headers, expected) in cases {
-        let header: Vec<_> = headers.iter().map(|(name, value)| format!("{name}: {value}")).collect();
-        let shown = if header.is_empty() { "(no header)".into() } else { header.join(", ") };
+        let header: Vec<_> = headers
+            .iter()
+            .map(|(name, value)| format!("{name}: {value}"))
+            .collect();
+        let shown = if header.is_empty() {
+            "(no header)".into()
+        } else {
+            header.join(", ")
+        };
         let answer = get(pod, "/", headers).unwrap();
-        let mark = if answer.by() == expected { "" } else { "  ASTRAY" };
-        println!("  GET / {shown:<22} {expected:<12} {:<12}{mark}", answer.by());
+        let mark = if answer.by() == expected {
+            ""
+        } else {
+            "  ASTRAY"
+        };
+        println!(
+            "  GET / {shown:<22} {expected:<12} {:<12}{mark}",
+            answer.by()
+        );
         astray += usize::from(answer.by() != expected);
     }
     astray
@@ -108,8 +160,11 @@ fn one_by_one(pod: SocketAddr) -> usize {
 /// Requests for all three in turn on one keep-alive connection; returns how many went astray.
 fn over_one_connection(pod: SocketAddr) -> usize {
     let mut caller = Caller::connect(pod).unwrap();
-    let turns: [(&[(&str, &str)], &str); 3] =
-        [(&[], "app"), (&[("x-dev", "a")], "laptop-a"), (&[("x-dev", "b")], "laptop-b")];
+    let turns: [(&[(&str, &str)], &str); 3] = [
+        (&[], "app"),
+        (&[("x-dev", "a")], "laptop-a"),
+        (&[("x-dev", "b")], "laptop-b"),
+    ];
     let mut right = [0; 3];
     for number in 0..REQUESTS {
         let (headers, expected) = turns[number % 3];
@@ -129,7 +184,10 @@ fn serve(pod: SocketAddr) {
     println!(
         "  curl -si http://{pod}/\n  curl -si -H 'x-dev: a' http://{pod}/\n  curl -si -H 'x-dev: b' http://{pod}/"
     );
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     runtime.block_on(async {
         use tokio::signal::unix::{SignalKind, signal};
         let mut terminate = signal(SignalKind::terminate()).unwrap();

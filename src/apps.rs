@@ -8,9 +8,10 @@ use std::time::Duration;
 
 /// An HTTP/1.1 server with a name.
 ///
-/// Every answer carries `x-answered-by: NAME` and repeats the request's head in its body, followed by the
-/// request's body. The path may ask for more: `/slow/MS` waits so many milliseconds before the answer,
-/// `/bytes/N` answers with N bytes, `/drip/N/MS` with N chunks that far apart, `/close` closes afterwards.
+/// Every answer carries `x-answered-by: NAME` and repeats the request's head in its body, followed
+/// by the request's body. The path may ask for more: `/slow/MS` waits so many milliseconds before
+/// the answer, `/bytes/N` answers with N bytes, `/drip/N/MS` with N chunks that far apart, `/close`
+/// closes afterwards.
 #[derive(Clone, Debug)]
 pub struct App {
     name: Arc<str>,
@@ -49,7 +50,10 @@ impl App {
                     if let Err(error) = app.serve(stream, &mut doing)
                         && !doing.is_empty()
                     {
-                        app.failures.lock().unwrap().push(format!("{doing}: {error}"));
+                        app.failures
+                            .lock()
+                            .unwrap()
+                            .push(format!("{doing}: {error}"));
                     }
                 });
             }
@@ -85,39 +89,66 @@ impl App {
         let mut reader = BufReader::new(stream);
         loop {
             // What is no HTTP, such as the beginning of TLS, is hung up on.
-            if reader.fill_buf()?.first().is_some_and(|byte| !byte.is_ascii_uppercase()) {
+            if reader
+                .fill_buf()?
+                .first()
+                .is_some_and(|byte| !byte.is_ascii_uppercase())
+            {
                 return Ok(());
             }
-            let Some(head) = read_head(&mut reader)? else { return Ok(()) };
-            // Who asks for HTTP/2 this way gets what most servers of HTTP/1 say, and is not counted.
+            let Some(head) = read_head(&mut reader)? else {
+                return Ok(());
+            };
+            // Who asks for HTTP/2 this way gets what most servers of HTTP/1 say, and is not
+            // counted.
             if head.starts_with("PRI * HTTP/2.0") {
-                return writer.write_all(b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n");
+                return writer.write_all(
+                    b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n",
+                );
             }
             *doing = head.lines().next().unwrap_or_default().to_owned();
             let body = read_body(&mut reader, &head)?;
-            let path = head.split(' ').nth(1).unwrap_or_default().split('?').next().unwrap_or_default().to_owned();
+            let path = head
+                .split(' ')
+                .nth(1)
+                .unwrap_or_default()
+                .split('?')
+                .next()
+                .unwrap_or_default()
+                .to_owned();
             self.answer(&mut writer, &path, &head, &body)?;
             self.served.fetch_add(1, Ordering::Relaxed);
             doing.clear();
-            if path == "/close" || field(&head, "connection").is_some_and(|value| value == "close") {
+            if path == "/close" || field(&head, "connection").is_some_and(|value| value == "close")
+            {
                 return Ok(());
             }
         }
     }
 
-    fn answer(&self, writer: &mut TcpStream, path: &str, head: &str, body: &[u8]) -> io::Result<()> {
+    fn answer(
+        &self,
+        writer: &mut TcpStream,
+        path: &str,
+        head: &str,
+        body: &[u8],
+    ) -> io::Result<()> {
         let mut parts = path.split('/').skip(1);
         let kind = parts.next().unwrap_or_default();
         let numbers: Vec<u64> = parts.map_while(|part| part.parse().ok()).collect();
         let name = &self.name;
         match (kind, &numbers[..]) {
             ("bytes", &[count]) => {
-                let head = format!("HTTP/1.1 200 OK\r\nx-answered-by: {name}\r\ncontent-length: {count}\r\n\r\n");
+                let head = format!(
+                    "HTTP/1.1 200 OK\r\nx-answered-by: {name}\r\ncontent-length: {count}\r\n\r\n"
+                );
                 writer.write_all(head.as_bytes())?;
                 io::copy(&mut io::repeat(b'x').take(count), writer).map(drop)
             }
             ("drip", &[count, pause]) => {
-                let head = format!("HTTP/1.1 200 OK\r\nx-answered-by: {name}\r\ntransfer-encoding: chunked\r\n\r\n");
+                let head = format!(
+                    "HTTP/1.1 200 OK\r\nx-answered-by: {name}\r\ntransfer-encoding: chunked\r\n\r\n"
+                );
                 writer.write_all(head.as_bytes())?;
                 for _ in 0..count {
                     writer.write_all(b"5\r\ndrip\n\r\n")?;
@@ -130,8 +161,9 @@ impl App {
                     std::thread::sleep(Duration::from_millis(pause));
                 }
                 let length = head.len() + body.len();
-                let answer =
-                    format!("HTTP/1.1 200 OK\r\nx-answered-by: {name}\r\ncontent-length: {length}\r\n\r\n{head}");
+                let answer = format!(
+                    "HTTP/1.1 200 OK\r\nx-answered-by: {name}\r\ncontent-length: {length}\r\n\r\n{head}"
+                );
                 writer.write_all(&[answer.as_bytes(), body].concat())
             }
         }
@@ -163,7 +195,11 @@ pub fn read_head(reader: &mut impl BufRead) -> io::Result<Option<String>> {
     loop {
         let before = head.len();
         if reader.read_line(&mut head)? == 0 {
-            return if before == 0 { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
+            return if before == 0 {
+                Ok(None)
+            } else {
+                Err(io::ErrorKind::UnexpectedEof.into())
+            };
         }
         if matches!(&head[before..], "\r\n" | "\n") {
             return Ok(Some(head));
@@ -174,7 +210,10 @@ pub fn read_head(reader: &mut impl BufRead) -> io::Result<Option<String>> {
 /// The value of a header field, if it is there.
 pub fn field<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     let fields = head.lines().skip(1).filter_map(|line| line.split_once(':'));
-    fields.filter(|(field, _)| field.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim()).next()
+    fields
+        .filter(|(field, _)| field.eq_ignore_ascii_case(name))
+        .map(|(_, value)| value.trim())
+        .next()
 }
 
 /// Reads the body that a head announces by its length or in chunks; without either there is none.
@@ -184,7 +223,8 @@ pub fn read_body(reader: &mut impl BufRead, head: &str) -> io::Result<Vec<u8>> {
         loop {
             let mut size = String::new();
             reader.read_line(&mut size)?;
-            let size = u64::from_str_radix(size.trim(), 16).map_err(|_| io::ErrorKind::InvalidData)?;
+            let size =
+                u64::from_str_radix(size.trim(), 16).map_err(|_| io::ErrorKind::InvalidData)?;
             io::copy(&mut reader.by_ref().take(size), &mut body)?;
             let mut line = String::new();
             reader.read_line(&mut line)?;
@@ -193,7 +233,9 @@ pub fn read_body(reader: &mut impl BufRead, head: &str) -> io::Result<Vec<u8>> {
             }
         }
     }
-    let length: u64 = field(head, "content-length").and_then(|value| value.parse().ok()).unwrap_or(0);
+    let length: u64 = field(head, "content-length")
+        .and_then(|value| value.parse().ok())
+        .unwrap_or(0);
     let read = io::copy(&mut reader.by_ref().take(length), &mut body)?;
     if read < length {
         return Err(io::ErrorKind::UnexpectedEof.into());

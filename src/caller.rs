@@ -36,7 +36,9 @@ impl Caller {
         let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
-        Ok(Self { reader: BufReader::new(stream) })
+        Ok(Self {
+            reader: BufReader::new(stream),
+        })
     }
 
     /// Sends a GET request and reads the answer.
@@ -46,13 +48,24 @@ impl Caller {
     }
 
     /// Sends a POST request with a body and reads the answer.
-    pub fn post(&mut self, path: &str, headers: &[(&str, &str)], body: &[u8]) -> io::Result<Answer> {
+    pub fn post(
+        &mut self,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> io::Result<Answer> {
         self.send("POST", path, headers, body)?;
         self.answer()
     }
 
     /// Sends a request without waiting for the answer.
-    pub fn send(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> io::Result<()> {
+    pub fn send(
+        &mut self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> io::Result<()> {
         let mut request = format!("{method} {path} HTTP/1.1\r\nhost: app.example\r\n");
         for (name, value) in headers {
             request += &format!("{name}: {value}\r\n");
@@ -61,13 +74,18 @@ impl Caller {
             request += &format!("content-length: {}\r\n", body.len());
         }
         request += "\r\n";
-        self.stream().write_all(&[request.as_bytes(), body].concat())
+        self.stream()
+            .write_all(&[request.as_bytes(), body].concat())
     }
 
     /// Reads the next answer.
     pub fn answer(&mut self) -> io::Result<Answer> {
         let head = read_head(&mut self.reader)?.ok_or(io::ErrorKind::UnexpectedEof)?;
-        let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or(io::ErrorKind::InvalidData)?;
+        let status = head
+            .split(' ')
+            .nth(1)
+            .and_then(|code| code.parse().ok())
+            .ok_or(io::ErrorKind::InvalidData)?;
         let body = read_body(&mut self.reader, &head)?;
         Ok(Answer { status, head, body })
     }

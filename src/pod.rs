@@ -1,4 +1,5 @@
-//! A pod: a network namespace of its own, and one for whoever calls it, joined by a cable. Needs root.
+//! A pod: a network namespace of its own, and one for whoever calls it, joined by a cable. Needs
+//! root.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::{Command, Stdio};
@@ -14,7 +15,12 @@ impl Space {
     /// A new one with its loopback up.
     pub fn new() -> Self {
         let mut holder = Command::new("unshare")
-            .args(["--net", "sh", "-c", "ip link set lo up && echo up && read line"])
+            .args([
+                "--net",
+                "sh",
+                "-c",
+                "ip link set lo up && echo up && read line",
+            ])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -28,8 +34,8 @@ impl Space {
         Self(file.into())
     }
 
-    /// Runs `work` on a thread inside. Sockets it makes, threads and processes it starts belong to the
-    /// namespace, also when it is long over.
+    /// Runs `work` on a thread inside. Sockets it makes, threads and processes it starts belong to
+    /// the namespace, also when it is long over.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| {
             let inside = scope.spawn(|| {
@@ -37,7 +43,9 @@ impl Space {
                 rustix::thread::move_into_link_name_space(self.0.as_fd(), network).unwrap();
                 work()
             });
-            inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            inside
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
 
@@ -97,8 +105,13 @@ impl Pod {
     pub fn new() -> Self {
         let (inside, outside) = (Space::new(), Space::new());
         let path = outside.path();
-        inside.sh(&format!("ip link add eth0 type veth peer name cable && ip link set cable netns {path} name eth0"));
-        for (space, ip, ip6) in [(&inside, Self::IP, Self::IP6), (&outside, Self::OUTSIDE, Self::OUTSIDE6)] {
+        inside.sh(&format!(
+            "ip link add eth0 type veth peer name cable && ip link set cable netns {path} name eth0"
+        ));
+        for (space, ip, ip6) in [
+            (&inside, Self::IP, Self::IP6),
+            (&outside, Self::OUTSIDE, Self::OUTSIDE6),
+        ] {
             space.sh(&format!(
                 "ip link set eth0 up; ip address add {ip}/24 dev eth0; ip address add {ip6}/64 nodad dev eth0"
             ));

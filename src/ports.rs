@@ -1,7 +1,7 @@
 //! Free ports for programs that have to be told theirs beforehand.
 //!
-//! They lie below the range the kernel hands out by itself, and a lock file for each keeps tests that run at
-//! the same time apart, in one process or in several.
+//! They lie below the range the kernel hands out by itself, and a lock file for each keeps tests
+//! that run at the same time apart, in one process or in several.
 
 use std::fs::{File, OpenOptions};
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
@@ -22,7 +22,11 @@ pub fn free() -> u16 {
     for offset in 0..size {
         let port = RANGE.start + u16::try_from((start + offset) % size).unwrap();
         let mut taken = TAKEN.lock().unwrap();
-        let lock = OpenOptions::new().create(true).append(true).open(folder.join(port.to_string())).unwrap();
+        let lock = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(folder.join(port.to_string()))
+            .unwrap();
         if lock.try_lock().is_ok() && is_free(port) {
             taken.push(lock);
             return port;
@@ -32,7 +36,8 @@ pub fn free() -> u16 {
 }
 
 fn is_free(port: u16) -> bool {
-    TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok() && UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok()
+    TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok()
+        && UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok()
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! A program as a process of its own: its output is kept and can be waited for, and it ends with its owner.
+//! A program as a process of its own: its output is kept and can be waited for, and it ends with
+//! its owner.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -26,12 +27,21 @@ struct Output {
 impl Process {
     /// Starts a program; `name` is for messages.
     pub fn start(name: &str, command: &mut Command) -> Self {
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap_or_else(|error| panic!("{name} does not start: {error}: {command:?}"));
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("{name} does not start: {error}: {command:?}"));
         let output = Arc::new(Output::default());
         collect(child.stdout.take().unwrap(), output.clone());
         collect(child.stderr.take().unwrap(), output.clone());
-        Self { name: name.to_owned(), child: Mutex::new(child), output }
+        Self {
+            name: name.to_owned(),
+            child: Mutex::new(child),
+            output,
+        }
     }
 
     /// Waits for a line of output that contains `text`, and returns it. One said earlier will do.
@@ -51,7 +61,10 @@ impl Process {
             if left.is_zero() {
                 let said = lines.join("\n  ");
                 drop(lines);
-                panic!("{} did not say {text:?} {n} times in {PATIENCE:?}; it said:\n  {said}", self.name);
+                panic!(
+                    "{} did not say {text:?} {n} times in {PATIENCE:?}; it said:\n  {said}",
+                    self.name
+                );
             }
             lines = self.output.grown.wait_timeout(lines, left).unwrap().0;
         }
@@ -59,7 +72,14 @@ impl Process {
 
     /// All lines that contain `text` so far.
     pub fn lines(&self, text: &str) -> Vec<String> {
-        self.output.lines.lock().unwrap().iter().filter(|line| line.contains(text)).cloned().collect()
+        self.output
+            .lines
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|line| line.contains(text))
+            .cloned()
+            .collect()
     }
 
     /// The process id.
@@ -106,7 +126,11 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
         if std::thread::panicking() {
-            let lines = self.output.lines.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let lines = self
+                .output
+                .lines
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
             let from = lines.len().saturating_sub(60);
             eprintln!("--- {} said:\n{}", self.name, lines[from..].join("\n"));
         }
@@ -117,7 +141,10 @@ fn collect(from: impl Read + Send + 'static, into: Arc<Output>) {
     std::thread::spawn(move || {
         let mut reader = BufReader::new(from);
         let mut line = Vec::new();
-        while reader.read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
+        while reader
+            .read_until(b'\n', &mut line)
+            .is_ok_and(|count| count > 0)
+        {
             let text = String::from_utf8_lossy(&line).trim_end().to_owned();
             into.lines.lock().unwrap().push(text);
             into.grown.notify_all();

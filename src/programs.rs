@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// Path of one of the workspace's programs, such as `traffic-agent` or `examples/app`. All of them are built the first time a
-/// process asks, which takes no time when they are up to date. `HARNESS_BUILT=1` says that they are.
+/// Path of one of the workspace's programs, such as `traffic-agent` or `examples/app`. All of them
+/// are built the first time a process asks, which takes no time when they are up to date.
+/// `HARNESS_BUILT=1` says that they are.
 pub fn path(name: &str) -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     let folder = BUILT.get_or_init(|| {
@@ -16,7 +17,11 @@ pub fn path(name: &str) -> PathBuf {
         folder
     });
     let path = folder.join(name);
-    assert!(path.exists(), "{} is not there; cargo build --workspace --bins makes it", path.display());
+    assert!(
+        path.exists(),
+        "{} is not there; cargo build --workspace --bins makes it",
+        path.display()
+    );
     path
 }
 
@@ -38,10 +43,24 @@ fn build(folder: &Path) {
     };
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let built = Command::new(cargo)
-        .args(["build", "--quiet", "--workspace", "--bins", "--example", "app", "--profile", profile, "--target-dir"])
+        .args([
+            "build",
+            "--quiet",
+            "--workspace",
+            "--bins",
+            "--example",
+            "app",
+            "--profile",
+            profile,
+            "--target-dir",
+        ])
         .arg(folder.parent().unwrap())
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .unwrap();
-    assert!(built.status.success(), "the programs do not build: {}", String::from_utf8_lossy(&built.stderr));
+    assert!(
+        built.status.success(),
+        "the programs do not build: {}",
+        String::from_utf8_lossy(&built.stderr)
+    );
 }

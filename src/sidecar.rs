@@ -37,14 +37,27 @@ pub struct Port {
 impl Port {
     /// A TCP port of no declared protocol.
     pub fn tcp(container: u16, agent: u16) -> Self {
-        Self { name: String::new(), container, agent, protocol: "TCP", app_protocol: String::new(), numeric: false }
+        Self {
+            name: String::new(),
+            container,
+            agent,
+            protocol: "TCP",
+            app_protocol: String::new(),
+            numeric: false,
+        }
     }
 }
 
 impl Sidecar {
     /// The configuration as YAML.
     pub fn yaml(&self) -> String {
-        let Self { workload, namespace, manager, extra, .. } = self;
+        let Self {
+            workload,
+            namespace,
+            manager,
+            extra,
+            ..
+        } = self;
         let (host, port) = (manager.ip(), manager.port());
         let mut yaml = format!(
             "agentName: {workload}\nnamespace: {namespace}\nworkloadName: {workload}\nworkloadKind: Deployment\n\
@@ -56,7 +69,12 @@ impl Sidecar {
             yaml += &format!(
                 "  - containerPortName: {:?}\n    containerPort: {}\n    agentPort: {}\n    protocol: {}\n    \
                  targetPortNumeric: {}\n    appProtocol: {:?}\n",
-                port.name, port.container, port.agent, port.protocol, port.numeric, port.app_protocol
+                port.name,
+                port.container,
+                port.agent,
+                port.protocol,
+                port.numeric,
+                port.app_protocol
             );
         }
         yaml

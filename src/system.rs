@@ -1,5 +1,5 @@
-//! The whole system: a manager, an agent in front of an app, and workstations with intercepts, each a
-//! process of its own, all on loopback.
+//! The whole system: a manager, an agent in front of an app, and workstations with intercepts, each
+//! a process of its own, all on loopback.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -39,14 +39,25 @@ impl System {
     }
 
     /// The same, with changes to the agent's configuration and command.
-    pub fn start_with(configure: impl FnOnce(&mut Sidecar), arrange: impl FnOnce(&mut Command)) -> Self {
+    pub fn start_with(
+        configure: impl FnOnce(&mut Sidecar),
+        arrange: impl FnOnce(&mut Command),
+    ) -> Self {
         let (manager, manager_address) = start_manager(0);
         let app = App::start("app");
-        let mut sidecar = sidecar(manager_address, vec![Port::tcp(app.address().port(), ports::free())]);
+        let mut sidecar = sidecar(
+            manager_address,
+            vec![Port::tcp(app.address().port(), ports::free())],
+        );
         configure(&mut sidecar);
         let agent = Agent::start(&sidecar, arrange);
         agent.ready();
-        Self { manager, manager_address, agent, app }
+        Self {
+            manager,
+            manager_address,
+            agent,
+            app,
+        }
     }
 
     /// Where callers reach the pod's first port.
@@ -54,12 +65,13 @@ impl System {
         self.agent.address()
     }
 
-    /// Creates an intercept whose requests go to `local`; returns when it is active. `flags` are the
-    /// client's own, such as `--http-header=x-dev=a`; with `--no-direct` among them all connections come
-    /// through the manager, else this waits until the agent is attached directly.
+    /// Creates an intercept whose requests go to `local`; returns when it is active. `flags` are
+    /// the client's own, such as `--http-header=x-dev=a`; with `--no-direct` among them all
+    /// connections come through the manager, else this waits until the agent is attached directly.
     pub fn intercept(&self, name: &str, local: SocketAddr, flags: &[&str]) -> Process {
         let container_port = self.agent.sidecar.ports[0].container;
-        let process = self.begin_intercept(name, &format!("{}:{container_port}", local.port()), flags);
+        let process =
+            self.begin_intercept(name, &format!("{}:{container_port}", local.port()), flags);
         process.line("state=ACTIVE");
         if !flags.contains(&"--no-direct") {
             process.line("direct=connected");
@@ -71,8 +83,19 @@ impl System {
     /// Starts a client that creates an intercept, and does not wait for it.
     pub fn begin_intercept(&self, name: &str, port: &str, flags: &[&str]) -> Process {
         let mut command = Command::new(programs::path("intercept"));
-        command.args(["create", name, "--workload", WORKLOAD, "--namespace", NAMESPACE, "--port", port]);
-        command.args(["--manager", &self.manager_address.to_string()]).args(flags);
+        command.args([
+            "create",
+            name,
+            "--workload",
+            WORKLOAD,
+            "--namespace",
+            NAMESPACE,
+            "--port",
+            port,
+        ]);
+        command
+            .args(["--manager", &self.manager_address.to_string()])
+            .args(flags);
         Process::start(&format!("intercept {name}"), &mut command)
     }
 
@@ -91,7 +114,9 @@ pub fn start_manager(port: u16) -> (Process, SocketAddr) {
 pub fn start_manager_with(port: u16, flags: &[&str]) -> (Process, SocketAddr) {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let mut command = Command::new(programs::path("traffic-manager"));
-    command.args(["--listen", &address.to_string(), "--log-level", "debug"]).args(flags);
+    command
+        .args(["--listen", &address.to_string(), "--log-level", "debug"])
+        .args(flags);
     let manager = Process::start("traffic-manager", &mut command);
     let line = manager.line("listening=");
     let address = line.trim_start_matches("listening=").parse().unwrap();
@@ -100,7 +125,13 @@ pub fn start_manager_with(port: u16, flags: &[&str]) -> (Process, SocketAddr) {
 
 /// The usual configuration of an agent, in front of these ports.
 pub fn sidecar(manager: SocketAddr, ports: Vec<Port>) -> Sidecar {
-    Sidecar { workload: WORKLOAD.into(), namespace: NAMESPACE.into(), manager, ports, extra: String::new() }
+    Sidecar {
+        workload: WORKLOAD.into(),
+        namespace: NAMESPACE.into(),
+        manager,
+        ports,
+        extra: String::new(),
+    }
 }
 
 /// An agent in a file tree of its own.
@@ -117,22 +148,44 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Starts an agent as a pod would; `arrange` may change the command, whose environment holds nothing
-    /// but what the injector sets. Does not wait for anything.
+    /// Starts an agent as a pod would; `arrange` may change the command, whose environment holds
+    /// nothing but what the injector sets. Does not wait for anything.
     pub fn start(sidecar: &Sidecar, arrange: impl FnOnce(&mut Command)) -> Self {
         static PODS: AtomicU32 = AtomicU32::new(0);
         let root = tempfile::tempdir().unwrap();
         let config = root.path().join("config.yaml");
         std::fs::write(&config, sidecar.yaml()).unwrap();
-        let pod = format!("{}-{}-{}", sidecar.workload, std::process::id(), PODS.fetch_add(1, Ordering::Relaxed));
+        let pod = format!(
+            "{}-{}-{}",
+            sidecar.workload,
+            std::process::id(),
+            PODS.fetch_add(1, Ordering::Relaxed)
+        );
         let mut command = Command::new(programs::path("traffic-agent"));
-        command.arg("agent").arg("--config").arg(&config).arg("--root").arg(root.path());
-        command.env_clear().env("LOG_LEVEL", "debug").env("_TEL_AGENT_POD_IP", Ipv4Addr::LOCALHOST.to_string());
-        command.env("_TEL_AGENT_NAME", &pod).env("_TEL_AGENT_POD_UID", format!("uid-{pod}"));
-        command.env("AGENT_ENVOY_SERVER_PORT", "0").env("AGENT_ENVOY_ADMIN_PORT", "0");
+        command
+            .arg("agent")
+            .arg("--config")
+            .arg(&config)
+            .arg("--root")
+            .arg(root.path());
+        command
+            .env_clear()
+            .env("LOG_LEVEL", "debug")
+            .env("_TEL_AGENT_POD_IP", Ipv4Addr::LOCALHOST.to_string());
+        command
+            .env("_TEL_AGENT_NAME", &pod)
+            .env("_TEL_AGENT_POD_UID", format!("uid-{pod}"));
+        command
+            .env("AGENT_ENVOY_SERVER_PORT", "0")
+            .env("AGENT_ENVOY_ADMIN_PORT", "0");
         arrange(&mut command);
         let process = Process::start("traffic-agent", &mut command);
-        Self { process, sidecar: sidecar.clone(), root, pod }
+        Self {
+            process,
+            sidecar: sidecar.clone(),
+            root,
+            pod,
+        }
     }
 
     /// Waits until it has arrived at the manager.
@@ -149,13 +202,15 @@ impl Agent {
         SocketAddr::from((Ipv4Addr::LOCALHOST, self.sidecar.ports[0].agent))
     }
 
-    /// Waits until the agent serves the intercept `name`: it hears of it by a snapshot of its own, which may come after
-    /// the client's.
+    /// Waits until the agent serves the intercept `name`: it hears of it by a snapshot of its own,
+    /// which may come after the client's.
     pub fn serves(&self, name: &str) {
         let served = format!("\"name\": \"{name}\"");
         until("the agent to serve the intercept", || {
             let page = caller::get(self.admin(), "/intercepts", &[]).ok()?;
-            String::from_utf8_lossy(&page.body).contains(&served).then_some(())
+            String::from_utf8_lossy(&page.body)
+                .contains(&served)
+                .then_some(())
         });
     }
 
@@ -163,7 +218,10 @@ impl Agent {
     pub fn stat(&self, name: &str) -> u64 {
         let page = caller::get(self.admin(), "/stats", &[]).expect("the admin answers");
         let page = String::from_utf8_lossy(&page.body).into_owned();
-        let values = page.lines().filter_map(|line| line.split_once(": ")).filter(|(key, _)| key.ends_with(name));
+        let values = page
+            .lines()
+            .filter_map(|line| line.split_once(": "))
+            .filter(|(key, _)| key.ends_with(name));
         let values: Vec<u64> = values.map(|(_, value)| value.parse().unwrap()).collect();
         assert!(!values.is_empty(), "no statistic is called {name}:\n{page}");
         values.iter().sum()
@@ -173,7 +231,8 @@ impl Agent {
     pub fn admin(&self) -> SocketAddr {
         let file: PathBuf = self.root.path().join("tmp/agent/ports.json");
         let port = until("the agent's ports.json", || {
-            let ports: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).ok()?).ok()?;
+            let ports: serde_json::Value =
+                serde_json::from_slice(&std::fs::read(&file).ok()?).ok()?;
             u16::try_from(ports["admin"].as_u64()?).ok()
         });
         SocketAddr::from((Ipv4Addr::LOCALHOST, port))

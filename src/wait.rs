@@ -1,4 +1,5 @@
-//! Waiting for something to happen, with a deadline that is generous because only failures reach it.
+//! Waiting for something to happen, with a deadline that is generous because only failures reach
+//! it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -18,8 +19,8 @@ pub fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// Sets a flag when it goes, also by a panic: threads that run until the flag is set do not run for ever
-/// when the test that waits for them fails.
+/// Sets a flag when it goes, also by a panic: threads that run until the flag is set do not run for
+/// ever when the test that waits for them fails.
 #[derive(Debug)]
 pub struct SetAtEnd<'a>(pub &'a AtomicBool);
 

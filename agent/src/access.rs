@@ -1,8 +1,9 @@
-//! The access log: one line when an exchange ends, in Envoy's default format, as JSON, or as a format string of
-//! Envoy's operators says. Off by default; header values appear only where the operator listed the header.
+//! The access log: one line when an exchange ends, in Envoy's default format, as JSON, or as a
+//! format string of Envoy's operators says. Off by default; header values appear only where the
+//! operator listed the header.
 //!
-//! Lines go through a bounded queue to a thread of their own: a reader that stalls costs lines, which are counted,
-//! and never a request.
+//! Lines go through a bounded queue to a thread of their own: a reader that stalls costs lines,
+//! which are counted, and never a request.
 
 pub mod explained;
 pub mod format;
@@ -30,8 +31,9 @@ pub struct Access {
     pub pod: Arc<str>,
 }
 
-/// Envoy's response flag for an ending: `UF` no connection to the upstream, `UC` the upstream broke off, `DC` the
-/// caller left, `DPE` the caller broke the protocol, `LR` the agent cut it (drain, limit, bug), `-` a clean end.
+/// Envoy's response flag for an ending: `UF` no connection to the upstream, `UC` the upstream broke
+/// off, `DC` the caller left, `DPE` the caller broke the protocol, `LR` the agent cut it (drain,
+/// limit, bug), `-` a clean end.
 #[must_use]
 pub fn flag(ended: Ended) -> &'static str {
     match ended {
@@ -60,7 +62,8 @@ pub struct Entry {
     /// When the head was complete.
     pub started: SystemTime,
     clock: Instant,
-    /// The method, as received; empty, like the two that follow, for a connection that nobody looks into.
+    /// The method, as received; empty, like the two that follow, for a connection that nobody looks
+    /// into.
     pub method: String,
     /// The request target, as received.
     pub target: String,
@@ -127,29 +130,43 @@ impl AccessLog {
         listed: &[String],
         mut out: impl std::io::Write + Send + 'static,
     ) -> Result<Option<Self>, FormatError> {
-        let Some(format) = Format::parse(setting)? else { return Ok(None) };
+        let Some(format) = Format::parse(setting)? else {
+            return Ok(None);
+        };
         let (lines, queue) = sync_channel::<String>(QUEUE);
-        let writer = std::thread::Builder::new().name("access-log".to_owned()).spawn(move || {
-            while let Ok(line) = queue.recv() {
-                let more = queue.try_iter().take(QUEUE);
-                let batch = more.fold(line, |mut batch, line| {
-                    batch.push_str(&line);
-                    batch
-                });
-                if out.write_all(batch.as_bytes()).and_then(|()| out.flush()).is_err() {
-                    return;
+        let writer = std::thread::Builder::new()
+            .name("access-log".to_owned())
+            .spawn(move || {
+                while let Ok(line) = queue.recv() {
+                    let more = queue.try_iter().take(QUEUE);
+                    let batch = more.fold(line, |mut batch, line| {
+                        batch.push_str(&line);
+                        batch
+                    });
+                    if out
+                        .write_all(batch.as_bytes())
+                        .and_then(|()| out.flush())
+                        .is_err()
+                    {
+                        return;
+                    }
                 }
-            }
-        });
+            });
         if let Err(error) = writer {
             tracing::error!(%error, "access log: no thread for its writer; it stays off");
             return Ok(None);
         }
         let listed = listed.iter().map(|h| h.to_ascii_lowercase()).collect();
-        Ok(Some(Self { format, listed, lines, dropped: Counter::default() }))
+        Ok(Some(Self {
+            format,
+            listed,
+            lines,
+            dropped: Counter::default(),
+        }))
     }
 
-    /// Notes a connection that nobody looks into: it has no method, no path and no status, only bytes and an end.
+    /// Notes a connection that nobody looks into: it has no method, no path and no status, only
+    /// bytes and an end.
     #[must_use]
     pub fn begin_connection(&self, caller: Caller) -> Box<Entry> {
         Box::new(Entry::of(caller))
@@ -170,12 +187,23 @@ impl AccessLog {
             if name.eq_ignore_ascii_case(b"host") || name == b":authority" {
                 authority = text(value);
             }
-            if self.listed.iter().any(|l| name.eq_ignore_ascii_case(l.as_bytes())) {
+            if self
+                .listed
+                .iter()
+                .any(|l| name.eq_ignore_ascii_case(l.as_bytes()))
+            {
                 headers.push((text(name).to_ascii_lowercase(), text(value)));
             }
         });
         let (method, target) = (text(method), text(request.target()));
-        Box::new(Entry { method, target, authority, protocol, headers, ..Entry::of(caller) })
+        Box::new(Entry {
+            method,
+            target,
+            authority,
+            protocol,
+            headers,
+            ..Entry::of(caller)
+        })
     }
 
     /// Writes the line of an exchange that has ended.
@@ -219,8 +247,15 @@ mod tests {
     fn line_of(setting: &str, listed: &[&str]) -> String {
         let sink = Sink::default();
         let listed: Vec<String> = listed.iter().map(ToString::to_string).collect();
-        let log = AccessLog::start(setting, &listed, sink.clone()).unwrap().unwrap();
-        let mut entry = log.begin(&Head, b"GET", "HTTP/1.1", Caller("10.0.0.9:1234".parse().unwrap()));
+        let log = AccessLog::start(setting, &listed, sink.clone())
+            .unwrap()
+            .unwrap();
+        let mut entry = log.begin(
+            &Head,
+            b"GET",
+            "HTTP/1.1",
+            Caller("10.0.0.9:1234".parse().unwrap()),
+        );
         (entry.status, entry.sent, entry.route) = (200, 17, "client");
         entry.reason = "header x-dev: a".to_owned();
         log.end(&entry);
@@ -238,7 +273,10 @@ mod tests {
     #[test]
     fn the_default_format_is_envoys_and_hides_what_is_not_listed() {
         let line = line_of("text", &[]);
-        assert!(line.contains("\"GET /a?q=1 HTTP/1.1\" 200 - 0 17 "), "{line}");
+        assert!(
+            line.contains("\"GET /a?q=1 HTTP/1.1\" 200 - 0 17 "),
+            "{line}"
+        );
         assert!(line.contains("\"shop\""), "{line}");
         assert!(!line.contains("secret-token"), "{line}");
     }
@@ -255,7 +293,10 @@ mod tests {
     #[test]
     fn a_format_string_takes_envoys_operators() {
         assert_eq!(
-            line_of("%REQ(:METHOD)% %RESPONSE_CODE% %REQ(X-DEV)% %REQ(AUTHORIZATION)% %ROUTE% 100%%", &["x-dev"]),
+            line_of(
+                "%REQ(:METHOD)% %RESPONSE_CODE% %REQ(X-DEV)% %REQ(AUTHORIZATION)% %ROUTE% 100%%",
+                &["x-dev"]
+            ),
             "GET 200 a - client 100%\n"
         );
         let error = Format::parse("%NO_SUCH_OPERATOR%").unwrap_err().to_string();
@@ -264,6 +305,10 @@ mod tests {
 
     #[test]
     fn off_is_nothing() {
-        assert!(AccessLog::start("off", &[], std::io::sink()).unwrap().is_none());
+        assert!(
+            AccessLog::start("off", &[], std::io::sink())
+                .unwrap()
+                .is_none()
+        );
     }
 }

@@ -1,5 +1,6 @@
-//! The admin server: Envoy's paths and shapes where the meaning is the same, and two questions of our own, what is
-//! intercepted and why a request went where it did. It reads the running agent; the few switches it has are POSTs.
+//! The admin server: Envoy's paths and shapes where the meaning is the same, and two questions of
+//! our own, what is intercepted and why a request went where it did. It reads the running agent;
+//! the few switches it has are POSTs.
 
 pub mod endpoints;
 pub mod explain;
@@ -76,8 +77,9 @@ pub struct ListenerInfo {
 pub struct Orders {
     /// `/quitquitquit`: end in order, as after SIGTERM.
     pub quit: Notify,
-    /// `/drain_listeners`: stop accepting at once and leave open connections alone; with `graceful` keep accepting
-    /// for the lame-duck time, then ask open connections to end as well. The process stays.
+    /// `/drain_listeners`: stop accepting at once and leave open connections alone; with `graceful`
+    /// keep accepting for the lame-duck time, then ask open connections to end as well. The process
+    /// stays.
     pub drain: Notify,
     /// Whether the drain that was asked for waits for the lame-duck time.
     pub graceful: std::sync::atomic::AtomicBool,
@@ -124,7 +126,12 @@ impl Agent {
     /// Whole days until the first certificate expires; Envoy's largest value when there is none.
     #[must_use]
     pub fn days_until_first_expiry(&self) -> i64 {
-        let first = self.certificates.certificates().iter().map(|c| c.seconds_until_expiry).min();
+        let first = self
+            .certificates
+            .certificates()
+            .iter()
+            .map(|c| c.seconds_until_expiry)
+            .min();
         first.map_or(i64::from(u32::MAX), |seconds| seconds.div_euclid(86_400))
     }
 

@@ -1,5 +1,5 @@
-//! Composition root: binds everything first, builds everything, then runs until it is told to leave. It alone knows
-//! all parts; none of them knows it.
+//! Composition root: binds everything first, builds everything, then runs until it is told to
+//! leave. It alone knows all parts; none of them knows it.
 
 mod certificates;
 mod control;
@@ -43,7 +43,9 @@ pub enum StartError {
     #[error(transparent)]
     Servers(#[from] ServersError),
     /// A thread or a runtime could not be made.
-    #[error("the agent's threads could not be started: {0}; check the pod's process and memory limits")]
+    #[error(
+        "the agent's threads could not be started: {0}; check the pod's process and memory limits"
+    )]
     Threads(#[from] io::Error),
 }
 
@@ -63,8 +65,8 @@ pub struct App {
     _secrets: Option<Watch>,
 }
 
-/// Annotations that cannot be followed. A running agent leaves them out, for the sake of the other ports; a check
-/// refuses them.
+/// Annotations that cannot be followed. A running agent leaves them out, for the sake of the other
+/// ports; a check refuses them.
 #[must_use]
 pub fn check(settings: &Settings) -> Faults {
     ports::read_tls_annotations(settings).faults
@@ -84,22 +86,42 @@ pub fn build(settings: Settings, log: Control) -> Result<App, StartError> {
     let drain = Drain::default();
     let control = Arc::new(ControlMetrics::default());
     let tunnels = control::Tunnels::new(control.clone());
-    let (ports, stores) =
-        ports::build(&settings, &access(&settings), &drain, &(Arc::new(tunnels.clone()) as Arc<dyn OpenTunnel>));
+    let (ports, stores) = ports::build(
+        &settings,
+        &access(&settings),
+        &drain,
+        &(Arc::new(tunnels.clone()) as Arc<dyn OpenTunnel>),
+    );
     let tcp = Ports::bind(ports::tcp(&settings, &ports), settings.workers)?;
     let udp = listeners::bind_udp(&ports)?;
     let servers = Servers::bind(&settings)?;
     servers.write_ports_file(&settings);
     let secrets = stores.watch()?;
     let ready = Ready::default();
-    Ok(App { settings, ports, tcp, udp, servers, tunnels, control, ready, drain, log, _secrets: secrets })
+    Ok(App {
+        settings,
+        ports,
+        tcp,
+        udp,
+        servers,
+        tunnels,
+        control,
+        ready,
+        drain,
+        log,
+        _secrets: secrets,
+    })
 }
 
 impl App {
     /// Where the container ports are listened on, TCP before UDP.
     #[must_use]
     pub fn port_addrs(&self) -> Vec<SocketAddr> {
-        self.tcp.addrs().into_iter().chain(self.udp.iter().map(|u| u.address)).collect()
+        self.tcp
+            .addrs()
+            .into_iter()
+            .chain(self.udp.iter().map(|u| u.address))
+            .collect()
     }
 
     /// Runs until a signal or an order, and says with which code to exit.
@@ -131,7 +153,10 @@ impl App {
             config: settings.to_json(),
             orders: orders.clone(),
         });
-        let of_tcp = self.ports.iter().filter(|p| p.shared.transport == Transport::Tcp);
+        let of_tcp = self
+            .ports
+            .iter()
+            .filter(|p| p.shared.transport == Transport::Tcp);
         let leaving = Leaving {
             drain: self.drain.clone(),
             ready: self.ready.clone(),
@@ -140,7 +165,9 @@ impl App {
             grace: settings.sidecar.drain.grace,
             app_ports: of_tcp.map(|p| p.shared.container_port).collect(),
         };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         let tasks = Drain::default();
         let code = runtime.block_on(async {
             let stop = CancellationToken::new();
@@ -167,13 +194,25 @@ impl App {
     }
 
     fn listener_infos(&self) -> Vec<ListenerInfo> {
-        let of_tcp = self.ports.iter().filter(|p| p.shared.transport == Transport::Tcp);
-        let tcp = of_tcp.zip(self.tcp.addrs()).map(|(p, address)| info(&p.shared, address, "TCP"));
+        let of_tcp = self
+            .ports
+            .iter()
+            .filter(|p| p.shared.transport == Transport::Tcp);
+        let tcp = of_tcp
+            .zip(self.tcp.addrs())
+            .map(|(p, address)| info(&p.shared, address, "TCP"));
         let udp = self.udp.iter().map(|u| info(&u.shared, u.address, "UDP"));
-        let own = [("server", &self.servers.grpc), ("admin", &self.servers.admin)];
+        let own = [
+            ("server", &self.servers.grpc),
+            ("admin", &self.servers.admin),
+        ];
         let own = own.into_iter().flat_map(|(name, server)| {
             let addresses = server.listeners.iter().filter_map(|l| l.local_addr().ok());
-            addresses.map(move |address| ListenerInfo { name: name.to_owned(), address, transport: "TCP" })
+            addresses.map(move |address| ListenerInfo {
+                name: name.to_owned(),
+                address,
+                transport: "TCP",
+            })
         });
         tcp.chain(udp).chain(own).collect()
     }
@@ -182,10 +221,23 @@ impl App {
 /// Access log lines go to standard output, log lines to standard error.
 fn access(settings: &Settings) -> Access {
     // The format was checked with the other settings.
-    let log = AccessLog::start(&settings.access_log, &settings.access_log_headers, io::stdout()).ok().flatten();
-    Access { log: log.map(Arc::new), pod: settings.pod_name.as_str().into() }
+    let log = AccessLog::start(
+        &settings.access_log,
+        &settings.access_log_headers,
+        io::stdout(),
+    )
+    .ok()
+    .flatten();
+    Access {
+        log: log.map(Arc::new),
+        pod: settings.pod_name.as_str().into(),
+    }
 }
 
 fn info(shared: &Shared, address: SocketAddr, transport: &'static str) -> ListenerInfo {
-    ListenerInfo { name: format!("port_{}", shared.container_port), address, transport }
+    ListenerInfo {
+        name: format!("port_{}", shared.container_port),
+        address,
+        transport,
+    }
 }

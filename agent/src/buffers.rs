@@ -1,5 +1,5 @@
-//! Read buffers on loan: a connection holds one only while bytes are in it, so idle connections cost none. Each
-//! worker thread keeps a small stock.
+//! Read buffers on loan: a connection holds one only while bytes are in it, so idle connections
+//! cost none. Each worker thread keeps a small stock.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -11,13 +11,15 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::conn;
 
-/// Bytes in one buffer: room for any usual head, small enough that many connections can hold one at a time.
+/// Bytes in one buffer: room for any usual head, small enough that many connections can hold one at
+/// a time.
 pub const SIZE: usize = 16 * 1024;
 /// Bytes in a large buffer, for bulk transfers that the kernel cannot splice.
 pub const LARGE: usize = 256 * 1024;
 const STOCK: usize = 64;
 const LARGE_STOCK: usize = 4;
-/// Large buffers on loan at a time in each worker, so that a crowd of stalled readers cannot hold much memory.
+/// Large buffers on loan at a time in each worker, so that a crowd of stalled readers cannot hold
+/// much memory.
 const LARGE_LOANS: usize = 16;
 
 thread_local! {
@@ -36,8 +38,8 @@ pub struct Buf {
 }
 
 impl Buf {
-    /// Which size is borrowed when the buffer next needs memory: [`LARGE`] for a busy flow (while there are loans to
-    /// give), else [`SIZE`].
+    /// Which size is borrowed when the buffer next needs memory: [`LARGE`] for a busy flow (while
+    /// there are loans to give), else [`SIZE`].
     pub fn prefer_large(&mut self, large: bool) {
         self.large = large;
     }
@@ -45,7 +47,10 @@ impl Buf {
     /// What has been read and not yet consumed.
     #[must_use]
     pub fn unread(&self) -> &[u8] {
-        self.store.as_deref().and_then(|s| s.get(self.start..self.end)).unwrap_or_default()
+        self.store
+            .as_deref()
+            .and_then(|s| s.get(self.start..self.end))
+            .unwrap_or_default()
     }
 
     /// How many bytes are unread.
@@ -72,7 +77,11 @@ impl Buf {
     ///
     /// # Errors
     /// What the stream answers.
-    pub fn poll_fill<R: AsyncRead + Unpin>(&mut self, from: &mut R, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    pub fn poll_fill<R: AsyncRead + Unpin>(
+        &mut self,
+        from: &mut R,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
         let large = self.large;
         let store = self.store.get_or_insert_with(|| borrow_from_pool(large));
         if self.end == store.len() && self.start > 0 {
@@ -94,8 +103,8 @@ impl Buf {
         Poll::Ready(Ok(n))
     }
 
-    /// Takes what the kernel has for this socket already; `None` where that is nothing, `Some(0)` at the end of the
-    /// stream, or of the room.
+    /// Takes what the kernel has for this socket already; `None` where that is nothing, `Some(0)`
+    /// at the end of the stream, or of the room.
     ///
     /// # Errors
     /// The connection failed.
@@ -118,7 +127,11 @@ impl Buf {
             return;
         }
         // A size of its own, so that it never enters the accounts of the pools.
-        let size = if at_least == LARGE { at_least + 1 } else { at_least };
+        let size = if at_least == LARGE {
+            at_least + 1
+        } else {
+            at_least
+        };
         let mut larger = vec![0; size].into_boxed_slice();
         let unread = self.unread();
         let len = unread.len();
@@ -138,7 +151,9 @@ impl Buf {
             self.grow(len + bytes.len());
         }
         let at = at.min(len);
-        let Some(store) = self.store.as_deref_mut() else { return };
+        let Some(store) = self.store.as_deref_mut() else {
+            return;
+        };
         if store.len() - self.end < bytes.len() {
             store.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, len);
@@ -193,7 +208,8 @@ fn borrow_from_pool(large: bool) -> Box<[u8]> {
     } else {
         (&POOL, SIZE)
     };
-    pool.with_borrow_mut(Vec::pop).unwrap_or_else(|| vec![0; size].into_boxed_slice())
+    pool.with_borrow_mut(Vec::pop)
+        .unwrap_or_else(|| vec![0; size].into_boxed_slice())
 }
 
 impl From<&[u8]> for Buf {
@@ -259,14 +275,21 @@ mod tests {
         for _ in 0..LARGE_LOANS + 2 {
             let mut buf = Buf::default();
             buf.prefer_large(true);
-            poll_fn(|cx| buf.poll_fill(&mut &data[..], cx)).await.unwrap();
+            poll_fn(|cx| buf.poll_fill(&mut &data[..], cx))
+                .await
+                .unwrap();
             held.push(buf);
         }
-        assert_eq!(held.iter().filter(|b| b.len() == LARGE).count(), LARGE_LOANS);
+        assert_eq!(
+            held.iter().filter(|b| b.len() == LARGE).count(),
+            LARGE_LOANS
+        );
         drop(held);
         let mut buf = Buf::default();
         buf.prefer_large(true);
-        poll_fn(|cx| buf.poll_fill(&mut &data[..], cx)).await.unwrap();
+        poll_fn(|cx| buf.poll_fill(&mut &data[..], cx))
+            .await
+            .unwrap();
         assert_eq!(buf.len(), LARGE);
     }
 }

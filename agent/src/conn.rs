@@ -1,4 +1,5 @@
-//! One end of a carried connection: a TCP socket, or anything that reads and writes like one (TLS, a tunnel).
+//! One end of a carried connection: a TCP socket, or anything that reads and writes like one (TLS,
+//! a tunnel).
 
 use std::io;
 use std::net::Shutdown;
@@ -22,9 +23,10 @@ pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {
 pub enum Conn {
     /// A plain socket, which the kernel can splice.
     Tcp(TcpStream),
-    /// A caller's plain socket that the runtime has not been told of yet, so that nobody would be woken by it. Reading
-    /// it, or writing more than there is room for, makes it [`Self::Tcp`]. A caller that has asked before it was
-    /// accepted and gets its last answer at once never costs the two system calls of being watched.
+    /// A caller's plain socket that the runtime has not been told of yet, so that nobody would be
+    /// woken by it. Reading it, or writing more than there is room for, makes it [`Self::Tcp`]. A
+    /// caller that has asked before it was accepted and gets its last answer at once never costs
+    /// the two system calls of being watched.
     New(NewSocket),
     /// TLS over a socket, or a tunnel.
     Other(Box<dyn Io>),
@@ -57,8 +59,8 @@ impl Conn {
         Ok(())
     }
 
-    /// Writes the last bytes before the socket is closed, whatever the runtime knows of it: they wait for the close, at
-    /// most 200 ms, and leave in one packet with it. Plain sockets only.
+    /// Writes the last bytes before the socket is closed, whatever the runtime knows of it: they
+    /// wait for the close, at most 200 ms, and leave in one packet with it. Plain sockets only.
     ///
     /// # Errors
     /// As [`write_now`]; `Unsupported` where there is more than a socket.
@@ -68,7 +70,11 @@ impl Conn {
             Self::New(socket) => socket.get()?.as_fd(),
             Self::Other(_) => return Err(io::ErrorKind::Unsupported.into()),
         };
-        Ok(rustix::net::send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL | SendFlags::MORE)?)
+        Ok(rustix::net::send(
+            socket,
+            bytes,
+            SendFlags::DONTWAIT | SendFlags::NOSIGNAL | SendFlags::MORE,
+        )?)
     }
 
     /// Makes the coming drop visible to the peer as a reset instead of an orderly close.
@@ -98,7 +104,9 @@ impl NewSocket {
     /// # Errors
     /// Telling the runtime of it has failed, and it was closed.
     pub fn get(&self) -> io::Result<&std::net::TcpStream> {
-        self.0.as_ref().ok_or_else(|| io::ErrorKind::NotConnected.into())
+        self.0
+            .as_ref()
+            .ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 
     /// Tells the runtime of it.
@@ -114,17 +122,20 @@ impl NewSocket {
     }
 }
 
-/// Whether the peer is known to have ended its side properly, and everything before that has been read. False says
-/// nothing: the runtime may not have been told yet.
+/// Whether the peer is known to have ended its side properly, and everything before that has been
+/// read. False says nothing: the runtime may not have been told yet.
 #[must_use]
 pub fn has_ended(socket: &TcpStream) -> bool {
-    // A read that did not fill its buffer has taken the mark of readable data away, unless more was announced since.
-    let marks = socket.ready(Interest::READABLE | Interest::WRITABLE).now_or_never();
+    // A read that did not fill its buffer has taken the mark of readable data away, unless more was
+    // announced since.
+    let marks = socket
+        .ready(Interest::READABLE | Interest::WRITABLE)
+        .now_or_never();
     matches!(marks, Some(Ok(marks)) if marks.is_read_closed() && !marks.is_write_closed() && marks & Ready::READABLE == Ready::EMPTY)
 }
 
-/// Reads what the kernel has already, whatever the runtime knows of it: a caller has often spoken before it is
-/// accepted, and asking is cheaper than being told.
+/// Reads what the kernel has already, whatever the runtime knows of it: a caller has often spoken
+/// before it is accepted, and asking is cheaper than being told.
 ///
 /// # Errors
 /// `WouldBlock`, where there is nothing yet; else the connection is over.
@@ -132,18 +143,26 @@ pub fn read_now(socket: impl AsFd, into: &mut [u8]) -> io::Result<usize> {
     Ok(rustix::net::recv(socket, into, RecvFlags::DONTWAIT)?.0)
 }
 
-/// Writes at once, whatever the runtime knows of the socket: within one host a connect is done when its call returns,
-/// so the first bytes need not wait to be told so.
+/// Writes at once, whatever the runtime knows of the socket: within one host a connect is done when
+/// its call returns, so the first bytes need not wait to be told so.
 ///
 /// # Errors
 /// `WouldBlock`, while the socket is not connected or has no room; else the connection is over.
 pub fn write_now(socket: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
-    Ok(rustix::net::send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?)
+    Ok(rustix::net::send(
+        socket,
+        bytes,
+        SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
+    )?)
 }
 
-/// As [`AsyncRead::poll_read`], with a system call of our own: the C library's costs a process with threads two atomic
-/// exchanges more. For room that is initialised.
-fn poll_read_socket(socket: &TcpStream, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+/// As [`AsyncRead::poll_read`], with a system call of our own: the C library's costs a process with
+/// threads two atomic exchanges more. For room that is initialised.
+fn poll_read_socket(
+    socket: &TcpStream,
+    cx: &mut Context<'_>,
+    buf: &mut ReadBuf<'_>,
+) -> Poll<io::Result<()>> {
     let room = buf.initialize_unfilled();
     loop {
         ready!(socket.poll_read_ready(cx))?;
@@ -164,7 +183,11 @@ fn poll_read_socket(socket: &TcpStream, cx: &mut Context<'_>, buf: &mut ReadBuf<
 }
 
 /// As [`AsyncWrite::poll_write`], in the same way.
-fn poll_write_socket(socket: &TcpStream, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+fn poll_write_socket(
+    socket: &TcpStream,
+    cx: &mut Context<'_>,
+    bytes: &[u8],
+) -> Poll<io::Result<usize>> {
     loop {
         let mut n = 0;
         let written = socket.try_io(Interest::WRITABLE, || {
@@ -172,17 +195,24 @@ fn poll_write_socket(socket: &TcpStream, cx: &mut Context<'_>, bytes: &[u8]) -> 
             some_of(n, bytes.len())
         });
         match written {
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock && n == 0 => ready!(socket.poll_write_ready(cx))?,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock && n == 0 => {
+                ready!(socket.poll_write_ready(cx))?
+            }
             Err(e) if e.kind() != io::ErrorKind::WouldBlock => return Poll::Ready(Err(e)),
             _ => return Poll::Ready(Ok(n)),
         }
     }
 }
 
-/// What the runtime is to be told of `n` bytes out of `asked`: a socket that did less than it was asked for has no more
-/// to give, or no more room, until the kernel says otherwise; trying it again would be in vain.
+/// What the runtime is to be told of `n` bytes out of `asked`: a socket that did less than it was
+/// asked for has no more to give, or no more room, until the kernel says otherwise; trying it again
+/// would be in vain.
 fn some_of(n: usize, asked: usize) -> io::Result<()> {
-    if 0 < n && n < asked { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+    if 0 < n && n < asked {
+        Err(io::ErrorKind::WouldBlock.into())
+    } else {
+        Ok(())
+    }
 }
 
 impl Io for TcpStream {
@@ -214,11 +244,17 @@ impl std::fmt::Debug for Conn {
 }
 
 impl AsyncRead for Conn {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         this.watch()?;
         match this {
-            Self::Tcp(socket) if buf.initialized().len() == buf.capacity() => poll_read_socket(socket, cx, buf),
+            Self::Tcp(socket) if buf.initialized().len() == buf.capacity() => {
+                poll_read_socket(socket, cx, buf)
+            }
             Self::Tcp(socket) => Pin::new(socket).poll_read(cx, buf),
             // There are none after watching.
             Self::New(_) => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
@@ -228,7 +264,11 @@ impl AsyncRead for Conn {
 }
 
 impl AsyncWrite for Conn {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         if let Self::New(socket) = this {
             match write_now(socket.get()?, buf) {

@@ -1,9 +1,9 @@
 //! The first bytes, looked at while the app is connected and may already speak.
 //!
-//! The caller's own bytes decide. Bytes that come from the app before they have mean a protocol in which the server
-//! speaks first, and such a connection is relayed unread. While the caller is silent there is no hurry: the app is
-//! connected and nothing is held back. From its first byte on there is one deadline and one size; out of either
-//! means opaque.
+//! The caller's own bytes decide. Bytes that come from the app before they have mean a protocol in
+//! which the server speaks first, and such a connection is relayed unread. While the caller is
+//! silent there is no hurry: the app is connected and nothing is held back. From its first byte on
+//! there is one deadline and one size; out of either means opaque.
 
 pub mod prefix;
 
@@ -22,16 +22,18 @@ use crate::outcome::Ended;
 use crate::upstream::app::{AppLeg, ended_by_app};
 use prefix::Verdict;
 
-/// How long a prefix that may become a usual request is held back from the app. Whoever sends a request line sends it
-/// in one piece, so this only ever delays a protocol that begins like one and then waits for an answer.
+/// How long a prefix that may become a usual request is held back from the app. Whoever sends a
+/// request line sends it in one piece, so this only ever delays a protocol that begins like one and
+/// then waits for an answer.
 pub const DEADLINE: Duration = Duration::from_secs(3);
 
-/// How long a prefix is held back that no usual request begins with: some other protocol's most likely, which is not to
-/// be slow; a request with a method of somebody's own, torn apart on the way, is the app's.
+/// How long a prefix is held back that no usual request begins with: some other protocol's most
+/// likely, which is not to be slow; a request with a method of somebody's own, torn apart on the
+/// way, is the app's.
 pub const DOUBT: Duration = Duration::from_millis(200);
 
-/// How long a silent caller is waited for where a workstation takes every connection of the port: long enough for
-/// every client that speaks first, little beside a login where the server does.
+/// How long a silent caller is waited for where a workstation takes every connection of the port:
+/// long enough for every client that speaks first, little beside a login where the server does.
 pub const SILENCE: Duration = Duration::from_millis(200);
 
 /// What a connection is carried as.
@@ -56,23 +58,43 @@ pub struct First {
     pub from_app: Buf,
 }
 
-/// Reads until it is clear what the connection is, beginning with what the caller has `spoken` already. Nothing is
-/// consumed.
+/// Reads until it is clear what the connection is, beginning with what the caller has `spoken`
+/// already. Nothing is consumed.
 ///
 /// # Errors
-/// The connection is over: the caller is gone, or the app refused while no rule could send a request elsewhere.
-pub async fn first_bytes(down: &mut Conn, spoken: Buf, app: &mut AppLeg, lane: &Lane) -> Result<First, Ended> {
+/// The connection is over: the caller is gone, or the app refused while no rule could send a
+/// request elsewhere.
+pub async fn first_bytes(
+    down: &mut Conn,
+    spoken: Buf,
+    app: &mut AppLeg,
+    lane: &Lane,
+) -> Result<First, Ended> {
     // Only a caller that has HTTP to say is sure to speak first.
     let (declared, source) = lane.port.spoken.get();
-    let client_first = matches!(declared, Declared::Http1 | Declared::Http2) && source != Source::Probe;
+    let client_first =
+        matches!(declared, Declared::Http1 | Declared::Http2) && source != Source::Probe;
     let awaits_workstation = app.is_idle() && !client_first && spoken.is_empty();
     let (from_caller, from_app) = (spoken, Buf::default());
-    let mut look = Look { down, app, lane, from_caller, from_app, awaits_workstation, doubted: false, deadline: None };
+    let mut look = Look {
+        down,
+        app,
+        lane,
+        from_caller,
+        from_app,
+        awaits_workstation,
+        doubted: false,
+        deadline: None,
+    };
     let protocol = match look.protocol(prefix::classify(look.from_caller.unread())) {
         Some(protocol) => protocol,
         None => poll_fn(|cx| look.poll(cx)).await?,
     };
-    Ok(First { protocol, from_caller: look.from_caller, from_app: look.from_app })
+    Ok(First {
+        protocol,
+        from_caller: look.from_caller,
+        from_app: look.from_app,
+    })
 }
 
 struct Look<'a> {
@@ -108,14 +130,20 @@ impl Look<'_> {
         } else {
             return Poll::Pending;
         };
-        let deadline = self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(wait)));
-        deadline.as_mut().poll(cx).map(|()| Ok(Protocol::Opaque(reason)))
+        let deadline = self
+            .deadline
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(wait)));
+        deadline
+            .as_mut()
+            .poll(cx)
+            .map(|()| Ok(Protocol::Opaque(reason)))
     }
 
     fn poll_caller(&mut self, cx: &mut Context<'_>) -> Poll<Result<Protocol, Ended>> {
         loop {
             match std::task::ready!(self.from_caller.poll_fill(self.down, cx)) {
-                // The end of a caller that said nothing decisive, or a full buffer: the app is to see it.
+                // The end of a caller that said nothing decisive, or a full buffer: the app is to
+                // see it.
                 Ok(0) => return Poll::Ready(Ok(Protocol::Opaque(OpaqueReason::Undecided))),
                 Ok(_) => {}
                 Err(_) => {
@@ -124,15 +152,18 @@ impl Look<'_> {
                 }
             }
             // The caller speaks: from here on it is the usual deadline that runs.
-            self.deadline = self.deadline.take().filter(|_| !std::mem::take(&mut self.awaits_workstation));
+            self.deadline = self
+                .deadline
+                .take()
+                .filter(|_| !std::mem::take(&mut self.awaits_workstation));
             if let Some(protocol) = self.protocol(prefix::classify(self.from_caller.unread())) {
                 return Poll::Ready(Ok(protocol));
             }
         }
     }
 
-    /// What a verdict means on this port. The bytes win over a declaration, which may be mistaken, except that a port
-    /// declared to speak TLS is not asked for clear text behind its app's back.
+    /// What a verdict means on this port. The bytes win over a declaration, which may be mistaken,
+    /// except that a port declared to speak TLS is not asked for clear text behind its app's back.
     fn protocol(&self, verdict: Verdict) -> Option<Protocol> {
         let ends_tls = self.lane.hello.is_some();
         Some(match verdict {
@@ -143,7 +174,9 @@ impl Look<'_> {
             }
             Verdict::Tls if !ends_tls => Protocol::Opaque(OpaqueReason::TlsRelayed),
             Verdict::Tls | Verdict::Other => Protocol::Opaque(OpaqueReason::NotHttp),
-            _ if self.lane.port.spoken.get().0 == Declared::Tls && !ends_tls => Protocol::Opaque(OpaqueReason::NotHttp),
+            _ if self.lane.port.spoken.get().0 == Declared::Tls && !ends_tls => {
+                Protocol::Opaque(OpaqueReason::NotHttp)
+            }
             Verdict::Http1 => Protocol::Http1,
             Verdict::Http2 => Protocol::Http2,
         })
@@ -156,7 +189,9 @@ impl Look<'_> {
         let failure = match std::task::ready!(self.app.poll_conn(cx)) {
             Ok(conn) => match std::task::ready!(self.from_app.poll_fill(conn, cx)) {
                 // Some HTTP/2 servers greet with their SETTINGS before they have seen the preface.
-                Ok(n) if n > 0 && prefix::may_be_settings(self.from_app.unread()) => return self.poll_app(cx),
+                Ok(n) if n > 0 && prefix::may_be_settings(self.from_app.unread()) => {
+                    return self.poll_app(cx);
+                }
                 Ok(_) => return Poll::Ready(Ok(Protocol::Opaque(OpaqueReason::ServerFirst))),
                 Err(e) => ended_by_app(&e),
             },
@@ -164,6 +199,10 @@ impl Look<'_> {
         };
         self.app.fail(failure);
         // While there are rules, a request may yet turn out to be a workstation's.
-        if self.lane.port.routes.load().is_empty() { Poll::Ready(Err(failure)) } else { Poll::Pending }
+        if self.lane.port.routes.load().is_empty() {
+            Poll::Ready(Err(failure))
+        } else {
+            Poll::Pending
+        }
     }
 }

@@ -1,5 +1,5 @@
-//! Stop, grace, kill: the phases of leaving, and the only place that spawns connection tasks, so that at the end
-//! every task is known and counted.
+//! Stop, grace, kill: the phases of leaving, and the only place that spawns connection tasks, so
+//! that at the end every task is known and counted.
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -48,8 +48,8 @@ impl Drop for Open {
 }
 
 impl Drain {
-    /// Whether new work is to be declined and connections are to end at the next pause (HTTP/1 after the answer in
-    /// flight, HTTP/2 by GOAWAY).
+    /// Whether new work is to be declined and connections are to end at the next pause (HTTP/1
+    /// after the answer in flight, HTTP/2 by GOAWAY).
     #[must_use]
     pub fn is_draining(&self) -> bool {
         self.phase.draining.load(Ordering::Acquire)
@@ -60,7 +60,8 @@ impl Drain {
         self.draining.cancelled()
     }
 
-    /// Resolves when new connections are no longer to be accepted; at the latest when draining begins.
+    /// Resolves when new connections are no longer to be accepted; at the latest when draining
+    /// begins.
     pub fn closed(&self) -> WaitForCancellationFuture<'_> {
         self.closed.cancelled()
     }
@@ -84,7 +85,8 @@ impl Drain {
         self.tasks.close();
     }
 
-    /// Spawns the task that carries a connection; those are what is counted when they have to be cut.
+    /// Spawns the task that carries a connection; those are what is counted when they have to be
+    /// cut.
     pub fn carry<F>(&self, task: F)
     where
         F: Future<Output = ()> + Send + 'static,
@@ -100,8 +102,8 @@ impl Drain {
         self.start_task(Box::pin(task), None);
     }
 
-    /// The task comes in a box, because an async block keeps room for what it captures beside what it works on: every
-    /// idle connection would be paid for twice.
+    /// The task comes in a box, because an async block keeps room for what it captures beside what
+    /// it works on: every idle connection would be paid for twice.
     fn start_task<F>(&self, mut task: Pin<Box<F>>, open: Option<Open>)
     where
         F: Future<Output = ()> + Send + 'static,
@@ -110,13 +112,17 @@ impl Drain {
         self.tasks.spawn(async move {
             let _open = open;
             let mut end = pin!(phase.kill.cancelled());
-            // Waiting for the end takes locks that every task shares, so it is asked for once and not at every wake.
+            // Waiting for the end takes locks that every task shares, so it is asked for once and
+            // not at every wake.
             let mut asked: Option<Waker> = None;
             poll_fn(|cx| {
                 if phase.killed.load(Ordering::Acquire) || task.as_mut().poll(cx).is_ready() {
                     return Poll::Ready(());
                 }
-                if asked.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                if asked
+                    .as_ref()
+                    .is_some_and(|waker| waker.will_wake(cx.waker()))
+                {
                     return Poll::Pending;
                 }
                 asked = Some(cx.waker().clone());
@@ -146,8 +152,8 @@ impl Drain {
     }
 }
 
-/// Spawns work that finishes something after its connection is gone, bounds itself to seconds, and is not waited for
-/// at the end. Nothing happens outside of a runtime.
+/// Spawns work that finishes something after its connection is gone, bounds itself to seconds, and
+/// is not waited for at the end. Nothing happens outside of a runtime.
 pub fn afterwards<F>(task: F)
 where
     F: Future<Output = ()> + Send + 'static,

@@ -1,16 +1,17 @@
-//! The exchange loop of one HTTP/1 connection: a head is looked at for its route and for where its message ends; the
-//! bytes that go on are the bytes that came.
+//! The exchange loop of one HTTP/1 connection: a head is looked at for its route and for where its
+//! message ends; the bytes that go on are the bytes that came.
 //!
-//! One caller's connection is pinned to one connection to the app, so whatever is bound to a connection stays so.
-//! Tunnels are opened on the first match and kept. Exchanges run in order; within one both directions flow at once.
-//! Whatever is ambiguous, from a malformed head to an answer nobody asked for, makes the rest of the connection a
-//! plain relay to the app, which judges it as it would without an agent.
+//! One caller's connection is pinned to one connection to the app, so whatever is bound to a
+//! connection stays so. Tunnels are opened on the first match and kept. Exchanges run in order;
+//! within one both directions flow at once. Whatever is ambiguous, from a malformed head to an
+//! answer nobody asked for, makes the rest of the connection a plain relay to the app, which judges
+//! it as it would without an agent.
 
 pub mod body;
-pub mod head;
 mod exchange;
 mod expired;
 mod flow;
+pub mod head;
 mod identity;
 mod idle;
 mod workstation;
@@ -46,8 +47,14 @@ pub const HEAD_DEADLINE: Duration = Duration::from_secs(60);
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 4 << 20;
 
-/// Carries a connection whose first bytes are a request line; `first` holds what has been read of it.
-pub fn exchanges(down: Conn, first: Buf, app: AppLeg, lane: Lane) -> impl Future<Output = Ended> + Send {
+/// Carries a connection whose first bytes are a request line; `first` holds what has been read of
+/// it.
+pub fn exchanges(
+    down: Conn,
+    first: Buf,
+    app: AppLeg,
+    lane: Lane,
+) -> impl Future<Output = Ended> + Send {
     lane.port.metrics.carried.at(Protocol::Http1).inc();
     let mut connection = Connection {
         lane,
@@ -78,8 +85,8 @@ struct Connection {
     lane: Lane,
     down: Conn,
     app: AppLeg,
-    /// A workstation has answered since the app last did, so the app may rightly have closed an idle connection that
-    /// the caller still uses.
+    /// A workstation has answered since the app last did, so the app may rightly have closed an
+    /// idle connection that the caller still uses.
     stale_app: bool,
     workstations: Workstations,
     request: Flow,
@@ -110,7 +117,9 @@ impl Connection {
                 Next::End(ended) => return ended,
             };
             let started = Instant::now();
-            let Some(head) = self.vouch(head) else { return Ended::Limit };
+            let Some(head) = self.vouch(head) else {
+                return Ended::Limit;
+            };
             let mut body = Body::of_request(&head);
             if self.request.clear_head(head.len, &mut body).is_err() {
                 return Box::pin(self.relay_to_app(OpaqueReason::Ambiguous)).await;
@@ -118,7 +127,12 @@ impl Connection {
             let upstream = match self.route(&head) {
                 None => Upstream::App,
                 Some((intercept, Route::Expired)) => {
-                    self.lane.port.metrics.http1_requests.at(Route::Expired).inc();
+                    self.lane
+                        .port
+                        .metrics
+                        .http1_requests
+                        .at(Route::Expired)
+                        .inc();
                     match Box::pin(self.expired(intercept, head, body)).await {
                         None => {
                             self.notes = None;
@@ -129,12 +143,22 @@ impl Connection {
                 }
                 Some((intercept, _)) => Box::pin(self.workstation(intercept)).await,
             };
-            let route = if upstream == Upstream::App { Route::App } else { Route::Client };
+            let route = if upstream == Upstream::App {
+                Route::App
+            } else {
+                Route::Client
+            };
             self.lane.port.metrics.http1_requests.at(route).inc();
             if upstream == Upstream::App {
                 self.ready_app().await;
             }
-            let mut exchange = Exchange::new(&head, body, upstream, self.lane.identity().is_none(), started);
+            let mut exchange = Exchange::new(
+                &head,
+                body,
+                upstream,
+                self.lane.identity().is_none(),
+                started,
+            );
             match poll_fn(|cx| exchange.poll(self, cx)).await {
                 Outcome::Next => {
                     self.stale_app = upstream != Upstream::App;
@@ -165,8 +189,14 @@ impl Connection {
         }
         let request = head.request(self.request.buf.unread());
         let verdict = table.judge(&request);
-        let version = if head.minor == 0 { "HTTP/1.0" } else { "HTTP/1.1" };
-        self.notes = self.lane.notes(&verdict, &table, &request, request.method, version);
+        let version = if head.minor == 0 {
+            "HTTP/1.0"
+        } else {
+            "HTTP/1.1"
+        };
+        self.notes = self
+            .lane
+            .notes(&verdict, &table, &request, request.method, version);
         match verdict.decision {
             Decision::App => None,
             Decision::Client(intercept) => Some((Arc::clone(intercept), Route::Client)),
@@ -174,8 +204,8 @@ impl Connection {
         }
     }
 
-    /// Sees to it that a request does not meet an app's connection that was closed while a workstation served the
-    /// caller, nor one that was refused for an earlier request.
+    /// Sees to it that a request does not meet an app's connection that was closed while a
+    /// workstation served the caller, nor one that was refused for an earlier request.
     async fn ready_app(&mut self) {
         if self.stale_app {
             poll_fn(|cx| {
@@ -189,7 +219,8 @@ impl Connection {
         }
     }
 
-    /// Relays the rest of the connection unread, to the app; not where a caller could so tell the app who it is.
+    /// Relays the rest of the connection unread, to the app; not where a caller could so tell the
+    /// app who it is.
     async fn relay_to_app(&mut self, reason: OpaqueReason) -> Ended {
         if self.lane.identity().is_some() {
             self.lane.port.metrics.opaque.at(reason).inc();
@@ -218,7 +249,14 @@ impl Connection {
         let Some(up) = up else { return Ended::Bug };
         let ((from_down, inward), (from_up, outward)) = (self.request.take(), self.answer.take());
         let first = First { from_down, from_up };
-        let relayed = Box::pin(relay::resumed(&mut self.down, up, first, [inward, outward], metrics)).await;
+        let relayed = Box::pin(relay::resumed(
+            &mut self.down,
+            up,
+            first,
+            [inward, outward],
+            metrics,
+        ))
+        .await;
         if let Some(notes) = &mut self.notes {
             notes.moved(relayed.bytes_in, relayed.bytes_out);
         }
@@ -228,8 +266,8 @@ impl Connection {
         }
     }
 
-    /// Closes towards the caller so that it gets the whole answer: what it still sends is read for a while, because
-    /// closing over unread bytes would reset the connection.
+    /// Closes towards the caller so that it gets the whole answer: what it still sends is read for
+    /// a while, because closing over unread bytes would reset the connection.
     async fn linger(&mut self) -> Ended {
         if self.down.shutdown().await.is_err() {
             return Ended::CallerReset;

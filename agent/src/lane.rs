@@ -1,5 +1,5 @@
-//! What carrying one connection needs: who called, what its port shares, and what the handshake found. Protocols
-//! take a [`Lane`] instead of a bag of everything.
+//! What carrying one connection needs: who called, what its port shares, and what the handshake
+//! found. Protocols take a [`Lane`] instead of a bag of everything.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -75,7 +75,8 @@ impl Declared {
     }
 }
 
-/// What a port speaks as far as it is known, and how that became known. A probe may change it while the port serves.
+/// What a port speaks as far as it is known, and how that became known. A probe may change it while
+/// the port serves.
 #[derive(Debug)]
 pub struct Spoken(AtomicU16);
 
@@ -163,7 +164,8 @@ pub struct Lane {
 }
 
 impl Lane {
-    /// Notes for the access log where it is on, and for an explanation where `request` asked for one; else none.
+    /// Notes for the access log where it is on, and for an explanation where `request` asked for
+    /// one; else none.
     #[must_use]
     pub fn notes<R: Request + ?Sized>(
         &self,
@@ -177,21 +179,36 @@ impl Lane {
         if access.log.is_none() && !verdict.asks_why {
             return None;
         }
-        let line = access.log.as_ref().map(|log| (log.clone(), log.begin(request, method, protocol, self.caller)));
+        let line = access.log.as_ref().map(|log| {
+            (
+                log.clone(),
+                log.begin(request, method, protocol, self.caller),
+            )
+        });
         let explanation = verdict.asks_why.then(|| {
             let (declared, source) = self.port.spoken.get();
             let protocol = format_args!("{protocol} ({} by {})", declared.word(), source.word());
-            Explanation::of(&access.pod, self.port.container_port, protocol, table, request)
+            Explanation::of(
+                &access.pod,
+                self.port.container_port,
+                protocol,
+                table,
+                request,
+            )
         });
         let mut notes = Notes::new(line, explanation);
         notes.decided(&verdict.decision, table, &self.app_address());
         Some(notes)
     }
 
-    /// Notes for the access log's line of a connection that nobody looks into, where the log is on. It goes to the app,
-    /// or to `intercept`'s workstation.
+    /// Notes for the access log's line of a connection that nobody looks into, where the log is on.
+    /// It goes to the app, or to `intercept`'s workstation.
     #[must_use]
-    pub fn unread_notes(&self, why: OpaqueReason, intercept: Option<&Intercept>) -> Option<Box<Notes>> {
+    pub fn unread_notes(
+        &self,
+        why: OpaqueReason,
+        intercept: Option<&Intercept>,
+    ) -> Option<Box<Notes>> {
         let log = self.port.access.log.as_ref()?;
         let mut notes = Notes::new(Some((log.clone(), log.begin_connection(self.caller))), None);
         notes.unread(why.label(), intercept, &self.app_address());
@@ -201,15 +218,24 @@ impl Lane {
     /// Where the app is, for people.
     #[must_use]
     pub fn app_address(&self) -> String {
-        self.port.app.plain_addr().map_or_else(|| "app".to_owned(), |a| a.to_string())
+        self.port
+            .app
+            .plain_addr()
+            .map_or_else(|| "app".to_owned(), |a| a.to_string())
     }
 
-    /// The request header in which this port hands verified callers' identities on, and this caller's, where it has
-    /// one. Whatever a caller itself sends under that name must not reach anybody.
+    /// The request header in which this port hands verified callers' identities on, and this
+    /// caller's, where it has one. Whatever a caller itself sends under that name must not reach
+    /// anybody.
     #[must_use]
     pub fn identity(&self) -> Option<(&str, Option<&Identity>)> {
         let name = self.port.tls.as_ref()?.identity_header()?;
-        Some((name, self.hello.as_ref().and_then(|hello| hello.identity.as_deref())))
+        Some((
+            name,
+            self.hello
+                .as_ref()
+                .and_then(|hello| hello.identity.as_deref()),
+        ))
     }
 }
 
@@ -219,8 +245,20 @@ mod tests {
 
     #[test]
     fn what_a_port_speaks_reads_back_as_it_was_set() {
-        for declared in [Declared::Unknown, Declared::Opaque, Declared::Http1, Declared::Http2, Declared::Tls] {
-            for source in [Source::Bytes, Source::Declared, Source::Annotation, Source::Strategy, Source::Probe] {
+        for declared in [
+            Declared::Unknown,
+            Declared::Opaque,
+            Declared::Http1,
+            Declared::Http2,
+            Declared::Tls,
+        ] {
+            for source in [
+                Source::Bytes,
+                Source::Declared,
+                Source::Annotation,
+                Source::Strategy,
+                Source::Probe,
+            ] {
                 assert_eq!(Spoken::new(declared, source).get(), (declared, source));
             }
         }

@@ -1,9 +1,10 @@
-//! How the agent leaves: not ready, departed from the manager and still accepting for the lame-duck time, then no
-//! longer accepting while what is open ends by itself, then cut.
+//! How the agent leaves: not ready, departed from the manager and still accepting for the lame-duck
+//! time, then no longer accepting while what is open ends by itself, then cut.
 //!
-//! The redirect to the agent outlives the agent's listener, so closing early would refuse callers who have not heard
-//! yet that the pod leaves. Only where the app itself no longer listens (a native sidecar is told to leave after the
-//! app) there is nobody to accept for, and the lame-duck time is skipped.
+//! The redirect to the agent outlives the agent's listener, so closing early would refuse callers
+//! who have not heard yet that the pod leaves. Only where the app itself no longer listens (a
+//! native sidecar is told to leave after the app) there is nobody to accept for, and the lame-duck
+//! time is skipped.
 
 use std::fs;
 use std::future::Future;
@@ -39,14 +40,17 @@ pub struct Leaving {
     pub lame_duck: Duration,
     /// How long open connections may then take.
     pub grace: Duration,
-    /// Ports of which at least one is listened on while the app is there; empty when that cannot be told.
+    /// Ports of which at least one is listened on while the app is there; empty when that cannot be
+    /// told.
     pub app_ports: Vec<u16>,
 }
 
 /// SIGTERM and SIGINT, each time one comes.
 pub fn signals() -> impl Stream<Item = ()> {
     let listen = |kind| {
-        let signal = signal(kind).inspect_err(|error| tracing::error!(%error, "a signal cannot be handled")).ok();
+        let signal = signal(kind)
+            .inspect_err(|error| tracing::error!(%error, "a signal cannot be handled"))
+            .ok();
         stream::iter(signal).flat_map(|signal| {
             Box::pin(stream::unfold(signal, |mut signal| async {
                 signal.recv().await?;
@@ -54,7 +58,10 @@ pub fn signals() -> impl Stream<Item = ()> {
             }))
         })
     };
-    stream::select(listen(SignalKind::terminate()), listen(SignalKind::interrupt()))
+    stream::select(
+        listen(SignalKind::terminate()),
+        listen(SignalKind::interrupt()),
+    )
 }
 
 /// How the agent left.
@@ -67,7 +74,8 @@ pub struct Left {
 }
 
 impl Left {
-    /// The process's exit code: 0 for an orderly end, 1 where something was cut or a second signal came.
+    /// The process's exit code: 0 for an orderly end, 1 where something was cut or a second signal
+    /// came.
     #[must_use]
     pub fn exit_code(self) -> u8 {
         u8::from(self.cut > 0 || self.hurried)
@@ -77,10 +85,14 @@ impl Left {
 type Departure<'d> = Shared<Pin<Box<dyn Future<Output = ()> + Send + 'd>>>;
 
 impl Leaving {
-    /// Waits for the first item of `signals` or the order to quit, then leaves; another signal cuts what is left.
-    /// `depart` is polled from then on: it sends all traffic to the app, lets open tunnels finish and ends the session
-    /// with the manager, beside the phases.
-    pub async fn run<'d>(&self, signals: impl Stream<Item = ()>, depart: impl Future<Output = ()> + Send + 'd) -> Left {
+    /// Waits for the first item of `signals` or the order to quit, then leaves; another signal cuts
+    /// what is left. `depart` is polled from then on: it sends all traffic to the app, lets open
+    /// tunnels finish and ends the session with the manager, beside the phases.
+    pub async fn run<'d>(
+        &self,
+        signals: impl Stream<Item = ()>,
+        depart: impl Future<Output = ()> + Send + 'd,
+    ) -> Left {
         let mut signals = pin!(signals.fuse());
         self.until_told(&mut signals).await;
         self.ready.fail(true);
@@ -102,9 +114,13 @@ impl Leaving {
         if cut > 0 {
             tracing::warn!(connections = cut, "leaving: cut what had not ended");
         }
-        // Dropped tasks are counted by their own guards, and what is left of saying goodbye to the manager is short; a
-        // thread or a manager that hangs does not keep the process.
-        let _ = timeout(BURIAL, futures_util::future::join(self.drain.finished(), departure)).await;
+        // Dropped tasks are counted by their own guards, and what is left of saying goodbye to the
+        // manager is short; a thread or a manager that hangs does not keep the process.
+        let _ = timeout(
+            BURIAL,
+            futures_util::future::join(self.drain.finished(), departure),
+        )
+        .await;
         tracing::info!(cut, hurried, "left");
         Left { cut, hurried }
     }
@@ -168,12 +184,17 @@ impl Leaving {
     }
 }
 
-/// Whether a TCP socket of this network namespace listens on one of `ports`; true where that cannot be read.
+/// Whether a TCP socket of this network namespace listens on one of `ports`; true where that cannot
+/// be read.
 fn listened_on(ports: &[u16]) -> bool {
-    let Ok(v4) = fs::read_to_string("/proc/net/tcp") else { return true };
+    let Ok(v4) = fs::read_to_string("/proc/net/tcp") else {
+        return true;
+    };
     // Absent where the kernel has no IPv6.
     let v6 = fs::read_to_string("/proc/net/tcp6").unwrap_or_default();
-    listening(&v4).chain(listening(&v6)).any(|port| ports.contains(&port))
+    listening(&v4)
+        .chain(listening(&v6))
+        .any(|port| ports.contains(&port))
 }
 
 /// The ports of listening sockets in the kernel's table (proc(5), `/proc/net/tcp`): state `0A`.
@@ -182,7 +203,9 @@ fn listening(table: &str) -> impl Iterator<Item = u16> + '_ {
         let mut fields = line.split_ascii_whitespace().skip(1);
         let (local, state) = (fields.next()?, fields.nth(1)?);
         let port = local.rsplit_once(':')?.1;
-        (state == "0A").then(|| u16::from_str_radix(port, 16).ok()).flatten()
+        (state == "0A")
+            .then(|| u16::from_str_radix(port, 16).ok())
+            .flatten()
     })
 }
 
@@ -213,7 +236,12 @@ mod tests {
             grace: GRACE,
             app_ports: Vec::new(),
         };
-        Stage { leaving, signal, signals: Some(ReceiverStream::new(signals)), departed: Arc::default() }
+        Stage {
+            leaving,
+            signal,
+            signals: Some(ReceiverStream::new(signals)),
+            departed: Arc::default(),
+        }
     }
 
     impl Stage {
@@ -221,7 +249,13 @@ mod tests {
             let started = Instant::now();
             let signals = self.signals.take().unwrap();
             let departed = self.departed.clone();
-            let left = self.leaving.run(signals, async move { departed.store(true, Ordering::SeqCst) }).await;
+            let left = self
+                .leaving
+                .run(
+                    signals,
+                    async move { departed.store(true, Ordering::SeqCst) },
+                )
+                .await;
             (left, started.elapsed())
         }
     }
@@ -236,8 +270,20 @@ mod tests {
         });
         s.signal.send(()).await.unwrap();
         let (left, took) = s.leave().await;
-        assert_eq!((left, left.exit_code()), (Left { cut: 0, hurried: false }, 0));
-        assert!(took >= LAME_DUCK && took < LAME_DUCK + Duration::from_millis(50), "{took:?}");
+        assert_eq!(
+            (left, left.exit_code()),
+            (
+                Left {
+                    cut: 0,
+                    hurried: false
+                },
+                0
+            )
+        );
+        assert!(
+            took >= LAME_DUCK && took < LAME_DUCK + Duration::from_millis(50),
+            "{took:?}"
+        );
         assert_eq!(watch.await.unwrap(), (false, false));
         assert!(s.departed.load(Ordering::SeqCst));
     }
@@ -245,18 +291,26 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_is_open_may_finish_and_what_is_stuck_is_cut_and_counted() {
         let mut s = stage();
-        s.leaving.drain.carry(sleep(LAME_DUCK + Duration::from_secs(7)));
+        s.leaving
+            .drain
+            .carry(sleep(LAME_DUCK + Duration::from_secs(7)));
         s.signal.send(()).await.unwrap();
         let (left, took) = s.leave().await;
         assert_eq!((left.cut, left.exit_code()), (0, 0));
-        assert!(took >= LAME_DUCK + Duration::from_secs(7) && took < LAME_DUCK + Duration::from_secs(8), "{took:?}");
+        assert!(
+            took >= LAME_DUCK + Duration::from_secs(7) && took < LAME_DUCK + Duration::from_secs(8),
+            "{took:?}"
+        );
 
         let mut s = stage();
         s.leaving.drain.carry(std::future::pending());
         s.signal.send(()).await.unwrap();
         let (left, took) = s.leave().await;
         assert_eq!((left.cut, left.exit_code()), (1, 1));
-        assert!(took >= LAME_DUCK + GRACE && took < LAME_DUCK + GRACE + Duration::from_secs(1), "{took:?}");
+        assert!(
+            took >= LAME_DUCK + GRACE && took < LAME_DUCK + GRACE + Duration::from_secs(1),
+            "{took:?}"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -291,7 +345,10 @@ mod tests {
         let (left, took) = s.leave().await;
         assert_eq!(operator.await.unwrap(), ((true, false), true));
         assert_eq!(left.exit_code(), 0);
-        assert!(took < LAME_DUCK + Duration::from_secs(3), "no second lame-duck time: {took:?}");
+        assert!(
+            took < LAME_DUCK + Duration::from_secs(3),
+            "no second lame-duck time: {took:?}"
+        );
     }
 
     #[tokio::test]

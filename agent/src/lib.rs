@@ -1,5 +1,6 @@
-//! The sidecar: one listening port stands for one container port, and every connection is carried to the app as
-//! if nobody stood between, unless an intercept sends a request through a tunnel to a workstation.
+//! The sidecar: one listening port stands for one container port, and every connection is carried
+//! to the app as if nobody stood between, unless an intercept sends a request through a tunnel to a
+//! workstation.
 //!
 //! ```text
 //! data     caller ─> accept ─> (tls) ─> detect ─> http1 | http2 | opaque ─> route ─┬─> app
@@ -8,7 +9,8 @@
 //! control  manager ─> session ─> translate ─> RouteTable   (one swapped pointer; nothing else crosses)
 //! ```
 //!
-//! The modules below stand in reading order of their layers: a module imports only what stands above it.
+//! The modules below stand in reading order of their layers: a module imports only what stands
+//! above it.
 
 /// The agent's version as peers are told it.
 pub const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
@@ -35,22 +37,22 @@ pub mod tls;
 pub mod upstream;
 
 // Layer 3: protocols.
-pub mod lane;
-pub mod opaque;
 pub mod detect;
-pub mod udp;
 pub mod http1;
 pub mod http2;
+pub mod lane;
+pub mod opaque;
+pub mod udp;
 
 // Layer 4: doors.
+pub mod admin;
+pub mod logging;
 pub mod port;
 pub mod session;
 pub mod share;
-pub mod logging;
-pub mod admin;
 
 // Layer 5: root.
+pub mod app;
+pub mod leaving;
 pub mod settings;
 pub mod status;
-pub mod leaving;
-pub mod app;

@@ -1,5 +1,6 @@
-//! Log lines that repeat: one in a while is written, with the number of those that were not. What is wrong with an app,
-//! a workstation or a caller is wrong for every request, and nobody is helped by a line for each.
+//! Log lines that repeat: one in a while is written, with the number of those that were not. What
+//! is wrong with an app, a workstation or a caller is wrong for every request, and nobody is helped
+//! by a line for each.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,8 +18,9 @@ pub struct Limited {
     held_back: AtomicU64,
 }
 
-/// Writes a line of `tracing` at the level `$level` if `$lines` (a [`Limited`]) lets it through, with `repeated` where
-/// others were held back before; a line that is held back is still there at level debug.
+/// Writes a line of `tracing` at the level `$level` if `$lines` (a [`Limited`]) lets it through,
+/// with `repeated` where others were held back before; a line that is held back is still there at
+/// level debug.
 ///
 /// ```
 /// use traffic_agent::limited::{Limited, limited};
@@ -49,7 +51,11 @@ impl Limited {
     /// One line in each `every`.
     #[must_use]
     pub const fn every(every: Duration) -> Self {
-        Self { every, next: AtomicU64::new(0), held_back: AtomicU64::new(0) }
+        Self {
+            every,
+            next: AtomicU64::new(0),
+            held_back: AtomicU64::new(0),
+        }
     }
 
     /// Whether a line may be written: how many were held back since the last one that was.
@@ -61,8 +67,11 @@ impl Limited {
     fn pass_at(&self, now: u64) -> Option<u64> {
         let next = self.next.load(Ordering::Relaxed);
         let later = now.saturating_add(u64::try_from(self.every.as_millis()).unwrap_or(u64::MAX));
-        let first =
-            now >= next && self.next.compare_exchange(next, later, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        let first = now >= next
+            && self
+                .next
+                .compare_exchange(next, later, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok();
         if first {
             return Some(self.held_back.swap(0, Ordering::Relaxed));
         }

@@ -1,7 +1,9 @@
-//! Log output: text or JSON on standard error, with levels that the admin and the manager change at run time.
+//! Log output: text or JSON on standard error, with levels that the admin and the manager change at
+//! run time.
 //!
-//! One filter stands behind everything: the agent's level, the data path's level (`envoy.logLevel`) for the modules
-//! that carry traffic, and levels of single modules set by an operator. The filter alone is reloaded.
+//! One filter stands behind everything: the agent's level, the data path's level (`envoy.logLevel`)
+//! for the modules that carry traffic, and levels of single modules set by an operator. The filter
+//! alone is reloaded.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,8 +16,9 @@ use tracing_subscriber::{Layer, Registry, fmt, reload};
 use traffic_proto::log_level::LogLevel;
 
 /// The modules that carry traffic: `envoy.logLevel` holds for these.
-pub const DATA_PATH: [&str; 10] =
-    ["port", "detect", "tls", "http1", "http2", "opaque", "udp", "relay", "upstream", "access"];
+pub const DATA_PATH: [&str; 10] = [
+    "port", "detect", "tls", "http1", "http2", "opaque", "udp", "relay", "upstream", "access",
+];
 
 /// The modules of the control side.
 pub const CONTROL: [&str; 5] = ["session", "admin", "app", "settings", "share"];
@@ -49,7 +52,12 @@ impl Levels {
     /// Levels without a wish of the manager's or of an operator's.
     #[must_use]
     pub fn new(agent: LogLevel, data: Option<LogLevel>) -> Self {
-        Self { agent, data, modules: BTreeMap::new(), wish: None }
+        Self {
+            agent,
+            data,
+            modules: BTreeMap::new(),
+            wish: None,
+        }
     }
 
     /// The agent's level in force.
@@ -82,16 +90,21 @@ pub enum LevelError {
     Module(String),
 }
 
-/// Starts logging to standard error. A second call in one process (tests) changes nothing but returns a working
-/// handle on its own state.
+/// Starts logging to standard error. A second call in one process (tests) changes nothing but
+/// returns a working handle on its own state.
 #[must_use]
 pub fn start(levels: Levels, format: Format) -> Control {
     let (filter, handle) = reload::Layer::new(targets(&levels));
     let registry = tracing_subscriber::registry();
     let started = match format {
-        Format::Text => {
-            registry.with(fmt::layer().with_writer(std::io::stderr).with_ansi(false).with_filter(filter)).try_init()
-        }
+        Format::Text => registry
+            .with(
+                fmt::layer()
+                    .with_writer(std::io::stderr)
+                    .with_ansi(false)
+                    .with_filter(filter),
+            )
+            .try_init(),
         Format::Json => registry
             .with(
                 fmt::layer()
@@ -109,7 +122,11 @@ pub fn start(levels: Levels, format: Format) -> Control {
 
 impl Control {
     fn new(levels: Levels, filter: Option<reload::Handle<Targets, Registry>>) -> Self {
-        Self { configured: Arc::new(levels.clone()), current: Arc::new(Mutex::new(levels)), filter }
+        Self {
+            configured: Arc::new(levels.clone()),
+            current: Arc::new(Mutex::new(levels)),
+            filter,
+        }
     }
 
     /// A control that changes nothing, for compositions without logging.
@@ -123,8 +140,9 @@ impl Control {
         self.change(|l| *l = Levels::new(level, None));
     }
 
-    /// Sets the agent's level as the manager wishes, and leaves what was set for the data path and for single modules.
-    /// `None` ends the wish: the level is again what it was, or what an operator has made it meanwhile.
+    /// Sets the agent's level as the manager wishes, and leaves what was set for the data path and
+    /// for single modules. `None` ends the wish: the level is again what it was, or what an
+    /// operator has made it meanwhile.
     pub fn wish(&self, level: Option<LogLevel>) {
         self.change(|l| l.wish = level);
     }
@@ -191,8 +209,14 @@ pub fn parse_level(name: &str) -> Result<LogLevel, LevelError> {
 fn targets(levels: &Levels) -> Targets {
     // Libraries below the agent speak only when it is asked to tell everything.
     let agent = levels.of_agent();
-    let others = if agent == LogLevel::Trace { LevelFilter::DEBUG } else { filter_of(agent).min(LevelFilter::WARN) };
-    let mut targets = Targets::new().with_default(others).with_target(CRATE, filter_of(agent));
+    let others = if agent == LogLevel::Trace {
+        LevelFilter::DEBUG
+    } else {
+        filter_of(agent).min(LevelFilter::WARN)
+    };
+    let mut targets = Targets::new()
+        .with_default(others)
+        .with_target(CRATE, filter_of(agent));
     for module in DATA_PATH {
         targets = targets.with_target(path_of(module), filter_of(levels.of_data()));
     }
@@ -209,7 +233,8 @@ fn path_of(module: &str) -> String {
 fn filter_of(level: LogLevel) -> LevelFilter {
     match level {
         LogLevel::Off => LevelFilter::OFF,
-        // Nothing of ours is milder than an error and worse than a warning: what is critical is logged as an error.
+        // Nothing of ours is milder than an error and worse than a warning: what is critical is
+        // logged as an error.
         LogLevel::Critical | LogLevel::Error => LevelFilter::ERROR,
         LogLevel::Warning => LevelFilter::WARN,
         LogLevel::Info => LevelFilter::INFO,
@@ -243,23 +268,40 @@ mod tests {
     fn a_wish_of_the_manager_ends_where_the_operator_has_brought_the_levels() {
         let control = Control::new(levels(), None);
         control.wish(Some(LogLevel::Trace));
-        assert_eq!((control.loggers()["session"], control.loggers()["http1"]), (LogLevel::Trace, LogLevel::Warning));
+        assert_eq!(
+            (control.loggers()["session"], control.loggers()["http1"]),
+            (LogLevel::Trace, LogLevel::Warning)
+        );
         control.wish(None);
         assert_eq!(*control.lock(), levels());
         control.set_all(LogLevel::Error);
         control.wish(Some(LogLevel::Trace));
         control.wish(None);
-        assert!(control.loggers().values().all(|l| *l == LogLevel::Error), "not the configured level");
+        assert!(
+            control.loggers().values().all(|l| *l == LogLevel::Error),
+            "not the configured level"
+        );
         control.wish(Some(LogLevel::Trace));
         control.set_all(LogLevel::Debug);
-        assert!(control.loggers().values().all(|l| *l == LogLevel::Debug), "who orders last is obeyed");
+        assert!(
+            control.loggers().values().all(|l| *l == LogLevel::Debug),
+            "who orders last is obeyed"
+        );
     }
 
     #[test]
     fn an_unknown_module_or_level_is_named() {
         let control = Control::detached();
-        assert_eq!(control.set_module("nope", LogLevel::Info), Err(LevelError::Module("nope".to_owned())));
-        assert!(parse_level("bogus").unwrap_err().to_string().contains("bogus"));
+        assert_eq!(
+            control.set_module("nope", LogLevel::Info),
+            Err(LevelError::Module("nope".to_owned()))
+        );
+        assert!(
+            parse_level("bogus")
+                .unwrap_err()
+                .to_string()
+                .contains("bogus")
+        );
     }
 
     #[test]

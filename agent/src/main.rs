@@ -1,4 +1,5 @@
-//! The program: command line and environment to settings, logging, then the agent's life, then an exit code.
+//! The program: command line and environment to settings, logging, then the agent's life, then an
+//! exit code.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -31,7 +32,9 @@ fn main() -> ExitCode {
     match cli.command {
         None | Some(Command::Agent) => {
             // The panic's own message says what happened.
-            std::panic::catch_unwind(|| agent(&cli.agent)).unwrap_or(SOFTWARE).into()
+            std::panic::catch_unwind(|| agent(&cli.agent))
+                .unwrap_or(SOFTWARE)
+                .into()
         }
         Some(Command::AgentInit { args }) => init(args).into(),
         Some(Command::Status { admin_port }) => status(admin_port, cli.agent.root).into(),
@@ -55,7 +58,14 @@ fn agent(args: &AgentArgs) -> u8 {
         return 0;
     }
     let levels = Levels::new(settings.log_level, settings.sidecar.envoy.log_level);
-    let log = logging::start(levels, if settings.log_json { Format::Json } else { Format::Text });
+    let log = logging::start(
+        levels,
+        if settings.log_json {
+            Format::Json
+        } else {
+            Format::Text
+        },
+    );
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
@@ -73,18 +83,32 @@ fn agent(args: &AgentArgs) -> u8 {
 
 /// Becomes the init program that lies beside this one.
 fn init(args: Vec<OsString>) -> u8 {
-    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("agent-init")));
-    let program = beside.filter(|p| p.exists()).unwrap_or_else(|| PathBuf::from("agent-init"));
+    let beside = std::env::current_exe()
+        .ok()
+        .and_then(|exe| Some(exe.parent()?.join("agent-init")));
+    let program = beside
+        .filter(|p| p.exists())
+        .unwrap_or_else(|| PathBuf::from("agent-init"));
     let error = std::process::Command::new(&program).args(args).exec();
-    eprintln!("{}: cannot be started: {error}; put the agent-init program beside traffic-agent", program.display());
+    eprintln!(
+        "{}: cannot be started: {error}; put the agent-init program beside traffic-agent",
+        program.display()
+    );
     UNAVAILABLE
 }
 
 fn status(admin_port: Option<u16>, root: Option<PathBuf>) -> u8 {
-    let port = admin_port.map_or_else(|| status::admin_port(root.as_deref().unwrap_or(Path::new("/"))), Ok);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let port = admin_port.map_or_else(
+        || status::admin_port(root.as_deref().unwrap_or(Path::new("/"))),
+        Ok,
+    );
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
     let told = match (port, runtime) {
-        (Ok(port), Ok(runtime)) => runtime.block_on(status::table(port)).map_err(|e| e.to_string()),
+        (Ok(port), Ok(runtime)) => runtime
+            .block_on(status::table(port))
+            .map_err(|e| e.to_string()),
         (Err(error), _) => Err(error.to_string()),
         (_, Err(error)) => Err(format!("no runtime: {error}")),
     };

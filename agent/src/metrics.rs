@@ -1,5 +1,6 @@
-//! Counters of the data path: plain atomics in arrays indexed by closed enums, so that counting is one relaxed add
-//! and a scrape reads them without touching the path. Names and the exposition format live with the admin.
+//! Counters of the data path: plain atomics in arrays indexed by closed enums, so that counting is
+//! one relaxed add and a scrape reads them without touching the path. Names and the exposition
+//! format live with the admin.
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
@@ -91,7 +92,10 @@ pub struct PerLabel<L: Label> {
 
 impl<L: Label> Default for PerLabel<L> {
     fn default() -> Self {
-        Self { counters: L::ALL.iter().map(|_| Counter::default()).collect(), _label: std::marker::PhantomData }
+        Self {
+            counters: L::ALL.iter().map(|_| Counter::default()).collect(),
+            _label: std::marker::PhantomData,
+        }
     }
 }
 
@@ -205,7 +209,8 @@ labels! {
         HeadBytes = "head_bytes",
         /// A head that came too slowly.
         HeadTime = "head_time",
-        /// HTTP/2 streams, resets, settings, pings, continuation frames or header lists beyond what is sane.
+        /// HTTP/2 streams, resets, settings, pings, continuation frames or header lists beyond what
+        /// is sane.
         Http2Flood = "http2_flood",
         /// UDP flows.
         UdpFlows = "udp_flows",
@@ -264,9 +269,12 @@ labels! {
     }
 }
 
-/// Upper bounds, in microseconds, of the latency histogram's buckets; a last one without bound follows.
-pub const LATENCY_BOUNDS_US: [u64; 14] =
-    [100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 5_000_000];
+/// Upper bounds, in microseconds, of the latency histogram's buckets; a last one without bound
+/// follows.
+pub const LATENCY_BOUNDS_US: [u64; 14] = [
+    100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000,
+    1_000_000, 5_000_000,
+];
 
 /// A latency histogram with the fixed bounds of [`LATENCY_BOUNDS_US`].
 #[derive(Debug, Default)]
@@ -280,7 +288,8 @@ impl Latency {
     pub fn observe(&self, took: std::time::Duration) {
         let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let at = LATENCY_BOUNDS_US.partition_point(|bound| *bound < us);
-        // `partition_point` is at most the number of bounds, and there is one bucket more than bounds.
+        // `partition_point` is at most the number of bounds, and there is one bucket more than
+        // bounds.
         self.buckets[at].inc();
         self.sum_us.add(us);
     }
@@ -288,7 +297,10 @@ impl Latency {
     /// Counts of each bucket (not cumulative) and the sum in microseconds.
     #[must_use]
     pub fn read(&self) -> ([u64; LATENCY_BOUNDS_US.len() + 1], u64) {
-        (std::array::from_fn(|i| self.buckets[i].get()), self.sum_us.get())
+        (
+            std::array::from_fn(|i| self.buckets[i].get()),
+            self.sum_us.get(),
+        )
     }
 
     /// Back to zero.
@@ -471,7 +483,8 @@ impl Label for Ended {
     };
 
     fn index(self) -> usize {
-        // Every value stands in `ALL`; the first one answers for a value that somebody forgot to add there.
+        // Every value stands in `ALL`; the first one answers for a value that somebody forgot to
+        // add there.
         Self::ALL.iter().position(|e| *e == self).unwrap_or(0)
     }
 

@@ -1,6 +1,6 @@
-//! A connection nobody needs to read: to the app, or whole to a workstation where a TCP-mechanism intercept takes
-//! every connection of the port when it begins. A connection stays where it was put, so that no change of rules
-//! resets it.
+//! A connection nobody needs to read: to the app, or whole to a workstation where a TCP-mechanism
+//! intercept takes every connection of the port when it begins. A connection stays where it was
+//! put, so that no change of rules resets it.
 
 use std::io;
 use std::sync::Arc;
@@ -18,20 +18,36 @@ use crate::route::{Intercept, Mechanism};
 use crate::upstream::app::ended_by_app;
 use crate::upstream::{AppError, Transport, tunnel};
 
-/// Carries a connection of which nothing has been passed on yet. `first` is what the caller has sent; `app` is the
-/// app's connection where one was opened meanwhile. It goes to the workstation when a TCP-mechanism intercept takes
-/// the port and its tunnel can be opened, else to the app.
-pub async fn carry(mut down: Conn, first: Buf, app: Option<Conn>, lane: &Lane, reason: OpaqueReason) -> Ended {
-    let global = lane.port.routes.load().global().filter(|i| i.mechanism == Mechanism::Tcp).cloned();
+/// Carries a connection of which nothing has been passed on yet. `first` is what the caller has
+/// sent; `app` is the app's connection where one was opened meanwhile. It goes to the workstation
+/// when a TCP-mechanism intercept takes the port and its tunnel can be opened, else to the app.
+pub async fn carry(
+    mut down: Conn,
+    first: Buf,
+    app: Option<Conn>,
+    lane: &Lane,
+    reason: OpaqueReason,
+) -> Ended {
+    let global = lane
+        .port
+        .routes
+        .load()
+        .global()
+        .filter(|i| i.mechanism == Mechanism::Tcp)
+        .cloned();
     if let Some(intercept) = global {
         match to_workstation(&intercept, lane).await {
             Ok(mut workstation) => {
                 drop(app);
                 count(lane, OpaqueReason::TcpIntercept);
                 intercept.stats.hit(now_unix());
-                let first = First { from_down: first, from_up: Buf::default() };
+                let first = First {
+                    from_down: first,
+                    from_up: Buf::default(),
+                };
                 let notes = lane.unread_notes(OpaqueReason::TcpIntercept, Some(&intercept));
-                let relayed = relay::both(&mut down, &mut workstation, first, &lane.port.metrics).await;
+                let relayed =
+                    relay::both(&mut down, &mut workstation, first, &lane.port.metrics).await;
                 if matches!(relayed.broken, Some((Side::Up, _))) {
                     lane.port.metrics.tunnel_failures.inc();
                 }
@@ -59,20 +75,36 @@ pub async fn carry(mut down: Conn, first: Buf, app: Option<Conn>, lane: &Lane, r
             }
         },
     };
-    to_app(down, First { from_down: first, from_up: Buf::default() }, app, lane, reason).await
+    to_app(
+        down,
+        First {
+            from_down: first,
+            from_up: Buf::default(),
+        },
+        app,
+        lane,
+        reason,
+    )
+    .await
 }
 
-/// Carries a connection that already belongs to the app: something was exchanged on it, or its reason allows no
-/// other place.
-pub async fn to_app(mut down: Conn, first: First, mut app: Conn, lane: &Lane, reason: OpaqueReason) -> Ended {
+/// Carries a connection that already belongs to the app: something was exchanged on it, or its
+/// reason allows no other place.
+pub async fn to_app(
+    mut down: Conn,
+    first: First,
+    mut app: Conn,
+    lane: &Lane,
+    reason: OpaqueReason,
+) -> Ended {
     count(lane, reason);
     let notes = lane.unread_notes(reason, None);
     let relayed = relay::both(&mut down, &mut app, first, &lane.port.metrics).await;
     noted(notes, &relayed, app_failed(&relayed, &lane.port.metrics))
 }
 
-/// What a failing app means. Its socket may still have been connecting when the relay began, so that a refusal shows
-/// there.
+/// What a failing app means. Its socket may still have been connecting when the relay began, so
+/// that a refusal shows there.
 #[must_use]
 pub fn app_failed(relayed: &Relayed, metrics: &PortMetrics) -> Ended {
     let failed = match &relayed.broken {
@@ -105,16 +137,22 @@ pub fn ended(relayed: &Relayed, upstream_failed: Ended) -> Ended {
     }
 }
 
-/// An open tunnel, with TLS inside where the app would be spoken to in TLS. The dial's answer is not waited for:
-/// bytes go at once, and a rejection resets the caller.
+/// An open tunnel, with TLS inside where the app would be spoken to in TLS. The dial's answer is
+/// not waited for: bytes go at once, and a rejection resets the caller.
 async fn to_workstation(
     intercept: &Arc<Intercept>,
     lane: &Lane,
 ) -> Result<Conn, (FailOpen, Box<dyn std::error::Error + Send + Sync>)> {
     let port = &lane.port;
-    let tunnel = tunnel::open(&*port.tunnels, &port.metrics, intercept, lane.caller, Transport::Tcp)
-        .await
-        .map_err(|e| (e.fail_open(), e.into()))?;
+    let tunnel = tunnel::open(
+        &*port.tunnels,
+        &port.metrics,
+        intercept,
+        lane.caller,
+        Transport::Tcp,
+    )
+    .await
+    .map_err(|e| (e.fail_open(), e.into()))?;
     if intercept.plaintext {
         return Ok(Conn::Other(Box::new(tunnel)));
     }
@@ -123,20 +161,29 @@ async fn to_workstation(
         return Ok(Conn::Other(tunnel));
     }
     match port.app.tls_to_workstation(tunnel, lane.hello.as_deref()) {
-        Some(handshake) => handshake.await.map_err(|e: io::Error| (FailOpen::Handshake, e.into())),
-        None => Err((FailOpen::Handshake, "no TLS towards the workstation is configured".into())),
+        Some(handshake) => handshake
+            .await
+            .map_err(|e: io::Error| (FailOpen::Handshake, e.into())),
+        None => Err((
+            FailOpen::Handshake,
+            "no TLS towards the workstation is configured".into(),
+        )),
     }
 }
 
 async fn dial_app(lane: &Lane) -> Result<Conn, Ended> {
-    lane.port.app.dial(lane.hello.as_deref()).await.map_err(|error| {
-        lane.port.metrics.app_connect_failures.inc();
-        tracing::debug!(caller = %lane.caller, %error, "app not reached");
-        match error {
-            AppError::Timeout { .. } => Ended::TimedOut(Stage::AppConnect),
-            AppError::Connect { .. } | AppError::Tls { .. } => Ended::AppRefused,
-        }
-    })
+    lane.port
+        .app
+        .dial(lane.hello.as_deref())
+        .await
+        .map_err(|error| {
+            lane.port.metrics.app_connect_failures.inc();
+            tracing::debug!(caller = %lane.caller, %error, "app not reached");
+            match error {
+                AppError::Timeout { .. } => Ended::TimedOut(Stage::AppConnect),
+                AppError::Connect { .. } | AppError::Tls { .. } => Ended::AppRefused,
+            }
+        })
 }
 
 fn count(lane: &Lane, reason: OpaqueReason) {
@@ -145,5 +192,7 @@ fn count(lane: &Lane, reason: OpaqueReason) {
 }
 
 fn now_unix() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs())
 }

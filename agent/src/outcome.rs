@@ -1,5 +1,5 @@
-//! How a connection or an exchange ended: whose doing it was, as data. Modules say which [`Ended`] their errors
-//! mean; label, log level and whether the caller is reset are decided here alone.
+//! How a connection or an exchange ended: whose doing it was, as data. Modules say which [`Ended`]
+//! their errors mean; label, log level and whether the caller is reset are decided here alone.
 
 /// What a deadline was waiting for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -34,17 +34,20 @@ pub use listen::{BindError, PortSpec};
 pub use listener::Listener;
 pub use workers::{Ports, Running, worker_count};
 
-/// Open connections on one port; more are refused. Far above what a pod serves, far below what its memory holds.
+/// Open connections on one port; more are refused. Far above what a pod serves, far below what its
+/// memory holds.
 pub const MAX_CONNECTIONS: i64 = 32 * 1024;
 /// How long accepting rests when descriptors have run out.
 const EXHAUSTED: Duration = Duration::from_millis(50);
 
-/// How long callers that are in the kernel's queue when accepting ends are still taken in: closing resets them.
+/// How long callers that are in the kernel's queue when accepting ends are still taken in: closing
+/// resets them.
 const LAST_CALL: Duration = Duration::from_millis(50);
 
 /// Accepts until the drain says not to. Every connection is one task.
 pub async fn accept(listener: Listener, port: Arc<Shared>) {
-    // Asked for each time, because a crowd that is never all accepted would keep the other branch from its turn.
+    // Asked for each time, because a crowd that is never all accepted would keep the other branch
+    // from its turn.
     while !port.drain.is_closed() {
         if !spare::keep() {
             rest(&port, &Errno::MFILE.into()).await;
@@ -71,7 +74,11 @@ fn take_in_the_last(listener: &Listener, port: &Arc<Shared>) {
     while Instant::now() < end {
         match listener.accept_now() {
             Ok(accepted) => admit(accepted, port),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock || listen::is_exhausted(&error) => return,
+            Err(error)
+                if error.kind() == io::ErrorKind::WouldBlock || listen::is_exhausted(&error) =>
+            {
+                return;
+            }
             // Gone before its turn; others may wait behind it.
             Err(_) => {}
         }
@@ -80,7 +87,8 @@ fn take_in_the_last(listener: &Listener, port: &Arc<Shared>) {
 
 /// Lets callers wait in the kernel's queue for a while, until connections have ended.
 async fn rest(port: &Shared, error: &io::Error) {
-    // The reserve may be the last descriptor there is, and callers that another worker has accepted wait for one.
+    // The reserve may be the last descriptor there is, and callers that another worker has accepted
+    // wait for one.
     spare::use_up();
     port.metrics.limits.at(Limit::Descriptors).inc();
     limited!(
@@ -121,13 +129,17 @@ fn admit(accepted: Accepted, port: &Arc<Shared>) {
 
 /// The task of one connection.
 fn carry(accepted: Accepted, port: Arc<Shared>) -> impl Future<Output = ()> + Send {
-    let lane = Lane { caller: accepted.caller, port: Arc::clone(&port), hello: None };
+    let lane = Lane {
+        caller: accepted.caller,
+        port: Arc::clone(&port),
+        hello: None,
+    };
     let carried = Carried::begin(port, accepted.caller);
     connection(NewSocket::new(accepted.io), lane).map(|ended| carried.end(ended))
 }
 
-/// One connection, from its first byte to its end. Every open one holds room for it, so one step takes the room of the
-/// other; an async function would keep both.
+/// One connection, from its first byte to its end. Every open one holds room for it, so one step
+/// takes the room of the other; an async function would keep both.
 pub fn connection(io: NewSocket, lane: Lane) -> impl Future<Output = Ended> + Send {
     begin(io, lane).then(|begun| match begun {
         Ok(begun) => begun.carry().left_future(),
@@ -166,8 +178,18 @@ async fn begin(io: NewSocket, mut lane: Lane) -> Result<Begun, Ended> {
     let own = OwnPort::of(&mut app);
     if declared == Declared::Opaque {
         down.watch().map_err(|_| Ended::CallerReset)?;
-        let first = relay::First { from_down: spoken, ..relay::First::default() };
-        return Ok(Begun { down, app, own, protocol: Protocol::Opaque(OpaqueReason::Declared), first, lane });
+        let first = relay::First {
+            from_down: spoken,
+            ..relay::First::default()
+        };
+        return Ok(Begun {
+            down,
+            app,
+            own,
+            protocol: Protocol::Opaque(OpaqueReason::Declared),
+            first,
+            lane,
+        });
     }
     let first = match detect::first_bytes(&mut down, spoken, &mut app, &lane).await {
         Ok(first) => first,
@@ -182,18 +204,41 @@ async fn begin(io: NewSocket, mut lane: Lane) -> Result<Begun, Ended> {
     if first.protocol != Protocol::Http1 {
         down.watch().map_err(|_| Ended::CallerReset)?;
     }
-    let (protocol, first) = (first.protocol, relay::First { from_down: first.from_caller, from_up: first.from_app });
-    Ok(Begun { down, app, own, protocol, first, lane })
+    let (protocol, first) = (
+        first.protocol,
+        relay::First {
+            from_down: first.from_caller,
+            from_up: first.from_app,
+        },
+    );
+    Ok(Begun {
+        down,
+        app,
+        own,
+        protocol,
+        first,
+        lane,
+    })
 }
 
 impl Begun {
-    /// All but HTTP/1 is boxed, so that the many connections that carry HTTP/1 do not hold room for it.
+    /// All but HTTP/1 is boxed, so that the many connections that carry HTTP/1 do not hold room for
+    /// it.
     fn carry(self) -> impl Future<Output = Ended> + Send {
-        let Self { down, app, own, protocol, first, lane } = self;
+        let Self {
+            down,
+            app,
+            own,
+            protocol,
+            first,
+            lane,
+        } = self;
         match protocol {
             Protocol::Http1 => http1::exchanges(down, first.from_down, app, lane).left_future(),
             Protocol::Http2 => http2(down, app, first, lane).boxed().right_future(),
-            Protocol::Opaque(reason) => unread(down, app, first, lane, reason).boxed().right_future(),
+            Protocol::Opaque(reason) => unread(down, app, first, lane, reason)
+                .boxed()
+                .right_future(),
         }
         .inspect(move |_| drop(own))
     }
@@ -214,9 +259,16 @@ async fn listen_now(down: &mut Conn, spoken: &mut Buf) -> io::Result<()> {
     if let Conn::New(socket) = down {
         let heard = spoken.fill_now(socket.get()?)?;
         // Whoever has said nothing yet has to be waited for.
-        return if heard.is_some_and(|n| n > 0) { Ok(()) } else { down.watch() };
+        return if heard.is_some_and(|n| n > 0) {
+            Ok(())
+        } else {
+            down.watch()
+        };
     }
-    match (poll_fn(|cx| Poll::Ready(spoken.poll_fill(down, cx))).await, &*down) {
+    match (
+        poll_fn(|cx| Poll::Ready(spoken.poll_fill(down, cx))).await,
+        &*down,
+    ) {
         (Poll::Pending, Conn::Tcp(socket)) => spoken.fill_now(socket).map(drop),
         (Poll::Ready(read), _) => read.map(drop),
         (Poll::Pending, _) => Ok(()),
@@ -243,10 +295,13 @@ fn report(port: &Shared, found: Protocol) {
     }
 }
 
-/// TLS, where annotations ask for it: what the caller speaks, who it is, and how the app is dialled for it.
+/// TLS, where annotations ask for it: what the caller speaks, who it is, and how the app is dialled
+/// for it.
 async fn arrive(io: NewSocket, lane: &mut Lane) -> Result<(Conn, Arc<dyn DialApp>), Ended> {
     let port = Arc::clone(&lane.port);
-    let Some(tls) = &port.tls else { return Ok((Conn::New(io), Arc::clone(&port.app))) };
+    let Some(tls) = &port.tls else {
+        return Ok((Conn::New(io), Arc::clone(&port.app)));
+    };
     let io = io.watched().map_err(|_| Ended::CallerReset)?;
     let arrival = tokio::select! {
         biased;
@@ -263,7 +318,9 @@ async fn arrive(io: NewSocket, lane: &mut Lane) -> Result<(Conn, Arc<dyn DialApp
             lane.hello = hello.map(Arc::new);
             Ok((Conn::Tcp(io), Arc::clone(&port.app)))
         }
-        Ok(tls::Arrival::Untouched(io)) => Ok((Conn::Tcp(io), Arc::new(Untouched(Arc::clone(&port.app))))),
+        Ok(tls::Arrival::Untouched(io)) => {
+            Ok((Conn::Tcp(io), Arc::new(Untouched(Arc::clone(&port.app)))))
+        }
         Err(refused) => {
             limited!(port.metrics.lines.handshake, info, port = port.container_port, caller = %lane.caller, "{refused}");
             Err(refused.ended)
@@ -271,12 +328,20 @@ async fn arrive(io: NewSocket, lane: &mut Lane) -> Result<(Conn, Arc<dyn DialApp
     }
 }
 
-/// A connection that is not looked into. What the app has said already binds it to the app. What is not understood
-/// could tell the app who the caller is, where the agent has to vouch for that; TLS of the caller's own is between the
-/// two, and so is what the port is declared to carry.
-async fn unread(mut down: Conn, app: AppLeg, first: relay::First, lane: Lane, reason: OpaqueReason) -> Ended {
+/// A connection that is not looked into. What the app has said already binds it to the app. What is
+/// not understood could tell the app who the caller is, where the agent has to vouch for that; TLS
+/// of the caller's own is between the two, and so is what the port is declared to carry.
+async fn unread(
+    mut down: Conn,
+    app: AppLeg,
+    first: relay::First,
+    lane: Lane,
+    reason: OpaqueReason,
+) -> Ended {
     let lane = &lane;
-    if !matches!(reason, OpaqueReason::TlsRelayed | OpaqueReason::Declared) && lane.identity().is_some() {
+    if !matches!(reason, OpaqueReason::TlsRelayed | OpaqueReason::Declared)
+        && lane.identity().is_some()
+    {
         lane.port.metrics.opaque.at(reason).inc();
         down.abort();
         return Ended::Malformed;
@@ -285,7 +350,9 @@ async fn unread(mut down: Conn, app: AppLeg, first: relay::First, lane: Lane, re
         return opaque::carry(down, first.from_down, None, lane, reason).await;
     }
     match app.into_conn().await {
-        Ok(app) if first.from_up.is_empty() => opaque::carry(down, first.from_down, Some(app), lane, reason).await,
+        Ok(app) if first.from_up.is_empty() => {
+            opaque::carry(down, first.from_down, Some(app), lane, reason).await
+        }
         Ok(app) => opaque::to_app(down, first, app, lane, reason).await,
         Err(ended) => {
             down.abort();
@@ -294,13 +361,17 @@ async fn unread(mut down: Conn, app: AppLeg, first: relay::First, lane: Lane, re
     }
 }
 
-/// Whether a rule sends every connection that is not understood to a workstation, so that the app may not be needed.
+/// Whether a rule sends every connection that is not understood to a workstation, so that the app
+/// may not be needed.
 fn workstation_takes_all(port: &Shared) -> bool {
-    port.routes.load().global().is_some_and(|i| i.mechanism == Mechanism::Tcp)
+    port.routes
+        .load()
+        .global()
+        .is_some_and(|i| i.mechanism == Mechanism::Tcp)
 }
 
-/// Counts a connection as open until dropped, and reports how it ended, also when it was dropped amid its work: by a
-/// panic, or by the drain.
+/// Counts a connection as open until dropped, and reports how it ended, also when it was dropped
+/// amid its work: by a panic, or by the drain.
 struct Carried {
     port: Arc<Shared>,
     caller: Caller,
@@ -310,7 +381,11 @@ struct Carried {
 impl Carried {
     fn begin(port: Arc<Shared>, caller: Caller) -> Self {
         port.metrics.active.add(1);
-        Self { port, caller, ended: None }
+        Self {
+            port,
+            caller,
+            ended: None,
+        }
     }
 
     fn end(mut self, ended: Ended) {
@@ -332,8 +407,12 @@ impl Drop for Carried {
         match ended {
             Ended::Bug => tracing::error!(port, %caller, ended = label, "connection"),
             Ended::Drained => tracing::info!(port, %caller, ended = label, "connection"),
-            Ended::TunnelLost => limited!(lines.tunnel, info, port, %caller, ended = label, "connection"),
-            Ended::Limit => limited!(lines.refused, warn, port, %caller, ended = label, "connection"),
+            Ended::TunnelLost => {
+                limited!(lines.tunnel, info, port, %caller, ended = label, "connection")
+            }
+            Ended::Limit => {
+                limited!(lines.refused, warn, port, %caller, ended = label, "connection")
+            }
             Ended::AppRefused | Ended::TimedOut(Stage::AppConnect) => limited!(
                 lines.app, warn, port, %caller, ended = label,
                 "the app does not take connections; its callers are refused as without the agent"

@@ -1,4 +1,5 @@
-//! Readiness as a set of guards: the agent is ready once every task that must happen first has dropped its guard.
+//! Readiness as a set of guards: the agent is ready once every task that must happen first has
+//! dropped its guard.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -21,7 +22,11 @@ pub struct Blocker {
 
 impl Default for Ready {
     fn default() -> Self {
-        Self { pending: Arc::default(), changed: watch::Sender::new(false), failed: watch::Sender::new(false) }
+        Self {
+            pending: Arc::default(),
+            changed: watch::Sender::new(false),
+            failed: watch::Sender::new(false),
+        }
     }
 }
 
@@ -31,10 +36,14 @@ impl Ready {
     pub fn block(&self, what: &'static str) -> Blocker {
         self.lock().push(what);
         self.changed.send_replace(false);
-        Blocker { what, ready: self.clone() }
+        Blocker {
+            what,
+            ready: self.clone(),
+        }
     }
 
-    /// Whether nothing is awaited and nobody has declared the agent unfit (drain, `/healthcheck/fail`).
+    /// Whether nothing is awaited and nobody has declared the agent unfit (drain,
+    /// `/healthcheck/fail`).
     #[must_use]
     pub fn is_ready(&self) -> bool {
         !*self.failed.borrow() && self.lock().is_empty()
@@ -46,7 +55,8 @@ impl Ready {
         self.lock().clone()
     }
 
-    /// Declares the agent unfit (`true`) or fit again; used by the drain and by the admin's health switch.
+    /// Declares the agent unfit (`true`) or fit again; used by the drain and by the admin's health
+    /// switch.
     pub fn fail(&self, failed: bool) {
         self.failed.send_replace(failed);
     }

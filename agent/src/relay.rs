@@ -1,6 +1,7 @@
-//! The only copy loop: two independent directions in one task, so that a stall stays on its side. Half-close is
-//! kept, a reset is passed on as a reset, an idle direction holds no buffer, and a busy one between two sockets
-//! lets the kernel move the bytes. There is no idle timeout: a quiet connection is the peers' business.
+//! The only copy loop: two independent directions in one task, so that a stall stays on its side.
+//! Half-close is kept, a reset is passed on as a reset, an idle direction holds no buffer, and a
+//! busy one between two sockets lets the kernel move the bytes. There is no idle timeout: a quiet
+//! connection is the peers' business.
 
 mod aftermath;
 pub mod splice;
@@ -47,14 +48,15 @@ pub struct Relayed {
     pub bytes_out: u64,
 }
 
-/// Carries bytes both ways until each direction has ended by itself, or one end fails. After a failure both ends
-/// are set to be reset when dropped, so that neither peer takes the break for a proper end.
+/// Carries bytes both ways until each direction has ended by itself, or one end fails. After a
+/// failure both ends are set to be reset when dropped, so that neither peer takes the break for a
+/// proper end.
 pub async fn both(down: &mut Conn, up: &mut Conn, first: First, metrics: &PortMetrics) -> Relayed {
     resumed(down, up, first, [Hop::default(), Hop::default()], metrics).await
 }
 
-/// As [`both`], where bytes may be on their way through the kernel already: from the caller, and from upstream. They
-/// go after those of `first`.
+/// As [`both`], where bytes may be on their way through the kernel already: from the caller, and
+/// from upstream. They go after those of `first`.
 pub async fn resumed(
     down: &mut Conn,
     up: &mut Conn,
@@ -66,24 +68,35 @@ pub async fn resumed(
     let mut outward = Direction::new(first.from_up, outward);
     let (mut behind_down, mut behind_up) = (Aftermath::default(), Aftermath::default());
     let ended = poll_fn(|cx| {
-        let inward = inward.poll(cx, down, up, &metrics.bytes_in, metrics).map_err(|b| b.seen(Side::Down, Side::Up))?;
-        let outward =
-            outward.poll(cx, up, down, &metrics.bytes_out, metrics).map_err(|b| b.seen(Side::Up, Side::Down))?;
+        let inward = inward
+            .poll(cx, down, up, &metrics.bytes_in, metrics)
+            .map_err(|b| b.seen(Side::Down, Side::Up))?;
+        let outward = outward
+            .poll(cx, up, down, &metrics.bytes_out, metrics)
+            .map_err(|b| b.seen(Side::Up, Side::Down))?;
         let (side, socket, aftermath) = match (inward.is_ready(), outward.is_ready()) {
             (true, true) => return Poll::Ready(Ok(())),
             (false, false) => return Poll::Pending,
             (true, false) => (Side::Down, down.as_tcp(), &mut behind_down),
             (false, true) => (Side::Up, up.as_tcp(), &mut behind_up),
         };
-        let Some(socket) = socket else { return Poll::Pending };
-        aftermath.poll_broken(socket, cx).map(|error| Err((side, error)))
+        let Some(socket) = socket else {
+            return Poll::Pending;
+        };
+        aftermath
+            .poll_broken(socket, cx)
+            .map(|error| Err((side, error)))
     })
     .await;
     if ended.is_err() {
         down.abort();
         up.abort();
     }
-    Relayed { broken: ended.err(), bytes_in: inward.moved, bytes_out: outward.moved }
+    Relayed {
+        broken: ended.err(),
+        bytes_in: inward.moved,
+        bytes_out: outward.moved,
+    }
 }
 
 enum Stage {
@@ -92,13 +105,15 @@ enum Stage {
     Done,
 }
 
-/// Bytes on their way from one end to the other: at any time in the buffer, or in the kernel's pipe, or in neither.
+/// Bytes on their way from one end to the other: at any time in the buffer, or in the kernel's
+/// pipe, or in neither.
 struct Direction {
     stage: Stage,
     buf: Buf,
     hop: Hop,
     pace: Pace,
-    /// Whether the kernel refused to splice, so that copying is the way for the rest of the connection.
+    /// Whether the kernel refused to splice, so that copying is the way for the rest of the
+    /// connection.
     copies_only: bool,
     /// Whether something was written that a TLS writer may still hold back.
     unflushed: bool,
@@ -122,7 +137,15 @@ impl Broken {
 
 impl Direction {
     fn new(buf: Buf, hop: Hop) -> Self {
-        Self { stage: Stage::Moving, buf, hop, pace: Pace::default(), copies_only: false, unflushed: false, moved: 0 }
+        Self {
+            stage: Stage::Moving,
+            buf,
+            hop,
+            pace: Pace::default(),
+            copies_only: false,
+            unflushed: false,
+            moved: 0,
+        }
     }
 
     fn poll(
@@ -195,9 +218,15 @@ impl Direction {
     }
 
     /// Writes out what is held.
-    fn poll_deliver(&mut self, cx: &mut Context<'_>, to: &mut Conn, metrics: &PortMetrics) -> Poll<Result<(), Broken>> {
+    fn poll_deliver(
+        &mut self,
+        cx: &mut Context<'_>,
+        to: &mut Conn,
+        metrics: &PortMetrics,
+    ) -> Poll<Result<(), Broken>> {
         while !self.buf.is_empty() {
-            let n = ready!(Pin::new(&mut *to).poll_write(cx, self.buf.unread())).map_err(Broken::To)?;
+            let n =
+                ready!(Pin::new(&mut *to).poll_write(cx, self.buf.unread())).map_err(Broken::To)?;
             if n == 0 {
                 return Poll::Ready(Err(Broken::To(io::ErrorKind::WriteZero.into())));
             }
@@ -216,8 +245,8 @@ impl Direction {
     }
 }
 
-/// Whether a direction is a bulk transfer: several reads in a row that filled a buffer. Small reads end it quickly,
-/// a pause alone does not, because a fast relay often outruns its source.
+/// Whether a direction is a bulk transfer: several reads in a row that filled a buffer. Small reads
+/// end it quickly, a pause alone does not, because a fast relay often outruns its source.
 #[derive(Debug, Default)]
 pub struct Pace(u8);
 

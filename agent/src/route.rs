@@ -1,5 +1,5 @@
-//! Which upstream a request goes to. A [`RouteTable`] is built once per snapshot and port and never changes; it
-//! knows no sockets, no clock and no gRPC.
+//! Which upstream a request goes to. A [`RouteTable`] is built once per snapshot and port and never
+//! changes; it knows no sockets, no clock and no gRPC.
 
 pub mod dialect;
 pub mod matcher;
@@ -14,7 +14,8 @@ use matcher::Filters;
 /// How an intercept takes traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mechanism {
-    /// The whole port: every connection, or every request where the connection is understood as HTTP.
+    /// The whole port: every connection, or every request where the connection is understood as
+    /// HTTP.
     Tcp,
     /// Requests that match header and path filters.
     Http,
@@ -50,14 +51,16 @@ pub struct Intercept {
 }
 
 impl Intercept {
-    /// How long a request waits for the workstation before the app answers instead: the dial timeout plus latency,
-    /// at most 5 s; 2 s when the intercept names no timeout.
+    /// How long a request waits for the workstation before the app answers instead: the dial
+    /// timeout plus latency, at most 5 s; 2 s when the intercept names no timeout.
     #[must_use]
     pub fn dial_budget(&self) -> Duration {
         if self.dial_timeout.is_zero() {
             Duration::from_secs(2)
         } else {
-            self.dial_timeout.saturating_add(self.roundtrip_latency).min(Duration::from_secs(5))
+            self.dial_timeout
+                .saturating_add(self.roundtrip_latency)
+                .min(Duration::from_secs(5))
         }
     }
 }
@@ -113,9 +116,11 @@ pub struct Verdict<'t> {
     pub asks_why: bool,
 }
 
-/// What routing reads of a request; implemented over a parsed HTTP/1 head and over an HTTP/2 header map.
+/// What routing reads of a request; implemented over a parsed HTTP/1 head and over an HTTP/2 header
+/// map.
 pub trait Request {
-    /// The request target as received, query included; for absolute-form targets the path and what follows.
+    /// The request target as received, query included; for absolute-form targets the path and what
+    /// follows.
     fn target(&self) -> &[u8];
     /// Calls `visit` with name and value of every field line, in any letter case, in order.
     fn visit_headers<'a>(&'a self, visit: &mut dyn FnMut(&'a [u8], &'a [u8]));
@@ -130,14 +135,22 @@ pub struct RouteTable {
 }
 
 impl RouteTable {
-    /// Orders `entries`: active before expired; within these, header-filtered before path-only before global; then
-    /// by id.
+    /// Orders `entries`: active before expired; within these, header-filtered before path-only
+    /// before global; then by id.
     #[must_use]
     pub fn new(mut entries: Vec<Entry>) -> Self {
-        entries.sort_by(|a, b| rank(a).cmp(&rank(b)).then_with(|| a.intercept.id.cmp(&b.intercept.id)));
+        entries.sort_by(|a, b| {
+            rank(a)
+                .cmp(&rank(b))
+                .then_with(|| a.intercept.id.cmp(&b.intercept.id))
+        });
         let names = matcher::Names::of(entries.iter().map(|e| &e.intercept.filters));
         let any_http = entries.iter().any(|e| !e.intercept.filters.is_empty());
-        Self { entries, names, any_http }
+        Self {
+            entries,
+            names,
+            any_http,
+        }
     }
 
     /// Whether nothing is intercepted, so that requests need no look at all.
@@ -158,10 +171,14 @@ impl RouteTable {
         self.any_http
     }
 
-    /// The intercept that takes whole connections of this port, if there is an active one without filters.
+    /// The intercept that takes whole connections of this port, if there is an active one without
+    /// filters.
     #[must_use]
     pub fn global(&self) -> Option<&Arc<Intercept>> {
-        self.entries.iter().find(|e| e.state == State::Active && e.intercept.filters.is_empty()).map(|e| &e.intercept)
+        self.entries
+            .iter()
+            .find(|e| e.state == State::Active && e.intercept.filters.is_empty())
+            .map(|e| &e.intercept)
     }
 
     /// Every rule, in the order in which they are asked.
@@ -170,21 +187,28 @@ impl RouteTable {
         &self.entries
     }
 
-    /// Decides one request. The first rule that matches wins; kubelet probes (`user-agent: kube-probe/…`) stay with
-    /// the app unless the rule has a filter on `user-agent`.
+    /// Decides one request. The first rule that matches wins; kubelet probes (`user-agent:
+    /// kube-probe/…`) stay with the app unless the rule has a filter on `user-agent`.
     pub fn decide<R: Request + ?Sized>(&self, request: &R) -> Decision<'_> {
         self.judge(request).decision
     }
 
-    /// [`Self::decide`], and whether the request asks for an explanation: it carries [`matcher::EXPLAIN`] with the id
-    /// of one of this port's intercepts, or with the session of its owner.
+    /// [`Self::decide`], and whether the request asks for an explanation: it carries
+    /// [`matcher::EXPLAIN`] with the id of one of this port's intercepts, or with the session of
+    /// its owner.
     pub fn judge<R: Request + ?Sized>(&self, request: &R) -> Verdict<'_> {
         if self.entries.is_empty() {
-            return Verdict { decision: Decision::App, asks_why: false };
+            return Verdict {
+                decision: Decision::App,
+                asks_why: false,
+            };
         }
         let view = matcher::View::new(request, &self.names);
         let asks_why = view.token().is_some_and(|token| self.knows(token));
-        Verdict { decision: self.first_match(&view), asks_why }
+        Verdict {
+            decision: self.first_match(&view),
+            asks_why,
+        }
     }
 
     fn knows(&self, token: &[u8]) -> bool {
@@ -208,7 +232,8 @@ impl RouteTable {
         Decision::App
     }
 
-    /// Like [`Self::decide`], without counting, and with the first clause that failed for each rule asked.
+    /// Like [`Self::decide`], without counting, and with the first clause that failed for each rule
+    /// asked.
     pub fn explain<R: Request + ?Sized>(&self, request: &R) -> (Decision<'_>, Vec<Considered>) {
         let view = matcher::View::new(request, &self.names);
         let mut considered = Vec::new();
@@ -217,7 +242,12 @@ impl RouteTable {
             let failed = entry.intercept.filters.first_failure(&view);
             let matched = failed.is_none();
             let (id, name) = (entry.intercept.id.clone(), entry.intercept.name.clone());
-            considered.push(Considered { id, name, matched, failed });
+            considered.push(Considered {
+                id,
+                name,
+                matched,
+                failed,
+            });
             if matched && matches!(decision, Decision::App) {
                 decision = match entry.state {
                     State::Active => Decision::Client(&entry.intercept),
@@ -283,14 +313,22 @@ mod tests {
         }
 
         fn visit_headers<'a>(&'a self, visit: &mut dyn FnMut(&'a [u8], &'a [u8])) {
-            self.1.iter().for_each(|(n, v)| visit(n.as_bytes(), v.as_bytes()));
+            self.1
+                .iter()
+                .for_each(|(n, v)| visit(n.as_bytes(), v.as_bytes()));
         }
     }
 
     fn entry(id: &str, headers: &[(&str, &str)], paths: &[&str], state: State) -> Entry {
         let filters = Filters {
-            headers: headers.iter().map(|(n, v)| HeaderFilter::new(n, v)).collect(),
-            paths: paths.iter().map(|p| PathFilter::parse(p).unwrap()).collect(),
+            headers: headers
+                .iter()
+                .map(|(n, v)| HeaderFilter::new(n, v))
+                .collect(),
+            paths: paths
+                .iter()
+                .map(|p| PathFilter::parse(p).unwrap())
+                .collect(),
         };
         let intercept = Intercept {
             id: id.to_owned(),
@@ -306,14 +344,21 @@ mod tests {
             dial_timeout: Duration::ZERO,
             stats: Arc::default(),
         };
-        Entry { intercept: Arc::new(intercept), state }
+        Entry {
+            intercept: Arc::new(intercept),
+            state,
+        }
     }
 
     fn decided(table: &RouteTable, target: &str, headers: &[(&str, &str)]) -> String {
         let request = Sample(target, headers.to_vec());
         let decision = table.decide(&request).to_string();
         let (explained, considered) = table.explain(&request);
-        assert_eq!(explained.to_string(), decision, "explain has to agree with decide");
+        assert_eq!(
+            explained.to_string(),
+            decision,
+            "explain has to agree with decide"
+        );
         assert_eq!(considered.iter().any(|c| c.matched), decision != "app");
         decision
     }
@@ -330,7 +375,10 @@ mod tests {
         assert_eq!(decided(&table, "/api", &[("x-dev", "a")]), "client b1");
         assert_eq!(decided(&table, "/api/v1", &[]), "client c");
         assert_eq!(decided(&table, "/", &[]), "client d");
-        assert_eq!(decided(&table, "/", &[("user-agent", "kube-probe/1.30")]), "app");
+        assert_eq!(
+            decided(&table, "/", &[("user-agent", "kube-probe/1.30")]),
+            "app"
+        );
         let table = RouteTable::new(vec![entry("a", &[("x-old", "1")], &[], State::Expired)]);
         assert_eq!(decided(&table, "/", &[("x-old", "1")]), "expired a");
         assert_eq!(decided(&table, "/", &[]), "app");
@@ -346,10 +394,20 @@ mod tests {
 
     #[test]
     fn fifty_intercepts_are_told_apart() {
-        let entries = (0..50).map(|i| entry(&format!("{i:02}"), &[("x-dev", &format!("dev-{i}"))], &[], State::Active));
+        let entries = (0..50).map(|i| {
+            entry(
+                &format!("{i:02}"),
+                &[("x-dev", &format!("dev-{i}"))],
+                &[],
+                State::Active,
+            )
+        });
         let table = RouteTable::new(entries.collect());
         for i in 0..50 {
-            assert_eq!(decided(&table, "/", &[("X-Dev", &format!("dev-{i}"))]), format!("client {i:02}"));
+            assert_eq!(
+                decided(&table, "/", &[("X-Dev", &format!("dev-{i}"))]),
+                format!("client {i:02}")
+            );
         }
         assert_eq!(decided(&table, "/", &[("x-dev", "dev-50")]), "app");
     }
@@ -357,24 +415,43 @@ mod tests {
     #[test]
     fn the_explanation_names_the_first_clause_that_fails() {
         let table = RouteTable::new(vec![
-            entry("a", &[("x-dev", "a"), ("x-env", "t")], &["/p"], State::Active),
+            entry(
+                "a",
+                &[("x-dev", "a"), ("x-env", "t")],
+                &["/p"],
+                State::Active,
+            ),
             entry("b", &[], &["/q", ":path-regex:z+"], State::Active),
         ]);
         let (_, considered) = table.explain(&Sample("/p", vec![("x-dev", "b")]));
-        let failed: Vec<_> = considered.iter().map(|c| c.failed.as_deref().unwrap_or("-")).collect();
+        let failed: Vec<_> = considered
+            .iter()
+            .map(|c| c.failed.as_deref().unwrap_or("-"))
+            .collect();
         assert_eq!(failed, ["header x-dev: a", "path /q or path regex z+"]);
         let (_, considered) = table.explain(&Sample("/x", vec![("x-dev", "a")]));
-        assert_eq!(considered[0].failed.as_deref(), Some("header x-env: t (header absent)"));
+        assert_eq!(
+            considered[0].failed.as_deref(),
+            Some("header x-env: t (header absent)")
+        );
     }
 
     #[test]
     fn only_the_owner_of_an_intercept_may_ask_why() {
         let table = RouteTable::new(vec![entry("s:mine", &[("x-dev", "a")], &[], State::Active)]);
-        let asks = |token: &str| table.judge(&Sample("/", vec![("X-Traffic-Agent-Explain", token)])).asks_why;
+        let asks = |token: &str| {
+            table
+                .judge(&Sample("/", vec![("X-Traffic-Agent-Explain", token)]))
+                .asks_why
+        };
         assert!(asks("s:mine") && asks("s"));
         assert!(!asks("") && !asks("s:") && !asks("mine") && !asks("t"));
         assert!(!table.judge(&Sample("/", vec![])).asks_why);
-        assert!(!RouteTable::default().judge(&Sample("/", vec![("x-traffic-agent-explain", "s")])).asks_why);
+        assert!(
+            !RouteTable::default()
+                .judge(&Sample("/", vec![("x-traffic-agent-explain", "s")]))
+                .asks_why
+        );
     }
 
     #[test]

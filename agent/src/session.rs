@@ -1,5 +1,5 @@
-//! The manager session's supervisor: connect, arrive, live, depart, back off, again, for ever. Whatever happens here,
-//! app traffic goes on; what it writes is the ports' route tables.
+//! The manager session's supervisor: connect, arrive, live, depart, back off, again, for ever.
+//! Whatever happens here, app traffic goes on; what it writes is the ports' route tables.
 
 mod conflict;
 mod dialer;
@@ -53,8 +53,8 @@ const PRODUCT: &str = "telepresence";
 const BEGIN: Duration = Duration::from_secs(5);
 /// How long the farewell may take.
 const DEPART: Duration = Duration::from_secs(1);
-/// How long a departure waits for open tunnels at most: some managers end a departed agent's tunnels. The end of the
-/// drain, which cuts what is open, ends this wait too.
+/// How long a departure waits for open tunnels at most: some managers end a departed agent's
+/// tunnels. The end of the drain, which cuts what is open, ends this wait too.
 const TUNNELS_FINISH: Duration = Duration::from_secs(600);
 /// Pauses between attempts: the first, and the longest.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(8));
@@ -62,7 +62,8 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_
 const GOOD_SESSION: Duration = Duration::from_secs(10);
 /// What one tunnel may receive ahead of its reader.
 const STREAM_WINDOW: u32 = 256 * 1024;
-/// Tunnels share a connection: with a window for all of them, a few stalled ones would stop the rest.
+/// Tunnels share a connection: with a window for all of them, a few stalled ones would stop the
+/// rest.
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 
 /// Who this agent is.
@@ -166,7 +167,8 @@ enum Lost {
 }
 
 impl Session {
-    /// Keeps a session with the manager until `stop`; then sends all traffic to the app and departs.
+    /// Keeps a session with the manager until `stop`; then sends all traffic to the app and
+    /// departs.
     pub async fn run(self, stop: CancellationToken) {
         let (supervisor, context) = Supervisor::new(self);
         tokio::select! {
@@ -187,12 +189,25 @@ struct Supervisor {
 
 impl Supervisor {
     fn new(session: Session) -> (Self, Arc<Context>) {
-        let containers = session.identity.containers.iter().map(|c| c.name.clone()).collect();
+        let containers = session
+            .identity
+            .containers
+            .iter()
+            .map(|c| c.name.clone())
+            .collect();
         let identity = &session.identity;
-        let rules =
-            translate::Rules::new(&identity.name, &identity.namespace, containers, session.targets, session.remember);
+        let rules = translate::Rules::new(
+            &identity.name,
+            &identity.namespace,
+            containers,
+            session.targets,
+            session.remember,
+        );
         // A second session on the same tunnels would have nothing to report.
-        let reports = session.tunnels.take_reports().unwrap_or_else(|| mpsc::channel(1).1);
+        let reports = session
+            .tunnels
+            .take_reports()
+            .unwrap_or_else(|| mpsc::channel(1).1);
         let context = Arc::new(Context {
             identity: session.identity,
             keeper: Keeper::new(session.ports, rules, session.grace),
@@ -201,7 +216,10 @@ impl Supervisor {
             control: session.control,
             metrics: session.metrics,
             journal: Journal::default(),
-            levels: Arc::new(Levels { switch: session.set_level, wishes: AtomicU64::new(0) }),
+            levels: Arc::new(Levels {
+                switch: session.set_level,
+                wishes: AtomicU64::new(0),
+            }),
             reports: tokio::sync::Mutex::new(reports),
         });
         let supervisor = Self {
@@ -250,26 +268,48 @@ impl Supervisor {
 
     async fn begin(&self) -> Result<Live<'_>, Lost> {
         let endpoint = self.endpoint()?;
-        let channel = endpoint.connect().await.map_err(|e| Lost::Connect(chain(&e)))?;
+        let channel = endpoint
+            .connect()
+            .await
+            .map_err(|e| Lost::Connect(chain(&e)))?;
         let mut client = limited(ManagerClient::new(channel));
-        let version = timely(BEGIN, client.version(())).await.map_err(Lost::Refused)?.into_inner();
+        let version = timely(BEGIN, client.version(()))
+            .await
+            .map_err(Lost::Refused)?
+            .into_inner();
         if !is_version(&version.version) {
             return Err(Lost::Version(version.version));
         }
         let session = self.arrive(&mut client).await?;
-        // Tunnels have a connection of their own: one that stalls must not hold up the session's calls.
+        // Tunnels have a connection of their own: one that stalls must not hold up the session's
+        // calls.
         let tunnels = limited(ManagerClient::new(endpoint.connect_lazy()));
-        let link = Link { client: tunnels, session: session.session_id.clone() };
+        let link = Link {
+            client: tunnels,
+            session: session.session_id.clone(),
+        };
         self.context.tunnels.set_manager(Some(link.clone()));
-        let text = format!("arrived at {} {} ({})", version.name, version.version, self.manager);
+        let text = format!(
+            "arrived at {} {} ({})",
+            version.name, version.version, self.manager
+        );
         self.context.journal.info("arrived", &text);
         self.become_ready();
-        Ok(Live { context: &self.context, client, link, session })
+        Ok(Live {
+            context: &self.context,
+            client,
+            link,
+            session,
+        })
     }
 
     fn endpoint(&self) -> Result<Endpoint, Lost> {
-        let endpoint = Endpoint::from_shared(format!("http://{}", self.manager))
-            .map_err(|e| Lost::Connect(format!("managerHost and managerPort make no address: {}", chain(&e))))?;
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.manager)).map_err(|e| {
+            Lost::Connect(format!(
+                "managerHost and managerPort make no address: {}",
+                chain(&e)
+            ))
+        })?;
         Ok(endpoint
             .connect_timeout(BEGIN)
             .tcp_nodelay(true)
@@ -278,8 +318,8 @@ impl Supervisor {
             .initial_connection_window_size(CONNECTION_WINDOW))
     }
 
-    /// Arrives anew. A manager that still knows an earlier session of this pod (it keys agents by the pod's uid) is
-    /// asked to forget it first.
+    /// Arrives anew. A manager that still knows an earlier session of this pod (it keys agents by
+    /// the pod's uid) is asked to forget it first.
     async fn arrive(&self, client: &mut ManagerClient<Channel>) -> Result<SessionInfo, Lost> {
         let previous = lock(&self.granted).take().map(|(_, session)| session);
         let info = self.context.identity.info();
@@ -299,14 +339,17 @@ impl Supervisor {
         self.context.metrics.arrivals.inc();
         *lock(&self.granted) = Some((client.clone(), session.clone()));
         if let Some(previous) = previous.filter(|p| p.session_id != session.session_id) {
-            // Arrive first, then depart: a workload without any agent would lose its intercepts' clients.
+            // Arrive first, then depart: a workload without any agent would lose its intercepts'
+            // clients.
             let _ = timely(DEPART, client.depart(previous)).await;
         }
         Ok(session)
     }
 
     fn become_ready(&self) {
-        let Some(blocker) = lock(&self.ready).take() else { return };
+        let Some(blocker) = lock(&self.ready).take() else {
+            return;
+        };
         if let Err(error) = create_ready_file(&self.ready_file) {
             tracing::error!(
                 "{}: {error}: the pod will not become ready; make its directory writable",
@@ -346,13 +389,24 @@ impl Supervisor {
     async fn leave(&self) {
         self.context.keeper.clear();
         let granted = lock(&self.granted).take();
-        let Some((mut client, session)) = granted else { return };
-        if tokio::time::timeout(TUNNELS_FINISH, self.context.tunnels.all_closed()).await.is_err() {
-            tracing::info!("{} tunnels are still open at departure", self.context.tunnels.open_count());
+        let Some((mut client, session)) = granted else {
+            return;
+        };
+        if tokio::time::timeout(TUNNELS_FINISH, self.context.tunnels.all_closed())
+            .await
+            .is_err()
+        {
+            tracing::info!(
+                "{} tunnels are still open at departure",
+                self.context.tunnels.open_count()
+            );
         }
         match timely(DEPART, client.depart(session)).await {
             Ok(_) => tracing::info!("departed from the traffic-manager"),
-            Err(status) => tracing::info!("the traffic-manager did not hear our departure: {}", described(&status)),
+            Err(status) => tracing::info!(
+                "the traffic-manager did not hear our departure: {}",
+                described(&status)
+            ),
         }
     }
 }
@@ -379,7 +433,11 @@ impl Identity {
             version: VERSION.to_owned(),
             mechanisms: vec![mechanism("tcp"), mechanism("http")],
             api_port: i32::from(self.api_port),
-            containers: self.containers.iter().map(|c| (c.name.clone(), container(c))).collect(),
+            containers: self
+                .containers
+                .iter()
+                .map(|c| (c.name.clone(), container(c)))
+                .collect(),
             ..AgentInfo::default()
         };
         info.set_kind(match self.workload_kind.to_ascii_lowercase().as_str() {
@@ -416,18 +474,21 @@ impl fmt::Debug for LevelSwitch {
 }
 
 fn limited(client: ManagerClient<Channel>) -> ManagerClient<Channel> {
-    client.max_decoding_message_size(GRPC_LIMIT).max_encoding_message_size(GRPC_LIMIT)
+    client
+        .max_decoding_message_size(GRPC_LIMIT)
+        .max_encoding_message_size(GRPC_LIMIT)
 }
 
-/// One to three numbers, a `v` before and a pre-release or build suffix behind allowed: development builds of
-/// managers are lax about it.
+/// One to three numbers, a `v` before and a pre-release or build suffix behind allowed: development
+/// builds of managers are lax about it.
 fn is_version(text: &str) -> bool {
     let text = text.strip_prefix('v').unwrap_or(text);
     let end = text.find(['-', '+']).unwrap_or(text.len());
     let (numbers, suffix) = text.split_at(end);
     let numbers: Vec<_> = numbers.split('.').collect();
     let missing = ".0".repeat(3_usize.saturating_sub(numbers.len()));
-    numbers.len() <= 3 && semver::Version::parse(&format!("{}{missing}{suffix}", numbers.join("."))).is_ok()
+    numbers.len() <= 3
+        && semver::Version::parse(&format!("{}{missing}{suffix}", numbers.join("."))).is_ok()
 }
 
 /// The readiness probe is a `stat` by whichever user runs it, so both are open to all.
@@ -437,15 +498,21 @@ fn create_ready_file(path: &Path) -> std::io::Result<()> {
         std::fs::create_dir_all(directory)?;
         std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o777))?;
     }
-    std::fs::OpenOptions::new().create(true).append(true).open(path)?;
+    std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)?;
     // One that another user left behind cannot be changed and need not be.
     let _ = std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666));
     Ok(())
 }
 
-/// Between half and the whole of `pause`, so that a manager's return is not met by all agents at once.
+/// Between half and the whole of `pause`, so that a manager's return is not met by all agents at
+/// once.
 fn jittered(pause: Duration) -> Duration {
-    let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
+    let random = std::collections::hash_map::RandomState::new()
+        .build_hasher()
+        .finish();
     let half = pause / 2;
     half + half.mul_f64(f64::from((random >> 32) as u32) / f64::from(u32::MAX))
 }

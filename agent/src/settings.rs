@@ -1,5 +1,6 @@
-//! Sidecar config, annotations and environment to what each part needs. Reading never stops at the first mistake:
-//! every fault is collected with its key, value and remedy, so that an operator mends all of them in one restart.
+//! Sidecar config, annotations and environment to what each part needs. Reading never stops at the
+//! first mistake: every fault is collected with its key, value and remedy, so that an operator
+//! mends all of them in one restart.
 
 pub mod cli;
 pub mod env;
@@ -16,7 +17,8 @@ use traffic_proto::sidecar::{self, Role, Sidecar, Target, annotations};
 
 use env::Env;
 
-/// The file of the newest managers (2.25 and later): the pod's annotations, the configuration among them.
+/// The file of the newest managers (2.25 and later): the pod's annotations, the configuration among
+/// them.
 pub const PODINFO_ANNOTATIONS: &str = "/etc/podinfo/annotations";
 /// The annotations as older injectors mount them; these hold no configuration.
 pub const TEL_POD_INFO_ANNOTATIONS: &str = "/tel_pod_info/annotations";
@@ -94,11 +96,17 @@ impl Settings {
         let annotations = read_annotations(&root, &mut warnings);
         let own = Own::read(env, &mut faults);
         let sidecar = sidecar.map(|s| own.override_config(s));
-        let (Some(mut sidecar), true) = (sidecar, faults.is_empty()) else { return Err(faults) };
+        let (Some(mut sidecar), true) = (sidecar, faults.is_empty()) else {
+            return Err(faults);
+        };
         warnings.append(&mut sidecar.warnings);
         let targets = sidecar.targets();
         if targets.is_empty() {
-            warnings.push(Fault::missing("containers", "no port to stand for", "check the workload's intercepts"));
+            warnings.push(Fault::missing(
+                "containers",
+                "no port to stand for",
+                "check the workload's intercepts",
+            ));
         }
         Ok(Self {
             source,
@@ -108,12 +116,21 @@ impl Settings {
             pod_name: own.pod_name,
             pod_uid: own.pod_uid,
             bind: own.bind,
-            log_level: sidecar.log_level.or(own.log_level).unwrap_or(LogLevel::Info),
+            log_level: sidecar
+                .log_level
+                .or(own.log_level)
+                .unwrap_or(LogLevel::Info),
             log_json: own.log_json,
             access_log: own.access_log,
             access_log_headers: own.access_log_headers,
-            server_port: own.server_port.or(sidecar.envoy.server_port).unwrap_or(18_000),
-            admin_port: own.admin_port.or(sidecar.envoy.admin_port).unwrap_or(19_000),
+            server_port: own
+                .server_port
+                .or(sidecar.envoy.server_port)
+                .unwrap_or(18_000),
+            admin_port: own
+                .admin_port
+                .or(sidecar.envoy.admin_port)
+                .unwrap_or(19_000),
             workers: own.workers.unwrap_or_else(default_workers),
             environment: env.all().clone(),
             warnings,
@@ -174,7 +191,9 @@ impl Settings {
     /// The port at which the app is reached past the redirect.
     #[must_use]
     pub fn app_port(&self, target: &Target) -> u16 {
-        target.proxy_port.map_or(target.container_port.get(), |p| p.get())
+        target
+            .proxy_port
+            .map_or(target.container_port.get(), |p| p.get())
     }
 }
 
@@ -189,9 +208,13 @@ fn default_workers() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get().min(2))
 }
 
-/// The first configuration there is: the file named on the command line, the annotation file of the newest managers,
-/// the environment variable, the file of the oldest.
-fn find_config(explicit: Option<&Path>, root: &Path, env: &Env) -> Result<(String, Sidecar), Faults> {
+/// The first configuration there is: the file named on the command line, the annotation file of the
+/// newest managers, the environment variable, the file of the oldest.
+fn find_config(
+    explicit: Option<&Path>,
+    root: &Path,
+    env: &Env,
+) -> Result<(String, Sidecar), Faults> {
     if let Some(path) = explicit {
         let shown = path.display().to_string();
         let text = std::fs::read_to_string(path).map_err(|e| unreadable("--config", &shown, &e))?;
@@ -200,13 +223,18 @@ fn find_config(explicit: Option<&Path>, root: &Path, env: &Env) -> Result<(Strin
     if let Some(text) = read_if_there(&below(root, PODINFO_ANNOTATIONS), PODINFO_ANNOTATIONS)?
         && let Some(sidecar) = sidecar::from_annotations(&text, PODINFO_ANNOTATIONS, Role::Agent)?
     {
-        return Ok((format!("{PODINFO_ANNOTATIONS}: {}", annotations::AGENT_CONFIG), sidecar));
+        return Ok((
+            format!("{PODINFO_ANNOTATIONS}: {}", annotations::AGENT_CONFIG),
+            sidecar,
+        ));
     }
     if let Some(json) = env.get(env::AGENT_CONFIG) {
-        return sidecar::from_json(json, env::AGENT_CONFIG, Role::Agent).map(|s| (env::AGENT_CONFIG.to_owned(), s));
+        return sidecar::from_json(json, env::AGENT_CONFIG, Role::Agent)
+            .map(|s| (env::AGENT_CONFIG.to_owned(), s));
     }
     if let Some(text) = read_if_there(&below(root, CONFIG_FILE), CONFIG_FILE)? {
-        return sidecar::from_yaml(&text, CONFIG_FILE, Role::Agent).map(|s| (CONFIG_FILE.to_owned(), s));
+        return sidecar::from_yaml(&text, CONFIG_FILE, Role::Agent)
+            .map(|s| (CONFIG_FILE.to_owned(), s));
     }
     Err(Fault::missing(
         "configuration",
@@ -223,13 +251,26 @@ fn find_config(explicit: Option<&Path>, root: &Path, env: &Env) -> Result<(Strin
 fn read_if_there(path: &Path, shown: &str) -> Result<Option<String>, Faults> {
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
-        Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => Ok(None),
+        Err(e)
+            if matches!(
+                e.kind(),
+                std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
+            ) =>
+        {
+            Ok(None)
+        }
         Err(e) => Err(unreadable("configuration", shown, &e)),
     }
 }
 
 fn unreadable(key: &str, path: &str, error: &std::io::Error) -> Faults {
-    Fault::text(key, path, format!("cannot be read: {error}"), "check the path and its permissions").into()
+    Fault::text(
+        key,
+        path,
+        format!("cannot be read: {error}"),
+        "check the path and its permissions",
+    )
+    .into()
 }
 
 fn read_annotations(root: &Path, warnings: &mut Vec<Fault>) -> BTreeMap<String, String> {
@@ -273,15 +314,34 @@ impl Own {
             pod_ip: env.parsed(env::POD_IP, "no IP address", "pass status.podIP", faults),
             pod_name: env.get(env::POD_NAME).unwrap_or_default().to_owned(),
             pod_uid: env.get(env::POD_UID).unwrap_or_default().to_owned(),
-            bind: env.one_of(env::BIND, &[("pod", Bind::Pod), ("all", Bind::All)], faults).unwrap_or_default(),
+            bind: env
+                .one_of(env::BIND, &[("pod", Bind::Pod), ("all", Bind::All)], faults)
+                .unwrap_or_default(),
             log_level: env.parsed(env::LOG_LEVEL, "unknown level", levels, faults),
-            log_json: env.one_of(env::LOG_FORMAT, &[("text", false), ("json", true)], faults).unwrap_or_default(),
+            log_json: env
+                .one_of(env::LOG_FORMAT, &[("text", false), ("json", true)], faults)
+                .unwrap_or_default(),
             access_log: access_log(env, faults),
             access_log_headers: env.list(env::ACCESS_LOG_HEADERS),
-            server_port: env.parsed(env::SERVER_PORT, "no port", "use 1 to 65535, or 0 for any free port", faults),
-            admin_port: env.parsed(env::ADMIN_PORT, "no port", "use 1 to 65535, or 0 for any free port", faults),
+            server_port: env.parsed(
+                env::SERVER_PORT,
+                "no port",
+                "use 1 to 65535, or 0 for any free port",
+                faults,
+            ),
+            admin_port: env.parsed(
+                env::ADMIN_PORT,
+                "no port",
+                "use 1 to 65535, or 0 for any free port",
+                faults,
+            ),
             workers: env.within(env::WORKERS, 1..=64, faults),
-            strategy: env.parsed(env::STRATEGY, "unknown strategy", "use http2Probe, portName, http or http2", faults),
+            strategy: env.parsed(
+                env::STRATEGY,
+                "unknown strategy",
+                "use http2Probe, portName, http or http2",
+                faults,
+            ),
             data_level: env.parsed(env::DATA_LEVEL, "unknown level", levels, faults),
             expired: env.one_of(env::EXPIRED, &[("true", true), ("false", false)], faults),
             expired_deadline: env.duration(env::EXPIRED_DEADLINE, faults),

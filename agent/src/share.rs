@@ -1,14 +1,22 @@
-//! Environment and volumes of the app containers, as a workstation gets them with an intercept of theirs.
+//! Environment and volumes of the app containers, as a workstation gets them with an intercept of
+//! theirs.
 
 use std::collections::BTreeMap;
 
 use traffic_proto::sidecar::{Container, MountPolicy, Sidecar};
 
-/// The app containers' variables reach the agent under this prefix, the container's own prefix behind it.
+/// The app containers' variables reach the agent under this prefix, the container's own prefix
+/// behind it.
 const APP_PREFIX: &str = "_TEL_APP_";
 /// The agent's own, which mean nothing on a workstation.
-const LEFT_OUT: [&str; 6] =
-    ["HOME", "PATH", "HOSTNAME", "AGENT_CONFIG", "TELEPRESENCE_API_PORT", "TELEPRESENCE_API_HOST"];
+const LEFT_OUT: [&str; 6] = [
+    "HOME",
+    "PATH",
+    "HOSTNAME",
+    "AGENT_CONFIG",
+    "TELEPRESENCE_API_PORT",
+    "TELEPRESENCE_API_HOST",
+];
 
 /// What one container shares.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,8 +33,9 @@ pub struct Shared {
 
 /// What every container shares. `environment` is the agent's own.
 ///
-/// Nothing serves the volumes yet, so no mount point is named: a workstation that was told one would try to mount it.
-/// `TELEPRESENCE_API_PORT` stays out for the same reason: a workstation would start a server because of it.
+/// Nothing serves the volumes yet, so no mount point is named: a workstation that was told one
+/// would try to mount it. `TELEPRESENCE_API_PORT` stays out for the same reason: a workstation
+/// would start a server because of it.
 #[must_use]
 pub fn containers(sidecar: &Sidecar, environment: &BTreeMap<String, String>) -> Vec<Shared> {
     let share = |container: &Container| {
@@ -34,7 +43,10 @@ pub fn containers(sidecar: &Sidecar, environment: &BTreeMap<String, String>) -> 
         Shared {
             name: container.name.clone(),
             environment: container_environment(container, environment, &mounts),
-            mounts: mounts.iter().map(|(path, policy)| (path.clone(), policy.number())).collect(),
+            mounts: mounts
+                .iter()
+                .map(|(path, policy)| (path.clone(), policy.number()))
+                .collect(),
             mount_point: String::new(),
         }
     };
@@ -46,20 +58,37 @@ fn container_environment(
     own: &BTreeMap<String, String>,
     mounts: &[(String, MountPolicy)],
 ) -> BTreeMap<String, String> {
-    let wanted =
-        |name: &str| !LEFT_OUT.contains(&name) && !name.starts_with("_TEL_") && !name.contains("_TELEPRESENCE_MOUNTS");
-    let mut result: BTreeMap<_, _> =
-        own.iter().filter(|(name, _)| wanted(name)).map(|(name, value)| (name.clone(), value.clone())).collect();
+    let wanted = |name: &str| {
+        !LEFT_OUT.contains(&name)
+            && !name.starts_with("_TEL_")
+            && !name.contains("_TELEPRESENCE_MOUNTS")
+    };
+    let mut result: BTreeMap<_, _> = own
+        .iter()
+        .filter(|(name, _)| wanted(name))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect();
     let prefix = format!("{APP_PREFIX}{}", container.env_prefix);
-    let apps = own.iter().filter_map(|(name, value)| Some((name.strip_prefix(&prefix)?, value)));
-    result.extend(apps.filter(|(name, _)| !name.is_empty()).map(|(name, value)| (name.to_owned(), value.clone())));
+    let apps = own
+        .iter()
+        .filter_map(|(name, value)| Some((name.strip_prefix(&prefix)?, value)));
+    result.extend(
+        apps.filter(|(name, _)| !name.is_empty())
+            .map(|(name, value)| (name.to_owned(), value.clone())),
+    );
     result.insert("TELEPRESENCE_CONTAINER".to_owned(), container.name.clone());
     for (variable, policies) in [
-        ("TELEPRESENCE_MOUNTS", &[MountPolicy::Remote, MountPolicy::RemoteReadonly][..]),
+        (
+            "TELEPRESENCE_MOUNTS",
+            &[MountPolicy::Remote, MountPolicy::RemoteReadonly][..],
+        ),
         ("TELEPRESENCE_LOCAL_MOUNTS", &[MountPolicy::Local]),
     ] {
-        let mut paths: Vec<_> =
-            mounts.iter().filter(|(_, policy)| policies.contains(policy)).map(|(path, _)| path.as_str()).collect();
+        let mut paths: Vec<_> = mounts
+            .iter()
+            .filter(|(_, policy)| policies.contains(policy))
+            .map(|(path, _)| path.as_str())
+            .collect();
         paths.sort_unstable();
         if !paths.is_empty() {
             result.insert(variable.to_owned(), paths.join(":"));
@@ -71,7 +100,9 @@ fn container_environment(
 /// The configured mounts and those that the injector names in a variable of the container's prefix.
 fn mounts(container: &Container, own: &BTreeMap<String, String>) -> Vec<(String, MountPolicy)> {
     let mut mounts = container.mounts.clone();
-    let listed = own.get(&format!("{}TELEPRESENCE_MOUNTS", container.env_prefix)).map_or("", String::as_str);
+    let listed = own
+        .get(&format!("{}TELEPRESENCE_MOUNTS", container.env_prefix))
+        .map_or("", String::as_str);
     for path in listed.split(':').filter(|p| !p.is_empty()) {
         if mounts.iter().all(|(known, _)| known != path) {
             mounts.push((path.to_owned(), MountPolicy::Remote));
@@ -106,9 +137,18 @@ mod tests {
             ("_TEL_APP_B_COLOUR", "green"),
             ("B_TELEPRESENCE_MOUNTS", "/b:/a:/b"),
         ];
-        let own = own.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let own = own
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect();
         let shared = containers(&sidecar, &own);
-        let text = |s: &Shared| s.environment.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(" ");
+        let text = |s: &Shared| {
+            s.environment
+                .iter()
+                .map(|(k, v)| format!("{k}={v}"))
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
         assert_eq!(
             text(&shared[0]),
             "COLOUR=red HOME=/home/app KUBERNETES_PORT=443 TELEPRESENCE_CONTAINER=app \

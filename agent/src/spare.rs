@@ -1,6 +1,7 @@
-//! One descriptor in reserve for each worker. A connection needs two, the caller's and the app's; accepting waits for
-//! the reserve, so that whoever was accepted with the last descriptor is not turned away for want of the second. The
-//! others wait in the kernel's queue, where they would wait for a busy app.
+//! One descriptor in reserve for each worker. A connection needs two, the caller's and the app's;
+//! accepting waits for the reserve, so that whoever was accepted with the last descriptor is not
+//! turned away for want of the second. The others wait in the kernel's queue, where they would wait
+//! for a busy app.
 
 use std::cell::RefCell;
 use std::os::fd::OwnedFd;
@@ -11,8 +12,8 @@ thread_local! {
     static RESERVE: RefCell<Option<OwnedFd>> = const { RefCell::new(None) };
 }
 
-/// Sees to it that there is a reserve; false while no descriptor is to be had. It stands for nothing: a copy of some
-/// socket would keep that one open.
+/// Sees to it that there is a reserve; false while no descriptor is to be had. It stands for
+/// nothing: a copy of some socket would keep that one open.
 pub fn keep() -> bool {
     RESERVE.with_borrow_mut(|reserve| {
         if reserve.is_none() {

@@ -1,4 +1,5 @@
-//! `traffic-agent status`: asks the running agent's admin port and prints one compact table for a person.
+//! `traffic-agent status`: asks the running agent's admin port and prints one compact table for a
+//! person.
 
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -19,7 +20,9 @@ const LIMIT: usize = 16 * 1024 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum StatusError {
     /// The file that names the ports is missing or odd.
-    #[error("{path}: {problem}; is the agent running here? Give its admin port with --admin-port N")]
+    #[error(
+        "{path}: {problem}; is the agent running here? Give its admin port with --admin-port N"
+    )]
     Ports {
         /// The file.
         path: PathBuf,
@@ -27,7 +30,9 @@ pub enum StatusError {
         problem: String,
     },
     /// The admin port did not answer as it should.
-    #[error("admin port {address}{page}: {problem}; check that the agent runs and that this is its admin port")]
+    #[error(
+        "admin port {address}{page}: {problem}; check that the agent runs and that this is its admin port"
+    )]
     Admin {
         /// Where it was asked.
         address: SocketAddr,
@@ -44,7 +49,10 @@ pub enum StatusError {
 /// The file is missing, or has no number under `admin`.
 pub fn admin_port(root: &Path) -> Result<u16, StatusError> {
     let path = root.join("tmp/agent/ports.json");
-    let problem = |problem: String| StatusError::Ports { path: path.clone(), problem };
+    let problem = |problem: String| StatusError::Ports {
+        path: path.clone(),
+        problem,
+    };
     let text = std::fs::read_to_string(&path).map_err(|e| problem(e.to_string()))?;
     let ports: Json = serde_json::from_str(&text).map_err(|e| problem(e.to_string()))?;
     let port = ports["admin"].as_u64().and_then(|p| u16::try_from(p).ok());
@@ -65,7 +73,11 @@ pub async fn table(port: u16) -> Result<String, StatusError> {
 }
 
 async fn page(address: SocketAddr, page: &'static str) -> Result<Json, StatusError> {
-    let failed = |problem: String| StatusError::Admin { address, page, problem };
+    let failed = |problem: String| StatusError::Admin {
+        address,
+        page,
+        problem,
+    };
     let body = tokio::time::timeout(TIMEOUT, fetch(address, page))
         .await
         .map_err(|_| failed(format!("no answer within {TIMEOUT:?}")))?
@@ -73,16 +85,25 @@ async fn page(address: SocketAddr, page: &'static str) -> Result<Json, StatusErr
     serde_json::from_slice(&body).map_err(|e| failed(format!("not JSON: {e}")))
 }
 
-async fn fetch(address: SocketAddr, page: &str) -> Result<Bytes, Box<dyn std::error::Error + Send + Sync>> {
+async fn fetch(
+    address: SocketAddr,
+    page: &str,
+) -> Result<Bytes, Box<dyn std::error::Error + Send + Sync>> {
     let socket = TcpStream::connect(address).await?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(socket)).await?;
-    let request = hyper::Request::get(page).header("host", "localhost").body(Empty::<Bytes>::new())?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(socket)).await?;
+    let request = hyper::Request::get(page)
+        .header("host", "localhost")
+        .body(Empty::<Bytes>::new())?;
     let exchange = async {
         let answer = sender.send_request(request).await?;
         if !answer.status().is_success() {
             return Err(format!("answered {}", answer.status()).into());
         }
-        Ok(Limited::new(answer.into_body(), LIMIT).collect().await?.to_bytes())
+        Ok(Limited::new(answer.into_body(), LIMIT)
+            .collect()
+            .await?
+            .to_bytes())
     };
     tokio::pin!(exchange);
     tokio::select! {
@@ -98,7 +119,11 @@ async fn fetch(address: SocketAddr, page: &str) -> Result<Bytes, Box<dyn std::er
 fn render(info: &Json, intercepts: &Json, stats: &Json, certs: &Json) -> String {
     let mut out = String::new();
     let own = &info["traffic_agent"];
-    let session = if own["session_connected"] == Json::Bool(true) { "connected" } else { "NOT CONNECTED" };
+    let session = if own["session_connected"] == Json::Bool(true) {
+        "connected"
+    } else {
+        "NOT CONNECTED"
+    };
     let _ = writeln!(
         out,
         "{} {}  up {}  {}\nmanager {}  {session}\n",
@@ -128,15 +153,27 @@ fn render(info: &Json, intercepts: &Json, stats: &Json, certs: &Json) -> String 
         rows.push(port_row(port, stats));
     }
     columns(&mut out, &rows);
-    let mut rows = vec![["INTERCEPT", "OWNER", "TAKES", "STATE", "HITS", "TUNNEL"].map(str::to_owned)];
+    let mut rows =
+        vec![["INTERCEPT", "OWNER", "TAKES", "STATE", "HITS", "TUNNEL"].map(str::to_owned)];
     for port in intercepts["ports"].as_array().into_iter().flatten() {
-        rows.extend(port["intercepts"].as_array().into_iter().flatten().map(intercept_row));
+        rows.extend(
+            port["intercepts"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .map(intercept_row),
+        );
     }
     if rows.len() > 1 {
         out.push('\n');
         columns(&mut out, &rows);
     }
-    for cert in certs["certificates"].as_array().into_iter().flatten().filter_map(|c| c["cert_chain"].get(0)) {
+    for cert in certs["certificates"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|c| c["cert_chain"].get(0))
+    {
         let _ = writeln!(
             out,
             "\nTLS port {} {}: {} expires {} ({} days)",
@@ -154,15 +191,21 @@ fn port_row(port: &Json, stats: &Json) -> [String; 11] {
     let number = &port["containerPort"];
     let sum = |suffixes: &[&str]| {
         let list = stats["stats"].as_array().into_iter().flatten();
-        list.filter(|s| suffixes.iter().any(|x| text(&s["name"]) == format!("traffic_agent.port_{number}.{x}")))
-            .filter_map(|s| s["value"].as_u64())
-            .sum::<u64>()
+        list.filter(|s| {
+            suffixes
+                .iter()
+                .any(|x| text(&s["name"]) == format!("traffic_agent.port_{number}.{x}"))
+        })
+        .filter_map(|s| s["value"].as_u64())
+        .sum::<u64>()
     };
     let fail_open: u64 = stats["stats"]
         .as_array()
         .into_iter()
         .flatten()
-        .filter(|s| text(&s["name"]).starts_with(&format!("traffic_agent.port_{number}.fail_open.")))
+        .filter(|s| {
+            text(&s["name"]).starts_with(&format!("traffic_agent.port_{number}.fail_open."))
+        })
         .filter_map(|s| s["value"].as_u64())
         .sum();
     let app = sum(&["http1.requests.app", "http2.requests.app", "http2.relayed"]);
@@ -176,26 +219,50 @@ fn port_row(port: &Json, stats: &Json) -> [String; 11] {
     [
         format!("{number}/{}", text(&port["protocol"])),
         port["agentPort"].to_string(),
-        format!("{} by {}", text(&port["appProtocol"]), text(&port["source"])),
+        format!(
+            "{} by {}",
+            text(&port["appProtocol"]),
+            text(&port["source"])
+        ),
         named("downstream_cx_active").to_string(),
-        sum(&["connections.http1", "connections.http2", "connections.opaque"]).to_string(),
+        sum(&[
+            "connections.http1",
+            "connections.http2",
+            "connections.opaque",
+        ])
+        .to_string(),
         total.to_string(),
         app.to_string(),
         client.to_string(),
         fail_open.to_string(),
         named("downstream_rq_5xx").to_string(),
-        port["intercepts"].as_array().map_or(0, Vec::len).to_string(),
+        port["intercepts"]
+            .as_array()
+            .map_or(0, Vec::len)
+            .to_string(),
     ]
 }
 
 fn intercept_row(i: &Json) -> [String; 6] {
-    let headers = i["headers"].as_object().into_iter().flatten().map(|(n, v)| format!("{n}={}", text(v)));
-    let paths = i["paths"].as_array().into_iter().flatten().map(|p| text(p).trim_start_matches(':').to_owned());
+    let headers = i["headers"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(n, v)| format!("{n}={}", text(v)));
+    let paths = i["paths"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|p| text(p).trim_start_matches(':').to_owned());
     let takes = headers.chain(paths).collect::<Vec<_>>().join(" ");
     [
         text(&i["name"]).to_owned(),
         text(&i["client"]).to_owned(),
-        if takes.is_empty() { "everything".to_owned() } else { takes },
+        if takes.is_empty() {
+            "everything".to_owned()
+        } else {
+            takes
+        },
         text(&i["state"]).to_owned(),
         i["hits"].to_string(),
         text(&i["tunnel"]).to_owned(),
@@ -203,10 +270,21 @@ fn intercept_row(i: &Json) -> [String; 6] {
 }
 
 fn columns<const N: usize>(out: &mut String, rows: &[[String; N]]) {
-    let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|cell| cell.chars().count()).max().unwrap_or(0);
+    let width = |c: usize| {
+        rows.iter()
+            .filter_map(|r| r.get(c))
+            .map(|cell| cell.chars().count())
+            .max()
+            .unwrap_or(0)
+    };
     let widths: Vec<_> = (0..N).map(width).collect();
     for row in rows {
-        let line = row.iter().zip(&widths).map(|(cell, w)| format!("{cell:w$}")).collect::<Vec<_>>().join("  ");
+        let line = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, w)| format!("{cell:w$}"))
+            .collect::<Vec<_>>()
+            .join("  ");
         let _ = writeln!(out, "{}", line.trim_end());
     }
 }
@@ -234,14 +312,31 @@ mod tests {
             { "name": "http.port_8080.downstream_rq_5xx", "value": 4 },
             { "name": "traffic_agent.port_80801.http1.requests.app", "value": 99 } ] });
         let table = render(&info, &intercepts, &stats, &json!({ "certificates": [] }));
-        let row: Vec<_> = table.lines().find(|l| l.starts_with("8080/TCP")).unwrap().split_whitespace().collect();
-        assert_eq!(row, ["8080/TCP", "9900", "http", "by", "declared", "2", "0", "8", "5", "3", "1", "4", "1"]);
+        let row: Vec<_> = table
+            .lines()
+            .find(|l| l.starts_with("8080/TCP"))
+            .unwrap()
+            .split_whitespace()
+            .collect();
+        assert_eq!(
+            row,
+            [
+                "8080/TCP", "9900", "http", "by", "declared", "2", "0", "8", "5", "3", "1", "4",
+                "1"
+            ]
+        );
         assert!(table.contains("x-dev=a path-prefix:/api"), "{table}");
     }
 
     #[test]
     fn a_missing_ports_file_is_named_with_the_way_out() {
-        let error = admin_port(Path::new("/nonexistent-root")).unwrap_err().to_string();
-        assert!(error.contains("/nonexistent-root/tmp/agent/ports.json") && error.contains("--admin-port"), "{error}");
+        let error = admin_port(Path::new("/nonexistent-root"))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("/nonexistent-root/tmp/agent/ports.json")
+                && error.contains("--admin-port"),
+            "{error}"
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! The one pointer that control writes and data reads: the current [`RouteTable`] of a port, with a wake-up for
-//! connections that have to act on a change at once.
+//! The one pointer that control writes and data reads: the current [`RouteTable`] of a port, with a
+//! wake-up for connections that have to act on a change at once.
 
 use std::sync::Arc;
 
@@ -17,7 +17,10 @@ pub struct Routes {
 
 impl Default for Routes {
     fn default() -> Self {
-        Self { table: ArcSwap::from_pointee(RouteTable::default()), epoch: watch::Sender::new(0) }
+        Self {
+            table: ArcSwap::from_pointee(RouteTable::default()),
+            epoch: watch::Sender::new(0),
+        }
     }
 }
 
@@ -39,7 +42,8 @@ impl Routes {
         self.epoch.send_modify(|e| *e += 1);
     }
 
-    /// Wakes at every change; for connections that carry frames and must leave that state when a rule arrives.
+    /// Wakes at every change; for connections that carry frames and must leave that state when a
+    /// rule arrives.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.epoch.subscribe()

@@ -1,5 +1,6 @@
-//! The handshake a port's secret asks for; ALPN as the app would offer it. A caller that speaks no TLS is handed on
-//! as it is, and so is everybody while the port's secrets are not all good: relaying is the answer to every doubt.
+//! The handshake a port's secret asks for; ALPN as the app would offer it. A caller that speaks no
+//! TLS is handed on as it is, and so is everybody while the port's secrets are not all good:
+//! relaying is the answer to every doubt.
 
 pub mod annotations;
 pub mod client;
@@ -29,8 +30,8 @@ use crate::outcome::{Ended, Stage};
 use hello::{First, classify, farewell, read_hello};
 pub use identity::Identity;
 
-/// The one crypto provider, named wherever a configuration is built: two providers in one program would make the
-/// implicit choice panic.
+/// The one crypto provider, named wherever a configuration is built: two providers in one program
+/// would make the implicit choice panic.
 #[must_use]
 pub fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: LazyLock<Arc<CryptoProvider>> =
@@ -51,8 +52,8 @@ pub const H2: &[u8] = b"h2";
 /// HTTP/1.1 in ALPN.
 pub const HTTP1: &[u8] = b"http/1.1";
 
-/// What the TLS handshake with the caller found; the app is dialled with the same, so that it sees what the caller
-/// meant.
+/// What the TLS handshake with the caller found; the app is dialled with the same, so that it sees
+/// what the caller meant.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hello {
     /// The server name the caller asked for (SNI, RFC 6066 section 3).
@@ -63,7 +64,8 @@ pub struct Hello {
     pub identity: Option<Arc<Identity>>,
 }
 
-/// Which of the HTTP protocols the app would agree to; nothing of both means that it takes no part in ALPN.
+/// Which of the HTTP protocols the app would agree to; nothing of both means that it takes no part
+/// in ALPN.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Offer {
     /// `h2`.
@@ -74,8 +76,8 @@ pub struct Offer {
 
 /// What the handshake has to know of the app.
 pub trait App: Send + Sync + std::fmt::Debug {
-    /// What the app offers. It may have to be asked, which takes a round trip once; an error says that it does not
-    /// listen, so that the caller is refused as the app would have refused it.
+    /// What the app offers. It may have to be asked, which takes a round trip once; an error says
+    /// that it does not listen, so that the caller is refused as the app would have refused it.
     fn offers(&self) -> BoxFuture<'_, Result<Offer, AppAway>>;
 
     /// Whether the app speaks first, in clear text: then no caller of it speaks TLS.
@@ -86,7 +88,8 @@ pub trait App: Send + Sync + std::fmt::Debug {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the app does not listen")]
 pub struct AppAway {
-    /// What it most likely offers when it is back: what it offered before, or what it is declared to speak.
+    /// What it most likely offers when it is back: what it offered before, or what it is declared
+    /// to speak.
     pub likely: Offer,
 }
 
@@ -95,12 +98,13 @@ pub struct AppAway {
 pub struct Limits {
     /// From the first byte of a ClientHello to the end of the handshake.
     pub handshake: Duration,
-    /// Until the first byte. Pools open connections ahead of their use, so this is generous; such a connection holds
-    /// no memory but its socket's.
+    /// Until the first byte. Pools open connections ahead of their use, so this is generous; such a
+    /// connection holds no memory but its socket's.
     pub first_byte: Duration,
     /// Handshakes in progress at a time.
     pub concurrent: usize,
-    /// A ClientHello with its record headers. Usual ones have 0.2 to 2 KiB, with a large session ticket some more.
+    /// A ClientHello with its record headers. Usual ones have 0.2 to 2 KiB, with a large session
+    /// ticket some more.
     pub hello_bytes: usize,
 }
 
@@ -120,10 +124,11 @@ impl Default for Limits {
 pub enum Arrival {
     /// TLS was terminated; the stream is clear text.
     Terminated(Conn, Hello),
-    /// The caller speaks clear text. The hello, where there is one, says with which ALPN an app that wants TLS is to
-    /// be dialled.
+    /// The caller speaks clear text. The hello, where there is one, says with which ALPN an app
+    /// that wants TLS is to be dialled.
     Clear(TcpStream, Option<Hello>),
-    /// Not looked at, or TLS that is not ours to terminate: the app is to be dialled without TLS of ours.
+    /// Not looked at, or TLS that is not ours to terminate: the app is to be dialled without TLS of
+    /// ours.
     Untouched(TcpStream),
 }
 
@@ -146,7 +151,11 @@ impl Refused {
             TlsFailure::Closed => Ended::CallerLeft,
             _ => Ended::Handshake,
         };
-        Self { cause: Some(cause), ended, detail: detail.into() }
+        Self {
+            cause: Some(cause),
+            ended,
+            detail: detail.into(),
+        }
     }
 }
 
@@ -166,7 +175,12 @@ pub struct Port {
 
 impl Port {
     /// Opens the plan's secrets; bad ones are logged, and the port relays until they are good.
-    pub fn new(plan: &annotations::PortPlan, stores: &mut store::Stores, app: Arc<dyn App>, limits: Limits) -> Self {
+    pub fn new(
+        plan: &annotations::PortPlan,
+        stores: &mut store::Stores,
+        app: Arc<dyn App>,
+        limits: Limits,
+    ) -> Self {
         let termination = serve::Termination::new(plan, stores);
         Self {
             stores: stores.all_of(plan),
@@ -189,7 +203,10 @@ impl Port {
     /// Why a port with secrets relays TLS nevertheless: the first fault, in words.
     #[must_use]
     pub fn fault(&self) -> Option<String> {
-        self.stores.iter().filter(|s| s.current().is_none()).find_map(|s| s.fault())
+        self.stores
+            .iter()
+            .filter(|s| s.current().is_none())
+            .find_map(|s| s.fault())
     }
 
     /// The request header that hands verified callers' identities on.
@@ -218,17 +235,25 @@ impl Port {
         self.rehearsed().map_or(Ok(()), rehearsal::rehearse)
     }
 
-    /// Answers a caller's `hello` (see [`hello`]) that nobody has sent, so that the next one is answered at once.
+    /// Answers a caller's `hello` (see [`hello`]) that nobody has sent, so that the next one is
+    /// answered at once.
     ///
     /// # Errors
     /// As [`Self::rehearse`].
     pub fn warm_up(&self, hello: &[u8]) -> Result<(), rustls::Error> {
-        self.rehearsed().map_or(Ok(()), |config| rehearsal::answer(config, hello))
+        self.rehearsed()
+            .map_or(Ok(()), |config| rehearsal::answer(config, hello))
     }
 
     fn rehearsed(&self) -> Option<Arc<rustls::ServerConfig>> {
-        let termination = self.termination.as_ref().and_then(serve::Termination::current)?;
-        Some(termination.config(Offer { h2: true, http1: true }))
+        let termination = self
+            .termination
+            .as_ref()
+            .and_then(serve::Termination::current)?;
+        Some(termination.config(Offer {
+            h2: true,
+            http1: true,
+        }))
     }
 
     /// Whether an annotation names this very port, so that its callers are sure to speak TLS.
@@ -237,12 +262,18 @@ impl Port {
         self.certain
     }
 
-    /// Finds out what the caller speaks and, if it is TLS and ours to terminate, shakes hands. Failures are counted
-    /// here. `app_only` says that no workstation could serve this caller, so that it is refused where the app does.
+    /// Finds out what the caller speaks and, if it is TLS and ours to terminate, shakes hands.
+    /// Failures are counted here. `app_only` says that no workstation could serve this caller, so
+    /// that it is refused where the app does.
     ///
     /// # Errors
     /// The handshake failed; the caller has been told as far as TLS has a word for it.
-    pub async fn accept(&self, socket: TcpStream, app_only: bool, metrics: &PortMetrics) -> Result<Arrival, Refused> {
+    pub async fn accept(
+        &self,
+        socket: TcpStream,
+        app_only: bool,
+        metrics: &PortMetrics,
+    ) -> Result<Arrival, Refused> {
         if !self.in_force() {
             return Ok(Arrival::Untouched(socket));
         }
@@ -259,7 +290,10 @@ impl Port {
             }
             Ok(First::Tls) => match termination {
                 None => return Ok(Arrival::Untouched(socket)),
-                Some(termination) => match self.shake_hands(socket, &termination, app_only, metrics).await {
+                Some(termination) => match self
+                    .shake_hands(socket, &termination, app_only, metrics)
+                    .await
+                {
                     Ok(arrival) => {
                         metrics.tls_handshakes.inc();
                         return Ok(arrival);
@@ -286,13 +320,18 @@ impl Port {
         let deadline = Instant::now() + self.limits.first_byte;
         let mut patience = SILENCE;
         let read = loop {
-            let until = if self.certain { deadline } else { deadline.min(Instant::now() + patience) };
+            let until = if self.certain {
+                deadline
+            } else {
+                deadline.min(Instant::now() + patience)
+            };
             match timeout_at(until, socket.peek(&mut start)).await {
                 Ok(read) => break read,
                 Err(_) if Instant::now() >= deadline => {
                     return Err(Refused::new(TlsFailure::Timeout, "the caller sent nothing"));
                 }
-                // Nothing says that this port's callers speak TLS at all: the app may be one that speaks first.
+                // Nothing says that this port's callers speak TLS at all: the app may be one that
+                // speaks first.
                 Err(_) if self.app.greets().await => return Ok(First::Clear(None)),
                 Err(_) => patience = ASK_AGAIN,
             }
@@ -311,13 +350,23 @@ impl Port {
         let deadline = Instant::now() + self.limits.handshake;
         let evicted = || {
             metrics.limits.at(Limit::Handshakes).inc();
-            Refused::new(TlsFailure::Timeout, "given up for newer handshakes: too many at a time")
+            Refused::new(
+                TlsFailure::Timeout,
+                "given up for newer handshakes: too many at a time",
+            )
         };
-        let slot = self.handshakes.slot(deadline).await.map_err(|_| evicted())?;
+        let slot = self
+            .handshakes
+            .slot(deadline)
+            .await
+            .map_err(|_| evicted())?;
         let attempt = async {
             match self.negotiate(&mut socket, termination, app_only).await {
                 Ok(start) => finish(start, socket).await,
-                Err(failed) => Err(Failed { socket: Some(socket), ..failed }),
+                Err(failed) => Err(Failed {
+                    socket: Some(socket),
+                    ..failed
+                }),
             }
         };
         let outcome = tokio::select! {
@@ -328,9 +377,11 @@ impl Port {
         match outcome {
             Ok(Ok(stream)) => Ok(arrived(stream, termination)?),
             Ok(Err(failed)) => Err(failed),
-            Err(_) => {
-                Err(Refused::new(TlsFailure::Timeout, format!("not done after {:?}", self.limits.handshake)).into())
-            }
+            Err(_) => Err(Refused::new(
+                TlsFailure::Timeout,
+                format!("not done after {:?}", self.limits.handshake),
+            )
+            .into()),
         }
     }
 
@@ -342,17 +393,25 @@ impl Port {
         app_only: bool,
     ) -> Result<(Accepted, Arc<rustls::ServerConfig>), Failed> {
         let accepted = read_hello(socket, self.limits.hello_bytes).await?;
-        let asked: Option<Vec<Vec<u8>>> =
-            accepted.client_hello().alpn().map(|names| names.map(<[u8]>::to_vec).collect());
+        let asked: Option<Vec<Vec<u8>>> = accepted
+            .client_hello()
+            .alpn()
+            .map(|names| names.map(<[u8]>::to_vec).collect());
         let offer = match &asked {
-            // A caller that takes no part in ALPN gets no answer to it, so the app need not be asked.
+            // A caller that takes no part in ALPN gets no answer to it, so the app need not be
+            // asked.
             None => Offer::default(),
             Some(names) => {
                 let offer = match self.app.offers().await {
                     Ok(offer) => offer,
                     Err(away) if app_only => {
                         let detail = away.to_string();
-                        return Err(Refused { cause: None, ended: Ended::AppRefused, detail }.into());
+                        return Err(Refused {
+                            cause: None,
+                            ended: Ended::AppRefused,
+                            detail,
+                        }
+                        .into());
                     }
                     Err(away) => away.likely,
                 };
@@ -365,7 +424,8 @@ impl Port {
     }
 }
 
-/// How long a caller may be silent before a port that nothing declares to be TLS asks whether the app speaks first.
+/// How long a caller may be silent before a port that nothing declares to be TLS asks whether the
+/// app speaks first.
 const SILENCE: Duration = Duration::from_millis(300);
 /// And how long until it asks again: the app may have been starting.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
@@ -379,7 +439,11 @@ struct Failed {
 
 impl From<Refused> for Failed {
     fn from(refused: Refused) -> Self {
-        Self { refused, alert: Vec::new(), socket: None }
+        Self {
+            refused,
+            alert: Vec::new(),
+            socket: None,
+        }
     }
 }
 
@@ -392,12 +456,18 @@ async fn finish(
     let start = tokio_rustls::StartHandshake::from_parts(accepted, socket);
     let outcome = start.into_stream(config).into_fallible().await;
     outcome.map_err(|(error, socket)| {
-        let cause = match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        let cause = match error
+            .get_ref()
+            .and_then(|inner| inner.downcast_ref::<rustls::Error>())
+        {
             Some(tls) => classify(tls),
             None => TlsFailure::Closed,
         };
         // The alert has been sent with the error.
-        Failed { socket: Some(socket), ..Refused::new(cause, error.to_string()).into() }
+        Failed {
+            socket: Some(socket),
+            ..Refused::new(cause, error.to_string()).into()
+        }
     })
 }
 
@@ -416,5 +486,8 @@ fn arrived(stream: Stream, termination: &serve::Built) -> Result<Arrival, Refuse
         alpn: session.alpn_protocol().map(<[u8]>::to_vec),
         identity,
     };
-    Ok(Arrival::Terminated(Conn::Other(Box::new(stream::ServerSide::new(stream))), hello))
+    Ok(Arrival::Terminated(
+        Conn::Other(Box::new(stream::ServerSide::new(stream))),
+        hello,
+    ))
 }

@@ -1,7 +1,8 @@
-//! UDP: flows by caller, each to the app through a socket of its own, or into a tunnel where an intercept takes the
-//! port. A flow that is quiet for a minute is forgotten; the number of flows is bounded. New datagrams of a known
-//! caller follow the rules in force at once, while late answers from the former side still reach it for a moment.
-//! All flows of one listening socket live in the task that reads it.
+//! UDP: flows by caller, each to the app through a socket of its own, or into a tunnel where an
+//! intercept takes the port. A flow that is quiet for a minute is forgotten; the number of flows is
+//! bounded. New datagrams of a known caller follow the rules in force at once, while late answers
+//! from the former side still reach it for a moment. All flows of one listening socket live in the
+//! task that reads it.
 
 mod flow;
 pub mod packet;
@@ -34,13 +35,18 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// A minute, as peers give a UDP stream, and flows for a thousand busy callers with room to spare.
+    /// A minute, as peers give a UDP stream, and flows for a thousand busy callers with room to
+    /// spare.
     fn default() -> Self {
-        Self { idle: traffic_proto::tunnel::UDP_IDLE, flows: 4096 }
+        Self {
+            idle: traffic_proto::tunnel::UDP_IDLE,
+            flows: 4096,
+        }
     }
 }
 
-/// How long everything has to be quiet while draining before nothing is taken to be under way any more.
+/// How long everything has to be quiet while draining before nothing is taken to be under way any
+/// more.
 const QUIET: Duration = Duration::from_secs(1);
 /// Datagrams taken in one go before flows get their turn.
 const AT_ONCE: usize = 64;
@@ -90,7 +96,9 @@ struct Server {
 }
 
 async fn next(socket: &UdpSocket, buf: &mut [u8]) -> io::Result<Received> {
-    socket.async_io(Interest::READABLE, || receive(socket, buf)).await
+    socket
+        .async_io(Interest::READABLE, || receive(socket, buf))
+        .await
 }
 
 /// Receives, passing over errors that belong to an earlier send (a caller whose port is closed).
@@ -109,7 +117,9 @@ impl Server {
         let socket = self.socket.clone();
         for _ in 1..AT_ONCE {
             // A failure here shows again at the next wait.
-            let Ok(got) = socket.try_io(Interest::READABLE, || receive(&socket, buf)) else { break };
+            let Ok(got) = socket.try_io(Interest::READABLE, || receive(&socket, buf)) else {
+                break;
+            };
             self.take(got, buf.get(..got.len).unwrap_or_default());
         }
     }
@@ -120,7 +130,11 @@ impl Server {
         metrics.bytes_in.add(datagram.len() as u64);
         let key = (got.from, got.to);
         let intercept = self.shared.routes.load().global().cloned();
-        if let Some(flow) = self.flows.get(&key).filter(|flow| flow.leads_to(intercept.as_deref())) {
+        if let Some(flow) = self
+            .flows
+            .get(&key)
+            .filter(|flow| flow.leads_to(intercept.as_deref()))
+        {
             // Who is told nothing while draining holds nothing up.
             self.active = Instant::now();
             flow.send(datagram);
@@ -137,9 +151,18 @@ impl Server {
             return;
         }
         self.started += 1;
-        let reply = Reply { socket: self.socket.clone(), caller: got.from, local: got.to };
+        let reply = Reply {
+            socket: self.socket.clone(),
+            caller: got.from,
+            local: got.to,
+        };
         let started = match intercept {
-            Some(intercept) => Ok(flow::to_workstation(self.shared.clone(), intercept, reply, self.limits.idle)),
+            Some(intercept) => Ok(flow::to_workstation(
+                self.shared.clone(),
+                intercept,
+                reply,
+                self.limits.idle,
+            )),
             None => flow::to_app(self.shared.clone(), reply, self.limits.idle),
         };
         match started {

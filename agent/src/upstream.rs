@@ -1,5 +1,5 @@
-//! Where connections are carried to: the app, or a tunnel to a workstation. The data path asks for a tunnel through
-//! [`OpenTunnel`]; the control side provides it, and neither imports the other.
+//! Where connections are carried to: the app, or a tunnel to a workstation. The data path asks for
+//! a tunnel through [`OpenTunnel`]; the control side provides it, and neither imports the other.
 
 pub mod app;
 pub mod originate;
@@ -56,13 +56,14 @@ pub trait DialApp: Send + Sync + fmt::Debug {
     /// Dials; `hello` is what the caller's TLS handshake found, if there was one.
     fn dial<'a>(&'a self, hello: Option<&'a Hello>) -> BoxFuture<'a, Result<Conn, AppError>>;
 
-    /// Dials without TLS of ours, whatever is configured: for bytes that are relayed untouched, TLS of the caller's
-    /// own among them.
+    /// Dials without TLS of ours, whatever is configured: for bytes that are relayed untouched, TLS
+    /// of the caller's own among them.
     fn dial_untouched(&self) -> BoxFuture<'_, Result<Conn, AppError>> {
         self.dial(None)
     }
 
-    /// The address, when the app is reached without TLS, so that the hot path may connect without a boxed future.
+    /// The address, when the app is reached without TLS, so that the hot path may connect without a
+    /// boxed future.
     fn plain_addr(&self) -> Option<crate::addr::AppAddr>;
 
     /// The address, in whatever form the app is spoken to.
@@ -70,14 +71,15 @@ pub trait DialApp: Send + Sync + fmt::Debug {
         self.plain_addr()
     }
 
-    /// Whether the app is spoken to in TLS, so that a workstation in its place is too. May ask the app once.
+    /// Whether the app is spoken to in TLS, so that a workstation in its place is too. May ask the
+    /// app once.
     fn speaks_tls<'a>(&'a self, _hello: Option<&'a Hello>) -> BoxFuture<'a, bool> {
         Box::pin(std::future::ready(false))
     }
 
-    /// TLS as towards the app, spoken to the workstation through an open tunnel (unless the intercept says
-    /// plaintext); `None` where the app is reached in clear text. The tunnel is gone then, so ask
-    /// [`Self::speaks_tls`] first.
+    /// TLS as towards the app, spoken to the workstation through an open tunnel (unless the
+    /// intercept says plaintext); `None` where the app is reached in clear text. The tunnel is gone
+    /// then, so ask [`Self::speaks_tls`] first.
     fn tls_to_workstation<'a>(
         &'a self,
         tunnel: Box<dyn crate::conn::Io>,
@@ -94,8 +96,9 @@ pub enum Role {
     Server,
 }
 
-/// A tunnel that is open as far as gRPC is concerned (StreamInfo and StreamOK exchanged); payloads are encoded
-/// tunnel messages, code byte first. The dial at the workstation may still be under way.
+/// A tunnel that is open as far as gRPC is concerned (StreamInfo and StreamOK exchanged); payloads
+/// are encoded tunnel messages, code byte first. The dial at the workstation may still be under
+/// way.
 pub struct TunnelIo {
     /// Payloads to the workstation; bounded, a full queue slows its sender.
     pub tx: mpsc::Sender<Bytes>,
@@ -130,11 +133,12 @@ impl TunnelError {
     }
 }
 
-/// Opens tunnels to workstations. Implemented by the session over a directly attached workstation, else over the
-/// manager.
+/// Opens tunnels to workstations. Implemented by the session over a directly attached workstation,
+/// else over the manager.
 pub trait OpenTunnel: Send + Sync + fmt::Debug {
-    /// Opens a tunnel for `intercept` on behalf of `caller`. The future ends when StreamOK has been exchanged (or the
-    /// workstation has answered a dial request), within the intercept's dial timeout plus latency.
+    /// Opens a tunnel for `intercept` on behalf of `caller`. The future ends when StreamOK has been
+    /// exchanged (or the workstation has answered a dial request), within the intercept's dial
+    /// timeout plus latency.
     fn open(
         &self,
         intercept: Arc<Intercept>,

@@ -19,7 +19,9 @@ use traffic_agent::upstream::tunnel::Tunnel;
 use traffic_agent::upstream::{Role, TunnelError, TunnelIo};
 use traffic_proto::agent::agent_client::AgentClient;
 use traffic_proto::agent::agent_server::{Agent, AgentServer};
-use traffic_proto::manager::{DialRequest, LookupRequest, LookupResponse, SessionInfo, TunnelMessage, VersionInfo2};
+use traffic_proto::manager::{
+    DialRequest, LookupRequest, LookupResponse, SessionInfo, TunnelMessage, VersionInfo2,
+};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -33,19 +35,34 @@ impl Agent for Service {
     type TunnelStream = Answers<TunnelMessage>;
     type WatchDialStream = Answers<DialRequest>;
 
-    async fn tunnel(&self, request: Request<Streaming<TunnelMessage>>) -> Result<Response<Self::TunnelStream>, Status> {
+    async fn tunnel(
+        &self,
+        request: Request<Streaming<TunnelMessage>>,
+    ) -> Result<Response<Self::TunnelStream>, Status> {
         let (tx, answers) = mpsc::channel(50);
-        let io = TunnelIo { tx, rx: payloads(request.into_inner()), role: Role::Server };
+        let io = TunnelIo {
+            tx,
+            rx: payloads(request.into_inner()),
+            role: Role::Server,
+        };
         let opened = self.0.lock().unwrap().clone();
-        opened.send(io).await.map_err(|_| Status::unavailable("test over"))?;
-        Ok(Response::new(Box::pin(ReceiverStream::new(answers).map(|payload| Ok(TunnelMessage { payload })))))
+        opened
+            .send(io)
+            .await
+            .map_err(|_| Status::unavailable("test over"))?;
+        Ok(Response::new(Box::pin(
+            ReceiverStream::new(answers).map(|payload| Ok(TunnelMessage { payload })),
+        )))
     }
 
     async fn version(&self, _: Request<()>) -> Result<Response<VersionInfo2>, Status> {
         Err(Status::unimplemented(""))
     }
 
-    async fn watch_dial(&self, _: Request<SessionInfo>) -> Result<Response<Self::WatchDialStream>, Status> {
+    async fn watch_dial(
+        &self,
+        _: Request<SessionInfo>,
+    ) -> Result<Response<Self::WatchDialStream>, Status> {
         Err(Status::unimplemented(""))
     }
 
@@ -54,8 +71,13 @@ impl Agent for Service {
     }
 }
 
-fn payloads(stream: Streaming<TunnelMessage>) -> Pin<Box<dyn Stream<Item = Result<Bytes, TunnelError>> + Send>> {
-    Box::pin(stream.map(|m| m.map(|m| m.payload).map_err(|status| TunnelError::Broken(status.to_string()))))
+fn payloads(
+    stream: Streaming<TunnelMessage>,
+) -> Pin<Box<dyn Stream<Item = Result<Bytes, TunnelError>> + Send>> {
+    Box::pin(stream.map(|m| {
+        m.map(|m| m.payload)
+            .map_err(|status| TunnelError::Broken(status.to_string()))
+    }))
 }
 
 /// Both ends of one call: the gRPC caller's and the server's.
@@ -68,15 +90,22 @@ async fn call() -> (Tunnel, Tunnel) {
             .add_service(AgentServer::new(Service(Mutex::new(opened_tx))))
             .serve_with_incoming(TcpListenerStream::new(listener)),
     );
-    let mut client = AgentClient::connect(format!("http://{addr}")).await.unwrap();
+    let mut client = AgentClient::connect(format!("http://{addr}"))
+        .await
+        .unwrap();
     let (tx, messages) = mpsc::channel(50);
     let messages = ReceiverStream::new(messages).map(|payload| TunnelMessage { payload });
     let answers = client.tunnel(messages).await.unwrap().into_inner();
-    let caller = Tunnel::new(TunnelIo { tx, rx: payloads(answers), role: Role::Caller });
+    let caller = Tunnel::new(TunnelIo {
+        tx,
+        rx: payloads(answers),
+        role: Role::Caller,
+    });
     (caller, Tunnel::new(opened_rx.recv().await.unwrap()))
 }
 
-/// `late` goes on after `early` has said it has no more data, and is dropped at once when it has written all.
+/// `late` goes on after `early` has said it has no more data, and is dropped at once when it has
+/// written all.
 async fn nothing_is_lost(mut early: Tunnel, mut late: Tunnel) {
     const LEN: usize = 8 << 20;
     early.write_all(b"over").await.unwrap();
@@ -89,7 +118,10 @@ async fn nothing_is_lost(mut early: Tunnel, mut late: Tunnel) {
         late.shutdown().await.unwrap();
     });
     let mut seen = Vec::new();
-    timeout(PATIENCE, early.read_to_end(&mut seen)).await.expect("ends").expect("ends properly");
+    timeout(PATIENCE, early.read_to_end(&mut seen))
+        .await
+        .expect("ends")
+        .expect("ends properly");
     assert_eq!(seen.len(), LEN);
     writer.await.unwrap();
 }
@@ -112,10 +144,17 @@ async fn a_reset_of_either_side_is_a_reset_at_the_other() {
         let (mut caller, mut server) = call().await;
         caller.write_all(b"x").await.unwrap();
         server.read_exact(&mut [0; 1]).await.unwrap();
-        let (mut breaks, mut sees) = if server_resets { (server, caller) } else { (caller, server) };
+        let (mut breaks, mut sees) = if server_resets {
+            (server, caller)
+        } else {
+            (caller, server)
+        };
         breaks.abort();
         drop(breaks);
-        let error = timeout(PATIENCE, sees.read(&mut [0; 1])).await.unwrap().unwrap_err();
+        let error = timeout(PATIENCE, sees.read(&mut [0; 1]))
+            .await
+            .unwrap()
+            .unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
     }
 }

@@ -1,4 +1,5 @@
-//! Opaque connections: to the app, or whole to a workstation while a TCP-mechanism intercept takes the port.
+//! Opaque connections: to the app, or whole to a workstation while a TCP-mechanism intercept takes
+//! the port.
 
 #![allow(clippy::unwrap_used)]
 
@@ -26,11 +27,21 @@ use traffic_proto::tunnel::Message;
 
 async fn call(shared: &Arc<Shared>) -> (TcpStream, JoinHandle<Ended>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (caller, accepted) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+    let (caller, accepted) = tokio::join!(
+        TcpStream::connect(listener.local_addr().unwrap()),
+        listener.accept()
+    );
     let (down, from) = accepted.unwrap();
     let lane = lane(shared, from);
     let task = tokio::spawn(async move {
-        opaque::carry(Conn::Tcp(down), Buf::default(), None, &lane, OpaqueReason::NotHttp).await
+        opaque::carry(
+            Conn::Tcp(down),
+            Buf::default(),
+            None,
+            &lane,
+            OpaqueReason::NotHttp,
+        )
+        .await
     });
     (caller.unwrap(), task)
 }
@@ -48,12 +59,19 @@ async fn answered(app: &TcpListener, caller: &mut TcpStream) {
 #[tokio::test]
 async fn a_server_that_speaks_first_is_heard_at_once() {
     let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let shared = port(app.local_addr().unwrap(), Transport::Tcp, Workstation::away());
+    let shared = port(
+        app.local_addr().unwrap(),
+        Transport::Tcp,
+        Workstation::away(),
+    );
     let (mut caller, task) = call(&shared).await;
     let (mut app, _) = app.accept().await.unwrap();
     app.write_all(b"220 hello").await.unwrap();
     let mut seen = [0; 9];
-    timeout(PATIENCE, caller.read_exact(&mut seen)).await.unwrap().unwrap();
+    timeout(PATIENCE, caller.read_exact(&mut seen))
+        .await
+        .unwrap()
+        .unwrap();
     drop((caller, app));
     assert_eq!(task.await.unwrap(), Ended::Clean);
     assert_eq!(shared.metrics.opaque.at(OpaqueReason::NotHttp).get(), 1);
@@ -62,10 +80,17 @@ async fn a_server_that_speaks_first_is_heard_at_once() {
 #[tokio::test]
 async fn a_refusing_app_is_seen_as_a_reset() {
     let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let shared = port(app.local_addr().unwrap(), Transport::Tcp, Workstation::away());
+    let shared = port(
+        app.local_addr().unwrap(),
+        Transport::Tcp,
+        Workstation::away(),
+    );
     drop(app);
     let (mut caller, task) = call(&shared).await;
-    let error = timeout(PATIENCE, caller.read(&mut [0; 1])).await.unwrap().unwrap_err();
+    let error = timeout(PATIENCE, caller.read(&mut [0; 1]))
+        .await
+        .unwrap()
+        .unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     assert_eq!(task.await.unwrap(), Ended::AppRefused);
 }
@@ -86,7 +111,10 @@ async fn a_tcp_intercept_takes_new_connections_and_leaves_old_ones_where_they_ar
     assert_eq!((far.caller.0, far.transport), (from, Transport::Tcp));
     // The bytes come although no DialOk was said.
     let sent = Message::decode(far.from_agent.recv().await.unwrap()).unwrap();
-    assert_eq!(sent, Message::Normal(Bytes::from_static(b"to the workstation")));
+    assert_eq!(
+        sent,
+        Message::Normal(Bytes::from_static(b"to the workstation"))
+    );
 
     shared.routes.store(RouteTable::default());
     for (caller, word) in [(&mut old, b"old"), (&mut new, b"new")] {
@@ -97,22 +125,44 @@ async fn a_tcp_intercept_takes_new_connections_and_leaves_old_ones_where_they_ar
     assert_eq!(&seen, b"old");
     let sent = Message::decode(far.from_agent.recv().await.unwrap()).unwrap();
     assert_eq!(sent, Message::Normal(Bytes::from_static(b"new")));
-    far.to_agent.send(Ok(Message::DialOk.encode())).await.unwrap();
-    far.to_agent.send(Ok(Message::Normal(Bytes::from_static(b"bye")).encode())).await.unwrap();
-    far.to_agent.send(Ok(Message::CloseSend.encode())).await.unwrap();
+    far.to_agent
+        .send(Ok(Message::DialOk.encode()))
+        .await
+        .unwrap();
+    far.to_agent
+        .send(Ok(Message::Normal(Bytes::from_static(b"bye")).encode()))
+        .await
+        .unwrap();
+    far.to_agent
+        .send(Ok(Message::CloseSend.encode()))
+        .await
+        .unwrap();
     let mut all = Vec::new();
-    timeout(PATIENCE, new.read_to_end(&mut all)).await.unwrap().unwrap();
+    timeout(PATIENCE, new.read_to_end(&mut all))
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(all, b"bye");
     drop(new);
-    assert_eq!(timeout(PATIENCE, new_task).await.unwrap().unwrap(), Ended::Clean);
-    assert_eq!(shared.metrics.opaque.at(OpaqueReason::TcpIntercept).get(), 1);
+    assert_eq!(
+        timeout(PATIENCE, new_task).await.unwrap().unwrap(),
+        Ended::Clean
+    );
+    assert_eq!(
+        shared.metrics.opaque.at(OpaqueReason::TcpIntercept).get(),
+        1
+    );
     assert_eq!(shared.metrics.tunnels.get(), 1);
 }
 
 #[tokio::test]
 async fn without_a_tunnel_the_app_answers_and_it_is_counted() {
     let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let shared = port(app.local_addr().unwrap(), Transport::Tcp, Workstation::away());
+    let shared = port(
+        app.local_addr().unwrap(),
+        Transport::Tcp,
+        Workstation::away(),
+    );
     shared.routes.store(global("i"));
     let (mut caller, _task) = call(&shared).await;
     answered(&app, &mut caller).await;
@@ -128,8 +178,14 @@ async fn a_rejected_dial_resets_the_caller() {
     shared.routes.store(global("i"));
     let (mut caller, task) = call(&shared).await;
     let far = timeout(PATIENCE, opened.recv()).await.unwrap().unwrap();
-    far.to_agent.send(Ok(Message::DialReject.encode())).await.unwrap();
-    let error = timeout(PATIENCE, caller.read(&mut [0; 1])).await.unwrap().unwrap_err();
+    far.to_agent
+        .send(Ok(Message::DialReject.encode()))
+        .await
+        .unwrap();
+    let error = timeout(PATIENCE, caller.read(&mut [0; 1]))
+        .await
+        .unwrap()
+        .unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     assert_eq!(task.await.unwrap(), Ended::TunnelLost);
     assert_eq!(shared.metrics.tunnel_failures.get(), 1);

@@ -1,4 +1,5 @@
-//! The copy loop between real sockets: half-close, resets, bulk with and without splice, stalled readers.
+//! The copy loop between real sockets: half-close, resets, bulk with and without splice, stalled
+//! readers.
 
 #![allow(clippy::unwrap_used)]
 
@@ -19,7 +20,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 async fn pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (a, b) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+    let (a, b) = tokio::join!(
+        TcpStream::connect(listener.local_addr().unwrap()),
+        listener.accept()
+    );
     let (a, b) = (a.unwrap(), b.unwrap().0);
     a.set_nodelay(true).unwrap();
     b.set_nodelay(true).unwrap();
@@ -78,29 +82,43 @@ async fn relay(first: First, spliced: bool) -> Relay {
     let (mut down, mut up) = if spliced {
         (Conn::Tcp(down), Conn::Tcp(up))
     } else {
-        (Conn::Other(Box::new(Plain(down))), Conn::Other(Box::new(Plain(up))))
+        (
+            Conn::Other(Box::new(Plain(down))),
+            Conn::Other(Box::new(Plain(up))),
+        )
     };
     let task = tokio::spawn(async move {
         let metrics = PortMetrics::default();
         let relayed = relay::both(&mut down, &mut up, first, &metrics).await;
-        assert_eq!((metrics.bytes_in.get(), metrics.bytes_out.get()), (relayed.bytes_in, relayed.bytes_out));
+        assert_eq!(
+            (metrics.bytes_in.get(), metrics.bytes_out.get()),
+            (relayed.bytes_in, relayed.bytes_out)
+        );
         (relayed, metrics.bytes_spliced.get())
     });
     Relay { caller, app, task }
 }
 
 async fn ended(task: JoinHandle<(Relayed, u64)>) -> (Relayed, u64) {
-    timeout(PATIENCE, task).await.expect("the relay ends").unwrap()
+    timeout(PATIENCE, task)
+        .await
+        .expect("the relay ends")
+        .unwrap()
 }
 
 async fn rest_of(socket: &mut TcpStream) -> io::Result<Vec<u8>> {
     let mut all = Vec::new();
-    timeout(PATIENCE, socket.read_to_end(&mut all)).await.expect("the stream ends")?;
+    timeout(PATIENCE, socket.read_to_end(&mut all))
+        .await
+        .expect("the stream ends")?;
     Ok(all)
 }
 
 async fn error_of(socket: &mut TcpStream) -> io::ErrorKind {
-    rest_of(socket).await.expect_err("a reset, not an orderly end").kind()
+    rest_of(socket)
+        .await
+        .expect_err("a reset, not an orderly end")
+        .kind()
 }
 
 fn buf_of(bytes: &'static [u8]) -> Buf {
@@ -115,7 +133,9 @@ fn pattern(len: usize, seed: u64) -> Vec<u8> {
     let mut state = seed;
     let mut out = Vec::with_capacity(len);
     while out.len() < len {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         out.extend_from_slice(&state.to_le_bytes());
     }
     out.truncate(len);
@@ -150,7 +170,10 @@ async fn an_app_that_half_closes_still_hears_the_caller() {
 
 #[tokio::test]
 async fn bytes_read_before_the_relay_come_first_in_both_directions() {
-    let first = First { from_down: buf_of(b"down, "), from_up: buf_of(b"up, ") };
+    let first = First {
+        from_down: buf_of(b"down, "),
+        from_up: buf_of(b"up, "),
+    };
     let mut r = relay(first, true).await;
     r.caller.write_all(b"then").await.unwrap();
     r.app.write_all(b"more").await.unwrap();
@@ -181,7 +204,10 @@ async fn an_app_s_reset_reaches_the_caller_as_a_reset() {
     r.caller.read_exact(&mut seen).await.unwrap();
     r.app.abort();
     drop(r.app);
-    assert_eq!(error_of(&mut r.caller).await, io::ErrorKind::ConnectionReset);
+    assert_eq!(
+        error_of(&mut r.caller).await,
+        io::ErrorKind::ConnectionReset
+    );
     assert_eq!(ended(r.task).await.0.broken.unwrap().0, Side::Up);
 }
 
@@ -200,7 +226,13 @@ async fn an_app_that_stops_listening_resets_a_caller_that_keeps_sending() {
         }
     });
     let kind = sent.await.expect("the caller's writes fail");
-    assert!(matches!(kind, io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe), "{kind:?}");
+    assert!(
+        matches!(
+            kind,
+            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+        ),
+        "{kind:?}"
+    );
     assert_eq!(ended(r.task).await.0.broken.unwrap().0, Side::Up);
 }
 
@@ -218,11 +250,17 @@ async fn bulk_both_ways(spliced: bool) -> u64 {
         assert_eq!(read.read(&mut [0; 1]).await.unwrap(), 0);
     };
     let both = async {
-        tokio::join!(run(r.caller, up.clone(), down.clone()), run(r.app, down, up));
+        tokio::join!(
+            run(r.caller, up.clone(), down.clone()),
+            run(r.app, down, up)
+        );
     };
     timeout(2 * PATIENCE, both).await.expect("in time");
     let (relayed, spliced) = ended(r.task).await;
-    assert_eq!((relayed.bytes_in, relayed.bytes_out), (LEN as u64, LEN as u64));
+    assert_eq!(
+        (relayed.bytes_in, relayed.bytes_out),
+        (LEN as u64, LEN as u64)
+    );
     spliced
 }
 
@@ -251,20 +289,34 @@ async fn small_messages_are_never_spliced() {
     assert_eq!(ended(r.task).await.1, 0);
 }
 
-/// What a stalled reader lets through before its sender is stopped: the kernel's socket buffers and one hop.
+/// What a stalled reader lets through before its sender is stopped: the kernel's socket buffers and
+/// one hop.
 async fn accepted_by_a_stalled_relay(spliced: bool) -> u64 {
     let ((caller, down), (up, app)) = (pair().await, pair().await);
     for socket in [&caller, &down, &up, &app] {
-        SockRef::from(socket).set_send_buffer_size(64 << 10).unwrap();
-        SockRef::from(socket).set_recv_buffer_size(64 << 10).unwrap();
+        SockRef::from(socket)
+            .set_send_buffer_size(64 << 10)
+            .unwrap();
+        SockRef::from(socket)
+            .set_recv_buffer_size(64 << 10)
+            .unwrap();
     }
     let (mut down, mut up) = if spliced {
         (Conn::Tcp(down), Conn::Tcp(up))
     } else {
-        (Conn::Other(Box::new(Plain(down))), Conn::Other(Box::new(Plain(up))))
+        (
+            Conn::Other(Box::new(Plain(down))),
+            Conn::Other(Box::new(Plain(up))),
+        )
     };
     let task = tokio::spawn(async move {
-        relay::both(&mut down, &mut up, First::default(), &PortMetrics::default()).await;
+        relay::both(
+            &mut down,
+            &mut up,
+            First::default(),
+            &PortMetrics::default(),
+        )
+        .await;
     });
     let (mut caller_reads, mut caller_writes) = caller.into_split();
     let (mut app_reads, mut app_writes) = app.into_split();
@@ -278,12 +330,18 @@ async fn accepted_by_a_stalled_relay(spliced: bool) -> u64 {
     let mut back = vec![0; 64 << 10];
     for _ in 0..100 {
         app_writes.write_all(&chunk).await.unwrap();
-        timeout(PATIENCE, caller_reads.read_exact(&mut back)).await.expect("not held up").unwrap();
+        timeout(PATIENCE, caller_reads.read_exact(&mut back))
+            .await
+            .expect("not held up")
+            .unwrap();
     }
     // And nothing of what was accepted is lost once the reader wakes up.
     drop(caller_writes);
     let mut all = Vec::new();
-    timeout(PATIENCE, app_reads.read_to_end(&mut all)).await.expect("delivered").unwrap();
+    timeout(PATIENCE, app_reads.read_to_end(&mut all))
+        .await
+        .expect("delivered")
+        .unwrap();
     assert_eq!(all.len() as u64, accepted);
     task.abort();
     accepted
@@ -291,7 +349,10 @@ async fn accepted_by_a_stalled_relay(spliced: bool) -> u64 {
 
 #[tokio::test]
 async fn a_stalled_reader_stops_its_sender_after_a_bounded_amount_and_nobody_else() {
-    let (spliced, copied) = tokio::join!(accepted_by_a_stalled_relay(true), accepted_by_a_stalled_relay(false));
+    let (spliced, copied) = tokio::join!(
+        accepted_by_a_stalled_relay(true),
+        accepted_by_a_stalled_relay(false)
+    );
     assert!(spliced < 4 << 20, "{spliced}");
     assert!(copied < 4 << 20, "{copied}");
 }
@@ -306,7 +367,10 @@ async fn splice_exactly_moves_a_body_and_not_a_byte_more() {
         caller
     });
     let mut seen = vec![0; body.len()];
-    let (moved, read) = tokio::join!(splice::exactly(&down, &up, body.len() as u64), app.read_exact(&mut seen));
+    let (moved, read) = tokio::join!(
+        splice::exactly(&down, &up, body.len() as u64),
+        app.read_exact(&mut seen)
+    );
     moved.unwrap();
     read.unwrap();
     assert!(seen == body);

@@ -30,7 +30,17 @@ struct Far {
 fn tunnel(role: Role, depth: usize) -> (Tunnel, Far) {
     let (tx, from_agent) = mpsc::channel(depth);
     let (to_agent, rx) = mpsc::channel(64);
-    (Tunnel::new(TunnelIo { tx, rx: Box::pin(ReceiverStream::new(rx)), role }), Far { from_agent, to_agent })
+    (
+        Tunnel::new(TunnelIo {
+            tx,
+            rx: Box::pin(ReceiverStream::new(rx)),
+            role,
+        }),
+        Far {
+            from_agent,
+            to_agent,
+        },
+    )
 }
 
 impl Far {
@@ -43,7 +53,9 @@ impl Far {
     }
 
     async fn hears(&mut self) -> Option<Message> {
-        let payload = timeout(PATIENCE, self.from_agent.recv()).await.expect("a message, or the end")?;
+        let payload = timeout(PATIENCE, self.from_agent.recv())
+            .await
+            .expect("a message, or the end")?;
         Some(Message::decode(payload).unwrap())
     }
 }
@@ -56,10 +68,14 @@ fn soon() -> Instant {
 async fn data_goes_both_ways_and_other_messages_are_no_data() {
     let (mut t, mut far) = tunnel(Role::Caller, 8);
     t.write_all(b"hello").await.unwrap();
-    assert_eq!(far.hears().await.unwrap(), Message::Normal(Bytes::from_static(b"hello")));
+    assert_eq!(
+        far.hears().await.unwrap(),
+        Message::Normal(Bytes::from_static(b"hello"))
+    );
     far.say(Message::KeepAlive).await;
     far.say(Message::DialOk).await;
-    far.say(Message::Unknown(77, Bytes::from_static(b"?"))).await;
+    far.say(Message::Unknown(77, Bytes::from_static(b"?")))
+        .await;
     far.say(Message::Normal(Bytes::new())).await;
     far.data(b"wor").await;
     far.data(b"ld").await;
@@ -76,7 +92,9 @@ async fn a_write_beyond_one_message_is_cut_into_chunks() {
     drop(t);
     let mut seen = 0;
     while let Some(message) = far.hears().await {
-        let Message::Normal(body) = message else { panic!("{message:?}") };
+        let Message::Normal(body) = message else {
+            panic!("{message:?}")
+        };
         assert!(body.len() <= CHUNK);
         seen += body.len();
     }
@@ -86,9 +104,15 @@ async fn a_write_beyond_one_message_is_cut_into_chunks() {
 #[tokio::test]
 async fn a_gathered_write_becomes_one_message() {
     let (mut t, mut far) = tunnel(Role::Caller, 8);
-    let n = t.write_vectored(&[io::IoSlice::new(b"head "), io::IoSlice::new(b"body")]).await.unwrap();
+    let n = t
+        .write_vectored(&[io::IoSlice::new(b"head "), io::IoSlice::new(b"body")])
+        .await
+        .unwrap();
     assert_eq!(n, 9);
-    assert_eq!(far.hears().await.unwrap(), Message::Normal(Bytes::from_static(b"head body")));
+    assert_eq!(
+        far.hears().await.unwrap(),
+        Message::Normal(Bytes::from_static(b"head body"))
+    );
 }
 
 #[tokio::test]
@@ -96,7 +120,10 @@ async fn the_grpc_caller_half_closes_by_ending_its_stream_and_still_reads() {
     let (mut t, mut far) = tunnel(Role::Caller, 8);
     t.write_all(b"last").await.unwrap();
     t.shutdown().await.unwrap();
-    assert_eq!(far.hears().await.unwrap(), Message::Normal(Bytes::from_static(b"last")));
+    assert_eq!(
+        far.hears().await.unwrap(),
+        Message::Normal(Bytes::from_static(b"last"))
+    );
     assert_eq!(far.hears().await, None);
     far.data(b"answer").await;
     drop(far);
@@ -132,7 +159,10 @@ async fn a_disconnect_reads_as_a_reset_and_a_reset_is_said_as_disconnect_even_in
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
 
         let (mut t, mut far) = tunnel(role, 4);
-        while timeout(Duration::from_millis(50), t.write(b"fills the queue")).await.is_ok() {}
+        while timeout(Duration::from_millis(50), t.write(b"fills the queue"))
+            .await
+            .is_ok()
+        {}
         t.abort();
         drop(t);
         let mut last = None;
@@ -162,7 +192,9 @@ async fn a_full_queue_slows_the_writer_until_it_is_drained() {
     assert!(!writer.is_finished());
     let mut seen = 0;
     while seen < 64 * CHUNK {
-        let Some(Message::Normal(body)) = far.hears().await else { panic!("data") };
+        let Some(Message::Normal(body)) = far.hears().await else {
+            panic!("data")
+        };
         seen += body.len();
     }
     drop(writer.await.unwrap());
@@ -187,23 +219,38 @@ async fn every_way_a_dial_can_fail_is_told_apart() {
     let (mut t, far) = tunnel(Role::Caller, 8);
     far.say(Message::DialReject).await;
     let failure = t.await_dial(soon()).await.unwrap_err();
-    assert_eq!((failure.clone(), failure.fail_open()), (DialFailure::Rejected, FailOpen::DialRejected));
+    assert_eq!(
+        (failure.clone(), failure.fail_open()),
+        (DialFailure::Rejected, FailOpen::DialRejected)
+    );
 
     let (mut t, far) = tunnel(Role::Server, 8);
     far.say(Message::Disconnect).await;
-    assert!(matches!(t.await_dial(soon()).await.unwrap_err(), DialFailure::Lost(_)));
+    assert!(matches!(
+        t.await_dial(soon()).await.unwrap_err(),
+        DialFailure::Lost(_)
+    ));
 
     let (mut t, far) = tunnel(Role::Server, 8);
     drop(far);
-    assert!(matches!(t.await_dial(soon()).await.unwrap_err(), DialFailure::Lost(_)));
+    assert!(matches!(
+        t.await_dial(soon()).await.unwrap_err(),
+        DialFailure::Lost(_)
+    ));
 
     let (mut t, far) = tunnel(Role::Caller, 8);
-    far.to_agent.send(Err(TunnelError::Broken("manager gone".to_owned()))).await.unwrap();
+    far.to_agent
+        .send(Err(TunnelError::Broken("manager gone".to_owned())))
+        .await
+        .unwrap();
     let failure = t.await_dial(soon()).await.unwrap_err();
     assert!(failure.to_string().contains("manager gone"), "{failure}");
 
     let (mut t, _far) = tunnel(Role::Caller, 8);
-    assert_eq!(t.await_dial(Instant::now()).await.unwrap_err(), DialFailure::Timeout);
+    assert_eq!(
+        t.await_dial(Instant::now()).await.unwrap_err(),
+        DialFailure::Timeout
+    );
 }
 
 #[tokio::test]
@@ -211,8 +258,15 @@ async fn a_malformed_message_ends_its_own_stream_alone() {
     let (mut bad, mut bad_far) = tunnel(Role::Caller, 8);
     let (mut good, good_far) = tunnel(Role::Caller, 8);
     bad_far.to_agent.send(Ok(Bytes::new())).await.unwrap();
-    assert_eq!(bad.read(&mut [0; 8]).await.unwrap_err().kind(), io::ErrorKind::InvalidData);
-    assert_eq!(bad.read(&mut [0; 8]).await.unwrap_err().kind(), io::ErrorKind::InvalidData, "and stays ended");
+    assert_eq!(
+        bad.read(&mut [0; 8]).await.unwrap_err().kind(),
+        io::ErrorKind::InvalidData
+    );
+    assert_eq!(
+        bad.read(&mut [0; 8]).await.unwrap_err().kind(),
+        io::ErrorKind::InvalidData,
+        "and stays ended"
+    );
     assert!(bad.write_all(b"x").await.is_err());
     assert_eq!(bad_far.hears().await, Some(Message::Disconnect));
     good_far.data(b"fine").await;
@@ -228,7 +282,10 @@ async fn datagrams_keep_their_borders_and_are_dropped_rather_than_queued_without
     assert!(t.send_datagram(b"three"));
     assert!(!t.send_datagram(b"four"));
     assert!(!t.send_datagram(&vec![0; (1 << 16) + 1]));
-    assert_eq!(far.hears().await.unwrap(), Message::Normal(Bytes::from_static(b"one")));
+    assert_eq!(
+        far.hears().await.unwrap(),
+        Message::Normal(Bytes::from_static(b"one"))
+    );
     far.say(Message::DialOk).await;
     far.data(b"a").await;
     far.data(b"bc").await;
@@ -246,14 +303,24 @@ struct Carried {
 
 async fn carried(role: Role) -> Carried {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (caller, accepted) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+    let (caller, accepted) = tokio::join!(
+        TcpStream::connect(listener.local_addr().unwrap()),
+        listener.accept()
+    );
     let (t, far) = tunnel(role, 50);
     let task = tokio::spawn(async move {
         let (mut down, mut up) = (Conn::Tcp(accepted.unwrap().0), Conn::Other(Box::new(t)));
-        let first = First { from_down: Buf::default(), from_up: Buf::default() };
+        let first = First {
+            from_down: Buf::default(),
+            from_up: Buf::default(),
+        };
         relay::both(&mut down, &mut up, first, &PortMetrics::default()).await
     });
-    Carried { caller: caller.unwrap(), far, task }
+    Carried {
+        caller: caller.unwrap(),
+        far,
+        task,
+    }
 }
 
 #[tokio::test]
@@ -262,7 +329,10 @@ async fn a_relayed_tunnel_keeps_half_close_in_both_roles() {
         let mut c = carried(role).await;
         c.caller.write_all(b"question").await.unwrap();
         c.caller.shutdown().await.unwrap();
-        assert_eq!(c.far.hears().await.unwrap(), Message::Normal(Bytes::from_static(b"question")));
+        assert_eq!(
+            c.far.hears().await.unwrap(),
+            Message::Normal(Bytes::from_static(b"question"))
+        );
         let close = c.far.hears().await;
         assert_eq!(close, (role == Role::Server).then_some(Message::CloseSend));
         c.far.data(b"answer").await;
@@ -272,7 +342,10 @@ async fn a_relayed_tunnel_keeps_half_close_in_both_roles() {
             c.far.say(Message::CloseSend).await;
         }
         let mut seen = Vec::new();
-        timeout(PATIENCE, c.caller.read_to_end(&mut seen)).await.unwrap().unwrap();
+        timeout(PATIENCE, c.caller.read_to_end(&mut seen))
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!(seen, b"answer");
         let relayed = timeout(PATIENCE, c.task).await.unwrap().unwrap();
         assert!(relayed.broken.is_none(), "{relayed:?}");
@@ -282,15 +355,34 @@ async fn a_relayed_tunnel_keeps_half_close_in_both_roles() {
 
 #[tokio::test]
 async fn a_rejected_dial_a_disconnect_and_a_broken_stream_reset_the_caller() {
-    let rejects = [Ok(Message::DialReject.encode()), Ok(Message::Disconnect.encode()), Ok(Bytes::new())];
-    for last in rejects.into_iter().chain([Err(TunnelError::Broken("gone".to_owned()))]) {
+    let rejects = [
+        Ok(Message::DialReject.encode()),
+        Ok(Message::Disconnect.encode()),
+        Ok(Bytes::new()),
+    ];
+    for last in rejects
+        .into_iter()
+        .chain([Err(TunnelError::Broken("gone".to_owned()))])
+    {
         let mut c = carried(Role::Caller).await;
         c.caller.write_all(b"sent at once").await.unwrap();
         c.far.hears().await.unwrap();
         c.far.to_agent.send(last).await.unwrap();
-        let error = timeout(PATIENCE, c.caller.read(&mut [0; 1])).await.unwrap().unwrap_err();
+        let error = timeout(PATIENCE, c.caller.read(&mut [0; 1]))
+            .await
+            .unwrap()
+            .unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
-        assert_eq!(timeout(PATIENCE, c.task).await.unwrap().unwrap().broken.unwrap().0, Side::Up);
+        assert_eq!(
+            timeout(PATIENCE, c.task)
+                .await
+                .unwrap()
+                .unwrap()
+                .broken
+                .unwrap()
+                .0,
+            Side::Up
+        );
     }
 }
 

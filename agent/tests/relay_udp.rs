@@ -1,4 +1,5 @@
-//! UDP flows with real sockets: many callers, the right return address, rules that change, idle expiry, limits.
+//! UDP flows with real sockets: many callers, the right return address, rules that change, idle
+//! expiry, limits.
 
 #![allow(clippy::unwrap_used)]
 
@@ -29,7 +30,10 @@ async fn app() -> SocketAddr {
         loop {
             let (n, from) = socket.recv_from(&mut buf).await.unwrap();
             let said = String::from_utf8_lossy(&buf[..n]).into_owned();
-            socket.send_to(format!("{from} {said}").as_bytes(), from).await.unwrap();
+            socket
+                .send_to(format!("{from} {said}").as_bytes(), from)
+                .await
+                .unwrap();
         }
     });
     addr
@@ -50,7 +54,9 @@ async fn agent(bind: &str, tunnels: Arc<Workstation>, limits: Limits) -> Agent {
 }
 
 async fn caller(to: SocketAddr) -> UdpSocket {
-    let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).await.unwrap();
+    let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })
+        .await
+        .unwrap();
     socket.connect(to).await.unwrap();
     socket
 }
@@ -96,10 +102,17 @@ async fn a_thousand_callers_each_get_their_own_answers_over_their_own_flow() {
             peers.insert(ask(caller, &format!("{round}-{i}")).await);
         }
     }
-    assert_eq!(peers.len(), 1000, "one flow for each caller, kept over both rounds");
+    assert_eq!(
+        peers.len(),
+        1000,
+        "one flow for each caller, kept over both rounds"
+    );
     assert_eq!(agent.shared.metrics.udp_flows.get(), 1000);
     // Counted after it is sent, so the caller may be quicker than the counter.
-    until("every answer is counted", || agent.shared.metrics.datagrams_out.get() >= 2000).await;
+    until("every answer is counted", || {
+        agent.shared.metrics.datagrams_out.get() >= 2000
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -107,17 +120,28 @@ async fn answers_come_from_the_address_the_caller_used() {
     // Connected callers drop everything from elsewhere, so an answer is the proof.
     let agent = agent("0.0.0.0:0", Workstation::away(), Limits::default()).await;
     for ip in ["127.0.0.1", "127.0.0.9", "127.5.5.5"] {
-        ask(&caller(SocketAddr::new(ip.parse().unwrap(), agent.addr.port())).await, ip).await;
+        ask(
+            &caller(SocketAddr::new(ip.parse().unwrap(), agent.addr.port())).await,
+            ip,
+        )
+        .await;
     }
     let agent = self::agent("[::]:0", Workstation::away(), Limits::default()).await;
     for ip in ["::1", "127.0.0.9"] {
-        ask(&caller(SocketAddr::new(ip.parse().unwrap(), agent.addr.port())).await, ip).await;
+        ask(
+            &caller(SocketAddr::new(ip.parse().unwrap(), agent.addr.port())).await,
+            ip,
+        )
+        .await;
     }
 }
 
 #[tokio::test]
 async fn a_quiet_flow_is_forgotten_and_a_busy_one_is_not() {
-    let limits = Limits { idle: Duration::from_millis(400), ..Limits::default() };
+    let limits = Limits {
+        idle: Duration::from_millis(400),
+        ..Limits::default()
+    };
     let agent = agent("127.0.0.1:0", Workstation::away(), limits).await;
     let (quiet, busy) = (caller(agent.addr).await, caller(agent.addr).await);
     let first = ask(&quiet, "a").await;
@@ -130,25 +154,45 @@ async fn a_quiet_flow_is_forgotten_and_a_busy_one_is_not() {
     })
     .await
     .expect("the quiet flow ends");
-    until("and the busy one, once quiet", || agent.shared.metrics.udp_flows.get() == 0).await;
+    until("and the busy one, once quiet", || {
+        agent.shared.metrics.udp_flows.get() == 0
+    })
+    .await;
     assert_ne!(ask(&quiet, "c").await, first, "a fresh flow");
 }
 
 #[tokio::test]
 async fn beyond_the_limit_no_flow_is_made_and_it_is_counted() {
-    let limits = Limits { flows: 2, ..Limits::default() };
+    let limits = Limits {
+        flows: 2,
+        ..Limits::default()
+    };
     let agent = agent("127.0.0.1:0", Workstation::away(), limits).await;
-    let (one, two, three) = (caller(agent.addr).await, caller(agent.addr).await, caller(agent.addr).await);
+    let (one, two, three) = (
+        caller(agent.addr).await,
+        caller(agent.addr).await,
+        caller(agent.addr).await,
+    );
     ask(&one, "1").await;
     ask(&two, "2").await;
     three.send(b"3").await.unwrap();
-    until("the refusal is counted", || agent.shared.metrics.limits.at(Limit::UdpFlows).get() == 1).await;
+    until("the refusal is counted", || {
+        agent.shared.metrics.limits.at(Limit::UdpFlows).get() == 1
+    })
+    .await;
     ask(&one, "1").await;
     assert_eq!(agent.shared.metrics.udp_flows.get(), 2);
 }
 
 async fn hears(far: &mut Far) -> Bytes {
-    match Message::decode(timeout(PATIENCE, far.from_agent.recv()).await.unwrap().unwrap()).unwrap() {
+    match Message::decode(
+        timeout(PATIENCE, far.from_agent.recv())
+            .await
+            .unwrap()
+            .unwrap(),
+    )
+    .unwrap()
+    {
         Message::Normal(datagram) => datagram,
         other => panic!("{other:?}"),
     }
@@ -164,24 +208,41 @@ async fn a_known_caller_s_next_datagram_follows_a_new_intercept_and_its_end() {
     agent.shared.routes.store(global("i"));
     caller.send(b"during").await.unwrap();
     let mut far = timeout(PATIENCE, opened.recv()).await.unwrap().unwrap();
-    assert_eq!((far.caller.0, far.transport), (caller.local_addr().unwrap(), Transport::Udp));
+    assert_eq!(
+        (far.caller.0, far.transport),
+        (caller.local_addr().unwrap(), Transport::Udp)
+    );
     assert_eq!(hears(&mut far).await, "during");
     caller.send(b"again").await.unwrap();
     assert_eq!(hears(&mut far).await, "again");
-    far.to_agent.send(Ok(Message::Normal(Bytes::from_static(b"from afar")).encode())).await.unwrap();
+    far.to_agent
+        .send(Ok(
+            Message::Normal(Bytes::from_static(b"from afar")).encode()
+        ))
+        .await
+        .unwrap();
     let mut buf = [0; 100];
-    let n = timeout(PATIENCE, caller.recv(&mut buf)).await.unwrap().unwrap();
+    let n = timeout(PATIENCE, caller.recv(&mut buf))
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(&buf[..n], b"from afar");
 
-    // A rebuilt table with the same rule changes nothing; its end sends the next datagram to the app, while a late
-    // answer still comes through.
+    // A rebuilt table with the same rule changes nothing; its end sends the next datagram to the
+    // app, while a late answer still comes through.
     agent.shared.routes.store(global("i"));
     caller.send(b"same tunnel").await.unwrap();
     assert_eq!(hears(&mut far).await, "same tunnel");
     agent.shared.routes.store(RouteTable::default());
     ask(&caller, "after").await;
-    far.to_agent.send(Ok(Message::Normal(Bytes::from_static(b"late")).encode())).await.unwrap();
-    let n = timeout(PATIENCE, caller.recv(&mut buf)).await.unwrap().unwrap();
+    far.to_agent
+        .send(Ok(Message::Normal(Bytes::from_static(b"late")).encode()))
+        .await
+        .unwrap();
+    let n = timeout(PATIENCE, caller.recv(&mut buf))
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(&buf[..n], b"late");
     assert!(opened.try_recv().is_err(), "one tunnel in all");
 }
@@ -191,7 +252,10 @@ async fn datagrams_whose_tunnel_cannot_be_opened_go_to_the_app() {
     let agent = agent("127.0.0.1:0", Workstation::away(), Limits::default()).await;
     agent.shared.routes.store(global("i"));
     ask(&caller(agent.addr).await, "hello").await;
-    assert_eq!(agent.shared.metrics.fail_open.at(FailOpen::NoTunnel).get(), 1);
+    assert_eq!(
+        agent.shared.metrics.fail_open.at(FailOpen::NoTunnel).get(),
+        1
+    );
 }
 
 #[tokio::test]
@@ -201,6 +265,10 @@ async fn draining_ends_the_service_once_it_is_quiet() {
     ask(&caller, "x").await;
     agent.shared.drain.start();
     ask(&caller, "known callers are still served").await;
-    timeout(PATIENCE, agent.task).await.unwrap().unwrap().unwrap();
+    timeout(PATIENCE, agent.task)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
     assert_eq!(agent.shared.metrics.udp_flows.get(), 0);
 }

@@ -1,4 +1,5 @@
-//! One port of the agent without a manager: what all connections of it share, and tunnels that end in this process.
+//! One port of the agent without a manager: what all connections of it share, and tunnels that end
+//! in this process.
 
 #![allow(dead_code, unreachable_pub)]
 
@@ -21,8 +22,15 @@ use traffic_agent::upstream::{OpenTunnel, Transport, TunnelError, TunnelIo};
 struct Nobody;
 
 impl OpenTunnel for Nobody {
-    fn open(&self, _: Arc<Intercept>, _: Caller, _: Transport) -> BoxFuture<'static, Result<TunnelIo, TunnelError>> {
-        Box::pin(std::future::ready(Err(TunnelError::NoPath("no workstation in this bench".to_owned()))))
+    fn open(
+        &self,
+        _: Arc<Intercept>,
+        _: Caller,
+        _: Transport,
+    ) -> BoxFuture<'static, Result<TunnelIo, TunnelError>> {
+        Box::pin(std::future::ready(Err(TunnelError::NoPath(
+            "no workstation in this bench".to_owned(),
+        ))))
     }
 }
 
@@ -48,16 +56,25 @@ pub fn shared(app: SocketAddr, routes: RouteTable) -> Arc<Shared> {
 /// Serves the port on the current runtime, and says where.
 pub async fn serve(shared: Arc<Shared>) -> SocketAddr {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a loopback port");
-    let addr = listener.local_addr().expect("a bound listener has an address");
+    let addr = listener
+        .local_addr()
+        .expect("a bound listener has an address");
     listener.set_nonblocking(true).expect("a mode of sockets");
-    tokio::spawn(port::accept(port::Listener::new(listener).expect("room to watch it"), shared));
+    tokio::spawn(port::accept(
+        port::Listener::new(listener).expect("room to watch it"),
+        shared,
+    ));
     addr
 }
 
 /// A connected pair of sockets.
 pub async fn pair() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port");
-    let addr = listener.local_addr().expect("a bound listener has an address");
+    let listener = TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("a loopback port");
+    let addr = listener
+        .local_addr()
+        .expect("a bound listener has an address");
     let (a, b) = tokio::join!(TcpStream::connect(addr), listener.accept());
     let (a, b) = (a.expect("connect"), b.expect("accept").0);
     a.set_nodelay(true).expect("nodelay");
@@ -67,10 +84,17 @@ pub async fn pair() -> (TcpStream, TcpStream) {
 
 /// One connection's share of a port.
 pub fn lane(shared: &Arc<Shared>, caller: SocketAddr) -> Lane {
-    Lane { caller: Caller::new(caller), port: shared.clone(), hello: None }
+    Lane {
+        caller: Caller::new(caller),
+        port: shared.clone(),
+        hello: None,
+    }
 }
 
 /// The runtime of a worker.
 pub fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime")
 }

@@ -24,14 +24,24 @@ pub fn rule(id: &str, filters: Filters, mechanism: Mechanism) -> Entry {
         dial_timeout: Duration::ZERO,
         stats: Arc::default(),
     };
-    Entry { intercept: Arc::new(intercept), state: State::Active }
+    Entry {
+        intercept: Arc::new(intercept),
+        state: State::Active,
+    }
 }
 
 /// `n` rules on `x-dev`, with exact values or regexes.
 pub fn table(n: usize, regex: bool) -> RouteTable {
     let entries = (0..n).map(|i| {
-        let value = if regex { format!("^dev-{i}-(alice|bob)$") } else { format!("developer{i}") };
-        let filters = Filters { headers: vec![HeaderFilter::new("x-dev", &value)], paths: Vec::new() };
+        let value = if regex {
+            format!("^dev-{i}-(alice|bob)$")
+        } else {
+            format!("developer{i}")
+        };
+        let filters = Filters {
+            headers: vec![HeaderFilter::new("x-dev", &value)],
+            paths: Vec::new(),
+        };
         rule(&format!("session:rule{i:02}"), filters, Mechanism::Http)
     });
     RouteTable::new(entries.collect())

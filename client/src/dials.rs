@@ -33,7 +33,8 @@ pub(crate) enum Via {
 /// Answers connections.
 #[derive(Clone)]
 pub(crate) struct Answers {
-    /// The only address that is dialled, whatever is asked for: the cluster has no business elsewhere.
+    /// The only address that is dialled, whatever is asked for: the cluster has no business
+    /// elsewhere.
     pub(crate) target: SocketAddr,
     /// One task for each tunnel.
     pub(crate) tunnels: TaskTracker,
@@ -47,7 +48,11 @@ impl Answers {
     }
 
     /// Begins to listen for announcements.
-    pub(crate) async fn open(&self, via: &Via, session: &SessionInfo) -> Result<Streaming<DialRequest>, Status> {
+    pub(crate) async fn open(
+        &self,
+        via: &Via,
+        session: &SessionInfo,
+    ) -> Result<Streaming<DialRequest>, Status> {
         let announced = match via {
             Via::Manager(manager) => manager.clone().watch_dial(session.clone()).await,
             Via::Agent(agent) => agent.clone().watch_dial(session.clone()).await,
@@ -75,13 +80,21 @@ impl Answers {
     }
 }
 
-async fn answer(via: Via, session: &str, request: DialRequest, target: SocketAddr) -> anyhow::Result<()> {
+async fn answer(
+    via: Via,
+    session: &str,
+    request: DialRequest,
+    target: SocketAddr,
+) -> anyhow::Result<()> {
     let conn = ConnId::parse(&request.conn_id)?;
     let latency = duration_from_nanos(request.roundtrip_latency);
     let dial_timeout = duration_from_nanos(request.dial_timeout);
     let (tx, rx) = mpsc::channel(QUEUE);
     let info = StreamInfo::new(conn, session, latency, dial_timeout);
-    tx.send(TunnelMessage { payload: Message::StreamInfo(info).encode() }).await?;
+    tx.send(TunnelMessage {
+        payload: Message::StreamInfo(info).encode(),
+    })
+    .await?;
     let opening = match latency.saturating_add(dial_timeout) {
         Duration::ZERO => DEFAULT_OPENING,
         some => some,
@@ -89,21 +102,32 @@ async fn answer(via: Via, session: &str, request: DialRequest, target: SocketAdd
     let mut incoming = timeout(opening, open(via, rx)).await??;
     if conn.destination() != target {
         dialer::reject(&mut incoming, Outgoing::caller(tx)).await;
-        anyhow::bail!("asked to dial {}, which is not the target {target}", conn.destination());
+        anyhow::bail!(
+            "asked to dial {}, which is not the target {target}",
+            conn.destination()
+        );
     }
     let carried = dialer::serve(conn, dial_timeout, incoming, Outgoing::caller(tx)).await?;
     tracing::debug!(%conn, ?carried, "connection ended");
     Ok(())
 }
 
-async fn open(via: Via, rx: mpsc::Receiver<TunnelMessage>) -> anyhow::Result<Streaming<TunnelMessage>> {
+async fn open(
+    via: Via,
+    rx: mpsc::Receiver<TunnelMessage>,
+) -> anyhow::Result<Streaming<TunnelMessage>> {
     let messages = ReceiverStream::new(rx);
     let mut incoming = match via {
         Via::Manager(mut manager) => manager.tunnel(messages).await?,
         Via::Agent(mut agent) => agent.tunnel(messages).await?,
     }
     .into_inner();
-    match incoming.message().await?.map(|message| Message::decode(message.payload)).transpose()? {
+    match incoming
+        .message()
+        .await?
+        .map(|message| Message::decode(message.payload))
+        .transpose()?
+    {
         Some(Message::StreamOk(_)) => Ok(incoming),
         other => anyhow::bail!("the stream was answered with {other:?} instead of a stream ok"),
     }

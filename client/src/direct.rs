@@ -1,5 +1,5 @@
-//! Direct attachments to agents: where an agent's own port can be reached, connections come from it and not
-//! through the manager, and go on while the manager is away.
+//! Direct attachments to agents: where an agent's own port can be reached, connections come from it
+//! and not through the manager, and go on while the manager is away.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -36,18 +36,32 @@ pub(crate) struct Direct {
 }
 
 impl Direct {
-    pub(crate) fn new(answers: Answers, session: SessionInfo, enabled: bool, fixed: Vec<SocketAddr>) -> Self {
-        Self { answers, session, enabled, fixed, attached: HashMap::new(), all: CancellationToken::new() }
+    pub(crate) fn new(
+        answers: Answers,
+        session: SessionInfo,
+        enabled: bool,
+        fixed: Vec<SocketAddr>,
+    ) -> Self {
+        Self {
+            answers,
+            session,
+            enabled,
+            fixed,
+            attached: HashMap::new(),
+            all: CancellationToken::new(),
+        }
     }
 
-    /// Attaches to the agents that are intercepted. From those no longer listed we hear until they hang up:
-    /// a manager that has just restarted may not list them yet.
+    /// Attaches to the agents that are intercepted. From those no longer listed we hear until they
+    /// hang up: a manager that has just restarted may not list them yet.
     pub(crate) fn follow(&mut self, pods: &[AgentPodInfo]) {
         let mut wanted: HashMap<SocketAddr, String> = HashMap::new();
         for pod in pods.iter().filter(|pod| self.enabled && pod.intercepted) {
             match &self.fixed[..] {
                 [] => wanted.extend(address(pod).map(|address| (address, pod.pod_name.clone()))),
-                fixed => wanted.extend(fixed.iter().map(|address| (*address, pod.pod_name.clone()))),
+                fixed => {
+                    wanted.extend(fixed.iter().map(|address| (*address, pod.pod_name.clone())))
+                }
             }
         }
         self.attached.retain(|address, retired| {
@@ -60,7 +74,13 @@ impl Direct {
         for (address, pod) in wanted {
             self.attached.entry(address).or_insert_with(|| {
                 let retired = self.all.child_token();
-                let attachment = attach(self.answers.clone(), self.session.clone(), address, pod, retired.clone());
+                let attachment = attach(
+                    self.answers.clone(),
+                    self.session.clone(),
+                    address,
+                    pod,
+                    retired.clone(),
+                );
                 let all = self.all.clone();
                 tokio::spawn(async move { all.run_until_cancelled(attachment).await });
                 retired
@@ -76,10 +96,21 @@ impl Drop for Direct {
 }
 
 /// Stays attached to one agent; looks for it again when it hangs up, until it is retired.
-async fn attach(answers: Answers, session: SessionInfo, address: SocketAddr, pod: String, retired: CancellationToken) {
+async fn attach(
+    answers: Answers,
+    session: SessionInfo,
+    address: SocketAddr,
+    pod: String,
+    retired: CancellationToken,
+) {
     let say = |state: &str, message: &str| {
         let address = address.to_string();
-        line(Pairs(&[("direct", state), ("pod", &pod), ("address", &address), ("message", message)]));
+        line(Pairs(&[
+            ("direct", state),
+            ("pod", &pod),
+            ("address", &address),
+            ("message", message),
+        ]));
     };
     let mut pause = Duration::from_millis(200);
     let mut unreachable_is_said = false;
@@ -111,15 +142,22 @@ async fn attach_once(
     address: SocketAddr,
     connected: impl FnOnce(),
 ) -> Result<(), Status> {
-    let endpoint =
-        session::endpoint(&address.to_string()).map_err(|error| Status::invalid_argument(error.to_string()))?;
+    let endpoint = session::endpoint(&address.to_string())
+        .map_err(|error| Status::invalid_argument(error.to_string()))?;
     let opening = timeout(FIRST_ANSWER, async {
-        let channel = endpoint.connect().await.map_err(|error| Status::from_error(Box::new(error)))?;
+        let channel = endpoint
+            .connect()
+            .await
+            .map_err(|error| Status::from_error(Box::new(error)))?;
         let mut agent = AgentClient::new(channel).max_decoding_message_size(GRPC_LIMIT);
         agent.version(()).await?;
         Ok::<_, Status>(agent)
     });
-    let via = Via::Agent(opening.await.map_err(|_| Status::deadline_exceeded("no answer in time"))??);
+    let via = Via::Agent(
+        opening
+            .await
+            .map_err(|_| Status::deadline_exceeded("no answer in time"))??,
+    );
     let mut announced = std::pin::pin!(answers.open(&via, session));
     let announced = match timeout(FIRST_HEADERS, &mut announced).await {
         Ok(announced) => {
@@ -133,7 +171,10 @@ async fn attach_once(
         }
     };
     if let Err(status) = answers.serve(announced, via.clone(), session).await {
-        tracing::debug!("direct connection to {address} lost: {}", session::said(&status));
+        tracing::debug!(
+            "direct connection to {address} lost: {}",
+            session::said(&status)
+        );
     }
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! The command line, and what it means in an intercept's spec. Flags are spelled as in the stock client.
+//! The command line, and what it means in an intercept's spec. Flags are spelled as in the stock
+//! client.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -11,7 +12,8 @@ use traffic_proto::manager::InterceptSpec;
 use traffic_proto::port_identifier::PortIdentifier;
 use traffic_proto::tunnel::nanos_from_duration;
 
-/// How long the way to a workstation and back may take, on top of a dial: what the stock client grants.
+/// How long the way to a workstation and back may take, on top of a dial: what the stock client
+/// grants.
 const ROUNDTRIP: Duration = Duration::from_secs(4);
 /// How long a dial on the workstation may take.
 const DIAL: Duration = Duration::from_secs(3);
@@ -74,7 +76,8 @@ pub struct Create {
     /// Host on this side that requests are delivered to
     #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
     pub address: String,
-    /// Only requests with this header; the value may be a regular expression; all of several must match
+    /// Only requests with this header; the value may be a regular expression; all of several must
+    /// match
     #[arg(long, value_name = "NAME=VALUE", value_parser = header)]
     pub http_header: Vec<(String, String)>,
     /// Only requests for this very path; one of several path flags must match
@@ -128,11 +131,20 @@ impl std::str::FromStr for Ports {
         let number = local.parse().ok().filter(|port| *port != 0);
         let local = number.ok_or_else(|| format!("{local:?} is no port; write 1 to 65535"))?;
         let transport = match identifier {
-            "" if text.ends_with(':') => return Err("nothing behind the colon; write LOCAL or LOCAL:IDENTIFIER".into()),
+            "" if text.ends_with(':') => {
+                return Err("nothing behind the colon; write LOCAL or LOCAL:IDENTIFIER".into());
+            }
             "" => Transport::Tcp,
-            _ => identifier.parse::<PortIdentifier>().map_err(|error| error.to_string())?.transport_or_tcp(),
+            _ => identifier
+                .parse::<PortIdentifier>()
+                .map_err(|error| error.to_string())?
+                .transport_or_tcp(),
         };
-        Ok(Self { local, identifier: identifier.to_owned(), transport })
+        Ok(Self {
+            local,
+            identifier: identifier.to_owned(),
+            transport,
+        })
     }
 }
 
@@ -142,7 +154,8 @@ impl Create {
         self.workload.as_ref().unwrap_or(&self.name)
     }
 
-    /// What to ask the manager for, with requests delivered to `target`. An error is the user's mistake.
+    /// What to ask the manager for, with requests delivered to `target`. An error is the user's
+    /// mistake.
     pub fn spec(&self, target: SocketAddr) -> Result<InterceptSpec, String> {
         let mut header_filters = BTreeMap::new();
         for (name, value) in &self.http_header {
@@ -152,12 +165,21 @@ impl Create {
                 ));
             }
         }
-        let paths =
-            [("equal", &self.http_path_equal), ("prefix", &self.http_path_prefix), ("regex", &self.http_path_regex)];
+        let paths = [
+            ("equal", &self.http_path_equal),
+            ("prefix", &self.http_path_prefix),
+            ("regex", &self.http_path_regex),
+        ];
         let path = |kind: &'static str, paths: &[String]| -> Vec<_> {
-            paths.iter().map(|path| format!(":path-{kind}:{path}")).collect()
+            paths
+                .iter()
+                .map(|path| format!(":path-{kind}:{path}"))
+                .collect()
         };
-        let path_filters: Vec<_> = paths.iter().flat_map(|(kind, paths)| path(kind, paths)).collect();
+        let path_filters: Vec<_> = paths
+            .iter()
+            .flat_map(|(kind, paths)| path(kind, paths))
+            .collect();
         let filtered = !header_filters.is_empty() || !path_filters.is_empty();
         let mechanism = match self.mechanism.as_deref() {
             None if filtered => "http",
@@ -190,7 +212,9 @@ impl Create {
 }
 
 fn header(text: &str) -> Result<(String, String), String> {
-    let (name, value) = text.split_once('=').ok_or_else(|| format!("{text:?} has no '='; write NAME=VALUE"))?;
+    let (name, value) = text
+        .split_once('=')
+        .ok_or_else(|| format!("{text:?} has no '='; write NAME=VALUE"))?;
     let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     if name.is_empty() || !name.bytes().all(is_token) {
         return Err(format!("{name:?} is no header name; write NAME=VALUE"));
@@ -201,7 +225,11 @@ fn header(text: &str) -> Result<(String, String), String> {
 fn whoami() -> String {
     let user = std::env::var("USER").unwrap_or_else(|_| "developer".into());
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let host = if host.trim().is_empty() { "localhost" } else { host.trim() };
+    let host = if host.trim().is_empty() {
+        "localhost"
+    } else {
+        host.trim()
+    };
     format!("{user}@{host}")
 }
 
@@ -210,31 +238,56 @@ mod tests {
     use super::*;
 
     fn create(flags: &[&str]) -> Result<InterceptSpec, String> {
-        let command = ["intercept", "create", "hello", "--workload", "app"].iter().chain(flags);
+        let command = ["intercept", "create", "hello", "--workload", "app"]
+            .iter()
+            .chain(flags);
         let flags = Flags::try_parse_from(command).map_err(|error| error.to_string())?;
-        let Command::Create(create) = flags.command else { panic!("not create") };
+        let Command::Create(create) = flags.command else {
+            panic!("not create")
+        };
         let local = create.port.local;
         create.spec(SocketAddr::from(([127, 0, 0, 1], local)))
     }
 
     #[test]
     fn filters_choose_the_http_mechanism() {
-        let flags = ["--port=9000:8080", "--http-header=x-dev=a=b", "--http-path-prefix=/api", "--http-path-equal=/"];
+        let flags = [
+            "--port=9000:8080",
+            "--http-header=x-dev=a=b",
+            "--http-path-prefix=/api",
+            "--http-path-equal=/",
+        ];
         let spec = create(&flags).unwrap();
         assert_eq!(spec.mechanism, "http");
-        assert_eq!(spec.header_filters, BTreeMap::from([("x-dev".into(), "a=b".into())]));
+        assert_eq!(
+            spec.header_filters,
+            BTreeMap::from([("x-dev".into(), "a=b".into())])
+        );
         assert_eq!(spec.path_filters, [":path-equal:/", ":path-prefix:/api"]);
-        assert_eq!((spec.target_host.as_str(), spec.target_port), ("127.0.0.1", 9000));
-        assert_eq!((spec.port_identifier.as_str(), spec.protocol.as_str()), ("8080", "TCP"));
+        assert_eq!(
+            (spec.target_host.as_str(), spec.target_port),
+            ("127.0.0.1", 9000)
+        );
+        assert_eq!(
+            (spec.port_identifier.as_str(), spec.protocol.as_str()),
+            ("8080", "TCP")
+        );
         assert_eq!(spec.agent, "app");
-        assert_eq!((spec.dial_timeout, spec.roundtrip_latency), (3_000_000_000, 4_000_000_000));
+        assert_eq!(
+            (spec.dial_timeout, spec.roundtrip_latency),
+            (3_000_000_000, 4_000_000_000)
+        );
     }
 
     #[test]
     fn without_filters_it_is_tcp_and_udp_is_said_in_the_identifier() {
         let spec = create(&["--port=5353:dns/UDP"]).unwrap();
         assert_eq!(
-            (spec.mechanism.as_str(), spec.protocol.as_str(), spec.port_identifier.as_str()),
+            (
+                spec.mechanism.as_str(),
+                spec.protocol.as_str(),
+                spec.port_identifier.as_str()
+            ),
             ("tcp", "UDP", "dns/UDP")
         );
     }
@@ -247,8 +300,14 @@ mod tests {
             (&["--port=80:x/SCTP"], "/TCP or /UDP"),
             (&["--port=80", "--http-header=x"], "NAME=VALUE"),
             (&["--port=80", "--http-header=a b=c"], "is no header name"),
-            (&["--port=80", "--http-header=a=1", "--http-header=a=2"], "given twice"),
-            (&["--port=80", "--http-header=a=1", "--mechanism=tcp"], "--mechanism tcp"),
+            (
+                &["--port=80", "--http-header=a=1", "--http-header=a=2"],
+                "given twice",
+            ),
+            (
+                &["--port=80", "--http-header=a=1", "--mechanism=tcp"],
+                "--mechanism tcp",
+            ),
         ] {
             let error = create(flags).unwrap_err();
             assert!(error.contains(said), "{flags:?}: {error}");

@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::{Code, Status};
 use traffic_proto::manager::{
-    ClientInfo, CreateInterceptRequest, InterceptDispositionType as Disposition, InterceptInfo, InterceptSpec,
-    PreparedIntercept, RemoveInterceptRequest2, SessionInfo,
+    ClientInfo, CreateInterceptRequest, InterceptDispositionType as Disposition, InterceptInfo,
+    InterceptSpec, PreparedIntercept, RemoveInterceptRequest2, SessionInfo,
 };
 
 use crate::Failure;
@@ -24,7 +24,8 @@ use crate::manage::summary;
 use crate::report::{Pairs, env_file, line};
 use crate::session::{self, Manager, Resumed, call, said};
 
-/// After leaving, connections may still be announced for requests that were routed before the agent heard.
+/// After leaving, connections may still be announced for requests that were routed before the agent
+/// heard.
 const LAST_CALLS: Duration = Duration::from_millis(500);
 /// How long connections may go on after leaving.
 const GRACE: Duration = Duration::from_secs(5);
@@ -36,8 +37,19 @@ pub async fn create(flags: &Create, stop: CancellationToken) -> Result<(), Failu
     let patience = session::FIRST_CONTACT.min(Duration::from_secs(flags.timeout));
     let manager = session::connect(&flags.manager.manager, patience).await?;
     let client = session::client_info(&flags.manager.client, &flags.namespace);
-    let answers = Answers { target, tunnels: TaskTracker::new() };
-    let mut life = Life { flags, manager, client, spec, answers, stop, became_active: false };
+    let answers = Answers {
+        target,
+        tunnels: TaskTracker::new(),
+    };
+    let mut life = Life {
+        flags,
+        manager,
+        client,
+        spec,
+        answers,
+        stop,
+        became_active: false,
+    };
     match life.begin().await? {
         Some((session, info)) => life.last(session, info).await,
         None => Ok(()),
@@ -66,8 +78,13 @@ enum Ended {
 impl Life<'_> {
     /// Arrives and creates the intercept; `None` when stopped meanwhile.
     async fn begin(&mut self) -> Result<Option<(SessionInfo, InterceptInfo)>, Failure> {
-        let session = self.manager.arrive_as_client(call(self.client.clone())).await;
-        let session = session.map_err(|status| refused("the manager refuses this client", &status))?.into_inner();
+        let session = self
+            .manager
+            .arrive_as_client(call(self.client.clone()))
+            .await;
+        let session = session
+            .map_err(|status| refused("the manager refuses this client", &status))?
+            .into_inner();
         let stop = self.stop.clone();
         match stop.run_until_cancelled(self.make(&session)).await {
             Some(Ok(info)) => {
@@ -96,27 +113,38 @@ impl Life<'_> {
         // The manager may have to wait for the workload to roll out.
         prepare.set_timeout(Duration::from_secs(self.flags.timeout) + session::CALL);
         let prepared = self.manager.prepare_intercept(prepare).await;
-        let prepared = prepared.map_err(|status| refused("the intercept cannot be prepared", &status))?;
+        let prepared =
+            prepared.map_err(|status| refused("the intercept cannot be prepared", &status))?;
         complete(&mut self.spec, prepared.into_inner())?;
         request.intercept_spec = Some(self.spec.clone());
         let info = self.manager.create_intercept(call(request)).await;
-        Ok(info.map_err(|status| refused("the intercept cannot be created", &status))?.into_inner())
+        Ok(info
+            .map_err(|status| refused("the intercept cannot be created", &status))?
+            .into_inner())
     }
 
     /// Serves the intercept to its end, over as many connections to the manager as it takes.
-    async fn last(mut self, mut session: SessionInfo, mut info: InterceptInfo) -> Result<(), Failure> {
+    async fn last(
+        mut self,
+        mut session: SessionInfo,
+        mut info: InterceptInfo,
+    ) -> Result<(), Failure> {
         let mut direct = self.direct(&session);
         let result = loop {
             match self.serve(&session, &mut info, &mut direct).await {
                 Ok(Ended::Stopped) => break Ok(()),
                 Ok(Ended::Removed) => {
-                    line(Pairs(&[("state", "REMOVED"), ("intercept", &self.spec.name)]));
+                    line(Pairs(&[
+                        ("state", "REMOVED"),
+                        ("intercept", &self.spec.name),
+                    ]));
                     break Ok(());
                 }
                 Err(failure) => break Err(failure),
                 Ok(Ended::Lost(status)) => {
                     line(Pairs(&[("manager", "lost"), ("message", &said(&status))]));
-                    let resumed = session::resume(self.manager.clone(), &session, &self.client, &info);
+                    let resumed =
+                        session::resume(self.manager.clone(), &session, &self.client, &info);
                     match self.stop.run_until_cancelled(resumed).await {
                         None => break Ok(()),
                         Some(Resumed::Same) => {}
@@ -128,7 +156,10 @@ impl Life<'_> {
                             }
                             Err(failure) => {
                                 // The manager may have gone again, and so is asked again.
-                                line(Pairs(&[("manager", "lost"), ("message", &failure.to_string())]));
+                                line(Pairs(&[
+                                    ("manager", "lost"),
+                                    ("message", &failure.to_string()),
+                                ]));
                                 sleep(Duration::from_secs(1)).await;
                                 continue;
                             }
@@ -146,7 +177,12 @@ impl Life<'_> {
     }
 
     fn direct(&self, session: &SessionInfo) -> Direct {
-        Direct::new(self.answers.clone(), session.clone(), !self.flags.no_direct, self.flags.agent.clone())
+        Direct::new(
+            self.answers.clone(),
+            session.clone(),
+            !self.flags.no_direct,
+            self.flags.agent.clone(),
+        )
     }
 
     /// Serves as long as the manager can be reached.
@@ -189,7 +225,11 @@ impl Life<'_> {
                 Ok(None) => return Ok(Ended::Lost(Status::unavailable("the session has ended"))),
                 Err(status) => return Ok(Ended::Lost(status)),
             };
-            let Some(state) = snapshot.intercepts.into_iter().find(|other| other.id == info.id) else {
+            let Some(state) = snapshot
+                .intercepts
+                .into_iter()
+                .find(|other| other.id == info.id)
+            else {
                 return Ok(Ended::Removed);
             };
             let is_news = state.disposition != info.disposition || state.pod_name != info.pod_name;
@@ -202,7 +242,11 @@ impl Life<'_> {
                 Disposition::Active | Disposition::Waiting => {}
                 _ if self.became_active => {}
                 other => {
-                    let why = if info.message.is_empty() { "no reason given" } else { &info.message };
+                    let why = if info.message.is_empty() {
+                        "no reason given"
+                    } else {
+                        &info.message
+                    };
                     return Err(Failure::Failed(format!(
                         "intercept {:?}: {}: {why}",
                         self.spec.name,
@@ -216,12 +260,19 @@ impl Life<'_> {
     fn activated(&mut self, info: &InterceptInfo) -> Result<(), Failure> {
         self.became_active = true;
         if let Some(path) = &self.flags.env_file {
-            write_secret(path, &env_file(&info.environment))
-                .map_err(|error| Failure::Failed(format!("--env-file {}: {error}", path.display())))?;
+            write_secret(path, &env_file(&info.environment)).map_err(|error| {
+                Failure::Failed(format!("--env-file {}: {error}", path.display()))
+            })?;
         }
-        let takes = if info.mechanism_args_desc.is_empty() { "matching traffic" } else { &info.mechanism_args_desc };
+        let takes = if info.mechanism_args_desc.is_empty() {
+            "matching traffic"
+        } else {
+            &info.mechanism_args_desc
+        };
         let (workload, target) = (self.flags.workload(), self.answers.target);
-        line(format_args!("Intercepting {workload}: {takes} -> {target}. Interrupt to leave."));
+        line(format_args!(
+            "Intercepting {workload}: {takes} -> {target}. Interrupt to leave."
+        ));
         Ok(())
     }
 
@@ -237,7 +288,10 @@ impl Life<'_> {
 
     /// Removes the intercept, lets connections finish for a while, and departs.
     async fn leave(&mut self, session: SessionInfo) {
-        let request = RemoveInterceptRequest2 { session: Some(session.clone()), name: self.spec.name.clone() };
+        let request = RemoveInterceptRequest2 {
+            session: Some(session.clone()),
+            name: self.spec.name.clone(),
+        };
         let mut remove = call(request);
         remove.set_timeout(Duration::from_secs(2));
         let _ = self.manager.remove_intercept(remove).await;
@@ -263,7 +317,8 @@ impl Life<'_> {
     }
 }
 
-/// Answers connections that the manager announces. One that never does is no fault: later ones do not.
+/// Answers connections that the manager announces. One that never does is no fault: later ones do
+/// not.
 async fn dials(answers: Answers, manager: Manager, session: &SessionInfo) -> Status {
     match answers.watch(Via::Manager(manager), session).await {
         Ok(()) => Status::unavailable("the manager ended the session"),
@@ -291,7 +346,10 @@ async fn agents(mut manager: Manager, session: &SessionInfo, direct: &mut Direct
 /// Puts into the spec what the manager found out about the workload.
 fn complete(spec: &mut InterceptSpec, prepared: PreparedIntercept) -> Result<(), Failure> {
     if !prepared.error.is_empty() {
-        return Err(Failure::Failed(format!("intercept {:?} cannot be prepared: {}", spec.name, prepared.error)));
+        return Err(Failure::Failed(format!(
+            "intercept {:?} cannot be prepared: {}",
+            spec.name, prepared.error
+        )));
     }
     if !prepared.service_uid.is_empty() {
         let port = match prepared.service_port_name.as_str() {
@@ -301,7 +359,10 @@ fn complete(spec: &mut InterceptSpec, prepared: PreparedIntercept) -> Result<(),
         spec.port_identifier = format!("{port}/{}", prepared.protocol);
     }
     if spec.port_identifier.is_empty() && prepared.container_port == 0 {
-        let message = format!("which port of {:?} is meant? write --port {}:PORT", spec.agent, spec.target_port);
+        let message = format!(
+            "which port of {:?} is meant? write --port {}:PORT",
+            spec.agent, spec.target_port
+        );
         return Err(Failure::Failed(message));
     }
     spec.service_uid = prepared.service_uid;
@@ -321,17 +382,33 @@ fn complete(spec: &mut InterceptSpec, prepared: PreparedIntercept) -> Result<(),
 
 async fn resolve(host: &str, port: u16) -> Result<SocketAddr, Failure> {
     let found = tokio::net::lookup_host((host, port)).await;
-    let found =
-        found.map_err(|error| Failure::Failed(format!("--address {host}: {error}; name a host or an IP address")))?;
-    let addresses: Vec<SocketAddr> = found.map(|address| SocketAddr::new(address.ip().to_canonical(), port)).collect();
-    // Names such as localhost mean both families; servers for development mostly listen on the older one.
-    let chosen = addresses.iter().find(|address| address.is_ipv4()).or(addresses.first());
-    chosen.copied().ok_or_else(|| Failure::Failed(format!("--address {host} has no address")))
+    let found = found.map_err(|error| {
+        Failure::Failed(format!(
+            "--address {host}: {error}; name a host or an IP address"
+        ))
+    })?;
+    let addresses: Vec<SocketAddr> = found
+        .map(|address| SocketAddr::new(address.ip().to_canonical(), port))
+        .collect();
+    // Names such as localhost mean both families; servers for development mostly listen on the
+    // older one.
+    let chosen = addresses
+        .iter()
+        .find(|address| address.is_ipv4())
+        .or(addresses.first());
+    chosen
+        .copied()
+        .ok_or_else(|| Failure::Failed(format!("--address {host} has no address")))
 }
 
 /// The environment of an app often holds secrets, so the file is for its owner alone.
 fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)?;
     file.write_all(text.as_bytes())
 }
 

@@ -1,8 +1,9 @@
 //! The workstation's end of an intercept: creates it, answers its tunnels, leaves cleanly.
 //!
-//! `flags` is what the user asks for. `intercept` lives through one intercept from arrival to departure;
-//! `dials` answers connections wherever they are announced, through the manager or by an agent, to which
-//! `direct` attaches where one can be reached; `report` says what happens, for people and for programs.
+//! `flags` is what the user asks for. `intercept` lives through one intercept from arrival to
+//! departure; `dials` answers connections wherever they are announced, through the manager or by an
+//! agent, to which `direct` attaches where one can be reached; `report` says what happens, for
+//! people and for programs.
 
 pub mod flags;
 

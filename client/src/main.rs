@@ -21,10 +21,15 @@ async fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 64 } else { 0 });
         }
     };
-    let asked = std::env::var("RUST_LOG").ok().and_then(|filter| filter.parse::<Targets>().ok());
+    let asked = std::env::var("RUST_LOG")
+        .ok()
+        .and_then(|filter| filter.parse::<Targets>().ok());
     let filter = asked.unwrap_or_else(|| Targets::new().with_default(Level::ERROR));
     let to_stderr = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    tracing_subscriber::registry().with(to_stderr).with(filter).init();
+    tracing_subscriber::registry()
+        .with(to_stderr)
+        .with(filter)
+        .init();
     let stop = CancellationToken::new();
     if let Err(error) = stop_on_signals(stop.clone()) {
         eprintln!("intercept: cannot wait for signals: {error}");
@@ -49,7 +54,10 @@ async fn main() -> ExitCode {
 
 /// The first signal asks for an orderly end; the second does not wait for it.
 fn stop_on_signals(stop: CancellationToken) -> std::io::Result<()> {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let (mut interrupt, mut terminate) = (
+        signal(SignalKind::interrupt())?,
+        signal(SignalKind::terminate())?,
+    );
     tokio::spawn(async move {
         loop {
             tokio::select! {

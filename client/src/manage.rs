@@ -30,19 +30,44 @@ pub async fn list(flags: &Manager) -> Result<(), Failure> {
 pub async fn leave(flags: &Leave) -> Result<(), Failure> {
     let mut manager = session::connect(&flags.manager.manager, session::FIRST_CONTACT).await?;
     let mut named = all(&mut manager).await?;
-    named.retain(|info| info.spec.as_ref().is_some_and(|spec| spec.name == flags.name));
-    let client = |info: &InterceptInfo| info.spec.as_ref().map(|spec| spec.client.clone()).unwrap_or_default();
-    let own = named.iter().find(|info| client(info) == flags.manager.client);
+    named.retain(|info| {
+        info.spec
+            .as_ref()
+            .is_some_and(|spec| spec.name == flags.name)
+    });
+    let client = |info: &InterceptInfo| {
+        info.spec
+            .as_ref()
+            .map(|spec| spec.client.clone())
+            .unwrap_or_default()
+    };
+    let own = named
+        .iter()
+        .find(|info| client(info) == flags.manager.client);
     let Some(own) = own else {
         let others: Vec<_> = named.iter().map(client).collect();
-        let hint =
-            if others.is_empty() { "see the list command".into() } else { format!("--client {}", others.join(" or ")) };
-        return Err(Failure::Failed(format!("no intercept {:?} of {}; {hint}", flags.name, flags.manager.client)));
+        let hint = if others.is_empty() {
+            "see the list command".into()
+        } else {
+            format!("--client {}", others.join(" or "))
+        };
+        return Err(Failure::Failed(format!(
+            "no intercept {:?} of {}; {hint}",
+            flags.name, flags.manager.client
+        )));
     };
-    let request = RemoveInterceptRequest2 { session: own.client_session.clone(), name: flags.name.clone() };
+    let request = RemoveInterceptRequest2 {
+        session: own.client_session.clone(),
+        name: flags.name.clone(),
+    };
     let removed = manager.remove_intercept(call(request)).await;
-    removed
-        .map_err(|status| Failure::Failed(format!("intercept {:?} was not removed: {}", flags.name, said(&status))))?;
+    removed.map_err(|status| {
+        Failure::Failed(format!(
+            "intercept {:?} was not removed: {}",
+            flags.name,
+            said(&status)
+        ))
+    })?;
     line(Pairs(&[("state", "REMOVED"), ("intercept", &flags.name)]));
     Ok(())
 }
@@ -71,12 +96,20 @@ pub(crate) fn summary(info: &InterceptInfo) -> String {
 
 async fn all(manager: &mut session::Manager) -> Result<Vec<InterceptInfo>, Failure> {
     let first = async {
-        let mut snapshots = manager.watch_intercepts(SessionInfo::default()).await?.into_inner();
+        let mut snapshots = manager
+            .watch_intercepts(SessionInfo::default())
+            .await?
+            .into_inner();
         Ok(snapshots.message().await?.unwrap_or_default())
     };
     match timeout(PATIENCE, first).await {
         Ok(Ok(snapshot)) => Ok(snapshot.intercepts),
-        Ok(Err(status)) => Err(Failure::Failed(format!("the manager does not list intercepts: {}", said(&status)))),
-        Err(_) => Err(Failure::Failed("the manager does not list intercepts: no answer in time".into())),
+        Ok(Err(status)) => Err(Failure::Failed(format!(
+            "the manager does not list intercepts: {}",
+            said(&status)
+        ))),
+        Err(_) => Err(Failure::Failed(
+            "the manager does not list intercepts: no answer in time".into(),
+        )),
     }
 }

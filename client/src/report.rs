@@ -1,5 +1,5 @@
-//! Lines on standard output. A line that a program may look for begins with `key=value` pairs; the others
-//! are for people.
+//! Lines on standard output. A line that a program may look for begins with `key=value` pairs; the
+//! others are for people.
 
 use std::fmt::{self, Display};
 use std::io::Write;
@@ -29,8 +29,11 @@ impl Display for Pairs<'_> {
     }
 }
 
-/// An environment as a file of `KEY=VALUE` lines. A value of several lines is written on one, quoted.
-pub(crate) fn env_file<'a>(environment: impl IntoIterator<Item = (&'a String, &'a String)>) -> String {
+/// An environment as a file of `KEY=VALUE` lines. A value of several lines is written on one,
+/// quoted.
+pub(crate) fn env_file<'a>(
+    environment: impl IntoIterator<Item = (&'a String, &'a String)>,
+) -> String {
     let line = |(key, value): (&String, &String)| match value.contains('\n') {
         true => format!("{key}={value:?}\n"),
         false => format!("{key}={value}\n"),

@@ -6,7 +6,9 @@ use tokio::time::{Instant, interval_at, sleep, timeout};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 use traffic_proto::manager::manager_client::ManagerClient;
-use traffic_proto::manager::{ClientInfo, InterceptInfo, ReconnectClientRequest, RemainRequest, SessionInfo};
+use traffic_proto::manager::{
+    ClientInfo, InterceptInfo, ReconnectClientRequest, RemainRequest, SessionInfo,
+};
 use traffic_proto::tunnel::GRPC_LIMIT;
 
 use crate::Failure;
@@ -21,8 +23,8 @@ pub(crate) const FIRST_CONTACT: Duration = Duration::from_secs(15);
 const REMAIN: Duration = Duration::from_secs(5);
 /// What one stream may send ahead of its reader.
 const STREAM_WINDOW: u32 = 1 << 20;
-/// What one connection may send ahead of its readers: all tunnels share it, and what a stalled one holds
-/// must not be taken from the others.
+/// What one connection may send ahead of its readers: all tunnels share it, and what a stalled one
+/// holds must not be taken from the others.
 const CONNECTION_WINDOW: u32 = 1 << 30;
 
 /// A client of the manager.
@@ -30,10 +32,17 @@ pub(crate) type Manager = ManagerClient<Channel>;
 
 /// How to connect to a peer that speaks gRPC in clear text.
 pub(crate) fn endpoint(address: &str) -> Result<Endpoint, Failure> {
-    let uri = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
+    let uri = if address.contains("://") {
+        address.to_owned()
+    } else {
+        format!("http://{address}")
+    };
     let endpoint = Endpoint::from_shared(uri);
-    let endpoint =
-        endpoint.map_err(|error| Failure::Failed(format!("{address:?} is no address: {error}; write HOST:PORT")))?;
+    let endpoint = endpoint.map_err(|error| {
+        Failure::Failed(format!(
+            "{address:?} is no address: {error}; write HOST:PORT"
+        ))
+    })?;
     Ok(endpoint
         .connect_timeout(Duration::from_secs(3))
         .tcp_nodelay(true)
@@ -45,7 +54,8 @@ pub(crate) fn endpoint(address: &str) -> Result<Endpoint, Failure> {
 /// Connects to the manager; one that is just starting is waited for.
 pub(crate) async fn connect(address: &str, patience: Duration) -> Result<Manager, Failure> {
     let endpoint = endpoint(address)?;
-    let mut manager = ManagerClient::new(endpoint.connect_lazy()).max_decoding_message_size(GRPC_LIMIT);
+    let mut manager =
+        ManagerClient::new(endpoint.connect_lazy()).max_decoding_message_size(GRPC_LIMIT);
     let mut last = None;
     let answer = timeout(patience, async {
         loop {
@@ -59,9 +69,14 @@ pub(crate) async fn connect(address: &str, patience: Duration) -> Result<Manager
     .await;
     let Ok(version) = answer else {
         let why = last.map(|status| said(&status)).unwrap_or_default();
-        return Err(Failure::Failed(format!("no traffic-manager answers at {address}: {why}; check --manager")));
+        return Err(Failure::Failed(format!(
+            "no traffic-manager answers at {address}: {why}; check --manager"
+        )));
     };
-    crate::report::line(format_args!("Connected to {} {} at {address}", version.name, version.version));
+    crate::report::line(format_args!(
+        "Connected to {} {} at {address}",
+        version.name, version.version
+    ));
     Ok(manager)
 }
 
@@ -84,12 +99,16 @@ pub(crate) fn client_info(client: &str, namespace: &str) -> ClientInfo {
     }
 }
 
-/// Tells the manager that we are here, again and again. Returns when it does not know us or cannot be asked.
+/// Tells the manager that we are here, again and again. Returns when it does not know us or cannot
+/// be asked.
 pub(crate) async fn remain(mut manager: Manager, session: SessionInfo) -> Status {
     let mut ticks = interval_at(Instant::now() + REMAIN, REMAIN);
     loop {
         ticks.tick().await;
-        let request = RemainRequest { session: Some(session.clone()), ..RemainRequest::default() };
+        let request = RemainRequest {
+            session: Some(session.clone()),
+            ..RemainRequest::default()
+        };
         if let Err(status) = manager.remain(call(request)).await {
             return status;
         }
@@ -104,7 +123,8 @@ pub(crate) enum Resumed {
     Unknown,
 }
 
-/// Goes on with a session once the manager can be reached, giving it back what it may have forgotten.
+/// Goes on with a session once the manager can be reached, giving it back what it may have
+/// forgotten.
 pub(crate) async fn resume(
     mut manager: Manager,
     session: &SessionInfo,
@@ -120,8 +140,14 @@ pub(crate) async fn resume(
             agents: Vec::new(),
         };
         let mut answer = manager.reconnect_client(call(request)).await;
-        if answer.as_ref().is_err_and(|status| status.code() == Code::Unimplemented) {
-            let request = RemainRequest { session: Some(session.clone()), ..RemainRequest::default() };
+        if answer
+            .as_ref()
+            .is_err_and(|status| status.code() == Code::Unimplemented)
+        {
+            let request = RemainRequest {
+                session: Some(session.clone()),
+                ..RemainRequest::default()
+            };
             answer = manager.remain(call(request)).await;
         }
         match answer {
@@ -136,12 +162,19 @@ pub(crate) async fn resume(
 
 /// Whether the manager could not be asked at all.
 pub(crate) fn is_away(status: &Status) -> bool {
-    matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown)
+    matches!(
+        status.code(),
+        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown
+    )
 }
 
 /// A status in words: the message, and what caused it where the transport knows more.
 pub(crate) fn said(status: &Status) -> String {
-    let mut text = if status.message().is_empty() { status.code().to_string() } else { status.message().to_owned() };
+    let mut text = if status.message().is_empty() {
+        status.code().to_string()
+    } else {
+        status.message().to_owned()
+    };
     let mut source = std::error::Error::source(status);
     while let Some(error) = source {
         text = format!("{text}: {error}");

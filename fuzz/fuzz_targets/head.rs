@@ -1,5 +1,6 @@
 #![no_main]
-//! A head that is accepted ends where httparse says, with the same fields, and it does not matter how it is cut.
+//! A head that is accepted ends where httparse says, with the same fields, and it does not matter
+//! how it is cut.
 use fuzz::http1::head::{Kind, MAX_HEAD, Parser, Step};
 use fuzz::route::Request;
 use libfuzzer_sys::fuzz_target;

@@ -1,5 +1,6 @@
 #![no_main]
-//! Any filter compiles or is refused, and what it says of a request agrees with its own explanation.
+//! Any filter compiles or is refused, and what it says of a request agrees with its own
+//! explanation.
 use fuzz::route::Request;
 use fuzz::route::matcher::{Filters, HeaderFilter, Names, PathFilter, View};
 use libfuzzer_sys::fuzz_target;

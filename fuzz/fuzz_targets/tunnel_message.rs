@@ -1,4 +1,5 @@
-//! Tunnel payloads: decoding never panics, and what decodes encodes to something that decodes alike.
+//! Tunnel payloads: decoding never panics, and what decodes encodes to something that decodes
+//! alike.
 #![no_main]
 
 use bytes::Bytes;

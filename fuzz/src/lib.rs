@@ -1,5 +1,6 @@
-//! The agent's parsers by themselves. The files are links to the agent's own: its pure modules need neither TLS nor
-//! a runtime, so a target builds in seconds and no C library has to be built for the sanitizer.
+//! The agent's parsers by themselves. The files are links to the agent's own: its pure modules need
+//! neither TLS nor a runtime, so a target builds in seconds and no C library has to be built for
+//! the sanitizer.
 #![allow(dead_code, unreachable_pub)]
 
 pub mod detect {

@@ -91,7 +91,12 @@ pub fn parse(words: impl IntoIterator<Item = String>) -> Result<Args, Error> {
     let mut words = words.into_iter().peekable();
     // The image's entry point hands over the container's arguments, and those name the role.
     words.next_if(|word| word == "agent-init");
-    let mut args = Args { mode: Mode::Apply, backend: Backend::Auto, config: None, root: None };
+    let mut args = Args {
+        mode: Mode::Apply,
+        backend: Backend::Auto,
+        config: None,
+        root: None,
+    };
     let mut dry_run = None;
     let mut modes: Vec<(String, Mode)> = Vec::new();
     while let Some(word) = words.next() {
@@ -100,7 +105,10 @@ pub fn parse(words: impl IntoIterator<Item = String>) -> Result<Args, Error> {
             None => (word.clone(), None),
         };
         let mut value = |what: &str| {
-            given.take().or_else(|| words.next()).ok_or_else(|| Error::Usage(format!("{flag}: needs {what}")))
+            given
+                .take()
+                .or_else(|| words.next())
+                .ok_or_else(|| Error::Usage(format!("{flag}: needs {what}")))
         };
         match flag.as_str() {
             "--backend" => args.backend = backend(&value("a backend")?)?,
@@ -117,13 +125,17 @@ pub fn parse(words: impl IntoIterator<Item = String>) -> Result<Args, Error> {
             _ => return Err(Error::Usage(format!("{word}: no such option or argument"))),
         }
         if let Some(extra) = given {
-            return Err(Error::Usage(format!("{flag}={extra}: this option takes no value; write {flag}")));
+            return Err(Error::Usage(format!(
+                "{flag}={extra}: this option takes no value; write {flag}"
+            )));
         }
     }
     if let [(first, _), .., (last, _)] = modes.as_slice()
         && first != last
     {
-        return Err(Error::Usage(format!("{first} and {last} exclude each other; give one of them")));
+        return Err(Error::Usage(format!(
+            "{first} and {last} exclude each other; give one of them"
+        )));
     }
     if let Some((_, mode)) = modes.pop() {
         args.mode = mode;
@@ -157,7 +169,9 @@ fn form(word: Option<&str>, backend: Backend) -> Result<Form, Error> {
         (Some("json"), _) => Form::Json,
         (None, _) => Form::Iptables,
         (Some(other), _) => {
-            return Err(Error::Usage(format!("--dry-run={other}: no such form; there are iptables, nft and json")));
+            return Err(Error::Usage(format!(
+                "--dry-run={other}: no such form; there are iptables, nft and json"
+            )));
         }
     })
 }
@@ -179,9 +193,15 @@ mod tests {
 
     #[test]
     fn values_stand_behind_a_space_or_an_equals_sign() {
-        for line in ["--backend nft --config a/b --root /r", "--backend=nft --config=a/b --root=/r"] {
+        for line in [
+            "--backend nft --config a/b --root /r",
+            "--backend=nft --config=a/b --root=/r",
+        ] {
             let args = parsed(line).unwrap();
-            assert_eq!((args.backend, args.config, args.root), (Backend::Nft, Some("a/b".into()), Some("/r".into())));
+            assert_eq!(
+                (args.backend, args.config, args.root),
+                (Backend::Nft, Some("a/b".into()), Some("/r".into()))
+            );
         }
     }
 
@@ -219,7 +239,10 @@ mod tests {
             ("up", "up"),
         ] {
             let error = parsed(line).unwrap_err();
-            assert!(error.to_string().contains(named) && error.exit_code() == 64, "{line}: {error}");
+            assert!(
+                error.to_string().contains(named) && error.exit_code() == 64,
+                "{line}: {error}"
+            );
         }
     }
 }

@@ -11,10 +11,18 @@ use crate::facts::{self, Env, Interfaces, Process};
 use crate::plan::{self, Pod, PortPlan};
 use crate::settings::{self, Settings};
 
-/// Runs the command line `words` and gives the exit code: 0, 1 when `--check` found a difference, or an
-/// [`Error::exit_code`]. Results go to `out`, the log to `log`, one line each.
-pub fn run(words: impl IntoIterator<Item = String>, env: Env<'_>, out: &mut dyn Write, log: &mut dyn Write) -> u8 {
-    let mut log = Log { to: log, level: LogLevel::Info };
+/// Runs the command line `words` and gives the exit code: 0, 1 when `--check` found a difference,
+/// or an [`Error::exit_code`]. Results go to `out`, the log to `log`, one line each.
+pub fn run(
+    words: impl IntoIterator<Item = String>,
+    env: Env<'_>,
+    out: &mut dyn Write,
+    log: &mut dyn Write,
+) -> u8 {
+    let mut log = Log {
+        to: log,
+        level: LogLevel::Info,
+    };
     match args::parse(words).and_then(|args| dispatch(&args, env, out, &mut log)) {
         Ok(code) => code,
         Err(error) => {
@@ -26,7 +34,12 @@ pub fn run(words: impl IntoIterator<Item = String>, env: Env<'_>, out: &mut dyn 
     }
 }
 
-fn dispatch(args: &Args, env: Env<'_>, out: &mut dyn Write, log: &mut Log<'_>) -> Result<u8, Error> {
+fn dispatch(
+    args: &Args,
+    env: Env<'_>,
+    out: &mut dyn Write,
+    log: &mut Log<'_>,
+) -> Result<u8, Error> {
     match args.mode {
         Mode::Help => print(out, args::HELP),
         Mode::Version => print(out, concat!("agent-init ", env!("CARGO_PKG_VERSION"), "\n")),
@@ -66,7 +79,8 @@ fn dispatch(args: &Args, env: Env<'_>, out: &mut dyn Write, log: &mut Log<'_>) -
             }
         }
         Mode::Apply => put_into_force(args, env, log).inspect_err(|error| {
-            // A failed run must not leave what an earlier one did: nobody would know which rules hold.
+            // A failed run must not leave what an earlier one did: nobody would know which rules
+            // hold.
             if matches!(error, Error::Config(_)) {
                 apply::give_up();
             }
@@ -78,7 +92,10 @@ fn put_into_force(args: &Args, env: Env<'_>, log: &mut Log<'_>) -> Result<u8, Er
     let wanted = Wanted::gather(args, env, log)?;
     let rules = wanted.rules();
     if rules.is_empty() {
-        log.line(LogLevel::Info, "no port is asked for by number: nothing to redirect");
+        log.line(
+            LogLevel::Info,
+            "no port is asked for by number: nothing to redirect",
+        );
         apply::give_up();
         return Ok(0);
     }
@@ -86,7 +103,10 @@ fn put_into_force(args: &Args, env: Env<'_>, log: &mut Log<'_>) -> Result<u8, Er
     for port in &wanted.ports {
         log.line(LogLevel::Info, &wanted.told(port, backend));
     }
-    log.line(LogLevel::Debug, &format!("{} rules are in force", rules.len()));
+    log.line(
+        LogLevel::Debug,
+        &format!("{} rules are in force", rules.len()),
+    );
     Ok(0)
 }
 
@@ -98,8 +118,11 @@ struct Wanted {
 
 impl Wanted {
     fn gather(args: &Args, env: Env<'_>, log: &mut Log<'_>) -> Result<Self, Error> {
-        let Settings { ports, log_level, warnings } =
-            settings::read(args.config.as_deref(), env, args.root.as_deref())?;
+        let Settings {
+            ports,
+            log_level,
+            warnings,
+        } = settings::read(args.config.as_deref(), env, args.root.as_deref())?;
         log.obey(env, log_level);
         for warning in warnings {
             log.line(LogLevel::Warning, &warning);
@@ -118,9 +141,18 @@ impl Wanted {
 
     /// The one line that says what became of a port.
     fn told(&self, port: &PortPlan, backend: &str) -> String {
-        let PortPlan { container, container_port, agent_port, proxy_port, transport, .. } = port;
+        let PortPlan {
+            container,
+            container_port,
+            agent_port,
+            proxy_port,
+            transport,
+            ..
+        } = port;
         if !port.numeric {
-            return format!("{transport} {container_port} ({container}): named target port, not redirected");
+            return format!(
+                "{transport} {container_port} ({container}): named target port, not redirected"
+            );
         }
         let addresses: Vec<String> = self.pod.addresses.iter().map(ToString::to_string).collect();
         format!(

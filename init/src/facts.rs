@@ -1,5 +1,5 @@
-//! What the pod is: its loopback interface, its addresses, and who its agent is. Asked of the kernel and the
-//! environment once; `plan` takes it from there.
+//! What the pod is: its loopback interface, its addresses, and who its agent is. Asked of the
+//! kernel and the environment once; `plan` takes it from there.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -42,14 +42,21 @@ pub struct Process {
 impl Process {
     /// Of this process.
     pub fn current() -> Self {
-        Self { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() }
+        Self {
+            uid: rustix::process::geteuid().as_raw(),
+            gid: rustix::process::getegid().as_raw(),
+        }
     }
 }
 
 /// The pod's facts, and a warning about what they do not tell, if any.
 ///
 /// Errors: a malformed address or id, a group that the app may have too, or no address at all.
-pub fn gather(env: Env<'_>, interfaces: &Interfaces, process: Process) -> Result<(Pod, Option<String>), Error> {
+pub fn gather(
+    env: Env<'_>,
+    interfaces: &Interfaces,
+    process: Process,
+) -> Result<(Pod, Option<String>), Error> {
     let (agent, warning) = agent(env, process)?;
     let addresses = addresses(env, interfaces)?;
     if addresses.is_empty() {
@@ -59,12 +66,22 @@ pub fn gather(env: Env<'_>, interfaces: &Interfaces, process: Process) -> Result
                 .to_owned(),
         ));
     }
-    let loopback = interfaces.loopback.clone().unwrap_or_else(|| "lo".to_owned());
-    Ok((Pod { addresses, loopback, agent }, warning))
+    let loopback = interfaces
+        .loopback
+        .clone()
+        .unwrap_or_else(|| "lo".to_owned());
+    Ok((
+        Pod {
+            addresses,
+            loopback,
+            agent,
+        },
+        warning,
+    ))
 }
 
-/// `POD_IPS` when set, else `POD_IP` and every global address of the interfaces; each once, and none that is
-/// loopback or link-local: no caller can use those from elsewhere.
+/// `POD_IPS` when set, else `POD_IP` and every global address of the interfaces; each once, and
+/// none that is loopback or link-local: no caller can use those from elsewhere.
 fn addresses(env: Env<'_>, interfaces: &Interfaces) -> Result<Vec<IpAddr>, Error> {
     let mut named = Vec::new();
     let list = value(env, "POD_IPS");
@@ -72,9 +89,15 @@ fn addresses(env: Env<'_>, interfaces: &Interfaces) -> Result<Vec<IpAddr>, Error
         Some(list) => ("POD_IPS", list.clone()),
         None => ("POD_IP", value(env, "POD_IP").unwrap_or_default()),
     };
-    for word in text.split(',').map(str::trim).filter(|word| !word.is_empty()) {
+    for word in text
+        .split(',')
+        .map(str::trim)
+        .filter(|word| !word.is_empty())
+    {
         let address: IpAddr = word.parse().map_err(|_| {
-            Error::Config(format!("{key}={text:?}: {word:?} is no IP address; write them like 10.1.0.2,fd00::2"))
+            Error::Config(format!(
+                "{key}={text:?}: {word:?} is no IP address; write them like 10.1.0.2,fd00::2"
+            ))
         })?;
         named.push(address.to_canonical());
     }
@@ -93,9 +116,14 @@ fn addresses(env: Env<'_>, interfaces: &Interfaces) -> Result<Vec<IpAddr>, Error
 
 fn is_global(address: IpAddr) -> bool {
     match address {
-        IpAddr::V4(it) => !it.is_loopback() && !it.is_link_local() && !it.is_unspecified() && !it.is_multicast(),
+        IpAddr::V4(it) => {
+            !it.is_loopback() && !it.is_link_local() && !it.is_unspecified() && !it.is_multicast()
+        }
         IpAddr::V6(it) => {
-            !it.is_loopback() && !it.is_unicast_link_local() && !it.is_unspecified() && !it.is_multicast()
+            !it.is_loopback()
+                && !it.is_unicast_link_local()
+                && !it.is_unspecified()
+                && !it.is_multicast()
         }
     }
 }
@@ -103,7 +131,8 @@ fn is_global(address: IpAddr) -> bool {
 /// By what the kernel shall know the agent: its own group, else a user.
 fn agent(env: Env<'_>, process: Process) -> Result<(Agent, Option<String>), Error> {
     if let Some(gid) = id(env, "AGENT_GID")? {
-        // The group must be the agent's alone. What this container has without being given it, the pod gives to all.
+        // The group must be the agent's alone. What this container has without being given it, the
+        // pod gives to all.
         let whose = if gid == 0 {
             "is root's group, which containers have by default"
         } else if gid == process.gid {
@@ -128,43 +157,65 @@ fn agent(env: Env<'_>, process: Process) -> Result<(Agent, Option<String>), Erro
 }
 
 fn id(env: Env<'_>, key: &str) -> Result<Option<u32>, Error> {
-    let Some(text) = value(env, key) else { return Ok(None) };
+    let Some(text) = value(env, key) else {
+        return Ok(None);
+    };
     match text.parse::<u32>() {
         // The highest number means "none" to the kernel.
         Ok(id) if id != u32::MAX => Ok(Some(id)),
-        _ => Err(Error::Config(format!("{key}={text:?}: not a number from 0 to {}; write it like 7439", u32::MAX - 1))),
+        _ => Err(Error::Config(format!(
+            "{key}={text:?}: not a number from 0 to {}; write it like 7439",
+            u32::MAX - 1
+        ))),
     }
 }
 
 /// A variable that is set to something.
 fn value(env: Env<'_>, key: &str) -> Option<String> {
-    env(key).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
+    env(key)
+        .map(|text| text.trim().to_owned())
+        .filter(|text| !text.is_empty())
 }
 
-/// Asks the kernel for the interfaces. A sandbox without that socket has none to tell: the environment must do.
+/// Asks the kernel for the interfaces. A sandbox without that socket has none to tell: the
+/// environment must do.
 pub fn interfaces() -> Interfaces {
-    Socket::open(ROUTE).and_then(|socket| read_interfaces(&socket)).unwrap_or_default()
+    Socket::open(ROUTE)
+        .and_then(|socket| read_interfaces(&socket))
+        .unwrap_or_default()
 }
 
 fn read_interfaces(socket: &Socket) -> Result<Interfaces, rustix::io::Errno> {
     let mut loopbacks = Vec::new();
     for body in socket.dump(GET_LINK, &Attributes::default().fixed(&[0; LINK_FIXED]))? {
-        let (Some(index), Some(flags)) = (number_at(&body, 4), number_at(&body, 8)) else { continue };
+        let (Some(index), Some(flags)) = (number_at(&body, 4), number_at(&body, 8)) else {
+            continue;
+        };
         if flags & FLAG_LOOPBACK != 0 {
-            let name = find_text(body.get(LINK_FIXED..).unwrap_or_default(), 3).unwrap_or_default().to_owned();
+            let name = find_text(body.get(LINK_FIXED..).unwrap_or_default(), 3)
+                .unwrap_or_default()
+                .to_owned();
             loopbacks.push((flags & FLAG_UP == 0, index, name));
         }
     }
     loopbacks.sort();
     let mut global = Vec::new();
-    for body in socket.dump(GET_ADDRESS, &Attributes::default().fixed(&[0; ADDRESS_FIXED]))? {
-        let (Some(scope), Some(index)) = (body.get(3), number_at(&body, 4)) else { continue };
+    for body in socket.dump(
+        GET_ADDRESS,
+        &Attributes::default().fixed(&[0; ADDRESS_FIXED]),
+    )? {
+        let (Some(scope), Some(index)) = (body.get(3), number_at(&body, 4)) else {
+            continue;
+        };
         let address = address(body.get(ADDRESS_FIXED..).unwrap_or_default());
         if *scope == SCOPE_GLOBAL && loopbacks.iter().all(|(_, it, _)| *it != index) {
             global.extend(address.filter(|it| is_global(*it)));
         }
     }
-    Ok(Interfaces { loopback: loopbacks.into_iter().next().map(|(_, _, name)| name), global })
+    Ok(Interfaces {
+        loopback: loopbacks.into_iter().next().map(|(_, _, name)| name),
+        global,
+    })
 }
 
 /// The interface's own address: `IFA_LOCAL` where there is a peer, else `IFA_ADDRESS`.
@@ -187,56 +238,123 @@ mod tests {
 
     const ROOT: Process = Process { uid: 0, gid: 0 };
 
-    fn gathered(env: &[(&str, &str)], global: &[&str], process: Process) -> Result<(Pod, Option<String>), Error> {
-        let env: std::collections::HashMap<_, _> = env.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+    fn gathered(
+        env: &[(&str, &str)],
+        global: &[&str],
+        process: Process,
+    ) -> Result<(Pod, Option<String>), Error> {
+        let env: std::collections::HashMap<_, _> = env
+            .iter()
+            .map(|(k, v)| (k.to_string(), v.to_string()))
+            .collect();
         let global = global.iter().map(|it| it.parse().unwrap()).collect();
-        gather(&|key| env.get(key).cloned(), &Interfaces { loopback: Some("lo".into()), global }, process)
+        gather(
+            &|key| env.get(key).cloned(),
+            &Interfaces {
+                loopback: Some("lo".into()),
+                global,
+            },
+            process,
+        )
     }
 
     fn addresses_of(env: &[(&str, &str)], global: &[&str]) -> Vec<String> {
-        gathered(env, global, ROOT).unwrap().0.addresses.iter().map(ToString::to_string).collect()
+        gathered(env, global, ROOT)
+            .unwrap()
+            .0
+            .addresses
+            .iter()
+            .map(ToString::to_string)
+            .collect()
     }
 
     #[test]
     fn pod_ips_alone_says_which_families_there_are() {
-        assert_eq!(addresses_of(&[("POD_IPS", "10.1.0.2"), ("POD_IP", "10.9.9.9")], &["fd00::2"]), ["10.1.0.2"]);
-        assert_eq!(addresses_of(&[("POD_IPS", " fd00::2 , 10.1.0.2")], &[]), ["10.1.0.2", "fd00::2"]);
+        assert_eq!(
+            addresses_of(
+                &[("POD_IPS", "10.1.0.2"), ("POD_IP", "10.9.9.9")],
+                &["fd00::2"]
+            ),
+            ["10.1.0.2"]
+        );
+        assert_eq!(
+            addresses_of(&[("POD_IPS", " fd00::2 , 10.1.0.2")], &[]),
+            ["10.1.0.2", "fd00::2"]
+        );
     }
 
     #[test]
     fn without_pod_ips_the_interfaces_add_to_pod_ip() {
-        assert_eq!(addresses_of(&[("POD_IP", "10.1.0.2")], &["10.1.0.2", "fd00::2"]), ["10.1.0.2", "fd00::2"]);
+        assert_eq!(
+            addresses_of(&[("POD_IP", "10.1.0.2")], &["10.1.0.2", "fd00::2"]),
+            ["10.1.0.2", "fd00::2"]
+        );
         assert_eq!(addresses_of(&[], &["fd00::2"]), ["fd00::2"]);
     }
 
     #[test]
     fn loopback_and_link_local_make_no_family() {
-        assert_eq!(addresses_of(&[("POD_IPS", "10.1.0.2,fe80::1,::1,127.0.0.1,169.254.1.1")], &[]), ["10.1.0.2"]);
-        assert_eq!(addresses_of(&[("POD_IP", "::ffff:10.1.0.2")], &[]), ["10.1.0.2"]);
-        let message = gathered(&[("POD_IP", "127.0.0.1")], &[], ROOT).unwrap_err().to_string();
-        assert!(message.contains("POD_IP") && message.contains("status.podIP"), "{message}");
+        assert_eq!(
+            addresses_of(
+                &[("POD_IPS", "10.1.0.2,fe80::1,::1,127.0.0.1,169.254.1.1")],
+                &[]
+            ),
+            ["10.1.0.2"]
+        );
+        assert_eq!(
+            addresses_of(&[("POD_IP", "::ffff:10.1.0.2")], &[]),
+            ["10.1.0.2"]
+        );
+        let message = gathered(&[("POD_IP", "127.0.0.1")], &[], ROOT)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.contains("POD_IP") && message.contains("status.podIP"),
+            "{message}"
+        );
     }
 
     #[test]
     fn the_agent_is_its_group_then_its_user_then_ours() {
         let pod = |env: &[(&str, &str)], process| {
-            let env: Vec<_> = env.iter().copied().chain([("POD_IP", "10.1.0.2")]).collect();
+            let env: Vec<_> = env
+                .iter()
+                .copied()
+                .chain([("POD_IP", "10.1.0.2")])
+                .collect();
             gathered(&env, &[], process)
         };
-        let agent = |env, process| pod(env, process).map(|(pod, warning)| (pod.agent, warning.is_some())).unwrap();
-        assert_eq!(agent(&[("AGENT_GID", "7439"), ("AGENT_UID", "5")], ROOT), (Agent::Gid(7439), false));
+        let agent = |env, process| {
+            pod(env, process)
+                .map(|(pod, warning)| (pod.agent, warning.is_some()))
+                .unwrap()
+        };
+        assert_eq!(
+            agent(&[("AGENT_GID", "7439"), ("AGENT_UID", "5")], ROOT),
+            (Agent::Gid(7439), false)
+        );
         assert_eq!(agent(&[("AGENT_UID", "5")], ROOT), (Agent::Uid(5), true));
-        assert_eq!(agent(&[], Process { uid: 1001, gid: 1 }), (Agent::Uid(1001), true));
+        assert_eq!(
+            agent(&[], Process { uid: 1001, gid: 1 }),
+            (Agent::Uid(1001), true)
+        );
         for (gid, process) in [("0", ROOT), ("7439", Process { uid: 5, gid: 7439 })] {
             let message = pod(&[("AGENT_GID", gid)], process).unwrap_err().to_string();
-            assert!(message.contains(&format!("AGENT_GID={gid}")) && message.contains("runAsGroup"), "{message}");
+            assert!(
+                message.contains(&format!("AGENT_GID={gid}")) && message.contains("runAsGroup"),
+                "{message}"
+            );
         }
     }
 
     #[test]
     fn bad_values_are_named() {
-        for (key, bad) in [("POD_IP", "nowhere"), ("POD_IPS", "10.1.0.2,x"), ("AGENT_GID", "-1"), ("AGENT_UID", "root")]
-        {
+        for (key, bad) in [
+            ("POD_IP", "nowhere"),
+            ("POD_IPS", "10.1.0.2,x"),
+            ("AGENT_GID", "-1"),
+            ("AGENT_UID", "root"),
+        ] {
             let env = [("POD_IP", "10.1.0.2"), (key, bad)];
             let message = gathered(&env, &[], ROOT).unwrap_err().to_string();
             assert!(message.contains(key) && message.contains(bad), "{message}");

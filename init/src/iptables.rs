@@ -1,7 +1,8 @@
-//! The backend that runs the iptables programs, for kernels without nf_tables and for those who want it.
+//! The backend that runs the iptables programs, for kernels without nf_tables and for those who
+//! want it.
 //!
-//! For each family: `iptables-save` to see what is ours, then one `iptables-restore --noflush`, which the kernel
-//! takes as a whole or not at all.
+//! For each family: `iptables-save` to see what is ours, then one `iptables-restore --noflush`,
+//! which the kernel takes as a whole or not at all.
 
 mod program;
 mod saved;
@@ -46,11 +47,15 @@ const ATTEMPTS: usize = 3;
 
 /// Puts `rules` into force with this flavour, one family after the other.
 ///
-/// Errors: the program's word on the rule it refused. Earlier families are in force then; the caller takes them away.
+/// Errors: the program's word on the rule it refused. Earlier families are in force then; the
+/// caller takes them away.
 pub fn apply(flavour: Flavour, rules: &[Rule]) -> Result<(), Failure> {
     let wanted = by_family(rules);
     for family in Family::ALL {
-        let rules = wanted.iter().find(|(it, _)| *it == family).map_or(&[][..], |(_, rules)| rules);
+        let rules = wanted
+            .iter()
+            .find(|(it, _)| *it == family)
+            .map_or(&[][..], |(_, rules)| rules);
         // A family without an address may be one the kernel does not even have.
         if rules.is_empty() {
             remove_family(flavour, family)?;
@@ -75,9 +80,8 @@ fn attempt(flavour: Flavour, family: Family, rules: &[&Rule]) -> Result<(), Fail
 fn transition(flavour: Flavour, family: Family, rules: &[&Rule]) -> Result<(), Failure> {
     let saved = save(flavour, family)?;
     let mark = match flavour {
-        Flavour::Nft => {
-            leftovers::mark(family).map_err(|it| Failure::Unusable(format!("{}: {}", it.what, it.errno)))?
-        }
+        Flavour::Nft => leftovers::mark(family)
+            .map_err(|it| Failure::Unusable(format!("{}: {}", it.what, it.errno)))?,
         Flavour::Legacy => None,
     };
     match saved.transition(rules, mark.as_deref()) {
@@ -97,17 +101,20 @@ pub fn remove(flavour: Flavour) -> Result<bool, Failure> {
 
 fn remove_family(flavour: Flavour, family: Family) -> Result<bool, Failure> {
     match flavour {
-        // The kernel tells and takes these without the program, and what the program created with them.
-        Flavour::Nft => {
-            leftovers::remove_from(family).map_err(|it| Failure::Unusable(format!("{}: {}", it.what, it.errno)))
-        }
-        Flavour::Legacy => match (legacy_in_use(family), Program::find(flavour, family, "save")) {
+        // The kernel tells and takes these without the program, and what the program created with
+        // them.
+        Flavour::Nft => leftovers::remove_from(family)
+            .map_err(|it| Failure::Unusable(format!("{}: {}", it.what, it.errno))),
+        Flavour::Legacy => match (
+            legacy_in_use(family),
+            Program::find(flavour, family, "save"),
+        ) {
             // No such table, or none that a program of this image could have filled.
             (Use::No, _) | (_, Err(_)) => Ok(false),
             (in_use, Ok(_)) => match (save(flavour, family), in_use) {
-                (Ok(saved), _) => saved
-                    .transition(&[], None)
-                    .map_or(Ok(false), |document| restore(flavour, family, &document).map(|()| true)),
+                (Ok(saved), _) => saved.transition(&[], None).map_or(Ok(false), |document| {
+                    restore(flavour, family, &document).map(|()| true)
+                }),
                 (Err(_), Use::Unknown) => Ok(false),
                 (Err(failure), _) => Err(failure),
             },
@@ -120,21 +127,43 @@ pub fn differences(flavour: Flavour, rules: &[Rule]) -> Result<Vec<String>, Fail
     let mut lines = Vec::new();
     let wanted = by_family(rules);
     for family in Family::ALL {
-        let rules = wanted.iter().find(|(it, _)| *it == family).map_or(&[][..], |(_, rules)| rules);
+        let rules = wanted
+            .iter()
+            .find(|(it, _)| *it == family)
+            .map_or(&[][..], |(_, rules)| rules);
         let in_use = flavour == Flavour::Nft || legacy_in_use(family) != Use::No;
-        let saved = if in_use { save(flavour, family)? } else { Saved::default() };
+        let saved = if in_use {
+            save(flavour, family)?
+        } else {
+            Saved::default()
+        };
         let differences = saved.differences(rules);
-        lines.extend(differences.into_iter().map(|line| format!("{line} ({family})")));
+        lines.extend(
+            differences
+                .into_iter()
+                .map(|line| format!("{line} ({family})")),
+        );
     }
     Ok(lines)
 }
 
-/// The flavour of the tables that hold the most rules; the nft flavour when none hold any and the kernel has it.
+/// The flavour of the tables that hold the most rules; the nft flavour when none hold any and the
+/// kernel has it.
 pub fn detect() -> Flavour {
-    let Ok(nft) = leftovers::rule_count() else { return Flavour::Legacy };
+    let Ok(nft) = leftovers::rule_count() else {
+        return Flavour::Legacy;
+    };
     let count = |family| save(Flavour::Legacy, family).map_or(0, |saved| saved.rule_count());
-    let legacy: usize = Family::ALL.into_iter().filter(|it| legacy_in_use(*it) != Use::No).map(count).sum();
-    if legacy > nft { Flavour::Legacy } else { Flavour::Nft }
+    let legacy: usize = Family::ALL
+        .into_iter()
+        .filter(|it| legacy_in_use(*it) != Use::No)
+        .map(count)
+        .sum();
+    if legacy > nft {
+        Flavour::Legacy
+    } else {
+        Flavour::Nft
+    }
 }
 
 /// Whether x_tables has a `nat` table here.
@@ -162,7 +191,11 @@ fn legacy_in_use(family: Family) -> Use {
 fn save(flavour: Flavour, family: Family) -> Result<Saved, Failure> {
     let program = Program::find(flavour, family, "save")?;
     let answer = program.run(&["-t", "nat"], "")?;
-    if answer.ok { Ok(Saved::parse(&answer.output)) } else { Err(refused(&program, &answer.complaint, family, None)) }
+    if answer.ok {
+        Ok(Saved::parse(&answer.output))
+    } else {
+        Err(refused(&program, &answer.complaint, family, None))
+    }
 }
 
 fn restore(flavour: Flavour, family: Family, document: &Document) -> Result<(), Failure> {
@@ -171,16 +204,30 @@ fn restore(flavour: Flavour, family: Family, document: &Document) -> Result<(), 
     if answer.ok {
         return Ok(());
     }
-    Err(refused(&program, &answer.complaint, family, document.line_blamed_by(&answer.complaint)))
+    Err(refused(
+        &program,
+        &answer.complaint,
+        family,
+        document.line_blamed_by(&answer.complaint),
+    ))
 }
 
 fn refused(program: &Program, complaint: &str, family: Family, rule: Option<String>) -> Failure {
     let name = program.name();
     let complaint = complaint.split_whitespace().collect::<Vec<_>>().join(" ");
-    if ["Permission denied", "Operation not permitted", "must be root"].iter().any(|it| complaint.contains(it)) {
+    if [
+        "Permission denied",
+        "Operation not permitted",
+        "must be root",
+    ]
+    .iter()
+    .any(|it| complaint.contains(it))
+    {
         return Failure::NotPermitted(format!("{name}: {complaint}"));
     }
-    let about = rule.map(|rule| format!(" refused rule {rule}")).unwrap_or_default();
+    let about = rule
+        .map(|rule| format!(" refused rule {rule}"))
+        .unwrap_or_default();
     let module = match family {
         Family::V4 => "CONFIG_IP_NF_NAT (module iptable_nat)",
         Family::V6 => "CONFIG_IP6_NF_NAT (module ip6table_nat)",

@@ -1,7 +1,8 @@
 //! agent-init: redirects the callers of an app's numeric target ports to the agent in the same pod.
 //!
-//! Read `plan` first: it is the policy. `rule` is what a rule is and how it is spelled; `facts` is what the pod is;
-//! `nft` and `iptables` are the two ways into the kernel; `apply` chooses between them; `command` is one run.
+//! Read `plan` first: it is the policy. `rule` is what a rule is and how it is spelled; `facts` is
+//! what the pod is; `nft` and `iptables` are the two ways into the kernel; `apply` chooses between
+//! them; `command` is one run.
 
 pub mod rule;
 

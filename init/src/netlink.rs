@@ -1,15 +1,19 @@
-//! Netlink by hand: messages with attributes, a socket, dumps. Enough for nf_tables and for reading interfaces,
-//! and nothing else, so that the program needs no C library of netlink's and no other program.
+//! Netlink by hand: messages with attributes, a socket, dumps. Enough for nf_tables and for reading
+//! interfaces, and nothing else, so that the program needs no C library of netlink's and no other
+//! program.
 //!
-//! Layout: `linux/netlink.h`. A message is a 16-byte header and a body; a body is a fixed part and attributes, each
-//! `length, kind, payload` padded to four bytes. Numbers are in the host's order unless a subsystem says otherwise.
+//! Layout: `linux/netlink.h`. A message is a 16-byte header and a body; a body is a fixed part and
+//! attributes, each `length, kind, payload` padded to four bytes. Numbers are in the host's order
+//! unless a subsystem says otherwise.
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::netlink::SocketAddrNetlink;
-use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
+use rustix::net::{
+    AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt,
+};
 
 /// The message is a request to the kernel.
 pub const REQUEST: u16 = 0x1;
@@ -49,7 +53,10 @@ impl Attributes {
     /// Adds an attribute with these bytes.
     pub fn bytes(mut self, kind: u16, payload: &[u8]) -> Self {
         let length = u16::try_from(4 + payload.len()).unwrap_or(u16::MAX);
-        debug_assert!(usize::from(length) == 4 + payload.len(), "no attribute of ours comes near 64 KiB");
+        debug_assert!(
+            usize::from(length) == 4 + payload.len(),
+            "no attribute of ours comes near 64 KiB"
+        );
         self.0.extend_from_slice(&length.to_ne_bytes());
         self.0.extend_from_slice(&kind.to_ne_bytes());
         self.0.extend_from_slice(payload);
@@ -92,13 +99,18 @@ pub fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
 
 /// The payload of the first attribute of this kind.
 pub fn find(bytes: &[u8], kind: u16) -> Option<&[u8]> {
-    attributes(bytes).find(|(it, _)| *it == kind).map(|(_, payload)| payload)
+    attributes(bytes)
+        .find(|(it, _)| *it == kind)
+        .map(|(_, payload)| payload)
 }
 
 /// The text in the first attribute of this kind, without its closing zero.
 pub fn find_text(bytes: &[u8], kind: u16) -> Option<&str> {
     let payload = find(bytes, kind)?;
-    let end = payload.iter().position(|byte| *byte == 0).unwrap_or(payload.len());
+    let end = payload
+        .iter()
+        .position(|byte| *byte == 0)
+        .unwrap_or(payload.len());
     std::str::from_utf8(&payload[..end]).ok()
 }
 
@@ -140,7 +152,12 @@ fn received(mut bytes: &[u8]) -> impl Iterator<Item = Received<'_>> {
     std::iter::from_fn(move || {
         let length = usize::try_from(read32(bytes, 0)?).ok()?;
         let body = bytes.get(HEADER..length)?;
-        let one = Received { kind: read16(bytes, 4)?, flags: read16(bytes, 6)?, sequence: read32(bytes, 8)?, body };
+        let one = Received {
+            kind: read16(bytes, 4)?,
+            flags: read16(bytes, 6)?,
+            sequence: read32(bytes, 8)?,
+            body,
+        };
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
         Some(one)
     })
@@ -167,7 +184,10 @@ pub struct Refusal {
 
 impl From<Errno> for Refusal {
     fn from(errno: Errno) -> Self {
-        Self { sequence: None, errno }
+        Self {
+            sequence: None,
+            errno,
+        }
     }
 }
 
@@ -178,7 +198,12 @@ pub struct Socket(OwnedFd);
 impl Socket {
     /// Opens one. Errors mean that the kernel (or the sandbox) has no such subsystem.
     pub fn open(protocol: Option<Protocol>) -> Result<Self, Errno> {
-        let fd = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
+        let fd = rustix::net::socket_with(
+            AddressFamily::NETLINK,
+            SocketType::RAW,
+            SocketFlags::CLOEXEC,
+            protocol,
+        )?;
         rustix::net::bind(&fd, &SocketAddrNetlink::new(0, 0))?;
         sockopt::set_socket_timeout(&fd, sockopt::Timeout::Recv, Some(PATIENCE))?;
         Ok(Self(fd))
@@ -229,8 +254,8 @@ impl Socket {
         }
     }
 
-    /// Sends a whole transaction and waits for the kernel's word on it. `last` is the message that asked for an
-    /// acknowledgement; the kernel speaks of all others only when it refuses them.
+    /// Sends a whole transaction and waits for the kernel's word on it. `last` is the message that
+    /// asked for an acknowledgement; the kernel speaks of all others only when it refuses them.
     pub fn transact(&self, bytes: &[u8], last: u32) -> Result<(), Refusal> {
         // Without NET_ADMIN this is refused, and so will be the transaction.
         let _ = sockopt::set_socket_send_buffer_size_force(&self.0, TRANSACTION_ROOM);
@@ -240,7 +265,12 @@ impl Socket {
             let answer = self.receive()?;
             for one in received(&answer).filter(|one| one.kind == KIND_ERROR) {
                 match one.verdict() {
-                    Err(errno) => return Err(Refusal { sequence: Some(one.sequence), errno }),
+                    Err(errno) => {
+                        return Err(Refusal {
+                            sequence: Some(one.sequence),
+                            errno,
+                        });
+                    }
                     Ok(()) if one.sequence == last => return Ok(()),
                     Ok(()) => {}
                 }
@@ -250,14 +280,21 @@ impl Socket {
 
     fn send(&self, bytes: &[u8]) -> Result<(), Errno> {
         rustix::io::retry_on_intr(|| {
-            rustix::net::sendto(&self.0, bytes, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))
+            rustix::net::sendto(
+                &self.0,
+                bytes,
+                SendFlags::empty(),
+                &SocketAddrNetlink::new(0, 0),
+            )
         })
         .map(drop)
     }
 
     fn receive(&self) -> Result<Vec<u8>, Errno> {
         let mut buffer = vec![0; BUFFER];
-        let (got, _) = rustix::io::retry_on_intr(|| rustix::net::recv(&self.0, &mut buffer[..], RecvFlags::empty()))?;
+        let (got, _) = rustix::io::retry_on_intr(|| {
+            rustix::net::recv(&self.0, &mut buffer[..], RecvFlags::empty())
+        })?;
         buffer.truncate(got);
         Ok(buffer)
     }
@@ -270,7 +307,10 @@ mod tests {
 
     #[test]
     fn attributes_are_read_as_they_were_written() {
-        let made = Attributes::default().text(1, "lo").be32(2, 7).nest(3, Attributes::default().bytes(9, &[1, 2, 3]));
+        let made = Attributes::default()
+            .text(1, "lo")
+            .be32(2, 7)
+            .nest(3, Attributes::default().bytes(9, &[1, 2, 3]));
         assert_eq!(find_text(&made.0, 1), Some("lo"));
         assert_eq!(find_be32(&made.0, 2), Some(7));
         assert_eq!(find(find(&made.0, 3).unwrap(), 9), Some(&[1, 2, 3][..]));

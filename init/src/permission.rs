@@ -1,11 +1,16 @@
-//! Whether the process may program rules, and if not, which of the many reasons it is: whoever reads the message has
-//! a pod manifest to mend.
+//! Whether the process may program rules, and if not, which of the many reasons it is: whoever
+//! reads the message has a pod manifest to mend.
 
-use rustix::thread::{CapabilitySet, capabilities, capability_is_in_bounding_set, no_new_privs, set_capabilities};
+use rustix::thread::{
+    CapabilitySet, capabilities, capability_is_in_bounding_set, no_new_privs, set_capabilities,
+};
 
-/// Whether NET_ADMIN is there. One that is merely permitted (a file capability can be) is made effective.
+/// Whether NET_ADMIN is there. One that is merely permitted (a file capability can be) is made
+/// effective.
 pub fn may_program() -> bool {
-    let Ok(mut sets) = capabilities(None) else { return true };
+    let Ok(mut sets) = capabilities(None) else {
+        return true;
+    };
     if sets.effective.contains(CapabilitySet::NET_ADMIN) {
         return true;
     }
@@ -13,13 +18,15 @@ pub fn may_program() -> bool {
     sets.effective.contains(CapabilitySet::NET_ADMIN) && set_capabilities(None, sets).is_ok()
 }
 
-/// Lets the programs we start keep the capabilities they need when we are not root: without this a program that is
-/// not root starts with none.
+/// Lets the programs we start keep the capabilities they need when we are not root: without this a
+/// program that is not root starts with none.
 pub fn hand_down() {
     if rustix::process::geteuid().is_root() {
         return;
     }
-    let Ok(mut sets) = capabilities(None) else { return };
+    let Ok(mut sets) = capabilities(None) else {
+        return;
+    };
     let wanted = sets.permitted & (CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW);
     sets.inheritable |= wanted;
     // Where a step is refused the program itself will say that it lacks permission.
@@ -33,7 +40,8 @@ pub fn hand_down() {
 /// Why the kernel says no, and what to write where.
 pub fn explanation() -> String {
     let uid = rustix::process::geteuid().as_raw();
-    let effective = capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_ADMIN));
+    let effective =
+        capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_ADMIN));
     let bounding = capability_is_in_bounding_set(CapabilitySet::NET_ADMIN).unwrap_or(false);
     let locked = no_new_privs().unwrap_or(false);
     let why = match (effective, uid, bounding) {

@@ -1,10 +1,12 @@
-//! START HERE: the policy. What the config wants and what the pod is, in; an ordered list of rules, out. Pure.
+//! START HERE: the policy. What the config wants and what the pod is, in; an ordered list of rules,
+//! out. Pure.
 //!
 //! ```text
 //! caller ──> app port C ──redirect──> agent port A ══> agent ══> proxy port X ──translate──> app port C
 //! ```
 //!
-//! Only ports with a numeric target are touched: a named one is taken over by the Service, without any rule.
+//! Only ports with a numeric target are touched: a named one is taken over by the Service, without
+//! any rule.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -24,8 +26,8 @@ pub struct PortPlan {
     pub proxy_port: u16,
     /// Which transport.
     pub transport: Transport,
-    /// Whether callers come by the port's number (a numeric target port, or a Service without an address of its own):
-    /// only then is it redirected.
+    /// Whether callers come by the port's number (a numeric target port, or a Service without an
+    /// address of its own): only then is it redirected.
     pub numeric: bool,
 }
 
@@ -46,20 +48,38 @@ pub fn plan(ports: &[PortPlan], pod: &Pod) -> Vec<Rule> {
     if numeric.is_empty() {
         return Vec::new();
     }
-    Family::ALL.into_iter().flat_map(|family| of_family(family, &numeric, pod)).collect()
+    Family::ALL
+        .into_iter()
+        .flat_map(|family| of_family(family, &numeric, pod))
+        .collect()
 }
 
 fn of_family(family: Family, ports: &[&PortPlan], pod: &Pod) -> Vec<Rule> {
-    let addresses: Vec<IpAddr> = pod.addresses.iter().copied().filter(|it| Family::of(*it) == family).collect();
+    let addresses: Vec<IpAddr> = pod
+        .addresses
+        .iter()
+        .copied()
+        .filter(|it| Family::of(*it) == family)
+        .collect();
     let mut rules = Vec::new();
-    let mut say = |chain, when: Vec<Test>, then| rules.push(Rule { family, chain, when, then });
+    let mut say = |chain, when: Vec<Test>, then| {
+        rules.push(Rule {
+            family,
+            chain,
+            when,
+            then,
+        })
+    };
     if addresses.is_empty() {
         return rules;
     }
 
     let over_loopback = || Over(pod.loopback.clone());
     for transport in TRANSPORTS {
-        let ports: Vec<_> = ports.iter().filter(|port| port.transport == transport).collect();
+        let ports: Vec<_> = ports
+            .iter()
+            .filter(|port| port.transport == transport)
+            .collect();
         if ports.is_empty() {
             continue;
         }
@@ -67,26 +87,48 @@ fn of_family(family: Family, ports: &[&PortPlan], pod: &Pod) -> Vec<Rule> {
         for port in ports {
             let app = Port(transport, port.container_port);
             // Callers of the app's port reach the agent, those from other hosts …
-            say(inbound, vec![app.clone()], Action::Redirect(port.agent_port));
+            say(
+                inbound,
+                vec![app.clone()],
+                Action::Redirect(port.agent_port),
+            );
             // … and the neighbours in the pod, a mesh's proxy among them.
             say(outbound, vec![app], Action::Redirect(port.agent_port));
             // The agent's proxy port reaches the app.
             for address in &addresses {
                 let proxy = vec![To(*address), Port(transport, port.proxy_port)];
-                say(outbound, proxy, Action::Translate(SocketAddr::new(*address, port.container_port)));
+                say(
+                    outbound,
+                    proxy,
+                    Action::Translate(SocketAddr::new(*address, port.container_port)),
+                );
             }
         }
         // That holds for all that comes in,
-        say(Chain::Prerouting, vec![Carried(transport)], Action::Jump(inbound));
+        say(
+            Chain::Prerouting,
+            vec![Carried(transport)],
+            Action::Jump(inbound),
+        );
         // for all that the pod's processes send to the pod itself,
         let neighbours = vec![over_loopback(), Carried(transport), NotFrom(pod.agent)];
         say(Chain::Output, neighbours, Action::Jump(outbound));
-        // and for the agent too, when a workstation behind it asks for the pod; 127.0.0.1 is its direct way to the app.
-        let itself = vec![NotTo(localhost(family)), over_loopback(), Carried(transport), From(pod.agent)];
+        // and for the agent too, when a workstation behind it asks for the pod; 127.0.0.1 is its
+        // direct way to the app.
+        let itself = vec![
+            NotTo(localhost(family)),
+            over_loopback(),
+            Carried(transport),
+            From(pod.agent),
+        ];
         say(Chain::Output, itself, Action::Jump(outbound));
     }
     // Whatever else the agent sends goes where it is sent: no mesh captures it.
-    say(Chain::Output, vec![From(pod.agent)], Action::Jump(Chain::Bypass));
+    say(
+        Chain::Output,
+        vec![From(pod.agent)],
+        Action::Jump(Chain::Bypass),
+    );
     say(Chain::Bypass, vec![], Action::LeaveAlone);
     rules
 }
@@ -98,11 +140,16 @@ fn localhost(family: Family) -> IpAddr {
     }
 }
 
-/// The plan as the input of `iptables-restore --noflush` and `ip6tables-restore --noflush` for an empty table.
+/// The plan as the input of `iptables-restore --noflush` and `ip6tables-restore --noflush` for an
+/// empty table.
 pub fn iptables_text(rules: &[Rule]) -> String {
     let mut text = String::new();
     for (family, rules) in by_family(rules) {
-        let program = if family == Family::V4 { "iptables-restore" } else { "ip6tables-restore" };
+        let program = if family == Family::V4 {
+            "iptables-restore"
+        } else {
+            "ip6tables-restore"
+        };
         text += &format!("# {program} --noflush --wait\n*nat\n");
         for chain in own_chains(&rules) {
             text += &format!(":{} - [0:0]\n", chain.name());
@@ -159,8 +206,20 @@ pub fn json_text(rules: &[Rule], pod: &Pod) -> String {
 
 /// The rules of each family that has any.
 pub fn by_family(rules: &[Rule]) -> Vec<(Family, Vec<&Rule>)> {
-    let of = |family| (family, rules.iter().filter(|rule| rule.family == family).collect::<Vec<_>>());
-    Family::ALL.map(of).into_iter().filter(|(_, rules)| !rules.is_empty()).collect()
+    let of = |family| {
+        (
+            family,
+            rules
+                .iter()
+                .filter(|rule| rule.family == family)
+                .collect::<Vec<_>>(),
+        )
+    };
+    Family::ALL
+        .map(of)
+        .into_iter()
+        .filter(|(_, rules)| !rules.is_empty())
+        .collect()
 }
 
 /// The chains that `rules` stand in, each once: ours first, because the hooks' rules jump to them.

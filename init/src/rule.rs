@@ -1,8 +1,9 @@
-//! One typed redirect rule, and its three spellings: a line for `iptables-restore`, a line for `nft -f`, and JSON.
+//! One typed redirect rule, and its three spellings: a line for `iptables-restore`, a line for `nft
+//! -f`, and JSON.
 //!
-//! Pure. The same rule goes to every backend, so that they cannot mean different things: `nft::expr` is the fourth
-//! spelling, the kernel's own. A line is written as `iptables-save` prints it, which makes "is it in force?" a
-//! comparison of text.
+//! Pure. The same rule goes to every backend, so that they cannot mean different things:
+//! `nft::expr` is the fourth spelling, the kernel's own. A line is written as `iptables-save`
+//! prints it, which makes "is it in force?" a comparison of text.
 
 use std::fmt::{self, Display, Formatter};
 use std::net::{IpAddr, SocketAddr};
@@ -24,7 +25,11 @@ impl Family {
 
     /// The family of `address`.
     pub fn of(address: IpAddr) -> Self {
-        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+        if address.is_ipv4() {
+            Self::V4
+        } else {
+            Self::V6
+        }
     }
 
     /// nftables' word for the family, which is also its word for the header.
@@ -100,7 +105,8 @@ pub enum Chain {
 pub const PREFIX: &str = "TEL_";
 
 impl Chain {
-    /// The chain's name in the `nat` table of iptables; for our own chains also in our nftables table.
+    /// The chain's name in the `nat` table of iptables; for our own chains also in our nftables
+    /// table.
     pub fn name(self) -> &'static str {
         match self {
             Self::Prerouting => "PREROUTING",
@@ -138,7 +144,8 @@ pub enum Test {
     Port(Transport, u16),
 }
 
-/// What becomes of a packet (in truth of its connection: translation looks at the first packet only).
+/// What becomes of a packet (in truth of its connection: translation looks at the first packet
+/// only).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
     /// Go on in a chain of ours; come back when nothing there matched.
@@ -167,9 +174,14 @@ pub struct Rule {
 impl Rule {
     /// The rule as `iptables-save` prints it and `iptables-restore` reads it, without its chain.
     ///
-    /// `LeaveAlone` is `ACCEPT`: the mesh's rules of the same table stand behind ours and are not reached.
+    /// `LeaveAlone` is `ACCEPT`: the mesh's rules of the same table stand behind ours and are not
+    /// reached.
     pub fn iptables(&self) -> String {
-        let mut words: Vec<String> = self.when.iter().map(|test| test.iptables(self.family)).collect();
+        let mut words: Vec<String> = self
+            .when
+            .iter()
+            .map(|test| test.iptables(self.family))
+            .collect();
         words.push(match self.then {
             Action::Jump(chain) => format!("-j {}", chain.name()),
             Action::Redirect(port) => format!("-j REDIRECT --to-ports {port}"),
@@ -181,8 +193,9 @@ impl Rule {
 
     /// The rule in the language of `nft`, without its chain.
     ///
-    /// `LeaveAlone` is a translation to the packet's own destination: an `accept` would end our chain only, and a
-    /// mesh's chain that follows at a later priority would still capture the connection.
+    /// `LeaveAlone` is a translation to the packet's own destination: an `accept` would end our
+    /// chain only, and a mesh's chain that follows at a later priority would still capture the
+    /// connection.
     pub fn nft(&self) -> String {
         let mut words: Vec<String> = self.when.iter().map(|test| test.nft(self.family)).collect();
         words.push(match self.then {
@@ -221,7 +234,13 @@ impl Rule {
 impl Display for Rule {
     /// How messages name the rule: family, chain, and what it says.
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}: {}", self.family.nft(), self.chain.name(), self.nft())
+        write!(
+            f,
+            "{} {}: {}",
+            self.family.nft(),
+            self.chain.name(),
+            self.nft()
+        )
     }
 }
 
@@ -236,7 +255,9 @@ impl Test {
             Self::From(Agent::Uid(id)) => format!("-m owner --uid-owner {id}"),
             Self::NotFrom(Agent::Gid(id)) => format!("-m owner ! --gid-owner {id}"),
             Self::NotFrom(Agent::Uid(id)) => format!("-m owner ! --uid-owner {id}"),
-            Self::Port(transport, port) => format!("-p {0} -m {0} --dport {port}", word(*transport)),
+            Self::Port(transport, port) => {
+                format!("-p {0} -m {0} --dport {port}", word(*transport))
+            }
         }
     }
 

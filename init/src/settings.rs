@@ -25,8 +25,8 @@ pub struct Settings {
     pub warnings: Vec<String>,
 }
 
-/// Reads the configuration: the file named on the command line, else `AGENT_CONFIG`, else [`FILE`]; `root` stands
-/// before every path.
+/// Reads the configuration: the file named on the command line, else `AGENT_CONFIG`, else [`FILE`];
+/// `root` stands before every path.
 ///
 /// Errors: no configuration, or every fault of it on a line of its own.
 pub fn read(named: Option<&Path>, env: Env<'_>, root: Option<&Path>) -> Result<Settings, Error> {
@@ -36,7 +36,9 @@ pub fn read(named: Option<&Path>, env: Env<'_>, root: Option<&Path>) -> Result<S
         (None, Some(text)) => sidecar::from_json(&text, VARIABLE, Role::Init),
         (None, None) => from_file(Path::new(FILE), root)?,
     };
-    parsed.map(|sidecar| settings(&sidecar)).map_err(|faults| Error::Config(faults.to_string()))
+    parsed
+        .map(|sidecar| settings(&sidecar))
+        .map_err(|faults| Error::Config(faults.to_string()))
 }
 
 fn from_file(path: &Path, root: Option<&Path>) -> Result<Result<Sidecar, Faults>, Error> {
@@ -51,7 +53,11 @@ fn from_file(path: &Path, root: Option<&Path>) -> Result<Result<Sidecar, Faults>
         ))
     })?;
     // YAML is read as well where JSON is meant: every JSON document is one.
-    Ok(sidecar::from_yaml(&text, &path.display().to_string(), Role::Init))
+    Ok(sidecar::from_yaml(
+        &text,
+        &path.display().to_string(),
+        Role::Init,
+    ))
 }
 
 fn settings(sidecar: &Sidecar) -> Settings {
@@ -87,11 +93,24 @@ mod tests {
 
     #[test]
     fn the_proxy_port_counts_all_entries_and_named_ports_have_none() {
-        let settings = read(None, &|key| (key == VARIABLE).then(|| CONFIG.to_owned()), None).unwrap();
-        let ports = [(8080, 9900, 9914, true), (7070, 9901, 0, false), (5353, 9902, 9916, true)];
+        let settings = read(
+            None,
+            &|key| (key == VARIABLE).then(|| CONFIG.to_owned()),
+            None,
+        )
+        .unwrap();
+        let ports = [
+            (8080, 9900, 9914, true),
+            (7070, 9901, 0, false),
+            (5353, 9902, 9916, true),
+        ];
         assert_eq!(numbers(&settings), ports);
         assert_eq!(settings.log_level, Some(LogLevel::Debug));
-        assert!(settings.warnings.iter().any(|it| it.contains("protocol")), "{:?}", settings.warnings);
+        assert!(
+            settings.warnings.iter().any(|it| it.contains("protocol")),
+            "{:?}",
+            settings.warnings
+        );
     }
 
     #[test]
@@ -100,13 +119,25 @@ mod tests {
         let usual = dir.path().join("etc/traffic-agent");
         std::fs::create_dir_all(&usual).unwrap();
         std::fs::write(usual.join("config.yaml"), CONFIG.replace("8080", "1111")).unwrap();
-        std::fs::write(dir.path().join("named.yaml"), CONFIG.replace("8080", "2222")).unwrap();
+        std::fs::write(
+            dir.path().join("named.yaml"),
+            CONFIG.replace("8080", "2222"),
+        )
+        .unwrap();
         let inline = |key: &str| (key == VARIABLE).then(|| CONFIG.replace("8080", "3333"));
-        let first =
-            |named: Option<&str>, env: Env<'_>, root| numbers(&read(named.map(Path::new), env, root).unwrap())[0].0;
+        let first = |named: Option<&str>, env: Env<'_>, root| {
+            numbers(&read(named.map(Path::new), env, root).unwrap())[0].0
+        };
         let root = Some(dir.path());
         assert_eq!(first(Some("/named.yaml"), &inline, root), 2222);
-        assert_eq!(first(Some(dir.path().join("named.yaml").to_str().unwrap()), &inline, None), 2222);
+        assert_eq!(
+            first(
+                Some(dir.path().join("named.yaml").to_str().unwrap()),
+                &inline,
+                None
+            ),
+            2222
+        );
         assert_eq!(first(None, &inline, root), 3333);
         assert_eq!(first(None, &|_| None, root), 1111);
     }
@@ -121,6 +152,9 @@ mod tests {
         for words in ["9900", "SCTP", "containerPort"] {
             assert!(text.contains(words), "{words}: {text}");
         }
-        assert!(text.lines().count() >= 3 && error.exit_code() == 64, "{text}");
+        assert!(
+            text.lines().count() >= 3 && error.exit_code() == 64,
+            "{text}"
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! The plan held against the policy: golden texts for the documented examples, and for generated pods an independent
-//! reading of the policy, packet by packet.
+//! The plan held against the policy: golden texts for the documented examples, and for generated
+//! pods an independent reading of the policy, packet by packet.
 #![allow(clippy::unwrap_used)] // A test that cannot go on panics.
 
 use std::net::{IpAddr, SocketAddr};
@@ -10,37 +10,60 @@ use proptest::prelude::*;
 
 fn port(container_port: u16, agent_port: u16, entries: u16, transport: Transport) -> PortPlan {
     let proxy_port = agent_port + 11 + entries;
-    PortPlan { container: "app".into(), container_port, agent_port, proxy_port, transport, numeric: true }
+    PortPlan {
+        container: "app".into(),
+        container_port,
+        agent_port,
+        proxy_port,
+        transport,
+        numeric: true,
+    }
 }
 
 fn named(container_port: u16, agent_port: u16, entries: u16) -> PortPlan {
-    PortPlan { numeric: false, ..port(container_port, agent_port, entries, Transport::Tcp) }
+    PortPlan {
+        numeric: false,
+        ..port(container_port, agent_port, entries, Transport::Tcp)
+    }
 }
 
 fn pod(addresses: &[&str], agent: Agent) -> Pod {
-    Pod { addresses: addresses.iter().map(|it| it.parse().unwrap()).collect(), loopback: "lo".into(), agent }
+    Pod {
+        addresses: addresses.iter().map(|it| it.parse().unwrap()).collect(),
+        loopback: "lo".into(),
+        agent,
+    }
 }
 
 /// Compares with the golden file, or writes it when `UPDATE_GOLDEN` is set.
 fn assert_golden(name: &str, text: &str) {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(name);
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         std::fs::write(&path, text).unwrap();
     }
-    let golden = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let golden = std::fs::read_to_string(&path)
+        .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     assert_eq!(text, golden, "{name}; UPDATE_GOLDEN=1 writes it anew");
 }
 
 #[test]
 fn one_tcp_port_of_an_ipv4_pod() {
-    let rules = plan(&[port(8080, 9900, 1, Transport::Tcp)], &pod(&["10.1.0.2"], Agent::Uid(0)));
+    let rules = plan(
+        &[port(8080, 9900, 1, Transport::Tcp)],
+        &pod(&["10.1.0.2"], Agent::Uid(0)),
+    );
     assert_golden("one_tcp_port.rules", &iptables_text(&rules));
     assert_golden("one_tcp_port.nft", &nft_text(&rules));
 }
 
 #[test]
 fn one_tcp_port_of_an_ipv6_pod() {
-    let rules = plan(&[port(8080, 9900, 1, Transport::Tcp)], &pod(&["fd00::2"], Agent::Uid(1001)));
+    let rules = plan(
+        &[port(8080, 9900, 1, Transport::Tcp)],
+        &pod(&["fd00::2"], Agent::Uid(1001)),
+    );
     assert_golden("one_tcp_port_ipv6.rules", &iptables_text(&rules));
     assert_golden("one_tcp_port_ipv6.nft", &nft_text(&rules));
 }
@@ -62,7 +85,10 @@ fn tcp_and_udp_of_a_dual_stack_pod_beside_a_named_port() {
 
 #[test]
 fn named_ports_alone_need_no_rule() {
-    assert_eq!(plan(&[named(8080, 9900, 1)], &pod(&["10.1.0.2"], Agent::Uid(0))), []);
+    assert_eq!(
+        plan(&[named(8080, 9900, 1)], &pod(&["10.1.0.2"], Agent::Uid(0))),
+        []
+    );
 }
 
 /// A connection's first packet, as the rules see it.
@@ -86,7 +112,10 @@ enum Fate {
 /// The kernel's reading of a chain.
 fn fate(rules: &[Rule], chain: Chain, packet: Packet) -> Option<Fate> {
     let family = Family::of(packet.to.ip());
-    for rule in rules.iter().filter(|rule| rule.family == family && rule.chain == chain) {
+    for rule in rules
+        .iter()
+        .filter(|rule| rule.family == family && rule.chain == chain)
+    {
         if !rule.when.iter().all(|test| holds(test, packet)) {
             continue;
         }
@@ -117,24 +146,36 @@ fn holds(test: &Test, packet: Packet) -> bool {
 }
 
 fn fate_of(rules: &[Rule], packet: Packet) -> Fate {
-    let hook = if packet.arrives { Chain::Prerouting } else { Chain::Output };
+    let hook = if packet.arrives {
+        Chain::Prerouting
+    } else {
+        Chain::Output
+    };
     fate(rules, hook, packet).unwrap_or(Fate::Untouched)
 }
 
 /// The policy in other words than the plan's.
 fn wanted(ports: &[PortPlan], pod: &Pod, packet: Packet) -> Fate {
     let numeric = || ports.iter().filter(|port| port.numeric);
-    let has_family = pod.addresses.iter().any(|it| it.is_ipv4() == packet.to.is_ipv4());
+    let has_family = pod
+        .addresses
+        .iter()
+        .any(|it| it.is_ipv4() == packet.to.is_ipv4());
     if !has_family || numeric().next().is_none() {
         return Fate::Untouched;
     }
-    let app = numeric().find(|it| it.transport == packet.transport && it.container_port == packet.to.port());
-    let proxy = numeric().find(|it| it.transport == packet.transport && it.proxy_port == packet.to.port());
+    let app = numeric()
+        .find(|it| it.transport == packet.transport && it.container_port == packet.to.port());
+    let proxy =
+        numeric().find(|it| it.transport == packet.transport && it.proxy_port == packet.to.port());
     let to_localhost = packet.to.ip().is_loopback();
-    let sees_redirect = packet.arrives || (packet.over_loopback && !(packet.by_agent && to_localhost));
+    let sees_redirect =
+        packet.arrives || (packet.over_loopback && !(packet.by_agent && to_localhost));
     match (app, proxy) {
         (Some(port), _) if sees_redirect => Fate::ToPort(port.agent_port),
-        (_, Some(port)) if sees_redirect && !packet.arrives && pod.addresses.contains(&packet.to.ip()) => {
+        (_, Some(port))
+            if sees_redirect && !packet.arrives && pod.addresses.contains(&packet.to.ip()) =>
+        {
             Fate::To(SocketAddr::new(packet.to.ip(), port.container_port))
         }
         _ if packet.by_agent => Fate::LeftAlone,
@@ -146,7 +187,10 @@ fn wanted(ports: &[PortPlan], pod: &Pod, packet: Packet) -> Fate {
 fn packets(ports: &[PortPlan], pod: &Pod) -> Vec<Packet> {
     let elsewhere: [IpAddr; 4] =
         ["127.0.0.1", "::1", "192.0.2.7", "2001:db8::7"].map(|it| it.parse().expect("an address"));
-    let mut numbers: Vec<u16> = ports.iter().flat_map(|it| [it.container_port, it.agent_port, it.proxy_port]).collect();
+    let mut numbers: Vec<u16> = ports
+        .iter()
+        .flat_map(|it| [it.container_port, it.agent_port, it.proxy_port])
+        .collect();
     numbers.push(1);
     let mut packets = Vec::new();
     for address in pod.addresses.iter().chain(&elsewhere) {
@@ -156,10 +200,22 @@ fn packets(ports: &[PortPlan], pod: &Pod) -> Vec<Packet> {
                 let to = SocketAddr::new(*address, *number);
                 for by_agent in [false, true] {
                     let over_loopback = own || address.is_loopback();
-                    packets.push(Packet { arrives: false, to, transport, by_agent, over_loopback });
+                    packets.push(Packet {
+                        arrives: false,
+                        to,
+                        transport,
+                        by_agent,
+                        over_loopback,
+                    });
                 }
                 if own {
-                    packets.push(Packet { arrives: true, to, transport, by_agent: false, over_loopback: false });
+                    packets.push(Packet {
+                        arrives: true,
+                        to,
+                        transport,
+                        by_agent: false,
+                        over_loopback: false,
+                    });
                 }
             }
         }
@@ -168,7 +224,12 @@ fn packets(ports: &[PortPlan], pod: &Pod) -> Vec<Packet> {
 }
 
 fn any_ports() -> impl Strategy<Value = Vec<PortPlan>> {
-    let one = (1024u16..9000, any::<bool>(), prop::bool::weighted(0.7), 1u16..3);
+    let one = (
+        1024u16..9000,
+        any::<bool>(),
+        prop::bool::weighted(0.7),
+        1u16..3,
+    );
     prop::collection::vec(one, 1..9).prop_map(|wanted| {
         let entries: u16 = wanted.iter().map(|(_, _, _, services)| services).sum();
         let mut ports: Vec<PortPlan> = Vec::new();
@@ -176,7 +237,10 @@ fn any_ports() -> impl Strategy<Value = Vec<PortPlan>> {
             if ports.iter().all(|it| it.container_port != container_port) {
                 let agent_port = 9900 + u16::try_from(ports.len()).unwrap();
                 let transport = if udp { Transport::Udp } else { Transport::Tcp };
-                ports.push(PortPlan { numeric, ..port(container_port, agent_port, entries + 8, transport) });
+                ports.push(PortPlan {
+                    numeric,
+                    ..port(container_port, agent_port, entries + 8, transport)
+                });
             }
         }
         ports
@@ -184,10 +248,18 @@ fn any_ports() -> impl Strategy<Value = Vec<PortPlan>> {
 }
 
 fn any_pod() -> impl Strategy<Value = Pod> {
-    let families: [&[&str]; 4] =
-        [&["10.1.0.2"], &["fd00::2"], &["10.1.0.2", "fd00::2"], &["10.1.0.2", "10.2.0.2", "fd00::2", "fd01::2"]];
-    let agent = prop_oneof![any::<u32>().prop_map(Agent::Uid), any::<u32>().prop_map(Agent::Gid)];
-    (prop::sample::select(families.to_vec()), agent).prop_map(|(addresses, agent)| pod(addresses, agent))
+    let families: [&[&str]; 4] = [
+        &["10.1.0.2"],
+        &["fd00::2"],
+        &["10.1.0.2", "fd00::2"],
+        &["10.1.0.2", "10.2.0.2", "fd00::2", "fd01::2"],
+    ];
+    let agent = prop_oneof![
+        any::<u32>().prop_map(Agent::Uid),
+        any::<u32>().prop_map(Agent::Gid)
+    ];
+    (prop::sample::select(families.to_vec()), agent)
+        .prop_map(|(addresses, agent)| pod(addresses, agent))
 }
 
 proptest! {

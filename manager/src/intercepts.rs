@@ -1,16 +1,16 @@
 //! Which intercepts there are, and the rules of their dispositions.
 //!
-//! An intercept waits until an agent of its workload has reviewed it. What its agents are decides whether
-//! it can wait at all: none, replicas that differ, or none with its mechanism put it aside, and it waits
-//! again as soon as that is mended.
+//! An intercept waits until an agent of its workload has reviewed it. What its agents are decides
+//! whether it can wait at all: none, replicas that differ, or none with its mechanism put it aside,
+//! and it waits again as soon as that is mended.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 use traffic_proto::manager::{
-    AgentInfo, InterceptDispositionType as Disposition, InterceptInfo, InterceptSpec, ReviewInterceptRequest,
-    SessionInfo,
+    AgentInfo, InterceptDispositionType as Disposition, InterceptInfo, InterceptSpec,
+    ReviewInterceptRequest, SessionInfo,
 };
 
 use crate::refusal::Refusal;
@@ -39,7 +39,10 @@ impl Intercepts {
         check_spec(&spec)?;
         let id = id(&session.session_id, &spec.name);
         if self.by_id.contains_key(&id) {
-            return Err(Refusal::Exists(format!("intercept {:?} exists already; leave it first", spec.name)));
+            return Err(Refusal::Exists(format!(
+                "intercept {:?} exists already; leave it first",
+                spec.name
+            )));
         }
         let mut info = InterceptInfo {
             id: id.clone(),
@@ -49,11 +52,18 @@ impl Intercepts {
         };
         let verdict = verdict(agents, spec_of(&info));
         settle(&mut info, verdict);
-        self.by_id.insert(id, Intercept { info: info.clone(), trusted_until: None });
+        self.by_id.insert(
+            id,
+            Intercept {
+                info: info.clone(),
+                trusted_until: None,
+            },
+        );
         Ok(info)
     }
 
-    /// Takes intercepts back that an earlier manager held for this client. Those known already stay as they are.
+    /// Takes intercepts back that an earlier manager held for this client. Those known already stay
+    /// as they are.
     pub(crate) fn restore(
         &mut self,
         session: &SessionInfo,
@@ -70,7 +80,10 @@ impl Intercepts {
             info.client_session = Some(session.clone());
             self.by_id
                 .entry(info.id.clone())
-                .or_insert_with(|| Intercept { info, trusted_until: Some(now + patience) });
+                .or_insert_with(|| Intercept {
+                    info,
+                    trusted_until: Some(now + patience),
+                });
         }
     }
 
@@ -81,12 +94,20 @@ impl Intercepts {
 
     /// Removes all of a client that is gone.
     pub(crate) fn remove_all_of(&mut self, session: &str) {
-        self.by_id.retain(|_, intercept| owner(&intercept.info) != session);
+        self.by_id
+            .retain(|_, intercept| owner(&intercept.info) != session);
     }
 
     /// Stores what an agent found. Only the first review of a waiting intercept counts.
-    pub(crate) fn review(&mut self, agent: &AgentInfo, review: ReviewInterceptRequest) -> Result<(), Refusal> {
-        let intercept = self.by_id.get_mut(&review.id).ok_or_else(|| Refusal::no_intercept(&review.id))?;
+    pub(crate) fn review(
+        &mut self,
+        agent: &AgentInfo,
+        review: ReviewInterceptRequest,
+    ) -> Result<(), Refusal> {
+        let intercept = self
+            .by_id
+            .get_mut(&review.id)
+            .ok_or_else(|| Refusal::no_intercept(&review.id))?;
         let info = &mut intercept.info;
         if info.disposition() != Disposition::Waiting || !is_workload(spec_of(info), agent) {
             return Ok(());
@@ -122,10 +143,12 @@ impl Intercepts {
         }
     }
 
-    /// The agent that an active intercept was reviewed by is gone: if there are others, one of them reviews.
+    /// The agent that an active intercept was reviewed by is gone: if there are others, one of them
+    /// reviews.
     pub(crate) fn agent_left(&mut self, gone: &AgentInfo) {
         for Intercept { info, .. } in self.by_id.values_mut() {
-            let reviewed_by = info.disposition() == Disposition::Active && info.pod_ip == gone.pod_ip;
+            let reviewed_by =
+                info.disposition() == Disposition::Active && info.pod_ip == gone.pod_ip;
             if reviewed_by && info.pod_name == gone.pod_name && is_workload(spec_of(info), gone) {
                 set(info, Disposition::Waiting, String::new());
             }
@@ -146,8 +169,13 @@ impl Intercepts {
     }
 
     pub(crate) fn get(&self, session: &str, name: &str) -> Result<&InterceptInfo, Refusal> {
-        let found = self.by_id.get(&id(session, name)).or_else(|| self.by_id.get(name));
-        found.map(|intercept| &intercept.info).ok_or_else(|| Refusal::no_intercept(name))
+        let found = self
+            .by_id
+            .get(&id(session, name))
+            .or_else(|| self.by_id.get(name));
+        found
+            .map(|intercept| &intercept.info)
+            .ok_or_else(|| Refusal::no_intercept(name))
     }
 
     /// All of them, in the order of their ids.
@@ -158,7 +186,9 @@ impl Intercepts {
 
 /// The session an intercept belongs to.
 pub(crate) fn owner(info: &InterceptInfo) -> &str {
-    info.client_session.as_ref().map_or("", |session| &session.session_id)
+    info.client_session
+        .as_ref()
+        .map_or("", |session| &session.session_id)
 }
 
 /// Whether this is an agent of the workload.
@@ -168,7 +198,8 @@ pub(crate) fn is_workload(spec: &InterceptSpec, agent: &AgentInfo) -> bool {
 
 /// The spec of an intercept kept here; `check_spec` saw it.
 pub(crate) fn spec_of(info: &InterceptInfo) -> &InterceptSpec {
-    static NONE: std::sync::LazyLock<InterceptSpec> = std::sync::LazyLock::new(InterceptSpec::default);
+    static NONE: std::sync::LazyLock<InterceptSpec> =
+        std::sync::LazyLock::new(InterceptSpec::default);
     info.spec.as_ref().unwrap_or(&NONE)
 }
 
@@ -186,11 +217,16 @@ fn check_spec(spec: &InterceptSpec) -> Result<(), Refusal> {
     ];
     for (field, value) in fields {
         if value.is_empty() {
-            return Err(Refusal::Invalid(format!("intercept {field} must not be empty")));
+            return Err(Refusal::Invalid(format!(
+                "intercept {field} must not be empty"
+            )));
         }
     }
     if !(1..=65535).contains(&spec.target_port) {
-        return Err(Refusal::Invalid(format!("intercept target_port {} is no port; 1 to 65535", spec.target_port)));
+        return Err(Refusal::Invalid(format!(
+            "intercept target_port {} is no port; 1 to 65535",
+            spec.target_port
+        )));
     }
     Ok(())
 }
@@ -198,7 +234,10 @@ fn check_spec(spec: &InterceptSpec) -> Result<(), Refusal> {
 /// Whether the workload's agents can serve the intercept; else the disposition that says why not.
 fn verdict(agents: &[&AgentInfo], spec: &InterceptSpec) -> Result<(), (Disposition, String)> {
     let Some(first) = agents.first() else {
-        let message = format!("no agent of workload {:?} in namespace {:?} is connected", spec.agent, spec.namespace);
+        let message = format!(
+            "no agent of workload {:?} in namespace {:?} is connected",
+            spec.agent, spec.namespace
+        );
         return Err((Disposition::NoAgent, message));
     };
     if let Some(other) = agents.iter().find(|agent| !consistent(first, agent)) {
@@ -211,7 +250,11 @@ fn verdict(agents: &[&AgentInfo], spec: &InterceptSpec) -> Result<(), (Dispositi
     }
     if !mechanisms(first).contains(spec.mechanism.as_str()) {
         let known: Vec<_> = mechanisms(first).into_iter().collect();
-        let message = format!("mechanism {:?} is not one of the agent's: {}", spec.mechanism, known.join(", "));
+        let message = format!(
+            "mechanism {:?} is not one of the agent's: {}",
+            spec.mechanism,
+            known.join(", ")
+        );
         return Err((Disposition::NoMechanism, message));
     }
     Ok(())
@@ -219,16 +262,26 @@ fn verdict(agents: &[&AgentInfo], spec: &InterceptSpec) -> Result<(), (Dispositi
 
 fn consistent(one: &AgentInfo, other: &AgentInfo) -> bool {
     let set = |agent: &AgentInfo| -> BTreeSet<(String, String, String)> {
-        agent.mechanisms.iter().map(|it| (it.name.clone(), it.product.clone(), it.version.clone())).collect()
+        agent
+            .mechanisms
+            .iter()
+            .map(|it| (it.name.clone(), it.product.clone(), it.version.clone()))
+            .collect()
     };
     one.product == other.product
         && one.version == other.version
         && set(one) == set(other)
-        && [one, other].iter().all(|agent| mechanisms(agent).len() == agent.mechanisms.len())
+        && [one, other]
+            .iter()
+            .all(|agent| mechanisms(agent).len() == agent.mechanisms.len())
 }
 
 fn mechanisms(agent: &AgentInfo) -> BTreeSet<&str> {
-    agent.mechanisms.iter().map(|mechanism| mechanism.name.as_str()).collect()
+    agent
+        .mechanisms
+        .iter()
+        .map(|mechanism| mechanism.name.as_str())
+        .collect()
 }
 
 fn settle(info: &mut InterceptInfo, verdict: Result<(), (Disposition, String)>) {

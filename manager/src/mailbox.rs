@@ -1,7 +1,7 @@
 //! What waits for one session to fetch it: dial requests, names to resolve.
 //!
-//! Posting never waits and never grows without bound, so a session that does not read harms nobody. What
-//! nobody waits for any more is not delivered.
+//! Posting never waits and never grows without bound, so a session that does not read harms nobody.
+//! What nobody waits for any more is not delivered.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -27,10 +27,17 @@ struct Inner<T> {
 
 impl<T> Mailbox<T> {
     pub(crate) fn new() -> Self {
-        Self { inner: Mutex::new(Inner { items: VecDeque::new(), reader: 0 }), changed: Notify::new() }
+        Self {
+            inner: Mutex::new(Inner {
+                items: VecDeque::new(),
+                reader: 0,
+            }),
+            changed: Notify::new(),
+        }
     }
 
-    /// Leaves an item until `deadline`. False when the box is full of items that are still waited for.
+    /// Leaves an item until `deadline`. False when the box is full of items that are still waited
+    /// for.
     pub(crate) fn post(&self, item: T, deadline: Instant) -> bool {
         let mut inner = self.inner();
         if inner.items.len() >= CAPACITY {

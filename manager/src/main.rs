@@ -55,10 +55,14 @@ async fn main() -> anyhow::Result<()> {
     });
     // What the libraries say below a warning is for their own developers.
     let level = options.log_level;
-    let filter =
-        Targets::new().with_default(Level::WARN).with_targets([("traffic_manager", level), ("traffic_proto", level)]);
+    let filter = Targets::new()
+        .with_default(Level::WARN)
+        .with_targets([("traffic_manager", level), ("traffic_proto", level)]);
     let to_stderr = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    tracing_subscriber::registry().with(to_stderr).with(filter).init();
+    tracing_subscriber::registry()
+        .with(to_stderr)
+        .with(filter)
+        .init();
     let settings = Settings {
         name: options.name,
         version: options.version_string,
@@ -70,10 +74,18 @@ async fn main() -> anyhow::Result<()> {
         ..Settings::default()
     };
     let bound = traffic_manager::bind(options.listen, settings).await;
-    let bound = bound.with_context(|| format!("cannot listen on {}; choose another --listen", options.listen))?;
+    let bound = bound.with_context(|| {
+        format!(
+            "cannot listen on {}; choose another --listen",
+            options.listen
+        )
+    })?;
     println!("listening={}", bound.address());
     let stop = CancellationToken::new();
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let (mut interrupt, mut terminate) = (
+        signal(SignalKind::interrupt())?,
+        signal(SignalKind::terminate())?,
+    );
     let server = bound.run(stop.clone());
     tokio::pin!(server);
     tokio::select! {
@@ -87,6 +99,10 @@ async fn main() -> anyhow::Result<()> {
 
 /// A duration as Go writes it, not negative.
 fn duration(text: &str) -> Result<Duration, String> {
-    let duration: GoDuration = text.parse().map_err(|error| format!("{error}; write 15s, 10m or 24h"))?;
-    duration.to_std().ok_or_else(|| "negative; write 15s, 10m or 24h".into())
+    let duration: GoDuration = text
+        .parse()
+        .map_err(|error| format!("{error}; write 15s, 10m or 24h"))?;
+    duration
+        .to_std()
+        .ok_or_else(|| "negative; write 15s, 10m or 24h".into())
 }

@@ -1,4 +1,5 @@
-//! Resolves names for workstations: by asking agents, whose pods see the cluster's names, else by itself.
+//! Resolves names for workstations: by asking agents, whose pods see the cluster's names, else by
+//! itself.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -37,11 +38,21 @@ type Question = (String, String, u32);
 
 impl Names {
     /// Answers a workstation's question, with the agents' best answer where there is one.
-    pub(crate) async fn resolve(&self, shared: &Shared, request: DnsRequest, patience: Duration) -> DnsResponse {
+    pub(crate) async fn resolve(
+        &self,
+        shared: &Shared,
+        request: DnsRequest,
+        patience: Duration,
+    ) -> DnsResponse {
         let (mailboxes, client) = shared.read(|registry| {
-            let client = request.session.as_ref().map_or("", |session| session.session_id.as_str()).to_owned();
+            let client = request
+                .session
+                .as_ref()
+                .map_or("", |session| session.session_id.as_str())
+                .to_owned();
             let helpers = registry.helpers(&client).into_iter().take(ASKED);
-            let names = helpers.filter_map(|id| registry.sessions.get(&id).ok().map(|it| it.names.clone()));
+            let names =
+                helpers.filter_map(|id| registry.sessions.get(&id).ok().map(|it| it.names.clone()));
             (names.collect::<Vec<_>>(), client)
         });
         if mailboxes.is_empty() {
@@ -50,8 +61,14 @@ impl Names {
         let question = (client, request.name.clone(), request.r#type);
         let deadline = Instant::now() + patience;
         let (answer_tx, mut answer_rx) = mpsc::channel(ASKED);
-        self.open().entry(question.clone()).or_default().push(answer_tx);
-        let asked = mailboxes.iter().filter(|mailbox| mailbox.post(request.clone(), deadline)).count();
+        self.open()
+            .entry(question.clone())
+            .or_default()
+            .push(answer_tx);
+        let asked = mailboxes
+            .iter()
+            .filter(|mailbox| mailbox.post(request.clone(), deadline))
+            .count();
         let mut answers = Vec::new();
         while answers.len() < asked
             && let Ok(Some(answer)) = timeout_at(deadline, answer_rx.recv()).await
@@ -60,7 +77,10 @@ impl Names {
         }
         drop(answer_rx);
         self.forget(&question);
-        match answers.into_iter().min_by_key(|answer| (answer.r_code, std::cmp::Reverse(answer.rrs.len()))) {
+        match answers
+            .into_iter()
+            .min_by_key(|answer| (answer.r_code, std::cmp::Reverse(answer.rrs.len())))
+        {
             Some(best) => best,
             None => own(&request).await,
         }
@@ -68,9 +88,19 @@ impl Names {
 
     /// Takes an agent's answer to whoever waits for it; a late one is dropped.
     pub(crate) fn answer(&self, answer: DnsAgentResponse) {
-        let (Some(request), Some(response)) = (answer.request, answer.response) else { return };
-        let client = request.session.map(|session| session.session_id).unwrap_or_default();
-        for waiting in self.open().get(&(client, request.name, request.r#type)).into_iter().flatten() {
+        let (Some(request), Some(response)) = (answer.request, answer.response) else {
+            return;
+        };
+        let client = request
+            .session
+            .map(|session| session.session_id)
+            .unwrap_or_default();
+        for waiting in self
+            .open()
+            .get(&(client, request.name, request.r#type))
+            .into_iter()
+            .flatten()
+        {
             let _ = waiting.try_send(response.clone());
         }
     }
@@ -101,11 +131,17 @@ pub(crate) async fn addresses(name: &str) -> Vec<IpAddr> {
 
 async fn own(request: &DnsRequest) -> DnsResponse {
     if !matches!(request.r#type, A | AAAA) {
-        return DnsResponse { r_code: NOT_IMPLEMENTED, rrs: Bytes::new() };
+        return DnsResponse {
+            r_code: NOT_IMPLEMENTED,
+            rrs: Bytes::new(),
+        };
     }
     let addresses = addresses(&request.name).await;
     if addresses.is_empty() {
-        return DnsResponse { r_code: NAME_ERROR, rrs: Bytes::new() };
+        return DnsResponse {
+            r_code: NAME_ERROR,
+            rrs: Bytes::new(),
+        };
     }
     let mut rrs = BytesMut::new();
     for address in addresses {
@@ -116,18 +152,30 @@ async fn own(request: &DnsRequest) -> DnsResponse {
         };
         match record {
             Some(record) => rrs.put(record),
-            None => return DnsResponse { r_code: SERVER_FAILURE, rrs: Bytes::new() },
+            None => {
+                return DnsResponse {
+                    r_code: SERVER_FAILURE,
+                    rrs: Bytes::new(),
+                };
+            }
         }
     }
-    DnsResponse { r_code: NO_ERROR, rrs: rrs.freeze() }
+    DnsResponse {
+        r_code: NO_ERROR,
+        rrs: rrs.freeze(),
+    }
 }
 
-/// One record in wire format (RFC 1035, 3.2.1), class IN, its name uncompressed; `None` if the name has a
-/// label too long for that.
+/// One record in wire format (RFC 1035, 3.2.1), class IN, its name uncompressed; `None` if the name
+/// has a label too long for that.
 fn record(name: &str, kind: u32, data: &[u8]) -> Option<Bytes> {
     let mut record = BytesMut::new();
     for label in name.split('.').filter(|label| !label.is_empty()) {
-        record.put_u8(u8::try_from(label.len()).ok().filter(|length| *length < 64)?);
+        record.put_u8(
+            u8::try_from(label.len())
+                .ok()
+                .filter(|length| *length < 64)?,
+        );
         record.put_slice(label.as_bytes());
     }
     record.put_u8(0);

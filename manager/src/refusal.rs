@@ -19,7 +19,9 @@ pub(crate) enum Refusal {
 impl Refusal {
     /// No session has this id.
     pub(crate) fn no_session(id: &str) -> Self {
-        Self::NotFound(format!("session {id:?} is not known here; it has ended or expired: arrive again"))
+        Self::NotFound(format!(
+            "session {id:?} is not known here; it has ended or expired: arrive again"
+        ))
     }
 
     /// The client has no intercept of this name.

@@ -1,4 +1,5 @@
-//! Everything the manager knows, under one lock: sessions and intercepts, and what the ones do to the others.
+//! Everything the manager knows, under one lock: sessions and intercepts, and what the ones do to
+//! the others.
 //!
 //! Every change is announced to the watches, which look for themselves whether it concerns them.
 
@@ -9,8 +10,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use traffic_proto::manager::{
-    AgentInfo, ClientInfo, InterceptInfo, InterceptSpec, ReconnectAgentRequest, ReconnectClientRequest,
-    ReviewInterceptRequest, SessionInfo,
+    AgentInfo, ClientInfo, InterceptInfo, InterceptSpec, ReconnectAgentRequest,
+    ReconnectClientRequest, ReviewInterceptRequest, SessionInfo,
 };
 
 use crate::intercepts::{self, Intercepts};
@@ -35,7 +36,11 @@ impl Shared {
             intercepts: Intercepts::default(),
             settings: settings.clone(),
         };
-        Arc::new(Self { registry: Mutex::new(registry), changes: watch::Sender::new(0), stop })
+        Arc::new(Self {
+            registry: Mutex::new(registry),
+            changes: watch::Sender::new(0),
+            stop,
+        })
     }
 
     /// Looks something up.
@@ -87,36 +92,71 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    pub(crate) fn arrive_as_client(&mut self, client: ClientInfo, now: Instant) -> Result<SessionInfo, Refusal> {
+    pub(crate) fn arrive_as_client(
+        &mut self,
+        client: ClientInfo,
+        now: Instant,
+    ) -> Result<SessionInfo, Refusal> {
         let install_id = Some(client.install_id.clone()).filter(|id| !id.is_empty());
         let session_id = self.sessions.add_client(client, now)?;
-        Ok(SessionInfo { session_id, cluster_id: self.id.clone(), install_id })
+        Ok(SessionInfo {
+            session_id,
+            cluster_id: self.id.clone(),
+            install_id,
+        })
     }
 
-    pub(crate) fn arrive_as_agent(&mut self, mut agent: AgentInfo, now: Instant) -> Result<SessionInfo, Refusal> {
+    pub(crate) fn arrive_as_agent(
+        &mut self,
+        mut agent: AgentInfo,
+        now: Instant,
+    ) -> Result<SessionInfo, Refusal> {
         self.exclude_env(&mut agent);
         let (name, namespace) = (agent.name.clone(), agent.namespace.clone());
         let session_id = self.sessions.add_agent(agent, now)?;
         self.reconcile(&name, &namespace);
-        Ok(SessionInfo { session_id, cluster_id: self.id.clone(), install_id: None })
+        Ok(SessionInfo {
+            session_id,
+            cluster_id: self.id.clone(),
+            install_id: None,
+        })
     }
 
-    pub(crate) fn reconnect_agent(&mut self, request: ReconnectAgentRequest, now: Instant) -> Result<(), Refusal> {
-        let (session, mut agent) = (request.session.unwrap_or_default(), request.agent.unwrap_or_default());
+    pub(crate) fn reconnect_agent(
+        &mut self,
+        request: ReconnectAgentRequest,
+        now: Instant,
+    ) -> Result<(), Refusal> {
+        let (session, mut agent) = (
+            request.session.unwrap_or_default(),
+            request.agent.unwrap_or_default(),
+        );
         self.exclude_env(&mut agent);
         let (name, namespace) = (agent.name.clone(), agent.namespace.clone());
-        self.sessions.restore(&session.session_id, Who::Agent(agent), now)?;
+        self.sessions
+            .restore(&session.session_id, Who::Agent(agent), now)?;
         self.reconcile(&name, &namespace);
         Ok(())
     }
 
-    /// Takes a client and its intercepts back. Their agents get one agent's life to come back as well.
-    pub(crate) fn reconnect_client(&mut self, request: ReconnectClientRequest, now: Instant) -> Result<(), Refusal> {
+    /// Takes a client and its intercepts back. Their agents get one agent's life to come back as
+    /// well.
+    pub(crate) fn reconnect_client(
+        &mut self,
+        request: ReconnectClientRequest,
+        now: Instant,
+    ) -> Result<(), Refusal> {
         let session = request.session.unwrap_or_default();
         let client = request.client.unwrap_or_default();
-        self.sessions.restore(&session.session_id, Who::Client(client), now)?;
-        self.intercepts.restore(&session, request.intercepts, now, self.settings.agent_ttl);
-        let here: Vec<_> = self.sessions.agents().map(|(_, it)| (it.name.clone(), it.namespace.clone())).collect();
+        self.sessions
+            .restore(&session.session_id, Who::Client(client), now)?;
+        self.intercepts
+            .restore(&session, request.intercepts, now, self.settings.agent_ttl);
+        let here: Vec<_> = self
+            .sessions
+            .agents()
+            .map(|(_, it)| (it.name.clone(), it.namespace.clone()))
+            .collect();
         for (name, namespace) in here {
             self.reconcile(&name, &namespace);
         }
@@ -142,10 +182,16 @@ impl Registry {
             self.reconcile(&name, &namespace);
         }
         let over = self.sessions.expired(now);
-        over.into_iter().filter_map(|id| self.depart(&id).map(|who| (id, who))).collect()
+        over.into_iter()
+            .filter_map(|id| self.depart(&id).map(|who| (id, who)))
+            .collect()
     }
 
-    pub(crate) fn create(&mut self, session: &SessionInfo, mut spec: InterceptSpec) -> Result<InterceptInfo, Refusal> {
+    pub(crate) fn create(
+        &mut self,
+        session: &SessionInfo,
+        mut spec: InterceptSpec,
+    ) -> Result<InterceptInfo, Refusal> {
         let client = self.sessions.client(&session.session_id)?;
         if spec.client.is_empty() {
             spec.client = client.name.clone();
@@ -157,8 +203,12 @@ impl Registry {
     /// Stores an agent's review. One of a session that is gone comes too late to matter.
     pub(crate) fn review(&mut self, mut review: ReviewInterceptRequest) -> Result<(), Refusal> {
         let session = review.session.take().unwrap_or_default();
-        let Ok(agent) = self.sessions.agent(&session.session_id) else { return Ok(()) };
-        review.environment.retain(|key, _| !self.settings.excluded_env.contains(key));
+        let Ok(agent) = self.sessions.agent(&session.session_id) else {
+            return Ok(());
+        };
+        review
+            .environment
+            .retain(|key, _| !self.settings.excluded_env.contains(key));
         self.intercepts.review(agent, review)
     }
 
@@ -169,31 +219,54 @@ impl Registry {
 
     /// Whether this client has an intercept, in whatever state, with this agent's workload.
     pub(crate) fn intercepts_agent(&self, client: &str, agent: &AgentInfo) -> bool {
-        let mut own = self.intercepts.iter().filter(|info| intercepts::owner(info) == client);
+        let mut own = self
+            .intercepts
+            .iter()
+            .filter(|info| intercepts::owner(info) == client);
         own.any(|info| intercepts::is_workload(intercepts::spec_of(info), agent))
     }
 
-    /// Session ids of the agents that may act for a client, best first: those it intercepts, else any of
-    /// its namespace, but none for a client that is connected to the manager's own namespace.
+    /// Session ids of the agents that may act for a client, best first: those it intercepts, else
+    /// any of its namespace, but none for a client that is connected to the manager's own
+    /// namespace.
     pub(crate) fn helpers(&self, client: &str) -> Vec<String> {
-        let Ok(info) = self.sessions.client(client) else { return Vec::new() };
+        let Ok(info) = self.sessions.client(client) else {
+            return Vec::new();
+        };
         if info.namespace == self.settings.namespace {
             return Vec::new();
         }
         let id = |(id, _): (&str, &AgentInfo)| id.to_owned();
-        let intercepted: Vec<_> =
-            self.sessions.agents().filter(|(_, agent)| self.intercepts_agent(client, agent)).map(id).collect();
+        let intercepted: Vec<_> = self
+            .sessions
+            .agents()
+            .filter(|(_, agent)| self.intercepts_agent(client, agent))
+            .map(id)
+            .collect();
         if !intercepted.is_empty() {
             return intercepted;
         }
-        self.sessions.agents().filter(|(_, agent)| agent.namespace == info.namespace).map(id).collect()
+        self.sessions
+            .agents()
+            .filter(|(_, agent)| agent.namespace == info.namespace)
+            .map(id)
+            .collect()
     }
 
-    /// Session id of the agent that is to dial `destination` for a client; `None` means the manager itself.
+    /// Session id of the agent that is to dial `destination` for a client; `None` means the manager
+    /// itself.
     pub(crate) fn dialler(&self, client: &str, destination: IpAddr) -> Option<String> {
-        let in_pod =
-            |agent: &AgentInfo| agent.pod_ip.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical() == destination);
-        let in_pod = self.sessions.agents().find(|(_, agent)| in_pod(agent)).map(|(id, _)| id.to_owned());
+        let in_pod = |agent: &AgentInfo| {
+            agent
+                .pod_ip
+                .parse::<IpAddr>()
+                .is_ok_and(|ip| ip.to_canonical() == destination)
+        };
+        let in_pod = self
+            .sessions
+            .agents()
+            .find(|(_, agent)| in_pod(agent))
+            .map(|(id, _)| id.to_owned());
         in_pod.or_else(|| self.helpers(client).into_iter().next())
     }
 
@@ -204,12 +277,18 @@ impl Registry {
 
     fn exclude_env(&self, agent: &mut AgentInfo) {
         for container in agent.containers.values_mut() {
-            container.environment.retain(|key, _| !self.settings.excluded_env.contains(key));
+            container
+                .environment
+                .retain(|key, _| !self.settings.excluded_env.contains(key));
         }
     }
 }
 
 fn agents_of<'a>(sessions: &'a Sessions, name: &str, namespace: &str) -> Vec<&'a AgentInfo> {
     let of_workload = |agent: &&AgentInfo| agent.name == name && agent.namespace == namespace;
-    sessions.agents().map(|(_, agent)| agent).filter(of_workload).collect()
+    sessions
+        .agents()
+        .map(|(_, agent)| agent)
+        .filter(of_workload)
+        .collect()
 }

@@ -1,4 +1,5 @@
-//! The listening side: one port that speaks gRPC in clear text, and a line of text to everybody else.
+//! The listening side: one port that speaks gRPC in clear text, and a line of text to everybody
+//! else.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -27,8 +28,8 @@ use crate::settings::Settings;
 
 /// What one stream may send ahead of its reader.
 const STREAM_WINDOW: u32 = 1 << 20;
-/// What one connection may send ahead of its readers. All tunnels of a peer share a connection, and what a
-/// stalled one holds must not be taken from the others.
+/// What one connection may send ahead of its readers. All tunnels of a peer share a connection, and
+/// what a stalled one holds must not be taken from the others.
 const CONNECTION_WINDOW: u32 = 1 << 30;
 /// How soon a peer is noticed that has vanished without a word.
 const KEEPALIVE: Duration = Duration::from_secs(30);
@@ -47,7 +48,11 @@ pub struct Bound {
 pub async fn bind(address: SocketAddr, settings: Settings) -> io::Result<Bound> {
     let listener = TcpListener::bind(address).await?;
     let address = listener.local_addr()?;
-    Ok(Bound { listener, address, settings })
+    Ok(Bound {
+        listener,
+        address,
+        settings,
+    })
 }
 
 impl Bound {
@@ -66,7 +71,9 @@ impl Bound {
         let (reporter, health) = tonic_health::server::health_reporter();
         reporter.set_serving::<ManagerServer<Service>>().await;
         let grpc = Routes::new(manager).add_service(health).into_axum_router();
-        let routes = Routes::default().into_axum_router().fallback_service(Door { grpc });
+        let routes = Routes::default()
+            .into_axum_router()
+            .fallback_service(Door { grpc });
         let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
         let server = Server::builder()
             .accept_http1(true)
@@ -126,12 +133,18 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let content_type = request.headers().get(header::CONTENT_TYPE).map(|value| value.as_bytes());
+        let content_type = request
+            .headers()
+            .get(header::CONTENT_TYPE)
+            .map(|value| value.as_bytes());
         let is_grpc = content_type.is_some_and(|value| value.starts_with(b"application/grpc"));
         if is_grpc && request.version() == Version::HTTP_2 {
             return Box::pin(self.grpc.call(request));
         }
-        let text = format!("traffic-manager: {} is no gRPC call\n", request.uri().path());
+        let text = format!(
+            "traffic-manager: {} is no gRPC call\n",
+            request.uri().path()
+        );
         Box::pin(async { Ok(Response::new(R::from(text))) })
     }
 }

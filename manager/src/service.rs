@@ -56,14 +56,20 @@ impl Service {
     }
 
     /// The session a watch is for, and the token that ends with it.
-    fn session(&self, request: Request<pb::SessionInfo>) -> Result<(String, CancellationToken), Status> {
+    fn session(
+        &self,
+        request: Request<pb::SessionInfo>,
+    ) -> Result<(String, CancellationToken), Status> {
         let session = request.into_inner().session_id;
         let end = self.end_of(&session)?;
         Ok((session, end))
     }
 
     /// The same where an empty id means everybody's.
-    fn session_or_all(&self, request: Request<pb::SessionInfo>) -> Result<(String, CancellationToken), Status> {
+    fn session_or_all(
+        &self,
+        request: Request<pb::SessionInfo>,
+    ) -> Result<(String, CancellationToken), Status> {
         match request.get_ref().session_id.as_str() {
             "" => Ok((String::new(), self.shared.stop.clone())),
             _ => self.session(request),
@@ -72,7 +78,12 @@ impl Service {
 
     /// The token that ends with the session.
     fn end_of(&self, session: &str) -> Result<CancellationToken, Status> {
-        Ok(self.shared.read(|registry| registry.sessions.get(session).map(|session| session.end.clone()))?)
+        Ok(self.shared.read(|registry| {
+            registry
+                .sessions
+                .get(session)
+                .map(|session| session.end.clone())
+        })?)
     }
 
     /// The agents of a workload, once there is one; waits for it as long as the settings say.
@@ -81,7 +92,11 @@ impl Service {
             let agents = registry.agents_of(name, namespace);
             (!agents.is_empty()).then(|| agents.into_iter().cloned().collect())
         });
-        timeout(self.settings.agent_arrival, arrived).await.ok().flatten().unwrap_or_default()
+        timeout(self.settings.agent_arrival, arrived)
+            .await
+            .ok()
+            .flatten()
+            .unwrap_or_default()
     }
 }
 
@@ -115,18 +130,26 @@ impl Manager for Service {
 
     async fn version(&self, _: Request<()>) -> Answer<pb::VersionInfo2> {
         let Settings { name, version, .. } = &*self.settings;
-        Ok(Response::new(pb::VersionInfo2 { name: name.clone(), version: version.clone() }))
+        Ok(Response::new(pb::VersionInfo2 {
+            name: name.clone(),
+            version: version.clone(),
+        }))
     }
 
     async fn get_agent_image_fqn(&self, _: Request<()>) -> Answer<pb::AgentImageFqn> {
-        Ok(Response::new(pb::AgentImageFqn { f_q_n: self.settings.agent_image.clone() }))
+        Ok(Response::new(pb::AgentImageFqn {
+            f_q_n: self.settings.agent_image.clone(),
+        }))
     }
 
     async fn get_license(&self, _: Request<()>) -> Answer<pb::License> {
         unimplemented("licence")
     }
 
-    async fn can_connect_ambassador_cloud(&self, _: Request<()>) -> Answer<pb::AmbassadorCloudConnection> {
+    async fn can_connect_ambassador_cloud(
+        &self,
+        _: Request<()>,
+    ) -> Answer<pb::AmbassadorCloudConnection> {
         unimplemented("cloud")
     }
 
@@ -135,7 +158,9 @@ impl Manager for Service {
     }
 
     async fn get_client_config(&self, _: Request<()>) -> Answer<pb::CliConfig> {
-        Ok(Response::new(pb::CliConfig { config_yaml: Bytes::from_static(b"{}\n") }))
+        Ok(Response::new(pb::CliConfig {
+            config_yaml: Bytes::from_static(b"{}\n"),
+        }))
     }
 
     async fn get_telepresence_api(&self, _: Request<()>) -> Answer<pb::TelepresenceApiInfo> {
@@ -145,42 +170,62 @@ impl Manager for Service {
     async fn arrive_as_client(&self, request: Request<pb::ClientInfo>) -> Answer<pb::SessionInfo> {
         let client = request.into_inner();
         let name = client.name.clone();
-        let session = self.shared.change(|registry| registry.arrive_as_client(client, Instant::now()))?;
-        tracing::info!(client = name, session = session.session_id, "client arrived");
+        let session = self
+            .shared
+            .change(|registry| registry.arrive_as_client(client, Instant::now()))?;
+        tracing::info!(
+            client = name,
+            session = session.session_id,
+            "client arrived"
+        );
         Ok(Response::new(session))
     }
 
     async fn arrive_as_agent(&self, request: Request<pb::AgentInfo>) -> Answer<pb::SessionInfo> {
         let agent = request.into_inner();
         let (name, pod) = (agent.name.clone(), agent.pod_name.clone());
-        let session = self.shared.change(|registry| registry.arrive_as_agent(agent, Instant::now()))?;
-        tracing::info!(workload = name, pod, session = session.session_id, "agent arrived");
+        let session = self
+            .shared
+            .change(|registry| registry.arrive_as_agent(agent, Instant::now()))?;
+        tracing::info!(
+            workload = name,
+            pod,
+            session = session.session_id,
+            "agent arrived"
+        );
         Ok(Response::new(session))
     }
 
     async fn reconnect_agent(&self, request: Request<pb::ReconnectAgentRequest>) -> Answer<()> {
         let request = request.into_inner();
         tracing::info!(session = id(request.session.clone()), "agent is back");
-        self.shared.change(|registry| registry.reconnect_agent(request, Instant::now()))?;
+        self.shared
+            .change(|registry| registry.reconnect_agent(request, Instant::now()))?;
         Ok(Response::new(()))
     }
 
     async fn reconnect_client(&self, request: Request<pb::ReconnectClientRequest>) -> Answer<()> {
         let request = request.into_inner();
         tracing::info!(session = id(request.session.clone()), "client is back");
-        self.shared.change(|registry| registry.reconnect_client(request, Instant::now()))?;
+        self.shared
+            .change(|registry| registry.reconnect_client(request, Instant::now()))?;
         Ok(Response::new(()))
     }
 
     async fn remain(&self, request: Request<pb::RemainRequest>) -> Answer<()> {
         let session = id(request.into_inner().session);
-        self.shared.change_unseen(|registry| registry.sessions.touch(&session, Instant::now()))?;
+        self.shared
+            .change_unseen(|registry| registry.sessions.touch(&session, Instant::now()))?;
         Ok(Response::new(()))
     }
 
     async fn depart(&self, request: Request<pb::SessionInfo>) -> Answer<()> {
         let session = request.into_inner().session_id;
-        if self.shared.change(|registry| registry.depart(&session)).is_some() {
+        if self
+            .shared
+            .change(|registry| registry.depart(&session))
+            .is_some()
+        {
             tracing::info!(session, "session departed");
         }
         Ok(Response::new(()))
@@ -198,23 +243,31 @@ impl Manager for Service {
 
     async fn watch_log_level(&self, _: Request<()>) -> Answer<Self::WatchLogLevelStream> {
         let mut levels = self.log_level.subscribe();
-        // A lasting level is part of the configuration by the time one subscribes; a temporary one is not.
+        // A lasting level is part of the configuration by the time one subscribes; a temporary one
+        // is not.
         let lasting = |request: &pb::LogLevelRequest| request.duration.is_none();
-        if levels.borrow().as_ref().is_some_and(|request| !lasting(request)) {
+        if levels
+            .borrow()
+            .as_ref()
+            .is_some_and(|request| !lasting(request))
+        {
             levels.mark_changed();
         }
-        let following = stream::unfold((levels, self.shared.stop.clone()), |(mut levels, stop)| async move {
-            loop {
-                tokio::select! {
-                    () = stop.cancelled() => return None,
-                    changed = levels.changed() => changed.ok()?,
+        let following = stream::unfold(
+            (levels, self.shared.stop.clone()),
+            |(mut levels, stop)| async move {
+                loop {
+                    tokio::select! {
+                        () = stop.cancelled() => return None,
+                        changed = levels.changed() => changed.ok()?,
+                    }
+                    let request = levels.borrow_and_update().clone();
+                    if let Some(request) = request {
+                        return Some((Ok(request), (levels, stop)));
+                    }
                 }
-                let request = levels.borrow_and_update().clone();
-                if let Some(request) = request {
-                    return Some((Ok(request), (levels, stop)));
-                }
-            }
-        });
+            },
+        );
         Ok(Response::new(following.boxed()))
     }
 
@@ -222,7 +275,10 @@ impl Manager for Service {
         Ok(Response::new(pb::LogsResponse::default()))
     }
 
-    async fn watch_agent_pods(&self, request: Request<pb::SessionInfo>) -> Answer<Self::WatchAgentPodsStream> {
+    async fn watch_agent_pods(
+        &self,
+        request: Request<pb::SessionInfo>,
+    ) -> Answer<Self::WatchAgentPodsStream> {
         let (session, end) = self.session(request)?;
         let view = move |registry: &Registry| views::agent_pods(registry, &session);
         let message = all(|agents| pb::AgentPodInfoSnapshot { agents });
@@ -239,28 +295,51 @@ impl Manager for Service {
         Ok(Response::new(follow(&self.shared, end, view, message)))
     }
 
-    async fn watch_agents(&self, request: Request<pb::SessionInfo>) -> Answer<Self::WatchAgentsStream> {
+    async fn watch_agents(
+        &self,
+        request: Request<pb::SessionInfo>,
+    ) -> Answer<Self::WatchAgentsStream> {
         let (session, end) = self.session(request)?;
         let view = move |registry: &Registry| views::agents(registry, &session, &[]);
-        Ok(Response::new(follow(&self.shared, end, view, all(agent_snapshot))))
+        Ok(Response::new(follow(
+            &self.shared,
+            end,
+            view,
+            all(agent_snapshot),
+        )))
     }
 
-    async fn watch_agents_ns(&self, request: Request<pb::AgentsRequest>) -> Answer<Self::WatchAgentsNSStream> {
+    async fn watch_agents_ns(
+        &self,
+        request: Request<pb::AgentsRequest>,
+    ) -> Answer<Self::WatchAgentsNSStream> {
         let request = request.into_inner();
         let session = id(request.session);
         let end = self.end_of(&session)?;
-        let view = move |registry: &Registry| views::agents(registry, &session, &request.namespaces);
-        Ok(Response::new(follow(&self.shared, end, view, all(agent_snapshot))))
+        let view =
+            move |registry: &Registry| views::agents(registry, &session, &request.namespaces);
+        Ok(Response::new(follow(
+            &self.shared,
+            end,
+            view,
+            all(agent_snapshot),
+        )))
     }
 
-    async fn watch_agents_delta(&self, request: Request<pb::SessionInfo>) -> Answer<Self::WatchAgentsDeltaStream> {
+    async fn watch_agents_delta(
+        &self,
+        request: Request<pb::SessionInfo>,
+    ) -> Answer<Self::WatchAgentsDeltaStream> {
         let (session, end) = self.session(request)?;
         let view = move |registry: &Registry| views::agents(registry, &session, &[]);
         let message = changed(|upserts, removals| pb::AgentInfoDelta { upserts, removals });
         Ok(Response::new(follow(&self.shared, end, view, message)))
     }
 
-    async fn watch_intercepts(&self, request: Request<pb::SessionInfo>) -> Answer<Self::WatchInterceptsStream> {
+    async fn watch_intercepts(
+        &self,
+        request: Request<pb::SessionInfo>,
+    ) -> Answer<Self::WatchInterceptsStream> {
         let (session, end) = self.session_or_all(request)?;
         let view = move |registry: &Registry| views::intercepts(registry, &session);
         let message = all(|intercepts| pb::InterceptInfoSnapshot { intercepts });
@@ -277,37 +356,68 @@ impl Manager for Service {
         Ok(Response::new(follow(&self.shared, end, view, message)))
     }
 
-    async fn watch_workloads(&self, request: Request<pb::WorkloadEventsRequest>) -> Answer<Self::WatchWorkloadsStream> {
+    async fn watch_workloads(
+        &self,
+        request: Request<pb::WorkloadEventsRequest>,
+    ) -> Answer<Self::WatchWorkloadsStream> {
         let request = request.into_inner();
         let session = id(request.session_info);
         let end = self.end_of(&session)?;
-        let view = move |registry: &Registry| views::workloads(registry, &session, &request.namespace);
-        Ok(Response::new(follow(&self.shared, end, view, views::workload_events)))
+        let view =
+            move |registry: &Registry| views::workloads(registry, &session, &request.namespace);
+        Ok(Response::new(follow(
+            &self.shared,
+            end,
+            view,
+            views::workload_events,
+        )))
     }
 
-    async fn watch_cluster_info(&self, request: Request<pb::SessionInfo>) -> Answer<Self::WatchClusterInfoStream> {
+    async fn watch_cluster_info(
+        &self,
+        request: Request<pb::SessionInfo>,
+    ) -> Answer<Self::WatchClusterInfoStream> {
         let (_, end) = self.session(request)?;
         let ip = Bytes::from(match self.address.ip() {
             std::net::IpAddr::V4(ip) => ip.octets().to_vec(),
             std::net::IpAddr::V6(ip) => ip.octets().to_vec(),
         });
-        let dns = pb::Dns { cluster_domain: "cluster.local.".into(), ..pb::Dns::default() };
+        let dns = pb::Dns {
+            cluster_domain: "cluster.local.".into(),
+            ..pb::Dns::default()
+        };
         let info = pb::ClusterInfo {
             manager_pod_ip: ip,
             manager_pod_port: self.address.port().into(),
             dns: Some(dns),
             ..pb::ClusterInfo::default()
         };
-        // There is no cluster whose facts could change; the stream only has to last as long as the session.
-        let quiet = stream::once(async move { end.cancelled_owned().await }).filter_map(async |()| None);
-        Ok(Response::new(stream::once(async { Ok(info) }).chain(quiet).boxed()))
+        // There is no cluster whose facts could change; the stream only has to last as long as the
+        // session.
+        let quiet =
+            stream::once(async move { end.cancelled_owned().await }).filter_map(async |()| None);
+        Ok(Response::new(
+            stream::once(async { Ok(info) }).chain(quiet).boxed(),
+        ))
     }
 
-    async fn ensure_agent(&self, request: Request<pb::EnsureAgentRequest>) -> Answer<pb::AgentInfoSnapshot> {
+    async fn ensure_agent(
+        &self,
+        request: Request<pb::EnsureAgentRequest>,
+    ) -> Answer<pb::AgentInfoSnapshot> {
         let request = request.into_inner();
         let session = id(request.session);
-        let own = self.shared.read(|registry| registry.sessions.client(&session).map(|it| it.namespace.clone()))?;
-        let namespace = if request.namespace.is_empty() { own } else { request.namespace };
+        let own = self.shared.read(|registry| {
+            registry
+                .sessions
+                .client(&session)
+                .map(|it| it.namespace.clone())
+        })?;
+        let namespace = if request.namespace.is_empty() {
+            own
+        } else {
+            request.namespace
+        };
         let agents = self.arrived(&request.name, &namespace).await;
         if agents.is_empty() {
             return Err(Status::not_found(no_agent(&request.name, &namespace)));
@@ -315,43 +425,72 @@ impl Manager for Service {
         Ok(Response::new(agent_snapshot(agents)))
     }
 
-    async fn prepare_intercept(&self, request: Request<pb::CreateInterceptRequest>) -> Answer<pb::PreparedIntercept> {
+    async fn prepare_intercept(
+        &self,
+        request: Request<pb::CreateInterceptRequest>,
+    ) -> Answer<pb::PreparedIntercept> {
         let request = request.into_inner();
         let session = id(request.session);
-        self.shared.read(|registry| registry.sessions.client(&session).map(|_| ()))?;
+        self.shared
+            .read(|registry| registry.sessions.client(&session).map(|_| ()))?;
         let spec = request.intercept_spec.unwrap_or_default();
         let agents = self.arrived(&spec.agent, &spec.namespace).await;
-        Ok(Response::new(prepare(&spec, agents.first(), &self.settings.agent_image)))
+        Ok(Response::new(prepare(
+            &spec,
+            agents.first(),
+            &self.settings.agent_image,
+        )))
     }
 
-    async fn create_intercept(&self, request: Request<pb::CreateInterceptRequest>) -> Answer<pb::InterceptInfo> {
+    async fn create_intercept(
+        &self,
+        request: Request<pb::CreateInterceptRequest>,
+    ) -> Answer<pb::InterceptInfo> {
         let request = request.into_inner();
         let session = request.session.unwrap_or_default();
         let spec = request.intercept_spec.unwrap_or_default();
-        let info = self.shared.change(|registry| registry.create(&session, spec))?;
-        tracing::info!(intercept = info.id, disposition = info.disposition().as_str_name(), "intercept created");
+        let info = self
+            .shared
+            .change(|registry| registry.create(&session, spec))?;
+        tracing::info!(
+            intercept = info.id,
+            disposition = info.disposition().as_str_name(),
+            "intercept created"
+        );
         Ok(Response::new(info))
     }
 
     async fn remove_intercept(&self, request: Request<pb::RemoveInterceptRequest2>) -> Answer<()> {
         let request = request.into_inner();
         let session = id(request.session);
-        self.shared.read(|registry| registry.sessions.client(&session).map(|_| ()))?;
-        if !self.shared.change(|registry| registry.intercepts.remove(&session, &request.name)) {
+        self.shared
+            .read(|registry| registry.sessions.client(&session).map(|_| ()))?;
+        if !self
+            .shared
+            .change(|registry| registry.intercepts.remove(&session, &request.name))
+        {
             return Err(Refusal::no_intercept(&request.name).into());
         }
         tracing::info!(session, name = request.name, "intercept removed");
         Ok(Response::new(()))
     }
 
-    async fn update_intercept(&self, _: Request<pb::UpdateInterceptRequest>) -> Answer<pb::InterceptInfo> {
+    async fn update_intercept(
+        &self,
+        _: Request<pb::UpdateInterceptRequest>,
+    ) -> Answer<pb::InterceptInfo> {
         unimplemented("preview domains")
     }
 
-    async fn get_intercept(&self, request: Request<pb::GetInterceptRequest>) -> Answer<pb::InterceptInfo> {
+    async fn get_intercept(
+        &self,
+        request: Request<pb::GetInterceptRequest>,
+    ) -> Answer<pb::InterceptInfo> {
         let request = request.into_inner();
         let session = id(request.session);
-        let info = self.shared.read(|registry| registry.intercepts.get(&session, &request.name).cloned())?;
+        let info = self
+            .shared
+            .read(|registry| registry.intercepts.get(&session, &request.name).cloned())?;
         Ok(Response::new(info))
     }
 
@@ -367,43 +506,70 @@ impl Manager for Service {
         Ok(Response::new(()))
     }
 
-    async fn get_known_workload_kinds(&self, _: Request<pb::SessionInfo>) -> Answer<pb::KnownWorkloadKinds> {
+    async fn get_known_workload_kinds(
+        &self,
+        _: Request<pb::SessionInfo>,
+    ) -> Answer<pb::KnownWorkloadKinds> {
         use pb::workload_info::Kind;
         let kinds = [Kind::Deployment, Kind::Replicaset, Kind::Statefulset];
-        Ok(Response::new(pb::KnownWorkloadKinds { kinds: kinds.map(i32::from).to_vec() }))
+        Ok(Response::new(pb::KnownWorkloadKinds {
+            kinds: kinds.map(i32::from).to_vec(),
+        }))
     }
 
     async fn lookup_dns(&self, request: Request<pb::DnsRequest>) -> Answer<pb::DnsResponse> {
         let request = request.into_inner();
-        Ok(Response::new(self.names.resolve(&self.shared, request, self.settings.lookup).await))
+        Ok(Response::new(
+            self.names
+                .resolve(&self.shared, request, self.settings.lookup)
+                .await,
+        ))
     }
 
-    async fn agent_lookup_dns_response(&self, request: Request<pb::DnsAgentResponse>) -> Answer<()> {
+    async fn agent_lookup_dns_response(
+        &self,
+        request: Request<pb::DnsAgentResponse>,
+    ) -> Answer<()> {
         self.names.answer(request.into_inner());
         Ok(Response::new(()))
     }
 
-    async fn watch_lookup_dns(&self, request: Request<pb::SessionInfo>) -> Answer<Self::WatchLookupDNSStream> {
+    async fn watch_lookup_dns(
+        &self,
+        request: Request<pb::SessionInfo>,
+    ) -> Answer<Self::WatchLookupDNSStream> {
         let (session, end) = self.session(request)?;
-        let names = self.shared.read(|registry| registry.sessions.get(&session).map(|it| it.names.clone()))?;
+        let names = self
+            .shared
+            .read(|registry| registry.sessions.get(&session).map(|it| it.names.clone()))?;
         Ok(Response::new(deliver(names, end)))
     }
 
     async fn lookup(&self, request: Request<pb::LookupRequest>) -> Answer<pb::LookupResponse> {
         let name = request.into_inner().name;
         if name.len() < 2 || !name.ends_with('.') {
-            return Err(Status::invalid_argument(format!("name {name:?} must end with a dot and not be one")));
+            return Err(Status::invalid_argument(format!(
+                "name {name:?} must end with a dot and not be one"
+            )));
         }
         let addresses = names::addresses(&name).await;
         if addresses.is_empty() {
             return Err(Status::not_found(format!("{name} has no address")));
         }
-        Ok(Response::new(pb::LookupResponse { ips: addresses.into_iter().map(views::ip_bytes).collect() }))
+        Ok(Response::new(pb::LookupResponse {
+            ips: addresses.into_iter().map(views::ip_bytes).collect(),
+        }))
     }
 
-    async fn tunnel(&self, request: Request<Streaming<pb::TunnelMessage>>) -> Answer<Self::TunnelStream> {
+    async fn tunnel(
+        &self,
+        request: Request<Streaming<pb::TunnelMessage>>,
+    ) -> Answer<Self::TunnelStream> {
         let (outgoing, messages) = mpsc::channel(QUEUE);
-        let end = End { incoming: request.into_inner(), outgoing: outgoing.clone() };
+        let end = End {
+            incoming: request.into_inner(),
+            outgoing: outgoing.clone(),
+        };
         let (shared, tunnels) = (self.shared.clone(), self.tunnels.clone());
         self.tasks.spawn(async move {
             if let Err(status) = tunnels.serve(&shared, end).await {
@@ -415,27 +581,55 @@ impl Manager for Service {
     }
 
     async fn report_metrics(&self, request: Request<pb::TunnelMetrics>) -> Answer<()> {
-        let pb::TunnelMetrics { client_session_id, ingress_bytes, egress_bytes } = request.into_inner();
-        tracing::debug!(session = client_session_id, ingress_bytes, egress_bytes, "tunnel ended");
+        let pb::TunnelMetrics {
+            client_session_id,
+            ingress_bytes,
+            egress_bytes,
+        } = request.into_inner();
+        tracing::debug!(
+            session = client_session_id,
+            ingress_bytes,
+            egress_bytes,
+            "tunnel ended"
+        );
         Ok(Response::new(()))
     }
 
     async fn watch_dial(&self, request: Request<pb::SessionInfo>) -> Answer<Self::WatchDialStream> {
         let (session, end) = self.session(request)?;
-        let dials = self.shared.read(|registry| registry.sessions.get(&session).map(|it| it.dials.clone()))?;
+        let dials = self
+            .shared
+            .read(|registry| registry.sessions.get(&session).map(|it| it.dials.clone()))?;
         Ok(Response::new(deliver(dials, end)))
     }
 }
 
-/// What a spec resolves to. The agent knows its ports, not we: a numeric identifier is taken for the
-/// container port it names, anything else is left for the agent to match.
-fn prepare(spec: &pb::InterceptSpec, agent: Option<&pb::AgentInfo>, agent_image: &str) -> pb::PreparedIntercept {
+/// What a spec resolves to. The agent knows its ports, not we: a numeric identifier is taken for
+/// the container port it names, anything else is left for the agent to match.
+fn prepare(
+    spec: &pb::InterceptSpec,
+    agent: Option<&pb::AgentInfo>,
+    agent_image: &str,
+) -> pb::PreparedIntercept {
     /// A mistake of the user's, in the numbers that results have for categories.
     const USER_ERROR: i32 = 1;
-    let refuse = |error| pb::PreparedIntercept { error, error_category: USER_ERROR, ..Default::default() };
-    let Some(agent) = agent else { return refuse(no_agent(&spec.agent, &spec.namespace)) };
-    if !agent.mechanisms.iter().any(|mechanism| mechanism.name == spec.mechanism) {
-        return refuse(format!("the agent of workload {:?} has no mechanism {:?}", spec.agent, spec.mechanism));
+    let refuse = |error| pb::PreparedIntercept {
+        error,
+        error_category: USER_ERROR,
+        ..Default::default()
+    };
+    let Some(agent) = agent else {
+        return refuse(no_agent(&spec.agent, &spec.namespace));
+    };
+    if !agent
+        .mechanisms
+        .iter()
+        .any(|mechanism| mechanism.name == spec.mechanism)
+    {
+        return refuse(format!(
+            "the agent of workload {:?} has no mechanism {:?}",
+            spec.agent, spec.mechanism
+        ));
     }
     let mut prepared = pb::PreparedIntercept {
         namespace: spec.namespace.clone(),
@@ -472,5 +666,7 @@ fn kind_name(kind: pb::workload_info::Kind) -> &'static str {
 }
 
 fn no_agent(workload: &str, namespace: &str) -> String {
-    format!("no agent of workload {workload:?} in namespace {namespace:?} is connected; start one or check both names")
+    format!(
+        "no agent of workload {workload:?} in namespace {namespace:?} is connected; start one or check both names"
+    )
 }

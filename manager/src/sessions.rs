@@ -1,7 +1,8 @@
 //! Who is here: agents and workstations, each with a session that lives as long as it is heard of.
 //!
-//! Plain functions of state and time. Ending a session cancels its token, which ends its watches; streams
-//! it has open as tunnels are not touched, so that a peer may leave first and finish its work after.
+//! Plain functions of state and time. Ending a session cancels its token, which ends its watches;
+//! streams it has open as tunnels are not touched, so that a peer may leave first and finish its
+//! work after.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -50,24 +51,40 @@ pub(crate) struct Sessions {
 impl Sessions {
     /// No sessions; those to come end with `all` at the latest.
     pub(crate) fn new(agent_ttl: Duration, client_ttl: Duration, all: CancellationToken) -> Self {
-        Self { by_id: BTreeMap::new(), all, agent_ttl, client_ttl }
+        Self {
+            by_id: BTreeMap::new(),
+            all,
+            agent_ttl,
+            client_ttl,
+        }
     }
 
     /// Starts a client's session and returns its id.
-    pub(crate) fn add_client(&mut self, client: ClientInfo, now: Instant) -> Result<String, Refusal> {
+    pub(crate) fn add_client(
+        &mut self,
+        client: ClientInfo,
+        now: Instant,
+    ) -> Result<String, Refusal> {
         check_client(&client)?;
         let id = uuid::Uuid::new_v4().to_string();
         self.start(id.clone(), Who::Client(client), now);
         Ok(id)
     }
 
-    /// Starts an agent's session and returns its id. The same pod arriving again replaces its old session,
-    /// which it has lost sight of; another pod with the same uid is refused.
+    /// Starts an agent's session and returns its id. The same pod arriving again replaces its old
+    /// session, which it has lost sight of; another pod with the same uid is refused.
     pub(crate) fn add_agent(&mut self, agent: AgentInfo, now: Instant) -> Result<String, Refusal> {
         check_agent(&agent)?;
-        let unique = if agent.pod_uid.is_empty() { uuid::Uuid::new_v4().to_string() } else { agent.pod_uid.clone() };
+        let unique = if agent.pod_uid.is_empty() {
+            uuid::Uuid::new_v4().to_string()
+        } else {
+            agent.pod_uid.clone()
+        };
         let id = format!("agent:{unique}");
-        if let Some(Session { who: Who::Agent(there), .. }) = self.by_id.get(&id)
+        if let Some(Session {
+            who: Who::Agent(there),
+            ..
+        }) = self.by_id.get(&id)
             && !same_pod(there, &agent)
         {
             return Err(Refusal::Exists(format!(
@@ -79,7 +96,8 @@ impl Sessions {
         Ok(id)
     }
 
-    /// Takes a session back that an earlier manager handed out; one that is still here is only heard of.
+    /// Takes a session back that an earlier manager handed out; one that is still here is only
+    /// heard of.
     pub(crate) fn restore(&mut self, id: &str, who: Who, now: Instant) -> Result<(), Refusal> {
         if id.is_empty() {
             return Err(Refusal::Invalid("session id is empty".into()));
@@ -113,7 +131,10 @@ impl Sessions {
 
     /// The session is heard of.
     pub(crate) fn touch(&mut self, id: &str, now: Instant) -> Result<(), Refusal> {
-        let session = self.by_id.get_mut(id).ok_or_else(|| Refusal::no_session(id))?;
+        let session = self
+            .by_id
+            .get_mut(id)
+            .ok_or_else(|| Refusal::no_session(id))?;
         session.seen = now;
         Ok(())
     }
@@ -132,7 +153,11 @@ impl Sessions {
             Who::Client(_) => self.client_ttl,
         };
         let is_over = |session: &Session| now.duration_since(session.seen) > ttl(&session.who);
-        self.by_id.iter().filter(|(_, session)| is_over(session)).map(|(id, _)| id.clone()).collect()
+        self.by_id
+            .iter()
+            .filter(|(_, session)| is_over(session))
+            .map(|(id, _)| id.clone())
+            .collect()
     }
 
     pub(crate) fn get(&self, id: &str) -> Result<&Session, Refusal> {
@@ -142,23 +167,29 @@ impl Sessions {
     pub(crate) fn client(&self, id: &str) -> Result<&ClientInfo, Refusal> {
         match &self.get(id)?.who {
             Who::Client(client) => Ok(client),
-            Who::Agent(_) => Err(Refusal::Invalid(format!("session {id:?} is an agent's; a client's is needed"))),
+            Who::Agent(_) => Err(Refusal::Invalid(format!(
+                "session {id:?} is an agent's; a client's is needed"
+            ))),
         }
     }
 
     pub(crate) fn agent(&self, id: &str) -> Result<&AgentInfo, Refusal> {
         match &self.get(id)?.who {
             Who::Agent(agent) => Ok(agent),
-            Who::Client(_) => Err(Refusal::Invalid(format!("session {id:?} is a client's; an agent's is needed"))),
+            Who::Client(_) => Err(Refusal::Invalid(format!(
+                "session {id:?} is a client's; an agent's is needed"
+            ))),
         }
     }
 
     /// All agents with their session ids, in the order of the ids.
     pub(crate) fn agents(&self) -> impl Iterator<Item = (&str, &AgentInfo)> {
-        self.by_id.iter().filter_map(|(id, session)| match &session.who {
-            Who::Agent(agent) => Some((id.as_str(), agent)),
-            Who::Client(_) => None,
-        })
+        self.by_id
+            .iter()
+            .filter_map(|(id, session)| match &session.who {
+                Who::Agent(agent) => Some((id.as_str(), agent)),
+                Who::Client(_) => None,
+            })
     }
 }
 
@@ -167,16 +198,23 @@ fn same_pod(one: &AgentInfo, other: &AgentInfo) -> bool {
 }
 
 fn check_client(client: &ClientInfo) -> Result<(), Refusal> {
-    for (field, value) in [("name", &client.name), ("product", &client.product), ("version", &client.version)] {
+    for (field, value) in [
+        ("name", &client.name),
+        ("product", &client.product),
+        ("version", &client.version),
+    ] {
         required("client", field, value)?;
     }
     let version = client.version.strip_prefix('v').unwrap_or(&client.version);
     match semver::Version::parse(version) {
         Ok(version) if version >= OLDEST_CLIENT => Ok(()),
-        Ok(version) => {
-            Err(Refusal::Invalid(format!("client version {version} is too old; {OLDEST_CLIENT} or later is served")))
-        }
-        Err(error) => Err(Refusal::Invalid(format!("client version {:?} is no version: {error}", client.version))),
+        Ok(version) => Err(Refusal::Invalid(format!(
+            "client version {version} is too old; {OLDEST_CLIENT} or later is served"
+        ))),
+        Err(error) => Err(Refusal::Invalid(format!(
+            "client version {:?} is no version: {error}",
+            client.version
+        ))),
     }
 }
 
@@ -191,7 +229,9 @@ fn check_agent(agent: &AgentInfo) -> Result<(), Refusal> {
         required("agent", field, value)?;
     }
     if agent.mechanisms.is_empty() {
-        return Err(Refusal::Invalid("agent without a mechanism; name at least one, such as tcp".into()));
+        return Err(Refusal::Invalid(
+            "agent without a mechanism; name at least one, such as tcp".into(),
+        ));
     }
     for mechanism in &agent.mechanisms {
         required("mechanism", "name", &mechanism.name)?;
@@ -203,7 +243,9 @@ fn check_agent(agent: &AgentInfo) -> Result<(), Refusal> {
 
 fn required(what: &str, field: &str, value: &str) -> Result<(), Refusal> {
     if value.is_empty() {
-        return Err(Refusal::Invalid(format!("{what} {field} must not be empty")));
+        return Err(Refusal::Invalid(format!(
+            "{what} {field} must not be empty"
+        )));
     }
     Ok(())
 }

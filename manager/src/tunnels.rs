@@ -1,9 +1,9 @@
 //! Joins the two gRPC streams of a tunnelled connection, or dials where no agent is to do it.
 //!
-//! An agent opens a stream for a workstation, or a workstation one for the cluster; the other side is told
-//! by a dial request and opens the second stream with the same connection id. From then on messages are
-//! passed on as they are. Both ends are gRPC callers towards us, so the end of one direction goes out as a
-//! message, as a server says it.
+//! An agent opens a stream for a workstation, or a workstation one for the cluster; the other side
+//! is told by a dial request and opens the second stream with the same connection id. From then on
+//! messages are passed on as they are. Both ends are gRPC callers towards us, so the end of one
+//! direction goes out as a message, as a server says it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,7 +23,8 @@ use crate::refusal::Refusal;
 use crate::registry::Shared;
 use crate::sessions::Who;
 
-/// Messages held for one direction. They can be a megabyte each, and the transport's window holds more.
+/// Messages held for one direction. They can be a megabyte each, and the transport's window holds
+/// more.
 pub(crate) const QUEUE: usize = 8;
 /// How long a new stream may take to say what it is about.
 const OPENING: Duration = Duration::from_secs(10);
@@ -38,7 +39,8 @@ pub(crate) struct End {
     pub(crate) outgoing: mpsc::Sender<Result<TunnelMessage, Status>>,
 }
 
-/// First streams that wait for their second, by the session expected to open it and the connection id.
+/// First streams that wait for their second, by the session expected to open it and the connection
+/// id.
 #[derive(Default)]
 pub(crate) struct Tunnels {
     waiting: Mutex<HashMap<(String, ConnId), Waiter>>,
@@ -54,13 +56,23 @@ impl Tunnels {
     pub(crate) async fn serve(&self, shared: &Shared, mut end: End) -> Result<(), Status> {
         let info = opening(&mut end.incoming).await?;
         let Message::StreamInfo(info) = info else {
-            return Err(Status::failed_precondition("the first message of a tunnel must be a stream info"));
+            return Err(Status::failed_precondition(
+                "the first message of a tunnel must be a stream info",
+            ));
         };
-        let who = shared.read(|registry| registry.sessions.get(&info.session_id).map(|it| it.who.clone()))?;
+        let who = shared.read(|registry| {
+            registry
+                .sessions
+                .get(&info.session_id)
+                .map(|it| it.who.clone())
+        })?;
         if !end.send(Message::StreamOk(STREAM_VERSION)).await {
             return Ok(());
         }
-        if let Some(waiter) = self.waiting().remove(&(info.session_id.clone(), info.conn_id)) {
+        if let Some(waiter) = self
+            .waiting()
+            .remove(&(info.session_id.clone(), info.conn_id))
+        {
             // A first stream that gave up just now drops the second, which tells its peer.
             let _ = waiter.second_tx.send(end);
             return Ok(());
@@ -97,10 +109,19 @@ impl Tunnels {
     }
 
     /// Asks `other` for the second stream, waits for it and passes messages between the two.
-    async fn join(&self, shared: &Shared, first: End, info: &StreamInfo, other: &str) -> Result<(), Status> {
+    async fn join(
+        &self,
+        shared: &Shared,
+        first: End,
+        info: &StreamInfo,
+        other: &str,
+    ) -> Result<(), Status> {
         let (dials, gone) = shared.read(|registry| {
             let session = registry.sessions.get(other)?;
-            Ok::<(Arc<Mailbox<DialRequest>>, _), Refusal>((session.dials.clone(), session.end.clone()))
+            Ok::<(Arc<Mailbox<DialRequest>>, _), Refusal>((
+                session.dials.clone(),
+                session.end.clone(),
+            ))
         })?;
         let wait = match info.dial_timeout.saturating_add(info.roundtrip_latency) {
             Duration::ZERO => DEFAULT_WAIT,
@@ -115,7 +136,9 @@ impl Tunnels {
             ..DialRequest::default()
         };
         if !dials.post(request, deadline) {
-            return Err(Status::resource_exhausted(format!("session {other:?} has too many dial requests to answer")));
+            return Err(Status::resource_exhausted(format!(
+                "session {other:?} has too many dial requests to answer"
+            )));
         }
         let second = tokio::select! {
             second = &mut waiting.second_rx => second,
@@ -137,8 +160,14 @@ impl Tunnels {
         let key = (session.to_owned(), conn_id);
         let (second_tx, second_rx) = oneshot::channel();
         let serial = Instant::now();
-        self.waiting().insert(key.clone(), Waiter { serial, second_tx });
-        Waiting { tunnels: self, key, serial, second_rx }
+        self.waiting()
+            .insert(key.clone(), Waiter { serial, second_tx });
+        Waiting {
+            tunnels: self,
+            key,
+            serial,
+            second_rx,
+        }
     }
 
     fn waiting(&self) -> MutexGuard<'_, HashMap<(String, ConnId), Waiter>> {
@@ -146,7 +175,8 @@ impl Tunnels {
     }
 }
 
-/// A place in the waiting list, given up when dropped: a later connection may well have the same addresses.
+/// A place in the waiting list, given up when dropped: a later connection may well have the same
+/// addresses.
 struct Waiting<'a> {
     tunnels: &'a Tunnels,
     key: (String, ConnId),
@@ -157,7 +187,10 @@ struct Waiting<'a> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         let mut waiting = self.tunnels.waiting();
-        if waiting.get(&self.key).is_some_and(|waiter| waiter.serial == self.serial) {
+        if waiting
+            .get(&self.key)
+            .is_some_and(|waiter| waiter.serial == self.serial)
+        {
             waiting.remove(&self.key);
         }
     }
@@ -166,7 +199,12 @@ impl Drop for Waiting<'_> {
 impl End {
     /// False when the peer is gone.
     async fn send(&self, message: Message) -> bool {
-        self.outgoing.send(Ok(TunnelMessage { payload: message.encode() })).await.is_ok()
+        self.outgoing
+            .send(Ok(TunnelMessage {
+                payload: message.encode(),
+            }))
+            .await
+            .is_ok()
     }
 }
 
@@ -182,8 +220,14 @@ enum Half {
 
 /// Passes messages on in both directions until both are done or the tunnel is over.
 async fn pipe(first: End, second: End) {
-    let End { incoming: mut from_first, outgoing: to_first } = first;
-    let End { incoming: mut from_second, outgoing: to_second } = second;
+    let End {
+        incoming: mut from_first,
+        outgoing: to_first,
+    } = first;
+    let End {
+        incoming: mut from_second,
+        outgoing: to_second,
+    } = second;
     let forth = pass(&mut from_first, &to_second);
     let back = pass(&mut from_second, &to_first);
     tokio::pin!(forth, back);
@@ -199,13 +243,18 @@ async fn pipe(first: End, second: End) {
     };
     if matches!(half, Half::Lost) {
         let sender = if forth_is_last { &to_first } else { &to_second };
-        let disconnect = TunnelMessage { payload: Message::Disconnect.encode() };
+        let disconnect = TunnelMessage {
+            payload: Message::Disconnect.encode(),
+        };
         let _ = timeout(OPENING, sender.send(Ok(disconnect))).await;
     }
 }
 
 /// Passes messages on as they are until the sender is done or the tunnel is over.
-async fn pass(from: &mut Streaming<TunnelMessage>, to: &mpsc::Sender<Result<TunnelMessage, Status>>) -> Half {
+async fn pass(
+    from: &mut Streaming<TunnelMessage>,
+    to: &mpsc::Sender<Result<TunnelMessage, Status>>,
+) -> Half {
     loop {
         let message = tokio::select! {
             message = from.next() => message,
@@ -237,7 +286,9 @@ async fn pass(from: &mut Streaming<TunnelMessage>, to: &mpsc::Sender<Result<Tunn
 
 async fn opening(incoming: &mut Streaming<TunnelMessage>) -> Result<Message, Status> {
     let message = timeout(OPENING, incoming.message()).await;
-    let message = message.map_err(|_| Status::deadline_exceeded("the tunnel was not opened in time"))??;
-    let message = message.ok_or_else(|| Status::failed_precondition("the tunnel ended before it was opened"))?;
+    let message =
+        message.map_err(|_| Status::deadline_exceeded("the tunnel was not opened in time"))??;
+    let message = message
+        .ok_or_else(|| Status::failed_precondition("the tunnel ended before it was opened"))?;
     Message::decode(message.payload).map_err(|error| Status::failed_precondition(error.to_string()))
 }

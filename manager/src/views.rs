@@ -1,6 +1,8 @@
-//! What each kind of watcher gets to see of the registry: pure functions from state to keyed messages.
+//! What each kind of watcher gets to see of the registry: pure functions from state to keyed
+//! messages.
 //!
-//! A view is a map in the order of its keys, which is what a snapshot lists and what a delta speaks of.
+//! A view is a map in the order of its keys, which is what a snapshot lists and what a delta speaks
+//! of.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -18,8 +20,8 @@ use crate::intercepts::{is_workload, owner, spec_of};
 use crate::registry::Registry;
 use crate::sessions::Who;
 
-/// Intercepts by id: all for an empty session; for an agent those of its workload that it may have to act
-/// on; for a client its own.
+/// Intercepts by id: all for an empty session; for an agent those of its workload that it may have
+/// to act on; for a client its own.
 pub(crate) fn intercepts(registry: &Registry, session: &str) -> BTreeMap<String, InterceptInfo> {
     let who = registry.sessions.get(session).map(|session| &session.who);
     let sees = |info: &&InterceptInfo| match who {
@@ -30,22 +32,36 @@ pub(crate) fn intercepts(registry: &Registry, session: &str) -> BTreeMap<String,
             is_workload(spec_of(info), agent)
                 && matches!(
                     disposition,
-                    Disposition::Waiting | Disposition::Active | Disposition::AgentError | Disposition::Removed
+                    Disposition::Waiting
+                        | Disposition::Active
+                        | Disposition::AgentError
+                        | Disposition::Removed
                 )
         }
     };
-    registry.intercepts.iter().filter(sees).map(|info| (info.id.clone(), info.clone())).collect()
+    registry
+        .intercepts
+        .iter()
+        .filter(sees)
+        .map(|info| (info.id.clone(), info.clone()))
+        .collect()
 }
 
 /// Agents by session id, of the given namespaces or else of the client's own.
-pub(crate) fn agents(registry: &Registry, session: &str, namespaces: &[String]) -> BTreeMap<String, AgentInfo> {
+pub(crate) fn agents(
+    registry: &Registry,
+    session: &str,
+    namespaces: &[String],
+) -> BTreeMap<String, AgentInfo> {
     let own = own_namespace(registry, session);
     let seen = |agent: &AgentInfo| match namespaces {
         [] => own.as_ref().is_none_or(|own| *own == agent.namespace),
         some => some.contains(&agent.namespace),
     };
     let agents = registry.sessions.agents().filter(|(_, agent)| seen(agent));
-    agents.map(|(id, agent)| (id.to_owned(), agent.clone())).collect()
+    agents
+        .map(|(id, agent)| (id.to_owned(), agent.clone()))
+        .collect()
 }
 
 /// What a workstation needs to reach each agent of its namespace directly, by session id.
@@ -66,17 +82,42 @@ pub(crate) fn agent_pods(registry: &Registry, session: &str) -> BTreeMap<String,
     pods.collect()
 }
 
-/// Workloads of a namespace that have agents, by kind and name. Without a cluster to ask there are no others.
-pub(crate) fn workloads(registry: &Registry, session: &str, namespace: &str) -> BTreeMap<String, WorkloadInfo> {
+/// Workloads of a namespace that have agents, by kind and name. Without a cluster to ask there are
+/// no others.
+pub(crate) fn workloads(
+    registry: &Registry,
+    session: &str,
+    namespace: &str,
+) -> BTreeMap<String, WorkloadInfo> {
     let own = own_namespace(registry, session).unwrap_or_default();
-    let namespace = if namespace.is_empty() { own } else { namespace.to_owned() };
+    let namespace = if namespace.is_empty() {
+        own
+    } else {
+        namespace.to_owned()
+    };
     let mut workloads = BTreeMap::new();
-    for (_, agent) in registry.sessions.agents().filter(|(_, agent)| agent.namespace == namespace) {
-        let active =
-            |info: &&InterceptInfo| info.disposition() == Disposition::Active && is_workload(spec_of(info), agent);
-        let client = |info: &InterceptInfo| Intercept { client: spec_of(info).client.clone() };
-        let clients: Vec<_> = registry.intercepts.iter().filter(active).map(client).collect();
-        let state = if clients.is_empty() { AgentState::Installed } else { AgentState::Intercepted };
+    for (_, agent) in registry
+        .sessions
+        .agents()
+        .filter(|(_, agent)| agent.namespace == namespace)
+    {
+        let active = |info: &&InterceptInfo| {
+            info.disposition() == Disposition::Active && is_workload(spec_of(info), agent)
+        };
+        let client = |info: &InterceptInfo| Intercept {
+            client: spec_of(info).client.clone(),
+        };
+        let clients: Vec<_> = registry
+            .intercepts
+            .iter()
+            .filter(active)
+            .map(client)
+            .collect();
+        let state = if clients.is_empty() {
+            AgentState::Installed
+        } else {
+            AgentState::Intercepted
+        };
         let workload = WorkloadInfo {
             kind: agent.kind,
             name: agent.name.clone(),
@@ -93,7 +134,9 @@ pub(crate) fn workloads(registry: &Registry, session: &str, namespace: &str) -> 
 
 fn own_namespace(registry: &Registry, session: &str) -> Option<String> {
     match &registry.sessions.get(session).ok()?.who {
-        Who::Client(client) => Some(client.namespace.clone()).filter(|namespace| !namespace.is_empty()),
+        Who::Client(client) => {
+            Some(client.namespace.clone()).filter(|namespace| !namespace.is_empty())
+        }
         Who::Agent(agent) => Some(agent.namespace.clone()),
     }
 }
@@ -104,15 +147,25 @@ pub(crate) fn workload_events(
     state: &BTreeMap<String, WorkloadInfo>,
 ) -> WorkloadEventsDelta {
     let before = before.unwrap_or_default();
-    let event =
-        |kind: Type, workload: &WorkloadInfo| WorkloadEvent { r#type: kind.into(), workload: Some(workload.clone()) };
-    let gone = before.iter().filter(|(key, _)| !state.contains_key(*key)).map(|(_, it)| event(Type::Deleted, it));
-    let here = state.iter().filter_map(|(key, workload)| match before.get(key) {
-        None => Some(event(Type::AddedUnspecified, workload)),
-        Some(old) if old != workload => Some(event(Type::Modified, workload)),
-        Some(_) => None,
-    });
-    WorkloadEventsDelta { since: Some(SystemTime::now().into()), events: gone.chain(here).collect() }
+    let event = |kind: Type, workload: &WorkloadInfo| WorkloadEvent {
+        r#type: kind.into(),
+        workload: Some(workload.clone()),
+    };
+    let gone = before
+        .iter()
+        .filter(|(key, _)| !state.contains_key(*key))
+        .map(|(_, it)| event(Type::Deleted, it));
+    let here = state
+        .iter()
+        .filter_map(|(key, workload)| match before.get(key) {
+            None => Some(event(Type::AddedUnspecified, workload)),
+            Some(old) if old != workload => Some(event(Type::Modified, workload)),
+            Some(_) => None,
+        });
+    WorkloadEventsDelta {
+        since: Some(SystemTime::now().into()),
+        events: gone.chain(here).collect(),
+    }
 }
 
 /// An address in the 4 or 16 bytes that messages carry.

@@ -1,7 +1,8 @@
 //! Streams that follow the registry: complete snapshots, or what changed since the message before.
 //!
-//! A watch looks again after every change and sends only what differs from what it sent last. It keeps one
-//! state, not a queue: a watcher that reads slowly misses intermediate states and delays nobody.
+//! A watch looks again after every change and sends only what differs from what it sent last. It
+//! keeps one state, not a queue: a watcher that reads slowly misses intermediate states and delays
+//! nobody.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,8 +20,8 @@ pub(crate) type Messages<T> = BoxStream<'static, Result<T, Status>>;
 
 type View<T> = BTreeMap<String, T>;
 
-/// A message for every state of a view: `message` makes it from the state before (none at first) and the
-/// one to tell of. The first comes at once, and the stream ends with `end`.
+/// A message for every state of a view: `message` makes it from the state before (none at first)
+/// and the one to tell of. The first comes at once, and the stream ends with `end`.
 pub(crate) fn follow<T, M>(
     shared: &Arc<Shared>,
     end: CancellationToken,
@@ -31,7 +32,13 @@ where
     T: PartialEq + Clone + Send + Sync + 'static,
     M: Send + 'static,
 {
-    let follower = Follower { shared: shared.clone(), changes: shared.changes(), end, view, told: None };
+    let follower = Follower {
+        shared: shared.clone(),
+        changes: shared.changes(),
+        end,
+        view,
+        told: None,
+    };
     stream::unfold((follower, message), |(mut follower, message)| async move {
         let (before, state) = follower.next().await?;
         let told = message(before, &state);
@@ -52,9 +59,16 @@ pub(crate) fn changed<T: Clone + PartialEq, M>(
 ) -> impl Fn(Option<View<T>>, &View<T>) -> M {
     move |before, state| {
         let before = before.unwrap_or_default();
-        let upserts = state.iter().filter(|(key, value)| before.get(*key) != Some(value));
-        let upserts = upserts.map(|(key, value)| (key.clone(), value.clone())).collect();
-        let removals = before.into_keys().filter(|key| !state.contains_key(key)).collect();
+        let upserts = state
+            .iter()
+            .filter(|(key, value)| before.get(*key) != Some(value));
+        let upserts = upserts
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect();
+        let removals = before
+            .into_keys()
+            .filter(|key| !state.contains_key(key))
+            .collect();
         wrap(upserts, removals)
     }
 }
@@ -89,7 +103,10 @@ impl<T: PartialEq, V: Fn(&Registry) -> View<T>> Follower<T, V> {
 }
 
 /// Delivers what is posted into a mailbox, until `end` or until somebody else reads it.
-pub(crate) fn deliver<T: Send + 'static>(mailbox: Arc<Mailbox<T>>, end: CancellationToken) -> Messages<T> {
+pub(crate) fn deliver<T: Send + 'static>(
+    mailbox: Arc<Mailbox<T>>,
+    end: CancellationToken,
+) -> Messages<T> {
     let reader = mailbox.open();
     stream::unfold((mailbox, end), move |(mailbox, end)| async move {
         let item = tokio::select! {

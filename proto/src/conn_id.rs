@@ -1,7 +1,7 @@
 //! The id of a tunnelled connection: source, destination and transport, packed.
 //!
-//! Both ends use the packed bytes as a key, so an id read from the wire is kept and sent back byte for
-//! byte, even where we would have packed the same addresses otherwise.
+//! Both ends use the packed bytes as a key, so an id read from the wire is kept and sent back byte
+//! for byte, even where we would have packed the same addresses otherwise.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -35,11 +35,14 @@ pub enum ConnIdError {
 }
 
 impl ConnId {
-    /// Packs a connection. The short form is used when both addresses are IPv4, also when a dual-stack
-    /// socket reported them as v4-mapped IPv6; port 0 is packed as it is.
+    /// Packs a connection. The short form is used when both addresses are IPv4, also when a
+    /// dual-stack socket reported them as v4-mapped IPv6; port 0 is packed as it is.
     pub fn new(transport: Transport, source: SocketAddr, destination: SocketAddr) -> Self {
         let (from, to) = (source.ip().to_canonical(), destination.ip().to_canonical());
-        let (source_port, destination_port) = (source.port().to_be_bytes(), destination.port().to_be_bytes());
+        let (source_port, destination_port) = (
+            source.port().to_be_bytes(),
+            destination.port().to_be_bytes(),
+        );
         let mut bytes = [0; LONG];
         let long = match (from, to) {
             (IpAddr::V4(from), IpAddr::V4(to)) => {
@@ -148,7 +151,13 @@ impl Hash for ConnId {
 /// `TCP 10.1.2.3:50000 -> 127.0.0.1:8080`
 impl fmt::Display for ConnId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} -> {}", self.transport(), self.source(), self.destination())
+        write!(
+            f,
+            "{} {} -> {}",
+            self.transport(),
+            self.source(),
+            self.destination()
+        )
     }
 }
 
@@ -169,7 +178,9 @@ mod tests {
 
     // 10.1.2.3 -> 0a 01 02 03, port 50000 -> c3 50, 192.168.0.1 -> c0 a8 00 01, port 8080 -> 1f 90,
     // TCP -> 06.
-    const V4: [u8; 13] = [0x0a, 0x01, 0x02, 0x03, 0xc3, 0x50, 0xc0, 0xa8, 0x00, 0x01, 0x1f, 0x90, 0x06];
+    const V4: [u8; 13] = [
+        0x0a, 0x01, 0x02, 0x03, 0xc3, 0x50, 0xc0, 0xa8, 0x00, 0x01, 0x1f, 0x90, 0x06,
+    ];
 
     // 2001:db8::1 -> 20 01 0d b8, eleven zeros, 01; port 53 -> 00 35; ::1 -> fifteen zeros, 01;
     // port 65535 -> ff ff; UDP -> 11.
@@ -179,8 +190,8 @@ mod tests {
         0x11,
     ];
 
-    // Source 10.1.2.3:50000 as ten zeros, ff ff, 0a 01 02 03, c3 50; destination [2001:db8::1]:80 with
-    // port 00 50; TCP -> 06.
+    // Source 10.1.2.3:50000 as ten zeros, ff ff, 0a 01 02 03, c3 50; destination [2001:db8::1]:80
+    // with port 00 50; TCP -> 06.
     const MIXED: [u8; 37] = [
         0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0x0a, 0x01, 0x02, 0x03, 0xc3, 0x50, //
         0x20, 0x01, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x01, 0x00, 0x50, //
@@ -189,7 +200,11 @@ mod tests {
 
     #[test]
     fn ipv4_pairs_pack_into_thirteen_bytes() {
-        let id = ConnId::new(Transport::Tcp, addr("10.1.2.3:50000"), addr("192.168.0.1:8080"));
+        let id = ConnId::new(
+            Transport::Tcp,
+            addr("10.1.2.3:50000"),
+            addr("192.168.0.1:8080"),
+        );
         assert_eq!(id.as_bytes(), V4);
         assert_eq!(id.to_string(), "TCP 10.1.2.3:50000 -> 192.168.0.1:8080");
     }
@@ -208,14 +223,22 @@ mod tests {
 
     #[test]
     fn ipv6_pairs_pack_into_thirty_seven_bytes() {
-        let id = ConnId::new(Transport::Udp, addr("[2001:db8::1]:53"), addr("[::1]:65535"));
+        let id = ConnId::new(
+            Transport::Udp,
+            addr("[2001:db8::1]:53"),
+            addr("[::1]:65535"),
+        );
         assert_eq!(id.as_bytes(), V6);
         assert_eq!(id.transport(), Transport::Udp);
     }
 
     #[test]
     fn mixed_pairs_store_the_ipv4_side_v4_mapped_and_give_it_back_as_ipv4() {
-        let id = ConnId::new(Transport::Tcp, addr("10.1.2.3:50000"), addr("[2001:db8::1]:80"));
+        let id = ConnId::new(
+            Transport::Tcp,
+            addr("10.1.2.3:50000"),
+            addr("[2001:db8::1]:80"),
+        );
         assert_eq!(id.as_bytes(), MIXED);
         assert_eq!(id.source(), addr("10.1.2.3:50000"));
         assert_eq!(id.destination(), addr("[2001:db8::1]:80"));
@@ -235,7 +258,10 @@ mod tests {
     #[test]
     fn other_lengths_and_protocols_are_refused() {
         for length in (0..64).filter(|length| ![13, 37].contains(length)) {
-            assert_eq!(ConnId::parse(&vec![6; length]), Err(ConnIdError::Length(length)));
+            assert_eq!(
+                ConnId::parse(&vec![6; length]),
+                Err(ConnIdError::Length(length))
+            );
         }
         let mut icmp = V4;
         icmp[12] = 1;

@@ -1,8 +1,9 @@
 //! The end of a tunnel stream that dials: a workstation, or a manager that connects on its own.
 //!
-//! It dials the destination of the connection id, says how that went, and copies in both directions at
-//! once, a half-close of either side included. What one side does not take is not read from the other,
-//! so a slow reader slows its sender and nobody else, and no more than a few messages are held.
+//! It dials the destination of the connection id, says how that went, and copies in both directions
+//! at once, a half-close of either side included. What one side does not take is not read from the
+//! other, so a slow reader slows its sender and nobody else, and no more than a few messages are
+//! held.
 
 use std::io;
 use std::sync::Mutex;
@@ -29,8 +30,8 @@ const READ: usize = 64 << 10;
 /// How long a stream that is over for us may take to be over for the peer as well.
 const LINGER: Duration = Duration::from_secs(10);
 
-/// The way out of a tunnel stream. Whether more data may follow is said differently by the two ends of a
-/// gRPC call: a caller half-closes, a server sends a message.
+/// The way out of a tunnel stream. Whether more data may follow is said differently by the two ends
+/// of a gRPC call: a caller half-closes, a server sends a message.
 pub struct Outgoing<T> {
     tx: Option<mpsc::Sender<T>>,
     wrap: fn(TunnelMessage) -> T,
@@ -41,14 +42,24 @@ pub struct Outgoing<T> {
 impl Outgoing<TunnelMessage> {
     /// For the end that made the gRPC call; `tx` feeds its request stream.
     pub fn caller(tx: mpsc::Sender<TunnelMessage>) -> Self {
-        Self { tx: Some(tx), wrap: |message| message, server: false, finished: false }
+        Self {
+            tx: Some(tx),
+            wrap: |message| message,
+            server: false,
+            finished: false,
+        }
     }
 }
 
 impl Outgoing<Result<TunnelMessage, Status>> {
     /// For the end that serves the gRPC call; `tx` feeds its response stream.
     pub fn server(tx: mpsc::Sender<Result<TunnelMessage, Status>>) -> Self {
-        Self { tx: Some(tx), wrap: Ok, server: true, finished: false }
+        Self {
+            tx: Some(tx),
+            wrap: Ok,
+            server: true,
+            finished: false,
+        }
     }
 }
 
@@ -82,8 +93,9 @@ enum Broken {
     Idle,
 }
 
-/// Dials the destination of `conn` within `dial_timeout` (zero means the default) and copies until both
-/// directions are at their end. To be called once the stream is open: after `StreamInfo` and `StreamOk`.
+/// Dials the destination of `conn` within `dial_timeout` (zero means the default) and copies until
+/// both directions are at their end. To be called once the stream is open: after `StreamInfo` and
+/// `StreamOk`.
 pub async fn serve<S, T>(
     conn: ConnId,
     dial_timeout: Duration,
@@ -94,15 +106,24 @@ where
     S: Stream<Item = Result<TunnelMessage, Status>> + Unpin,
 {
     let destination = conn.destination();
-    let dial_timeout = if dial_timeout.is_zero() { DEFAULT_DIAL_TIMEOUT } else { dial_timeout };
+    let dial_timeout = if dial_timeout.is_zero() {
+        DEFAULT_DIAL_TIMEOUT
+    } else {
+        dial_timeout
+    };
     let dialled = match conn.transport() {
-        Transport::Tcp => timeout(dial_timeout, TcpStream::connect(destination)).await.map(|it| it.map(Socket::Tcp)),
+        Transport::Tcp => timeout(dial_timeout, TcpStream::connect(destination))
+            .await
+            .map(|it| it.map(Socket::Tcp)),
         Transport::Udp => Ok(udp(destination).await.map(Socket::Udp)),
     };
     match dialled.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
         Err(source) => {
             reject(&mut incoming, outgoing).await;
-            Err(DialError { destination, source })
+            Err(DialError {
+                destination,
+                source,
+            })
         }
         Ok(socket) => {
             if outgoing.send(Message::DialOk.encode()).await.is_err() {
@@ -143,13 +164,19 @@ async fn udp(destination: std::net::SocketAddr) -> io::Result<UdpSocket> {
 
 impl<T> Outgoing<T> {
     async fn send(&self, payload: Bytes) -> Result<(), Broken> {
-        let Some(tx) = &self.tx else { return Err(Broken::Tunnel) };
-        tx.send((self.wrap)(TunnelMessage { payload })).await.map_err(|_| Broken::Tunnel)
+        let Some(tx) = &self.tx else {
+            return Err(Broken::Tunnel);
+        };
+        tx.send((self.wrap)(TunnelMessage { payload }))
+            .await
+            .map_err(|_| Broken::Tunnel)
     }
 
     /// A place in the queue, so that what was read is never dropped for want of one.
     async fn place(&self) -> Result<mpsc::Permit<'_, T>, Broken> {
-        let Some(tx) = &self.tx else { return Err(Broken::Tunnel) };
+        let Some(tx) = &self.tx else {
+            return Err(Broken::Tunnel);
+        };
         tx.reserve().await.map_err(|_| Broken::Tunnel)
     }
 
@@ -183,7 +210,10 @@ struct Activity {
 
 impl Activity {
     fn new(idle: Duration) -> Self {
-        Self { idle, last: Mutex::new(Instant::now()) }
+        Self {
+            idle,
+            last: Mutex::new(Instant::now()),
+        }
     }
 
     fn touch(&self) {
@@ -191,7 +221,9 @@ impl Activity {
     }
 
     fn last(&self) -> std::sync::MutexGuard<'_, Instant> {
-        self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.last
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Resolves when nothing has moved for the idle time.
@@ -206,7 +238,11 @@ impl Activity {
     }
 }
 
-async fn copy_tcp<S, T>(mut stream: TcpStream, incoming: &mut S, outgoing: &mut Outgoing<T>) -> Carried
+async fn copy_tcp<S, T>(
+    mut stream: TcpStream,
+    incoming: &mut S,
+    outgoing: &mut Outgoing<T>,
+) -> Carried
 where
     S: Stream<Item = Result<TunnelMessage, Status>> + Unpin,
 {
@@ -234,8 +270,8 @@ where
             Carried::Whole
         }
         Err(Broken::Target) => {
-            // The target reads no more, but what it has written before still belongs to the caller. That it
-            // then seems to end in order means nothing: a reset shows once only.
+            // The target reads no more, but what it has written before still belongs to the caller.
+            // That it then seems to end in order means nothing: a reset shows once only.
             let rest = async {
                 if !outgoing.finished {
                     let _ = timeout(LINGER, read_all(&mut read, outgoing, &activity)).await;
@@ -269,7 +305,11 @@ async fn target_to_tunnel<T>(
 }
 
 /// Copies until the target half-closes. May be dropped at any time without losing what was read.
-async fn read_all<T>(read: &mut ReadHalf<'_>, outgoing: &Outgoing<T>, activity: &Activity) -> Result<(), Broken> {
+async fn read_all<T>(
+    read: &mut ReadHalf<'_>,
+    outgoing: &Outgoing<T>,
+    activity: &Activity,
+) -> Result<(), Broken> {
     loop {
         // Waiting costs no buffer: one is taken when there is something to read.
         tokio::select! {
@@ -281,7 +321,9 @@ async fn read_all<T>(read: &mut ReadHalf<'_>, outgoing: &Outgoing<T>, activity: 
         begin_normal(&mut message);
         match read.try_read_buf(&mut message) {
             Ok(0) => return Ok(()),
-            Ok(_) => place.send((outgoing.wrap)(TunnelMessage { payload: message.freeze() })),
+            Ok(_) => place.send((outgoing.wrap)(TunnelMessage {
+                payload: message.freeze(),
+            })),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(_) => return Err(Broken::Target),
         }
@@ -290,7 +332,11 @@ async fn read_all<T>(read: &mut ReadHalf<'_>, outgoing: &Outgoing<T>, activity: 
 }
 
 /// Copies until the tunnel's peer has no more data.
-async fn tunnel_to_target<S>(incoming: &mut S, write: &mut WriteHalf<'_>, activity: &Activity) -> Result<(), Broken>
+async fn tunnel_to_target<S>(
+    incoming: &mut S,
+    write: &mut WriteHalf<'_>,
+    activity: &Activity,
+) -> Result<(), Broken>
 where
     S: Stream<Item = Result<TunnelMessage, Status>> + Unpin,
 {
@@ -309,7 +355,9 @@ where
     S: Stream<Item = Result<TunnelMessage, Status>> + Unpin,
 {
     loop {
-        let Some(message) = incoming.next().await else { return Ok(None) };
+        let Some(message) = incoming.next().await else {
+            return Ok(None);
+        };
         activity.touch();
         let message = message.map_err(|_| Broken::Tunnel)?;
         match Message::decode(message.payload).map_err(|_| Broken::Tunnel)? {
@@ -338,7 +386,9 @@ where
                 begin_normal(&mut message);
                 if socket.try_recv_buf(&mut message).is_ok() {
                     // A datagram is mostly far smaller than the buffer it might have filled.
-                    place.send((outgoing.wrap)(TunnelMessage { payload: Bytes::copy_from_slice(&message) }));
+                    place.send((outgoing.wrap)(TunnelMessage {
+                        payload: Bytes::copy_from_slice(&message),
+                    }));
                     activity.touch();
                 }
             }
@@ -382,8 +432,8 @@ async fn break_off<T>(outgoing: &mut Outgoing<T>) {
     outgoing.close();
 }
 
-/// Waits until the peer has ended the stream: dropping it earlier cancels the call, and with it whatever
-/// of our own messages has not left yet.
+/// Waits until the peer has ended the stream: dropping it earlier cancels the call, and with it
+/// whatever of our own messages has not left yet.
 async fn until_ended<S>(incoming: &mut S, patience: Duration)
 where
     S: Stream<Item = Result<TunnelMessage, Status>> + Unpin,

@@ -93,10 +93,17 @@ impl FromStr for GoDuration {
         let mut total = 0u64;
         while !rest.is_empty() {
             let (nanos, behind) = component(rest)?;
-            total = total.checked_add(nanos).filter(|total| *total <= LIMIT).ok_or(DurationError::OutOfRange)?;
+            total = total
+                .checked_add(nanos)
+                .filter(|total| *total <= LIMIT)
+                .ok_or(DurationError::OutOfRange)?;
             rest = behind;
         }
-        let nanos = if negative { Some(total.wrapping_neg().cast_signed()) } else { i64::try_from(total).ok() };
+        let nanos = if negative {
+            Some(total.wrapping_neg().cast_signed())
+        } else {
+            i64::try_from(total).ok()
+        };
         nanos.map(Self).ok_or(DurationError::OutOfRange)
     }
 }
@@ -111,7 +118,9 @@ fn component(text: &str) -> Result<(u64, &str), DurationError> {
     if whole.is_empty() && fraction.is_empty() {
         return Err(DurationError::NotANumber);
     }
-    let end = behind.find(|c: char| c == '.' || c.is_ascii_digit()).unwrap_or(behind.len());
+    let end = behind
+        .find(|c: char| c == '.' || c.is_ascii_digit())
+        .unwrap_or(behind.len());
     let (unit, behind) = behind.split_at(end);
     let unit = match unit {
         "" => return Err(DurationError::NoUnit),
@@ -137,12 +146,14 @@ fn component(text: &str) -> Result<(u64, &str), DurationError> {
 }
 
 fn digits(text: &str) -> (&str, &str) {
-    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let end = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
     text.split_at(end)
 }
 
-/// The digits behind the point, as so much of a unit. Goes through a float, as Go does, so that both
-/// cut the last nanosecond alike; digits that no longer fit 63 bits are dropped.
+/// The digits behind the point, as so much of a unit. Goes through a float, as Go does, so that
+/// both cut the last nanosecond alike; digits that no longer fit 63 bits are dropped.
 fn part_of(fraction: &str, unit: u64) -> u64 {
     let (mut value, mut scale) = (0u64, 1f64);
     for digit in fraction.bytes() {

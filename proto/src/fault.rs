@@ -37,15 +37,35 @@ impl Fault {
     }
 
     /// A mistake in a text, which is shown in quotes, escaped and, when long, cut.
-    pub fn text(key: impl Into<String>, value: &str, problem: impl Into<String>, remedy: impl Into<String>) -> Self {
-        let cut = value.char_indices().nth(MAX_SHOWN).map_or(value.len(), |(at, _)| at);
+    pub fn text(
+        key: impl Into<String>,
+        value: &str,
+        problem: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        let cut = value
+            .char_indices()
+            .nth(MAX_SHOWN)
+            .map_or(value.len(), |(at, _)| at);
         let dots = if cut < value.len() { "…" } else { "" };
-        Self { value: Some(format!("{:?}{dots}", &value[..cut])), ..Self::missing(key, problem, remedy) }
+        Self {
+            value: Some(format!("{:?}{dots}", &value[..cut])),
+            ..Self::missing(key, problem, remedy)
+        }
     }
 
     /// A mistake without a value to show: one that is missing, or a file that is no configuration.
-    pub fn missing(key: impl Into<String>, problem: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { key: key.into(), value: None, problem: problem.into(), remedy: remedy.into() }
+    pub fn missing(
+        key: impl Into<String>,
+        problem: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self {
+            key: key.into(),
+            value: None,
+            problem: problem.into(),
+            remedy: remedy.into(),
+        }
     }
 }
 
@@ -177,11 +197,20 @@ mod tests {
     #[test]
     fn a_fault_is_key_value_problem_and_remedy() {
         let grace = Fault::text("AGENT_DRAIN_GRACE", "30", "no unit", "write 30s or 2m");
-        assert_eq!(grace.to_string(), r#"AGENT_DRAIN_GRACE="30": no unit; write 30s or 2m"#);
+        assert_eq!(
+            grace.to_string(),
+            r#"AGENT_DRAIN_GRACE="30": no unit; write 30s or 2m"#
+        );
         let port = Fault::new("agentPort", 0, "no such port", "write 1 to 65535");
-        assert_eq!(port.to_string(), "agentPort=0: no such port; write 1 to 65535");
+        assert_eq!(
+            port.to_string(),
+            "agentPort=0: no such port; write 1 to 65535"
+        );
         let host = Fault::missing("managerHost", "missing", "name the manager's host");
-        assert_eq!(host.to_string(), "managerHost: missing; name the manager's host");
+        assert_eq!(
+            host.to_string(),
+            "managerHost: missing; name the manager's host"
+        );
     }
 
     #[test]

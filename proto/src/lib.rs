@@ -1,9 +1,9 @@
 //! What both ends of the wire share: gRPC messages, the tunnel codec, connection ids, the sidecar's
 //! configuration, and the words they are written in.
 //!
-//! With feature `grpc` (on by default) come the generated messages and stubs; without it nothing here
-//! knows tonic or tokio, which is how agent-init depends on it. Feature `dialer` adds the end of a tunnel
-//! that dials.
+//! With feature `grpc` (on by default) come the generated messages and stubs; without it nothing
+//! here knows tonic or tokio, which is how agent-init depends on it. Feature `dialer` adds the end
+//! of a tunnel that dials.
 
 pub mod conn_id;
 #[cfg(feature = "dialer")]

@@ -50,8 +50,8 @@ impl LogLevel {
         }
     }
 
-    /// The level a manager asks for: whatever it is, it must not stop us, so what names no level means
-    /// `info`.
+    /// The level a manager asks for: whatever it is, it must not stop us, so what names no level
+    /// means `info`.
     pub fn lenient(text: &str) -> Self {
         text.parse().unwrap_or(Self::Info)
     }
@@ -66,7 +66,8 @@ impl fmt::Display for LogLevel {
 impl FromStr for LogLevel {
     type Err = UnknownLogLevel;
 
-    /// Reads a name in any letter case, or slog's way to write a level between names, such as `INFO+2`.
+    /// Reads a name in any letter case, or slog's way to write a level between names, such as
+    /// `INFO+2`.
     fn from_str(text: &str) -> Result<Self, UnknownLogLevel> {
         let text = text.trim().to_ascii_lowercase();
         match text.find(['+', '-']) {
@@ -96,7 +97,9 @@ impl FromStr for LogLevel {
 fn named(text: &str) -> Result<LogLevel, UnknownLogLevel> {
     Ok(match text {
         "off" | "none" => LogLevel::Off,
-        "critical" | "crit" | "fatal" | "panic" | "alert" | "emerg" | "emergency" => LogLevel::Critical,
+        "critical" | "crit" | "fatal" | "panic" | "alert" | "emerg" | "emergency" => {
+            LogLevel::Critical
+        }
         "error" | "err" => LogLevel::Error,
         "warning" | "warn" => LogLevel::Warning,
         "info" | "notice" => LogLevel::Info,
@@ -147,7 +150,17 @@ mod tests {
 
     #[test]
     fn other_texts_name_no_level_and_mean_info_where_one_is_needed() {
-        for text in ["", "verbose", "5", "info+", "info+99999", "off+1", "-", "+1", "trace-1"] {
+        for text in [
+            "",
+            "verbose",
+            "5",
+            "info+",
+            "info+99999",
+            "off+1",
+            "-",
+            "+1",
+            "trace-1",
+        ] {
             assert_eq!(text.parse::<LogLevel>(), Err(UnknownLogLevel), "{text}");
             assert_eq!(LogLevel::lenient(text), LogLevel::Info);
         }

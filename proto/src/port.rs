@@ -1,7 +1,8 @@
 //! Ports that cannot be swapped by mistake, and the transport they belong to.
 //!
-//! A pod has three kinds: where the app listens, where the agent listens in its stead, and the proxy
-//! port, a number nobody listens on by which the agent's own traffic reaches the app past the redirect.
+//! A pod has three kinds: where the app listens, where the agent listens in its stead, and the
+//! proxy port, a number nobody listens on by which the agent's own traffic reaches the app past the
+//! redirect.
 
 use std::fmt;
 use std::num::NonZeroU16;
@@ -66,8 +67,8 @@ port!(
     AgentPort
 );
 port!(
-    /// What the agent dials to reach the app past the pod's redirect: the redirect turns it back into
-    /// the app's port, and nobody listens on it.
+    /// What the agent dials to reach the app past the pod's redirect: the redirect turns it back
+    /// into the app's port, and nobody listens on it.
     ProxyPort
 );
 

@@ -28,7 +28,9 @@ pub enum NameOrNumber {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PortIdentifierError {
     /// Nothing before the slash.
-    #[error("port identifier {0:?} without a name or number; write name, number, or either with /TCP or /UDP")]
+    #[error(
+        "port identifier {0:?} without a name or number; write name, number, or either with /TCP or /UDP"
+    )]
     Empty(String),
     /// All digits, but no port has this number.
     #[error("port identifier {0:?} with a number out of range; write 1 to 65535")]
@@ -130,7 +132,10 @@ mod tests {
             assert_eq!(text.parse::<PortIdentifier>(), Err(Number(text.to_owned())));
         }
         for text in ["http/", "80/SCTP", "80/TCP/UDP"] {
-            assert_eq!(text.parse::<PortIdentifier>(), Err(Transport(text.to_owned())));
+            assert_eq!(
+                text.parse::<PortIdentifier>(),
+                Err(Transport(text.to_owned()))
+            );
         }
     }
 

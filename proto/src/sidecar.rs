@@ -1,9 +1,10 @@
-//! The sidecar's configuration: from text as managers of many versions write it to values that need no
-//! more checking.
+//! The sidecar's configuration: from text as managers of many versions write it to values that need
+//! no more checking.
 //!
-//! Reading never stops at the first mistake: all are reported together, each with its key path, value
-//! and remedy. What is merely odd becomes a warning. Keys match without regard to case, a key without a
-//! value counts as absent, unknown keys are ignored, and of a key given twice the last one counts.
+//! Reading never stops at the first mistake: all are reported together, each with its key path,
+//! value and remedy. What is merely odd becomes a warning. Keys match without regard to case, a key
+//! without a value counts as absent, unknown keys are ignored, and of a key given twice the last
+//! one counts.
 
 use std::fmt;
 use std::str::FromStr;
@@ -204,7 +205,10 @@ impl FromStr for AppProtocolStrategy {
 
     /// Reads a name in any letter case.
     fn from_str(text: &str) -> Result<Self, UnknownStrategy> {
-        Self::ALL.into_iter().find(|strategy| strategy.name().eq_ignore_ascii_case(text)).ok_or(UnknownStrategy)
+        Self::ALL
+            .into_iter()
+            .find(|strategy| strategy.name().eq_ignore_ascii_case(text))
+            .ok_or(UnknownStrategy)
     }
 }
 
@@ -219,8 +223,8 @@ pub fn from_yaml(text: &str, source: &str, role: Role) -> Result<Sidecar, Faults
     read::sidecar(document::yaml(text, source)?, source, role)
 }
 
-/// Reads the configuration as JSON. `source` is where it came from, such as the name of an environment
-/// variable, for messages.
+/// Reads the configuration as JSON. `source` is where it came from, such as the name of an
+/// environment variable, for messages.
 pub fn from_json(text: &str, source: &str, role: Role) -> Result<Sidecar, Faults> {
     read::sidecar(document::json(text, source)?, source, role)
 }

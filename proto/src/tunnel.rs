@@ -1,7 +1,7 @@
 //! The messages inside a tunnel: one byte of code, then a body.
 //!
-//! One gRPC stream carries one TCP connection or one UDP flow. Decoding slices what arrived and copies
-//! nothing; anything malformed is refused with a reason, never with a panic.
+//! One gRPC stream carries one TCP connection or one UDP flow. Decoding slices what arrived and
+//! copies nothing; anything malformed is refused with a reason, never with a panic.
 
 use std::time::Duration;
 
@@ -85,7 +85,13 @@ impl StreamInfo {
         roundtrip_latency: Duration,
         dial_timeout: Duration,
     ) -> Self {
-        Self { version: STREAM_VERSION, roundtrip_latency, dial_timeout, conn_id, session_id: session_id.into() }
+        Self {
+            version: STREAM_VERSION,
+            roundtrip_latency,
+            dial_timeout,
+            conn_id,
+            session_id: session_id.into(),
+        }
     }
 }
 
@@ -148,8 +154,8 @@ impl Message {
         }
     }
 
-    /// Reads a payload; data in it stays a slice of it. Bytes behind the last field of a message are
-    /// ignored, so that a later version may add to it.
+    /// Reads a payload; data in it stays a slice of it. Bytes behind the last field of a message
+    /// are ignored, so that a later version may add to it.
     pub fn decode(mut payload: Bytes) -> Result<Self, TunnelError> {
         if payload.is_empty() {
             return Err(TunnelError::Empty);
@@ -214,8 +220,8 @@ pub fn duration_from_nanos(nanos: i64) -> Duration {
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(0))
 }
 
-/// A duration for a message field in nanoseconds, cut to `MAX_DURATION` since the receiver may put it
-/// into a `StreamInfo`.
+/// A duration for a message field in nanoseconds, cut to `MAX_DURATION` since the receiver may put
+/// it into a `StreamInfo`.
 pub fn nanos_from_duration(duration: Duration) -> i64 {
     wire_nanos(duration).cast_signed()
 }

@@ -26,6 +26,10 @@ fn checked_in_code_is_what_the_schema_compiles_to() {
     for name in expected {
         let old = std::fs::read_to_string(checked_in.join(&name)).expect("checked-in file");
         let new = std::fs::read_to_string(fresh.path().join(&name)).expect("generated file");
-        assert!(old == new, "{} is stale: run `cargo run -p traffic-proto --example generate`", name.display());
+        assert!(
+            old == new,
+            "{} is stale: run `cargo run -p traffic-proto --example generate`",
+            name.display()
+        );
     }
 }

@@ -1,7 +1,7 @@
 //! The schema against the other side: golden bytes of messages, worked out by hand, and the calls.
 //!
-//! A field in protobuf is a tag, `number << 3 | kind` with kind 0 for numbers and 2 for counted bytes,
-//! and its value; numbers and tags are base 128, low sevens first.
+//! A field in protobuf is a tag, `number << 3 | kind` with kind 0 for numbers and 2 for counted
+//! bytes, and its value; numbers and tags are base 128, low sevens first.
 #![cfg(feature = "grpc")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,19 +23,33 @@ fn text(text: &str) -> String {
 }
 
 fn session() -> SessionInfo {
-    SessionInfo { session_id: text("s"), cluster_id: text("c"), install_id: None }
+    SessionInfo {
+        session_id: text("s"),
+        cluster_id: text("c"),
+        install_id: None,
+    }
 }
 
 #[test]
 fn a_session_keeps_an_empty_install_id_apart_from_an_absent_one() {
     // 1 << 3 | 2 = 0a, 2 << 3 | 2 = 12, 3 << 3 | 2 = 1a.
     golden(session(), &[b"\x0a\x01s", b"\x12\x01c"]);
-    golden(SessionInfo { install_id: Some(String::new()), ..session() }, &[b"\x0a\x01s", b"\x12\x01c", b"\x1a\x00"]);
+    golden(
+        SessionInfo {
+            install_id: Some(String::new()),
+            ..session()
+        },
+        &[b"\x0a\x01s", b"\x12\x01c", b"\x1a\x00"],
+    );
 }
 
 #[test]
 fn an_agent_introduces_itself() {
-    let mechanism = agent_info::Mechanism { name: text("tcp"), product: text("t"), version: text("v") };
+    let mechanism = agent_info::Mechanism {
+        name: text("tcp"),
+        product: text("t"),
+        version: text("v"),
+    };
     let container = agent_info::ContainerInfo {
         environment: BTreeMap::from([(text("K"), text("V"))]),
         mount_point: text("/m"),
@@ -73,7 +87,8 @@ fn an_agent_introduces_itself() {
             b"\x50\x01",
             b"\x58\x02",
             // A map entry is key 1 and value 2. Container: environment 1 (8 bytes with its entry),
-            // mount_point 4 (4 bytes), mounts 13 (8 bytes): 20 = 14; the entry: 3 + 2 + 20 = 25 = 19.
+            // mount_point 4 (4 bytes), mounts 13 (8 bytes): 20 = 14; the entry: 3 + 2 + 20 = 25 =
+            // 19.
             b"\x62\x19\x0a\x01c\x12\x14",
             b"\x0a\x06\x0a\x01K\x12\x01V",
             b"\x22\x02/m",
@@ -104,8 +119,8 @@ fn an_intercept_arrives_with_its_filters() {
         service_ips: vec![Bytes::from_static(&[10, 0, 0, 1])],
         ..Default::default()
     };
-    // Tags from 16 on take two bytes: 16 << 3 = 128 is 80 01, 17: 88 01, 21 with 2: aa 01, 22: b0 01,
-    // 23: b8 01, 26: d0 01, 27 with 2: da 01, 28 with 2: e2 01, 30: f0 01, 31 with 2: fa 01.
+    // Tags from 16 on take two bytes: 16 << 3 = 128 is 80 01, 17: 88 01, 21 with 2: aa 01, 22: b0
+    // 01, 23: b8 01, 26: d0 01, 27 with 2: da 01, 28 with 2: e2 01, 30: f0 01, 31 with 2: fa 01.
     let fields: &[&[u8]] = &[
         b"\x0a\x01i",
         b"\x22\x04http",
@@ -129,7 +144,10 @@ fn an_intercept_arrives_with_its_filters() {
         disposition: InterceptDispositionType::AgentError.into(),
         id: text("s:i"),
         client_session: Some(session()),
-        modified_at: Some(prost_types::Timestamp { seconds: 1, nanos: 0 }),
+        modified_at: Some(prost_types::Timestamp {
+            seconds: 1,
+            nanos: 0,
+        }),
         ..Default::default()
     };
     let spec = fields.concat();
@@ -180,10 +198,16 @@ fn a_review_and_a_heartbeat_go_out() {
     );
     let remain = RemainRequest {
         session: Some(session()),
-        last_activity: Some(prost_types::Timestamp { seconds: 5, nanos: 0 }),
+        last_activity: Some(prost_types::Timestamp {
+            seconds: 5,
+            nanos: 0,
+        }),
         ..Default::default()
     };
-    golden(remain, &[b"\x0a\x06\x0a\x01s\x12\x01c", b"\x1a\x02\x08\x05"]);
+    golden(
+        remain,
+        &[b"\x0a\x06\x0a\x01s\x12\x01c", b"\x1a\x02\x08\x05"],
+    );
 }
 
 #[test]
@@ -195,16 +219,28 @@ fn tunnels_are_asked_for_and_carried() {
         ..Default::default()
     };
     golden(request, &[b"\x0a\x02\x01\x02", b"\x10\x03", b"\x18\x04"]);
-    golden(TunnelMessage { payload: Bytes::from_static(b"\x00hi") }, &[b"\x0a\x03\x00hi"]);
     golden(
-        TunnelMetrics { client_session_id: text("s"), ingress_bytes: 1, egress_bytes: 2 },
+        TunnelMessage {
+            payload: Bytes::from_static(b"\x00hi"),
+        },
+        &[b"\x0a\x03\x00hi"],
+    );
+    golden(
+        TunnelMetrics {
+            client_session_id: text("s"),
+            ingress_bytes: 1,
+            egress_bytes: 2,
+        },
         &[b"\x0a\x01s", b"\x10\x01", b"\x18\x02"],
     );
 }
 
 #[test]
 fn an_answer_with_nothing_in_it_is_an_empty_snapshot_of_agents() {
-    assert_eq!(AgentInfoSnapshot::decode(&b""[..]), Ok(AgentInfoSnapshot::default()));
+    assert_eq!(
+        AgentInfoSnapshot::decode(&b""[..]),
+        Ok(AgentInfoSnapshot::default())
+    );
 }
 
 #[test]
@@ -266,7 +302,8 @@ telepresence.manager.Manager/WatchWorkloads WorkloadEventsRequest -> *WorkloadEv
 #[test]
 fn the_calls_are_those_the_other_side_makes() {
     let protos = Path::new(env!("CARGO_MANIFEST_DIR")).join("proto");
-    let schema = protox::compile(["agent.proto", "common.proto"], [protos]).expect("the schema compiles");
+    let schema =
+        protox::compile(["agent.proto", "common.proto"], [protos]).expect("the schema compiles");
     let mut calls = BTreeSet::new();
     for file in &schema.file {
         for service in &file.service {

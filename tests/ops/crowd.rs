@@ -1,8 +1,10 @@
-//! Callers of every kind at the same time, in front of one agent with four ports: HTTP/1 on kept connections, HTTP/2
-//! relayed and terminated, gRPC calls and streams by tonic, WebSockets; on three ports a part of them is intercepted.
+//! Callers of every kind at the same time, in front of one agent with four ports: HTTP/1 on kept
+//! connections, HTTP/2 relayed and terminated, gRPC calls and streams by tonic, WebSockets; on
+//! three ports a part of them is intercepted.
 //!
-//! Each of them behaves as real clients do when a server says goodbye: it goes on with a new connection, and repeats
-//! what it has been told was not processed. Whatever else happens to a request is a failure, and is kept.
+//! Each of them behaves as real clients do when a server says goodbye: it goes on with a new
+//! connection, and repeats what it has been told was not processed. Whatever else happens to a
+//! request is a failure, and is kept.
 
 mod grpc;
 mod held;
@@ -48,9 +50,14 @@ pub(crate) struct Town {
 }
 
 impl Town {
-    /// `extra` are further top-level keys of the agent's configuration, `arrange` may change its command.
+    /// `extra` are further top-level keys of the agent's configuration, `arrange` may change its
+    /// command.
     pub(crate) fn start(extra: &str, arrange: impl FnOnce(&mut Command)) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
         let grpc = ["app", "local"].map(|name| servers::grpc(&runtime, name));
         let websocket = ["app", "local"].map(|name| servers::websocket(&runtime, name));
         let system = System::start_with(
@@ -64,12 +71,18 @@ impl Town {
         );
         let local = App::start("local");
         let container = |at: usize| system.agent.sidecar.ports[at].container;
-        let begun = [(HTTP, "http", local.address()), (GRPC, "grpc", grpc[1]), (WEBSOCKET, "ws", websocket[1])].map(
-            |(at, name, local)| {
-                let port = format!("{}:{}", local.port(), container(at));
-                (name, system.begin_intercept(name, &port, &["--http-header=x-dev=a"]))
-            },
-        );
+        let begun = [
+            (HTTP, "http", local.address()),
+            (GRPC, "grpc", grpc[1]),
+            (WEBSOCKET, "ws", websocket[1]),
+        ]
+        .map(|(at, name, local)| {
+            let port = format!("{}:{}", local.port(), container(at));
+            (
+                name,
+                system.begin_intercept(name, &port, &["--http-header=x-dev=a"]),
+            )
+        });
         let active = |(name, process): (&str, Process)| {
             process.line("state=ACTIVE");
             process.line("direct=connected");
@@ -77,12 +90,20 @@ impl Town {
             process
         };
         let intercepts = begun.map(active).into();
-        Self { system, _local: local, _intercepts: intercepts, runtime }
+        Self {
+            system,
+            _local: local,
+            _intercepts: intercepts,
+            runtime,
+        }
     }
 
     /// Where callers reach a port.
     pub(crate) fn address(&self, at: usize) -> SocketAddr {
-        SocketAddr::from((Ipv4Addr::LOCALHOST, self.system.agent.sidecar.ports[at].agent))
+        SocketAddr::from((
+            Ipv4Addr::LOCALHOST,
+            self.system.agent.sidecar.ports[at].agent,
+        ))
     }
 
     /// Runs a caller of one's own.
@@ -94,7 +115,9 @@ impl Town {
     pub(crate) fn hold(&self, at: usize, dev: bool) -> Held {
         match at {
             HTTP => held::http1(self.address(at), dev),
-            WEBSOCKET => self.runtime.block_on(held::websocket(self.address(at), dev)),
+            WEBSOCKET => self
+                .runtime
+                .block_on(held::websocket(self.address(at), dev)),
             _ => self.runtime.block_on(held::grpc(self.address(at), dev)),
         }
     }
@@ -106,7 +129,12 @@ impl Town {
         let mut call = |kind: Kind, dev: bool| {
             let (town, state) = (Arc::clone(self), Arc::clone(&state));
             callers.push(std::thread::spawn(move || {
-                let caller = Call { town: &town, state: &state, kind, dev };
+                let caller = Call {
+                    town: &town,
+                    state: &state,
+                    kind,
+                    dev,
+                };
                 let ended = match kind {
                     Kind::Http1 => http1::call(&caller),
                     Kind::Http2 => town.runtime.block_on(http2::call(&caller, GRPC)),
@@ -116,7 +144,11 @@ impl Town {
                     Kind::WebSocket => town.runtime.block_on(websocket::call(&caller)),
                 };
                 if let Err(problem) = ended {
-                    state.failures.lock().unwrap().push(format!("{kind:?}, dev {dev}: {problem}"));
+                    state
+                        .failures
+                        .lock()
+                        .unwrap()
+                        .push(format!("{kind:?}, dev {dev}: {problem}"));
                 }
             }));
         };
@@ -144,8 +176,14 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 6] =
-        [Self::Http1, Self::Http2, Self::Http2Relayed, Self::Unary, Self::Streaming, Self::WebSocket];
+    pub(crate) const ALL: [Self; 6] = [
+        Self::Http1,
+        Self::Http2,
+        Self::Http2Relayed,
+        Self::Unary,
+        Self::Streaming,
+        Self::WebSocket,
+    ];
 }
 
 #[derive(Debug, Default)]
@@ -201,7 +239,8 @@ impl Call<'_> {
         self.state.repeated.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A connection could not be had: that is the end when the agent accepts no more, and a failure before.
+    /// A connection could not be had: that is the end when the agent accepts no more, and a failure
+    /// before.
     fn gone(&self, error: &dyn std::fmt::Display) -> Result<(), String> {
         if !self.state.leaving.load(Ordering::SeqCst) {
             return Err(format!("no connection: {error}"));
@@ -225,11 +264,16 @@ impl Crowd {
         let before = self.answered();
         until("answers of every kind", || {
             assert!(self.failures().is_empty(), "{:#?}", self.failures());
-            self.answered().iter().zip(&before).all(|(now, before)| now - before >= more).then_some(())
+            self.answered()
+                .iter()
+                .zip(&before)
+                .all(|(now, before)| now - before >= more)
+                .then_some(())
         });
     }
 
-    /// The agent is about to be told something after which it ends accepting, and says so with this line.
+    /// The agent is about to be told something after which it ends accepting, and says so with this
+    /// line.
     pub(crate) fn expect_closing(&self, said: &'static str) {
         *self.state.said.lock().unwrap() = said;
         self.state.leaving.store(true, Ordering::SeqCst);
@@ -245,7 +289,8 @@ impl Crowd {
         self.state.failures.lock().unwrap().clone()
     }
 
-    /// Lets everybody end at the next pause, and says how many answers there were, and how many repetitions.
+    /// Lets everybody end at the next pause, and says how many answers there were, and how many
+    /// repetitions.
     pub(crate) fn home(mut self) -> ([u64; 6], u64) {
         self.state.home.store(true, Ordering::Relaxed);
         for caller in std::mem::take(&mut self.callers) {

@@ -1,4 +1,5 @@
-//! Doing nothing: an agent that has arrived and is asked nothing says nothing, hardly wakes and does not grow.
+//! Doing nothing: an agent that has arrived and is asked nothing says nothing, hardly wakes and
+//! does not grow.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +7,10 @@ use harness::system::System;
 
 /// How long it is watched, in seconds: ten minutes for the long run.
 fn watched() -> u64 {
-    std::env::var("IDLE_SECONDS").ok().and_then(|seconds| seconds.parse().ok()).unwrap_or(8)
+    std::env::var("IDLE_SECONDS")
+        .ok()
+        .and_then(|seconds| seconds.parse().ok())
+        .unwrap_or(8)
 }
 
 /// Once for every thread of a process, the value of a field of its `status` in proc(5).
@@ -18,12 +22,15 @@ fn of_threads(pid: u32, field: &str) -> u64 {
 
 fn value(status: &std::path::Path, field: &str) -> u64 {
     let text = std::fs::read_to_string(status).unwrap();
-    let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).unwrap();
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))
+        .unwrap();
     line.split_whitespace().next().unwrap().parse().unwrap()
 }
 
-/// A thread's wake-ups of its own accord, all wake-ups, and the process's resident KiB: all of it, and what is not a
-/// part of a file.
+/// A thread's wake-ups of its own accord, all wake-ups, and the process's resident KiB: all of it,
+/// and what is not a part of a file.
 fn state(pid: u32) -> [u64; 4] {
     let voluntary = of_threads(pid, "voluntary_ctxt_switches");
     let resident = |field| value(format!("/proc/{pid}/status").as_ref(), field);
@@ -62,8 +69,22 @@ fn an_idle_agent_says_nothing_hardly_wakes_and_does_not_grow() {
         after[3]
     );
     // Heartbeats and keep-alives with the manager, and whatever the machine's load adds.
-    assert!(per_second(0) < 5.0, "it wakes {:.1} times a second", per_second(0));
-    assert!(after[3] <= before[3] + 256, "it grew from {} to {} KiB", before[3], after[3]);
+    assert!(
+        per_second(0) < 5.0,
+        "it wakes {:.1} times a second",
+        per_second(0)
+    );
+    assert!(
+        after[3] <= before[3] + 256,
+        "it grew from {} to {} KiB",
+        before[3],
+        after[3]
+    );
     // Pages of code come with their use and are given back, so this is no more than a few of them.
-    assert!(after[2] <= before[2] + 4096, "with its code it grew from {} to {} KiB", before[2], after[2]);
+    assert!(
+        after[2] <= before[2] + 4096,
+        "with its code it grew from {} to {} KiB",
+        before[2],
+        after[2]
+    );
 }

@@ -1,4 +1,5 @@
-//! Leaving while everybody is busy: nobody's request fails, what is stuck is cut at the deadline and counted.
+//! Leaving while everybody is busy: nobody's request fails, what is stuck is cut at the deadline
+//! and counted.
 
 use std::io::{Read, Write};
 use std::net::UdpSocket;
@@ -31,14 +32,23 @@ fn nobodys_request_fails_while_the_agent_leaves() {
         for n in 0..4 {
             let (told, parted, answered, address) = (&told, &parted, &answered, system.address());
             scope.spawn(move || {
-                let headers = if n == 0 { &[("x-dev", "a")][..] } else { &[][..] };
+                let headers = if n == 0 {
+                    &[("x-dev", "a")][..]
+                } else {
+                    &[][..]
+                };
                 let mut caller = Caller::connect(address).unwrap();
                 loop {
-                    let answer = caller.get("/slow/5", headers).unwrap_or_else(|e| panic!("caller {n}: {e}"));
+                    let answer = caller
+                        .get("/slow/5", headers)
+                        .unwrap_or_else(|e| panic!("caller {n}: {e}"));
                     assert_eq!(answer.status, 200);
                     answered.fetch_add(1, Ordering::Relaxed);
                     if field(&answer.head, "connection").is_some_and(|c| c == "close") {
-                        assert!(told.load(Ordering::Relaxed), "nobody has asked the agent to leave");
+                        assert!(
+                            told.load(Ordering::Relaxed),
+                            "nobody has asked the agent to leave"
+                        );
                         parted.fetch_add(1, Ordering::Relaxed);
                         return;
                     }
@@ -61,7 +71,10 @@ fn nobodys_request_fails_while_the_agent_leaves() {
         system.agent.process.signal(Signal::TERM);
         let came = Instant::now();
         while came.elapsed() < Duration::from_millis(1200) {
-            let answer = Caller::connect(system.address()).unwrap().get("/", &[]).unwrap();
+            let answer = Caller::connect(system.address())
+                .unwrap()
+                .get("/", &[])
+                .unwrap();
             assert_eq!(answer.by(), "app", "the lame duck still answers");
         }
     });
@@ -69,7 +82,13 @@ fn nobodys_request_fails_while_the_agent_leaves() {
     assert_eq!(status.code(), Some(0));
     assert_eq!(parted.load(Ordering::Relaxed), 4);
     assert!(answered.load(Ordering::Relaxed) > 40);
-    assert!(system.agent.process.lines("cut what had not ended").is_empty());
+    assert!(
+        system
+            .agent
+            .process
+            .lines("cut what had not ended")
+            .is_empty()
+    );
 }
 
 #[test]
@@ -85,9 +104,18 @@ fn an_upgraded_connection_may_finish_and_a_stuck_one_is_cut_at_the_deadline() {
     let status = system.agent.process.exit();
     let took = told.elapsed();
     assert_eq!(status.code(), Some(1), "something was cut");
-    assert!(took >= Duration::from_secs(2) && took < Duration::from_secs(15), "{took:?}");
-    assert_eq!(system.agent.process.lines("cut what had not ended").len(), 1);
-    assert!(stuck.answer().is_err(), "a cut answer must not look complete");
+    assert!(
+        took >= Duration::from_secs(2) && took < Duration::from_secs(15),
+        "{took:?}"
+    );
+    assert_eq!(
+        system.agent.process.lines("cut what had not ended").len(),
+        1
+    );
+    assert!(
+        stuck.answer().is_err(),
+        "a cut answer must not look complete"
+    );
 }
 
 #[test]
@@ -113,7 +141,11 @@ fn an_app_that_has_gone_first_lets_the_agent_leave_at_once() {
     let told = Instant::now();
     system.agent.process.signal(Signal::TERM);
     assert_eq!(system.agent.process.exit().code(), Some(0));
-    assert!(told.elapsed() < Duration::from_secs(20), "{:?}", told.elapsed());
+    assert!(
+        told.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        told.elapsed()
+    );
 }
 
 #[test]
@@ -131,7 +163,10 @@ fn nobody_in_a_crowd_loses_anything_when_the_agent_leaves() {
     let during = crowd.answered();
     for (kind, (now, before)) in Kind::ALL.iter().zip(during.iter().zip(&before)) {
         // A stream may take longer than that.
-        assert!(*kind == Kind::Streaming || now > before, "the lame duck serves {kind:?}: {before} -> {now}");
+        assert!(
+            *kind == Kind::Streaming || now > before,
+            "the lame duck serves {kind:?}: {before} -> {now}"
+        );
     }
     // Streams and WebSockets that were begun go on.
     std::thread::sleep(Duration::from_secs(1));
@@ -146,7 +181,10 @@ fn nobody_in_a_crowd_loses_anything_when_the_agent_leaves() {
     assert_eq!(status.code(), Some(0));
     assert_eq!(agent.lines("cut what had not ended"), [""; 0]);
     assert_eq!(agent.lines("ended=\"drained\""), [""; 0]);
-    assert!(took < everybody_left + Duration::from_secs(10), "it ends when everybody has left: {took:?}");
+    assert!(
+        took < everybody_left + Duration::from_secs(10),
+        "it ends when everybody has left: {took:?}"
+    );
 }
 
 #[test]
@@ -168,12 +206,21 @@ fn what_never_ends_is_cut_at_the_deadline_whatever_it_is_and_counted() {
     let status = agent.exit();
     let took = told.elapsed();
     assert_eq!(status.code(), Some(1), "something was cut");
-    assert!(took >= Duration::from_secs(3) && took < Duration::from_secs(15), "{took:?}");
+    assert!(
+        took >= Duration::from_secs(3) && took < Duration::from_secs(15),
+        "{took:?}"
+    );
     let cut = agent.lines("cut what had not ended");
-    assert!(cut.len() == 1 && cut[0].contains(&format!("connections={}", stuck.len())), "{cut:?}");
+    assert!(
+        cut.len() == 1 && cut[0].contains(&format!("connections={}", stuck.len())),
+        "{cut:?}"
+    );
     assert_eq!(agent.lines("ended=\"drained\"").len(), stuck.len());
     for (held, (port, dev)) in held.into_iter().zip(stuck) {
-        assert!(held.breaks(), "port {port}, dev {dev}: what was cut must not look complete");
+        assert!(
+            held.breaks(),
+            "port {port}, dev {dev}: what was cut must not look complete"
+        );
     }
 }
 
@@ -196,19 +243,28 @@ fn with_udp() -> (System, UdpSocket) {
     let system = System::start_with(
         |sidecar| {
             sidecar.extra = "drain: {lameDuck: 500ms, grace: 3s}".to_owned();
-            sidecar.ports.push(Port { protocol: "UDP", ..Port::tcp(app.port(), ports::free()) });
+            sidecar.ports.push(Port {
+                protocol: "UDP",
+                ..Port::tcp(app.port(), ports::free())
+            });
         },
         |_| {},
     );
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
-    socket.connect(("127.0.0.1", system.agent.sidecar.ports[1].agent)).unwrap();
+    socket
+        .set_read_timeout(Some(Duration::from_millis(200)))
+        .unwrap();
+    socket
+        .connect(("127.0.0.1", system.agent.sidecar.ports[1].agent))
+        .unwrap();
     until("an answer", || answers(&socket).then_some(()));
     (system, socket)
 }
 
 fn answers(socket: &UdpSocket) -> bool {
-    socket.send(b"hello").is_ok_and(|_| socket.recv(&mut [0; 64]).is_ok())
+    socket
+        .send(b"hello")
+        .is_ok_and(|_| socket.recv(&mut [0; 64]).is_ok())
 }
 
 #[test]
@@ -223,7 +279,10 @@ fn datagrams_that_never_cease_do_not_hold_the_agent_longer_than_the_grace() {
     });
     let took = told.elapsed();
     assert_eq!(status.code(), Some(1), "the conversation was cut");
-    assert!(took >= Duration::from_millis(3500) && took < Duration::from_secs(15), "{took:?}");
+    assert!(
+        took >= Duration::from_millis(3500) && took < Duration::from_secs(15),
+        "{took:?}"
+    );
     assert!(answered > 100, "until then it was answered: {answered}");
 }
 
@@ -240,5 +299,9 @@ fn a_conversation_in_datagrams_that_pauses_is_over_and_strangers_do_not_hold_the
         system.agent.process.ended()
     });
     assert_eq!(status.code(), Some(0));
-    assert!(told.elapsed() < Duration::from_secs(3), "{:?}", told.elapsed());
+    assert!(
+        told.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        told.elapsed()
+    );
 }

@@ -1,4 +1,5 @@
-//! Operated: the admin, the metrics and the end of a real agent, while real callers and workstations use it.
+//! Operated: the admin, the metrics and the end of a real agent, while real callers and
+//! workstations use it.
 
 #![allow(clippy::unwrap_used)] // A test that meets what it does not expect may say so by panicking.
 

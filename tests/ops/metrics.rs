@@ -1,5 +1,5 @@
-//! Every metric that is promised is there, under every protocol; and what the dashboard, the alerts and the documents
-//! name is what the agent exports.
+//! Every metric that is promised is there, under every protocol; and what the dashboard, the alerts
+//! and the documents name is what the agent exports.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,10 +27,19 @@ fn families(system: &System) -> Families {
 
 /// The sum of a metric's samples that have these labels.
 fn sum(families: &Families, metric: &str, labels: &[(&str, &str)]) -> f64 {
-    let samples = families.get(metric).unwrap_or_else(|| panic!("{metric} is not exported"));
-    let fits =
-        |of: &BTreeMap<String, String>| labels.iter().all(|(name, value)| of.get(*name).is_some_and(|v| v == value));
-    samples.iter().filter(|(of, _)| fits(of)).map(|(_, value)| *value).sum()
+    let samples = families
+        .get(metric)
+        .unwrap_or_else(|| panic!("{metric} is not exported"));
+    let fits = |of: &BTreeMap<String, String>| {
+        labels
+            .iter()
+            .all(|(name, value)| of.get(*name).is_some_and(|v| v == value))
+    };
+    samples
+        .iter()
+        .filter(|(of, _)| fits(of))
+        .map(|(_, value)| *value)
+        .sum()
 }
 
 #[test]
@@ -46,8 +55,12 @@ fn a_crowd_is_counted_by_port_protocol_route_class_and_time() {
     crowd.home();
     // A stream's tunnel may be said goodbye to a moment after its connection has ended.
     let after = until("the last connection and the last tunnel to end", || {
-        let active = ["envoy_http_downstream_cx_active", "traffic_agent_tunnels_active"];
-        Some(families(&town.system)).filter(|f| active.iter().all(|gauge| sum(f, gauge, &[]) == 0.0))
+        let active = [
+            "envoy_http_downstream_cx_active",
+            "traffic_agent_tunnels_active",
+        ];
+        Some(families(&town.system))
+            .filter(|f| active.iter().all(|gauge| sum(f, gauge, &[]) == 0.0))
     });
     let port = |at: usize| town.system.agent.sidecar.ports[at].container.to_string();
     let [http, grpc, relayed, websocket] = [HTTP, GRPC, RELAYED, WEBSOCKET].map(port);
@@ -55,50 +68,109 @@ fn a_crowd_is_counted_by_port_protocol_route_class_and_time() {
         assert!(sum(&after, metric, labels) > 0.0, "{metric} {labels:?}");
     };
     for route in ["app", "client"] {
-        counted("traffic_agent_requests_total", &[("port", &http), ("protocol", "http1"), ("route", route)]);
-        counted("traffic_agent_requests_total", &[("port", &grpc), ("protocol", "http2"), ("route", route)]);
-        counted("traffic_agent_requests_total", &[("port", &websocket), ("protocol", "http1"), ("route", route)]);
+        counted(
+            "traffic_agent_requests_total",
+            &[("port", &http), ("protocol", "http1"), ("route", route)],
+        );
+        counted(
+            "traffic_agent_requests_total",
+            &[("port", &grpc), ("protocol", "http2"), ("route", route)],
+        );
+        counted(
+            "traffic_agent_requests_total",
+            &[
+                ("port", &websocket),
+                ("protocol", "http1"),
+                ("route", route),
+            ],
+        );
     }
     counted("traffic_agent_http2_relayed_total", &[("port", &relayed)]);
-    for (port, protocol) in
-        [(&http, "http1"), (&grpc, "http2"), (&relayed, "http2"), (&websocket, "http1"), (&http, "opaque")]
-    {
-        counted("traffic_agent_connections_total", &[("port", port), ("protocol", protocol)]);
+    for (port, protocol) in [
+        (&http, "http1"),
+        (&grpc, "http2"),
+        (&relayed, "http2"),
+        (&websocket, "http1"),
+        (&http, "opaque"),
+    ] {
+        counted(
+            "traffic_agent_connections_total",
+            &[("port", port), ("protocol", protocol)],
+        );
     }
-    counted("traffic_agent_opaque_total", &[("port", &http), ("reason", "not_http")]);
-    counted("traffic_agent_opaque_total", &[("port", &websocket), ("reason", "upgraded")]);
+    counted(
+        "traffic_agent_opaque_total",
+        &[("port", &http), ("reason", "not_http")],
+    );
+    counted(
+        "traffic_agent_opaque_total",
+        &[("port", &websocket), ("reason", "upgraded")],
+    );
     for port in [&http, &grpc, &websocket] {
         counted("traffic_agent_tunnels_total", &[("port", port)]);
-        let [own, upstream] = ["own", "upstream"]
-            .map(|what| sum(&after, &format!("traffic_agent_{what}_seconds_count"), &[("port", port)]));
-        assert!(own > 0.0 && (own - upstream).abs() < 1.0, "each request has both times: {own} {upstream}");
+        let [own, upstream] = ["own", "upstream"].map(|what| {
+            sum(
+                &after,
+                &format!("traffic_agent_{what}_seconds_count"),
+                &[("port", port)],
+            )
+        });
+        assert!(
+            own > 0.0 && (own - upstream).abs() < 1.0,
+            "each request has both times: {own} {upstream}"
+        );
     }
     // The app takes a millisecond and more for every request; what the agent takes is none of that.
     let mean = |what: &str| {
-        let of = |part: &str| sum(&after, &format!("traffic_agent_{what}_seconds_{part}"), &[("port", &http)]);
+        let of = |part: &str| {
+            sum(
+                &after,
+                &format!("traffic_agent_{what}_seconds_{part}"),
+                &[("port", &http)],
+            )
+        };
         of("sum") / of("count")
     };
     assert!(mean("upstream") > 0.001, "{}", mean("upstream"));
     for port in [&http, &grpc, &relayed, &websocket] {
         let of_port = [("envoy_http_conn_manager_prefix", format!("port_{port}"))];
-        let of_port = of_port.each_ref().map(|(name, value)| (*name, value.as_str()));
-        for metric in ["cx_total", "cx_rx_bytes_total", "cx_tx_bytes_total", "rq_total"] {
+        let of_port = of_port
+            .each_ref()
+            .map(|(name, value)| (*name, value.as_str()));
+        for metric in [
+            "cx_total",
+            "cx_rx_bytes_total",
+            "cx_tx_bytes_total",
+            "rq_total",
+        ] {
             counted(&format!("envoy_http_downstream_{metric}"), &of_port);
         }
-        counted("envoy_cluster_upstream_rq_total", &[("envoy_cluster_name", &format!("app_{port}"))]);
-        counted("traffic_agent_connections_ended_total", &[("port", port), ("how", "clean")]);
+        counted(
+            "envoy_cluster_upstream_rq_total",
+            &[("envoy_cluster_name", &format!("app_{port}"))],
+        );
+        counted(
+            "traffic_agent_connections_ended_total",
+            &[("port", port), ("how", "clean")],
+        );
     }
     for port in [&http, &grpc] {
         counted(
             "envoy_http_downstream_rq_xx",
-            &[("envoy_http_conn_manager_prefix", &format!("port_{port}")), ("envoy_response_code_class", "2")],
+            &[
+                ("envoy_http_conn_manager_prefix", &format!("port_{port}")),
+                ("envoy_response_code_class", "2"),
+            ],
         );
     }
     assert!(sum(&during, "traffic_agent_tunnels_active", &[]) > 0.0);
     assert_eq!(sum(&during, "traffic_agent_session_connected", &[]), 1.0);
     assert_eq!(sum(&during, "traffic_agent_intercepts", &[]), 3.0);
     assert!(sum(&during, "envoy_server_memory_physical_size", &[]) > 1e6);
-    assert_eq!(sum(&after, "traffic_agent_self_connections_total", &[]), 0.0);
+    assert_eq!(
+        sum(&after, "traffic_agent_self_connections_total", &[]),
+        0.0
+    );
 }
 
 #[test]
@@ -107,16 +179,39 @@ fn failures_are_counted_by_their_reason() {
     let local = App::start("local");
     let _intercept = system.intercept("mine", local.address(), &["--http-header=x-dev=a"]);
     local.stop();
-    until("the local app to be away", || TcpStream::connect(local.address()).is_err().then_some(()));
-    assert_eq!(caller::get(system.address(), "/", &[("x-dev", "a")]).unwrap().by(), "app");
+    until("the local app to be away", || {
+        TcpStream::connect(local.address()).is_err().then_some(())
+    });
+    assert_eq!(
+        caller::get(system.address(), "/", &[("x-dev", "a")])
+            .unwrap()
+            .by(),
+        "app"
+    );
     system.app.stop();
-    until("the app to be away", || TcpStream::connect(system.app.address()).is_err().then_some(()));
+    until("the app to be away", || {
+        TcpStream::connect(system.app.address())
+            .is_err()
+            .then_some(())
+    });
     assert!(caller::get(system.address(), "/", &[]).is_err());
     let failed = until("the ending", || {
-        Some(families(&system))
-            .filter(|f| sum(f, "traffic_agent_connections_ended_total", &[("how", "app_refused")]) > 0.0)
+        Some(families(&system)).filter(|f| {
+            sum(
+                f,
+                "traffic_agent_connections_ended_total",
+                &[("how", "app_refused")],
+            ) > 0.0
+        })
     });
-    assert_eq!(sum(&failed, "traffic_agent_fail_open_total", &[("reason", "dial_rejected")]), 1.0);
+    assert_eq!(
+        sum(
+            &failed,
+            "traffic_agent_fail_open_total",
+            &[("reason", "dial_rejected")]
+        ),
+        1.0
+    );
     assert!(sum(&failed, "envoy_cluster_upstream_cx_connect_fail", &[]) > 0.0);
 }
 
@@ -127,11 +222,21 @@ fn with_tls() -> (System, Authority) {
     let system = System::start_with(
         |sidecar| app.set(sidecar.ports[0].container),
         |command| {
-            let root = command.get_args().skip_while(|arg| *arg != "--root").nth(1).unwrap();
+            let root = command
+                .get_args()
+                .skip_while(|arg| *arg != "--root")
+                .nth(1)
+                .unwrap();
             let root = Path::new(root).to_owned();
-            authority.write_secret(&root.join("downstream-tls/server"), &authority.sign(&["app.test"]));
+            authority.write_secret(
+                &root.join("downstream-tls/server"),
+                &authority.sign(&["app.test"]),
+            );
             std::fs::create_dir_all(root.join("etc/podinfo")).unwrap();
-            let line = format!("telepresence.io/downstream-tls-secret.{}=\"server\"\n", app.get());
+            let line = format!(
+                "telepresence.io/downstream-tls-secret.{}=\"server\"\n",
+                app.get()
+            );
             std::fs::write(root.join("etc/podinfo/annotations"), line).unwrap();
         },
     );
@@ -146,8 +251,21 @@ fn what_dashboard_alerts_and_documents_name_is_what_is_exported() {
     let port = system.address().port();
     let curl = |more: &[&str]| {
         let mut command = Command::new("curl");
-        command.args(["-sS", "--max-time", "30", "--resolve", &format!("app.test:{port}:127.0.0.1")]).args(more);
-        command.arg(format!("https://app.test:{port}/")).output().unwrap().status.success()
+        command
+            .args([
+                "-sS",
+                "--max-time",
+                "30",
+                "--resolve",
+                &format!("app.test:{port}:127.0.0.1"),
+            ])
+            .args(more);
+        command
+            .arg(format!("https://app.test:{port}/"))
+            .output()
+            .unwrap()
+            .status
+            .success()
     };
     assert!(curl(&["--cacert", ca.path().to_str().unwrap()]));
     assert!(!curl(&[]), "an authority nobody knows");
@@ -155,25 +273,57 @@ fn what_dashboard_alerts_and_documents_name_is_what_is_exported() {
         Some(families(&system)).filter(|f| sum(f, "traffic_agent_tls_failures_total", &[]) > 0.0)
     });
     assert_eq!(sum(&exported, "envoy_listener_ssl_handshake", &[]), 1.0);
-    let days = sum(&exported, "envoy_server_days_until_first_cert_expiring", &[]);
-    let seconds = sum(&exported, "traffic_agent_certificate_seconds_until_expiry", &[("role", "terminating")]);
-    assert!(days > 0.0 && (seconds / 86_400.0 - days).abs() <= 1.0, "{days} days, {seconds} s");
+    let days = sum(
+        &exported,
+        "envoy_server_days_until_first_cert_expiring",
+        &[],
+    );
+    let seconds = sum(
+        &exported,
+        "traffic_agent_certificate_seconds_until_expiry",
+        &[("role", "terminating")],
+    );
+    assert!(
+        days > 0.0 && (seconds / 86_400.0 - days).abs() <= 1.0,
+        "{days} days, {seconds} s"
+    );
 
     let exported: BTreeSet<String> = exported.into_keys().collect();
     let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for file in ["deploy/grafana-dashboard.json", "deploy/alerts.yaml", "docs/operations.md"] {
+    for file in [
+        "deploy/grafana-dashboard.json",
+        "deploy/alerts.yaml",
+        "docs/operations.md",
+    ] {
         let named = names(&std::fs::read_to_string(repository.join(file)).unwrap());
         assert!(named.len() > 5, "{file}");
-        let unknown: Vec<_> =
-            named.iter().filter(|name| !exported.contains(*name) && !histogram(name, &exported)).collect();
-        assert!(unknown.is_empty(), "{file} names what is not exported: {unknown:?}");
+        let unknown: Vec<_> = named
+            .iter()
+            .filter(|name| !exported.contains(*name) && !histogram(name, &exported))
+            .collect();
+        assert!(
+            unknown.is_empty(),
+            "{file} names what is not exported: {unknown:?}"
+        );
     }
-    let documented = names(&std::fs::read_to_string(repository.join("docs/operations.md")).unwrap());
+    let documented =
+        names(&std::fs::read_to_string(repository.join("docs/operations.md")).unwrap());
     let base = |name: &String| {
-        ["_bucket", "_sum", "_count"].iter().find_map(|s| name.strip_suffix(s)).unwrap_or(name).to_owned()
+        ["_bucket", "_sum", "_count"]
+            .iter()
+            .find_map(|s| name.strip_suffix(s))
+            .unwrap_or(name)
+            .to_owned()
     };
-    let missing: Vec<_> = exported.iter().map(base).filter(|name| !documented.contains(name)).collect();
-    assert!(missing.is_empty(), "docs/operations.md does not list {missing:?}");
+    let missing: Vec<_> = exported
+        .iter()
+        .map(base)
+        .filter(|name| !documented.contains(name))
+        .collect();
+    assert!(
+        missing.is_empty(),
+        "docs/operations.md does not list {missing:?}"
+    );
 }
 
 /// Whether a name without a sample of its own is that of a histogram.
@@ -184,8 +334,12 @@ fn histogram(name: &str, exported: &BTreeSet<String>) -> bool {
 /// The metrics that a text names.
 fn names(text: &str) -> BTreeSet<String> {
     let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
-    let labels =
-        ["envoy_http_conn_manager_prefix", "envoy_response_code_class", "envoy_cluster_name", "envoy_listener_address"];
+    let labels = [
+        "envoy_http_conn_manager_prefix",
+        "envoy_response_code_class",
+        "envoy_cluster_name",
+        "envoy_listener_address",
+    ];
     words
         .filter(|word| word.starts_with("traffic_agent_") || word.starts_with("envoy_"))
         .filter(|word| !labels.contains(word))

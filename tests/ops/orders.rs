@@ -1,4 +1,5 @@
-//! What an operator orders by the admin takes effect while everybody is busy, and nobody's request pays for it.
+//! What an operator orders by the admin takes effect while everybody is busy, and nobody's request
+//! pays for it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,7 +21,9 @@ fn post(system: &System, path: &str) -> String {
 }
 
 fn ready(system: &System) -> u16 {
-    caller::get(system.agent.admin(), "/ready", &[]).unwrap().status
+    caller::get(system.agent.admin(), "/ready", &[])
+        .unwrap()
+        .status
 }
 
 /// The sum of a metric over everything.
@@ -51,16 +54,28 @@ fn levels_counters_and_health_change_under_load_and_closed_listeners_leave_the_r
     crowd.busy(2);
     assert_eq!(agent.lines("").len(), silent, "off");
     post(system, "/logging?paths=port:debug");
-    until("lines of connections", || (agent.lines("").len() > silent).then_some(()));
-    assert!(agent.lines("")[silent..].iter().all(|line| line.contains("traffic_agent::port")));
+    until("lines of connections", || {
+        (agent.lines("").len() > silent).then_some(())
+    });
+    assert!(
+        agent.lines("")[silent..]
+            .iter()
+            .all(|line| line.contains("traffic_agent::port"))
+    );
     post(system, "/logging?level=info");
 
-    let (requests, active) = ("traffic_agent_requests_total", "envoy_http_downstream_cx_active");
+    let (requests, active) = (
+        "traffic_agent_requests_total",
+        "envoy_http_downstream_cx_active",
+    );
     let before = sum(system, requests);
     post(system, "/reset_counters");
     let after = sum(system, requests);
     assert!(after < before / 2.0, "{before} -> {after}");
-    assert!(sum(system, active) >= 10.0, "open connections are still open");
+    assert!(
+        sum(system, active) >= 10.0,
+        "open connections are still open"
+    );
     crowd.busy(2);
     assert!(sum(system, requests) > after);
 
@@ -70,12 +85,20 @@ fn levels_counters_and_health_change_under_load_and_closed_listeners_leave_the_r
     // What had arrived before is still accepted, or reset.
     until("refusals", || {
         let answer = caller::get(system.address(), "/", &[]);
-        answer.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused).then_some(())
+        answer
+            .is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
+            .then_some(())
     });
     // Long connections are served as before: HTTP/1 and both ways of HTTP/2 come first.
     let before = crowd.answered();
     until("answers on open connections", || {
-        crowd.answered().iter().zip(before).take(5).all(|(now, before)| *now > before + 5).then_some(())
+        crowd
+            .answered()
+            .iter()
+            .zip(before)
+            .take(5)
+            .all(|(now, before)| *now > before + 5)
+            .then_some(())
     });
     assert!(agent.is_running());
     post(system, "/quitquitquit");
@@ -94,15 +117,29 @@ fn a_graceful_drain_sends_everybody_away_in_order_and_the_process_stays_until_it
     let told = Instant::now();
     post(system, "/drain_listeners?graceful");
     assert_eq!(ready(system), 503);
-    until("refusals", || std::net::TcpStream::connect(system.address()).is_err().then_some(()));
-    assert!(told.elapsed() >= Duration::from_secs(1), "not before the lame-duck time: {:?}", told.elapsed());
+    until("refusals", || {
+        std::net::TcpStream::connect(system.address())
+            .is_err()
+            .then_some(())
+    });
+    assert!(
+        told.elapsed() >= Duration::from_secs(1),
+        "not before the lame-duck time: {:?}",
+        told.elapsed()
+    );
     crowd.home();
-    until("the last connection to end", || (sum(system, "envoy_http_downstream_cx_active") == 0.0).then_some(()));
+    until("the last connection to end", || {
+        (sum(system, "envoy_http_downstream_cx_active") == 0.0).then_some(())
+    });
     assert!(agent.is_running());
     let told = Instant::now();
     post(system, "/quitquitquit");
     assert_eq!(agent.exit().code(), Some(0));
-    assert!(told.elapsed() < Duration::from_secs(10), "no second lame-duck time: {:?}", told.elapsed());
+    assert!(
+        told.elapsed() < Duration::from_secs(10),
+        "no second lame-duck time: {:?}",
+        told.elapsed()
+    );
 }
 
 #[test]
@@ -112,14 +149,29 @@ fn the_managers_wish_for_a_level_ends_after_its_duration_and_leaves_what_the_ope
     assert!(post(&system, "/logging?level=info").contains("http1: info"));
     assert!(post(&system, "/logging?session=error").contains("session: error"));
     let before = levels();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     runtime.block_on(async {
-        let mut manager = ManagerClient::connect(format!("http://{}", system.manager_address)).await.unwrap();
+        let mut manager = ManagerClient::connect(format!("http://{}", system.manager_address))
+            .await
+            .unwrap();
         let duration = Some(Duration::from_secs(2).try_into().unwrap());
-        manager.set_log_level(LogLevelRequest { log_level: "trace".into(), duration }).await.unwrap();
+        manager
+            .set_log_level(LogLevelRequest {
+                log_level: "trace".into(),
+                duration,
+            })
+            .await
+            .unwrap();
     });
-    let during = until("the manager's level", || Some(levels()).filter(|levels| levels.contains("http1: trace")));
+    let during = until("the manager's level", || {
+        Some(levels()).filter(|levels| levels.contains("http1: trace"))
+    });
     assert!(during.contains("session: error"), "{during}");
-    let after = until("the wish to end", || Some(levels()).filter(|levels| !levels.contains("trace")));
+    let after = until("the wish to end", || {
+        Some(levels()).filter(|levels| !levels.contains("trace"))
+    });
     assert_eq!(after, before);
 }

@@ -1,5 +1,5 @@
-//! The whole pod with its real programs: agent-init, then agent and app, a manager and a workstation elsewhere, and
-//! callers on both sides, for each way of programming the redirect.
+//! The whole pod with its real programs: agent-init, then agent and app, a manager and a
+//! workstation elsewhere, and callers on both sides, for each way of programming the redirect.
 #![allow(clippy::unwrap_used)] // A test that cannot go on panics.
 
 use std::fs::Permissions;
@@ -75,11 +75,23 @@ fn the_whole_pod(backend: &str) {
     // Nobody intercepts: as if there were no agent.
     everybody_gets(&pod, &[], "app");
     for address in [Pod::IP, Pod::IP6] {
-        assert_eq!(datagram(&pod.outside, ROOT, address), "dns", "a caller from elsewhere to {address}");
-        assert_eq!(datagram(&pod.inside, APP, address), "dns", "a neighbour to {address}");
+        assert_eq!(
+            datagram(&pod.outside, ROOT, address),
+            "dns",
+            "a caller from elsewhere to {address}"
+        );
+        assert_eq!(
+            datagram(&pod.inside, APP, address),
+            "dns",
+            "a neighbour to {address}"
+        );
     }
     for address in ["127.0.0.1", "::1"] {
-        assert_eq!(datagram(&pod.inside, APP, address), "dns", "a neighbour to {address}");
+        assert_eq!(
+            datagram(&pod.inside, APP, address),
+            "dns",
+            "a neighbour to {address}"
+        );
     }
     the_named_port_is_left_alone(&pod, &[]);
 
@@ -95,25 +107,48 @@ fn the_whole_pod(backend: &str) {
     the_named_port_is_left_alone(&pod, &mine);
 
     client.terminate();
-    until("the agent to follow", || (who_answers(&pod.outside, ROOT, Pod::IP, 8080, &mine) == "app").then_some(()));
+    until("the agent to follow", || {
+        (who_answers(&pod.outside, ROOT, Pod::IP, 8080, &mine) == "app").then_some(())
+    });
     everybody_gets(&pod, &mine, "app");
     let calls = pod.inside.sh("nft list table inet watch");
-    assert!(calls.contains("counter packets 0 bytes 0"), "the agent called itself: {calls}");
-    // The workstation's count is its own affair: a client that leaves may cut connections that are idle.
-    assert_eq!([app.failures(), named.failures()].concat(), [""; 0], "connections to the app broke");
+    assert!(
+        calls.contains("counter packets 0 bytes 0"),
+        "the agent called itself: {calls}"
+    );
+    // The workstation's count is its own affair: a client that leaves may cut connections that are
+    // idle.
+    assert_eq!(
+        [app.failures(), named.failures()].concat(),
+        [""; 0],
+        "connections to the app broke"
+    );
     drop((manager, agent));
 }
 
-/// Callers from elsewhere and neighbours in the pod, of both families; and the agent on loopback, which is the app.
+/// Callers from elsewhere and neighbours in the pod, of both families; and the agent on loopback,
+/// which is the app.
 fn everybody_gets(pod: &Pod, headers: &[(&str, &str)], expected: &str) {
     for address in [Pod::IP, Pod::IP6] {
         let outside = who_answers(&pod.outside, ROOT, address, 8080, headers);
         assert_eq!(outside, expected, "a caller from elsewhere to {address}");
-        assert_eq!(who_answers(&pod.inside, APP, address, 8080, headers), expected, "a neighbour to {address}");
+        assert_eq!(
+            who_answers(&pod.inside, APP, address, 8080, headers),
+            expected,
+            "a neighbour to {address}"
+        );
     }
     for address in ["127.0.0.1", "::1"] {
-        assert_eq!(who_answers(&pod.inside, APP, address, 8080, headers), expected, "a neighbour to {address}");
-        assert_eq!(who_answers(&pod.inside, AGENT, address, 8080, headers), "app", "the agent to {address}");
+        assert_eq!(
+            who_answers(&pod.inside, APP, address, 8080, headers),
+            expected,
+            "a neighbour to {address}"
+        );
+        assert_eq!(
+            who_answers(&pod.inside, AGENT, address, 8080, headers),
+            "app",
+            "the agent to {address}"
+        );
     }
 }
 
@@ -121,10 +156,17 @@ fn everybody_gets(pod: &Pod, headers: &[(&str, &str)], expected: &str) {
 fn the_named_port_is_left_alone(pod: &Pod, headers: &[(&str, &str)]) {
     for address in [Pod::IP, Pod::IP6] {
         for port in [7070, 9901] {
-            assert_eq!(who_answers(&pod.outside, ROOT, address, port, headers), "named", "port {port} of {address}");
+            assert_eq!(
+                who_answers(&pod.outside, ROOT, address, port, headers),
+                "named",
+                "port {port} of {address}"
+            );
         }
     }
-    assert_eq!(who_answers(&pod.inside, APP, "127.0.0.1", 7070, headers), "named");
+    assert_eq!(
+        who_answers(&pod.inside, APP, "127.0.0.1", 7070, headers),
+        "named"
+    );
 }
 
 /// What stands for the containers' file systems, writable for every user.
@@ -142,17 +184,34 @@ fn file_tree() -> tempfile::TempDir {
 /// The init container: runs to its end, and must end well.
 fn init(pod: &Space, root: &Path, backend: &str) {
     let mut command = Command::new(programs::path("agent-init"));
-    command.args(["agent-init", "--backend", backend, "--root"]).arg(root);
-    command.env("POD_IPS", format!("{},{}", Pod::IP, Pod::IP6)).env("AGENT_GID", AGENT.1.to_string());
+    command
+        .args(["agent-init", "--backend", backend, "--root"])
+        .arg(root);
+    command
+        .env("POD_IPS", format!("{},{}", Pod::IP, Pod::IP6))
+        .env("AGENT_GID", AGENT.1.to_string());
     let done = pod.run(|| command.output().unwrap());
-    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    assert!(
+        done.status.success(),
+        "{}",
+        String::from_utf8_lossy(&done.stderr)
+    );
 }
 
 fn agent(pod: &Space, root: &Path) -> Process {
     let mut command = Command::new(programs::path("traffic-agent"));
-    command.args(["agent", "--root"]).arg(root).env_clear().env("LOG_LEVEL", "debug");
-    command.env("_TEL_AGENT_POD_IP", Pod::IP).env("_TEL_AGENT_NAME", "echo-1").env("_TEL_AGENT_POD_UID", "uid-1");
-    pod.run_as(AGENT.0, AGENT.1, || Process::start("traffic-agent", &mut command))
+    command
+        .args(["agent", "--root"])
+        .arg(root)
+        .env_clear()
+        .env("LOG_LEVEL", "debug");
+    command
+        .env("_TEL_AGENT_POD_IP", Pod::IP)
+        .env("_TEL_AGENT_NAME", "echo-1")
+        .env("_TEL_AGENT_POD_UID", "uid-1");
+    pod.run_as(AGENT.0, AGENT.1, || {
+        Process::start("traffic-agent", &mut command)
+    })
 }
 
 fn manager(outside: &Space) -> Process {
@@ -165,13 +224,25 @@ fn manager(outside: &Space) -> Process {
 
 fn client(outside: &Space) -> Process {
     let mut command = Command::new(programs::path("intercept"));
-    command.args(["create", "echo", "--port", "3000:8080", "--http-header", "x-dev=a", "--manager", "10.88.0.1:8081"]);
+    command.args([
+        "create",
+        "echo",
+        "--port",
+        "3000:8080",
+        "--http-header",
+        "x-dev=a",
+        "--manager",
+        "10.88.0.1:8081",
+    ]);
     outside.run(|| Process::start("intercept", &mut command))
 }
 
 /// An app on every address of its namespace.
 fn http_app(space: &Space, who: Who, port: u16, name: &str) -> App {
-    App::on(name, space.run_as(who.0, who.1, || TcpListener::bind(("::", port)).unwrap()))
+    App::on(
+        name,
+        space.run_as(who.0, who.1, || TcpListener::bind(("::", port)).unwrap()),
+    )
 }
 
 /// An app that answers datagrams from the address they came to.
@@ -197,7 +268,13 @@ fn count_self_calls(pod: &Space) {
 }
 
 /// Who answers a GET, or what went wrong.
-fn who_answers(space: &Space, who: Who, address: &str, port: u16, headers: &[(&str, &str)]) -> String {
+fn who_answers(
+    space: &Space,
+    who: Who,
+    address: &str,
+    port: u16,
+    headers: &[(&str, &str)],
+) -> String {
     let to = SocketAddr::new(address.parse().unwrap(), port);
     let answer = space.run_as(who.0, who.1, || caller::get(to, "/", headers));
     answer.map_or_else(|error| error.to_string(), |answer| answer.by().to_owned())
@@ -212,6 +289,9 @@ fn datagram(space: &Space, who: Who, address: &str) -> String {
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut buffer = [0; 2048];
         let answer = socket.send(b"?").and_then(|_| socket.recv(&mut buffer));
-        answer.map_or_else(|error| error.to_string(), |got| String::from_utf8_lossy(&buffer[..got]).into_owned())
+        answer.map_or_else(
+            |error| error.to_string(),
+            |got| String::from_utf8_lossy(&buffer[..got]).into_owned(),
+        )
     })
 }

@@ -11,7 +11,10 @@ use harness::wait::{SetAtEnd, until};
 
 /// Requests in one run, a third for each destination.
 fn requests() -> usize {
-    std::env::var("MAIN_JOB_REQUESTS").ok().and_then(|count| count.parse().ok()).unwrap_or(10_000)
+    std::env::var("MAIN_JOB_REQUESTS")
+        .ok()
+        .and_then(|count| count.parse().ok())
+        .unwrap_or(10_000)
 }
 
 /// The app and two developers with intercepts, all of them counting.
@@ -27,15 +30,24 @@ impl Trio {
         let laptops = [App::start("laptop-a"), App::start("laptop-b")];
         let intercept = |name: &str, laptop: &App| {
             let header = format!("--http-header=x-dev={name}");
-            system.intercept(name, laptop.address(), &[&[header.as_str()], flags].concat())
+            system.intercept(
+                name,
+                laptop.address(),
+                &[&[header.as_str()], flags].concat(),
+            )
         };
         let intercepts = [intercept("a", &laptops[0]), intercept("b", &laptops[1])];
-        Self { system, laptops, intercepts }
+        Self {
+            system,
+            laptops,
+            intercepts,
+        }
     }
 
     /// Who answered how many.
     fn counts(&self) -> [usize; 3] {
-        [&self.system.app, &self.laptops[0], &self.laptops[1]].map(|app| usize::try_from(app.served()).unwrap())
+        [&self.system.app, &self.laptops[0], &self.laptops[1]]
+            .map(|app| usize::try_from(app.served()).unwrap())
     }
 }
 
@@ -48,9 +60,20 @@ fn one_in_turn(caller: &mut Caller, number: usize) {
         _ => (&[(name, "b")], "laptop-b"),
     };
     let path = format!("/number/{number}");
-    let answer = caller.get(&path, headers).unwrap_or_else(|error| panic!("request {number}: {error}"));
-    assert_eq!((answer.status, answer.by()), (200, expected), "request {number}");
-    assert!(answer.body.starts_with(format!("GET {path} HTTP/1.1\r\n").as_bytes()), "request {number}");
+    let answer = caller
+        .get(&path, headers)
+        .unwrap_or_else(|error| panic!("request {number}: {error}"));
+    assert_eq!(
+        (answer.status, answer.by()),
+        (200, expected),
+        "request {number}"
+    );
+    assert!(
+        answer
+            .body
+            .starts_with(format!("GET {path} HTTP/1.1\r\n").as_bytes()),
+        "request {number}"
+    );
 }
 
 fn exact_counts(flags: &[&str], connections: usize) {
@@ -67,7 +90,11 @@ fn exact_counts(flags: &[&str], connections: usize) {
         }
     });
     assert_eq!(trio.counts(), [each * connections / 3; 3]);
-    let direct: usize = trio.intercepts.iter().map(|it| it.lines("direct=connected").len()).sum();
+    let direct: usize = trio
+        .intercepts
+        .iter()
+        .map(|it| it.lines("direct=connected").len())
+        .sum();
     assert_eq!(direct, if flags.contains(&"--no-direct") { 0 } else { 2 });
 }
 
@@ -97,13 +124,21 @@ fn leaving_gives_all_requests_back_to_the_app() {
     let mut caller = Caller::connect(trio.system.address()).unwrap();
     one_in_turn(&mut caller, 1);
     assert!(trio.intercepts[0].terminate().success());
-    until("the app to answer again", || (caller.get("/", &[("x-dev", "a")]).unwrap().by() == "app").then_some(()));
+    until("the app to answer again", || {
+        (caller.get("/", &[("x-dev", "a")]).unwrap().by() == "app").then_some(())
+    });
     one_in_turn(&mut caller, 2);
-    assert_eq!(get(trio.system.address(), "/", &[("x-dev", "a")]).unwrap().by(), "app");
+    assert_eq!(
+        get(trio.system.address(), "/", &[("x-dev", "a")])
+            .unwrap()
+            .by(),
+        "app"
+    );
 }
 
-/// Keeps ten callers busy on connections of their own, with slow requests among the quick, until told to
-/// stop; a connection that is closed between two requests is opened again. Returns how many were answered.
+/// Keeps ten callers busy on connections of their own, with slow requests among the quick, until
+/// told to stop; a connection that is closed between two requests is opened again. Returns how many
+/// were answered.
 fn under_load(trio: &Trio, during: impl FnOnce()) -> usize {
     let (stop, answered) = (AtomicBool::new(false), AtomicUsize::new(0));
     let address = trio.system.address();
@@ -113,17 +148,31 @@ fn under_load(trio: &Trio, during: impl FnOnce()) -> usize {
             scope.spawn(move || {
                 let mut number = worker;
                 while !stop.load(Ordering::Relaxed) {
-                    // Refused is what a pod that has gone is like; everything before that must be whole.
-                    let Ok(mut caller) = Caller::connect(address) else { return };
+                    // Refused is what a pod that has gone is like; everything before that must be
+                    // whole.
+                    let Ok(mut caller) = Caller::connect(address) else {
+                        return;
+                    };
                     while !stop.load(Ordering::Relaxed) {
                         let dev = ["", "a", "b"][number % 3];
-                        let path = if number % 5 == 0 { "/drip/20/10" } else { "/slow/5" };
-                        let headers: &[_] = if dev.is_empty() { &[] } else { &[("x-dev", dev)] };
-                        let first_byte = caller.send("GET", path, headers, b"").is_ok() && begins(&mut caller);
+                        let path = if number % 5 == 0 {
+                            "/drip/20/10"
+                        } else {
+                            "/slow/5"
+                        };
+                        let headers: &[_] = if dev.is_empty() {
+                            &[]
+                        } else {
+                            &[("x-dev", dev)]
+                        };
+                        let first_byte =
+                            caller.send("GET", path, headers, b"").is_ok() && begins(&mut caller);
                         if !first_byte {
                             break;
                         }
-                        let answer = caller.answer().unwrap_or_else(|error| panic!("cut in flight: {path}: {error}"));
+                        let answer = caller
+                            .answer()
+                            .unwrap_or_else(|error| panic!("cut in flight: {path}: {error}"));
                         assert_eq!(answer.status, 200);
                         answered.fetch_add(1, Ordering::Relaxed);
                         number += 1;
@@ -132,7 +181,9 @@ fn under_load(trio: &Trio, during: impl FnOnce()) -> usize {
             });
         }
         let _stop = SetAtEnd(&stop);
-        until("load", || (answered.load(Ordering::Relaxed) > 100).then_some(()));
+        until("load", || {
+            (answered.load(Ordering::Relaxed) > 100).then_some(())
+        });
         during();
     });
     answered.into_inner()
@@ -152,7 +203,9 @@ fn an_agent_told_to_stop_under_load_cuts_nothing_and_departs() {
         assert!(ended.success(), "orderly end, not {ended}");
     });
     assert!(answered > 100);
-    trio.system.manager.line("session departed session=\"agent:");
+    trio.system
+        .manager
+        .line("session departed session=\"agent:");
     for app in [&trio.system.app, &trio.laptops[0], &trio.laptops[1]] {
         assert_eq!(app.failures(), [""; 0], "no app saw a connection break");
     }
@@ -166,7 +219,9 @@ fn a_client_told_to_stop_under_load_cuts_nothing() {
             assert!(intercept.terminate().success());
         }
         let before = trio.system.app.served();
-        until("the app to answer more", || (trio.system.app.served() > before + 100).then_some(()));
+        until("the app to answer more", || {
+            (trio.system.app.served() > before + 100).then_some(())
+        });
     });
     assert_eq!(trio.system.app.failures(), [""; 0]);
 }
@@ -178,5 +233,9 @@ fn a_workstation_that_is_gone_does_not_hold_requests_up() {
     let begin = std::time::Instant::now();
     let answer = get(trio.system.address(), "/", &[("x-dev", "a")]).unwrap();
     assert_eq!(answer.by(), "app");
-    assert!(begin.elapsed() < Duration::from_secs(15), "{:?}", begin.elapsed());
+    assert!(
+        begin.elapsed() < Duration::from_secs(15),
+        "{:?}",
+        begin.elapsed()
+    );
 }

@@ -7,8 +7,8 @@ use harness::caller::{Caller, get};
 use harness::system::System;
 use harness::wait::{SetAtEnd, until};
 
-/// Keeps asking with and without the header while `during` runs; every request must be answered, those
-/// without the header by the app. Returns how many were.
+/// Keeps asking with and without the header while `during` runs; every request must be answered,
+/// those without the header by the app. Returns how many were.
 fn asking_meanwhile(system: &mut System, during: impl FnOnce(&mut System)) -> usize {
     let (stop, answered) = (AtomicBool::new(false), AtomicUsize::new(0));
     let address = system.address();
@@ -19,7 +19,9 @@ fn asking_meanwhile(system: &mut System, during: impl FnOnce(&mut System)) -> us
                 let mut caller = Caller::connect(address).unwrap();
                 while !stop.load(Ordering::Relaxed) {
                     let answer = caller.get("/", headers).expect("no request fails");
-                    assert!(answer.by() == "app" || (answer.by() == "laptop" && !headers.is_empty()));
+                    assert!(
+                        answer.by() == "app" || (answer.by() == "laptop" && !headers.is_empty())
+                    );
                     answered.fetch_add(1, Ordering::Relaxed);
                 }
             });
@@ -45,7 +47,11 @@ fn direct_tunnels_go_on_while_the_manager_is_away_and_all_is_well_after() {
         intercept.line("manager=lost");
         let mut fresh = Caller::connect(system.address()).unwrap();
         for _ in 0..50 {
-            assert_eq!(fresh.get("/", &[("x-dev", "a")]).unwrap().by(), "laptop", "without a manager");
+            assert_eq!(
+                fresh.get("/", &[("x-dev", "a")]).unwrap().by(),
+                "laptop",
+                "without a manager"
+            );
         }
         system.restart_manager();
         intercept.line("manager=back");
@@ -54,27 +60,36 @@ fn direct_tunnels_go_on_while_the_manager_is_away_and_all_is_well_after() {
     });
     assert!(answered > 0);
     assert!(intercept.terminate().success());
-    until("the app to answer", || is_delivered(&system).is_none().then_some(()));
+    until("the app to answer", || {
+        is_delivered(&system).is_none().then_some(())
+    });
 }
 
 #[test]
 fn without_direct_tunnels_the_app_answers_until_the_manager_is_back() {
     let mut system = System::start();
     let laptop = App::start("laptop");
-    let intercept = system.intercept("a", laptop.address(), &["--http-header=x-dev=a", "--no-direct"]);
+    let intercept = system.intercept(
+        "a",
+        laptop.address(),
+        &["--http-header=x-dev=a", "--no-direct"],
+    );
     until("delivery", || is_delivered(&system));
     asking_meanwhile_new_connections(&mut system, |system| {
         system.manager.kill();
         intercept.line("manager=lost");
-        assert_eq!(get(system.address(), "/", &[("x-dev", "a")]).unwrap().by(), "app");
+        assert_eq!(
+            get(system.address(), "/", &[("x-dev", "a")]).unwrap().by(),
+            "app"
+        );
         system.restart_manager();
         intercept.line("manager=back");
         until("delivery", || is_delivered(system));
     });
 }
 
-/// The same with a connection for each request, of which none may fail before its first byte: the tunnel
-/// that a killed manager takes along was carrying only requests that were answered.
+/// The same with a connection for each request, of which none may fail before its first byte: the
+/// tunnel that a killed manager takes along was carrying only requests that were answered.
 fn asking_meanwhile_new_connections(system: &mut System, during: impl FnOnce(&mut System)) {
     let stop = AtomicBool::new(false);
     let address = system.address();

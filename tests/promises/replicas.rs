@@ -13,14 +13,20 @@ use harness::wait::{SetAtEnd, until};
 /// Another replica beside those of the system, in front of the same app.
 fn replica(system: &System) -> Agent {
     let mut sidecar = system.agent.sidecar.clone();
-    sidecar.ports = vec![Port { agent: ports::free(), ..sidecar.ports.remove(0) }];
+    sidecar.ports = vec![Port {
+        agent: ports::free(),
+        ..sidecar.ports.remove(0)
+    }];
     let agent = Agent::start(&sidecar, |_| {});
     agent.ready();
     agent
 }
 
 fn who_answers(address: SocketAddr) -> String {
-    get(address, "/", &[("x-dev", "a")]).unwrap().by().to_owned()
+    get(address, "/", &[("x-dev", "a")])
+        .unwrap()
+        .by()
+        .to_owned()
 }
 
 #[test]
@@ -32,7 +38,9 @@ fn all_replicas_deliver_and_a_new_one_does_so_too() {
     let addresses = [&system.agent, &replicas[0], &replicas[1], &replicas[2]].map(Agent::address);
     for address in addresses {
         // A replica may hear of the intercept a moment after the one that reviewed it.
-        until("a replica to deliver", || (who_answers(address) == "laptop").then_some(()));
+        until("a replica to deliver", || {
+            (who_answers(address) == "laptop").then_some(())
+        });
     }
     let before = laptop.served();
     let mut callers = addresses.map(|address| Caller::connect(address).unwrap());
@@ -42,7 +50,9 @@ fn all_replicas_deliver_and_a_new_one_does_so_too() {
     }
     assert_eq!(laptop.served() - before, 400);
     let newcomer = replica(&system);
-    until("the newcomer to deliver", || (who_answers(newcomer.address()) == "laptop").then_some(()));
+    until("the newcomer to deliver", || {
+        (who_answers(newcomer.address()) == "laptop").then_some(())
+    });
 }
 
 #[test]
@@ -52,17 +62,27 @@ fn a_replica_that_goes_takes_nothing_of_the_others_along() {
     let laptop = App::start("laptop");
     let intercept = system.intercept("a", laptop.address(), &["--http-header=x-dev=a"]);
     for address in [system.address(), other.address()] {
-        until("a replica to deliver", || (who_answers(address) == "laptop").then_some(()));
+        until("a replica to deliver", || {
+            (who_answers(address) == "laptop").then_some(())
+        });
     }
     // Whichever reviewed the intercept goes, so that the other has to take that over.
-    let reviewed_by_other = intercept.line("state=ACTIVE").contains(&format!("pod={} ", other.pod));
-    let (goes, stays) = if reviewed_by_other { (&other, &system.agent) } else { (&system.agent, &other) };
+    let reviewed_by_other = intercept
+        .line("state=ACTIVE")
+        .contains(&format!("pod={} ", other.pod));
+    let (goes, stays) = if reviewed_by_other {
+        (&other, &system.agent)
+    } else {
+        (&system.agent, &other)
+    };
     let gone = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let mut caller = Caller::connect(stays.address()).unwrap();
             while !gone.load(Ordering::Relaxed) {
-                let answer = caller.get("/", &[("x-dev", "a")]).expect("no request fails");
+                let answer = caller
+                    .get("/", &[("x-dev", "a")])
+                    .expect("no request fails");
                 // Until the other has reviewed the intercept, the app may have to step in.
                 assert!(["laptop", "app"].contains(&answer.by()));
             }
@@ -71,5 +91,7 @@ fn a_replica_that_goes_takes_nothing_of_the_others_along() {
         assert!(goes.process.terminate().success());
         intercept.nth_line("state=ACTIVE", 2);
     });
-    until("the other to deliver", || (who_answers(stays.address()) == "laptop").then_some(()));
+    until("the other to deliver", || {
+        (who_answers(stays.address()) == "laptop").then_some(())
+    });
 }

@@ -14,7 +14,16 @@ use harness::{apps, ports, programs};
 fn redis(name: &str) -> (Process, SocketAddr) {
     let port = ports::free();
     let mut command = Command::new("redis-server");
-    command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
+    command.args([
+        "--port",
+        &port.to_string(),
+        "--bind",
+        "127.0.0.1",
+        "--save",
+        "",
+        "--appendonly",
+        "no",
+    ]);
     let process = Process::start(&format!("redis {name}"), &mut command);
     process.line("Ready to accept connections");
     let address = SocketAddr::from(([127, 0, 0, 1], port));
@@ -35,7 +44,10 @@ impl Redis {
 
     /// The first line of the answer.
     fn ask(&mut self, command: &str) -> String {
-        self.0.get_mut().write_all(format!("{command}\r\n").as_bytes()).unwrap();
+        self.0
+            .get_mut()
+            .write_all(format!("{command}\r\n").as_bytes())
+            .unwrap();
         self.line()
     }
 
@@ -61,16 +73,25 @@ fn a_database_port_can_be_taken_whole_and_given_back() {
     agent.ready();
     let address = agent.address();
     assert_eq!(Redis::connect(address).who(), "cluster");
-    let system = System { manager, manager_address, agent, app: apps::App::start("unused") };
+    let system = System {
+        manager,
+        manager_address,
+        agent,
+        app: apps::App::start("unused"),
+    };
     let intercept = system.intercept("db", local, &["--mechanism=tcp"]);
-    until("new connections to go to the laptop", || (Redis::connect(address).who() == "laptop").then_some(()));
+    until("new connections to go to the laptop", || {
+        (Redis::connect(address).who() == "laptop").then_some(())
+    });
     let mut open = Redis::connect(address);
     for number in 0..500 {
         assert_eq!(open.ask(&format!("SET n {number}")), "+OK");
     }
     assert_eq!(open.who(), "laptop");
     assert!(intercept.terminate().success());
-    until("the cluster's to answer", || (Redis::connect(address).who() == "cluster").then_some(()));
+    until("the cluster's to answer", || {
+        (Redis::connect(address).who() == "cluster").then_some(())
+    });
 }
 
 /// A UDP server that puts its name before what it hears.
@@ -90,7 +111,9 @@ fn udp_echo(name: &'static str) -> SocketAddr {
 /// Sends a datagram from a socket that takes answers from `address` only; again if it is lost.
 fn ask_udp(socket: &UdpSocket, address: SocketAddr, text: &str) -> String {
     socket.connect(address).unwrap();
-    socket.set_read_timeout(Some(std::time::Duration::from_millis(500))).unwrap();
+    socket
+        .set_read_timeout(Some(std::time::Duration::from_millis(500)))
+        .unwrap();
     until("an answer by UDP", || {
         socket.send(text.as_bytes()).ok()?;
         let mut buffer = [0; 2000];
@@ -109,7 +132,10 @@ fn ask_udp(socket: &UdpSocket, address: SocketAddr, text: &str) -> String {
 fn a_udp_port_can_be_taken_and_every_caller_gets_its_own_answers() {
     let (app, local) = (udp_echo("cluster"), udp_echo("laptop"));
     let (_manager, manager_address) = start_manager(0);
-    let port = Port { protocol: "UDP", ..Port::tcp(app.port(), ports::free()) };
+    let port = Port {
+        protocol: "UDP",
+        ..Port::tcp(app.port(), ports::free())
+    };
     let agent = Agent::start(&sidecar(manager_address, vec![port]), |_| {});
     agent.ready();
     let address = agent.address();
@@ -117,14 +143,35 @@ fn a_udp_port_can_be_taken_and_every_caller_gets_its_own_answers() {
     assert_eq!(ask_udp(&socket, address, "hello"), "cluster hello");
     let mut command = Command::new(programs::path("intercept"));
     let ports = format!("{}:{}/UDP", local.port(), app.port());
-    command.args(["create", "dns", "--workload=hello", "--port", &ports, "--manager", &manager_address.to_string()]);
+    command.args([
+        "create",
+        "dns",
+        "--workload=hello",
+        "--port",
+        &ports,
+        "--manager",
+        &manager_address.to_string(),
+    ]);
     let intercept = Process::start("intercept dns", &mut command);
     intercept.line("state=ACTIVE");
-    until("the laptop to answer", || ask_udp(&socket, address, "hello").starts_with("laptop").then_some(()));
-    let sockets: Vec<_> = (0..200).map(|_| UdpSocket::bind(("127.0.0.1", 0)).unwrap()).collect();
+    until("the laptop to answer", || {
+        ask_udp(&socket, address, "hello")
+            .starts_with("laptop")
+            .then_some(())
+    });
+    let sockets: Vec<_> = (0..200)
+        .map(|_| UdpSocket::bind(("127.0.0.1", 0)).unwrap())
+        .collect();
     for (number, socket) in sockets.iter().enumerate() {
-        assert_eq!(ask_udp(socket, address, &format!("caller {number}")), format!("laptop caller {number}"));
+        assert_eq!(
+            ask_udp(socket, address, &format!("caller {number}")),
+            format!("laptop caller {number}")
+        );
     }
     assert!(intercept.terminate().success());
-    until("the cluster's to answer", || ask_udp(&socket, address, "hello").starts_with("cluster").then_some(()));
+    until("the cluster's to answer", || {
+        ask_udp(&socket, address, "hello")
+            .starts_with("cluster")
+            .then_some(())
+    });
 }

@@ -1,4 +1,5 @@
-//! A server of HTTP/1, HTTP/2 and gRPC on one port that says in `x-answered-by` who it is and echoes.
+//! A server of HTTP/1, HTTP/2 and gRPC on one port that says in `x-answered-by` who it is and
+//! echoes.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -29,9 +30,13 @@ pub(crate) async fn start(name: &'static str) -> SocketAddr {
             tokio::spawn(async move {
                 let mut server = auto::Builder::new(TokioExecutor::new());
                 // What a stalled stream holds must not be all that the connection may.
-                server.http2().max_concurrent_streams(1_000).initial_stream_window_size(1 << 16);
+                server
+                    .http2()
+                    .max_concurrent_streams(1_000)
+                    .initial_stream_window_size(1 << 16);
                 server.http2().initial_connection_window_size(16 << 20);
-                // A caller that goes in the middle of something has its reasons, and a test notices by itself.
+                // A caller that goes in the middle of something has its reasons, and a test notices
+                // by itself.
                 let _ = server.serve_connection(TokioIo::new(socket), service).await;
             });
         }
@@ -39,15 +44,19 @@ pub(crate) async fn start(name: &'static str) -> SocketAddr {
     address
 }
 
-async fn answer(name: &'static str, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+async fn answer(
+    name: &'static str,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Infallible> {
     if request.uri().path().starts_with("/test.Echo/") {
         return Ok(call(name, request).await);
     }
     let answer = Response::builder().header("x-answered-by", name);
     match request.uri().path() {
         "/endless" => {
-            let frames =
-                futures_util::stream::repeat_with(|| Ok::<_, Infallible>(Frame::data(Bytes::from(vec![7; 65_536]))));
+            let frames = futures_util::stream::repeat_with(|| {
+                Ok::<_, Infallible>(Frame::data(Bytes::from(vec![7; 65_536])))
+            });
             let gibibyte = futures_util::StreamExt::take(frames, 16_384);
             return Ok(answer.body(Body::new(StreamBody::new(gibibyte))).unwrap());
         }
@@ -59,8 +68,16 @@ async fn answer(name: &'static str, request: Request<Incoming>) -> Result<Respon
         _ => {}
     }
     // A body that breaks off has nobody left to be answered.
-    let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
-    Ok(answer.header("content-length", body.len()).body(Body::new(Full::new(body))).unwrap())
+    let body = request
+        .into_body()
+        .collect()
+        .await
+        .map(|body| body.to_bytes())
+        .unwrap_or_default();
+    Ok(answer
+        .header("content-length", body.len())
+        .body(Body::new(Full::new(body)))
+        .unwrap())
 }
 
 async fn call(name: &'static str, request: Request<Incoming>) -> Response<Body> {
@@ -70,7 +87,9 @@ async fn call(name: &'static str, request: Request<Incoming>) -> Response<Body> 
         true => grpc.unary(Echo, request).await,
         false => grpc.streaming(Echo, request).await,
     };
-    response.headers_mut().insert("x-answered-by", http::HeaderValue::from_static(name));
+    response
+        .headers_mut()
+        .insert("x-answered-by", http::HeaderValue::from_static(name));
     response
 }
 
@@ -92,7 +111,11 @@ impl StreamingService<Bytes> for Echo {
     type Future = BoxFuture<'static, Result<tonic::Response<Self::ResponseStream>, Status>>;
 
     fn call(&mut self, request: tonic::Request<tonic::Streaming<Bytes>>) -> Self::Future {
-        Box::pin(async move { Ok(tonic::Response::new(Box::pin(request.into_inner()) as Self::ResponseStream)) })
+        Box::pin(async move {
+            Ok(tonic::Response::new(
+                Box::pin(request.into_inner()) as Self::ResponseStream
+            ))
+        })
     }
 }
 

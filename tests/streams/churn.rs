@@ -1,4 +1,5 @@
-//! Intercepts that come and go twenty times a second cost nobody a request, and no request goes where no rule sent it.
+//! Intercepts that come and go twenty times a second cost nobody a request, and no request goes
+//! where no rule sent it.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -24,7 +25,9 @@ async fn churning_intercepts_cost_no_request_and_misroute_none() {
     let apps = [app::start("app").await, app::start("app").await];
     let workstation = app::start("workstation").await;
     let containers = apps.map(|app| app.port());
-    let ports = containers.map(|container| Port::tcp(container, ports::free())).to_vec();
+    let ports = containers
+        .map(|container| Port::tcp(container, ports::free()))
+        .to_vec();
     let (system, _keeps) = tokio::task::spawn_blocking(move || {
         let system = System::start_with(
             |sidecar| sidecar.ports = ports,
@@ -46,7 +49,11 @@ async fn churning_intercepts_cost_no_request_and_misroute_none() {
         for n in 0..count {
             let port = usize::try_from(n % 2).unwrap();
             let tally = tallies[kind].clone();
-            let work = Work { address: addresses[port], rules: rules[port].clone(), tally };
+            let work = Work {
+                address: addresses[port],
+                rules: rules[port].clone(),
+                tally,
+            };
             callers.push(match kind {
                 0 => tokio::spawn(work.http1(n)),
                 1 => tokio::spawn(work.http2(n)),
@@ -58,7 +65,10 @@ async fn churning_intercepts_cost_no_request_and_misroute_none() {
     let changed = rules.clone();
     // A thread of its own, so that callers at full work do not slow the changes down.
     let changing = tokio::task::spawn_blocking(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         runtime.block_on(async {
             let control = Control::of(&system, "keep").await;
             let changes = [0, 1].map(|n| {
@@ -77,18 +87,33 @@ async fn churning_intercepts_cost_no_request_and_misroute_none() {
         tally.stop.store(true, Ordering::Relaxed);
     }
     for caller in callers {
-        tokio::time::timeout(2 * harness::wait::PATIENCE, caller).await.expect("callers end").unwrap();
+        tokio::time::timeout(2 * harness::wait::PATIENCE, caller)
+            .await
+            .expect("callers end")
+            .unwrap();
     }
     assert!(system.agent.process.is_running());
     report(&tallies, &rules, lasts);
     for tally in &tallies {
         let wrong = tally.wrong.lock().unwrap();
         let first: Vec<_> = wrong.iter().take(10).collect();
-        assert!(wrong.is_empty(), "{} of {} went wrong: {first:#?}", wrong.len(), tally.answered());
+        assert!(
+            wrong.is_empty(),
+            "{} of {} went wrong: {first:#?}",
+            wrong.len(),
+            tally.answered()
+        );
         assert!(tally.by_app.load(Ordering::Relaxed) > 100, "{tally:?}");
-        assert!(tally.by_workstation.load(Ordering::Relaxed) > 100, "{tally:?}");
+        assert!(
+            tally.by_workstation.load(Ordering::Relaxed) > 100,
+            "{tally:?}"
+        );
     }
-    assert_eq!(tallies[0].connections.load(Ordering::Relaxed), HTTP1, "the same sockets all the time");
+    assert_eq!(
+        tallies[0].connections.load(Ordering::Relaxed),
+        HTTP1,
+        "the same sockets all the time"
+    );
 }
 
 fn report(tallies: &[Arc<Tally>; 3], rules: &[Arc<Rules>; 2], lasts: Duration) {
@@ -102,6 +127,9 @@ fn report(tallies: &[Arc<Tally>; 3], rules: &[Arc<Rules>; 2], lasts: Duration) {
             tally.connections.load(Ordering::Relaxed),
         );
     }
-    let (quick, slow) = (rules.each_ref().map(|r| r.quick()), rules.each_ref().map(|r| r.slow()));
+    let (quick, slow) = (
+        rules.each_ref().map(|r| r.quick()),
+        rules.each_ref().map(|r| r.slow()),
+    );
     eprintln!("quick rules on each port: {quick:?}, slow ones: {slow:?}");
 }

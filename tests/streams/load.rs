@@ -1,5 +1,6 @@
-//! Callers at full work: old HTTP/1 connections, HTTP/2 connections with many streams, gRPC channels. Every answer is
-//! judged, and nothing is asked twice unless the client's own library says that it was never sent.
+//! Callers at full work: old HTTP/1 connections, HTTP/2 connections with many streams, gRPC
+//! channels. Every answer is judged, and nothing is asked twice unless the client's own library
+//! says that it was never sent.
 
 use std::error::Error as _;
 use std::io;
@@ -62,7 +63,13 @@ impl Tally {
 
 impl Work {
     /// Takes an answer, or what came instead; false ends the caller's work.
-    fn judge(&self, kind: &str, asked: &Asked, answer: Result<(String, usize), String>, sent: usize) -> bool {
+    fn judge(
+        &self,
+        kind: &str,
+        asked: &Asked,
+        answer: Result<(String, usize), String>,
+        sent: usize,
+    ) -> bool {
         let tally = &self.tally;
         let (by, got) = match answer {
             Ok(answer) => answer,
@@ -78,9 +85,15 @@ impl Work {
             _ => false,
         };
         if !right || got != sent {
-            tally.wrong(format!("{kind} {asked:?}: {got} of {sent} bytes by {by:?}, not {expected:?}"));
+            tally.wrong(format!(
+                "{kind} {asked:?}: {got} of {sent} bytes by {by:?}, not {expected:?}"
+            ));
         }
-        let answered = if by == "app" { &tally.by_app } else { &tally.by_workstation };
+        let answered = if by == "app" {
+            &tally.by_app
+        } else {
+            &tally.by_workstation
+        };
         answered.fetch_add(1, Ordering::Relaxed);
         true
     }
@@ -92,9 +105,19 @@ impl Work {
             number += 1;
             let asked = self.rules.ask(number);
             let body = "x".repeat(length(number));
-            let exchange = timeout(harness::wait::PATIENCE, exchange(&mut socket, &asked, &body));
-            let answer = exchange.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-            if !self.judge("HTTP/1", &asked, answer.map_err(|e| e.to_string()), body.len()) {
+            let exchange = timeout(
+                harness::wait::PATIENCE,
+                exchange(&mut socket, &asked, &body),
+            );
+            let answer = exchange
+                .await
+                .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+            if !self.judge(
+                "HTTP/1",
+                &asked,
+                answer.map_err(|e| e.to_string()),
+                body.len(),
+            ) {
                 return;
             }
         }
@@ -112,7 +135,10 @@ impl Work {
         while !self.tally.stopped() {
             let socket = self.connect().await.into_inner();
             let settings = http2::Builder::new(TokioExecutor::new());
-            let (send, connection) = settings.handshake::<_, Full<Bytes>>(TokioIo::new(socket)).await.unwrap();
+            let (send, connection) = settings
+                .handshake::<_, Full<Bytes>>(TokioIo::new(socket))
+                .await
+                .unwrap();
             // How the connection ends is seen by its streams.
             tokio::spawn(connection);
             let lanes = (0..STREAMS).map(|lane| self.lane(send.clone(), number + lane));
@@ -134,23 +160,30 @@ impl Work {
                 request = request.header("x-dev", dev);
             }
             let request = request.body(Full::new(vec![b'x'; sent].into())).unwrap();
-            let answer = match timeout(harness::wait::PATIENCE, send.try_send_request(request)).await {
-                Ok(Ok(response)) => {
-                    let by = response.headers().get("x-answered-by").map_or("", |by| by.to_str().unwrap()).to_owned();
-                    let body = response.into_body().collect().await;
-                    body.map(|body| (by, body.to_bytes().len())).map_err(|e| format!("{e:?}"))
-                }
-                // The library gives back what it has not sent, because its connection was told to leave.
-                Ok(Err(mut error)) => match error.take_message() {
-                    Some(_) => return,
-                    None if is_unprocessed(error.error()) => {
-                        self.tally.unsent.fetch_add(1, Ordering::Relaxed);
-                        return;
+            let answer =
+                match timeout(harness::wait::PATIENCE, send.try_send_request(request)).await {
+                    Ok(Ok(response)) => {
+                        let by = response
+                            .headers()
+                            .get("x-answered-by")
+                            .map_or("", |by| by.to_str().unwrap())
+                            .to_owned();
+                        let body = response.into_body().collect().await;
+                        body.map(|body| (by, body.to_bytes().len()))
+                            .map_err(|e| format!("{e:?}"))
                     }
-                    None => Err(format!("{:?}", error.into_error())),
-                },
-                Err(late) => Err(late.to_string()),
-            };
+                    // The library gives back what it has not sent, because its connection was told
+                    // to leave.
+                    Ok(Err(mut error)) => match error.take_message() {
+                        Some(_) => return,
+                        None if is_unprocessed(error.error()) => {
+                            self.tally.unsent.fetch_add(1, Ordering::Relaxed);
+                            return;
+                        }
+                        None => Err(format!("{:?}", error.into_error())),
+                    },
+                    Err(late) => Err(late.to_string()),
+                };
             if !self.judge("HTTP/2", &asked, answer, sent) {
                 return;
             }
@@ -162,7 +195,8 @@ impl Work {
         let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).unwrap();
         let channel = endpoint.connect().await.unwrap();
         self.tally.connections.fetch_add(1, Ordering::Relaxed);
-        let calls = (0..CALLS).map(|call| self.calls(tonic::client::Grpc::new(channel.clone()), number + call));
+        let calls = (0..CALLS)
+            .map(|call| self.calls(tonic::client::Grpc::new(channel.clone()), number + call));
         futures_util::future::join_all(calls).await;
     }
 
@@ -173,11 +207,14 @@ impl Work {
             let sent = length(number);
             let answer = loop {
                 let called = timeout(harness::wait::PATIENCE, call(&mut grpc, &asked, sent)).await;
-                match called.unwrap_or_else(|late| Err(Status::deadline_exceeded(late.to_string()))) {
+                match called.unwrap_or_else(|late| Err(Status::deadline_exceeded(late.to_string())))
+                {
                     Ok(answer) => break Ok(answer),
-                    // What never left the client is sent again, as gRPC asks of its clients ("transparent retries");
-                    // this one leaves it to its user.
-                    Err(status) if is_unsent(&status) => self.tally.unsent.fetch_add(1, Ordering::Relaxed),
+                    // What never left the client is sent again, as gRPC asks of its clients
+                    // ("transparent retries"); this one leaves it to its user.
+                    Err(status) if is_unsent(&status) => {
+                        self.tally.unsent.fetch_add(1, Ordering::Relaxed)
+                    }
                     Err(status) => break Err(format!("{status:?}")),
                 };
             };
@@ -187,14 +224,26 @@ impl Work {
 }
 
 /// One unary call: who answered, and how many bytes.
-async fn call(grpc: &mut tonic::client::Grpc<Channel>, asked: &Asked, sent: usize) -> Result<(String, usize), Status> {
+async fn call(
+    grpc: &mut tonic::client::Grpc<Channel>,
+    asked: &Asked,
+    sent: usize,
+) -> Result<(String, usize), Status> {
     let mut request = tonic::Request::new(Bytes::from(vec![b'x'; sent]));
     if let Some(dev) = &asked.dev {
         request.metadata_mut().insert("x-dev", dev.parse().unwrap());
     }
-    grpc.ready().await.map_err(|error| Status::from_error(error.into()))?;
-    let response = grpc.unary(request, "/test.Echo/Unary".parse().unwrap(), Raw).await?;
-    let by = response.metadata().get("x-answered-by").map_or("", |by| by.to_str().unwrap()).to_owned();
+    grpc.ready()
+        .await
+        .map_err(|error| Status::from_error(error.into()))?;
+    let response = grpc
+        .unary(request, "/test.Echo/Unary".parse().unwrap(), Raw)
+        .await?;
+    let by = response
+        .metadata()
+        .get("x-answered-by")
+        .map_or("", |by| by.to_str().unwrap())
+        .to_owned();
     Ok((by, response.get_ref().len()))
 }
 
@@ -211,22 +260,41 @@ fn is_unsent(status: &Status) -> bool {
     false
 }
 
-/// Whether the connection was told to leave before the request: the library says so also of requests that it never
-/// sent, and in either case they may be sent again (RFC 9113 section 6.8).
+/// Whether the connection was told to leave before the request: the library says so also of
+/// requests that it never sent, and in either case they may be sent again (RFC 9113 section 6.8).
 fn is_unprocessed(error: &hyper::Error) -> bool {
-    let cause = error.source().and_then(|cause| cause.downcast_ref::<h2::Error>());
-    cause.is_some_and(|cause| cause.is_go_away() && cause.is_remote() && cause.reason() == Some(h2::Reason::NO_ERROR))
+    let cause = error
+        .source()
+        .and_then(|cause| cause.downcast_ref::<h2::Error>());
+    cause.is_some_and(|cause| {
+        cause.is_go_away() && cause.is_remote() && cause.reason() == Some(h2::Reason::NO_ERROR)
+    })
 }
 
 /// Mostly small, sometimes not.
 fn length(number: u64) -> usize {
-    if number % 50 == 7 { 40_000 } else { usize::try_from(number % 100).unwrap() }
+    if number % 50 == 7 {
+        40_000
+    } else {
+        usize::try_from(number % 100).unwrap()
+    }
 }
 
 /// One HTTP/1 exchange: who answered, and how many bytes.
-async fn exchange(socket: &mut BufReader<TcpStream>, asked: &Asked, body: &str) -> io::Result<(String, usize)> {
-    let dev = asked.dev.as_ref().map(|dev| format!("X-Dev: {dev}\r\n")).unwrap_or_default();
-    let request = format!("POST / HTTP/1.1\r\nHost: app.example\r\n{dev}Content-Length: {}\r\n\r\n{body}", body.len());
+async fn exchange(
+    socket: &mut BufReader<TcpStream>,
+    asked: &Asked,
+    body: &str,
+) -> io::Result<(String, usize)> {
+    let dev = asked
+        .dev
+        .as_ref()
+        .map(|dev| format!("X-Dev: {dev}\r\n"))
+        .unwrap_or_default();
+    let request = format!(
+        "POST / HTTP/1.1\r\nHost: app.example\r\n{dev}Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
     socket.write_all(request.as_bytes()).await?;
     let (mut by, mut length, mut line) = (String::new(), 0, String::new());
     loop {
@@ -242,7 +310,12 @@ async fn exchange(socket: &mut BufReader<TcpStream>, asked: &Asked, body: &str) 
         };
         match name {
             "x-answered-by" => by = value.trim().to_owned(),
-            "content-length" => length = value.trim().parse().map_err(|_| io::ErrorKind::InvalidData)?,
+            "content-length" => {
+                length = value
+                    .trim()
+                    .parse()
+                    .map_err(|_| io::ErrorKind::InvalidData)?
+            }
             _ => {}
         }
     }

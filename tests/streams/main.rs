@@ -10,6 +10,8 @@ mod stalled;
 
 /// Seconds for tests that have a short form and a long one.
 fn seconds(variable: &str, default: u64) -> std::time::Duration {
-    let told = std::env::var(variable).ok().and_then(|seconds| seconds.parse().ok());
+    let told = std::env::var(variable)
+        .ok()
+        .and_then(|seconds| seconds.parse().ok());
     std::time::Duration::from_secs(told.unwrap_or(default))
 }

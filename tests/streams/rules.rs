@@ -1,9 +1,10 @@
 //! Rules that come and go, and what a request may expect of them.
 //!
-//! Every rule takes one value of `x-dev`. `always` is in force on the first port all the time. The slow rule of a port
-//! is put in force and taken back with the agent's word for it, so that between two changes it is known exactly who
-//! answers. Quick rules come and go twenty times a second, each with a value of its own, without waiting for anybody;
-//! a slow rule that is in force proves that the agent has heard of everything that was done before it.
+//! Every rule takes one value of `x-dev`. `always` is in force on the first port all the time. The
+//! slow rule of a port is put in force and taken back with the agent's word for it, so that between
+//! two changes it is known exactly who answers. Quick rules come and go twenty times a second, each
+//! with a value of its own, without waiting for anybody; a slow rule that is in force proves that
+//! the agent has heard of everything that was done before it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,7 +17,9 @@ use harness::wait::until;
 use tokio::time::{Instant, MissedTickBehavior};
 use tonic::transport::Channel;
 use traffic_proto::manager::manager_client::ManagerClient;
-use traffic_proto::manager::{CreateInterceptRequest, InterceptSpec, RemoveInterceptRequest2, SessionInfo};
+use traffic_proto::manager::{
+    CreateInterceptRequest, InterceptSpec, RemoveInterceptRequest2, SessionInfo,
+};
 
 /// How long a caller at full work may take to read a GOAWAY.
 const MOVING: Duration = Duration::from_millis(500);
@@ -53,21 +56,35 @@ pub(crate) struct Asked {
 impl Rules {
     /// Rules of a port where `always` is in force, or is not.
     pub(crate) fn of(always: bool) -> Arc<Self> {
-        Arc::new(Self { always, ..Self::default() })
+        Arc::new(Self {
+            always,
+            ..Self::default()
+        })
     }
 
     /// What request number `number` asks for.
     pub(crate) fn ask(&self, number: u64) -> Asked {
-        let sure = |dev: Option<String>, expected| Asked { dev, slow: None, expected };
+        let sure = |dev: Option<String>, expected| Asked {
+            dev,
+            slow: None,
+            expected,
+        };
         match number % 6 {
             0 => sure(None, Expected::App),
             1 if self.always => sure(Some("always".into()), Expected::Workstation),
             1 => sure(Some("always".into()), Expected::App),
             2 => {
                 let slow = self.slow.load(Ordering::SeqCst);
-                Asked { dev: Some("slow".into()), slow: Some(slow), expected: Expected::Either }
+                Asked {
+                    dev: Some("slow".into()),
+                    slow: Some(slow),
+                    expected: Expected::Either,
+                }
             }
-            3 => sure(Some(quick(self.newest.load(Ordering::SeqCst))), Expected::Either),
+            3 => sure(
+                Some(quick(self.newest.load(Ordering::SeqCst))),
+                Expected::Either,
+            ),
             4 => sure(Some(quick(self.gone.load(Ordering::SeqCst))), Expected::App),
             _ => sure(Some("nobody's".into()), Expected::App),
         }
@@ -75,7 +92,9 @@ impl Rules {
 
     /// Who must have answered, as is known when the answer is there.
     pub(crate) fn expected(&self, asked: &Asked) -> Expected {
-        let Some(before) = asked.slow else { return asked.expected };
+        let Some(before) = asked.slow else {
+            return asked.expected;
+        };
         let unchanged = self.slow.load(Ordering::SeqCst) == before;
         match before % 4 {
             0 if unchanged => Expected::App,
@@ -115,16 +134,34 @@ impl Control {
         let page = caller::get(system.agent.admin(), "/intercepts", &[]).unwrap();
         let page: serde_json::Value = serde_json::from_slice(&page.body).unwrap();
         let ports = page["ports"].as_array().unwrap();
-        let mut all = ports.iter().flat_map(|port| port["intercepts"].as_array().unwrap());
+        let mut all = ports
+            .iter()
+            .flat_map(|port| port["intercepts"].as_array().unwrap());
         let known = all.find(|intercept| intercept["name"] == name).unwrap();
         let session = known["id"].as_str().unwrap().split(':').next().unwrap();
-        let session = SessionInfo { session_id: session.to_owned(), ..SessionInfo::default() };
+        let session = SessionInfo {
+            session_id: session.to_owned(),
+            ..SessionInfo::default()
+        };
         let endpoint = format!("http://{}", system.manager_address);
         let mut manager = ManagerClient::connect(endpoint).await.unwrap();
-        let mut snapshots = manager.watch_intercepts(session.clone()).await.unwrap().into_inner();
+        let mut snapshots = manager
+            .watch_intercepts(session.clone())
+            .await
+            .unwrap()
+            .into_inner();
         let first = snapshots.message().await.unwrap().unwrap();
-        let spec = first.intercepts.into_iter().find_map(|it| it.spec.filter(|spec| spec.name == name)).unwrap();
-        Self { manager, session, spec, admin: system.agent.admin() }
+        let spec = first
+            .intercepts
+            .into_iter()
+            .find_map(|it| it.spec.filter(|spec| spec.name == name))
+            .unwrap();
+        Self {
+            manager,
+            session,
+            spec,
+            admin: system.agent.admin(),
+        }
     }
 
     async fn create(&self, name: &str, container_port: u16, dev: &str) {
@@ -134,13 +171,28 @@ impl Control {
         spec.port_identifier = format!("{container_port}/TCP");
         spec.header_filters = [("x-dev".to_owned(), dev.to_owned())].into();
         let session = Some(self.session.clone());
-        let request = CreateInterceptRequest { session, intercept_spec: Some(spec), ..Default::default() };
-        self.manager.clone().create_intercept(request).await.unwrap();
+        let request = CreateInterceptRequest {
+            session,
+            intercept_spec: Some(spec),
+            ..Default::default()
+        };
+        self.manager
+            .clone()
+            .create_intercept(request)
+            .await
+            .unwrap();
     }
 
     async fn remove(&self, name: &str) {
-        let request = RemoveInterceptRequest2 { session: Some(self.session.clone()), name: name.to_owned() };
-        self.manager.clone().remove_intercept(request).await.unwrap();
+        let request = RemoveInterceptRequest2 {
+            session: Some(self.session.clone()),
+            name: name.to_owned(),
+        };
+        self.manager
+            .clone()
+            .remove_intercept(request)
+            .await
+            .unwrap();
     }
 
     /// Waits until the agent serves the intercept, or no longer does.
@@ -150,7 +202,9 @@ impl Control {
             let page = caller::get(admin, "/intercepts", &[]).unwrap();
             let page: serde_json::Value = serde_json::from_slice(&page.body).unwrap();
             let ports = page["ports"].as_array().unwrap();
-            let mut all = ports.iter().flat_map(|port| port["intercepts"].as_array().unwrap());
+            let mut all = ports
+                .iter()
+                .flat_map(|port| port["intercepts"].as_array().unwrap());
             all.any(|intercept| intercept["name"] == *name && intercept["state"] == "active")
         };
         let wait = move || until("the agent to follow", || (served() == serves).then_some(()));

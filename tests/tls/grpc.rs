@@ -20,15 +20,21 @@ use tonic_health::pb::health_client::HealthClient;
 
 use crate::rig::{ORIGINATE, Rig, Setup, TERMINATE};
 
-/// A health service over TLS that knows one service, named after itself. The harness runs it until the test ends.
+/// A health service over TLS that knows one service, named after itself. The harness runs it until
+/// the test ends.
 async fn serve(name: &'static str, authority: &Authority) -> SocketAddr {
     let signed = authority.sign(&["app.test"]);
-    let chain = CertificateDer::pem_slice_iter(signed.cert.as_bytes()).collect::<Result<Vec<_>, _>>().unwrap();
+    let chain = CertificateDer::pem_slice_iter(signed.cert.as_bytes())
+        .collect::<Result<Vec<_>, _>>()
+        .unwrap();
     let key = PrivateKeyDer::from_pem_slice(signed.key.as_bytes()).unwrap();
     let mut roots = rustls::RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap()).unwrap();
+    roots
+        .add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap())
+        .unwrap();
     let provider = traffic_agent::tls::provider();
-    let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone());
+    let verifier =
+        rustls::server::WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone());
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
@@ -40,13 +46,17 @@ async fn serve(name: &'static str, authority: &Authority) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let (reporter, service) = tonic_health::server::health_reporter();
-    reporter.set_service_status(name, tonic_health::ServingStatus::Serving).await;
+    reporter
+        .set_service_status(name, tonic_health::ServingStatus::Serving)
+        .await;
     let (tx, rx) = tokio::sync::mpsc::channel(16);
     tokio::spawn(async move {
         while let Ok((socket, _)) = listener.accept().await {
             let (acceptor, tx) = (acceptor.clone(), tx.clone());
             tokio::spawn(async move {
-                let Ok(mut stream) = acceptor.accept(socket).await else { return };
+                let Ok(mut stream) = acceptor.accept(socket).await else {
+                    return;
+                };
                 // The server takes only streams of kinds it knows.
                 let (inside, mut outside) = tokio::io::duplex(64 * 1024);
                 let _ = tx.send(Ok::<_, std::io::Error>(inside)).await;
@@ -55,21 +65,33 @@ async fn serve(name: &'static str, authority: &Authority) -> SocketAddr {
         }
     });
     let incoming = tokio_stream::wrappers::ReceiverStream::new(rx);
-    tokio::spawn(Server::builder().add_service(service).serve_with_incoming(incoming));
+    tokio::spawn(
+        Server::builder()
+            .add_service(service)
+            .serve_with_incoming(incoming),
+    );
     addr
 }
 
 async fn channel(to: SocketAddr, authority: &str) -> Channel {
     let mut roots = rustls::RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(authority.as_bytes()).unwrap()).unwrap();
+    roots
+        .add(CertificateDer::from_pem_slice(authority.as_bytes()).unwrap())
+        .unwrap();
     let mut config = rustls::ClientConfig::builder_with_provider(traffic_agent::tls::provider())
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
     config.alpn_protocols = vec![b"h2".to_vec()];
-    let connector = Connector { to, tls: TlsConnector::from(Arc::new(config)) };
-    Endpoint::from_static("http://app.test").connect_with_connector(connector).await.unwrap()
+    let connector = Connector {
+        to,
+        tls: TlsConnector::from(Arc::new(config)),
+    };
+    Endpoint::from_static("http://app.test")
+        .connect_with_connector(connector)
+        .await
+        .unwrap()
 }
 
 /// TLS beneath a tonic channel.
@@ -91,7 +113,9 @@ impl Service<Uri> for Connector {
         let (to, tls) = (self.to, self.tls.clone());
         Box::pin(async move {
             let socket = TcpStream::connect(to).await?;
-            let stream = tls.connect(ServerName::try_from("app.test").unwrap(), socket).await?;
+            let stream = tls
+                .connect(ServerName::try_from("app.test").unwrap(), socket)
+                .await?;
             assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
             Ok(TokioIo::new(stream))
         })
@@ -100,7 +124,9 @@ impl Service<Uri> for Connector {
 
 /// Which of the two servers answers.
 async fn asked(client: &mut HealthClient<Channel>, service: &str, dev: bool) -> bool {
-    let mut request = tonic::Request::new(HealthCheckRequest { service: service.into() });
+    let mut request = tonic::Request::new(HealthCheckRequest {
+        service: service.into(),
+    });
     if dev {
         request.metadata_mut().insert("x-dev", "a".parse().unwrap());
     }
@@ -116,9 +142,18 @@ async fn asked(client: &mut HealthClient<Channel>, service: &str, dev: bool) -> 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn grpc_over_tls_reaches_app_and_workstation_over_mutual_tls() {
     let authority = Authority::new("cluster");
-    let (app, local) = (serve("app", &authority).await, serve("local", &authority).await);
+    let (app, local) = (
+        serve("app", &authority).await,
+        serve("local", &authority).await,
+    );
     let rig = tokio::task::spawn_blocking(move || {
-        Rig::start(authority, &Setup { app_protocol: "grpc", ..Setup::new(app, &[TERMINATE, ORIGINATE]) })
+        Rig::start(
+            authority,
+            &Setup {
+                app_protocol: "grpc",
+                ..Setup::new(app, &[TERMINATE, ORIGINATE])
+            },
+        )
     });
     let rig = rig.await.unwrap();
     let mut before = HealthClient::new(channel(rig.agent.address(), rig.authority.pem()).await);
@@ -133,12 +168,17 @@ async fn grpc_over_tls_reaches_app_and_workstation_over_mutual_tls() {
     // A request may be on its way while the old connection is being left.
     let deadline = tokio::time::Instant::now() + harness::wait::PATIENCE;
     while !asked(&mut before, "local", true).await {
-        assert!(tokio::time::Instant::now() < deadline, "an open connection never follows the intercept");
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "an open connection never follows the intercept"
+        );
     }
     for client in [&mut before, &mut after] {
         assert!(asked(client, "local", true).await);
         assert!(asked(client, "app", false).await);
         assert!(!asked(client, "app", true).await);
     }
-    tokio::task::spawn_blocking(move || drop((rig, _intercept))).await.unwrap();
+    tokio::task::spawn_blocking(move || drop((rig, _intercept)))
+        .await
+        .unwrap();
 }

@@ -13,7 +13,8 @@ use tokio_rustls::TlsConnector;
 use crate::rig::{Rig, Setup, TERMINATE};
 
 const CONNECTIONS: u64 = 400;
-/// Both sockets, the task and the TLS state of one connection; a leak of a record buffer (16 KiB each way) would show.
+/// Both sockets, the task and the TLS state of one connection; a leak of a record buffer (16 KiB
+/// each way) would show.
 const BOUND: u64 = 24 * 1024;
 
 /// Answers each request line with a fixed answer, and keeps every connection.
@@ -25,7 +26,9 @@ async fn app() -> SocketAddr {
             tokio::spawn(async move {
                 let mut buf = [0; 1024];
                 while let Ok(1..) = socket.read(&mut buf).await {
-                    let _ = socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+                    let _ = socket
+                        .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+                        .await;
                 }
             });
         }
@@ -35,14 +38,31 @@ async fn app() -> SocketAddr {
 
 fn resident(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .unwrap();
+    line.split_whitespace()
+        .nth(1)
+        .unwrap()
+        .parse::<u64>()
+        .unwrap()
+        * 1024
 }
 
-async fn open(to: SocketAddr, connector: &TlsConnector) -> tokio_rustls::client::TlsStream<TcpStream> {
+async fn open(
+    to: SocketAddr,
+    connector: &TlsConnector,
+) -> tokio_rustls::client::TlsStream<TcpStream> {
     let socket = TcpStream::connect(to).await.unwrap();
-    let mut stream = connector.connect(ServerName::try_from("app.test").unwrap(), socket).await.unwrap();
-    stream.write_all(b"GET / HTTP/1.1\r\nhost: app.test\r\n\r\n").await.unwrap();
+    let mut stream = connector
+        .connect(ServerName::try_from("app.test").unwrap(), socket)
+        .await
+        .unwrap();
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nhost: app.test\r\n\r\n")
+        .await
+        .unwrap();
     let mut answer = [0; 40];
     stream.read_exact(&mut answer).await.unwrap();
     stream
@@ -52,11 +72,19 @@ async fn open(to: SocketAddr, connector: &TlsConnector) -> tokio_rustls::client:
 async fn an_idle_tls_connection_costs_little() {
     let app = app().await;
     let rig = tokio::task::spawn_blocking(move || {
-        Rig::start(Authority::new("cluster"), &Setup { app_protocol: "http", ..Setup::new(app, &[TERMINATE]) })
+        Rig::start(
+            Authority::new("cluster"),
+            &Setup {
+                app_protocol: "http",
+                ..Setup::new(app, &[TERMINATE])
+            },
+        )
     });
     let rig = rig.await.unwrap();
     let mut roots = rustls::RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(rig.authority.pem().as_bytes()).unwrap()).unwrap();
+    roots
+        .add(CertificateDer::from_pem_slice(rig.authority.pem().as_bytes()).unwrap())
+        .unwrap();
     let config = rustls::ClientConfig::builder_with_provider(traffic_agent::tls::provider())
         .with_safe_default_protocol_versions()
         .unwrap()
@@ -76,5 +104,7 @@ async fn an_idle_tls_connection_costs_little() {
     let each = resident(pid).saturating_sub(before) / CONNECTIONS;
     println!("{each} bytes for each idle TLS connection");
     assert!(each <= BOUND, "{each} bytes for each idle TLS connection");
-    tokio::task::spawn_blocking(move || drop(rig)).await.unwrap();
+    tokio::task::spawn_blocking(move || drop(rig))
+        .await
+        .unwrap();
 }

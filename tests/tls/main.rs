@@ -1,4 +1,5 @@
-//! TLS of the whole system: real agents, real managers, nginx as app and as local server, curl as caller.
+//! TLS of the whole system: real agents, real managers, nginx as app and as local server, curl as
+//! caller.
 
 #![allow(clippy::unwrap_used)] // A test that meets what it does not expect may say so by panicking.
 

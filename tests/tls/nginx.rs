@@ -52,8 +52,15 @@ impl Nginx {
         );
         fs::write(dir.path().join("nginx.conf"), config).unwrap();
         let mut command = Command::new("nginx");
-        command.arg("-p").arg(dir.path()).args(["-c", "nginx.conf", "-e", "error.log"]);
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        command
+            .arg("-p")
+            .arg(dir.path())
+            .args(["-c", "nginx.conf", "-e", "error.log"]);
+        let child = command
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         let nginx = Self { addr, dir, child };
         until("nginx to listen", || TcpStream::connect(addr).ok());
         nginx
@@ -68,8 +75,10 @@ impl Nginx {
 impl Drop for Nginx {
     fn drop(&mut self) {
         // The master ends its worker on SIGTERM; a kill would leave it behind.
-        let _ =
-            rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), rustix::process::Signal::TERM);
+        let _ = rustix::process::kill_process(
+            rustix::process::Pid::from_child(&self.child),
+            rustix::process::Signal::TERM,
+        );
         let _ = self.child.wait();
     }
 }

@@ -34,7 +34,13 @@ pub(crate) struct Setup<'s> {
 
 impl<'s> Setup<'s> {
     pub(crate) fn new(app: SocketAddr, annotations: &'s [(&'s str, &'s str)]) -> Self {
-        Self { app, app_protocol: "", annotations, secrets: &|_| {}, log_level: "debug" }
+        Self {
+            app,
+            app_protocol: "",
+            annotations,
+            secrets: &|_| {},
+            log_level: "debug",
+        }
     }
 }
 
@@ -44,34 +50,70 @@ pub(crate) const ORIGINATE: (&str, &str) = ("telepresence.io/upstream-tls-secret
 impl Rig {
     pub(crate) fn start(authority: Authority, setup: &Setup<'_>) -> Self {
         let (manager, manager_addr) = start_manager(0);
-        let signed = [authority.sign(&["app.test"]), authority.sign(&["agent-client"])];
-        let port = Port { app_protocol: setup.app_protocol.into(), ..Port::tcp(setup.app.port(), ports::free()) };
+        let signed = [
+            authority.sign(&["app.test"]),
+            authority.sign(&["agent-client"]),
+        ];
+        let port = Port {
+            app_protocol: setup.app_protocol.into(),
+            ..Port::tcp(setup.app.port(), ports::free())
+        };
         let agent = Agent::start(&sidecar(manager_addr, vec![port]), |command| {
             let root = root_of(command);
             let secrets = root.join("downstream-tls");
             authority.write_secret(&secrets.join("server"), &signed[0]);
             authority.write_secret(&secrets.join("client"), &signed[1]);
             (setup.secrets)(&secrets);
-            let lines = setup.annotations.iter().map(|(name, value)| match name.contains("inject-") {
-                true => format!("{name}={value:?}\n"),
-                false => format!("{name}.{}={value:?}\n", setup.app.port()),
-            });
+            let lines =
+                setup
+                    .annotations
+                    .iter()
+                    .map(|(name, value)| match name.contains("inject-") {
+                        true => format!("{name}={value:?}\n"),
+                        false => format!("{name}.{}={value:?}\n", setup.app.port()),
+                    });
             std::fs::create_dir_all(root.join("etc/podinfo")).unwrap();
-            std::fs::write(root.join("etc/podinfo/annotations"), lines.collect::<String>()).unwrap();
+            std::fs::write(
+                root.join("etc/podinfo/annotations"),
+                lines.collect::<String>(),
+            )
+            .unwrap();
             command.env("LOG_LEVEL", setup.log_level);
         });
         agent.ready();
         let ca_file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(ca_file.path(), authority.pem()).unwrap();
-        Self { manager_addr, agent, authority, signed, ca_file, _manager: manager }
+        Self {
+            manager_addr,
+            agent,
+            authority,
+            signed,
+            ca_file,
+            _manager: manager,
+        }
     }
 
     /// Starts an intercept for requests with `x-dev: a`.
     pub(crate) fn begin_intercept(&self, local: SocketAddr, flags: &[&str]) -> Process {
         let mut command = Command::new(programs::path("intercept"));
         let port = format!("{}:{}", local.port(), self.agent.sidecar.ports[0].container);
-        command.args(["create", "dev", "--workload", WORKLOAD, "--namespace", NAMESPACE, "--port", &port]);
-        command.args(["--manager", &self.manager_addr.to_string(), "--http-header=x-dev=a"]).args(flags);
+        command.args([
+            "create",
+            "dev",
+            "--workload",
+            WORKLOAD,
+            "--namespace",
+            NAMESPACE,
+            "--port",
+            &port,
+        ]);
+        command
+            .args([
+                "--manager",
+                &self.manager_addr.to_string(),
+                "--http-header=x-dev=a",
+            ])
+            .args(flags);
         Process::start("intercept", &mut command)
     }
 
@@ -88,8 +130,15 @@ impl Rig {
     pub(crate) fn curl(&self, args: &[&str]) -> Result<String, String> {
         let port = self.agent.address().port();
         let mut command = Command::new("curl");
-        command.args(["-sS", "--max-time", "30", "--cacert"]).arg(self.ca_file.path()).args(args);
-        command.args(["--resolve", &format!("app.test:{port}:127.0.0.1"), &format!("https://app.test:{port}/")]);
+        command
+            .args(["-sS", "--max-time", "30", "--cacert"])
+            .arg(self.ca_file.path())
+            .args(args);
+        command.args([
+            "--resolve",
+            &format!("app.test:{port}:127.0.0.1"),
+            &format!("https://app.test:{port}/"),
+        ]);
         said(command)
     }
 }

@@ -22,12 +22,25 @@ fn without_a_secret_tls_is_relayed_untouched_and_a_filtered_intercept_names_the_
     for app_protocol in ["https", "", "grpc"] {
         let authority = Authority::new("cluster");
         let app = Nginx::start("app", Speaks::MutualTls, false, &authority);
-        let rig = Rig::start(authority, &Setup { app_protocol, ..Setup::new(app.addr, &[]) });
+        let rig = Rig::start(
+            authority,
+            &Setup {
+                app_protocol,
+                ..Setup::new(app.addr, &[])
+            },
+        );
         assert_eq!(end_to_end(&rig).unwrap(), UNTOUCHED);
         let intercept = rig.begin_intercept(app.addr, &[]);
         let told = intercept.line("telepresence.io/downstream-tls-secret");
-        assert!(told.contains(&format!("downstream-tls-secret.{}", app.addr.port())), "{told}");
-        assert_eq!(end_to_end(&rig).unwrap(), UNTOUCHED, "declared {app_protocol:?}");
+        assert!(
+            told.contains(&format!("downstream-tls-secret.{}", app.addr.port())),
+            "{told}"
+        );
+        assert_eq!(
+            end_to_end(&rig).unwrap(),
+            UNTOUCHED,
+            "declared {app_protocol:?}"
+        );
     }
 }
 
@@ -35,8 +48,13 @@ fn without_a_secret_tls_is_relayed_untouched_and_a_filtered_intercept_names_the_
 fn a_bad_secret_is_told_once_and_its_port_relays() {
     let authority = Authority::new("cluster");
     let app = Nginx::start("app", Speaks::MutualTls, false, &authority);
-    let spoil = |secrets: &std::path::Path| std::fs::write(secrets.join("server/tls.key"), "").unwrap();
-    let setup = Setup { app_protocol: "https", secrets: &spoil, ..Setup::new(app.addr, &[TERMINATE, ORIGINATE]) };
+    let spoil =
+        |secrets: &std::path::Path| std::fs::write(secrets.join("server/tls.key"), "").unwrap();
+    let setup = Setup {
+        app_protocol: "https",
+        secrets: &spoil,
+        ..Setup::new(app.addr, &[TERMINATE, ORIGINATE])
+    };
     let rig = Rig::start(authority, &setup);
     assert_eq!(end_to_end(&rig).unwrap(), UNTOUCHED);
     let message = "server/tls.key: is empty; store the whole PEM text in the Secret";
@@ -48,7 +66,9 @@ fn a_bad_secret_is_told_once_and_its_port_relays() {
     rig.authority.write_secret(&server, &rig.signed[0]);
     rig.agent.process.line("certificate in use");
     harness::wait::until("the agent's own certificate", || {
-        rig.curl(&["--http1.1"]).ok().filter(|answer| answer.contains("dn=CN=agent-client"))
+        rig.curl(&["--http1.1"])
+            .ok()
+            .filter(|answer| answer.contains("dn=CN=agent-client"))
     });
 }
 
@@ -56,27 +76,52 @@ fn a_bad_secret_is_told_once_and_its_port_relays() {
 fn metrics_tell_the_seconds_to_expiry_and_no_page_or_log_line_holds_a_key() {
     let authority = Authority::new("cluster");
     let app = Nginx::start("app", Speaks::MutualTls, true, &authority);
-    let rig = Rig::start(authority, &Setup { log_level: "trace", ..Setup::new(app.addr, &[TERMINATE, ORIGINATE]) });
+    let rig = Rig::start(
+        authority,
+        &Setup {
+            log_level: "trace",
+            ..Setup::new(app.addr, &[TERMINATE, ORIGINATE])
+        },
+    );
     rig.curl(&["--http2"]).unwrap();
     let page = |path: &str| {
         let mut command = Command::new("curl");
-        command.args(["-sS", "--max-time", "30"]).arg(format!("http://{}{path}", rig.agent.admin()));
+        command
+            .args(["-sS", "--max-time", "30"])
+            .arg(format!("http://{}{path}", rig.agent.admin()));
         said(command).unwrap()
     };
     let metrics = page("/stats/prometheus");
-    let gauge = metrics.lines().find(|line| line.contains("expir") && !line.starts_with('#')).unwrap_or(&metrics);
-    let seconds: f64 = gauge.rsplit(' ').next().unwrap().parse().unwrap_or_else(|_| panic!("{gauge}"));
+    let gauge = metrics
+        .lines()
+        .find(|line| line.contains("expir") && !line.starts_with('#'))
+        .unwrap_or(&metrics);
+    let seconds: f64 = gauge
+        .rsplit(' ')
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap_or_else(|_| panic!("{gauge}"));
     assert!(seconds > 0.0, "{gauge}");
     let certificates = page("/certs");
     assert!(certificates.contains("app.test"), "{certificates}");
-    let mut everything =
-        vec![metrics, certificates, page("/config_dump"), page("/stats"), page("/listeners"), page("/clusters")];
+    let mut everything = vec![
+        metrics,
+        certificates,
+        page("/config_dump"),
+        page("/stats"),
+        page("/listeners"),
+        page("/clusters"),
+    ];
     everything.extend(rig.agent.process.lines(""));
     let text = everything.join("\n");
     assert!(text.contains("certificate in use") && text.len() > 5000);
     for signed in &rig.signed {
         for line in signed.key.lines().filter(|line| !line.starts_with('-')) {
-            assert!(!text.contains(&line[..line.len().min(24)]), "a key is in the output");
+            assert!(
+                !text.contains(&line[..line.len().min(24)]),
+                "a key is in the output"
+            );
         }
     }
 }
@@ -86,15 +131,32 @@ fn a_check_refuses_annotations_that_cannot_be_followed_and_a_running_agent_leave
     let authority = Authority::new("cluster");
     let app = Nginx::start("app", Speaks::Clear, false, &authority);
     let odd = ("telepresence.io/upstream-insecure-skip-verify", "perhaps");
-    let rig = Rig::start(authority, &Setup { app_protocol: "http", ..Setup::new(app.addr, &[TERMINATE, odd]) });
+    let rig = Rig::start(
+        authority,
+        &Setup {
+            app_protocol: "http",
+            ..Setup::new(app.addr, &[TERMINATE, odd])
+        },
+    );
     rig.agent.process.line("is neither enabled nor disabled");
     assert!(rig.curl(&["--http1.1"]).unwrap().starts_with("app sni= "));
     let root = rig.agent.root.path();
     let mut check = Command::new(harness::programs::path("traffic-agent"));
-    check.arg("--check").arg("--config").arg(root.join("config.yaml")).arg("--root").arg(root);
+    check
+        .arg("--check")
+        .arg("--config")
+        .arg(root.join("config.yaml"))
+        .arg("--root")
+        .arg(root);
     let output = check.env_clear().output().unwrap();
     assert_eq!(output.status.code(), Some(64));
     let told = String::from_utf8(output.stderr).unwrap();
-    let key = format!("telepresence.io/upstream-insecure-skip-verify.{}=\"perhaps\": ", app.addr.port());
-    assert!(told.starts_with(&key) && told.ends_with("; write enabled or disabled\n"), "{told}");
+    let key = format!(
+        "telepresence.io/upstream-insecure-skip-verify.{}=\"perhaps\": ",
+        app.addr.port()
+    );
+    assert!(
+        told.starts_with(&key) && told.ends_with("; write enabled or disabled\n"),
+        "{told}"
+    );
 }

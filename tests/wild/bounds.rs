@@ -1,5 +1,5 @@
-//! Readers that stall while much is offered: the agent's memory stays as it is, and everybody else keeps their pace.
-//! When the readers go on, they get all of it.
+//! Readers that stall while much is offered: the agent's memory stays as it is, and everybody else
+//! keeps their pace. When the readers go on, they get all of it.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -36,7 +36,12 @@ enum Offer {
     OpaqueUp,
 }
 
-const HTTP: [Offer; 4] = [Offer::LengthDown, Offer::ChunkedDown, Offer::LengthUp, Offer::ChunkedUp];
+const HTTP: [Offer; 4] = [
+    Offer::LengthDown,
+    Offer::ChunkedDown,
+    Offer::LengthUp,
+    Offer::ChunkedUp,
+];
 const OPAQUE: [Offer; 2] = [Offer::OpaqueDown, Offer::OpaqueUp];
 
 /// What all ends agree on.
@@ -52,7 +57,11 @@ struct Plan {
 
 impl Plan {
     fn new(size: u64) -> Self {
-        Self { size, go_on: Arc::default(), written: Arc::default() }
+        Self {
+            size,
+            go_on: Arc::default(),
+            written: Arc::default(),
+        }
     }
 
     fn stall(&self) {
@@ -76,14 +85,20 @@ impl Plan {
             left -= count as u64;
             self.written.fetch_add(count as u64, Ordering::Relaxed);
         }
-        if chunked { to.write_all(b"0\r\n\r\n") } else { Ok(()) }
+        if chunked {
+            to.write_all(b"0\r\n\r\n")
+        } else {
+            Ok(())
+        }
     }
 }
 
 /// Counts a body that is too large to be kept.
 fn count_body(from: &mut impl BufRead, head: &str) -> io::Result<u64> {
     if field(head, "transfer-encoding").is_none() {
-        let length: u64 = field(head, "content-length").and_then(|value| value.parse().ok()).unwrap_or(0);
+        let length: u64 = field(head, "content-length")
+            .and_then(|value| value.parse().ok())
+            .unwrap_or(0);
         return io::copy(&mut from.take(length), &mut io::sink());
     }
     let mut count = 0;
@@ -127,7 +142,11 @@ fn serve(plan: &Plan, mut stream: TcpStream) -> io::Result<()> {
         let head = line + &read_head(&mut reader)?.ok_or(io::ErrorKind::UnexpectedEof)?;
         match head.split(' ').nth(1).unwrap_or_default() {
             "/length" => {
-                write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", plan.size)?;
+                write!(
+                    stream,
+                    "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n",
+                    plan.size
+                )?;
                 plan.write_body(&mut stream, false)?;
             }
             "/chunked" => {
@@ -137,7 +156,11 @@ fn serve(plan: &Plan, mut stream: TcpStream) -> io::Result<()> {
             "/sink" => {
                 plan.stall();
                 let count = count_body(&mut reader, &head)?.to_string();
-                write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{count}", count.len())?;
+                write!(
+                    stream,
+                    "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{count}",
+                    count.len()
+                )?;
             }
             _ => stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")?,
         }
@@ -148,10 +171,15 @@ fn serve(plan: &Plan, mut stream: TcpStream) -> io::Result<()> {
 fn call(plan: &Plan, offer: Offer, address: SocketAddr, headers: &str) -> io::Result<u64> {
     let mut stream = TcpStream::connect(address)?;
     let mut reader = BufReader::new(stream.try_clone()?);
-    let head = |line: &str, more: &str| format!("{line} HTTP/1.1\r\nhost: x\r\n{headers}{more}\r\n");
+    let head =
+        |line: &str, more: &str| format!("{line} HTTP/1.1\r\nhost: x\r\n{headers}{more}\r\n");
     match offer {
         Offer::LengthDown | Offer::ChunkedDown => {
-            let path = if matches!(offer, Offer::LengthDown) { "GET /length" } else { "GET /chunked" };
+            let path = if matches!(offer, Offer::LengthDown) {
+                "GET /length"
+            } else {
+                "GET /chunked"
+            };
             stream.write_all(head(path, "").as_bytes())?;
             plan.stall();
             let head = read_head(&mut reader)?.ok_or(io::ErrorKind::UnexpectedEof)?;
@@ -160,12 +188,18 @@ fn call(plan: &Plan, offer: Offer, address: SocketAddr, headers: &str) -> io::Re
         Offer::LengthUp | Offer::ChunkedUp => {
             let chunked = matches!(offer, Offer::ChunkedUp);
             let length = format!("content-length: {}\r\n", plan.size);
-            let framing = if chunked { "transfer-encoding: chunked\r\n" } else { &length };
+            let framing = if chunked {
+                "transfer-encoding: chunked\r\n"
+            } else {
+                &length
+            };
             stream.write_all(head("POST /sink", framing).as_bytes())?;
             plan.write_body(&mut stream, chunked)?;
             let head = read_head(&mut reader)?.ok_or(io::ErrorKind::UnexpectedEof)?;
             let body = harness::apps::read_body(&mut reader, &head)?;
-            String::from_utf8_lossy(&body).parse().map_err(|_| io::ErrorKind::InvalidData.into())
+            String::from_utf8_lossy(&body)
+                .parse()
+                .map_err(|_| io::ErrorKind::InvalidData.into())
         }
         Offer::OpaqueDown => {
             stream.write_all(b"FILL\n")?;
@@ -194,54 +228,88 @@ impl Pace {
     fn ask(&self, number: usize, address: SocketAddr, headers: &[(&str, &str)]) {
         let mut caller = Caller::connect(address).unwrap();
         while !self.stop.load(Ordering::Relaxed) {
-            let answer = caller.get("/", headers).unwrap_or_else(|error| panic!("caller {number}: {error}"));
+            let answer = caller
+                .get("/", headers)
+                .unwrap_or_else(|error| panic!("caller {number}: {error}"));
             assert_eq!(answer.status, 200);
             self.counts[number].fetch_add(1, Ordering::Relaxed);
         }
     }
 
     fn now(&self) -> Vec<u64> {
-        self.counts.iter().map(|count| count.load(Ordering::Relaxed)).collect()
+        self.counts
+            .iter()
+            .map(|count| count.load(Ordering::Relaxed))
+            .collect()
     }
 
-    /// Requests a second during `time`, while `watch` is called again and again; every caller has to get on.
+    /// Requests a second during `time`, while `watch` is called again and again; every caller has
+    /// to get on.
     fn during(&self, time: Duration, mut watch: impl FnMut()) -> f64 {
         let (before, begin) = (self.now(), Instant::now());
-        let get_on = || before.iter().zip(self.now()).all(|(before, now)| now >= before + 5);
+        let get_on = || {
+            before
+                .iter()
+                .zip(self.now())
+                .all(|(before, now)| now >= before + 5)
+        };
         while begin.elapsed() < time || !get_on() {
             watch();
             std::thread::sleep(Duration::from_millis(50));
-            assert!(begin.elapsed() < time + PATIENCE, "held up: {before:?} answers, later {:?}", self.now());
+            assert!(
+                begin.elapsed() < time + PATIENCE,
+                "held up: {before:?} answers, later {:?}",
+                self.now()
+            );
         }
         let after = self.now();
-        (after.iter().sum::<u64>() - before.iter().sum::<u64>()) as f64 / begin.elapsed().as_secs_f64()
+        (after.iter().sum::<u64>() - before.iter().sum::<u64>()) as f64
+            / begin.elapsed().as_secs_f64()
     }
 }
 
-/// Lets readers of all `offers` stall, several of each, and watches the agent and the other callers meanwhile.
+/// Lets readers of all `offers` stall, several of each, and watches the agent and the other callers
+/// meanwhile.
 fn stall(way: Way, filter: &[&str], offers: &[Offer]) {
     let time = Duration::from_secs(scale("BOUNDED_SECONDS", 3));
     let plan = Plan::new(scale("BOUNDED_MIB", 64) << 20);
     let (system, _client): (System, Option<Process>) = towards(server(plan.clone()), way, filter);
     let address = system.address();
-    let (headers, matching): (&str, &[_]) =
-        if filter.is_empty() { ("", &[]) } else { ("x-dev: a\r\n", &[("x-dev", "a")]) };
-    let pace = Pace { counts: (0..4).map(|_| AtomicU64::new(0)).collect(), stop: AtomicBool::new(false) };
+    let (headers, matching): (&str, &[_]) = if filter.is_empty() {
+        ("", &[])
+    } else {
+        ("x-dev: a\r\n", &[("x-dev", "a")])
+    };
+    let pace = Pace {
+        counts: (0..4).map(|_| AtomicU64::new(0)).collect(),
+        stop: AtomicBool::new(false),
+    };
     std::thread::scope(|scope| {
         for number in 0..4 {
             let pace = &pace;
-            scope.spawn(move || pace.ask(number, address, if number % 2 == 0 { matching } else { &[] }));
+            scope.spawn(move || {
+                pace.ask(
+                    number,
+                    address,
+                    if number % 2 == 0 { matching } else { &[] },
+                )
+            });
         }
         let _stop = SetAtEnd(&pace.stop);
         let _go_on = SetAtEnd(&plan.go_on);
-        until("the callers", || pace.now().iter().all(|count| *count > 20).then_some(()));
+        until("the callers", || {
+            pace.now().iter().all(|count| *count > 20).then_some(())
+        });
         let undisturbed = pace.during(Duration::from_secs(1), || {});
         let before = memory_kib(&system.agent.process);
         let calls: Vec<_> = offers
             .iter()
             .map(|offer| {
                 let plan = &plan;
-                (offer, scope.spawn(move || call(plan, *offer, address, headers)))
+                (
+                    offer,
+                    scope.spawn(move || call(plan, *offer, address, headers)),
+                )
             })
             .collect();
         let mut last = (0, Instant::now());
@@ -267,10 +335,16 @@ fn stall(way: Way, filter: &[&str], offers: &[Offer]) {
             written >> 20,
             meanwhile / undisturbed
         );
-        assert!(grown < MOST_KIB, "the agent has grown from {before} KiB by {grown} KiB");
+        assert!(
+            grown < MOST_KIB,
+            "the agent has grown from {before} KiB by {grown} KiB"
+        );
         plan.go_on.store(true, Ordering::Relaxed);
         for (offer, call) in calls {
-            let arrived = call.join().unwrap().unwrap_or_else(|error| panic!("{offer:?}: {error}"));
+            let arrived = call
+                .join()
+                .unwrap()
+                .unwrap_or_else(|error| panic!("{offer:?}: {error}"));
             assert_eq!(arrived, plan.size, "{offer:?}");
         }
     });

@@ -1,4 +1,5 @@
-//! Out of file descriptors: callers wait where the kernel keeps them, and are served when there is room again.
+//! Out of file descriptors: callers wait where the kernel keeps them, and are served when there is
+//! room again.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -15,14 +16,24 @@ use crate::rig::{connect, cpu, in_front_of, read_out};
 const HELLO: &[u8; 5] = b"\0ello";
 
 fn descriptors(process: &Process) -> u64 {
-    std::fs::read_dir(format!("/proc/{}/fd", process.pid())).unwrap().count() as u64
+    std::fs::read_dir(format!("/proc/{}/fd", process.pid()))
+        .unwrap()
+        .count() as u64
 }
 
 /// Sets how many it may open; without a number as many as ever.
 fn limit(process: &Process, current: Option<u64>) {
     let pid = Pid::from_raw(i32::try_from(process.pid()).unwrap());
     let maximum = getrlimit(Resource::Nofile).maximum;
-    prlimit(pid, Resource::Nofile, Rlimit { current: current.or(maximum), maximum }).unwrap();
+    prlimit(
+        pid,
+        Resource::Nofile,
+        Rlimit {
+            current: current.or(maximum),
+            maximum,
+        },
+    )
+    .unwrap();
 }
 
 #[test]
@@ -56,9 +67,16 @@ fn callers_wait_for_descriptors_without_a_reset_or_a_spin_and_are_served_later()
     let (begin, used) = (Instant::now(), cpu(agent));
     std::thread::sleep(Duration::from_secs(2));
     let share = (cpu(agent) - used).as_secs_f64() / begin.elapsed().as_secs_f64();
-    eprintln!("out of descriptors the agent uses {:.1} % of a CPU", share * 100.0);
+    eprintln!(
+        "out of descriptors the agent uses {:.1} % of a CPU",
+        share * 100.0
+    );
     assert!(share < 0.3, "it spins: {share}");
-    let said = agent.lines("accepting rests").into_iter().filter(|line| line.contains(" WARN ")).count();
+    let said = agent
+        .lines("accepting rests")
+        .into_iter()
+        .filter(|line| line.contains(" WARN "))
+        .count();
     assert_eq!(said, 1, "said once in a while");
 
     // Whoever was served before goes on.

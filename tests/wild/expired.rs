@@ -1,5 +1,5 @@
-//! After an intercept has ended: with notifications on, what it would have matched is told so until a deadline; with
-//! them off, the app answers at once.
+//! After an intercept has ended: with notifications on, what it would have matched is told so until
+//! a deadline; with them off, the app answers at once.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,9 @@ const DEADLINE: Duration = Duration::from_secs(9);
 
 fn system(app: &App, extra: &str) -> System {
     // Sessions of clients that are not heard of end soon; clients are heard of every five seconds.
-    managed(app.address(), &["--client-ttl=7s"], |sidecar| sidecar.extra = extra.to_owned())
+    managed(app.address(), &["--client-ttl=7s"], |sidecar| {
+        sidecar.extra = extra.to_owned()
+    })
 }
 
 fn is_told(answer: &Answer) -> bool {
@@ -23,13 +25,19 @@ fn is_told(answer: &Answer) -> bool {
         return false;
     }
     let text = String::from_utf8_lossy(&answer.body);
-    for part in ["\"mine\"", "developer@", "has expired", "Create the intercept again"] {
+    for part in [
+        "\"mine\"",
+        "developer@",
+        "has expired",
+        "Create the intercept again",
+    ] {
         assert!(text.contains(part), "{text}");
     }
     true
 }
 
-/// Ends the intercept in one of two ways, and watches what a matching request meets, on an old and on new connections.
+/// Ends the intercept in one of two ways, and watches what a matching request meets, on an old and
+/// on new connections.
 fn notified(kill: bool) {
     let (app, laptop) = (App::start("app"), App::start("laptop"));
     let system = system(&app, "expiredNotifications: {enabled: true, deadline: 9s}");
@@ -45,20 +53,43 @@ fn notified(kill: bool) {
     // Until the manager has noticed, a killed one's requests go to the app.
     until("the intercept to be over", || {
         let answer = get(system.address(), "/", MATCHING).unwrap();
-        assert!(is_told(&answer) || (kill && answer.by() == "app"), "{answer:?}");
+        assert!(
+            is_told(&answer) || (kill && answer.by() == "app"),
+            "{answer:?}"
+        );
         is_told(&answer).then_some(())
     });
-    assert!(is_told(&old.get("/", MATCHING).unwrap()), "on a connection that was open before");
-    assert_eq!(old.get("/", &[]).unwrap().by(), "app", "what did not match goes where it went");
+    assert!(
+        is_told(&old.get("/", MATCHING).unwrap()),
+        "on a connection that was open before"
+    );
+    assert_eq!(
+        old.get("/", &[]).unwrap().by(),
+        "app",
+        "what did not match goes where it went"
+    );
     assert!(is_told(&old.post("/", MATCHING, &[b'x'; 100_000]).unwrap()));
     assert!(is_told(&get(system.address(), "/", MATCHING).unwrap()));
-    assert_eq!(old.get("/", &[]).map(|answer| answer.by().to_owned()).unwrap_or("app".into()), "app");
+    assert_eq!(
+        old.get("/", &[])
+            .map(|answer| answer.by().to_owned())
+            .unwrap_or("app".into()),
+        "app"
+    );
     assert!(system.agent.stat(".http1.requests.expired") >= 3);
-    until("the deadline", || (get(system.address(), "/", MATCHING).unwrap().by() == "app").then_some(()));
+    until("the deadline", || {
+        (get(system.address(), "/", MATCHING).unwrap().by() == "app").then_some(())
+    });
     let took = begin.elapsed();
     // A killed client's session has to end first.
-    assert!(took >= DEADLINE && took < DEADLINE + Duration::from_secs(30), "{took:?}");
-    eprintln!("{} client: over after {took:?}", if kill { "killed" } else { "removed" });
+    assert!(
+        took >= DEADLINE && took < DEADLINE + Duration::from_secs(30),
+        "{took:?}"
+    );
+    eprintln!(
+        "{} client: over after {took:?}",
+        if kill { "killed" } else { "removed" }
+    );
 }
 
 #[test]
@@ -79,7 +110,13 @@ fn without_notifications_the_app_answers_at_once() {
         let client = system.intercept("mine", laptop.address(), &["--http-header=x-dev=a"]);
         let mut old = Caller::connect(system.address()).unwrap();
         assert_eq!(old.get("/", MATCHING).unwrap().by(), "laptop");
-        let end = || if kill { client.kill() } else { assert!(client.terminate().success()) };
+        let end = || {
+            if kill {
+                client.kill()
+            } else {
+                assert!(client.terminate().success())
+            }
+        };
         end();
         until("the app", || {
             let answer = get(system.address(), "/", MATCHING).unwrap();

@@ -1,5 +1,5 @@
-//! Nobody there: a workstation that does not answer leaves its requests to the app; an app that is away is what the
-//! caller would meet without an agent.
+//! Nobody there: a workstation that does not answer leaves its requests to the app; an app that is
+//! away is what the caller would meet without an agent.
 
 use std::io::{ErrorKind, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -29,17 +29,27 @@ fn failed_open(system: &System) -> u64 {
 
 /// Lines for people, not those for whoever debugs.
 fn said(system: &System, text: &str) -> Vec<String> {
-    system.agent.process.lines(text).into_iter().filter(|line| line.contains(" INFO ")).collect()
+    system
+        .agent
+        .process
+        .lines(text)
+        .into_iter()
+        .filter(|line| line.contains(" INFO "))
+        .collect()
 }
 
-/// Several callers at once ask for the workstation, which does not answer: they all get the app, in time.
+/// Several callers at once ask for the workstation, which does not answer: they all get the app, in
+/// time.
 fn the_app_steps_in(system: &System, why: &str) {
     let before = failed_open(system);
     let begin = Instant::now();
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
-                let answer = Caller::connect(system.address()).unwrap().post("/", MATCHING, b"a body").unwrap();
+                let answer = Caller::connect(system.address())
+                    .unwrap()
+                    .post("/", MATCHING, b"a body")
+                    .unwrap();
                 assert_eq!((answer.status, answer.by()), (200, "app"), "{why}");
                 assert!(answer.body.ends_with(b"a body"));
             });
@@ -50,8 +60,16 @@ fn the_app_steps_in(system: &System, why: &str) {
     assert_eq!(failed_open(system) - before, 4, "{why}");
     eprintln!("{why}: four requests went to the app within {took:?}");
     let lines = said(system, "no workstation: the app");
-    assert!(!lines.is_empty() && lines.len() <= 3, "one in ten seconds, {why}: {lines:?}");
-    assert!(lines.iter().all(|line| line.contains("intercept=") && line.contains("reason=")), "{lines:?}");
+    assert!(
+        !lines.is_empty() && lines.len() <= 3,
+        "one in ten seconds, {why}: {lines:?}"
+    );
+    assert!(
+        lines
+            .iter()
+            .all(|line| line.contains("intercept=") && line.contains("reason=")),
+        "{lines:?}"
+    );
 }
 
 fn intercepted(way: Way, laptop: SocketAddr) -> (System, Process) {
@@ -84,7 +102,11 @@ fn a_client_that_is_killed_while_it_is_asked_leaves_its_requests_to_the_app() {
         caller.send("GET", "/", MATCHING, b"").unwrap();
         counted(&system, ".downstream_cx_total", 1);
         client.kill();
-        assert_eq!(caller.answer().unwrap().by(), "app", "asked before the kill, {way:?}");
+        assert_eq!(
+            caller.answer().unwrap().by(),
+            "app",
+            "asked before the kill, {way:?}"
+        );
         the_app_steps_in(&system, &format!("killed, {way:?}"));
         assert_eq!(laptop.served(), 0);
     });
@@ -100,7 +122,10 @@ fn a_local_server_that_is_not_there_leaves_its_requests_to_the_app() {
         // The same connection gets the workstation once it is there.
         let mut caller = Caller::connect(system.address()).unwrap();
         assert_eq!(caller.get("/", MATCHING).unwrap().by(), "app");
-        let _laptop = App::on("laptop", TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap());
+        let _laptop = App::on(
+            "laptop",
+            TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap(),
+        );
         assert_eq!(caller.get("/", MATCHING).unwrap().by(), "laptop");
     });
 }
@@ -120,9 +145,13 @@ fn connections_of_a_port_that_was_taken_whole_go_to_the_app_unless_they_are_unde
         assert_eq!(who(), (b"laptop\n".to_vec(), None), "{way:?}");
         client.signal(Signal::STOP);
         let begin = Instant::now();
-        // Bytes go into a tunnel as soon as it is open, and the manager opens one at once: what was sent is lost with it.
-        let expected =
-            if way == Way::Direct { (b"app\n".to_vec(), None) } else { (vec![], Some(ErrorKind::ConnectionReset)) };
+        // Bytes go into a tunnel as soon as it is open, and the manager opens one at once: what was
+        // sent is lost with it.
+        let expected = if way == Way::Direct {
+            (b"app\n".to_vec(), None)
+        } else {
+            (vec![], Some(ErrorKind::ConnectionReset))
+        };
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| assert_eq!(who(), expected, "{way:?}"));
@@ -136,7 +165,9 @@ fn connections_of_a_port_that_was_taken_whole_go_to_the_app_unless_they_are_unde
             assert_eq!(system.agent.stat(".tunnel_failures"), 4);
         }
         client.signal(Signal::CONT);
-        until("the laptop to answer", || (who().0 == b"laptop\n").then_some(()));
+        until("the laptop to answer", || {
+            (who().0 == b"laptop\n").then_some(())
+        });
     });
 }
 
@@ -165,25 +196,41 @@ fn an_app_that_is_away_is_a_reset_and_one_that_comes_back_is_used() {
     let all_are_refused = || {
         for request in [&b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"[..], b"\0opaque", b""] {
             let error = refused(system.address(), request);
-            assert_eq!(error, Some(ErrorKind::ConnectionReset), "{}", request.escape_ascii());
+            assert_eq!(
+                error,
+                Some(ErrorKind::ConnectionReset),
+                "{}",
+                request.escape_ascii()
+            );
         }
     };
     all_are_refused();
     assert!(system.agent.stat(".upstream_cx_connect_fail") >= 3);
     let client = system.intercept("mine", laptop.address(), &["--http-header=x-dev=a"]);
     for request in [&b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"[..], b"\0opaque"] {
-        assert_eq!(refused(system.address(), request), Some(ErrorKind::ConnectionReset), "{}", request.escape_ascii());
+        assert_eq!(
+            refused(system.address(), request),
+            Some(ErrorKind::ConnectionReset),
+            "{}",
+            request.escape_ascii()
+        );
     }
     // The workstation needs no app.
     let mut caller = Caller::connect(system.address()).unwrap();
     assert_eq!(caller.get("/", MATCHING).unwrap().by(), "laptop");
     let app = App::on("app", TcpListener::bind(address).unwrap());
-    assert_eq!(caller.get("/", &[]).unwrap().by(), "app", "on the connection that was open before");
+    assert_eq!(
+        caller.get("/", &[]).unwrap().by(),
+        "app",
+        "on the connection that was open before"
+    );
     assert_eq!(get(system.address(), "/", &[]).unwrap().by(), "app");
     assert!(client.terminate().success());
     drop(caller);
     app.stop();
-    until("the app's port to be closed", || TcpStream::connect(address).is_err().then_some(()));
+    until("the app's port to be closed", || {
+        TcpStream::connect(address).is_err().then_some(())
+    });
     all_are_refused();
 }
 
@@ -194,14 +241,22 @@ fn an_app_that_dies_amid_an_answer_breaks_it_and_the_next_one_is_asked_after_tha
     raw_on(listener, |mut stream| {
         patient(&stream);
         let mut reader = std::io::BufReader::new(stream.try_clone().unwrap());
-        let Ok(Some(head)) = harness::apps::read_head(&mut reader) else { return };
+        let Ok(Some(head)) = harness::apps::read_head(&mut reader) else {
+            return;
+        };
         let dies = head.split(' ').nth(1).unwrap_or_default().to_owned();
         let (framing, body): (_, &[u8]) = match dies.split('/').nth(1) {
             Some("chunked") => ("transfer-encoding: chunked", b"5\r\nhello\r\n"),
             Some("length") => ("content-length: 1000", b"hello"),
             _ => ("content-length: 0", b""),
         };
-        let _ = stream.write_all(&[format!("HTTP/1.1 200 OK\r\n{framing}\r\n\r\n").as_bytes(), body].concat());
+        let _ = stream.write_all(
+            &[
+                format!("HTTP/1.1 200 OK\r\n{framing}\r\n\r\n").as_bytes(),
+                body,
+            ]
+            .concat(),
+        );
         // The answer is to be on its way before the reset overtakes it.
         std::thread::sleep(Duration::from_millis(200));
         if dies.ends_with("/reset") {
@@ -211,7 +266,8 @@ fn an_app_that_dies_amid_an_answer_breaks_it_and_the_next_one_is_asked_after_tha
     let system = in_front_of(address, |_| {});
     for intercepted in [false, true] {
         let laptop = App::start("laptop");
-        let _client = intercepted.then(|| system.intercept("mine", laptop.address(), &["--http-header=x-dev=a"]));
+        let _client = intercepted
+            .then(|| system.intercept("mine", laptop.address(), &["--http-header=x-dev=a"]));
         for framing in ["length", "chunked"] {
             for (end, expected) in [("reset", Some(ErrorKind::ConnectionReset)), ("close", None)] {
                 let seen = [address, system.address()].map(|address| {

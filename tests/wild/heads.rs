@@ -26,13 +26,18 @@ fn heads_that_drip_cost_little_and_slow_nobody_else() {
         scope.spawn(|| {
             let mut caller = Caller::connect(system.address()).unwrap();
             while !stop.load(Ordering::Relaxed) {
-                let headers: &[_] =
-                    if answered.fetch_add(1, Ordering::Relaxed) % 2 == 0 { &[("x-dev", "a")] } else { &[] };
+                let headers: &[_] = if answered.fetch_add(1, Ordering::Relaxed) % 2 == 0 {
+                    &[("x-dev", "a")]
+                } else {
+                    &[]
+                };
                 assert_eq!(caller.get("/", headers).unwrap().status, 200);
             }
         });
         let _stop = SetAtEnd(&stop);
-        until("the caller", || (answered.load(Ordering::Relaxed) > 50).then_some(()));
+        until("the caller", || {
+            (answered.load(Ordering::Relaxed) > 50).then_some(())
+        });
         let rate = |during: &mut dyn FnMut()| {
             let (before, begin) = (answered.load(Ordering::Relaxed), Instant::now());
             during();
@@ -40,15 +45,20 @@ fn heads_that_drip_cost_little_and_slow_nobody_else() {
         };
         let undisturbed = rate(&mut || std::thread::sleep(Duration::from_secs(1)));
         let before = memory_kib(&system.agent.process);
-        let mut slow: Vec<TcpStream> = (0..connections).map(|_| connect(system.address())).collect();
+        let mut slow: Vec<TcpStream> = (0..connections)
+            .map(|_| connect(system.address()))
+            .collect();
         for stream in &mut slow {
-            stream.write_all(b"GET /slow/0 HTTP/1.1\r\nx-dev: a\r\nx-slow: ").unwrap();
+            stream
+                .write_all(b"GET /slow/0 HTTP/1.1\r\nx-dev: a\r\nx-slow: ")
+                .unwrap();
         }
         let mut most = 0;
         let meanwhile = rate(&mut || {
             let begin = Instant::now();
             while begin.elapsed() < Duration::from_secs(time) {
-                slow.iter_mut().for_each(|stream| stream.write_all(b"a").unwrap());
+                slow.iter_mut()
+                    .for_each(|stream| stream.write_all(b"a").unwrap());
                 most = most.max(memory_kib(&system.agent.process));
                 std::thread::sleep(Duration::from_millis(200));
             }
@@ -63,11 +73,14 @@ fn heads_that_drip_cost_little_and_slow_nobody_else() {
         if time > DEADLINE {
             counted(&system, ".limits.head_time", connections);
         }
-        // A head that comes to its end is answered all the same: in time by whom it asks for, late by the app.
+        // A head that comes to its end is answered all the same: in time by whom it asks for, late
+        // by the app.
         let by = if time > DEADLINE { "app" } else { "laptop" };
         for mut stream in slow {
             stream.write_all(b"\r\n\r\n").unwrap();
-            let head = harness::apps::read_head(&mut std::io::BufReader::new(stream)).unwrap().unwrap();
+            let head = harness::apps::read_head(&mut std::io::BufReader::new(stream))
+                .unwrap()
+                .unwrap();
             assert_eq!(harness::apps::field(&head, "x-answered-by"), Some(by));
         }
     });

@@ -40,12 +40,18 @@ fn talk(address: SocketAddr) -> String {
     let mut banner = String::new();
     reader.read_line(&mut banner).unwrap();
     for command in ["EHLO example", "GET / HTTP/1.1", "QUIT"] {
-        stream.write_all(format!("{command}\r\n").as_bytes()).unwrap();
+        stream
+            .write_all(format!("{command}\r\n").as_bytes())
+            .unwrap();
         let mut answer = String::new();
         reader.read_line(&mut answer).unwrap();
         assert!(answer.ends_with(&format!(" {command}\r\n")), "{answer}");
     }
-    assert_eq!(reader.read_to_end(&mut Vec::new()).unwrap(), 0, "an orderly end");
+    assert_eq!(
+        reader.read_to_end(&mut Vec::new()).unwrap(),
+        0,
+        "an orderly end"
+    );
     banner.split(' ').nth(1).unwrap_or_default().to_owned()
 }
 
@@ -55,12 +61,20 @@ fn a_banner_comes_without_a_word_of_the_caller_whatever_the_port_was_declared_to
     let (manager, manager_address) = harness::system::start_manager(0);
     let mail_ports = declared.map(|protocol| {
         let port = Port::tcp(mail("app").port(), ports::free());
-        Port { app_protocol: protocol.to_owned(), ..port }
+        Port {
+            app_protocol: protocol.to_owned(),
+            ..port
+        }
     });
     let sidecar = harness::system::sidecar(manager_address, mail_ports.to_vec());
     let agent = Agent::start(&sidecar, |_| {});
     agent.ready();
-    let system = System { manager, manager_address, agent, app: apps::App::start("unused") };
+    let system = System {
+        manager,
+        manager_address,
+        agent,
+        app: apps::App::start("unused"),
+    };
     let talk_on_all = || {
         for port in &mail_ports {
             let address = SocketAddr::from(([127, 0, 0, 1], port.agent));
@@ -102,8 +116,8 @@ const HELLO: &[u8; 5] = b"\0ello";
 const FIRST: &[u8; 6] = b"\0first";
 const LAST: &[u8; 6] = b"\0last.";
 
-/// A server for half-closes. Told [`FIRST`], it ends its side and then reads; told [`LAST`], it reads until the caller
-/// has ended its side and then answers; both times there is much to carry.
+/// A server for half-closes. Told [`FIRST`], it ends its side and then reads; told [`LAST`], it
+/// reads until the caller has ended its side and then answers; both times there is much to carry.
 fn halves() -> (SocketAddr, Seen) {
     let (told, seen) = channel();
     let address = raw(move |mut stream| {
@@ -127,27 +141,49 @@ fn halves() -> (SocketAddr, Seen) {
 }
 
 fn pattern(size: usize) -> Vec<u8> {
-    (0..size).map(|at| (at ^ at >> 8 ^ at >> 16) as u8).collect()
+    (0..size)
+        .map(|at| (at ^ at >> 8 ^ at >> 16) as u8)
+        .collect()
 }
 
 #[test]
 fn either_side_may_end_first_while_the_other_goes_on() {
     each(&WAYS, |way| {
         let (server, seen) = halves();
-        let (system, _client) = towards(server, way, if way.is_tunnel() { &[] } else { &["--http-header=x-dev=a"] });
+        let (system, _client) = towards(
+            server,
+            way,
+            if way.is_tunnel() {
+                &[]
+            } else {
+                &["--http-header=x-dev=a"]
+            },
+        );
         let mut caller = connect(system.address());
         caller.write_all(LAST).unwrap();
         caller.write_all(&pattern(MUCH)).unwrap();
         caller.shutdown(Shutdown::Write).unwrap();
-        assert!(read_out(&mut caller) == (pattern(MUCH), None), "the caller ended first, {way:?}");
-        assert!(seen.recv_timeout(PATIENCE).unwrap() == (pattern(MUCH), None), "{way:?}");
+        assert!(
+            read_out(&mut caller) == (pattern(MUCH), None),
+            "the caller ended first, {way:?}"
+        );
+        assert!(
+            seen.recv_timeout(PATIENCE).unwrap() == (pattern(MUCH), None),
+            "{way:?}"
+        );
 
         let mut caller = connect(system.address());
         caller.write_all(FIRST).unwrap();
-        assert!(read_out(&mut caller) == (pattern(MUCH), None), "the server ended first, {way:?}");
+        assert!(
+            read_out(&mut caller) == (pattern(MUCH), None),
+            "the server ended first, {way:?}"
+        );
         caller.write_all(&pattern(MUCH)).unwrap();
         drop(caller);
-        assert!(seen.recv_timeout(PATIENCE).unwrap() == (pattern(MUCH), None), "{way:?}");
+        assert!(
+            seen.recv_timeout(PATIENCE).unwrap() == (pattern(MUCH), None),
+            "{way:?}"
+        );
     });
 }
 
@@ -182,7 +218,15 @@ fn breaking() -> (SocketAddr, Seen) {
 fn a_reset_by_either_side_arrives_as_a_reset() {
     each(&WAYS, |way| {
         let (server, seen) = breaking();
-        let (system, _client) = towards(server, way, if way.is_tunnel() { &[] } else { &["--http-header=x-dev=a"] });
+        let (system, _client) = towards(
+            server,
+            way,
+            if way.is_tunnel() {
+                &[]
+            } else {
+                &["--http-header=x-dev=a"]
+            },
+        );
         let mut echo = [0; 5];
         let mut caller = connect(system.address());
         caller.write_all(HELLO).unwrap();
@@ -190,21 +234,33 @@ fn a_reset_by_either_side_arrives_as_a_reset() {
         reset(&caller);
         drop(caller);
         let error = seen.recv_timeout(PATIENCE).unwrap();
-        assert_eq!(error, (HELLO.to_vec(), Some(ErrorKind::ConnectionReset)), "seen by the server, {way:?}");
+        assert_eq!(
+            error,
+            (HELLO.to_vec(), Some(ErrorKind::ConnectionReset)),
+            "seen by the server, {way:?}"
+        );
 
         let mut caller = connect(system.address());
         caller.write_all(HELLO).unwrap();
         caller.read_exact(&mut echo).unwrap();
         caller.write_all(b"reset\n").unwrap();
         let error = read_out(&mut caller).1;
-        assert_eq!(error, Some(ErrorKind::ConnectionReset), "seen by the caller, {way:?}");
+        assert_eq!(
+            error,
+            Some(ErrorKind::ConnectionReset),
+            "seen by the caller, {way:?}"
+        );
 
         // An orderly end stays one beside them.
         let mut caller = connect(system.address());
         caller.write_all(HELLO).unwrap();
         caller.shutdown(Shutdown::Write).unwrap();
         assert_eq!(read_out(&mut caller), (HELLO.to_vec(), None), "{way:?}");
-        assert_eq!(seen.recv_timeout(PATIENCE).unwrap(), (HELLO.to_vec(), None), "{way:?}");
+        assert_eq!(
+            seen.recv_timeout(PATIENCE).unwrap(),
+            (HELLO.to_vec(), None),
+            "{way:?}"
+        );
     });
 }
 
@@ -236,6 +292,10 @@ fn a_reset_behind_a_half_close_arrives_at_an_app_that_is_silent() {
         reset(&caller);
         drop(caller);
         // What the kernel calls a reset behind the peer's end.
-        assert_eq!(seen.recv_timeout(PATIENCE).unwrap(), Some(ErrorKind::BrokenPipe), "{address}");
+        assert_eq!(
+            seen.recv_timeout(PATIENCE).unwrap(),
+            Some(ErrorKind::BrokenPipe),
+            "{address}"
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! A tunnel that is lost amid an exchange: the caller sees a break, never a short success; the app never sees a
-//! request that a workstation has had; the next request is answered.
+//! A tunnel that is lost amid an exchange: the caller sees a break, never a short success; the app
+//! never sees a request that a workstation has had; the next request is answered.
 
 use std::io::{self, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -28,8 +28,9 @@ enum Then {
     Reset = 3,
 }
 
-/// A developer's server that sends half of an answer and then waits for a word: `/length`, `/chunked` and `/close` by
-/// how the answer ends; `/slow` reads a request's body slowly instead. `/` is answered at once.
+/// A developer's server that sends half of an answer and then waits for a word: `/length`,
+/// `/chunked` and `/close` by how the answer ends; `/slow` reads a request's body slowly instead.
+/// `/` is answered at once.
 #[derive(Clone)]
 struct Laptop {
     address: SocketAddr,
@@ -41,14 +42,22 @@ struct Laptop {
 
 impl Laptop {
     fn start() -> Self {
-        let (then, requests, read) =
-            (Arc::<AtomicU8>::default(), Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
+        let (then, requests, read) = (
+            Arc::<AtomicU8>::default(),
+            Arc::<AtomicU64>::default(),
+            Arc::<AtomicU64>::default(),
+        );
         let state = (then.clone(), requests.clone(), read.clone());
         let address = raw(move |stream| {
             // However it ends, the caller tells.
             let _ = serve(stream, &state.0, &state.1, &state.2);
         });
-        Self { address, then, requests, read }
+        Self {
+            address,
+            then,
+            requests,
+            read,
+        }
     }
 
     fn then(&self, what: Then) {
@@ -56,35 +65,49 @@ impl Laptop {
     }
 }
 
-fn serve(mut stream: TcpStream, then: &AtomicU8, requests: &AtomicU64, read: &AtomicU64) -> io::Result<()> {
+fn serve(
+    mut stream: TcpStream,
+    then: &AtomicU8,
+    requests: &AtomicU64,
+    read: &AtomicU64,
+) -> io::Result<()> {
     patient(&stream);
     let mut reader = BufReader::new(stream.try_clone()?);
     while let Some(head) = read_head(&mut reader)? {
         requests.fetch_add(1, Ordering::SeqCst);
         let half = vec![b'x'; HALF];
         let chunk = [format!("{HALF:x}\r\n").as_bytes(), &half, b"\r\n"].concat();
-        let (head, body, end): (String, &[u8], &[u8]) = match head.split(' ').nth(1).unwrap_or_default() {
-            "/length" => (format!("content-length: {}\r\n", 2 * HALF), &half, b""),
-            "/chunked" => ("transfer-encoding: chunked\r\n".to_owned(), &chunk, b"0\r\n\r\n"),
-            "/close" => ("connection: close\r\n".to_owned(), &half, b""),
-            "/slow" => {
-                let mut block = [0; 1000];
-                loop {
-                    reader.read_exact(&mut block)?;
-                    read.fetch_add(1000, Ordering::SeqCst);
-                    std::thread::sleep(Duration::from_millis(10));
-                    if then.load(Ordering::SeqCst) == Then::Reset as u8 {
-                        reset(&stream);
-                        return Ok(());
+        let (head, body, end): (String, &[u8], &[u8]) =
+            match head.split(' ').nth(1).unwrap_or_default() {
+                "/length" => (format!("content-length: {}\r\n", 2 * HALF), &half, b""),
+                "/chunked" => (
+                    "transfer-encoding: chunked\r\n".to_owned(),
+                    &chunk,
+                    b"0\r\n\r\n",
+                ),
+                "/close" => ("connection: close\r\n".to_owned(), &half, b""),
+                "/slow" => {
+                    let mut block = [0; 1000];
+                    loop {
+                        reader.read_exact(&mut block)?;
+                        read.fetch_add(1000, Ordering::SeqCst);
+                        std::thread::sleep(Duration::from_millis(10));
+                        if then.load(Ordering::SeqCst) == Then::Reset as u8 {
+                            reset(&stream);
+                            return Ok(());
+                        }
                     }
                 }
-            }
-            _ => {
-                stream.write_all(b"HTTP/1.1 200 OK\r\nx-answered-by: laptop\r\ncontent-length: 0\r\n\r\n")?;
-                continue;
-            }
-        };
-        stream.write_all(format!("HTTP/1.1 200 OK\r\nx-answered-by: laptop\r\n{head}\r\n").as_bytes())?;
+                _ => {
+                    stream.write_all(
+                        b"HTTP/1.1 200 OK\r\nx-answered-by: laptop\r\ncontent-length: 0\r\n\r\n",
+                    )?;
+                    continue;
+                }
+            };
+        stream.write_all(
+            format!("HTTP/1.1 200 OK\r\nx-answered-by: laptop\r\n{head}\r\n").as_bytes(),
+        )?;
         stream.write_all(body)?;
         while then.load(Ordering::SeqCst) == Then::Wait as u8 {
             std::thread::sleep(Duration::from_millis(5));
@@ -113,7 +136,9 @@ struct HalfWay {
 impl HalfWay {
     fn begin(address: SocketAddr, path: &'static str) -> Self {
         let mut stream = connect(address);
-        stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\nx-dev: a\r\n\r\n").as_bytes()).unwrap();
+        stream
+            .write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\nx-dev: a\r\n\r\n").as_bytes())
+            .unwrap();
         let mut reader = BufReader::with_capacity(1, stream.try_clone().unwrap());
         let head = read_head(&mut reader).unwrap().unwrap();
         assert!(head.contains("x-answered-by: laptop"), "{head}");
@@ -132,9 +157,15 @@ impl HalfWay {
 
     /// Reads to the end, which has to be a proper one.
     fn ends_whole(mut self) {
-        let framing = if self.path == "/chunked" { 2 * "493e0\r\n\r\n".len() + "0\r\n\r\n".len() } else { 0 };
+        let framing = if self.path == "/chunked" {
+            2 * "493e0\r\n\r\n".len() + "0\r\n\r\n".len()
+        } else {
+            0
+        };
         let mut rest = vec![0; 2 * HALF - HALF / 2 + framing];
-        self.stream.read_exact(&mut rest).unwrap_or_else(|error| panic!("{}: {error}", self.path));
+        self.stream
+            .read_exact(&mut rest)
+            .unwrap_or_else(|error| panic!("{}: {error}", self.path));
         assert!(self.path != "/chunked" || rest.ends_with(b"x\r\n0\r\n\r\n"));
     }
 }
@@ -150,12 +181,22 @@ struct Scene {
 impl Scene {
     fn set(way: Way) -> Self {
         let (system, laptop) = (System::start(), Laptop::start());
-        let client = system.intercept("mine", laptop.address, &way.flags(&["--http-header=x-dev=a"]));
-        Self { system, laptop, client }
+        let client = system.intercept(
+            "mine",
+            laptop.address,
+            &way.flags(&["--http-header=x-dev=a"]),
+        );
+        Self {
+            system,
+            laptop,
+            client,
+        }
     }
 
     fn half_way(&self) -> Vec<HalfWay> {
-        PATHS.map(|path| HalfWay::begin(self.system.address(), path)).into()
+        PATHS
+            .map(|path| HalfWay::begin(self.system.address(), path))
+            .into()
     }
 
     /// Every answer breaks, and whoever had the request, it was not the app.
@@ -164,8 +205,17 @@ impl Scene {
             let path = answer.path;
             assert!(answer.breaks(), "{path}: {why}");
         }
-        assert_eq!((self.system.app.served(), self.laptop.requests.load(Ordering::SeqCst)), (0, 3), "{why}");
-        until("lost tunnels to be counted", || (self.system.agent.stat(".tunnel_failures") >= 3).then_some(()));
+        assert_eq!(
+            (
+                self.system.app.served(),
+                self.laptop.requests.load(Ordering::SeqCst)
+            ),
+            (0, 3),
+            "{why}"
+        );
+        until("lost tunnels to be counted", || {
+            (self.system.agent.stat(".tunnel_failures") >= 3).then_some(())
+        });
     }
 
     fn next_is_answered_by(&self, name: &str) {
@@ -193,7 +243,11 @@ fn a_client_that_is_killed_amid_a_request_breaks_it_and_nothing_is_sent_twice() 
         for framing in ["content-length: 100000000", "transfer-encoding: chunked"] {
             let mut stream = connect(scene.system.address());
             let before = scene.laptop.read.load(Ordering::SeqCst);
-            stream.write_all(format!("POST /slow HTTP/1.1\r\nx-dev: a\r\n{framing}\r\n\r\n").as_bytes()).unwrap();
+            stream
+                .write_all(
+                    format!("POST /slow HTTP/1.1\r\nx-dev: a\r\n{framing}\r\n\r\n").as_bytes(),
+                )
+                .unwrap();
             if framing.ends_with("chunked") {
                 stream.write_all(b"5f5e100\r\n").unwrap();
             }
@@ -201,9 +255,14 @@ fn a_client_that_is_killed_amid_a_request_breaks_it_and_nothing_is_sent_twice() 
             // Goes on until it breaks.
             let writing = std::thread::spawn(move || {
                 let block = vec![b'x'; 10_000];
-                (0..10_000).try_for_each(|_| writer.write_all(&block)).unwrap_err().kind()
+                (0..10_000)
+                    .try_for_each(|_| writer.write_all(&block))
+                    .unwrap_err()
+                    .kind()
             });
-            until("some of it to arrive", || (scene.laptop.read.load(Ordering::SeqCst) > before + 5000).then_some(()));
+            until("some of it to arrive", || {
+                (scene.laptop.read.load(Ordering::SeqCst) > before + 5000).then_some(())
+            });
             if framing.ends_with("chunked") {
                 scene.client.kill();
             } else {
@@ -221,8 +280,18 @@ fn a_client_that_is_killed_amid_a_request_breaks_it_and_nothing_is_sent_twice() 
             assert_eq!(String::from_utf8_lossy(&rest), "", "no answer, {way:?}");
             scene.laptop.then(Then::Wait);
         }
-        assert_eq!((scene.system.app.served(), scene.laptop.requests.load(Ordering::SeqCst)), (0, 2));
-        assert_eq!(scene.system.app.failures(), [""; 0], "nor has the app seen a part of it");
+        assert_eq!(
+            (
+                scene.system.app.served(),
+                scene.laptop.requests.load(Ordering::SeqCst)
+            ),
+            (0, 2)
+        );
+        assert_eq!(
+            scene.system.app.failures(),
+            [""; 0],
+            "nor has the app seen a part of it"
+        );
         scene.next_is_answered_by("app");
     });
 }
@@ -245,7 +314,13 @@ fn a_local_server_that_dies_amid_an_answer_breaks_it() {
             } else {
                 scene.all_break(answers, &format!("{then:?}, {way:?}"));
             }
-            assert_eq!((scene.system.app.served(), scene.laptop.requests.load(Ordering::SeqCst)), (0, 3));
+            assert_eq!(
+                (
+                    scene.system.app.served(),
+                    scene.laptop.requests.load(Ordering::SeqCst)
+                ),
+                (0, 3)
+            );
             scene.next_is_answered_by("laptop");
         }
     });

@@ -1,4 +1,5 @@
-//! What these tests share: systems in front of odd apps, ways to a workstation, a look at processes from outside.
+//! What these tests share: systems in front of odd apps, ways to a workstation, a look at processes
+//! from outside.
 
 use std::io::{self, Read};
 use std::net::{SocketAddr, TcpStream};
@@ -13,7 +14,10 @@ use harness::wait::{PATIENCE, until};
 
 /// How large a run is: what the environment says, else the short form.
 pub(crate) fn scale(variable: &str, short: u64) -> u64 {
-    std::env::var(variable).ok().and_then(|value| value.parse().ok()).unwrap_or(short)
+    std::env::var(variable)
+        .ok()
+        .and_then(|value| value.parse().ok())
+        .unwrap_or(short)
 }
 
 /// A system in front of an app that is none of ours.
@@ -22,13 +26,22 @@ pub(crate) fn in_front_of(app: SocketAddr, configure: impl FnOnce(&mut Sidecar))
 }
 
 /// The same with flags for the manager.
-pub(crate) fn managed(app: SocketAddr, manager_flags: &[&str], configure: impl FnOnce(&mut Sidecar)) -> System {
+pub(crate) fn managed(
+    app: SocketAddr,
+    manager_flags: &[&str],
+    configure: impl FnOnce(&mut Sidecar),
+) -> System {
     let (manager, manager_address) = start_manager_with(0, manager_flags);
     let mut sidecar = sidecar(manager_address, vec![Port::tcp(app.port(), ports::free())]);
     configure(&mut sidecar);
     let agent = Agent::start(&sidecar, |_| {});
     agent.ready();
-    System { manager, manager_address, agent, app: App::start("unused") }
+    System {
+        manager,
+        manager_address,
+        agent,
+        app: App::start("unused"),
+    }
 }
 
 /// How a connection gets to whoever serves it.
@@ -62,13 +75,17 @@ pub(crate) fn each(ways: &[Way], work: impl Fn(Way) + Sync) {
     std::thread::scope(|scope| {
         for way in ways {
             let work = &work;
-            std::thread::Builder::new().name(format!("{way:?}")).spawn_scoped(scope, move || work(*way)).unwrap();
+            std::thread::Builder::new()
+                .name(format!("{way:?}"))
+                .spawn_scoped(scope, move || work(*way))
+                .unwrap();
         }
     });
 }
 
-/// A system in front of `server`, with `server` as the workstation's local one where the way is a tunnel; the app
-/// then is one that nobody may reach. `filter` says what the intercept takes. The client goes with its process.
+/// A system in front of `server`, with `server` as the workstation's local one where the way is a
+/// tunnel; the app then is one that nobody may reach. `filter` says what the intercept takes. The
+/// client goes with its process.
 pub(crate) fn towards(server: SocketAddr, way: Way, filter: &[&str]) -> (System, Option<Process>) {
     if way.is_tunnel() {
         let system = System::start();
@@ -99,7 +116,9 @@ pub(crate) fn patient(stream: &TcpStream) {
 
 /// Makes the coming drop a reset.
 pub(crate) fn reset(stream: &TcpStream) {
-    socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO)).unwrap();
+    socket2::SockRef::from(stream)
+        .set_linger(Some(Duration::ZERO))
+        .unwrap();
 }
 
 /// Reads to the end, whichever it is: what came, and the error if there was one.
@@ -112,19 +131,29 @@ pub(crate) fn read_out(stream: &mut TcpStream) -> (Vec<u8>, Option<io::ErrorKind
 /// One number of `/proc/PID/status`, in KiB.
 pub(crate) fn memory_kib(process: &Process) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
 /// CPU time used so far.
 pub(crate) fn cpu(process: &Process) -> Duration {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.pid())).unwrap();
-    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    let fields: Vec<&str> = stat
+        .rsplit_once(')')
+        .unwrap()
+        .1
+        .split_whitespace()
+        .collect();
     let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
     Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second())
 }
 
 /// Waits until the agent has counted so much under a name.
 pub(crate) fn counted(system: &System, name: &str, at_least: u64) {
-    until(&format!("{name} to be {at_least}"), || (system.agent.stat(name) >= at_least).then_some(()));
+    until(&format!("{name} to be {at_least}"), || {
+        (system.agent.stat(name) >= at_least).then_some(())
+    });
 }

@@ -29,7 +29,9 @@ impl Caller {
     fn of(agent: SocketAddr) -> Self {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         socket.connect(agent).unwrap();
-        socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_millis(500)))
+            .unwrap();
         Self(socket)
     }
 
@@ -58,23 +60,38 @@ fn sizes(caller: &Caller, letter: char) {
 }
 
 #[test]
-fn datagrams_of_every_size_reach_whoever_has_the_port_and_the_app_has_it_when_the_workstation_dies() {
+fn datagrams_of_every_size_reach_whoever_has_the_port_and_the_app_has_it_when_the_workstation_dies()
+{
     let (app, laptop) = (echo(b'A'), echo(b'L'));
     let (manager, manager_address) = start_manager_with(0, &["--client-ttl=7s"]);
-    let port = Port { protocol: "UDP", ..Port::tcp(app.port(), ports::free()) };
+    let port = Port {
+        protocol: "UDP",
+        ..Port::tcp(app.port(), ports::free())
+    };
     let agent = Agent::start(&sidecar(manager_address, vec![port]), |_| {});
     agent.ready();
-    let system = System { manager, manager_address, agent, app: App::start("unused") };
+    let system = System {
+        manager,
+        manager_address,
+        agent,
+        app: App::start("unused"),
+    };
     let old = Caller::of(system.address());
     sizes(&old, 'A');
     for (name, flags) in [("dns", &[][..]), ("dns-by-manager", &["--no-direct"])] {
-        let client: Process = system.begin_intercept(name, &format!("{}:{}/UDP", laptop.port(), app.port()), flags);
+        let client: Process = system.begin_intercept(
+            name,
+            &format!("{}:{}/UDP", laptop.port(), app.port()),
+            flags,
+        );
         client.line("state=ACTIVE");
         system.agent.serves(name);
         if flags.is_empty() {
             client.line("direct=connected");
         }
-        until("the laptop to have the port", || (old.ask(b"who") == 'L').then_some(()));
+        until("the laptop to have the port", || {
+            (old.ask(b"who") == 'L').then_some(())
+        });
         let callers: Vec<Caller> = (0..50).map(|_| Caller::of(system.address())).collect();
         for caller in &callers {
             assert_eq!(caller.ask(b"hello"), 'L');
@@ -82,8 +99,12 @@ fn datagrams_of_every_size_reach_whoever_has_the_port_and_the_app_has_it_when_th
         sizes(&callers[0], 'L');
         // Until its session has ended, datagrams are lost on the way to it.
         client.kill();
-        until("the app to have it again", || (Caller::of(system.address()).ask(b"who") == 'A').then_some(()));
+        until("the app to have it again", || {
+            (Caller::of(system.address()).ask(b"who") == 'A').then_some(())
+        });
         sizes(&Caller::of(system.address()), 'A');
-        until("an old flow to go there too", || (callers[0].ask(b"who") == 'A').then_some(()));
+        until("an old flow to go there too", || {
+            (callers[0].ask(b"who") == 'A').then_some(())
+        });
     }
 }

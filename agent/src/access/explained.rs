@@ -1,5 +1,6 @@
-//! The answer to a request that asks why it goes where it goes: one header line that names the pod, what the port
-//! speaks and how that is known, the route, and for every rule that was asked the first clause that failed.
+//! The answer to a request that asks why it goes where it goes: one header line that names the pod,
+//! what the port speaks and how that is known, the route, and for every rule that was asked the
+//! first clause that failed.
 //!
 //! Rules are named as their owners named them, never by id: an id is what entitles to ask.
 
@@ -22,7 +23,8 @@ pub struct Explanation {
 }
 
 impl Explanation {
-    /// Explains how `table` decides `request`; `protocol` says what the connection and the port speak.
+    /// Explains how `table` decides `request`; `protocol` says what the connection and the port
+    /// speak.
     #[must_use]
     pub fn of<R: Request + ?Sized>(
         pod: &str,
@@ -46,15 +48,27 @@ impl Explanation {
             let said = c.failed.as_deref().unwrap_or("matches");
             let _ = write!(after, "; {}: {said}", c.name);
         }
-        Self { before, route, after }
+        Self {
+            before,
+            route,
+            after,
+        }
     }
 
-    /// The header's value, once it is known whether a matched request had to go to the app after all.
+    /// The header's value, once it is known whether a matched request had to go to the app after
+    /// all.
     #[must_use]
     pub fn value(&self, failed_open: Option<FailOpen>) -> String {
-        let Self { before, route, after } = self;
+        let Self {
+            before,
+            route,
+            after,
+        } = self;
         let text = match failed_open {
-            Some(why) => format!("{before}; route=app instead of {route} ({}){after}", why.label()),
+            Some(why) => format!(
+                "{before}; route=app instead of {route} ({}){after}",
+                why.label()
+            ),
             None => format!("{before}; route={route}{after}"),
         };
         visible(&text)
@@ -67,9 +81,14 @@ impl Explanation {
     }
 }
 
-/// Filters and names come from people: anything but visible ASCII and single blanks becomes a question mark.
+/// Filters and names come from people: anything but visible ASCII and single blanks becomes a
+/// question mark.
 fn visible(text: &str) -> String {
-    let mut out: String = text.chars().map(|c| if matches!(c, ' '..='~') { c } else { '?' }).take(MAX).collect();
+    let mut out: String = text
+        .chars()
+        .map(|c| if matches!(c, ' '..='~') { c } else { '?' })
+        .take(MAX)
+        .collect();
     if text.chars().nth(MAX).is_some() {
         out.truncate(MAX - 3);
         out.push_str("...");
@@ -104,7 +123,10 @@ mod tests {
             client: "jane@host".to_owned(),
             client_session: "secret-session".to_owned(),
             mechanism: Mechanism::Http,
-            filters: Filters { headers: vec![HeaderFilter::new("x-dev", value)], paths: Vec::new() },
+            filters: Filters {
+                headers: vec![HeaderFilter::new("x-dev", value)],
+                paths: Vec::new(),
+            },
             plaintext: false,
             target_host: "127.0.0.1".to_owned(),
             target_port: 3000,
@@ -112,11 +134,20 @@ mod tests {
             dial_timeout: Duration::ZERO,
             stats: Arc::default(),
         };
-        Entry { intercept: Arc::new(intercept), state: State::Active }
+        Entry {
+            intercept: Arc::new(intercept),
+            state: State::Active,
+        }
     }
 
     fn explained(rules: Vec<Entry>, sent: &'static str) -> Explanation {
-        Explanation::of("echo-1", 8080, format_args!("http1"), &RouteTable::new(rules), &Sample(sent))
+        Explanation::of(
+            "echo-1",
+            8080,
+            format_args!("http1"),
+            &RouteTable::new(rules),
+            &Sample(sent),
+        )
     }
 
     #[test]
@@ -126,13 +157,20 @@ mod tests {
             e.value(None),
             "pod=echo-1; port=8080; protocol=http1; route=client; intercept=two; one: header x-dev: a; two: matches"
         );
-        assert!(e.value(Some(FailOpen::NoTunnel)).contains("route=app instead of client (no_tunnel)"));
+        assert!(
+            e.value(Some(FailOpen::NoTunnel))
+                .contains("route=app instead of client (no_tunnel)")
+        );
     }
 
     #[test]
     fn what_people_wrote_cannot_forge_a_header_and_the_length_is_bounded() {
         let e = explained(vec![rule("a\r\nset-cookie: x", "v\u{e4}")], "b");
-        assert!(e.value(None).bytes().all(|b| (b' '..=b'~').contains(&b)), "{}", e.value(None));
+        assert!(
+            e.value(None).bytes().all(|b| (b' '..=b'~').contains(&b)),
+            "{}",
+            e.value(None)
+        );
         assert_eq!(e.line(None).matches("\r\n").count(), 1);
         let e = explained(vec![rule(&"n".repeat(5000), "v")], "b");
         assert!(e.value(None).len() == MAX && e.value(None).ends_with("..."));

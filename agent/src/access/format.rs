@@ -29,7 +29,9 @@ pub enum FormatError {
     )]
     Operator(String),
     /// A percent sign that opens nothing.
-    #[error("access log format: a percent sign at byte {0} has no partner; write %% for a literal one")]
+    #[error(
+        "access log format: a percent sign at byte {0} has no partner; write %% for a literal one"
+    )]
     Unfinished(usize),
 }
 
@@ -38,7 +40,8 @@ pub enum FormatError {
 pub enum Piece {
     /// Text as it stands.
     Literal(String),
-    /// A request header, or one of `:method`, `:path`, `:authority`; the second one is asked when the first is absent.
+    /// A request header, or one of `:method`, `:path`, `:authority`; the second one is asked when
+    /// the first is absent.
     Request(String, Option<String>),
     /// A response header; only the upstream's time is known.
     Response(String),
@@ -89,7 +92,10 @@ const PLAIN: &[(&str, Plain)] = &[
     ("DURATION", Plain::Duration),
     ("RESPONSE_DURATION", Plain::ResponseDuration),
     ("DOWNSTREAM_REMOTE_ADDRESS", Plain::Remote),
-    ("DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT", Plain::RemoteWithoutPort),
+    (
+        "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT",
+        Plain::RemoteWithoutPort,
+    ),
     ("UPSTREAM_HOST", Plain::UpstreamHost),
     ("ROUTE", Plain::Route),
     ("ROUTE_REASON", Plain::RouteReason),
@@ -121,13 +127,16 @@ impl Format {
                     match piece {
                         Piece::Literal(text) => line.push_str(text),
                         Piece::Request(first, second) => {
-                            let value =
-                                request_value(entry, first).or_else(|| request_value(entry, second.as_deref()?));
+                            let value = request_value(entry, first)
+                                .or_else(|| request_value(entry, second.as_deref()?));
                             push_value(&mut line, value.as_deref().unwrap_or("-"));
                         }
                         Piece::Response(name) => {
                             let known = name == "x-envoy-upstream-service-time";
-                            let time = entry.upstream_time.filter(|_| known).map(|t| t.as_millis().to_string());
+                            let time = entry
+                                .upstream_time
+                                .filter(|_| known)
+                                .map(|t| t.as_millis().to_string());
                             line.push_str(time.as_deref().unwrap_or("-"));
                         }
                         Piece::Plain(op) => push_value(&mut line, &plain_value(*op, entry, took)),
@@ -142,9 +151,13 @@ impl Format {
 
 /// Values come from callers: what could forge another line is made visible instead.
 fn push_value(line: &mut String, value: &str) {
-    line.extend(
-        value.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }),
-    );
+    line.extend(value.chars().flat_map(|c| {
+        if c.is_control() {
+            c.escape_default().collect::<Vec<_>>()
+        } else {
+            vec![c]
+        }
+    }));
 }
 
 fn pieces(format: &str) -> Result<Vec<Piece>, FormatError> {
@@ -155,7 +168,9 @@ fn pieces(format: &str) -> Result<Vec<Piece>, FormatError> {
         let (before, after) = rest.split_at(open);
         literal.push_str(before);
         let after = after.get(1..).unwrap_or_default();
-        let close = after.find('%').ok_or(FormatError::Unfinished(format.len() - after.len() - 1))?;
+        let close = after
+            .find('%')
+            .ok_or(FormatError::Unfinished(format.len() - after.len() - 1))?;
         let (operator, tail) = after.split_at(close);
         rest = tail.get(1..).unwrap_or_default();
         if operator.is_empty() {
@@ -175,8 +190,13 @@ fn pieces(format: &str) -> Result<Vec<Piece>, FormatError> {
 }
 
 fn piece(operator: &str) -> Result<Piece, FormatError> {
-    let parameter =
-        |name: &str| operator.strip_prefix(name)?.strip_prefix('(')?.strip_suffix(')').map(str::to_ascii_lowercase);
+    let parameter = |name: &str| {
+        operator
+            .strip_prefix(name)?
+            .strip_prefix('(')?
+            .strip_suffix(')')
+            .map(str::to_ascii_lowercase)
+    };
     if let Some(names) = parameter("REQ") {
         return Ok(match names.split_once('?') {
             Some((first, second)) => Piece::Request(first.to_owned(), Some(second.to_owned())),
@@ -187,7 +207,9 @@ fn piece(operator: &str) -> Result<Piece, FormatError> {
         return Ok(Piece::Response(name));
     }
     let known = PLAIN.iter().find(|(name, _)| *name == operator);
-    known.map(|(_, op)| Piece::Plain(*op)).ok_or_else(|| FormatError::Operator(operator.to_owned()))
+    known
+        .map(|(_, op)| Piece::Plain(*op))
+        .ok_or_else(|| FormatError::Operator(operator.to_owned()))
 }
 
 /// What there is; a connection that nobody looks into has no words.
@@ -200,12 +222,22 @@ fn request_value(entry: &Entry, name: &str) -> Option<String> {
         ":method" => said(&entry.method),
         ":path" => said(&entry.target),
         ":authority" | "host" => said(&entry.authority),
-        listed => entry.headers.iter().find(|(n, _)| n == listed).map(|(_, v)| v.clone()),
+        listed => entry
+            .headers
+            .iter()
+            .find(|(n, _)| n == listed)
+            .map(|(_, v)| v.clone()),
     }
 }
 
 fn plain_value(op: Plain, entry: &Entry, took: Duration) -> String {
-    let or_dash = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
+    let or_dash = |text: &str| {
+        if text.is_empty() {
+            "-".to_owned()
+        } else {
+            text.to_owned()
+        }
+    };
     match op {
         Plain::StartTime => rfc3339(entry.started),
         Plain::Protocol => or_dash(entry.protocol),
@@ -214,7 +246,9 @@ fn plain_value(op: Plain, entry: &Entry, took: Duration) -> String {
         Plain::BytesReceived => entry.received.to_string(),
         Plain::BytesSent => entry.sent.to_string(),
         Plain::Duration => took.as_millis().to_string(),
-        Plain::ResponseDuration => entry.upstream_time.map_or_else(|| "-".to_owned(), |t| t.as_millis().to_string()),
+        Plain::ResponseDuration => entry
+            .upstream_time
+            .map_or_else(|| "-".to_owned(), |t| t.as_millis().to_string()),
         Plain::Remote => entry.caller.to_string(),
         Plain::RemoteWithoutPort => entry.caller.0.ip().to_string(),
         Plain::UpstreamHost => or_dash(&entry.upstream),
@@ -225,7 +259,11 @@ fn plain_value(op: Plain, entry: &Entry, took: Duration) -> String {
 }
 
 fn json_line(entry: &Entry, took: Duration) -> String {
-    let headers: serde_json::Map<_, _> = entry.headers.iter().map(|(n, v)| (n.clone(), json!(v))).collect();
+    let headers: serde_json::Map<_, _> = entry
+        .headers
+        .iter()
+        .map(|(n, v)| (n.clone(), json!(v)))
+        .collect();
     let line = json!({
         "start_time": rfc3339(entry.started),
         "method": said(&entry.method),
@@ -255,11 +293,16 @@ pub fn rfc3339(at: SystemTime) -> String {
     let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
     let shifted = days + 719_468;
     let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted_month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let month = if shifted_month < 10 {
+        shifted_month + 3
+    } else {
+        shifted_month - 9
+    };
     let year = year_of_era + era * 400 + u64::from(month <= 2);
     format!(
         "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:03}Z",
@@ -289,7 +332,10 @@ mod tests {
 
     #[test]
     fn a_stray_percent_sign_is_named_by_its_place() {
-        assert_eq!(Format::parse("a %").unwrap_err(), FormatError::Unfinished(2));
+        assert_eq!(
+            Format::parse("a %").unwrap_err(),
+            FormatError::Unfinished(2)
+        );
     }
 
     #[test]
@@ -302,11 +348,22 @@ mod tests {
     /// The table of operators in docs/operations.md.
     fn documented() -> Vec<String> {
         let text = include_str!("../../../docs/operations.md");
-        let table = text.split("## Access log").nth(1).unwrap().split("## ").next().unwrap();
-        let cells = table.lines().filter_map(|line| line.strip_prefix("| `%")?.split(" | ").next());
+        let table = text
+            .split("## Access log")
+            .nth(1)
+            .unwrap()
+            .split("## ")
+            .next()
+            .unwrap();
+        let cells = table
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `%")?.split(" | ").next());
         cells
             .flat_map(|cell| {
-                format!("`%{cell}").split(", ").map(|op| op.trim_matches('`').to_owned()).collect::<Vec<_>>()
+                format!("`%{cell}")
+                    .split(", ")
+                    .map(|op| op.trim_matches('`').to_owned())
+                    .collect::<Vec<_>>()
             })
             .collect()
     }
@@ -315,11 +372,14 @@ mod tests {
     fn every_documented_operator_says_what_the_document_says_and_every_operator_is_documented() {
         let mut entry = Entry::of(crate::addr::Caller("10.0.0.9:1234".parse().unwrap()));
         entry.started = UNIX_EPOCH + Duration::from_millis(1_700_000_000_123);
-        (entry.method, entry.target, entry.protocol) = ("GET".to_owned(), "/a?b".to_owned(), "HTTP/2");
+        (entry.method, entry.target, entry.protocol) =
+            ("GET".to_owned(), "/a?b".to_owned(), "HTTP/2");
         entry.headers = vec![("name".to_owned(), "listed".to_owned())];
         (entry.status, entry.flags, entry.received, entry.sent) = (503, "UF", 7, 11);
-        (entry.upstream_time, entry.upstream) = (Some(Duration::from_millis(5)), "10.0.0.1:80".to_owned());
-        (entry.route, entry.reason, entry.intercept) = ("client", "matched mine".to_owned(), Some("id".to_owned()));
+        (entry.upstream_time, entry.upstream) =
+            (Some(Duration::from_millis(5)), "10.0.0.1:80".to_owned());
+        (entry.route, entry.reason, entry.intercept) =
+            ("client", "matched mine".to_owned(), Some("id".to_owned()));
         let expected = [
             ("%START_TIME%", "2023-11-14T22:13:20.123Z"),
             ("%REQ(NAME)%", "listed"),
@@ -342,11 +402,18 @@ mod tests {
         assert_eq!(documented(), expected.map(|(operator, _)| operator));
         for (operator, value) in expected {
             let format = Format::parse(operator).unwrap().unwrap();
-            assert_eq!(format.render(&entry, Duration::from_millis(9)), format!("{value}\n"), "{operator}");
+            assert_eq!(
+                format.render(&entry, Duration::from_millis(9)),
+                format!("{value}\n"),
+                "{operator}"
+            );
         }
         let refusal = FormatError::Operator(String::new()).to_string();
         for (name, _) in PLAIN {
-            assert!(documented().contains(&format!("%{name}%")) && refusal.contains(name), "{name}");
+            assert!(
+                documented().contains(&format!("%{name}%")) && refusal.contains(name),
+                "{name}"
+            );
         }
     }
 }

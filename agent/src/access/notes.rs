@@ -1,5 +1,6 @@
-//! What is noted of one request beyond the counters: its line in the access log, and the explanation it asked for.
-//! Most requests have no notes at all; those that have carry them from the decision to the end of the answer.
+//! What is noted of one request beyond the counters: its line in the access log, and the
+//! explanation it asked for. Most requests have no notes at all; those that have carry them from
+//! the decision to the end of the answer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +11,8 @@ use crate::metrics::{FailOpen, Label as _};
 use crate::outcome::Ended;
 use crate::route::{Decision, Intercept, RouteTable};
 
-/// The notes of one request. The line is written when they are dropped; a request that nobody ended was cut.
+/// The notes of one request. The line is written when they are dropped; a request that nobody ended
+/// was cut.
 #[derive(Debug, Default)]
 pub struct Notes {
     line: Option<(Arc<AccessLog>, Box<Entry>)>,
@@ -19,10 +21,18 @@ pub struct Notes {
 }
 
 impl Notes {
-    /// Notes for the access log (where it is on) and for an explanation (where the request asked for one).
+    /// Notes for the access log (where it is on) and for an explanation (where the request asked
+    /// for one).
     #[must_use]
-    pub fn new(line: Option<(Arc<AccessLog>, Box<Entry>)>, explanation: Option<Explanation>) -> Box<Self> {
-        let mut notes = Box::new(Self { line, explanation, failed_open: None });
+    pub fn new(
+        line: Option<(Arc<AccessLog>, Box<Entry>)>,
+        explanation: Option<Explanation>,
+    ) -> Box<Self> {
+        let mut notes = Box::new(Self {
+            line,
+            explanation,
+            failed_open: None,
+        });
         notes.entry(|e| e.flags = flag(Ended::Drained));
         notes
     }
@@ -32,11 +42,17 @@ impl Notes {
         self.entry(|e| match decision {
             Decision::App => {
                 e.route = "app";
-                e.reason = if table.is_empty() { "nothing intercepted" } else { "no match" }.to_owned();
+                e.reason = if table.is_empty() {
+                    "nothing intercepted"
+                } else {
+                    "no match"
+                }
+                .to_owned();
                 e.upstream = app.to_owned();
             }
             Decision::Client(i) => {
-                (e.route, e.intercept, e.upstream) = ("client", Some(i.id.clone()), "tunnel".to_owned());
+                (e.route, e.intercept, e.upstream) =
+                    ("client", Some(i.id.clone()), "tunnel".to_owned());
                 e.reason = format!("matched {}", i.name);
             }
             Decision::Expired(i) => {
@@ -51,7 +67,8 @@ impl Notes {
         self.entry(|e| match intercept {
             None => (e.reason, e.upstream) = (format!("not looked into: {why}"), app.to_owned()),
             Some(i) => {
-                (e.route, e.intercept, e.upstream) = ("client", Some(i.id.clone()), "tunnel".to_owned());
+                (e.route, e.intercept, e.upstream) =
+                    ("client", Some(i.id.clone()), "tunnel".to_owned());
                 e.reason = format!("matched {}", i.name);
             }
         });

@@ -49,21 +49,36 @@ pub struct Endpoint {
 
 /// In the order of the index page.
 pub const ENDPOINTS: &[Endpoint] = &[
-    Endpoint { path: "/", post: false, help: "Admin home page", answer: |_, _| html_page(html::index()) },
+    Endpoint {
+        path: "/",
+        post: false,
+        help: "Admin home page",
+        answer: |_, _| html_page(html::index()),
+    },
     Endpoint {
         path: "/certs",
         post: false,
         help: "print certs on machine",
         answer: |_, a| json_page(&views::certs(a)),
     },
-    Endpoint { path: "/clusters", post: false, help: "upstream cluster status (?format=json)", answer: clusters },
+    Endpoint {
+        path: "/clusters",
+        post: false,
+        help: "upstream cluster status (?format=json)",
+        answer: clusters,
+    },
     Endpoint {
         path: "/config_dump",
         post: false,
         help: "dump the current configuration, secrets redacted",
         answer: |_, a| json_page(&views::config_dump(a)),
     },
-    Endpoint { path: "/drain_listeners", post: true, help: "drain listeners (?graceful)", answer: drain },
+    Endpoint {
+        path: "/drain_listeners",
+        post: true,
+        help: "drain listeners (?graceful)",
+        answer: drain,
+    },
     Endpoint {
         path: "/explain",
         post: false,
@@ -100,7 +115,12 @@ pub const ENDPOINTS: &[Endpoint] = &[
         help: "what is intercepted, for whom, and how often it matched",
         answer: intercepts,
     },
-    Endpoint { path: "/listeners", post: false, help: "print listener info (?format=json)", answer: listeners },
+    Endpoint {
+        path: "/listeners",
+        post: false,
+        help: "print listener info (?format=json)",
+        answer: listeners,
+    },
     Endpoint {
         path: "/logging",
         post: true,
@@ -160,18 +180,31 @@ pub const ENDPOINTS: &[Endpoint] = &[
 /// Answers one request.
 #[must_use]
 pub fn answer(asked: &Asked<'_>, agent: &Agent) -> Page {
-    let path = if asked.path.len() > 1 { asked.path.trim_end_matches('/') } else { asked.path };
+    let path = if asked.path.len() > 1 {
+        asked.path.trim_end_matches('/')
+    } else {
+        asked.path
+    };
     let Some(endpoint) = ENDPOINTS.iter().find(|e| e.path == path) else {
         return text(404, format!("invalid path. {}", help_text()));
     };
     if endpoint.post && !asked.post {
-        return text(405, format!("Method {} not allowed, POST required.", asked.method));
+        return text(
+            405,
+            format!("Method {} not allowed, POST required.", asked.method),
+        );
     }
     if !matches!(asked.method, "GET" | "HEAD" | "POST") {
-        return text(405, format!("Method {} not allowed, GET or POST required.", asked.method));
+        return text(
+            405,
+            format!("Method {} not allowed, GET or POST required.", asked.method),
+        );
     }
     if endpoint.post && asked.cross_site {
-        return text(403, "requests on behalf of another site may not change anything\n".to_owned());
+        return text(
+            403,
+            "requests on behalf of another site may not change anything\n".to_owned(),
+        );
     }
     (endpoint.answer)(asked, agent)
 }
@@ -192,7 +225,10 @@ impl Asked<'_> {
     }
 
     fn wants_html(&self) -> bool {
-        self.accept.split(',').any(|m| m.trim().starts_with("text/html")) && self.param("format").is_none()
+        self.accept
+            .split(',')
+            .any(|m| m.trim().starts_with("text/html"))
+            && self.param("format").is_none()
     }
 
     fn wants_json(&self) -> bool {
@@ -223,7 +259,11 @@ fn decode(text: &str) -> String {
 }
 
 fn text(status: u16, body: String) -> Page {
-    Page { status, content_type: "text/plain; charset=UTF-8", body }
+    Page {
+        status,
+        content_type: "text/plain; charset=UTF-8",
+        body,
+    }
 }
 
 fn ok() -> Page {
@@ -231,12 +271,20 @@ fn ok() -> Page {
 }
 
 fn html_page(body: String) -> Page {
-    Page { status: 200, content_type: "text/html; charset=UTF-8", body }
+    Page {
+        status: 200,
+        content_type: "text/html; charset=UTF-8",
+        body,
+    }
 }
 
 fn json_page(value: &serde_json::Value) -> Page {
     let body = serde_json::to_string_pretty(value).unwrap_or_default() + "\n";
-    Page { status: 200, content_type: "application/json", body }
+    Page {
+        status: 200,
+        content_type: "application/json",
+        body,
+    }
 }
 
 fn help_text() -> String {
@@ -250,19 +298,34 @@ fn help_text() -> String {
 
 fn ready(_: &Asked<'_>, agent: &Agent) -> Page {
     let state = agent.state();
-    text(if state == "LIVE" { 200 } else { 503 }, format!("{state}\n"))
+    text(
+        if state == "LIVE" { 200 } else { 503 },
+        format!("{state}\n"),
+    )
 }
 
 fn listeners(asked: &Asked<'_>, agent: &Agent) -> Page {
-    if asked.wants_json() { json_page(&views::listeners_json(agent)) } else { text(200, views::listeners_text(agent)) }
+    if asked.wants_json() {
+        json_page(&views::listeners_json(agent))
+    } else {
+        text(200, views::listeners_text(agent))
+    }
 }
 
 fn clusters(asked: &Asked<'_>, agent: &Agent) -> Page {
-    if asked.wants_json() { json_page(&views::clusters_json(agent)) } else { text(200, views::clusters_text(agent)) }
+    if asked.wants_json() {
+        json_page(&views::clusters_json(agent))
+    } else {
+        text(200, views::clusters_text(agent))
+    }
 }
 
 fn intercepts(asked: &Asked<'_>, agent: &Agent) -> Page {
-    if asked.wants_html() { html_page(html::intercepts(agent)) } else { json_page(&views::intercepts(agent)) }
+    if asked.wants_html() {
+        html_page(html::intercepts(agent))
+    } else {
+        json_page(&views::intercepts(agent))
+    }
 }
 
 fn explained(asked: &Asked<'_>, agent: &Agent) -> Page {
@@ -271,12 +334,18 @@ fn explained(asked: &Asked<'_>, agent: &Agent) -> Page {
     }
     match explain::explain(agent, asked) {
         Ok(value) => json_page(&value),
-        Err(problem) => Page { status: 400, ..json_page(&json!({ "error": problem })) },
+        Err(problem) => Page {
+            status: 400,
+            ..json_page(&json!({ "error": problem }))
+        },
     }
 }
 
 fn drain(asked: &Asked<'_>, agent: &Agent) -> Page {
-    agent.orders.graceful.store(asked.params().any(|(n, _)| n == "graceful"), std::sync::atomic::Ordering::Relaxed);
+    agent.orders.graceful.store(
+        asked.params().any(|(n, _)| n == "graceful"),
+        std::sync::atomic::Ordering::Relaxed,
+    );
     agent.orders.drain.notify_one();
     ok()
 }
@@ -310,7 +379,9 @@ fn change_levels(asked: &Asked<'_>, agent: &Agent) -> Result<(), logging::LevelE
                     agent.log.set_module(module, logging::parse_level(level)?)?;
                 }
             }
-            module => agent.log.set_module(module, logging::parse_level(&value)?)?,
+            module => agent
+                .log
+                .set_module(module, logging::parse_level(&value)?)?,
         }
     }
     Ok(())
@@ -325,8 +396,15 @@ fn stats_page(asked: &Asked<'_>, agent: &Agent) -> Page {
         Err(page) => return page,
     };
     if asked.wants_json() {
-        let stats: Vec<_> = list.iter().map(|s| json!({ "name": s.name, "value": views::plain(&s.value) })).collect();
-        return Page { status: 200, content_type: "application/json", body: json!({ "stats": stats }).to_string() };
+        let stats: Vec<_> = list
+            .iter()
+            .map(|s| json!({ "name": s.name, "value": views::plain(&s.value) }))
+            .collect();
+        return Page {
+            status: 200,
+            content_type: "application/json",
+            body: json!({ "stats": stats }).to_string(),
+        };
     }
     let mut body = String::with_capacity(list.len() * 48);
     for stat in &list {
@@ -334,7 +412,12 @@ fn stats_page(asked: &Asked<'_>, agent: &Agent) -> Page {
             Value::Counter(n) => writeln!(body, "{}: {n}", stat.name),
             Value::Gauge(n) => writeln!(body, "{}: {n}", stat.name),
             Value::Latency(buckets, sum) => {
-                writeln!(body, "{}: count={} sum_us={sum}", stat.name, buckets.iter().sum::<u64>())
+                writeln!(
+                    body,
+                    "{}: count={} sum_us={sum}",
+                    stat.name,
+                    buckets.iter().sum::<u64>()
+                )
             }
         };
     }
@@ -369,7 +452,11 @@ fn prometheus(asked: &Asked<'_>, agent: &Agent) -> Page {
         (exposition::render_plain(list), "text/plain; charset=UTF-8")
     };
     match rendered {
-        Ok(body) => Page { status: 200, content_type, body },
+        Ok(body) => Page {
+            status: 200,
+            content_type,
+            body,
+        },
         Err(_) => text(500, "the statistics could not be written\n".to_owned()),
     }
 }

@@ -1,5 +1,5 @@
-//! `/explain`: which rule would decide a request, and for each rule the first clause that fails. It asks the very
-//! table that the data path asks.
+//! `/explain`: which rule would decide a request, and for each rule the first clause that fails. It
+//! asks the very table that the data path asks.
 
 use serde_json::{Value as Json, json};
 
@@ -25,19 +25,32 @@ impl Request for Imagined {
     }
 }
 
-/// Answers `?port=8080&method=GET&path=/x&header=x-dev:a`; `header` may repeat, `port` may be left out where there is
-/// but one.
+/// Answers `?port=8080&method=GET&path=/x&header=x-dev:a`; `header` may repeat, `port` may be left
+/// out where there is but one.
 ///
 /// # Errors
 /// A parameter is missing or malformed; the text says which, and what to write.
 pub fn explain(agent: &Agent, asked: &Asked<'_>) -> Result<Json, String> {
-    let known = || agent.ports.iter().map(|p| p.container_port.to_string()).collect::<Vec<_>>().join(", ");
+    let known = || {
+        agent
+            .ports
+            .iter()
+            .map(|p| p.container_port.to_string())
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
     let port = match asked.param("port") {
         None if agent.ports.len() == 1 => agent.ports.first(),
-        None => return Err(format!("port: missing; use one of the container ports {}", known())),
+        None => {
+            return Err(format!(
+                "port: missing; use one of the container ports {}",
+                known()
+            ));
+        }
         Some(text) => {
-            let number: u16 =
-                text.parse().map_err(|_| format!("port={text:?}: not a port number; use one of {}", known()))?;
+            let number: u16 = text
+                .parse()
+                .map_err(|_| format!("port={text:?}: not a port number; use one of {}", known()))?;
             agent.ports.iter().find(|p| p.container_port == number)
         }
     };
@@ -50,20 +63,34 @@ pub fn explain(agent: &Agent, asked: &Asked<'_>) -> Result<Json, String> {
     };
     let mut headers = Vec::new();
     for (_, line) in asked.params().filter(|(n, _)| n == "header") {
-        let (name, value) =
-            line.split_once(':').ok_or_else(|| format!("header={line:?}: no colon; write name:value"))?;
+        let (name, value) = line
+            .split_once(':')
+            .ok_or_else(|| format!("header={line:?}: no colon; write name:value"))?;
         headers.push((name.trim().to_owned(), value.trim().to_owned()));
     }
-    let request = Imagined { target: asked.param("path").unwrap_or_else(|| "/".to_owned()), headers };
+    let request = Imagined {
+        target: asked.param("path").unwrap_or_else(|| "/".to_owned()),
+        headers,
+    };
     let table = port.routes.load_full();
     let (decision, considered) = table.explain(&request);
     let (word, intercept, reason) = match decision {
-        Decision::App if table.is_empty() => ("app", None, "nothing is intercepted on this port".to_owned()),
+        Decision::App if table.is_empty() => (
+            "app",
+            None,
+            "nothing is intercepted on this port".to_owned(),
+        ),
         Decision::App => ("app", None, "no intercept matches".to_owned()),
-        Decision::Client(i) => ("client", Some(i.id.clone()), format!("every clause of {} holds", i.name)),
-        Decision::Expired(i) => {
-            ("expired", Some(i.id.clone()), format!("{} has ended; its matches are answered with 503", i.name))
-        }
+        Decision::Client(i) => (
+            "client",
+            Some(i.id.clone()),
+            format!("every clause of {} holds", i.name),
+        ),
+        Decision::Expired(i) => (
+            "expired",
+            Some(i.id.clone()),
+            format!("{} has ended; its matches are answered with 503", i.name),
+        ),
     };
     let considered: Vec<_> = considered
         .iter()

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet, text};
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet, text,
+};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
@@ -25,8 +27,8 @@ pub fn render(stats: Vec<Stat>) -> Result<String, std::fmt::Error> {
     Ok(out)
 }
 
-/// The same in the older Prometheus text format (0.0.4), which Envoy serves: types stand before the full sample name,
-/// and what OpenMetrics calls unknown are Envoy's counters.
+/// The same in the older Prometheus text format (0.0.4), which Envoy serves: types stand before the
+/// full sample name, and what OpenMetrics calls unknown are Envoy's counters.
 ///
 /// # Errors
 /// As [`render`].
@@ -37,7 +39,9 @@ pub fn render_plain(stats: Vec<Stat>) -> Result<String, std::fmt::Error> {
     for line in open.lines() {
         if let Some((name, text)) = line.strip_prefix("# HELP ").and_then(|l| l.split_once(' ')) {
             help = Some((name, text));
-        } else if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|l| l.split_once(' ')) {
+        } else if let Some((name, kind)) =
+            line.strip_prefix("# TYPE ").and_then(|l| l.split_once(' '))
+        {
             let (suffix, kind) = match kind {
                 "counter" => ("_total", "counter"),
                 "unknown" => ("", "counter"),
@@ -70,26 +74,35 @@ impl Families {
 impl Collector for Families {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         for (metric, members) in &self.0 {
-            let Some(first) = members.first() else { continue };
+            let Some(first) = members.first() else {
+                continue;
+            };
             let (name, kind) = typed_name(metric, &first.value);
             let mut family = encoder.encode_descriptor(name, first.help, None, kind)?;
             for stat in members {
-                let labels: Vec<(&str, &str)> = stat.labels.iter().map(|(k, v)| (*k, v.as_str())).collect();
-                Sample { value: &stat.value, counter: matches!(kind, MetricType::Counter) }
-                    .encode(family.encode_family(&labels.as_slice())?)?;
+                let labels: Vec<(&str, &str)> =
+                    stat.labels.iter().map(|(k, v)| (*k, v.as_str())).collect();
+                Sample {
+                    value: &stat.value,
+                    counter: matches!(kind, MetricType::Counter),
+                }
+                .encode(family.encode_family(&labels.as_slice())?)?;
             }
         }
         Ok(())
     }
 }
 
-/// OpenMetrics wants counters to end in `_total`, and the encoder appends it. Envoy has counters that do not; these
-/// keep Envoy's name and are declared as of unknown type, which every dashboard takes.
+/// OpenMetrics wants counters to end in `_total`, and the encoder appends it. Envoy has counters
+/// that do not; these keep Envoy's name and are declared as of unknown type, which every dashboard
+/// takes.
 fn typed_name<'a>(metric: &'a str, value: &Value) -> (&'a str, MetricType) {
     match value {
-        Value::Counter(_) => {
-            metric.strip_suffix("_total").map_or((metric, MetricType::Unknown), |name| (name, MetricType::Counter))
-        }
+        Value::Counter(_) => metric
+            .strip_suffix("_total")
+            .map_or((metric, MetricType::Unknown), |name| {
+                (name, MetricType::Counter)
+            }),
         Value::Gauge(_) => (metric, MetricType::Gauge),
         Value::Latency(..) => (metric, MetricType::Histogram),
     }
@@ -103,7 +116,9 @@ struct Sample<'a> {
 impl EncodeMetric for Sample<'_> {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
         match self.value {
-            Value::Counter(n) if self.counter => encoder.encode_counter::<NoLabelSet, u64, f64>(n, None),
+            Value::Counter(n) if self.counter => {
+                encoder.encode_counter::<NoLabelSet, u64, f64>(n, None)
+            }
             Value::Counter(n) => encoder.encode_gauge(&i64::try_from(*n).unwrap_or(i64::MAX)),
             Value::Gauge(n) => encoder.encode_gauge(n),
             Value::Latency(buckets, sum) => {

@@ -23,17 +23,18 @@ fn page(title: &str, body: &str) -> String {
 
 /// Makes text safe inside elements and quoted attributes.
 fn escape(text: &str) -> String {
-    text.chars().fold(String::with_capacity(text.len()), |mut out, c| {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            other => out.push(other),
-        }
-        out
-    })
+    text.chars()
+        .fold(String::with_capacity(text.len()), |mut out, c| {
+            match c {
+                '&' => out.push_str("&amp;"),
+                '<' => out.push_str("&lt;"),
+                '>' => out.push_str("&gt;"),
+                '"' => out.push_str("&quot;"),
+                '\'' => out.push_str("&#39;"),
+                other => out.push(other),
+            }
+            out
+        })
 }
 
 /// The index: every path, with a button where it changes something.
@@ -42,11 +43,18 @@ pub fn index() -> String {
     let mut rows = String::from("<table>\n<tr><th>Command</th><th>Description</th></tr>\n");
     for e in ENDPOINTS {
         let command = if e.post {
-            format!("<form action='{0}' method='post'><button>{0}</button></form>", e.path)
+            format!(
+                "<form action='{0}' method='post'><button>{0}</button></form>",
+                e.path
+            )
         } else {
             format!("<a href='{0}'>{0}</a>", e.path)
         };
-        let _ = writeln!(rows, "<tr><td>{command}</td><td>{}</td></tr>", escape(e.help));
+        let _ = writeln!(
+            rows,
+            "<tr><td>{command}</td><td>{}</td></tr>",
+            escape(e.help)
+        );
     }
     rows.push_str("</table>\n");
     page("Admin", &rows)
@@ -67,7 +75,10 @@ pub fn intercepts(agent: &Agent) -> String {
             escape(text(&port["appProtocol"])),
             escape(text(&port["source"]))
         );
-        let list = port["intercepts"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let list = port["intercepts"]
+            .as_array()
+            .map(Vec::as_slice)
+            .unwrap_or_default();
         if list.is_empty() {
             body.push_str("<p>Nothing is intercepted: every request goes to the app.</p>\n");
             continue;
@@ -100,18 +111,34 @@ fn clauses(intercept: &Json) -> String {
         .into_iter()
         .flatten()
         .map(|(n, v)| format!("<code>{}: {}</code>", escape(n), escape(text(v))));
-    let paths =
-        intercept["paths"].as_array().into_iter().flatten().map(|p| format!("<code>{}</code>", escape(text(p))));
+    let paths = intercept["paths"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|p| format!("<code>{}</code>", escape(text(p))));
     let all: Vec<_> = headers.chain(paths).collect();
-    if all.is_empty() { "everything".to_owned() } else { all.join("<br>") }
+    if all.is_empty() {
+        "everything".to_owned()
+    } else {
+        all.join("<br>")
+    }
 }
 
 /// A form that asks which rule decides, and the answer.
 #[must_use]
 pub fn explain(agent: &Agent, asked: &Asked<'_>) -> String {
-    let value = |name: &str, default: &str| escape(&asked.param(name).unwrap_or_else(|| default.to_owned()));
-    let first = agent.ports.first().map_or_else(String::new, |p| p.container_port.to_string());
-    let headers: Vec<_> = asked.params().filter(|(n, _)| n == "header").map(|(_, v)| v).collect();
+    let value = |name: &str, default: &str| {
+        escape(&asked.param(name).unwrap_or_else(|| default.to_owned()))
+    };
+    let first = agent
+        .ports
+        .first()
+        .map_or_else(String::new, |p| p.container_port.to_string());
+    let headers: Vec<_> = asked
+        .params()
+        .filter(|(n, _)| n == "header")
+        .map(|(_, v)| v)
+        .collect();
     let mut body = format!(
         "<form method='get' action='/explain'>\n<label>port <input name='port' size='6' value='{}'></label>\n\
          <label>method <input name='method' size='8' value='{}'></label>\n<label>path <input name='path' size='30' value='{}'></label>\n",
@@ -131,8 +158,19 @@ pub fn explain(agent: &Agent, asked: &Asked<'_>) -> String {
     if asked.query.is_empty() {
         return page("Why does a request go where it goes?", &body);
     }
-    let kept = asked.query.split('&').filter(|p| *p != "header=").collect::<Vec<_>>().join("&");
-    match explanation::explain(agent, &Asked { query: &kept, ..*asked }) {
+    let kept = asked
+        .query
+        .split('&')
+        .filter(|p| *p != "header=")
+        .collect::<Vec<_>>()
+        .join("&");
+    match explanation::explain(
+        agent,
+        &Asked {
+            query: &kept,
+            ..*asked
+        },
+    ) {
         Ok(answer) => body.push_str(&verdict(&answer)),
         Err(problem) => {
             let _ = writeln!(body, "<p class='no'>{}</p>", escape(&problem));
@@ -148,7 +186,11 @@ fn verdict(answer: &Json) -> String {
         escape(text(&answer["reason"]))
     );
     for c in answer["considered"].as_array().into_iter().flatten() {
-        let (class, word) = if c["matched"] == Json::Bool(true) { ("yes", "yes") } else { ("no", "no") };
+        let (class, word) = if c["matched"] == Json::Bool(true) {
+            ("yes", "yes")
+        } else {
+            ("no", "no")
+        };
         let _ = writeln!(
             out,
             "<tr><td>{}</td><td class='{class}'>{word}</td><td><code>{}</code></td></tr>",

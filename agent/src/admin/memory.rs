@@ -16,9 +16,15 @@ pub struct Memory {
 pub fn read() -> Memory {
     let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let page = rustix::param::page_size() as u64;
-    let mut pages = text.split_ascii_whitespace().map(|n| n.parse::<u64>().unwrap_or(0) * page);
+    let mut pages = text
+        .split_ascii_whitespace()
+        .map(|n| n.parse::<u64>().unwrap_or(0) * page);
     let mut at = |n| pages.nth(n).unwrap_or(0);
-    Memory { virtual_size: at(0), resident: at(0), data: at(3) }
+    Memory {
+        virtual_size: at(0),
+        resident: at(0),
+        data: at(3),
+    }
 }
 
 #[cfg(test)]
@@ -26,6 +32,9 @@ mod tests {
     #[test]
     fn a_running_process_occupies_memory() {
         let m = super::read();
-        assert!(m.resident > 100_000 && m.virtual_size >= m.resident && m.data > 0, "{m:?}");
+        assert!(
+            m.resident > 100_000 && m.virtual_size >= m.resident && m.data > 0,
+            "{m:?}"
+        );
     }
 }

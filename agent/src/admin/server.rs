@@ -1,4 +1,5 @@
-//! The admin's HTTP server: accepts, bounds every request in time and size, and hands it to [`super::endpoints`].
+//! The admin's HTTP server: accepts, bounds every request in time and size, and hands it to
+//! [`super::endpoints`].
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -55,7 +56,13 @@ async fn connection(socket: tokio::net::TcpStream, agent: Arc<Agent>, stop: Canc
 }
 
 fn answer(request: &Request<Incoming>, agent: &Agent) -> Response<Full<Bytes>> {
-    let header = |name| request.headers().get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let header = |name| {
+        request
+            .headers()
+            .get(name)
+            .and_then(|v| v.to_str().ok())
+            .unwrap_or_default()
+    };
     let asked = endpoints::Asked {
         post: request.method() == hyper::Method::POST,
         method: request.method().as_str(),

@@ -1,5 +1,6 @@
-//! Every value that can be read from outside, as one list: dotted names in Envoy's tree for `/stats`, and metric
-//! names with labels for Prometheus. Where the meaning is Envoy's, so is the name.
+//! Every value that can be read from outside, as one list: dotted names in Envoy's tree for
+//! `/stats`, and metric names with labels for Prometheus. Where the meaning is Envoy's, so is the
+//! name.
 
 use super::Agent;
 use crate::access::AccessLog;
@@ -46,12 +47,38 @@ pub fn collect(agent: &Agent) -> Vec<Stat> {
 struct List(Vec<Stat>);
 
 impl List {
-    fn counter(&mut self, name: String, metric: &'static str, help: &'static str, labels: Labels, value: u64) {
-        self.0.push(Stat { name, metric, help, labels, value: Value::Counter(value) });
+    fn counter(
+        &mut self,
+        name: String,
+        metric: &'static str,
+        help: &'static str,
+        labels: Labels,
+        value: u64,
+    ) {
+        self.0.push(Stat {
+            name,
+            metric,
+            help,
+            labels,
+            value: Value::Counter(value),
+        });
     }
 
-    fn gauge(&mut self, name: String, metric: &'static str, help: &'static str, labels: Labels, value: i64) {
-        self.0.push(Stat { name, metric, help, labels, value: Value::Gauge(value) });
+    fn gauge(
+        &mut self,
+        name: String,
+        metric: &'static str,
+        help: &'static str,
+        labels: Labels,
+        value: i64,
+    ) {
+        self.0.push(Stat {
+            name,
+            metric,
+            help,
+            labels,
+            value: Value::Gauge(value),
+        });
     }
 
     fn per<L: Label>(
@@ -66,13 +93,32 @@ impl List {
         for (label, value) in of.iter() {
             let mut labels = labels.clone();
             labels.push((key, label.label().to_owned()));
-            self.counter(format!("{base}.{}", label.label()), metric, help, labels, value);
+            self.counter(
+                format!("{base}.{}", label.label()),
+                metric,
+                help,
+                labels,
+                value,
+            );
         }
     }
 
-    fn latency(&mut self, of: &Latency, name: String, metric: &'static str, help: &'static str, labels: Labels) {
+    fn latency(
+        &mut self,
+        of: &Latency,
+        name: String,
+        metric: &'static str,
+        help: &'static str,
+        labels: Labels,
+    ) {
         let (buckets, sum) = of.read();
-        self.0.push(Stat { name, metric, help, labels, value: Value::Latency(buckets.to_vec(), sum) });
+        self.0.push(Stat {
+            name,
+            metric,
+            help,
+            labels,
+            value: Value::Latency(buckets.to_vec(), sum),
+        });
     }
 }
 
@@ -90,16 +136,36 @@ fn server(agent: &Agent, list: &mut List) {
             "1 while the agent serves and is not draining",
             i64::from(agent.ready.is_ready()),
         ),
-        ("server.uptime", "envoy_server_uptime", "Seconds since the start", signed(agent.started.elapsed().as_secs())),
-        ("server.concurrency", "envoy_server_concurrency", "Data-path worker threads", signed(agent.workers as u64)),
+        (
+            "server.uptime",
+            "envoy_server_uptime",
+            "Seconds since the start",
+            signed(agent.started.elapsed().as_secs()),
+        ),
+        (
+            "server.concurrency",
+            "envoy_server_concurrency",
+            "Data-path worker threads",
+            signed(agent.workers as u64),
+        ),
         (
             "server.memory_physical_size",
             "envoy_server_memory_physical_size",
             "Resident memory in bytes",
             signed(memory.resident),
         ),
-        ("server.memory_heap_size", "envoy_server_memory_heap_size", "Data segment in bytes", signed(memory.data)),
-        ("server.total_connections", "envoy_server_total_connections", "Open downstream connections", open),
+        (
+            "server.memory_heap_size",
+            "envoy_server_memory_heap_size",
+            "Data segment in bytes",
+            signed(memory.data),
+        ),
+        (
+            "server.total_connections",
+            "envoy_server_total_connections",
+            "Open downstream connections",
+            open,
+        ),
         (
             "server.days_until_first_cert_expiring",
             "envoy_server_days_until_first_cert_expiring",
@@ -112,7 +178,12 @@ fn server(agent: &Agent, list: &mut List) {
             "1 while a session with the traffic-manager is alive",
             c.connected.get(),
         ),
-        ("traffic_agent.intercepts", "traffic_agent_intercepts", "Intercepts in the last snapshot", c.intercepts.get()),
+        (
+            "traffic_agent.intercepts",
+            "traffic_agent_intercepts",
+            "Intercepts in the last snapshot",
+            c.intercepts.get(),
+        ),
         (
             "traffic_agent.workstations",
             "traffic_agent_workstations",
@@ -141,7 +212,12 @@ fn server(agent: &Agent, list: &mut List) {
             "Intercept snapshots received",
             c.snapshots.get(),
         ),
-        ("traffic_agent.session.reviews", "traffic_agent_session_reviews_total", "Reviews sent", c.reviews.get()),
+        (
+            "traffic_agent.session.reviews",
+            "traffic_agent_session_reviews_total",
+            "Reviews sent",
+            c.reviews.get(),
+        ),
         (
             "traffic_agent.session.dials",
             "traffic_agent_session_dials_total",
@@ -173,7 +249,11 @@ fn server(agent: &Agent, list: &mut List) {
             ),
             "traffic_agent_certificate_seconds_until_expiry",
             "Seconds until a certificate expires; negative when it has",
-            vec![("port", cert.port.to_string()), ("source", cert.source.clone()), ("role", cert.role.to_owned())],
+            vec![
+                ("port", cert.port.to_string()),
+                ("source", cert.source.clone()),
+                ("role", cert.role.to_owned()),
+            ],
             cert.seconds_until_expiry,
         );
     }
@@ -188,7 +268,12 @@ fn port_stats(port: &Shared, list: &mut List) {
     let http1: u64 = m.http1_requests.iter().map(|(_, n)| n).sum();
     let http2: u64 = m.http2_requests.iter().map(|(_, n)| n).sum::<u64>() + m.http2_relayed.get();
     for (name, metric, help, value) in [
-        ("downstream_cx_total", "envoy_http_downstream_cx_total", "Accepted connections", m.connections.get()),
+        (
+            "downstream_cx_total",
+            "envoy_http_downstream_cx_total",
+            "Accepted connections",
+            m.connections.get(),
+        ),
         (
             "downstream_cx_rx_bytes_total",
             "envoy_http_downstream_cx_rx_bytes_total",
@@ -207,9 +292,24 @@ fn port_stats(port: &Shared, list: &mut List) {
             "TLS connections terminated",
             m.tls_handshakes.get(),
         ),
-        ("downstream_rq_total", "envoy_http_downstream_rq_total", "Requests", http1 + http2),
-        ("downstream_rq_http1_total", "envoy_http_downstream_rq_http1_total", "HTTP/1 requests", http1),
-        ("downstream_rq_http2_total", "envoy_http_downstream_rq_http2_total", "HTTP/2 requests", http2),
+        (
+            "downstream_rq_total",
+            "envoy_http_downstream_rq_total",
+            "Requests",
+            http1 + http2,
+        ),
+        (
+            "downstream_rq_http1_total",
+            "envoy_http_downstream_rq_http1_total",
+            "HTTP/1 requests",
+            http1,
+        ),
+        (
+            "downstream_rq_http2_total",
+            "envoy_http_downstream_rq_http2_total",
+            "HTTP/2 requests",
+            http2,
+        ),
     ] {
         list.counter(format!("{base}.{name}"), metric, help, http.clone(), value);
     }
@@ -222,7 +322,10 @@ fn port_stats(port: &Shared, list: &mut List) {
     );
     for class in Class::ALL {
         let mut labels = http.clone();
-        labels.insert(0, ("envoy_response_code_class", class.label()[..1].to_owned()));
+        labels.insert(
+            0,
+            ("envoy_response_code_class", class.label()[..1].to_owned()),
+        );
         list.counter(
             format!("{base}.downstream_rq_{}", class.label()),
             "envoy_http_downstream_rq_xx",
@@ -250,20 +353,49 @@ fn upstream_stats(port: &Shared, list: &mut List) {
             "upstream_rq_total",
             "envoy_cluster_upstream_rq_total",
             "Requests to the app",
-            m.http1_requests.at(Route::App).get() + m.http2_requests.at(Route::App).get() + m.http2_relayed.get(),
+            m.http1_requests.at(Route::App).get()
+                + m.http2_requests.at(Route::App).get()
+                + m.http2_relayed.get(),
         ),
     ] {
-        list.counter(format!("cluster.{cluster}.{name}"), metric, help, labels.clone(), value);
+        list.counter(
+            format!("cluster.{cluster}.{name}"),
+            metric,
+            help,
+            labels.clone(),
+            value,
+        );
     }
     let listener = format!("0.0.0.0_{}", port.agent_port);
     let labels = vec![("envoy_listener_address", listener.clone())];
     let failed: u64 = m.tls_failures.iter().map(|(_, n)| n).sum();
     for (name, metric, help, value) in [
-        ("downstream_cx_total", "envoy_listener_downstream_cx_total", "Accepted connections", m.connections.get()),
-        ("ssl.handshake", "envoy_listener_ssl_handshake", "TLS handshakes completed", m.tls_handshakes.get()),
-        ("ssl.connection_error", "envoy_listener_ssl_connection_error", "TLS handshakes failed", failed),
+        (
+            "downstream_cx_total",
+            "envoy_listener_downstream_cx_total",
+            "Accepted connections",
+            m.connections.get(),
+        ),
+        (
+            "ssl.handshake",
+            "envoy_listener_ssl_handshake",
+            "TLS handshakes completed",
+            m.tls_handshakes.get(),
+        ),
+        (
+            "ssl.connection_error",
+            "envoy_listener_ssl_connection_error",
+            "TLS handshakes failed",
+            failed,
+        ),
     ] {
-        list.counter(format!("listener.{listener}.{name}"), metric, help, labels.clone(), value);
+        list.counter(
+            format!("listener.{listener}.{name}"),
+            metric,
+            help,
+            labels.clone(),
+            value,
+        );
     }
 }
 
@@ -324,7 +456,14 @@ fn own_stats(port: &Shared, list: &mut List) {
         &labels,
         "cause",
     );
-    list.per(&m.limits, &format!("{base}.limits"), "traffic_agent_limits_total", "Limits hit", &labels, "limit");
+    list.per(
+        &m.limits,
+        &format!("{base}.limits"),
+        "traffic_agent_limits_total",
+        "Limits hit",
+        &labels,
+        "limit",
+    );
     list.per(
         &m.ended,
         &format!("{base}.ended"),
@@ -340,7 +479,12 @@ fn own_stats(port: &Shared, list: &mut List) {
             "HTTP/2 requests relayed as frames",
             m.http2_relayed.get(),
         ),
-        ("tunnels", "traffic_agent_tunnels_total", "Tunnels opened", m.tunnels.get()),
+        (
+            "tunnels",
+            "traffic_agent_tunnels_total",
+            "Tunnels opened",
+            m.tunnels.get(),
+        ),
         (
             "tunnel_failures",
             "traffic_agent_tunnel_failures_total",
@@ -359,10 +503,26 @@ fn own_stats(port: &Shared, list: &mut List) {
             "Bytes of either direction that the kernel moved without a copy",
             m.bytes_spliced.get(),
         ),
-        ("datagrams_in", "traffic_agent_datagrams_received_total", "Datagrams from callers", m.datagrams_in.get()),
-        ("datagrams_out", "traffic_agent_datagrams_sent_total", "Datagrams to callers", m.datagrams_out.get()),
+        (
+            "datagrams_in",
+            "traffic_agent_datagrams_received_total",
+            "Datagrams from callers",
+            m.datagrams_in.get(),
+        ),
+        (
+            "datagrams_out",
+            "traffic_agent_datagrams_sent_total",
+            "Datagrams to callers",
+            m.datagrams_out.get(),
+        ),
     ] {
-        list.counter(format!("{base}.{name}"), metric, help, labels.clone(), value);
+        list.counter(
+            format!("{base}.{name}"),
+            metric,
+            help,
+            labels.clone(),
+            value,
+        );
     }
     list.gauge(
         format!("{base}.tunnels_active"),
@@ -396,7 +556,10 @@ fn own_stats(port: &Shared, list: &mut List) {
 
 /// The access log, which is one for all ports.
 fn access_log(agent: &Agent) -> Option<&AccessLog> {
-    agent.ports.iter().find_map(|port| port.access.log.as_deref())
+    agent
+        .ports
+        .iter()
+        .find_map(|port| port.access.log.as_deref())
 }
 
 /// Sets every counter to zero.
@@ -415,6 +578,12 @@ pub fn reset(agent: &Agent) {
 pub fn in_seconds(buckets: &[u64], sum_us: u64) -> (Vec<(f64, u64)>, f64) {
     #[allow(clippy::cast_precision_loss)] // a sum of microseconds stays far below 2^52
     let seconds = |us: u64| us as f64 / 1e6;
-    let bounds = LATENCY_BOUNDS_US.iter().map(|us| seconds(*us)).chain([f64::INFINITY]);
-    (bounds.zip(buckets.iter().copied()).collect(), seconds(sum_us))
+    let bounds = LATENCY_BOUNDS_US
+        .iter()
+        .map(|us| seconds(*us))
+        .chain([f64::INFINITY]);
+    (
+        bounds.zip(buckets.iter().copied()).collect(),
+        seconds(sum_us),
+    )
 }

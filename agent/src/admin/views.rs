@@ -20,7 +20,9 @@ pub fn plain(value: &Value) -> Json {
     match value {
         Value::Counter(n) => json!(n),
         Value::Gauge(n) => json!(n),
-        Value::Latency(buckets, sum) => json!({ "count": buckets.iter().sum::<u64>(), "sum_us": sum }),
+        Value::Latency(buckets, sum) => {
+            json!({ "count": buckets.iter().sum::<u64>(), "sum_us": sum })
+        }
     }
 }
 
@@ -56,8 +58,11 @@ pub fn listeners_text(agent: &Agent) -> String {
 /// `/listeners?format=json`.
 #[must_use]
 pub fn listeners_json(agent: &Agent) -> Json {
-    let statuses: Vec<_> =
-        agent.listeners.iter().map(|l| json!({ "name": l.name, "local_address": socket_address(l.address) })).collect();
+    let statuses: Vec<_> = agent
+        .listeners
+        .iter()
+        .map(|l| json!({ "name": l.name, "local_address": socket_address(l.address) }))
+        .collect();
     json!({ "listener_statuses": statuses })
 }
 
@@ -66,15 +71,22 @@ fn socket_address(address: SocketAddr) -> Json {
 }
 
 fn app_address(port: &Shared) -> String {
-    port.app.plain_addr().map_or_else(|| format!("app:{}", port.container_port), |a| a.to_string())
+    port.app
+        .plain_addr()
+        .map_or_else(|| format!("app:{}", port.container_port), |a| a.to_string())
 }
 
 fn host_stats(port: &Shared) -> [(&'static str, &'static str, u64); 4] {
     let m = &port.metrics;
-    let requests =
-        m.http1_requests.at(Route::App).get() + m.http2_requests.at(Route::App).get() + m.http2_relayed.get();
+    let requests = m.http1_requests.at(Route::App).get()
+        + m.http2_requests.at(Route::App).get()
+        + m.http2_relayed.get();
     [
-        ("cx_active", "GAUGE", u64::try_from(m.active.get()).unwrap_or(0)),
+        (
+            "cx_active",
+            "GAUGE",
+            u64::try_from(m.active.get()).unwrap_or(0),
+        ),
         ("cx_connect_fail", "COUNTER", m.app_connect_failures.get()),
         ("cx_total", "COUNTER", m.connections.get()),
         ("rq_total", "COUNTER", requests),
@@ -88,11 +100,17 @@ pub fn clusters_text(agent: &Agent) -> String {
     for port in &agent.ports {
         let name = format!("app_{}", port.container_port);
         let host = app_address(port);
-        let _ = writeln!(out, "{name}::observability_name::{name}\n{name}::added_via_api::false");
+        let _ = writeln!(
+            out,
+            "{name}::observability_name::{name}\n{name}::added_via_api::false"
+        );
         for (stat, _, value) in host_stats(port) {
             let _ = writeln!(out, "{name}::{host}::{stat}::{value}");
         }
-        let _ = writeln!(out, "{name}::{host}::health_flags::healthy\n{name}::{host}::weight::1");
+        let _ = writeln!(
+            out,
+            "{name}::{host}::health_flags::healthy\n{name}::{host}::weight::1"
+        );
     }
     out
 }
@@ -213,8 +231,12 @@ pub fn intercepts(agent: &Agent) -> Json {
 
 fn intercept(entry: &Entry) -> Json {
     let i = &entry.intercept;
-    let headers: serde_json::Map<String, Json> =
-        i.filters.headers.iter().map(|h| (h.name.clone(), json!(h.text))).collect();
+    let headers: serde_json::Map<String, Json> = i
+        .filters
+        .headers
+        .iter()
+        .map(|h| (h.name.clone(), json!(h.text)))
+        .collect();
     let paths: Vec<_> = i
         .filters
         .paths

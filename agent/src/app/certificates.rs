@@ -14,19 +14,26 @@ pub(super) struct Loaded(Vec<(u16, Arc<tls::Port>)>);
 
 impl Loaded {
     pub(super) fn of(ports: &[Port]) -> Self {
-        let with_tls = ports.iter().filter_map(|p| Some((p.shared.container_port, p.shared.tls.clone()?)));
+        let with_tls = ports
+            .iter()
+            .filter_map(|p| Some((p.shared.container_port, p.shared.tls.clone()?)));
         Self(with_tls.collect())
     }
 }
 
 impl Certificates for Loaded {
     fn certificates(&self) -> Vec<Certificate> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs();
         let now = i64::try_from(now).unwrap_or(i64::MAX);
         let mut list = Vec::new();
         for (port, tls) in &self.0 {
             for store in tls.stores() {
-                let Some(loaded) = store.current() else { continue };
+                let Some(loaded) = store.current() else {
+                    continue;
+                };
                 let Some(pair) = &loaded.pair else { continue };
                 let facts = &pair.facts;
                 list.push(Certificate {
@@ -47,7 +54,11 @@ impl Certificates for Loaded {
 
 /// The annotation that named a secret says what it is for.
 fn role(annotation: &str) -> &'static str {
-    if annotation.contains("terminating") || annotation.contains("downstream") { "terminating" } else { "originating" }
+    if annotation.contains("terminating") || annotation.contains("downstream") {
+        "terminating"
+    } else {
+        "originating"
+    }
 }
 
 fn date(seconds: i64) -> String {

@@ -1,5 +1,5 @@
-//! The control side of the composition: the manager session, the agent's own gRPC API, and what both share with the
-//! data path.
+//! The control side of the composition: the manager session, the agent's own gRPC API, and what
+//! both share with the data path.
 
 use std::sync::Arc;
 
@@ -31,15 +31,24 @@ pub(super) struct Control<'a> {
 }
 
 impl Control<'_> {
-    /// Starts the session and the gRPC API on the current runtime, as tasks of `tasks`. The future ends the session:
-    /// all to the app, then farewell. The API is there until the runtime ends, because tunnels lead through it.
+    /// Starts the session and the gRPC API on the current runtime, as tasks of `tasks`. The future
+    /// ends the session: all to the app, then farewell. The API is there until the runtime ends,
+    /// because tunnels lead through it.
     pub(super) fn start(self, tasks: &Drain) -> impl Future<Output = ()> + use<> {
         let (stop, departed) = (CancellationToken::new(), CancellationToken::new());
         let dns = Arc::new(Dns::default());
-        let service =
-            serve::Service::new(self.tunnels.clone(), Arc::clone(&dns), tasks.clone(), Arc::clone(&self.metrics));
+        let service = serve::Service::new(
+            self.tunnels.clone(),
+            Arc::clone(&dns),
+            tasks.clone(),
+            Arc::clone(&self.metrics),
+        );
         let api_port = self.grpc.port;
-        let listeners = self.grpc.listeners.into_iter().filter_map(|l| tokio::net::TcpListener::from_std(l).ok());
+        let listeners = self
+            .grpc
+            .listeners
+            .into_iter()
+            .filter_map(|l| tokio::net::TcpListener::from_std(l).ok());
         let listeners: Vec<_> = listeners.collect();
         tasks.spawn(async move {
             if let Err(error) = serve::serve(service, listeners, CancellationToken::new()).await {
@@ -52,7 +61,11 @@ impl Control<'_> {
             grace: self.settings.sidecar.session_grace,
             remember: self.settings.remember(),
             targets: self.ports.iter().map(|p| p.target.clone()).collect(),
-            ports: self.ports.iter().map(|port| ports::link(self.settings, port)).collect(),
+            ports: self
+                .ports
+                .iter()
+                .map(|port| ports::link(self.settings, port))
+                .collect(),
             tunnels: self.tunnels,
             dns,
             control: tasks.clone(),
@@ -75,8 +88,15 @@ impl Control<'_> {
 
 /// `host:port` of the traffic-manager, an IPv6 address in brackets.
 pub(super) fn manager_address(settings: &Settings) -> String {
-    let (host, port) = (&settings.sidecar.manager_host, settings.sidecar.manager_port);
-    if host.contains(':') && !host.starts_with('[') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    let (host, port) = (
+        &settings.sidecar.manager_host,
+        settings.sidecar.manager_port,
+    );
+    if host.contains(':') && !host.starts_with('[') {
+        format!("[{host}]:{port}")
+    } else {
+        format!("{host}:{port}")
+    }
 }
 
 fn level_switch(log: logging::Control) -> LevelSwitch {

@@ -61,15 +61,21 @@ impl Servers {
     /// Binds both, on the wanted ports where they are free, else on the next free ones.
     pub(super) fn bind(settings: &Settings) -> Result<Self, ServersError> {
         let bind = |name, key, wanted| {
-            bind_near(settings.bind, wanted).map_err(|source| ServersError { name, key, wanted, source })
+            bind_near(settings.bind, wanted).map_err(|source| ServersError {
+                name,
+                key,
+                wanted,
+                source,
+            })
         };
         let servers = Self {
             grpc: bind("server", "envoy.serverPort", settings.server_port)?,
             admin: bind("admin", "envoy.adminPort", settings.admin_port)?,
         };
-        for (name, wanted, got) in
-            [("server", settings.server_port, servers.grpc.port), ("admin", settings.admin_port, servers.admin.port)]
-        {
+        for (name, wanted, got) in [
+            ("server", settings.server_port, servers.grpc.port),
+            ("admin", settings.admin_port, servers.admin.port),
+        ] {
             if wanted != 0 && wanted != got {
                 tracing::warn!("{name} port {wanted} is taken; {got} is used instead");
             }
@@ -84,7 +90,9 @@ impl Servers {
                 Ok(listener) => {
                     tokio::spawn(server::serve(listener, agent.clone(), stop.clone()));
                 }
-                Err(error) => tracing::error!(%error, "the admin is not served on one of its addresses"),
+                Err(error) => {
+                    tracing::error!(%error, "the admin is not served on one of its addresses")
+                }
             }
         }
     }
@@ -92,7 +100,10 @@ impl Servers {
     /// Tells other programs of the pod which ports are used.
     pub(super) fn write_ports_file(&self, settings: &Settings) {
         let dir = settings.rooted("/tmp/agent");
-        let text = format!("{{\"server\": {}, \"admin\": {}}}\n", self.grpc.port, self.admin.port);
+        let text = format!(
+            "{{\"server\": {}, \"admin\": {}}}\n",
+            self.grpc.port, self.admin.port
+        );
         let written = std::fs::create_dir_all(&dir).and_then(|()| {
             // Renamed into place, so that nobody reads half of it.
             let fresh = dir.join(format!(".ports.{}", std::process::id()));
@@ -136,7 +147,11 @@ fn bind_families(bind: Bind, port: u16) -> io::Result<Server> {
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM.nonblocking().cloexec(),
+        Some(Protocol::TCP),
+    )?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
@@ -148,16 +163,29 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// Binds every UDP port.
 pub(super) fn bind_udp(ports: &[Port]) -> Result<Vec<UdpPort>, BindError> {
-    let of_udp = ports.iter().filter(|p| p.shared.transport == Transport::Udp);
+    let of_udp = ports
+        .iter()
+        .filter(|p| p.shared.transport == Transport::Udp);
     of_udp
         .map(|port| {
             let number = port.shared.agent_port;
             let bound = datagrams(number).and_then(|socket| Ok((socket.local_addr()?, socket)));
             let (address, socket) = bound.map_err(|source| match source.kind() {
-                io::ErrorKind::AddrInUse => BindError::Taken { port: number, owner: port.owner() },
-                _ => BindError::Refused { port: number, owner: port.owner(), source },
+                io::ErrorKind::AddrInUse => BindError::Taken {
+                    port: number,
+                    owner: port.owner(),
+                },
+                _ => BindError::Refused {
+                    port: number,
+                    owner: port.owner(),
+                    source,
+                },
             })?;
-            Ok(UdpPort { socket, address, shared: port.shared.clone() })
+            Ok(UdpPort {
+                socket,
+                address,
+                shared: port.shared.clone(),
+            })
         })
         .collect()
 }
@@ -165,8 +193,11 @@ pub(super) fn bind_udp(ports: &[Port]) -> Result<Vec<UdpPort>, BindError> {
 fn datagrams(port: u16) -> io::Result<UdpSocket> {
     let open = |ip: IpAddr| -> io::Result<UdpSocket> {
         let address = SocketAddr::new(ip, port);
-        let socket =
-            Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
+        let socket = Socket::new(
+            Domain::for_address(address),
+            Type::DGRAM.nonblocking().cloexec(),
+            Some(Protocol::UDP),
+        )?;
         if address.is_ipv6() {
             socket.set_only_v6(false)?;
         }
@@ -179,13 +210,15 @@ fn datagrams(port: u16) -> io::Result<UdpSocket> {
     }
 }
 
-/// Serves all UDP ports on a thread of their own; `None` when there are none. Their
-/// datagrams are carried like connections: waited for while the agent leaves, and cut at the deadline.
+/// Serves all UDP ports on a thread of their own; `None` when there are none. Their datagrams are
+/// carried like connections: waited for while the agent leaves, and cut at the deadline.
 pub(super) fn serve_udp(ports: Vec<UdpPort>, drain: &Drain) -> io::Result<Option<JoinHandle<()>>> {
     if ports.is_empty() {
         return Ok(None);
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let drain = drain.clone();
     let work = move || {
         runtime.block_on(async {
@@ -205,5 +238,8 @@ pub(super) fn serve_udp(ports: Vec<UdpPort>, drain: &Drain) -> io::Result<Option
             drain.finished().await;
         });
     };
-    std::thread::Builder::new().name("udp".to_owned()).spawn(work).map(Some)
+    std::thread::Builder::new()
+        .name("udp".to_owned())
+        .spawn(work)
+        .map(Some)
 }

@@ -1,5 +1,5 @@
-//! Each target of the configuration becomes what its connections share: rules, protocol, ways to the app and to
-//! workstations, secrets.
+//! Each target of the configuration becomes what its connections share: rules, protocol, ways to
+//! the app and to workstations, secrets.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -28,7 +28,8 @@ use crate::upstream::app::PlainApp;
 use crate::upstream::originate::{self, ClearHttp};
 use crate::upstream::{AppError, DialApp, OpenTunnel, Transport};
 
-/// How long an app may take to say what it speaks before an intercept is reviewed without knowing it.
+/// How long an app may take to say what it speaks before an intercept is reviewed without knowing
+/// it.
 const ASKING: Duration = Duration::from_secs(4);
 
 /// One port with what its connections share.
@@ -53,8 +54,17 @@ pub(super) fn build(
         .targets
         .iter()
         .map(|target| {
-            let plan = plans.get(&target.container_port.get()).filter(|_| target.transport == Wire::Tcp);
-            let mut shared = share(settings, target, plan, &mut stores, drain.clone(), tunnels.clone());
+            let plan = plans
+                .get(&target.container_port.get())
+                .filter(|_| target.transport == Wire::Tcp);
+            let mut shared = share(
+                settings,
+                target,
+                plan,
+                &mut stores,
+                drain.clone(),
+                tunnels.clone(),
+            );
             shared.access = access.clone();
             let shared = Arc::new(shared);
             let (declared, source) = shared.spoken.get();
@@ -68,7 +78,10 @@ pub(super) fn build(
                 terminates_tls = shared.tls.as_ref().is_some_and(|t| t.terminates()),
                 "port"
             );
-            Port { target: target.clone(), shared }
+            Port {
+                target: target.clone(),
+                shared,
+            }
         })
         .collect();
     (ports, stores)
@@ -82,13 +95,20 @@ pub(super) fn tcp(settings: &Settings, ports: &[Port]) -> Vec<(PortSpec, Arc<Sha
         addr: None,
         probes: asks(settings, &port.shared),
     };
-    ports.iter().filter(|p| p.shared.transport == Transport::Tcp).map(|p| (spec(p), p.shared.clone())).collect()
+    ports
+        .iter()
+        .filter(|p| p.shared.transport == Transport::Tcp)
+        .map(|p| (spec(p), p.shared.clone()))
+        .collect()
 }
 
 impl Port {
     /// Whose port it is, for messages.
     pub(super) fn owner(&self) -> String {
-        format!("container {} port {}/{}", self.target.container, self.target.container_port, self.target.transport)
+        format!(
+            "container {} port {}/{}",
+            self.target.container, self.target.container_port, self.target.transport
+        )
     }
 }
 
@@ -118,9 +138,17 @@ fn share(
     Shared {
         container_port: target.container_port.get(),
         // A replaced container is gone, and the agent stands at its very port.
-        agent_port: if replaced { target.container_port.get() } else { target.agent_port.get() },
+        agent_port: if replaced {
+            target.container_port.get()
+        } else {
+            target.agent_port.get()
+        },
         routes: Arc::default(),
-        transport: if target.transport == Wire::Udp { Transport::Udp } else { Transport::Tcp },
+        transport: if target.transport == Wire::Udp {
+            Transport::Udp
+        } else {
+            Transport::Tcp
+        },
         spoken: Spoken::new(declared, source),
         app,
         tls,
@@ -148,16 +176,22 @@ fn clear_http(settings: &Settings, declared: Declared) -> ClearHttp {
 }
 
 pub(super) fn may_ask_in_clear_text(settings: &Settings) -> bool {
-    settings.sidecar.enable_h2c_probing && settings.sidecar.app_protocol_strategy == AppProtocolStrategy::Http2Probe
+    settings.sidecar.enable_h2c_probing
+        && settings.sidecar.app_protocol_strategy == AppProtocolStrategy::Http2Probe
 }
 
-/// The plans by container port; what is wrong with the annotations is said, and those are not followed.
+/// The plans by container port; what is wrong with the annotations is said, and those are not
+/// followed.
 fn tls_plans(settings: &Settings) -> BTreeMap<u16, PortPlan> {
     let plans = read_tls_annotations(settings);
     for fault in plans.faults.iter().chain(&plans.notes) {
         tracing::warn!("{fault}");
     }
-    plans.ports.into_iter().map(|plan| (plan.container_port, plan)).collect()
+    plans
+        .ports
+        .into_iter()
+        .map(|plan| (plan.container_port, plan))
+        .collect()
 }
 
 /// What annotations ask of the ports about TLS.
@@ -167,28 +201,54 @@ pub(super) fn read_tls_annotations(settings: &Settings) -> Plans {
         .iter()
         .filter(|t| t.transport == Wire::Tcp)
         .map(|target| {
-            let container = settings.sidecar.containers.iter().find(|c| c.name == target.container);
-            let names = target.entries.iter().flat_map(|e| [&e.container_port_name, &e.service_port_name]);
+            let container = settings
+                .sidecar
+                .containers
+                .iter()
+                .find(|c| c.name == target.container);
+            let names = target
+                .entries
+                .iter()
+                .flat_map(|e| [&e.container_port_name, &e.service_port_name]);
             AppPort {
                 container_port: target.container_port.get(),
-                service_ports: target.entries.iter().filter_map(|e| e.service_port).collect(),
+                service_ports: target
+                    .entries
+                    .iter()
+                    .filter_map(|e| e.service_port)
+                    .collect(),
                 names: names.filter(|n| !n.is_empty()).cloned().collect(),
                 app_protocol: declared_protocol(settings, target),
-                mount_point: container.map(|c| c.mount_point.clone().into()).unwrap_or_default(),
+                mount_point: container
+                    .map(|c| c.mount_point.clone().into())
+                    .unwrap_or_default(),
             }
         })
         .collect();
-    annotations::plans(&settings.annotations, &settings.sidecar.agent_name, &settings.root, &ports)
+    annotations::plans(
+        &settings.annotations,
+        &settings.sidecar.agent_name,
+        &settings.root,
+        &ports,
+    )
 }
 
 /// The per-port annotation stands above the declaration here as everywhere.
 fn declared_protocol(settings: &Settings, target: &Target) -> String {
     let key = format!("{}.{}", protocol::ANNOTATION, target.container_port);
-    settings.annotations.get(&key).unwrap_or(&target.app_protocol).clone()
+    settings
+        .annotations
+        .get(&key)
+        .unwrap_or(&target.app_protocol)
+        .clone()
 }
 
 fn is_replaced(settings: &Settings, target: &Target) -> bool {
-    let container = settings.sidecar.containers.iter().find(|c| c.name == target.container);
+    let container = settings
+        .sidecar
+        .containers
+        .iter()
+        .find(|c| c.name == target.container);
     container.is_some_and(|c| c.replace == Replace::Container)
 }
 
@@ -196,22 +256,30 @@ fn is_replaced(settings: &Settings, target: &Target) -> bool {
 pub(super) fn link(settings: &Settings, port: &Port) -> PortLink {
     let shared = Arc::clone(&port.shared);
     let routes = Arc::clone(&shared.routes);
-    let asking =
-        Arc::new(Asking { may_ask: may_ask_in_clear_text(settings), tls_seen: AtomicBool::new(false), shared });
+    let asking = Arc::new(Asking {
+        may_ask: may_ask_in_clear_text(settings),
+        tls_seen: AtomicBool::new(false),
+        shared,
+    });
     let told = Arc::clone(&asking);
     let ask = move || -> session::Asking {
         let asking = Arc::clone(&asking);
         // An app that does not answer in time is one whose protocol nobody knows.
         Box::pin(async move { drop(tokio::time::timeout(ASKING, asking.ask()).await) })
     };
-    PortLink { routes, unreadable: Box::new(move || told.unreadable()), ask: Box::new(ask) }
+    PortLink {
+        routes,
+        unreadable: Box::new(move || told.unreadable()),
+        ask: Box::new(ask),
+    }
 }
 
 /// What the session wants to know of a port before it reviews an intercept with filters.
 struct Asking {
     shared: Arc<Shared>,
     may_ask: bool,
-    /// The app of a port that is declared to speak HTTP/2, which says nothing of TLS, answered in TLS.
+    /// The app of a port that is declared to speak HTTP/2, which says nothing of TLS, answered in
+    /// TLS.
     tls_seen: AtomicBool,
 }
 
@@ -224,12 +292,15 @@ impl Asking {
         }
         match shared.spoken.get() {
             (Declared::Unknown, _) | (_, Source::Probe) => drop(probing::ask(shared).await),
-            (Declared::Http2, _) => self.tls_seen.store(probing::speaks_tls(shared).await, Ordering::Relaxed),
+            (Declared::Http2, _) => self
+                .tls_seen
+                .store(probing::speaks_tls(shared).await, Ordering::Relaxed),
             _ => {}
         }
     }
 
-    /// Why requests cannot be told apart on the port: it speaks TLS, and the agent has no good certificate for it.
+    /// Why requests cannot be told apart on the port: it speaks TLS, and the agent has no good
+    /// certificate for it.
     fn unreadable(&self) -> Option<String> {
         let (shared, tls) = (&*self.shared, self.shared.tls.as_ref());
         let speaks_tls = shared.spoken.get().0 == Declared::Tls
@@ -253,14 +324,21 @@ fn asks(settings: &Settings, shared: &Shared) -> bool {
         && may_ask_in_clear_text(settings)
 }
 
-/// The app of a replaced container: there is none, and dialling its port would reach the agent itself.
+/// The app of a replaced container: there is none, and dialling its port would reach the agent
+/// itself.
 #[derive(Clone, Copy, Debug)]
 struct NoApp(AppAddr);
 
 impl DialApp for NoApp {
     fn dial<'a>(&'a self, _hello: Option<&'a Hello>) -> BoxFuture<'a, Result<Conn, AppError>> {
-        let refused = io::Error::new(io::ErrorKind::ConnectionRefused, "the container is replaced by an intercept");
-        let error = AppError::Connect { addr: self.0, source: refused };
+        let refused = io::Error::new(
+            io::ErrorKind::ConnectionRefused,
+            "the container is replaced by an intercept",
+        );
+        let error = AppError::Connect {
+            addr: self.0,
+            source: refused,
+        };
         Box::pin(async move { Err(error) })
     }
 

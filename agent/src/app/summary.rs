@@ -1,4 +1,5 @@
-//! What a configuration amounts to, in words: the text of `--check`. It says what would happen, not what was written.
+//! What a configuration amounts to, in words: the text of `--check`. It says what would happen, not
+//! what was written.
 
 use std::fmt::Write as _;
 
@@ -22,7 +23,11 @@ pub(super) fn of(settings: &Settings) -> String {
     );
     let plans = ports::read_tls_annotations(settings);
     for target in &settings.targets {
-        let how = if target.is_redirected() { "are redirected to" } else { "arrive at" };
+        let how = if target.is_redirected() {
+            "are redirected to"
+        } else {
+            "arrive at"
+        };
         let _ = writeln!(
             text,
             "port {}/{} of {}: callers {how} {}, the app is dialled at {}",
@@ -36,13 +41,21 @@ pub(super) fn of(settings: &Settings) -> String {
             let _ = writeln!(text, "    datagrams, by caller");
             continue;
         }
-        let (declared, source, odd) = protocol::of(target, &settings.annotations, s.app_protocol_strategy);
+        let (declared, source, odd) =
+            protocol::of(target, &settings.annotations, s.app_protocol_strategy);
         let _ = writeln!(text, "    protocol: {}", spoken(settings, declared, source));
         if let Some(odd) = odd {
             let _ = writeln!(text, "    warning: {odd}");
         }
-        let plan = plans.ports.iter().find(|p| p.container_port == target.container_port.get());
-        let _ = writeln!(text, "    TLS: {}", plan.map_or_else(|| "callers' TLS is passed on unread".to_owned(), tls));
+        let plan = plans
+            .ports
+            .iter()
+            .find(|p| p.container_port == target.container_port.get());
+        let _ = writeln!(
+            text,
+            "    TLS: {}",
+            plan.map_or_else(|| "callers' TLS is passed on unread".to_owned(), tls)
+        );
     }
     own(settings, &mut text);
     for warning in settings.warnings.iter().chain(&plans.notes) {
@@ -74,7 +87,11 @@ fn tls(plan: &PortPlan) -> String {
         }
     };
     if let Some((ca, auth)) = &plan.caller_ca {
-        let must = if *auth == CallerAuth::Required { "must" } else { "may" };
+        let must = if *auth == CallerAuth::Required {
+            "must"
+        } else {
+            "may"
+        };
         let _ = write!(text, "; callers {must} show a certificate by {}", named(ca));
     }
     let to_app = match plan.to_app {
@@ -92,26 +109,52 @@ fn tls(plan: &PortPlan) -> String {
 /// A secret by the name that people gave it, and whether it is there.
 fn named(source: &Source) -> String {
     let there = source.dirs.iter().any(|dir| dir.exists());
-    format!("{}{}", source.value, if there { "" } else { " (not there: until it is, the port does without)" })
+    format!(
+        "{}{}",
+        source.value,
+        if there {
+            ""
+        } else {
+            " (not there: until it is, the port does without)"
+        }
+    )
 }
 
 /// What is not about a single port.
 fn own(settings: &Settings, text: &mut String) {
     let s = &settings.sidecar;
-    let port = |number: u16| if number == 0 { "any free port".to_owned() } else { format!("port {number}") };
+    let port = |number: u16| {
+        if number == 0 {
+            "any free port".to_owned()
+        } else {
+            format!("port {number}")
+        }
+    };
     let whom = match settings.bind {
         Bind::Pod => "loopback only",
         Bind::All => "every address",
     };
-    let data = s.envoy.log_level.map_or_else(String::new, |level| format!(", data path {level}"));
+    let data = s
+        .envoy
+        .log_level
+        .map_or_else(String::new, |level| format!(", data path {level}"));
     let headers = match settings.access_log_headers.as_slice() {
         [] => String::new(),
         names => format!(" with the values of {}", names.join(", ")),
     };
     let (lame_duck, grace) = (s.drain.lame_duck, s.drain.grace);
     let most = (lame_duck + grace).as_secs_f64().ceil() + 1.0;
-    let _ = writeln!(text, "gRPC API: {}; admin: {}; on {whom}", port(settings.server_port), port(settings.admin_port));
-    let _ = writeln!(text, "log level: {}{data}; access log: {}{headers}", settings.log_level, settings.access_log);
+    let _ = writeln!(
+        text,
+        "gRPC API: {}; admin: {}; on {whom}",
+        port(settings.server_port),
+        port(settings.admin_port)
+    );
+    let _ = writeln!(
+        text,
+        "log level: {}{data}; access log: {}{headers}",
+        settings.log_level, settings.access_log
+    );
     let _ = writeln!(
         text,
         "leaving: accepts for {lame_duck:?} after SIGTERM, then open connections have {grace:?}; the pod's \

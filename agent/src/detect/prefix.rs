@@ -1,5 +1,5 @@
-//! What the first bytes of a connection are: an HTTP/2 preface, an HTTP/1 request line, a TLS record, or none of
-//! them. A verdict, once given, holds for whatever bytes follow.
+//! What the first bytes of a connection are: an HTTP/2 preface, an HTTP/1 request line, a TLS
+//! record, or none of them. A verdict, once given, holds for whatever bytes follow.
 
 use crate::http1::head::is_token;
 
@@ -78,7 +78,8 @@ pub enum Verdict {
 pub fn classify(bytes: &[u8]) -> Verdict {
     match bytes {
         [] => return Verdict::NeedMore,
-        // A handshake record of SSL 3.0 to TLS 1.3, whose record version stays below 0x0304 (RFC 8446 section 5.1).
+        // A handshake record of SSL 3.0 to TLS 1.3, whose record version stays below 0x0304 (RFC
+        // 8446 section 5.1).
         [0x16] | [0x16, 0x03] => return Verdict::NeedMore,
         [0x16, 0x03, 0..=4, ..] => return Verdict::Tls,
         _ => {}
@@ -92,28 +93,51 @@ pub fn classify(bytes: &[u8]) -> Verdict {
     }
 }
 
-/// Whether undecided bytes may still become TLS, a preface, or a request with a method of the registry (RFC 9110
-/// section 16.1.1). Others are a request at best with a method of somebody's own.
+/// Whether undecided bytes may still become TLS, a preface, or a request with a method of the
+/// registry (RFC 9110 section 16.1.1). Others are a request at best with a method of somebody's
+/// own.
 #[must_use]
 pub fn is_familiar(bytes: &[u8]) -> bool {
     let bytes = bytes.strip_prefix(b"\r\n").unwrap_or(bytes);
     let len = bytes.iter().take_while(|b| is_token(**b)).count();
-    let Some((token, rest)) = bytes.split_at_checked(len) else { return false };
+    let Some((token, rest)) = bytes.split_at_checked(len) else {
+        return false;
+    };
     if token.is_empty() {
         return matches!(rest.first(), None | Some(0x16 | b'\r'));
     }
-    METHODS
-        .iter()
-        .any(|method| if rest.is_empty() { method.as_bytes().starts_with(token) } else { method.as_bytes() == token })
+    METHODS.iter().any(|method| {
+        if rest.is_empty() {
+            method.as_bytes().starts_with(token)
+        } else {
+            method.as_bytes() == token
+        }
+    })
 }
 
-/// Whether these bytes, the first from a server, may be the SETTINGS frame (RFC 9113 section 6.5) with which every
-/// HTTP/2 server begins.
+/// Whether these bytes, the first from a server, may be the SETTINGS frame (RFC 9113 section 6.5)
+/// with which every HTTP/2 server begins.
 #[must_use]
 pub fn may_be_settings(bytes: &[u8]) -> bool {
-    let header = [None, None, None, Some(4), Some(0), Some(0), Some(0), Some(0), Some(0)];
-    let length = bytes.iter().take(3).fold(0, |n, b| n << 8 | usize::from(*b));
-    header.iter().zip(bytes).all(|(want, byte)| want.is_none_or(|w| w == *byte))
+    let header = [
+        None,
+        None,
+        None,
+        Some(4),
+        Some(0),
+        Some(0),
+        Some(0),
+        Some(0),
+        Some(0),
+    ];
+    let length = bytes
+        .iter()
+        .take(3)
+        .fold(0, |n, b| n << 8 | usize::from(*b));
+    header
+        .iter()
+        .zip(bytes)
+        .all(|(want, byte)| want.is_none_or(|w| w == *byte))
         && (bytes.len() < 3 || length.is_multiple_of(6) && length <= 6 * 64)
 }
 
@@ -138,8 +162,9 @@ fn request_line(bytes: &[u8]) -> Verdict {
         return Verdict::Other;
     }
     let version = after.get(target + 1..).unwrap_or_default();
-    let is_http =
-        [&b"HTTP/1.1\r\n"[..], b"HTTP/1.0\r\n"].into_iter().find(|v| v.starts_with(version) || version.starts_with(v));
+    let is_http = [&b"HTTP/1.1\r\n"[..], b"HTTP/1.0\r\n"]
+        .into_iter()
+        .find(|v| v.starts_with(version) || version.starts_with(v));
     match is_http {
         Some(whole) if version.len() >= whole.len() => Verdict::Http1,
         Some(_) => Verdict::NeedMore,
@@ -156,7 +181,10 @@ mod tests {
     fn settles_to(sample: &[u8], want: Verdict) {
         for cut in 0..=sample.len() {
             let verdict = classify(&sample[..cut]);
-            assert!(verdict == Verdict::NeedMore || verdict == want, "at {cut}: {verdict:?}, want {want:?}");
+            assert!(
+                verdict == Verdict::NeedMore || verdict == want,
+                "at {cut}: {verdict:?}, want {want:?}"
+            );
         }
         assert_eq!(classify(sample), want, "{sample:?}");
     }
@@ -202,12 +230,25 @@ mod tests {
 
     #[test]
     fn a_prefix_is_familiar_as_long_as_it_may_become_a_usual_request() {
-        for yes in
-            ["", "G", "GET", "GET /a", "\r", "\r\n", "\r\nPO", "PRI * HT", "PROPF", "M-SEARCH *", "\x16", "\x16\x03"]
-        {
+        for yes in [
+            "",
+            "G",
+            "GET",
+            "GET /a",
+            "\r",
+            "\r\n",
+            "\r\nPO",
+            "PRI * HT",
+            "PROPF",
+            "M-SEARCH *",
+            "\x16",
+            "\x16\x03",
+        ] {
             assert!(is_familiar(yes.as_bytes()), "{yes:?}");
         }
-        for no in ["H1", "get", "GETX", "GE /", "HELLO", "x", "PING", "AUTH me", "\0", "\x01\x02"] {
+        for no in [
+            "H1", "get", "GETX", "GE /", "HELLO", "x", "PING", "AUTH me", "\0", "\x01\x02",
+        ] {
             assert!(!is_familiar(no.as_bytes()), "{no:?}");
         }
     }

@@ -1,4 +1,5 @@
-//! Follows a body to its end without changing it: by length, by chunks (RFC 9112 section 7.1) or until close.
+//! Follows a body to its end without changing it: by length, by chunks (RFC 9112 section 7.1) or
+//! until close.
 
 use super::head::{Framing, Head, Method};
 
@@ -49,7 +50,8 @@ pub enum Chunk {
     EndLf,
 }
 
-/// The most digits of a chunk size; more could overflow somebody's integer, and leading zeros serve no one.
+/// The most digits of a chunk size; more could overflow somebody's integer, and leading zeros serve
+/// no one.
 const MAX_SIZE_DIGITS: u8 = 15;
 
 /// A byte that the chunked grammar does not allow where it stands.
@@ -70,7 +72,8 @@ impl Body {
         }
     }
 
-    /// The body of a final response with this head to a request with this method (RFC 9112 section 6.3).
+    /// The body of a final response with this head to a request with this method (RFC 9112 section
+    /// 6.3).
     #[must_use]
     pub fn of_response(head: &Head, method: Method) -> Self {
         let bodyless = method == Method::Head || matches!(head.status(), 100..=199 | 204 | 304);
@@ -89,7 +92,8 @@ impl Body {
         *self == Self::Done
     }
 
-    /// How many bytes are certain to follow as plain content; what makes a large buffer worth while.
+    /// How many bytes are certain to follow as plain content; what makes a large buffer worth
+    /// while.
     #[must_use]
     pub fn plain_ahead(&self) -> u64 {
         match self {
@@ -99,7 +103,8 @@ impl Body {
         }
     }
 
-    /// Follows `n` bytes of plain content that were not looked at, at most [`Self::plain_ahead`] many.
+    /// Follows `n` bytes of plain content that were not looked at, at most [`Self::plain_ahead`]
+    /// many.
     pub fn pass(&mut self, n: u64) {
         match self {
             Self::Length(left) => {
@@ -118,7 +123,8 @@ impl Body {
         }
     }
 
-    /// Follows `bytes` and says how many of them belong to this body; fewer than all only when it is done.
+    /// Follows `bytes` and says how many of them belong to this body; fewer than all only when it
+    /// is done.
     ///
     /// # Errors
     /// A byte that breaks the chunked grammar.
@@ -127,7 +133,9 @@ impl Body {
             Self::Done => Ok(0),
             Self::UntilClose => Ok(bytes.len()),
             Self::Length(left) => {
-                let n = bytes.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
+                let n = bytes
+                    .len()
+                    .min(usize::try_from(*left).unwrap_or(usize::MAX));
                 *left -= n as u64;
                 if *left == 0 {
                     *self = Self::Done;
@@ -162,11 +170,15 @@ impl Body {
 }
 
 impl Chunk {
-    /// One byte outside of data: the next place, `Some(None)` at the end of the body, `None` for a byte that may not
-    /// stand here.
+    /// One byte outside of data: the next place, `Some(None)` at the end of the body, `None` for a
+    /// byte that may not stand here.
     fn follow(self, byte: u8) -> Option<Option<Self>> {
         let next = match (self, byte) {
-            (Self::Start, _) => Self::Size { value: 0, digits: 0 }.digit(byte)?,
+            (Self::Start, _) => Self::Size {
+                value: 0,
+                digits: 0,
+            }
+            .digit(byte)?,
             (Self::Size { .. }, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => self.digit(byte)?,
             (Self::Size { value, .. }, b'\r') => Self::SizeLf(value),
             (Self::Size { value, .. } | Self::Space(value), b';') => Self::Extension(value),
@@ -189,9 +201,16 @@ impl Chunk {
     }
 
     fn digit(self, byte: u8) -> Option<Self> {
-        let Self::Size { value, digits } = self else { return None };
-        let digit = char::from(byte).to_digit(16).filter(|_| digits < MAX_SIZE_DIGITS)?;
-        Some(Self::Size { value: value << 4 | u64::from(digit), digits: digits + 1 })
+        let Self::Size { value, digits } = self else {
+            return None;
+        };
+        let digit = char::from(byte)
+            .to_digit(16)
+            .filter(|_| digits < MAX_SIZE_DIGITS)?;
+        Some(Self::Size {
+            value: value << 4 | u64::from(digit),
+            digits: digits + 1,
+        })
     }
 }
 

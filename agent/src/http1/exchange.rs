@@ -1,5 +1,5 @@
-//! One request and its answer. Both directions flow at once, so early answers, interim answers and streaming in
-//! either direction work; the exchange is over when both messages are complete.
+//! One request and its answer. Both directions flow at once, so early answers, interim answers and
+//! streaming in either direction work; the exchange is over when both messages are complete.
 
 use std::future::Future;
 use std::io;
@@ -20,8 +20,8 @@ use crate::metrics::{Class, OpaqueReason};
 use crate::outcome::Ended;
 use crate::upstream::app::ended_by_app;
 
-/// How long an answer may take until the runtime is told of a new caller's socket, so that a caller that leaves
-/// meanwhile is noticed. Most answers come sooner.
+/// How long an answer may take until the runtime is told of a new caller's socket, so that a caller
+/// that leaves meanwhile is noticed. Most answers come sooner.
 const UNWATCHED: Duration = Duration::from_millis(10);
 
 /// What becomes of the connection after an exchange.
@@ -40,8 +40,8 @@ pub(super) enum Outcome {
 /// The exchange under way.
 pub(super) struct Exchange {
     upstream: Upstream,
-    /// The rest of the connection may be relayed unread where it becomes unclear: it is the app's, and no caller
-    /// could tell the app anything that the port has to keep from it.
+    /// The rest of the connection may be relayed unread where it becomes unclear: it is the app's,
+    /// and no caller could tell the app anything that the port has to keep from it.
     may_relay: bool,
     method: Method,
     started: Instant,
@@ -88,7 +88,13 @@ struct Ends<'c, 'l> {
 
 impl Exchange {
     /// An exchange whose request head, and what was there of its `body`, has been cleared.
-    pub(super) fn new(head: &Head, body: Body, upstream: Upstream, relays: bool, started: Instant) -> Self {
+    pub(super) fn new(
+        head: &Head,
+        body: Body,
+        upstream: Upstream,
+        relays: bool,
+        started: Instant,
+    ) -> Self {
         Self {
             upstream,
             may_relay: relays && upstream == Upstream::App,
@@ -109,7 +115,17 @@ impl Exchange {
     }
 
     pub(super) fn poll(&mut self, c: &mut Connection, cx: &mut Context<'_>) -> Poll<Outcome> {
-        let Connection { lane, down, app, workstations, request, answer, caller_done, notes, .. } = c;
+        let Connection {
+            lane,
+            down,
+            app,
+            workstations,
+            request,
+            answer,
+            caller_done,
+            notes,
+            ..
+        } = c;
         let up = match self.upstream {
             Upstream::App => match ready!(app.poll_conn(cx)) {
                 Ok(conn) => conn,
@@ -117,7 +133,15 @@ impl Exchange {
             },
             Upstream::Tunnel(at) => workstations.at(at),
         };
-        let mut ends = Ends { lane, down, up, request, answer, caller_done, notes };
+        let mut ends = Ends {
+            lane,
+            down,
+            up,
+            request,
+            answer,
+            caller_done,
+            notes,
+        };
         let outcome = match self.poll_request(&mut ends, cx) {
             Some(outcome) => Poll::Ready(outcome),
             None => self.poll_answer(&mut ends, cx),
@@ -138,7 +162,9 @@ impl Exchange {
             match ended {
                 Ended::CallerReset | Ended::CallerLeft | Ended::Malformed => ends.up.abort(),
                 Ended::TunnelLost => lane.port.metrics.tunnel_failures.inc(),
-                Ended::AppRefused | Ended::TimedOut(_) => lane.port.metrics.app_connect_failures.inc(),
+                Ended::AppRefused | Ended::TimedOut(_) => {
+                    lane.port.metrics.app_connect_failures.inc()
+                }
                 _ => {}
             }
         }
@@ -170,7 +196,10 @@ impl Exchange {
                 }
                 continue;
             }
-            match ends.request.poll_read_body(ends.down, ends.up, &mut self.request, cx) {
+            match ends
+                .request
+                .poll_read_body(ends.down, ends.up, &mut self.request, cx)
+            {
                 Poll::Pending => return None,
                 Poll::Ready(Ok(0)) => return Some(self.caller_left()),
                 Poll::Ready(Ok(_)) => {}
@@ -199,14 +228,17 @@ impl Exchange {
         }
     }
 
-    /// While the answer is awaited: a caller that ends its side is passed on to the app. A workstation is not told,
-    /// because stock ones close their whole connection on it and the answer would be lost. Pipelined bytes wait.
+    /// While the answer is awaited: a caller that ends its side is passed on to the app. A
+    /// workstation is not told, because stock ones close their whole connection on it and the
+    /// answer would be lost. Pipelined bytes wait.
     fn watch_caller(&mut self, ends: &mut Ends<'_, '_>, cx: &mut Context<'_>) -> Option<Outcome> {
         if *ends.caller_done || !ends.request.buf.is_empty() {
             return None;
         }
         if ends.down.is_new() {
-            let unwatched = self.unwatched.get_or_insert_with(|| Box::pin(tokio::time::sleep(UNWATCHED)));
+            let unwatched = self
+                .unwatched
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep(UNWATCHED)));
             if unwatched.as_mut().poll(cx).is_pending() {
                 return None;
             }
@@ -224,13 +256,22 @@ impl Exchange {
         }
     }
 
-    /// A body whose framing breaks off: the app is the judge of the rest; a workstation must not see it.
+    /// A body whose framing breaks off: the app is the judge of the rest; a workstation must not
+    /// see it.
     fn unclear_request(&self) -> Outcome {
-        if self.may_relay { Outcome::Relay(Some(OpaqueReason::Ambiguous)) } else { Outcome::End(Ended::Malformed) }
+        if self.may_relay {
+            Outcome::Relay(Some(OpaqueReason::Ambiguous))
+        } else {
+            Outcome::End(Ended::Malformed)
+        }
     }
 
     fn caller_left(&self) -> Outcome {
-        if self.may_relay { Outcome::Relay(None) } else { Outcome::End(Ended::CallerLeft) }
+        if self.may_relay {
+            Outcome::Relay(None)
+        } else {
+            Outcome::End(Ended::CallerLeft)
+        }
     }
 
     /// Moves the answer on, and decides when the exchange is over.
@@ -281,7 +322,10 @@ impl Exchange {
     fn note_answered(&mut self, ends: &Ends<'_, '_>) {
         if !self.answered {
             self.answered = true;
-            let took = self.started.elapsed().saturating_sub(self.forwarded.unwrap_or_default());
+            let took = self
+                .started
+                .elapsed()
+                .saturating_sub(self.forwarded.unwrap_or_default());
             self.upstream_took = Some(took);
             ends.lane.port.metrics.upstream_time.observe(took);
         }
@@ -315,12 +359,20 @@ impl Exchange {
         let status = head.status();
         ends.lane.port.metrics.responses.at(Class::of(status)).inc();
         let tunnel = self.method == Method::Connect && status / 100 == 2;
-        let len = if status / 100 == 1 && status != 101 { head.len } else { self.note_head(head, ends, tunnel) };
+        let len = if status / 100 == 1 && status != 101 {
+            head.len
+        } else {
+            self.note_head(head, ends, tunnel)
+        };
         self.heads.1 += len as u64;
         if status == 101 || tunnel {
             return Follow::Over(Outcome::Relay(Some(OpaqueReason::Upgraded)));
         }
-        let mut body = if status / 100 == 1 { Body::Done } else { Body::of_response(head, self.method) };
+        let mut body = if status / 100 == 1 {
+            Body::Done
+        } else {
+            Body::of_response(head, self.method)
+        };
         if status / 100 == 1 {
             self.awaits_continue &= status != 100;
             self.answer = Answer::Head(Parser::new(Kind::Response));
@@ -331,7 +383,8 @@ impl Exchange {
         }
         self.persists &= head.persists();
         if self.awaits_continue && !self.request.is_done() {
-            // Whether the announced body follows, or the next request, is between the caller and the app.
+            // Whether the announced body follows, or the next request, is between the caller and
+            // the app.
             if self.may_relay {
                 return Follow::Over(Outcome::Relay(Some(OpaqueReason::Ambiguous)));
             }
@@ -350,23 +403,35 @@ impl Exchange {
         Follow::Cleared
     }
 
-    /// Notes the final head, and puts in what the caller asked for: why the request went where it went. While the
-    /// agent drains, `Connection: close` asks the caller to take its next request elsewhere (RFC 9112 section 9.6).
-    /// Everything else passes as it came. Answers the head's length.
+    /// Notes the final head, and puts in what the caller asked for: why the request went where it
+    /// went. While the agent drains, `Connection: close` asks the caller to take its next request
+    /// elsewhere (RFC 9112 section 9.6). Everything else passes as it came. Answers the head's
+    /// length.
     fn note_head(&mut self, head: &Head, ends: &mut Ends<'_, '_>, tunnel: bool) -> usize {
         let mut lines = String::new();
         if let Some(notes) = ends.notes {
             notes.answered(head.status(), self.upstream_took);
             lines.extend(notes.explained_line());
         }
-        if !tunnel && head.status() != 101 && self.persists && head.persists() && ends.lane.port.drain.is_draining() {
+        if !tunnel
+            && head.status() != 101
+            && self.persists
+            && head.persists()
+            && ends.lane.port.drain.is_draining()
+        {
             lines.push_str("Connection: close\r\n");
             self.closing = true;
         }
         if lines.is_empty() {
             return head.len;
         }
-        let first_line = ends.answer.buf.unread().iter().position(|b| *b == b'\n').map_or(0, |at| at + 1);
+        let first_line = ends
+            .answer
+            .buf
+            .unread()
+            .iter()
+            .position(|b| *b == b'\n')
+            .map_or(0, |at| at + 1);
         ends.answer.buf.insert(first_line, lines.as_bytes());
         head.len + lines.len()
     }
@@ -384,10 +449,13 @@ impl Exchange {
 
     /// An unclear answer has no end of its own. A caller that asks again has seen one.
     fn answer_is_stuck(&self, ends: &Ends<'_, '_>) -> bool {
-        matches!(self.answer, Answer::Unclear) && self.request.is_done() && !ends.request.buf.is_empty()
+        matches!(self.answer, Answer::Unclear)
+            && self.request.is_done()
+            && !ends.request.buf.is_empty()
     }
 
-    /// The answer is complete. The request may not be: then it goes on, as long as the upstream listens.
+    /// The answer is complete. The request may not be: then it goes on, as long as the upstream
+    /// listens.
     fn poll_over(&mut self, ends: &mut Ends<'_, '_>, cx: &mut Context<'_>) -> Poll<Outcome> {
         let complete = self.request.is_done() && ends.request.is_written();
         if self.refused {
@@ -396,7 +464,11 @@ impl Exchange {
         if complete {
             // The app ends its own connection where it means to.
             let goes_on = !self.closing && (self.persists || self.may_relay);
-            return Poll::Ready(if goes_on { Outcome::Next } else { Outcome::Close });
+            return Poll::Ready(if goes_on {
+                Outcome::Next
+            } else {
+                Outcome::Close
+            });
         }
         if self.awaits_continue {
             return Poll::Ready(Outcome::Close);

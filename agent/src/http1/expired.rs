@@ -1,5 +1,5 @@
-//! The one answer the agent gives itself: a request that matches an intercept which has expired, while its owner
-//! wants such requests to be noticed.
+//! The one answer the agent gives itself: a request that matches an intercept which has expired,
+//! while its owner wants such requests to be noticed.
 
 use std::sync::Arc;
 
@@ -23,9 +23,14 @@ pub(super) fn text(intercept: &Intercept) -> String {
 }
 
 impl Connection {
-    /// Answers with 503. `None` where the next request may follow; a request whose body is not all there is not
-    /// waited for, the connection ends behind the answer.
-    pub(super) async fn expired(&mut self, intercept: Arc<Intercept>, head: Head, body: Body) -> Option<Ended> {
+    /// Answers with 503. `None` where the next request may follow; a request whose body is not all
+    /// there is not waited for, the connection ends behind the answer.
+    pub(super) async fn expired(
+        &mut self,
+        intercept: Arc<Intercept>,
+        head: Head,
+        body: Body,
+    ) -> Option<Ended> {
         let text = text(&intercept);
         let keeps = head.persists() && body.is_done();
         let connection = match (keeps, head.minor) {
@@ -33,8 +38,16 @@ impl Connection {
             (true, 0) => "Connection: keep-alive\r\n",
             (true, _) => "",
         };
-        let explained = self.notes.as_ref().and_then(|n| n.explained_line()).unwrap_or_default();
-        let content = if head.method() == Method::Head { "" } else { &text };
+        let explained = self
+            .notes
+            .as_ref()
+            .and_then(|n| n.explained_line())
+            .unwrap_or_default();
+        let content = if head.method() == Method::Head {
+            ""
+        } else {
+            &text
+        };
         let answer = format!(
             "HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\n\
              Content-Length: {}\r\n{explained}{connection}\r\n{content}",
@@ -44,7 +57,8 @@ impl Connection {
         self.stale_app = true;
         let metrics = &self.lane.port.metrics;
         metrics.responses.at(Class::C5xx).inc();
-        if self.down.write_all(answer.as_bytes()).await.is_err() || self.down.flush().await.is_err() {
+        if self.down.write_all(answer.as_bytes()).await.is_err() || self.down.flush().await.is_err()
+        {
             return Some(Ended::CallerReset);
         }
         metrics.bytes_out.add(answer.len() as u64);
@@ -52,6 +66,10 @@ impl Connection {
             notes.answered(503, None);
             notes.moved(0, content.len() as u64);
         }
-        if keeps { None } else { Some(self.linger().await) }
+        if keeps {
+            None
+        } else {
+            Some(self.linger().await)
+        }
     }
 }

@@ -1,7 +1,7 @@
-//! One direction of an exchange: bytes are read into one buffer, cleared for forwarding by whoever follows their
-//! framing, and written on. At any time a direction either reads or writes, so a slow reader slows its sender and a
-//! direction never holds more than one buffer. A long plain stretch of a body between two sockets is moved by the
-//! kernel instead, through a pipe.
+//! One direction of an exchange: bytes are read into one buffer, cleared for forwarding by whoever
+//! follows their framing, and written on. At any time a direction either reads or writes, so a slow
+//! reader slows its sender and a direction never holds more than one buffer. A long plain stretch
+//! of a body between two sockets is moved by the kernel instead, through a pipe.
 
 use std::io;
 use std::pin::Pin;
@@ -16,7 +16,8 @@ use crate::metrics::PortMetrics;
 use crate::relay::Pace;
 use crate::relay::splice::{self, Hop};
 
-/// A stretch of a body at least this long is worth a pipe; below, one read and one write are cheaper.
+/// A stretch of a body at least this long is worth a pipe; below, one read and one write are
+/// cheaper.
 const LONG: u64 = 64 * 1024;
 
 /// One direction.
@@ -31,9 +32,11 @@ pub(super) struct Flow {
     pace: Pace,
     /// The kernel refused to splice.
     copies_only: bool,
-    /// Nothing was written yet, so the socket it goes to may be so new that the runtime knows nothing of it.
+    /// Nothing was written yet, so the socket it goes to may be so new that the runtime knows
+    /// nothing of it.
     fresh: bool,
-    /// How the source has ended, where that was found out while the last bytes were still to be written.
+    /// How the source has ended, where that was found out while the last bytes were still to be
+    /// written.
     end: Option<io::Result<()>>,
     /// Something was written since the last flush.
     dirty: bool,
@@ -45,11 +48,18 @@ pub(super) struct Flow {
 
 impl Flow {
     pub(super) fn starting_with(buf: Buf) -> Self {
-        Self { buf, fresh: true, ..Self::empty() }
+        Self {
+            buf,
+            fresh: true,
+            ..Self::empty()
+        }
     }
 
     pub(super) fn empty() -> Self {
-        Self { pace: Pace::hopeful(), ..Self::default() }
+        Self {
+            pace: Pace::hopeful(),
+            ..Self::default()
+        }
     }
 
     /// What is held, for a relay that takes over.
@@ -57,8 +67,8 @@ impl Flow {
         (std::mem::take(&mut self.buf), std::mem::take(&mut self.hop))
     }
 
-    /// Looks whether the source has ended behind a message after which it is expected to, so that what is left to be
-    /// written leaves together with the close.
+    /// Looks whether the source has ended behind a message after which it is expected to, so that
+    /// what is left to be written leaves together with the close.
     pub(super) fn look_for_end(&mut self, from: &Conn) {
         if let (Conn::Tcp(source), None, false) = (from, &self.end, self.buf.is_full()) {
             if conn::has_ended(source) {
@@ -86,7 +96,11 @@ impl Flow {
     /// Clears a head and as much of its body as is there.
     pub(super) fn clear_head(&mut self, head: usize, body: &mut Body) -> Result<(), Malformed> {
         let rest = self.buf.unread().get(head..).unwrap_or_default();
-        let sound = if body.is_done() { 0 } else { body.advance(rest)? };
+        let sound = if body.is_done() {
+            0
+        } else {
+            body.advance(rest)?
+        };
         self.cleared = head + sound;
         Ok(())
     }
@@ -114,12 +128,17 @@ impl Flow {
     }
 
     /// Writes what is cleared and flushes behind it.
-    pub(super) fn poll_write(&mut self, to: &mut Conn, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub(super) fn poll_write(
+        &mut self,
+        to: &mut Conn,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
         while self.cleared > 0 {
             let bytes = self.buf.unread().get(..self.cleared).unwrap_or_default();
             let last = matches!(self.end, Some(Ok(()))) && bytes.len() == self.buf.len();
             let n = match &*to {
-                // Where not all of it found room, the rest goes the usual way, and takes this with it.
+                // Where not all of it found room, the rest goes the usual way, and takes this with
+                // it.
                 Conn::Tcp(_) | Conn::New(_) if last && !self.dirty => match to.write_last(bytes) {
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                         self.dirty = true;
@@ -127,10 +146,12 @@ impl Flow {
                     }
                     written => written?,
                 },
-                Conn::Tcp(socket) if std::mem::take(&mut self.fresh) => match conn::write_now(socket, bytes) {
-                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
-                    written => written?,
-                },
+                Conn::Tcp(socket) if std::mem::take(&mut self.fresh) => {
+                    match conn::write_now(socket, bytes) {
+                        Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
+                        written => written?,
+                    }
+                }
                 _ => ready!(Pin::new(&mut *to).poll_write(cx, bytes))?,
             };
             if n == 0 {
@@ -155,12 +176,18 @@ impl Flow {
     }
 
     /// Reads once; a long plain stretch ahead asks for a large buffer.
-    pub(super) fn poll_read(&mut self, from: &mut Conn, ahead: u64, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    pub(super) fn poll_read(
+        &mut self,
+        from: &mut Conn,
+        ahead: u64,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
         self.buf.prefer_large(ahead > SIZE as u64);
         self.buf.poll_fill(from, cx)
     }
 
-    /// Reads a body on. A long plain stretch between two sockets is taken by the kernel, and `body` then knows it.
+    /// Reads a body on. A long plain stretch between two sockets is taken by the kernel, and `body`
+    /// then knows it.
     pub(super) fn poll_read_body(
         &mut self,
         from: &mut Conn,

@@ -1,12 +1,14 @@
-//! Where a head ends, what routing needs of it, and how the body after it ends (RFC 9112 sections 2 to 6). Bytes are
-//! looked at in place; nothing is copied, kept in a map or normalised.
+//! Where a head ends, what routing needs of it, and how the body after it ends (RFC 9112 sections 2
+//! to 6). Bytes are looked at in place; nothing is copied, kept in a map or normalised.
 //!
-//! A head that two readers could understand differently is [`Ambiguous`]: whoever meets it leaves the judgement to
-//! the app. Being strict is therefore free: the worst that a refused head suffers is to be relayed unread.
+//! A head that two readers could understand differently is [`Ambiguous`]: whoever meets it leaves
+//! the judgement to the app. Being strict is therefore free: the worst that a refused head suffers
+//! is to be relayed unread.
 
 use memchr::memchr;
 
-/// The largest head, in bytes; a larger one is relayed unread. Servers commonly stop at 8 to 32 KiB.
+/// The largest head, in bytes; a larger one is relayed unread. Servers commonly stop at 8 to 32
+/// KiB.
 pub const MAX_HEAD: usize = 64 * 1024;
 
 /// How a message's body ends, as far as its own head says.
@@ -29,7 +31,8 @@ pub enum Ambiguous {
     LineEnd,
     /// A line that continues the one before it (obs-fold).
     Folded,
-    /// A field name with a character that is none of a token's, white space before the colon included.
+    /// A field name with a character that is none of a token's, white space before the colon
+    /// included.
     Name,
     /// A control character in a value.
     Value,
@@ -115,8 +118,8 @@ pub enum Kind {
     Response,
 }
 
-/// Parses one head from bytes that grow at their end. Every byte is searched once and every line parsed once, so a
-/// head that comes byte by byte costs no more than one that comes whole.
+/// Parses one head from bytes that grow at their end. Every byte is searched once and every line
+/// parsed once, so a head that comes byte by byte costs no more than one that comes whole.
 #[derive(Clone, Debug)]
 pub struct Parser {
     kind: Kind,
@@ -155,13 +158,15 @@ impl Parser {
         }
     }
 
-    /// Reads on. `bytes` starts at the front of the head and holds everything that has come, more than in the call
-    /// before.
+    /// Reads on. `bytes` starts at the front of the head and holds everything that has come, more
+    /// than in the call before.
     ///
     /// # Errors
     /// What makes the head ambiguous; found as soon as the line that holds it is complete.
     pub fn parse(&mut self, bytes: &[u8]) -> Result<Step, Ambiguous> {
-        if self.searched > self.at && memchr(b'\n', bytes.get(self.searched..).unwrap_or_default()).is_none() {
+        if self.searched > self.at
+            && memchr(b'\n', bytes.get(self.searched..).unwrap_or_default()).is_none()
+        {
             self.searched = bytes.len();
             return self.more(bytes);
         }
@@ -189,11 +194,14 @@ impl Parser {
         }
     }
 
-    /// More is awaited only behind bytes that may still become a head: others are not to be held back.
+    /// More is awaited only behind bytes that may still become a head: others are not to be held
+    /// back.
     fn more(&self, bytes: &[u8]) -> Result<Step, Ambiguous> {
         if bytes.len() >= MAX_HEAD {
             Err(Ambiguous::Oversized)
-        } else if self.start.is_none() && !may_begin(self.kind, bytes.get(self.at..).unwrap_or_default()) {
+        } else if self.start.is_none()
+            && !may_begin(self.kind, bytes.get(self.at..).unwrap_or_default())
+        {
             Err(Ambiguous::StartLine)
         } else {
             Ok(Step::More)
@@ -220,7 +228,11 @@ impl Parser {
         let name = rest.get(..line.colon).unwrap_or_default();
         let value = || trimmed(rest.get(line.colon + 1..line.end).unwrap_or_default());
         if name.eq_ignore_ascii_case(b"content-length") {
-            if self.length.replace(decimal(value()).ok_or(Ambiguous::Length)?).is_some() {
+            if self
+                .length
+                .replace(decimal(value()).ok_or(Ambiguous::Length)?)
+                .is_some()
+            {
                 return Err(Ambiguous::Length);
             }
         } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
@@ -245,7 +257,8 @@ impl Parser {
         let framing = match (self.length, self.chunked) {
             (None, false) => Framing::Unsaid,
             (Some(n), false) => Framing::Length(n),
-            // A 1.0 peer knows no transfer coding and would read the chunks as the body (RFC 9112 section 6.1).
+            // A 1.0 peer knows no transfer coding and would read the chunks as the body (RFC 9112
+            // section 6.1).
             (None, true) if self.minor == 1 => Framing::Chunked,
             _ => return Err(Ambiguous::Conflict),
         };
@@ -296,25 +309,37 @@ impl Head {
         }
     }
 
-    /// The first line, and the field lines with the empty line behind them; `bytes` are the head's own.
+    /// The first line, and the field lines with the empty line behind them; `bytes` are the head's
+    /// own.
     #[must_use]
     pub(super) fn split<'b>(&self, bytes: &'b [u8]) -> (&'b [u8], &'b [u8]) {
-        bytes.get(..self.len).and_then(|head| head.split_at_checked(self.fields)).unwrap_or_default()
+        bytes
+            .get(..self.len)
+            .and_then(|head| head.split_at_checked(self.fields))
+            .unwrap_or_default()
     }
 
     /// The request as routing reads it; `bytes` are the ones the head was parsed from.
     #[must_use]
     pub fn request<'b>(&self, bytes: &'b [u8]) -> RequestView<'b> {
         let (method, target) = match self.start {
-            Start::Request { method_at, target, target_end, .. } => {
-                (bytes.get(method_at..target.saturating_sub(1)), bytes.get(target..target_end))
-            }
+            Start::Request {
+                method_at,
+                target,
+                target_end,
+                ..
+            } => (
+                bytes.get(method_at..target.saturating_sub(1)),
+                bytes.get(target..target_end),
+            ),
             Start::Response { .. } => (None, None),
         };
         RequestView {
             method: method.unwrap_or_default(),
             target: target.unwrap_or_default(),
-            fields: bytes.get(self.fields..self.len.saturating_sub(2)).unwrap_or_default(),
+            fields: bytes
+                .get(self.fields..self.len.saturating_sub(2))
+                .unwrap_or_default(),
         }
     }
 }
@@ -346,10 +371,14 @@ impl crate::route::Request for RequestView<'_> {
     }
 }
 
-/// The path and query of a target: what follows the authority in absolute-form (RFC 9112 section 3.2.2), everything
-/// in the other forms.
+/// The path and query of a target: what follows the authority in absolute-form (RFC 9112 section
+/// 3.2.2), everything in the other forms.
 fn origin_form(target: &[u8]) -> &[u8] {
-    let Some(scheme) = target.first().filter(|b| b.is_ascii_alphabetic()).and_then(|_| memchr(b':', target)) else {
+    let Some(scheme) = target
+        .first()
+        .filter(|b| b.is_ascii_alphabetic())
+        .and_then(|_| memchr(b':', target))
+    else {
         return target;
     };
     let Some(after) = target.get(scheme..).and_then(|t| t.strip_prefix(b"://")) else {
@@ -376,7 +405,8 @@ fn start_line_end(bytes: &[u8]) -> Result<Option<Line>, Ambiguous> {
     line_end(bytes, 0).map(|end| end.map(|end| Line { colon: 0, end }))
 }
 
-/// Finds colon and end of a field line, `None` while it is incomplete; the empty line has its end at 0.
+/// Finds colon and end of a field line, `None` while it is incomplete; the empty line has its end
+/// at 0.
 fn field_line(bytes: &[u8]) -> Result<Option<Line>, Ambiguous> {
     let Some(colon) = bytes.iter().position(|b| !is_token(*b)) else {
         return Ok(None);
@@ -390,7 +420,8 @@ fn field_line(bytes: &[u8]) -> Result<Option<Line>, Ambiguous> {
     }
 }
 
-/// The offset of the CR LF that ends the line, looked for from `from` on; control characters before it are refused.
+/// The offset of the CR LF that ends the line, looked for from `from` on; control characters before
+/// it are refused.
 fn line_end(bytes: &[u8], from: usize) -> Result<Option<usize>, Ambiguous> {
     let mut at = from;
     loop {
@@ -413,13 +444,18 @@ fn text_len(bytes: &[u8]) -> usize {
     for (i, word) in words.iter().enumerate() {
         let w = u64::from_le_bytes(*word);
         let del = w ^ (ONES * 0x7f);
-        // The usual tests for "a byte below 0x20" and "a zero byte"; the lowest flag is exact, higher ones need not be.
+        // The usual tests for "a byte below 0x20" and "a zero byte"; the lowest flag is exact,
+        // higher ones need not be.
         let flags = (w.wrapping_sub(ONES * 0x20) & !w | del.wrapping_sub(ONES) & !del) & HIGH;
         if flags != 0 {
             return i * 8 + (flags.trailing_zeros() / 8) as usize;
         }
     }
-    words.len() * 8 + tail.iter().position(|b| *b < 0x20 || *b == 0x7f).unwrap_or(tail.len())
+    words.len() * 8
+        + tail
+            .iter()
+            .position(|b| *b < 0x20 || *b == 0x7f)
+            .unwrap_or(tail.len())
 }
 
 /// Whether an incomplete first line may still become one.
@@ -430,7 +466,10 @@ fn may_begin(kind: Kind, bytes: &[u8]) -> bool {
             Some(method) => bytes.get(method) == Some(&b' '),
             None => true,
         },
-        Kind::Response => bytes.iter().zip(b"HTTP/1.").all(|(byte, want)| byte == want),
+        Kind::Response => bytes
+            .iter()
+            .zip(b"HTTP/1.")
+            .all(|(byte, want)| byte == want),
     }
 }
 
@@ -453,7 +492,12 @@ fn request_line(line: &[u8], offset: usize) -> Option<(Start, u8)> {
         _ => Method::Other,
     };
     Some((
-        Start::Request { method, method_at: offset, target: offset + target, target_end: offset + target_end },
+        Start::Request {
+            method,
+            method_at: offset,
+            target: offset + target,
+            target_end: offset + target_end,
+        },
         minor,
     ))
 }

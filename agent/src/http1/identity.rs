@@ -1,5 +1,6 @@
-//! Hands a verified caller's identity on, where the port is annotated so: the one case in which a head is not
-//! forwarded as it came. What callers themselves send under the header's name is taken out.
+//! Hands a verified caller's identity on, where the port is annotated so: the one case in which a
+//! head is not forwarded as it came. What callers themselves send under the header's name is taken
+//! out.
 
 use memchr::memchr;
 
@@ -7,8 +8,14 @@ use super::head::{Head, Kind, Parser, Step};
 use crate::buffers::Buf;
 use crate::tls::Identity;
 
-/// Rewrites the head at the front of `buf` and returns what it is then; `None` when it has become too large.
-pub(super) fn replace(buf: &mut Buf, head: &Head, name: &str, caller: Option<&Identity>) -> Option<Head> {
+/// Rewrites the head at the front of `buf` and returns what it is then; `None` when it has become
+/// too large.
+pub(super) fn replace(
+    buf: &mut Buf,
+    head: &Head,
+    name: &str,
+    caller: Option<&Identity>,
+) -> Option<Head> {
     let (old, rest) = buf.unread().split_at_checked(head.len)?;
     let (first, mut fields) = head.split(old);
     let mut bytes = Vec::with_capacity(buf.len() + 512);
@@ -42,7 +49,9 @@ mod tests {
     #[test]
     fn what_a_caller_says_of_itself_is_taken_out_and_nothing_else_changes() {
         let text = b"POST /a HTTP/1.1\r\nHost: x\r\nX-Caller: root\r\nx-caller:\r\nContent-Length: 4\r\n\r\nbodyGET /";
-        let Ok(Step::Complete(head)) = Parser::new(Kind::Request).parse(text) else { panic!() };
+        let Ok(Step::Complete(head)) = Parser::new(Kind::Request).parse(text) else {
+            panic!()
+        };
         let mut buf = Buf::from(&text[..]);
         let head = replace(&mut buf, &head, "x-caller", None).unwrap();
         let want = "POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbodyGET /";

@@ -1,5 +1,5 @@
-//! Between two exchanges: the next head is awaited while the app's connection and the tunnels are watched, so that a
-//! close of theirs is acted on as it would be without an agent.
+//! Between two exchanges: the next head is awaited while the app's connection and the tunnels are
+//! watched, so that a close of theirs is acted on as it would be without an agent.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -47,7 +47,14 @@ pub(super) struct Idle<'d> {
 impl<'d> Idle<'d> {
     pub(super) fn new(drain: &'d Drain) -> Self {
         let parser = Parser::new(Kind::Request);
-        Self { parser, deadline: None, drain, draining: None, asked: None, farewell: None }
+        Self {
+            parser,
+            deadline: None,
+            drain,
+            draining: None,
+            asked: None,
+            farewell: None,
+        }
     }
 
     pub(super) fn poll_next(&mut self, c: &mut Connection, cx: &mut Context<'_>) -> Poll<Next> {
@@ -70,7 +77,9 @@ impl<'d> Idle<'d> {
         if c.request.buf.is_empty() {
             return self.poll_draining(cx).map(|()| Next::End(Ended::Clean));
         }
-        let deadline = self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(HEAD_DEADLINE)));
+        let deadline = self
+            .deadline
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(HEAD_DEADLINE)));
         deadline.as_mut().poll(cx).map(|()| {
             c.lane.port.metrics.limits.at(Limit::HeadTime).inc();
             Next::Unclear(OpaqueReason::Undecided)
@@ -108,7 +117,8 @@ impl<'d> Idle<'d> {
         }
     }
 
-    /// The caller has ended its side: the app is told, and the connection is over once the app ends its own.
+    /// The caller has ended its side: the app is told, and the connection is over once the app ends
+    /// its own.
     fn caller_done(&mut self, c: &mut Connection, cx: &mut Context<'_>) -> Option<Next> {
         c.caller_done = true;
         if !c.request.buf.is_empty() {
@@ -116,7 +126,8 @@ impl<'d> Idle<'d> {
         }
         match c.app.up() {
             Some(app) if !c.stale_app => {
-                // Where TLS has to wait for room, its closing alert is given up; the socket's end follows anyway.
+                // Where TLS has to wait for room, its closing alert is given up; the socket's end
+                // follows anyway.
                 let _ = Pin::new(app).poll_shutdown(cx);
                 None
             }
@@ -124,19 +135,31 @@ impl<'d> Idle<'d> {
         }
     }
 
-    /// Ready once the drain has begun and no request came for a while, which would have been told that its answer is
-    /// the last one. The registration takes locks, so it is made once for each task.
+    /// Ready once the drain has begun and no request came for a while, which would have been told
+    /// that its answer is the last one. The registration takes locks, so it is made once for each
+    /// task.
     fn poll_draining(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.drain.is_draining() {
-            let farewell = self.farewell.get_or_insert_with(|| Box::pin(tokio::time::sleep(FAREWELL)));
+            let farewell = self
+                .farewell
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep(FAREWELL)));
             return farewell.as_mut().poll(cx);
         }
-        if self.asked.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+        if self
+            .asked
+            .as_ref()
+            .is_some_and(|waker| waker.will_wake(cx.waker()))
+        {
             return Poll::Pending;
         }
         self.asked = Some(cx.waker().clone());
         let drain = self.drain;
-        match self.draining.get_or_insert_with(|| Box::pin(drain.draining())).as_mut().poll(cx) {
+        match self
+            .draining
+            .get_or_insert_with(|| Box::pin(drain.draining()))
+            .as_mut()
+            .poll(cx)
+        {
             Poll::Ready(()) => self.poll_draining(cx),
             Poll::Pending => Poll::Pending,
         }
@@ -156,7 +179,9 @@ fn watch_app(c: &mut Connection, cx: &mut Context<'_>) -> Option<Next> {
         Poll::Pending => return None,
         Poll::Ready(Err(ended)) => ended,
         // More than the answer has come with it.
-        Poll::Ready(Ok(_)) if !c.answer.buf.is_empty() => return Some(Next::Unclear(OpaqueReason::Ambiguous)),
+        Poll::Ready(Ok(_)) if !c.answer.buf.is_empty() => {
+            return Some(Next::Unclear(OpaqueReason::Ambiguous));
+        }
         Poll::Ready(Ok(conn)) => {
             let read = match c.answer.take_end() {
                 Some(end) => Poll::Ready(end.map(|()| 0)),
@@ -176,11 +201,16 @@ fn watch_app(c: &mut Connection, cx: &mut Context<'_>) -> Option<Next> {
     }
     c.app.fail(failure);
     // While there are rules, the next request may yet be a workstation's.
-    c.lane.port.routes.load().is_empty().then_some(Next::End(failure))
+    c.lane
+        .port
+        .routes
+        .load()
+        .is_empty()
+        .then_some(Next::End(failure))
 }
 
-/// Gives up an app's connection that has ended, or speaks unasked, while a workstation served the caller: the caller
-/// has nothing to do with it.
+/// Gives up an app's connection that has ended, or speaks unasked, while a workstation served the
+/// caller: the caller has nothing to do with it.
 pub(super) fn drop_closed_app(c: &mut Connection, cx: &mut Context<'_>) {
     let Some(conn) = c.app.up() else { return };
     if c.answer.poll_read(conn, 0, cx).is_ready() {

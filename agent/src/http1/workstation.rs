@@ -1,5 +1,6 @@
-//! Tunnels of one caller's connection: opened on the first match, kept, opened again when they ended meanwhile. Until
-//! the workstation has connected, nothing of a request is sent and every failure lets the app answer.
+//! Tunnels of one caller's connection: opened on the first match, kept, opened again when they
+//! ended meanwhile. Until the workstation has connected, nothing of a request is sent and every
+//! failure lets the app answer.
 
 use std::error::Error;
 use std::future::poll_fn;
@@ -39,7 +40,8 @@ impl Workstations {
 
     /// Drops the tunnels that have ended (or speak unasked) between exchanges.
     pub(super) fn drop_ended(&mut self, cx: &mut Context<'_>) {
-        self.open.retain_mut(|leg| Buf::default().poll_fill(&mut leg.conn, cx).is_pending());
+        self.open
+            .retain_mut(|leg| Buf::default().poll_fill(&mut leg.conn, cx).is_pending());
     }
 
     fn find(&self, intercept: &Intercept) -> Option<usize> {
@@ -88,18 +90,27 @@ struct Failure {
 
 impl Failure {
     fn new(why: FailOpen, error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self { why, error: error.into() }
+        Self {
+            why,
+            error: error.into(),
+        }
     }
 }
 
-/// Opens a tunnel, waits for the workstation to have connected, and speaks TLS in it where the app would be spoken
-/// to in TLS.
+/// Opens a tunnel, waits for the workstation to have connected, and speaks TLS in it where the app
+/// would be spoken to in TLS.
 async fn open(lane: &Lane, intercept: &Arc<Intercept>) -> Result<Conn, Failure> {
     let port = &lane.port;
     let deadline = Instant::now() + intercept.dial_budget();
-    let mut tunnel = tunnel::open(&*port.tunnels, &port.metrics, intercept, lane.caller, Transport::Tcp)
-        .await
-        .map_err(|e| Failure::new(e.fail_open(), e))?;
+    let mut tunnel = tunnel::open(
+        &*port.tunnels,
+        &port.metrics,
+        intercept,
+        lane.caller,
+        Transport::Tcp,
+    )
+    .await
+    .map_err(|e| Failure::new(e.fail_open(), e))?;
     if let Err(failure) = tunnel.await_dial(deadline).await {
         return Err(Failure::new(failure.fail_open(), failure));
     }
@@ -108,11 +119,17 @@ async fn open(lane: &Lane, intercept: &Arc<Intercept>) -> Result<Conn, Failure> 
         return Ok(Conn::Other(tunnel));
     }
     let Some(handshake) = port.app.tls_to_workstation(tunnel, lane.hello.as_deref()) else {
-        return Err(Failure::new(FailOpen::Handshake, "no TLS towards the workstation is configured"));
+        return Err(Failure::new(
+            FailOpen::Handshake,
+            "no TLS towards the workstation is configured",
+        ));
     };
     match timeout_at(deadline, handshake).await {
         Ok(shaken) => shaken.map_err(|e| Failure::new(FailOpen::Handshake, e)),
-        Err(_) => Err(Failure::new(FailOpen::Handshake, "the TLS handshake with the workstation took too long")),
+        Err(_) => Err(Failure::new(
+            FailOpen::Handshake,
+            "the TLS handshake with the workstation took too long",
+        )),
     }
 }
 
@@ -125,5 +142,7 @@ fn report(lane: &Lane, intercept: &Intercept, failure: &Failure) {
 }
 
 fn now_unix() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs())
 }

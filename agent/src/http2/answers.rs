@@ -1,5 +1,5 @@
-//! The one answer that the agent gives itself: a request whose intercept has expired, while expired notifications
-//! are on.
+//! The one answer that the agent gives itself: a request whose intercept has expired, while expired
+//! notifications are on.
 
 use bytes::Bytes;
 use h2::RecvStream;
@@ -9,8 +9,8 @@ use http::{Request, Response, StatusCode};
 
 use crate::route::Intercept;
 
-/// 503 with a body that says so; to gRPC callers status UNAVAILABLE as a trailers-only response. `explained` is told
-/// to whoever asked why.
+/// 503 with a body that says so; to gRPC callers status UNAVAILABLE as a trailers-only response.
+/// `explained` is told to whoever asked why.
 pub(super) fn expired(
     mut respond: SendResponse<Bytes>,
     request: &Request<RecvStream>,
@@ -21,7 +21,10 @@ pub(super) fn expired(
         "Intercept \"{}\" of {} has expired. Create it again, or call without the headers that select it.",
         intercept.name, intercept.client
     );
-    let grpc = request.headers().get(CONTENT_TYPE).filter(|t| t.as_bytes().starts_with(b"application/grpc"));
+    let grpc = request
+        .headers()
+        .get(CONTENT_TYPE)
+        .filter(|t| t.as_bytes().starts_with(b"application/grpc"));
     let mut response = Response::new(());
     let headers = response.headers_mut();
     if let Some(value) = explained.and_then(|text| HeaderValue::try_from(text).ok()) {
@@ -37,7 +40,10 @@ pub(super) fn expired(
         let _ = respond.send_response(response, true);
         return 200;
     }
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
     let body = text + "\n";
     headers.insert(http::header::CONTENT_LENGTH, HeaderValue::from(body.len()));
     *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;

@@ -1,6 +1,7 @@
-//! What has to be said between the frames of the `h2` library, or instead of them, where the library has no word for
-//! it: the first step of a graceful GOAWAY, a limit of streams that changes, `https` without an authority. Pure; the
-//! connection below the library ([`super::watched`]) writes what is found here.
+//! What has to be said between the frames of the `h2` library, or instead of them, where the
+//! library has no word for it: the first step of a graceful GOAWAY, a limit of streams that
+//! changes, `https` without an authority. Pure; the connection below the library
+//! ([`super::watched`]) writes what is found here.
 
 use super::frames::{self, HEAD, Head, Next, Tracker, kind};
 
@@ -11,7 +12,8 @@ const INITIAL_WINDOW: u16 = 0x4;
 const SCHEME_HTTP: u8 = 0x86;
 const SCHEME_HTTPS: u8 = 0x87;
 
-/// Where in `bytes`, which follow what `out` has followed, a frame begins that is `wanted`; their length if none does.
+/// Where in `bytes`, which follow what `out` has followed, a frame begins that is `wanted`; their
+/// length if none does.
 pub(super) fn find(out: &Tracker, bytes: &[u8], wanted: impl Fn(Head) -> bool) -> usize {
     let (mut out, mut at) = (*out, 0);
     while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
@@ -25,9 +27,10 @@ pub(super) fn find(out: &Tracker, bytes: &[u8], wanted: impl Fn(Head) -> bool) -
     at
 }
 
-/// The frame to be sent for the library's SETTINGS at the front of `bytes`, and how many bytes it stands for: with
-/// `limit` as the most streams at a time. The library tells that once, in its first SETTINGS; what it can say again
-/// later is the initial window, so a frame with nothing but that one becomes the new limit.
+/// The frame to be sent for the library's SETTINGS at the front of `bytes`, and how many bytes it
+/// stands for: with `limit` as the most streams at a time. The library tells that once, in its
+/// first SETTINGS; what it can say again later is the initial window, so a frame with nothing but
+/// that one becomes the new limit.
 pub(super) fn limited(bytes: &[u8], limit: u32) -> Option<Vec<u8>> {
     let head = Head::parse(*bytes.first_chunk()?);
     let mut ours = bytes.get(..HEAD + head.length as usize)?.to_vec();
@@ -50,8 +53,8 @@ pub(super) fn is_settings(head: Head) -> bool {
     head.kind == kind::SETTINGS && head.flags & frames::ACK == 0
 }
 
-/// The beginning of the HEADERS at the front of `bytes` with the scheme `https` instead of `http`. The library drops
-/// the scheme of a request without an authority, and writes `http`.
+/// The beginning of the HEADERS at the front of `bytes` with the scheme `https` instead of `http`.
+/// The library drops the scheme of a request without an authority, and writes `http`.
 pub(super) fn secured(bytes: &[u8]) -> Option<Vec<u8>> {
     let at = HEAD + second_field(bytes.get(HEAD..)?)?;
     if *bytes.get(at)? != SCHEME_HTTP {
@@ -62,8 +65,9 @@ pub(super) fn secured(bytes: &[u8]) -> Option<Vec<u8>> {
     Some(ours)
 }
 
-/// Where the second field of a header section begins, in the forms that the library writes: changes of the table's
-/// size, then `:method` from a table or as a literal with a name from a table (RFC 7541 section 6).
+/// Where the second field of a header section begins, in the forms that the library writes: changes
+/// of the table's size, then `:method` from a table or as a literal with a name from a table (RFC
+/// 7541 section 6).
 fn second_field(section: &[u8]) -> Option<usize> {
     let mut at = 0;
     while section.get(at)? & 0xe0 == 0x20 {
@@ -85,7 +89,11 @@ fn integer(bytes: &[u8], mask: u8) -> Option<usize> {
     if bytes.first()? & mask != mask {
         return Some(1);
     }
-    let more = bytes.iter().skip(1).take_while(|byte| **byte & 0x80 != 0).count();
+    let more = bytes
+        .iter()
+        .skip(1)
+        .take_while(|byte| **byte & 0x80 != 0)
+        .count();
     Some(2 + more)
 }
 
@@ -94,23 +102,47 @@ mod tests {
     use super::*;
 
     fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
-        let head = Head { length: payload.len() as u32, kind, flags: 0, stream: 0 };
+        let head = Head {
+            length: payload.len() as u32,
+            kind,
+            flags: 0,
+            stream: 0,
+        };
         [&head.encode()[..], payload].concat()
     }
 
     #[test]
     fn a_limit_takes_the_place_of_the_librarys_or_of_a_lone_window() {
         let first = frame(kind::SETTINGS, b"\0\x03\0\0\x10\0\0\x04\0\x02\0\0");
-        assert_eq!(limited(&first, 7), Some(frame(kind::SETTINGS, b"\0\x03\0\0\0\x07\0\x04\0\x02\0\0")));
+        assert_eq!(
+            limited(&first, 7),
+            Some(frame(kind::SETTINGS, b"\0\x03\0\0\0\x07\0\x04\0\x02\0\0"))
+        );
         let later = frame(kind::SETTINGS, b"\0\x04\0\x02\0\0");
-        assert_eq!(limited(&later, 0), Some(frame(kind::SETTINGS, b"\0\x03\0\0\0\0")));
-        assert_eq!(limited(&frame(kind::SETTINGS, b"\0\x04\0\x02\0\0\0\x06\0\0\0\x01"), 0), None);
+        assert_eq!(
+            limited(&later, 0),
+            Some(frame(kind::SETTINGS, b"\0\x03\0\0\0\0"))
+        );
+        assert_eq!(
+            limited(
+                &frame(kind::SETTINGS, b"\0\x04\0\x02\0\0\0\x06\0\0\0\x01"),
+                0
+            ),
+            None
+        );
         assert_eq!(limited(&first[..12], 7), None);
     }
 
     #[test]
     fn the_scheme_is_found_behind_every_form_of_a_method() {
-        for method in [&b"\x82"[..], b"\x42\x03PUT", b"\x02\x03PUT", b"\xbe", b"\x20\x82", b"\x3f\xe1\x1f\x83"] {
+        for method in [
+            &b"\x82"[..],
+            b"\x42\x03PUT",
+            b"\x02\x03PUT",
+            b"\xbe",
+            b"\x20\x82",
+            b"\x3f\xe1\x1f\x83",
+        ] {
             let section = [method, b"\x86\x84"].concat();
             let expected = [method, b"\x87"].concat();
             let ours = secured(&frame(kind::HEADERS, &section)).expect("a scheme");

@@ -1,4 +1,5 @@
-//! A budget that work earns and time earns, so that only a caller that does nothing useful for long runs out.
+//! A budget that work earns and time earns, so that only a caller that does nothing useful for long
+//! runs out.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,12 @@ pub(super) struct Budget {
 impl Budget {
     /// Starts full, with `most`, and earns `per_second` by time alone.
     pub(super) fn new(most: u32, per_second: u32) -> Self {
-        Self { left: most, most, per_second, refilled: None }
+        Self {
+            left: most,
+            most,
+            per_second,
+            refilled: None,
+        }
     }
 
     pub(super) fn earn(&mut self, n: u32) {

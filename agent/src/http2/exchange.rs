@@ -1,5 +1,6 @@
-//! One stream of a terminated connection, from the request's head to the end of both directions. Each stream has one
-//! owner and one end: what resets one side resets the other for the same reason, and nothing is sent twice.
+//! One stream of a terminated connection, from the request's head to the end of both directions.
+//! Each stream has one owner and one end: what resets one side resets the other for the same
+//! reason, and nothing is sent twice.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -70,7 +71,13 @@ enum Stage {
 impl Exchange {
     /// For a request that has been sent.
     pub(super) fn asked(respond: SendResponse<Bytes>, sent: Sent, legs: Arc<Legs>) -> Self {
-        Self { respond, stage: Stage::Asked(sent), legs, away: false, notes: None }
+        Self {
+            respond,
+            stage: Stage::Asked(sent),
+            legs,
+            away: false,
+            notes: None,
+        }
     }
 
     /// For a request whose connection to the app is not ready, or gone.
@@ -86,7 +93,13 @@ impl Exchange {
             let _held = held;
             to_app.await
         };
-        Self { respond, stage: Stage::Preparing(Box::pin(way)), legs, away: false, notes: None }
+        Self {
+            respond,
+            stage: Stage::Preparing(Box::pin(way)),
+            legs,
+            away: false,
+            notes: None,
+        }
     }
 
     /// For a request that an intercept takes.
@@ -103,7 +116,13 @@ impl Exchange {
             let _held = held;
             to_workstation.await
         };
-        Self { respond, stage: Stage::Preparing(Box::pin(way)), legs, away: true, notes: None }
+        Self {
+            respond,
+            stage: Stage::Preparing(Box::pin(way)),
+            legs,
+            away: true,
+            notes: None,
+        }
     }
 
     /// While nothing has been answered: whether the caller has given up. Says so upstream at once.
@@ -121,7 +140,9 @@ impl Exchange {
 
     /// Passes 1xx on and, when it comes, the answer's head.
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Reason>> {
-        let Stage::Asked(sent) = &mut self.stage else { return Poll::Ready(Ok(())) };
+        let Stage::Asked(sent) = &mut self.stage else {
+            return Poll::Ready(Ok(()));
+        };
         while let Poll::Ready(Some(informational)) = sent.head.poll_informational(cx) {
             let informational = informational.map_err(|e| passed_on(&e))?;
             // A caller that is gone is noticed by its reset.
@@ -138,7 +159,10 @@ impl Exchange {
         metrics.responses.at(Class::of(head.status.as_u16())).inc();
         if let Some(notes) = &mut self.notes {
             notes.answered(head.status.as_u16(), Some(took));
-            if let Some(value) = notes.explained().and_then(|text| HeaderValue::try_from(text).ok()) {
+            if let Some(value) = notes
+                .explained()
+                .and_then(|text| HeaderValue::try_from(text).ok())
+            {
                 head.headers.insert(HEADER, value);
             }
         }
@@ -147,9 +171,17 @@ impl Exchange {
             .respond
             .send_response(Response::from_parts(head, ()), ended)
             .map_err(|e| e.reason().unwrap_or(Reason::INTERNAL_ERROR))?;
-        let response = if ended { Pump::finished(body, down) } else { Pump::new(body, down) };
+        let response = if ended {
+            Pump::finished(body, down)
+        } else {
+            Pump::new(body, down)
+        };
         if let Stage::Asked(sent) = std::mem::replace(&mut self.stage, Stage::Over) {
-            self.stage = Stage::Answering { request: sent.request, response, unwanted: false };
+            self.stage = Stage::Answering {
+                request: sent.request,
+                response,
+                unwanted: false,
+            };
         }
         Poll::Ready(Ok(()))
     }
@@ -169,8 +201,13 @@ impl Future for Exchange {
 
 impl Exchange {
     fn end_notes(&mut self, ending: Ending) {
-        let Some(mut notes) = self.notes.take() else { return };
-        if let Stage::Answering { request, response, .. } = &self.stage {
+        let Some(mut notes) = self.notes.take() else {
+            return;
+        };
+        if let Stage::Answering {
+            request, response, ..
+        } = &self.stage
+        {
             notes.moved(request.moved(), response.moved());
         }
         notes.end(match ending {
@@ -194,7 +231,11 @@ impl Exchange {
                         return Poll::Ready(Ending::Answered);
                     }
                     Poll::Pending => {
-                        return if self.poll_given_up(cx) { Poll::Ready(Ending::GivenUp) } else { Poll::Pending };
+                        return if self.poll_given_up(cx) {
+                            Poll::Ready(Ending::GivenUp)
+                        } else {
+                            Poll::Pending
+                        };
                     }
                 },
                 Stage::Asked(sent) => {
@@ -210,11 +251,19 @@ impl Exchange {
                             return Poll::Ready(Ending::Answered);
                         }
                         Poll::Pending => {
-                            return if self.poll_given_up(cx) { Poll::Ready(Ending::GivenUp) } else { Poll::Pending };
+                            return if self.poll_given_up(cx) {
+                                Poll::Ready(Ending::GivenUp)
+                            } else {
+                                Poll::Pending
+                            };
                         }
                     }
                 }
-                Stage::Answering { request, response, unwanted } => {
+                Stage::Answering {
+                    request,
+                    response,
+                    unwanted,
+                } => {
                     return answer(request, response, unwanted, cx).map(|()| Ending::Answered);
                 }
                 Stage::Over => return Poll::Ready(Ending::Answered),
@@ -223,8 +272,14 @@ impl Exchange {
     }
 }
 
-/// Moves both bodies. Ready when both have ended, or one of them broke off and the other side knows.
-fn answer(request: &mut Pump, response: &mut Pump, unwanted: &mut bool, cx: &mut Context<'_>) -> Poll<()> {
+/// Moves both bodies. Ready when both have ended, or one of them broke off and the other side
+/// knows.
+fn answer(
+    request: &mut Pump,
+    response: &mut Pump,
+    unwanted: &mut bool,
+    cx: &mut Context<'_>,
+) -> Poll<()> {
     if !*unwanted {
         match request.poll(cx) {
             Poll::Ready(Err(Cut::BySender(reason))) => {
@@ -248,9 +303,14 @@ fn answer(request: &mut Pump, response: &mut Pump, unwanted: &mut bool, cx: &mut
         }
         Poll::Pending => return Poll::Pending,
     }
-    // Where the receiver wanted no more of the request, letting go of the stream resets it with NO_ERROR once the
-    // answer is out (RFC 9113 section 8.1); a reset said here would overtake the answer.
-    if *unwanted || request.is_done() { Poll::Ready(()) } else { Poll::Pending }
+    // Where the receiver wanted no more of the request, letting go of the stream resets it with
+    // NO_ERROR once the answer is out (RFC 9113 section 8.1); a reset said here would overtake the
+    // answer.
+    if *unwanted || request.is_done() {
+        Poll::Ready(())
+    } else {
+        Poll::Pending
+    }
 }
 
 /// Sends a request on; `way` must have said that it is ready.
@@ -262,7 +322,9 @@ pub(super) fn send(
 ) -> Result<Sent, Reason> {
     way.signs.queued.store(true, Ordering::Relaxed);
     if way.signs.blocked.load(Ordering::Relaxed) {
-        way.signs.unsent.fetch_add(head_size(&request), Ordering::Relaxed);
+        way.signs
+            .unsent
+            .fetch_add(head_size(&request), Ordering::Relaxed);
     }
     let (mut head, body) = request.into_parts();
     let bare = head.uri.scheme().is_none() && head.method != Method::CONNECT;
@@ -271,8 +333,10 @@ pub(super) fn send(
         head.version = Version::HTTP_11;
     }
     let ended = body.is_end_stream();
-    let (response, up): (ResponseFuture, SendStream<Bytes>) =
-        way.send.send_request(Request::from_parts(head, ()), ended).map_err(|error| {
+    let (response, up): (ResponseFuture, SendStream<Bytes>) = way
+        .send
+        .send_request(Request::from_parts(head, ()), ended)
+        .map_err(|error| {
             tracing::debug!(%error, "request not sent");
             // Nothing of it was sent, so the caller may try again.
             Reason::REFUSED_STREAM
@@ -281,17 +345,37 @@ pub(super) fn send(
         way.signs.secure(response.stream_id().as_u32());
     }
     let at = Instant::now();
-    lane.port.metrics.own_time.observe(at.saturating_duration_since(received));
-    let request = if ended { Pump::finished(body, up) } else { Pump::new(body, up) };
-    Ok(Sent { head: response, request, at, failed_open: None })
+    lane.port
+        .metrics
+        .own_time
+        .observe(at.saturating_duration_since(received));
+    let request = if ended {
+        Pump::finished(body, up)
+    } else {
+        Pump::new(body, up)
+    };
+    Ok(Sent {
+        head: response,
+        request,
+        at,
+        failed_open: None,
+    })
 }
 
 async fn takes_another(way: &mut Way) -> bool {
-    std::future::poll_fn(|cx| way.send.poll_ready(cx)).await.is_ok() && !way.parts()
+    std::future::poll_fn(|cx| way.send.poll_ready(cx))
+        .await
+        .is_ok()
+        && !way.parts()
 }
 
-/// Over the first connection as soon as it takes another stream; over a further one when it is gone.
-async fn to_app(request: Request<RecvStream>, primary: Option<Way>, legs: Arc<Legs>) -> Result<Sent, Reason> {
+/// Over the first connection as soon as it takes another stream; over a further one when it is
+/// gone.
+async fn to_app(
+    request: Request<RecvStream>,
+    primary: Option<Way>,
+    legs: Arc<Legs>,
+) -> Result<Sent, Reason> {
     let received = Instant::now();
     let metrics = &legs.lane().port.metrics;
     if let Some(mut way) = primary
@@ -350,13 +434,19 @@ async fn to_workstation(
             }
         }
     }
-    to_app(request, primary, legs.clone()).await.map(|sent| Sent { failed_open, ..sent })
+    to_app(request, primary, legs.clone())
+        .await
+        .map(|sent| Sent {
+            failed_open,
+            ..sent
+        })
 }
 
 /// What the caller is told when the answer's head does not come.
 fn passed_on(error: &h2::Error) -> Reason {
     if error.is_go_away() && error.is_remote() {
-        // The stream is above the last one that the GOAWAY says was processed: the caller may try again.
+        // The stream is above the last one that the GOAWAY says was processed: the caller may try
+        // again.
         return Reason::REFUSED_STREAM;
     }
     match error.reason() {

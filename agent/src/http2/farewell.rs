@@ -1,8 +1,9 @@
-//! How a terminated connection's caller is asked to go elsewhere without losing a request that crosses the asking
-//! (RFC 9113 section 6.8), in the same steps as in [`super::parting`]: GOAWAY with the largest stream id; then, when
-//! no stream is open, PINGs, until two in a row were answered without a stream in between; and only then the library's
-//! own shutdown, which takes a single answered PING as proof that no more streams come. It is none: common clients
-//! (those built on the `h2` library) answer PINGs ahead of requests that they have queued.
+//! How a terminated connection's caller is asked to go elsewhere without losing a request that
+//! crosses the asking (RFC 9113 section 6.8), in the same steps as in [`super::parting`]: GOAWAY
+//! with the largest stream id; then, when no stream is open, PINGs, until two in a row were
+//! answered without a stream in between; and only then the library's own shutdown, which takes a
+//! single answered PING as proof that no more streams come. It is none: common clients (those built
+//! on the `h2` library) answer PINGs ahead of requests that they have queued.
 
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
@@ -42,12 +43,24 @@ impl Farewell {
     /// Has the first GOAWAY said.
     pub(super) fn begin(pings: Option<PingPong>, signs: &Signs) -> Self {
         signs.farewell.store(true, Ordering::Relaxed);
-        Self { pings, patience: Box::pin(sleep(PATIENCE)), asked_at: None, calm: 0, over: false }
+        Self {
+            pings,
+            patience: Box::pin(sleep(PATIENCE)),
+            asked_at: None,
+            calm: 0,
+            over: false,
+        }
     }
 
-    /// Takes the next step where it is due. `begun` streams have begun in this connection's life, and `idle` says that
-    /// none is open.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>, signs: &Signs, begun: u64, idle: bool) -> Next {
+    /// Takes the next step where it is due. `begun` streams have begun in this connection's life,
+    /// and `idle` says that none is open.
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        signs: &Signs,
+        begun: u64,
+        idle: bool,
+    ) -> Next {
         if self.over {
             return Next::Wait;
         }
@@ -58,7 +71,11 @@ impl Farewell {
         if !idle || self.asked_at.is_some() || signs.farewell.load(Ordering::Relaxed) {
             return Next::Wait;
         }
-        match self.pings.as_mut().map(|pings| pings.send_ping(Ping::opaque())) {
+        match self
+            .pings
+            .as_mut()
+            .map(|pings| pings.send_ping(Ping::opaque()))
+        {
             Some(Ok(())) => {
                 self.asked_at = Some(begun);
                 Next::Write
@@ -75,7 +92,11 @@ impl Farewell {
             && let Poll::Ready(answer) = pings.poll_pong(cx)
         {
             self.asked_at = None;
-            self.calm = if answer.is_ok() && at == begun { self.calm + 1 } else { 0 };
+            self.calm = if answer.is_ok() && at == begun {
+                self.calm + 1
+            } else {
+                0
+            };
         }
         idle && self.calm >= CALM
     }

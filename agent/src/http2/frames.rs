@@ -1,6 +1,7 @@
-//! Follows HTTP/2 by its 9-byte frame headers (RFC 9113 section 4.1) without looking at payloads: where frames end,
-//! where a frame of ours may be put between two of theirs, which streams are open. Pure: bytes in, facts out, and
-//! nothing a peer sends makes it fail; what is no HTTP/2 merely yields meaningless facts.
+//! Follows HTTP/2 by its 9-byte frame headers (RFC 9113 section 4.1) without looking at payloads:
+//! where frames end, where a frame of ours may be put between two of theirs, which streams are
+//! open. Pure: bytes in, facts out, and nothing a peer sends makes it fail; what is no HTTP/2
+//! merely yields meaningless facts.
 
 /// What a client sends first (RFC 9113 section 3.4).
 pub const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -85,7 +86,11 @@ impl Head {
     /// Whether CONTINUATION must follow, with nothing between.
     #[must_use]
     pub fn leaves_section_open(self) -> bool {
-        self.flags & END_HEADERS == 0 && matches!(self.kind, kind::HEADERS | kind::PUSH_PROMISE | kind::CONTINUATION)
+        self.flags & END_HEADERS == 0
+            && matches!(
+                self.kind,
+                kind::HEADERS | kind::PUSH_PROMISE | kind::CONTINUATION
+            )
     }
 }
 
@@ -93,7 +98,13 @@ impl Head {
 #[must_use]
 pub fn goaway(last_stream: u32, reason: u32) -> [u8; 17] {
     let mut frame = [0; 17];
-    let head = Head { length: 8, kind: kind::GOAWAY, flags: 0, stream: 0 }.encode();
+    let head = Head {
+        length: 8,
+        kind: kind::GOAWAY,
+        flags: 0,
+        stream: 0,
+    }
+    .encode();
     put(&mut frame, 0, &head);
     put(&mut frame, 9, &last_stream.to_be_bytes());
     put(&mut frame, 13, &reason.to_be_bytes());
@@ -104,7 +115,17 @@ pub fn goaway(last_stream: u32, reason: u32) -> [u8; 17] {
 #[must_use]
 pub fn ping(payload: [u8; 8], flags: u8) -> [u8; 17] {
     let mut frame = [0; 17];
-    put(&mut frame, 0, &Head { length: 8, kind: kind::PING, flags, stream: 0 }.encode());
+    put(
+        &mut frame,
+        0,
+        &Head {
+            length: 8,
+            kind: kind::PING,
+            flags,
+            stream: 0,
+        }
+        .encode(),
+    );
     put(&mut frame, 9, &payload);
     frame
 }
@@ -113,7 +134,17 @@ pub fn ping(payload: [u8; 8], flags: u8) -> [u8; 17] {
 #[must_use]
 pub fn window_update(stream: u32, credit: u32) -> [u8; 13] {
     let mut frame = [0; 13];
-    put(&mut frame, 0, &Head { length: 4, kind: kind::WINDOW_UPDATE, flags: 0, stream }.encode());
+    put(
+        &mut frame,
+        0,
+        &Head {
+            length: 4,
+            kind: kind::WINDOW_UPDATE,
+            flags: 0,
+            stream,
+        }
+        .encode(),
+    );
     put(&mut frame, 9, &credit.to_be_bytes());
     frame
 }
@@ -154,13 +185,22 @@ impl Tracker {
     #[must_use]
     pub fn client() -> Self {
         // The length of the preface fits any integer.
-        Self { left: PREFACE.len() as u32, ..Self::server() }
+        Self {
+            left: PREFACE.len() as u32,
+            ..Self::server()
+        }
     }
 
     /// Follows what a server sends.
     #[must_use]
     pub fn server() -> Self {
-        Self { left: 0, partial: [0; HEAD], have: 0, section_open: false, begun: false }
+        Self {
+            left: 0,
+            partial: [0; HEAD],
+            have: 0,
+            section_open: false,
+            begun: false,
+        }
     }
 
     /// Follows `bytes`, and shows every frame header as soon as it is complete.
@@ -174,8 +214,8 @@ impl Tracker {
         }
     }
 
-    /// Whether a frame may be put here: between two frames, outside a header section, and after the first frame,
-    /// which must be the peer's own SETTINGS (RFC 9113 section 3.4).
+    /// Whether a frame may be put here: between two frames, outside a header section, and after the
+    /// first frame, which must be the peer's own SETTINGS (RFC 9113 section 3.4).
     #[must_use]
     pub fn at_boundary(&self) -> bool {
         self.begun && self.left == 0 && self.have == 0 && !self.section_open
@@ -195,7 +235,11 @@ impl Tracker {
     /// What stands at the front of `bytes`, which are the next ones to follow.
     #[must_use]
     pub fn peek(&self, bytes: &[u8]) -> Next {
-        let begun = if self.left > 0 { self.left as usize } else { (HEAD - usize::from(self.have)) % HEAD };
+        let begun = if self.left > 0 {
+            self.left as usize
+        } else {
+            (HEAD - usize::from(self.have)) % HEAD
+        };
         if begun > 0 {
             return Next::Rest(begun.min(bytes.len()));
         }
@@ -205,8 +249,8 @@ impl Tracker {
         }
     }
 
-    /// Follows as many of `bytes` as belong together, the rest of a payload or of a header, and says how many these are
-    /// and which header they complete.
+    /// Follows as many of `bytes` as belong together, the rest of a payload or of a header, and
+    /// says how many these are and which header they complete.
     pub fn step(&mut self, bytes: &[u8]) -> (usize, Option<Head>) {
         if self.left > 0 {
             let used = bytes.len().min(self.left as usize);
@@ -221,7 +265,11 @@ impl Tracker {
         }
         let have = usize::from(self.have);
         let used = bytes.len().min(HEAD - have);
-        put(&mut self.partial, have, bytes.get(..used).unwrap_or_default());
+        put(
+            &mut self.partial,
+            have,
+            bytes.get(..used).unwrap_or_default(),
+        );
         if have + used < HEAD {
             // Less than nine fits a byte.
             self.have = (have + used) as u8;
@@ -234,7 +282,10 @@ impl Tracker {
     fn enter(&mut self, head: Head) -> Head {
         self.left = head.length;
         self.begun = true;
-        if matches!(head.kind, kind::HEADERS | kind::PUSH_PROMISE | kind::CONTINUATION) {
+        if matches!(
+            head.kind,
+            kind::HEADERS | kind::PUSH_PROMISE | kind::CONTINUATION
+        ) {
             self.section_open = head.leaves_section_open();
         }
         head
@@ -250,8 +301,8 @@ pub enum Side {
     App = 2,
 }
 
-/// Which streams of a connection are open. Closed ones leave a mark that is swept away with the next ones, so every
-/// operation costs a binary search over the streams that are open at a time.
+/// Which streams of a connection are open. Closed ones leave a mark that is swept away with the
+/// next ones, so every operation costs a binary search over the streams that are open at a time.
 #[derive(Debug, Default)]
 pub struct Book {
     /// In id order, which is the order in which a client opens them.
@@ -287,7 +338,11 @@ impl Book {
 
     /// Gives up knowing what is open; for streams this book has no notion of, such as pushed ones.
     pub fn lose_track(&mut self) {
-        *self = Self { highest: self.highest, lost: true, ..Self::default() };
+        *self = Self {
+            highest: self.highest,
+            lost: true,
+            ..Self::default()
+        };
     }
 
     /// Takes note of a frame a client sends, and says whether it opens a stream.
@@ -329,8 +384,12 @@ impl Book {
     }
 
     fn end(&mut self, id: u32, sides: u8) {
-        let Ok(at) = self.entries.binary_search_by_key(&id, |e| e.id) else { return };
-        let Some(entry) = self.entries.get_mut(at) else { return };
+        let Ok(at) = self.entries.binary_search_by_key(&id, |e| e.id) else {
+            return;
+        };
+        let Some(entry) = self.entries.get_mut(at) else {
+            return;
+        };
         let was = entry.ended;
         entry.ended |= sides;
         if was != BOTH && entry.ended == BOTH {
@@ -343,7 +402,8 @@ impl Book {
         if self.closed == self.entries.len() {
             self.entries.clear();
             self.closed = 0;
-            // An idle connection keeps room for a usual number of streams, not for its busiest moment.
+            // An idle connection keeps room for a usual number of streams, not for its busiest
+            // moment.
             self.entries.shrink_to(64);
         } else if self.closed >= 32 && self.closed * 2 > self.entries.len() {
             self.entries.retain(|e| e.ended != BOTH);
@@ -358,7 +418,14 @@ mod tests {
     use proptest::prelude::*;
 
     fn frame(kind: u8, flags: u8, stream: u32, payload: usize) -> Vec<u8> {
-        let mut bytes = Head { length: payload as u32, kind, flags, stream }.encode().to_vec();
+        let mut bytes = Head {
+            length: payload as u32,
+            kind,
+            flags,
+            stream,
+        }
+        .encode()
+        .to_vec();
         bytes.resize(HEAD + payload, 0xaa);
         bytes
     }
@@ -493,18 +560,37 @@ mod tests {
     fn a_book_gives_up_beyond_its_size_and_keeps_the_highest_id() {
         let mut book = Book::default();
         for n in 0..=MAX_OPEN as u32 {
-            book.from_caller(Head { length: 0, kind: kind::HEADERS, flags: END_HEADERS, stream: 2 * n + 1 });
+            book.from_caller(Head {
+                length: 0,
+                kind: kind::HEADERS,
+                flags: END_HEADERS,
+                stream: 2 * n + 1,
+            });
         }
-        assert_eq!((book.open(), book.highest()), (None, 2 * MAX_OPEN as u32 + 1));
+        assert_eq!(
+            (book.open(), book.highest()),
+            (None, 2 * MAX_OPEN as u32 + 1)
+        );
         assert_eq!(book.entries.capacity(), 0);
     }
 
     #[test]
     fn frames_of_ours_have_the_shape_the_standard_asks_for() {
-        assert_eq!(goaway(7, 0), [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 0]);
-        assert_eq!(ping([1, 2, 3, 4, 5, 6, 7, 8], ACK)[..10], [0, 0, 8, 6, 1, 0, 0, 0, 0, 1]);
+        assert_eq!(
+            goaway(7, 0),
+            [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 0]
+        );
+        assert_eq!(
+            ping([1, 2, 3, 4, 5, 6, 7, 8], ACK)[..10],
+            [0, 0, 8, 6, 1, 0, 0, 0, 0, 1]
+        );
         assert_eq!(window_update(3, 5), [0, 0, 4, 8, 0, 0, 0, 0, 3, 0, 0, 0, 5]);
-        let head = Head { length: 0x01_02_03, kind: 9, flags: 4, stream: 0x7fff_fff1 };
+        let head = Head {
+            length: 0x01_02_03,
+            kind: 9,
+            flags: 4,
+            stream: 0x7fff_fff1,
+        };
         assert_eq!(Head::parse(head.encode()), head);
     }
 }

@@ -1,5 +1,6 @@
-//! Where the streams of a terminated connection go on: HTTP/2 connections to the app and to workstations. Each is
-//! opened when its first stream needs it and kept for the caller's connection.
+//! Where the streams of a terminated connection go on: HTTP/2 connections to the app and to
+//! workstations. Each is opened when its first stream needs it and kept for the caller's
+//! connection.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,10 +23,11 @@ use crate::route::Intercept;
 use crate::upstream::tunnel::{self, Tunnel};
 use crate::upstream::{DialApp, Transport};
 
-/// Header lists are limited as in Go's servers, so that none that passes without the agent fails with it.
+/// Header lists are limited as in Go's servers, so that none that passes without the agent fails
+/// with it.
 pub(super) const HEADER_LIST: u32 = 1 << 20;
-/// Bytes of one stream that may be on their way inside the agent while the next side does not take them: enough to
-/// keep a stream busy inside a cluster.
+/// Bytes of one stream that may be on their way inside the agent while the next side does not take
+/// them: enough to keep a stream busy inside a cluster.
 pub(super) const STREAM_WINDOW: u32 = 128 * 1024;
 /// The same for a whole connection: as many stalled streams as fill it hold up no other.
 pub(super) const CONNECTION_WINDOW: u32 = 16 << 20;
@@ -36,7 +38,8 @@ pub(super) const SEND_BUFFER: usize = 64 * 1024;
 /// Streams cancelled towards a server of which late frames are tolerated silently.
 const CANCELLED: usize = 1024;
 
-/// Heads of requests that may wait inside the agent for one caller, while a tunnel is opened or the app is busy.
+/// Heads of requests that may wait inside the agent for one caller, while a tunnel is opened or the
+/// app is busy.
 const WAITING: usize = 8 << 20;
 /// Heads that may have been sent on a connection whose peer does not take them.
 pub(super) const UNSENT: usize = 1 << 20;
@@ -52,7 +55,8 @@ pub(super) struct Way {
 }
 
 impl Way {
-    /// Whether the server has said that it takes no more requests; the library may hear of that a little later.
+    /// Whether the server has said that it takes no more requests; the library may hear of that a
+    /// little later.
     pub(super) fn parts(&self) -> bool {
         self.signs.parts.load(Ordering::Relaxed)
     }
@@ -77,7 +81,10 @@ impl Drop for Held {
 
 /// Bytes of a request's head, counted as header lists are (RFC 9113 section 6.5.2).
 pub(super) fn head_size<B>(request: &Request<B>) -> usize {
-    let fields = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 32);
+    let fields = request
+        .headers()
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len() + 32);
     fields.sum::<usize>() + request.uri().path().len() + request.uri().query().map_or(0, str::len)
 }
 
@@ -98,7 +105,11 @@ struct Open {
 
 impl Legs {
     pub(super) fn new(lane: Lane) -> Arc<Self> {
-        Arc::new(Self { lane, open: Mutex::default(), waiting: AtomicUsize::new(0) })
+        Arc::new(Self {
+            lane,
+            open: Mutex::default(),
+            waiting: AtomicUsize::new(0),
+        })
     }
 
     pub(super) fn lane(&self) -> &Lane {
@@ -112,35 +123,52 @@ impl Legs {
             return None;
         }
         self.waiting.fetch_add(bytes, Ordering::Relaxed);
-        Some(Held { legs: Arc::clone(self), bytes })
+        Some(Held {
+            legs: Arc::clone(self),
+            bytes,
+        })
     }
 
     /// The connection to an intercept's workstation, opened where there is none.
     pub(super) fn workstation(&self, intercept: &Arc<Intercept>) -> Opening<FailOpen> {
         let mut open = self.lock();
-        if let Some((_, opening)) = open.workstations.iter().find(|(known, _)| is_same_way(known, intercept)) {
+        if let Some((_, opening)) = open
+            .workstations
+            .iter()
+            .find(|(known, _)| is_same_way(known, intercept))
+        {
             return opening.clone();
         }
-        let opening = workstation(self.lane.clone(), intercept.clone()).boxed().shared();
+        let opening = workstation(self.lane.clone(), intercept.clone())
+            .boxed()
+            .shared();
         open.workstations.push((intercept.clone(), opening.clone()));
         opening
     }
 
     /// Forgets a connection that failed, so that the next stream tries again.
     pub(super) fn forget(&self, failed: &Opening<FailOpen>) {
-        self.lock().workstations.retain(|(_, opening)| !opening.ptr_eq(failed));
+        self.lock()
+            .workstations
+            .retain(|(_, opening)| !opening.ptr_eq(failed));
     }
 
     /// A further connection to the app.
     pub(super) fn spare_app(&self) -> Opening<Ended> {
         let mut open = self.lock();
-        open.app.get_or_insert_with(|| spare_app(self.lane.clone()).boxed().shared()).clone()
+        open.app
+            .get_or_insert_with(|| spare_app(self.lane.clone()).boxed().shared())
+            .clone()
     }
 
     /// Forgets a further connection to the app that failed.
     pub(super) fn forget_app(&self, failed: &Opening<Ended>) {
         let mut open = self.lock();
-        if open.app.as_ref().is_some_and(|opening| opening.ptr_eq(failed)) {
+        if open
+            .app
+            .as_ref()
+            .is_some_and(|opening| opening.ptr_eq(failed))
+        {
             open.app = None;
         }
     }
@@ -148,7 +176,12 @@ impl Legs {
     /// Lets go of workstations whose intercepts are over; streams on the way keep theirs.
     pub(super) fn prune(&self) {
         let table = self.lane.port.routes.load();
-        let still = |known: &Arc<Intercept>| table.entries().iter().any(|e| is_same_way(&e.intercept, known));
+        let still = |known: &Arc<Intercept>| {
+            table
+                .entries()
+                .iter()
+                .any(|e| is_same_way(&e.intercept, known))
+        };
         self.lock().workstations.retain(|(known, _)| still(known));
     }
 
@@ -177,7 +210,8 @@ pub(super) fn client(stream_window: u32) -> Builder {
         .max_header_list_size(HEADER_LIST)
         .max_send_buffer_size(SEND_BUFFER)
         .max_concurrent_reset_streams(CANCELLED)
-        // The server beyond is the user's own: what it gets wrong is not held against its other streams.
+        // The server beyond is the user's own: what it gets wrong is not held against its other
+        // streams.
         .max_local_error_reset_streams(None);
     builder
 }
@@ -201,7 +235,9 @@ async fn spare_app(lane: Lane) -> Result<Way, Ended> {
         limited!(port.metrics.lines.app, warn, port = port.container_port, caller = %lane.caller, %error, "app not reached");
         Ended::AppRefused
     })?;
-    let (way, driver) = handshake(conn, Buf::default(), STREAM_WINDOW).await.map_err(|_| Ended::AppReset)?;
+    let (way, driver) = handshake(conn, Buf::default(), STREAM_WINDOW)
+        .await
+        .map_err(|_| Ended::AppReset)?;
     port.drain.spawn(async move {
         // Its streams have seen what ended it.
         let _ = driver.await;
@@ -209,7 +245,8 @@ async fn spare_app(lane: Lane) -> Result<Way, Ended> {
     Ok(way)
 }
 
-/// Opens a tunnel, waits for the workstation's dial, and speaks HTTP/2 through it. No byte is sent before DialOK.
+/// Opens a tunnel, waits for the workstation's dial, and speaks HTTP/2 through it. No byte is sent
+/// before DialOK.
 async fn workstation(lane: Lane, intercept: Arc<Intercept>) -> Result<Way, FailOpen> {
     let port = &lane.port;
     let deadline = Instant::now() + tunnel::dial_budget(&intercept);
@@ -220,8 +257,16 @@ async fn workstation(lane: Lane, intercept: Arc<Intercept>) -> Result<Way, FailO
         );
         why
     };
-    let opened =
-        timeout_at(deadline, tunnel::open(&*port.tunnels, &port.metrics, &intercept, lane.caller, Transport::Tcp));
+    let opened = timeout_at(
+        deadline,
+        tunnel::open(
+            &*port.tunnels,
+            &port.metrics,
+            &intercept,
+            lane.caller,
+            Transport::Tcp,
+        ),
+    );
     let mut tunnel = match opened.await {
         Ok(Ok(tunnel)) => tunnel,
         Ok(Err(error)) => return Err(refused(error.fail_open(), &error)),
@@ -238,8 +283,9 @@ async fn workstation(lane: Lane, intercept: Arc<Intercept>) -> Result<Way, FailO
         port.metrics.tunnel_failures.inc();
         refused(FailOpen::Handshake, &error)
     })?;
-    let (way, driver) =
-        handshake(conn, Buf::default(), FAR_STREAM_WINDOW).await.map_err(|error| refused(FailOpen::Lost, &error))?;
+    let (way, driver) = handshake(conn, Buf::default(), FAR_STREAM_WINDOW)
+        .await
+        .map_err(|error| refused(FailOpen::Lost, &error))?;
     let (metrics, signs) = (port.metrics.clone(), way.signs.clone());
     port.drain.spawn(async move {
         let failed = driver.await.is_err();
@@ -260,7 +306,9 @@ async fn secured(tunnel: Tunnel, intercept: &Intercept, lane: &Lane) -> std::io:
     }
     match app.tls_to_workstation(tunnel, lane.hello.as_deref()) {
         Some(handshaking) => timeout(HANDSHAKE, handshaking).await?,
-        None => Err(std::io::Error::other("no TLS towards the workstation is configured")),
+        None => Err(std::io::Error::other(
+            "no TLS towards the workstation is configured",
+        )),
     }
 }
 

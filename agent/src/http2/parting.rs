@@ -1,16 +1,18 @@
-//! How a relayed connection ends when its streams have to be told apart: a GOAWAY in two steps (RFC 9113 section
-//! 6.8), put between the app's frames.
+//! How a relayed connection ends when its streams have to be told apart: a GOAWAY in two steps (RFC
+//! 9113 section 6.8), put between the app's frames.
 //!
-//! The first GOAWAY names the largest possible stream. Clients open no stream after they have read it; streams that
-//! were on their way, or waiting in the client's own queues, still go to the app like every stream that began before
-//! the rule. PINGs find out when no more of them come: the second GOAWAY names the highest stream that was really
-//! relayed, and is sent when no stream is open and two PINGs in a row have been answered without a stream in
-//! between. Two, because some clients answer a PING ahead of requests that they have queued.
+//! The first GOAWAY names the largest possible stream. Clients open no stream after they have read
+//! it; streams that were on their way, or waiting in the client's own queues, still go to the app
+//! like every stream that began before the rule. PINGs find out when no more of them come: the
+//! second GOAWAY names the highest stream that was really relayed, and is sent when no stream is
+//! open and two PINGs in a row have been answered without a stream in between. Two, because some
+//! clients answer a PING ahead of requests that they have queued.
 //!
-//! A single GOAWAY with the highest id so far would be simpler, but a stream that crosses it on the wire is refused,
-//! and common clients (those built on hyper) report that to their user instead of trying again. Refusing it would
-//! also mean to withhold its header section from the app, whose header decompression would then disagree with the
-//! caller's in every later section. Only a client that goes on opening streams for [`PATIENCE`] is treated that way.
+//! A single GOAWAY with the highest id so far would be simpler, but a stream that crosses it on the
+//! wire is refused, and common clients (those built on hyper) report that to their user instead of
+//! trying again. Refusing it would also mean to withhold its header section from the app, whose
+//! header decompression would then disagree with the caller's in every later section. Only a client
+//! that goes on opening streams for [`PATIENCE`] is treated that way.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -35,7 +37,11 @@ pub(super) struct Outgoing {
 }
 
 impl Outgoing {
-    pub(super) const NONE: Self = Self { bytes: [0; 34], from: 0, to: 0 };
+    pub(super) const NONE: Self = Self {
+        bytes: [0; 34],
+        from: 0,
+        to: 0,
+    };
 
     pub(super) fn is_empty(&self) -> bool {
         self.from == self.to
@@ -49,7 +55,8 @@ impl Outgoing {
         self.from = self.to.min(self.from + n);
     }
 
-    /// Appends as long as there is room, which holds for what [`Parting`] ever has pending at a time.
+    /// Appends as long as there is room, which holds for what [`Parting`] ever has pending at a
+    /// time.
     pub(super) fn push(&mut self, frame: &[u8]) {
         if self.is_empty() {
             (self.from, self.to) = (0, 0);
@@ -91,7 +98,13 @@ impl Parting {
         let mut pending = Outgoing::NONE;
         pending.push(&frames::goaway(MAX_STREAM, 0));
         pending.push(&frames::ping(MARK, 0));
-        Self { step: Step::Warning, announced: MAX_STREAM, asked_at: Some(highest), calm: 0, pending }
+        Self {
+            step: Step::Warning,
+            announced: MAX_STREAM,
+            asked_at: Some(highest),
+            calm: 0,
+            pending,
+        }
     }
 
     /// Whether `payload` of a PING answer is that of one of ours.
@@ -101,7 +114,11 @@ impl Parting {
 
     /// The caller has answered our PING, when `highest` was the highest stream.
     pub(super) fn answered(&mut self, highest: u32) {
-        self.calm = if self.asked_at.take() == Some(highest) { self.calm + 1 } else { 0 };
+        self.calm = if self.asked_at.take() == Some(highest) {
+            self.calm + 1
+        } else {
+            0
+        };
     }
 
     /// Goes on when no stream is open: asks again, or parts.
@@ -152,8 +169,8 @@ impl Parting {
         matches!(self.step, Step::Parted(_)) && self.pending.is_empty()
     }
 
-    /// The id that may stand in a GOAWAY of the app's that names `last`: ids must not grow from one GOAWAY to the
-    /// next.
+    /// The id that may stand in a GOAWAY of the app's that names `last`: ids must not grow from one
+    /// GOAWAY to the next.
     pub(super) fn lower(&mut self, last: u32) -> u32 {
         self.announced = self.announced.min(last);
         self.announced
@@ -172,7 +189,10 @@ mod tests {
     async fn parting_takes_two_quiet_pings_after_the_last_stream() {
         let mut parting = Parting::begin(5);
         parting.idle(5);
-        assert_eq!(told(&mut parting), [frames::goaway(MAX_STREAM, 0), frames::ping(MARK, 0)].concat());
+        assert_eq!(
+            told(&mut parting),
+            [frames::goaway(MAX_STREAM, 0), frames::ping(MARK, 0)].concat()
+        );
         // A stream came before the answer: it does not count.
         parting.answered(7);
         for _ in 0..2 {

@@ -1,5 +1,6 @@
-//! One direction of one stream: data as the receiver's window allows, then trailers. Nothing is collected: a chunk
-//! is held until it can be sent on, and only then is its sender given new credit.
+//! One direction of one stream: data as the receiver's window allows, then trailers. Nothing is
+//! collected: a chunk is held until it can be sent on, and only then is its sender given new
+//! credit.
 
 use std::task::{Context, Poll, ready};
 
@@ -27,12 +28,22 @@ pub(super) enum Cut {
 
 impl Pump {
     pub(super) fn new(from: RecvStream, to: SendStream<Bytes>) -> Self {
-        Self { from, to, held: Bytes::new(), data_over: false, done: false, moved: 0 }
+        Self {
+            from,
+            to,
+            held: Bytes::new(),
+            data_over: false,
+            done: false,
+            moved: 0,
+        }
     }
 
     /// For a direction whose end was sent with its beginning.
     pub(super) fn finished(from: RecvStream, to: SendStream<Bytes>) -> Self {
-        Self { done: true, ..Self::new(from, to) }
+        Self {
+            done: true,
+            ..Self::new(from, to)
+        }
     }
 
     /// Bytes handed on so far.
@@ -59,7 +70,8 @@ impl Pump {
             if !self.held.is_empty() {
                 ready!(self.poll_send(cx))?;
             } else if self.data_over {
-                let trailers = ready!(self.from.poll_trailers(cx)).map_err(|e| Cut::BySender(e.reason()))?;
+                let trailers =
+                    ready!(self.from.poll_trailers(cx)).map_err(|e| Cut::BySender(e.reason()))?;
                 self.done = true;
                 match trailers {
                     Some(trailers) => self.to.send_trailers(trailers),
@@ -70,7 +82,9 @@ impl Pump {
                 match self.from.poll_data(cx) {
                     Poll::Ready(Some(Ok(chunk))) if chunk.is_empty() => self.send(chunk)?,
                     Poll::Ready(Some(Ok(chunk))) => self.held = chunk,
-                    Poll::Ready(Some(Err(e))) => return Poll::Ready(Err(Cut::BySender(e.reason()))),
+                    Poll::Ready(Some(Err(e))) => {
+                        return Poll::Ready(Err(Cut::BySender(e.reason())));
+                    }
                     Poll::Ready(None) => self.data_over = true,
                     Poll::Pending => {
                         let gone = ready!(self.poll_receiver_gone(cx));
@@ -91,7 +105,8 @@ impl Pump {
                 Poll::Ready(Some(Ok(n))) => room = n,
                 Poll::Ready(_) => return Poll::Ready(Err(Cut::ByReceiver(self.reset_reason(cx)))),
                 Poll::Pending => {
-                    // A sender that gives up is noticed even while the receiver does not take what is held.
+                    // A sender that gives up is noticed even while the receiver does not take what
+                    // is held.
                     let gone = ready!(self.poll_receiver_gone(cx));
                     return Poll::Ready(Err(Cut::ByReceiver(gone)));
                 }
@@ -109,7 +124,9 @@ impl Pump {
         let end = self.held.is_empty() && self.from.is_end_stream();
         self.done = end;
         self.moved += part.len() as u64;
-        self.to.send_data(part, end).map_err(|_| Cut::ByReceiver(None))
+        self.to
+            .send_data(part, end)
+            .map_err(|_| Cut::ByReceiver(None))
     }
 
     fn reset_reason(&mut self, cx: &mut Context<'_>) -> Option<Reason> {

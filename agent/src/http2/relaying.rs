@@ -1,6 +1,7 @@
-//! Relay mode: what one side sent is written to the other as it is, one read and one write at a time, with a walk
-//! over the frame headers in between that counts requests and knows which streams are open. It is a loop of its own,
-//! beside the crate's general relay, because frames of ours may have to be put between the app's.
+//! Relay mode: what one side sent is written to the other as it is, one read and one write at a
+//! time, with a walk over the frame headers in between that counts requests and knows which streams
+//! are open. It is a loop of its own, beside the crate's general relay, because frames of ours may
+//! have to be put between the app's.
 
 use std::future::poll_fn;
 use std::io;
@@ -19,12 +20,12 @@ use crate::lane::Lane;
 use crate::metrics::{Limit, PortMetrics};
 use crate::outcome::Ended;
 
-/// How long the caller may take to close once all is said, so that closing does not turn into a reset that destroys
-/// what it has not read yet.
+/// How long the caller may take to close once all is said, so that closing does not turn into a
+/// reset that destroys what it has not read yet.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// Relays until both sides have closed, or until all streams have ended after a change of rules (or a drain) asked
-/// the caller to leave.
+/// Relays until both sides have closed, or until all streams have ended after a change of rules (or
+/// a drain) asked the caller to leave.
 pub(super) async fn relay(
     down: Conn,
     first: Buf,
@@ -59,7 +60,8 @@ enum Done {
     CallerBroke,
     /// The app's socket failed.
     AppBroke,
-    /// A caller that opens streams against GOAWAY continued an older one in a way that can no longer be relayed.
+    /// A caller that opens streams against GOAWAY continued an older one in a way that can no
+    /// longer be relayed.
     Unruly,
 }
 
@@ -102,13 +104,15 @@ impl Half {
     /// Lets the next `n` bytes through.
     fn pass(&mut self, n: usize, seen: impl FnMut(Head)) {
         let bytes = self.buf.unread().get(self.sendable..).unwrap_or_default();
-        self.tracker.follow(bytes.get(..n).unwrap_or_default(), seen);
+        self.tracker
+            .follow(bytes.get(..n).unwrap_or_default(), seen);
         self.sendable += n;
     }
 
     /// Takes the next `n` bytes out; only where nothing is sendable before them.
     fn take_out(&mut self, n: usize) {
-        self.tracker.follow(self.buf.unread().get(..n).unwrap_or_default(), |_| {});
+        self.tracker
+            .follow(self.buf.unread().get(..n).unwrap_or_default(), |_| {});
         self.buf.consume(n);
     }
 
@@ -122,7 +126,9 @@ impl Half {
             self.dirty = true;
         }
         while !self.patch.is_empty() {
-            let n = wrote(ready!(Pin::new(&mut *to).poll_write(cx, self.patch.bytes())))?;
+            let n = wrote(ready!(
+                Pin::new(&mut *to).poll_write(cx, self.patch.bytes())
+            ))?;
             self.patch.consume(n);
             self.dirty = true;
         }
@@ -152,7 +158,13 @@ impl Half {
 }
 
 fn wrote(result: io::Result<usize>) -> io::Result<usize> {
-    result.and_then(|n| if n == 0 { Err(io::ErrorKind::WriteZero.into()) } else { Ok(n) })
+    result.and_then(|n| {
+        if n == 0 {
+            Err(io::ErrorKind::WriteZero.into())
+        } else {
+            Ok(n)
+        }
+    })
 }
 
 /// Both directions of a connection.
@@ -172,7 +184,8 @@ struct Pair<'m> {
     parting: Option<Parting>,
     /// A header section was withheld from the app, so it could not understand later ones.
     withheld: bool,
-    /// Credit of refused DATA, to be given back to the caller's connection window (RFC 9113 section 6.8).
+    /// Credit of refused DATA, to be given back to the caller's connection window (RFC 9113 section
+    /// 6.8).
     refund: u32,
     metrics: &'m PortMetrics,
 }
@@ -204,7 +217,11 @@ impl<'m> Pair<'m> {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Done> {
-        let up = if self.deaf { Poll::Ready(Ok(())) } else { self.poll_up(cx) };
+        let up = if self.deaf {
+            Poll::Ready(Ok(()))
+        } else {
+            self.poll_up(cx)
+        };
         if matches!(up, Poll::Ready(Err(Done::AppBroke))) {
             // What it said before it broke still belongs to the caller.
             self.deaf = true;
@@ -223,9 +240,12 @@ impl<'m> Pair<'m> {
         }
     }
 
-    /// Takes the next step of parting where it is due; says whether there is something to tell the caller.
+    /// Takes the next step of parting where it is due; says whether there is something to tell the
+    /// caller.
     fn goes_on_parting(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(parting) = &mut self.parting else { return false };
+        let Some(parting) = &mut self.parting else {
+            return false;
+        };
         if self.book.open() == Some(0) {
             parting.idle(self.book.highest());
         }
@@ -244,9 +264,14 @@ impl<'m> Pair<'m> {
             }
             ready!(self.up.poll_flush(&mut self.app, cx)).map_err(|_| Done::AppBroke)?;
             if self.up.ended {
-                return self.up.poll_shut(&mut self.app, cx).map_err(|_| Done::AppBroke);
+                return self
+                    .up
+                    .poll_shut(&mut self.app, cx)
+                    .map_err(|_| Done::AppBroke);
             }
-            match ready!(self.up.buf.poll_fill(&mut self.down, cx)).map_err(|_| Done::CallerBroke)? {
+            match ready!(self.up.buf.poll_fill(&mut self.down, cx))
+                .map_err(|_| Done::CallerBroke)?
+            {
                 0 => self.up.ended = true,
                 n => self.metrics.bytes_in.add(n as u64),
             }
@@ -262,7 +287,10 @@ impl<'m> Pair<'m> {
             }
             ready!(self.back.poll_flush(&mut self.down, cx)).map_err(|_| Done::CallerBroke)?;
             if self.back.ended {
-                return self.back.poll_shut(&mut self.down, cx).map_err(|_| Done::CallerBroke);
+                return self
+                    .back
+                    .poll_shut(&mut self.down, cx)
+                    .map_err(|_| Done::CallerBroke);
             }
             match ready!(self.back.buf.poll_fill(&mut self.app, cx)).map_err(|_| Done::AppBroke)? {
                 0 => self.back.ended = true,
@@ -276,7 +304,8 @@ impl<'m> Pair<'m> {
         let all = self.up.buf.len();
         if self.parting.is_none() || self.up.ended {
             let (book, mut requests) = (&mut self.book, 0);
-            self.up.pass(all, |head| requests += u64::from(book.from_caller(head)));
+            self.up
+                .pass(all, |head| requests += u64::from(book.from_caller(head)));
             if requests > 0 {
                 self.metrics.http2_relayed.add(requests);
             }
@@ -308,9 +337,13 @@ impl<'m> Pair<'m> {
     }
 
     fn sort_up_frame(&mut self, head: Head, nothing_before: bool) -> Result<bool, Done> {
-        let Some(parting) = &mut self.parting else { return Ok(false) };
+        let Some(parting) = &mut self.parting else {
+            return Ok(false);
+        };
         if head.kind == kind::PING && head.flags & frames::ACK != 0 && head.length == 8 {
-            let Some(payload) = self.up.unsorted().get(HEAD..HEAD + 8) else { return Ok(false) };
+            let Some(payload) = self.up.unsorted().get(HEAD..HEAD + 8) else {
+                return Ok(false);
+            };
             if parting.is_answer(payload) {
                 if nothing_before {
                     parting.answered(self.book.highest());
@@ -336,18 +369,26 @@ impl<'m> Pair<'m> {
         Ok(true)
     }
 
-    /// A frame of a stream that a client must not have opened: it knows that the stream was not processed.
+    /// A frame of a stream that a client must not have opened: it knows that the stream was not
+    /// processed.
     fn refuse(&mut self, head: Head) {
         self.withheld |= matches!(head.kind, kind::HEADERS | kind::CONTINUATION);
         if head.kind == kind::DATA {
-            self.refund = self.refund.saturating_add(head.length).min(frames::MAX_STREAM);
+            self.refund = self
+                .refund
+                .saturating_add(head.length)
+                .min(frames::MAX_STREAM);
         }
         self.up.dropping = true;
         self.up.take_out(HEAD);
     }
 
     fn give_back(&mut self) {
-        if let Some(parting) = self.parting.as_mut().filter(|p| self.refund > 0 && p.pending.is_empty()) {
+        if let Some(parting) = self
+            .parting
+            .as_mut()
+            .filter(|p| self.refund > 0 && p.pending.is_empty())
+        {
             parting.pending.push(&frames::window_update(0, self.refund));
             self.refund = 0;
         }
@@ -368,9 +409,12 @@ impl<'m> Pair<'m> {
         self.back.sendable > 0 || !self.back.patch.is_empty()
     }
 
-    /// One frame header or the rest of something towards a caller that has to leave, or a frame of ours.
+    /// One frame header or the rest of something towards a caller that has to leave, or a frame of
+    /// ours.
     fn sort_back_once(&mut self) -> bool {
-        let Some(parting) = &mut self.parting else { return false };
+        let Some(parting) = &mut self.parting else {
+            return false;
+        };
         if !self.back.patch.is_empty() {
             return false;
         }
@@ -387,7 +431,9 @@ impl<'m> Pair<'m> {
             }
             Next::Frame(head) if head.kind == kind::GOAWAY && head.length >= 8 => {
                 // The ids of successive GOAWAYs must not grow, and the caller has had one of ours.
-                if let (0, Some(&[a, b, c, d, e, f, g, h])) = (self.back.sendable, unsorted.get(HEAD..HEAD + 8)) {
+                if let (0, Some(&[a, b, c, d, e, f, g, h])) =
+                    (self.back.sendable, unsorted.get(HEAD..HEAD + 8))
+                {
                     let last = parting.lower(u32::from_be_bytes([a, b, c, d]) & frames::MAX_STREAM);
                     self.back.patch.push(&head.encode());
                     self.back.patch.push(&last.to_be_bytes());

@@ -1,8 +1,9 @@
-//! Terminated mode: a connection is taken apart into its streams, and each goes where the rules of the moment say.
+//! Terminated mode: a connection is taken apart into its streams, and each goes where the rules of
+//! the moment say.
 //!
-//! One task drives everything: the caller's connection, the app's connection that was opened with it, and one small
-//! future for each stream. The app's side is asked first, then the streams, then the caller's side, so that what a
-//! wake-up brought in leaves in the same turn and in one write.
+//! One task drives everything: the caller's connection, the app's connection that was opened with
+//! it, and one small future for each stream. The app's side is asked first, then the streams, then
+//! the caller's side, so that what a wake-up brought in leaves in the same turn and in one write.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -45,8 +46,8 @@ const STREAMS: u32 = 4096;
 const UNSEEN_RESETS: usize = 1024;
 /// Malformed streams in a connection's life; each costs a reset of ours.
 const MALFORMED: usize = 10_000;
-/// Requests given up before their answer, beyond those answered, that may come at once: a rapid reset attack makes
-/// nothing else.
+/// Requests given up before their answer, beyond those answered, that may come at once: a rapid
+/// reset attack makes nothing else.
 const GIVEN_UP_MOST: u32 = 5_000;
 /// And how many time makes good per second: hedging clients and expired deadlines stay far below.
 const GIVEN_UP_PER_SECOND: u32 = 500;
@@ -65,7 +66,11 @@ pub(super) async fn carry(
         return Ended::AppReset;
     };
     let signs = primary.signs.clone();
-    let mut app = App { driver: Some(driver), primary: Some(primary), signs };
+    let mut app = App {
+        driver: Some(driver),
+        primary: Some(primary),
+        signs,
+    };
     let greeting = app.greeting().await;
     let watched = Watched::caller(down, first, lane.port.metrics.clone());
     let signs = watched.signs.clone();
@@ -114,7 +119,8 @@ pub(super) async fn carry(
     connection.finish(ended).await
 }
 
-/// What the caller is told of us: what the app says where it matters to the caller, limits of ours elsewhere.
+/// What the caller is told of us: what the app says where it matters to the caller, limits of ours
+/// elsewhere.
 fn settings(greeting: Greeting) -> h2::server::Builder {
     let mut builder = h2::server::Builder::new();
     builder
@@ -122,7 +128,8 @@ fn settings(greeting: Greeting) -> h2::server::Builder {
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(HEADER_LIST)
         .max_send_buffer_size(SEND_BUFFER)
-        // The caller is told what the app says, which may change; this is what the library holds it to.
+        // The caller is told what the app says, which may change; this is what the library holds it
+        // to.
         .max_concurrent_streams(STREAMS)
         .max_pending_accept_reset_streams(UNSEEN_RESETS)
         .max_local_error_reset_streams(Some(MALFORMED));
@@ -140,14 +147,18 @@ struct App {
 }
 
 impl App {
-    /// Waits for the app's SETTINGS; an app that takes its time is taken to have said nothing special.
+    /// Waits for the app's SETTINGS; an app that takes its time is taken to have said nothing
+    /// special.
     async fn greeting(&mut self) -> Greeting {
         let signs = self.signs.clone();
         let said = poll_fn(|cx| {
             if self.poll(cx).is_some() {
                 return Poll::Ready(Greeting::default());
             }
-            signs.greeting.get().map_or(Poll::Pending, |g| Poll::Ready(*g))
+            signs
+                .greeting
+                .get()
+                .map_or(Poll::Pending, |g| Poll::Ready(*g))
         });
         timeout(GREETING, said).await.unwrap_or_default()
     }
@@ -199,7 +210,8 @@ impl Connection<'_> {
         loop {
             self.began = false;
             let ended = self.poll_once(cx);
-            // A stream that began has not been asked yet whether it can go on, and nobody else would ask it.
+            // A stream that began has not been asked yet whether it can go on, and nobody else
+            // would ask it.
             if ended.is_ready() || !(self.began | self.poll_farewell(cx)) {
                 return ended;
             }
@@ -224,7 +236,12 @@ impl Connection<'_> {
 
     /// Tells the caller when the app changes its mind about how many streams it serves at a time.
     fn follow_limit(&mut self) {
-        let said = self.app.signs.streams.load(Ordering::Relaxed).min(u64::from(STREAMS));
+        let said = self
+            .app
+            .signs
+            .streams
+            .load(Ordering::Relaxed)
+            .min(u64::from(STREAMS));
         // The library says one thing at a time; a later turn finds what is still to be said.
         if said != self.limit
             && self.signs.limit.load(Ordering::Relaxed) == UNSAID
@@ -243,7 +260,9 @@ impl Connection<'_> {
 
     /// Goes on telling the caller to leave; says whether there is something to write.
     fn poll_farewell(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(farewell) = &mut self.farewell else { return false };
+        let Some(farewell) = &mut self.farewell else {
+            return false;
+        };
         match farewell.poll(cx, &self.signs, self.begun, self.exchanges.is_empty()) {
             Next::Wait => false,
             Next::Write => true,
@@ -272,15 +291,28 @@ impl Connection<'_> {
             match self.server.poll_accept(cx) {
                 Poll::Ready(Some(Ok((request, respond)))) => self.begin(request, respond, cx),
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(self.caller_failed(&error)),
-                Poll::Ready(None) => return Poll::Ready(if self.condemned { Ended::Limit } else { Ended::Clean }),
-                Poll::Pending if self.signs.flooded.load(Ordering::Relaxed) && !self.condemned => self.condemn(),
+                Poll::Ready(None) => {
+                    return Poll::Ready(if self.condemned {
+                        Ended::Limit
+                    } else {
+                        Ended::Clean
+                    });
+                }
+                Poll::Pending if self.signs.flooded.load(Ordering::Relaxed) && !self.condemned => {
+                    self.condemn()
+                }
                 Poll::Pending => return Poll::Pending,
             }
         }
     }
 
     /// Decides where a stream goes, and sends it there.
-    fn begin(&mut self, mut request: Request<RecvStream>, respond: SendResponse<Bytes>, cx: &mut Context<'_>) {
+    fn begin(
+        &mut self,
+        mut request: Request<RecvStream>,
+        respond: SendResponse<Bytes>,
+        cx: &mut Context<'_>,
+    ) {
         self.begun += 1;
         if let Some((name, caller)) = self.lane.identity() {
             identity::replace(&mut request, name, caller);
@@ -289,7 +321,13 @@ impl Connection<'_> {
         let table = self.lane.port.routes.load();
         let view = view::View(&request);
         let verdict = table.judge(&view);
-        let mut notes = self.lane.notes(&verdict, &table, &view, request.method().as_str().as_bytes(), "HTTP/2");
+        let mut notes = self.lane.notes(
+            &verdict,
+            &table,
+            &view,
+            request.method().as_str().as_bytes(),
+            "HTTP/2",
+        );
         let mut exchange = match verdict.decision {
             Decision::App => match self.app.ready(cx) {
                 Some(primary) => {
@@ -300,16 +338,31 @@ impl Connection<'_> {
                     }
                 }
                 None => match self.legs.hold(legs::head_size(&request)) {
-                    Some(held) => Exchange::to_app(respond, request, self.app.primary.clone(), self.legs.clone(), held),
+                    Some(held) => Exchange::to_app(
+                        respond,
+                        request,
+                        self.app.primary.clone(),
+                        self.legs.clone(),
+                        held,
+                    ),
                     None => return self.refuse(respond),
                 },
             },
             Decision::Client(intercept) => {
-                let Some(held) = self.legs.hold(legs::head_size(&request)) else { return self.refuse(respond) };
+                let Some(held) = self.legs.hold(legs::head_size(&request)) else {
+                    return self.refuse(respond);
+                };
                 intercept.stats.hit(now_unix());
                 self.away += 1;
                 let primary = self.app.primary.clone();
-                Exchange::to_workstation(respond, request, intercept.clone(), primary, self.legs.clone(), held)
+                Exchange::to_workstation(
+                    respond,
+                    request,
+                    intercept.clone(),
+                    primary,
+                    self.legs.clone(),
+                    held,
+                )
             }
             Decision::Expired(intercept) => {
                 metrics.http2_requests.at(Route::Expired).inc();
@@ -318,7 +371,10 @@ impl Connection<'_> {
                 if let Some(notes) = &mut notes {
                     notes.answered(status, None);
                 }
-                metrics.responses.at(crate::metrics::Class::of(status)).inc();
+                metrics
+                    .responses
+                    .at(crate::metrics::Class::of(status))
+                    .inc();
                 return;
             }
         };
@@ -333,7 +389,8 @@ impl Connection<'_> {
         reset(respond, Reason::REFUSED_STREAM);
     }
 
-    /// Asks the caller to go elsewhere with new streams (RFC 9113 section 6.8); those under way go on.
+    /// Asks the caller to go elsewhere with new streams (RFC 9113 section 6.8); those under way go
+    /// on.
     fn leave(&mut self) {
         if self.farewell.is_none() && !self.condemned {
             self.signs.lingers.store(true, Ordering::Relaxed);
@@ -362,12 +419,22 @@ impl Connection<'_> {
             self.lane.port.metrics.limits.at(Limit::Http2Flood).inc();
             return Ended::Limit;
         }
-        if error.is_io() { Ended::CallerReset } else { Ended::CallerLeft }
+        if error.is_io() {
+            Ended::CallerReset
+        } else {
+            Ended::CallerLeft
+        }
     }
 
     /// Says farewell to the app, which sees its connection end as it would end without us.
     async fn finish(self, ended: Ended) -> Ended {
-        let Self { server, mut app, exchanges, legs, .. } = self;
+        let Self {
+            server,
+            mut app,
+            exchanges,
+            legs,
+            ..
+        } = self;
         drop((exchanges, legs, server));
         app.primary = None;
         if matches!(ended, Ended::CallerReset) {
@@ -385,5 +452,7 @@ fn reset(mut respond: SendResponse<Bytes>, reason: Reason) {
 }
 
 fn now_unix() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs())
 }

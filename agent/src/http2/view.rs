@@ -2,13 +2,16 @@
 
 use http::Request;
 
-/// The request's path and header lines. `:authority` is shown, and as `host` where there is no such line, because
-/// that is what it is for (RFC 9113 section 8.3.1).
+/// The request's path and header lines. `:authority` is shown, and as `host` where there is no such
+/// line, because that is what it is for (RFC 9113 section 8.3.1).
 pub(super) struct View<'r, B>(pub(super) &'r Request<B>);
 
 impl<B> crate::route::Request for View<'_, B> {
     fn target(&self) -> &[u8] {
-        self.0.uri().path_and_query().map_or(b"", |p| p.as_str().as_bytes())
+        self.0
+            .uri()
+            .path_and_query()
+            .map_or(b"", |p| p.as_str().as_bytes())
     }
 
     fn visit_headers<'a>(&'a self, visit: &mut dyn FnMut(&'a [u8], &'a [u8])) {

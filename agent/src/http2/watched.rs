@@ -1,6 +1,6 @@
-//! A connection below the `h2` library that is watched as its bytes come in: what an app's SETTINGS say, that it has
-//! sent GOAWAY, and that a caller floods us with frames that carry nothing. As bytes go out, what the library has no
-//! word for is put between them ([`super::asides`]).
+//! A connection below the `h2` library that is watched as its bytes come in: what an app's SETTINGS
+//! say, that it has sent GOAWAY, and that a caller floods us with frames that carry nothing. As
+//! bytes go out, what the library has no word for is put between them ([`super::asides`]).
 
 use std::io;
 use std::pin::Pin;
@@ -88,7 +88,9 @@ impl Signs {
     /// Whether a frame that goes out has to be changed.
     fn wants(&self, head: Head) -> bool {
         (self.limit.load(Ordering::Relaxed) != UNSAID && asides::is_settings(head))
-            || (head.kind == kind::HEADERS && self.secures.load(Ordering::Relaxed) && self.ids().contains(&head.stream))
+            || (head.kind == kind::HEADERS
+                && self.secures.load(Ordering::Relaxed)
+                && self.ids().contains(&head.stream))
     }
 
     /// Whether any frame that goes out may have to be changed.
@@ -96,7 +98,8 @@ impl Signs {
         self.limit.load(Ordering::Relaxed) != UNSAID || self.secures.load(Ordering::Relaxed)
     }
 
-    /// What is to be sent instead of as many bytes at the front of `bytes`, where a frame begins that is wanted.
+    /// What is to be sent instead of as many bytes at the front of `bytes`, where a frame begins
+    /// that is wanted.
     fn instead(&self, bytes: &[u8]) -> Option<Vec<u8>> {
         let head = Head::parse(*bytes.first_chunk()?);
         if head.kind == kind::HEADERS {
@@ -137,7 +140,8 @@ pub(super) struct Watched {
     out: Tracker,
     /// Bytes of ours, to be written before anything else.
     ours: Vec<u8>,
-    /// Bytes that were read and looked at, and that the library gets after it has written what it has.
+    /// Bytes that were read and looked at, and that the library gets after it has written what it
+    /// has.
     held: Vec<u8>,
     lingering: Option<Pin<Box<Sleep>>>,
     /// Where the caller's bytes are counted.
@@ -159,7 +163,13 @@ struct Settings {
 impl Watched {
     /// The caller's side; `first` was read already and includes the preface.
     pub(super) fn caller(conn: Conn, first: Buf, metrics: Arc<PortMetrics>) -> Self {
-        Self::new(conn, first, Tracker::client(), Watch::Caller(Calm::default()), Some(metrics))
+        Self::new(
+            conn,
+            first,
+            Tracker::client(),
+            Watch::Caller(Calm::default()),
+            Some(metrics),
+        )
     }
 
     /// The app's or a workstation's side; `first` was read already.
@@ -167,11 +177,32 @@ impl Watched {
         Self::new(conn, first, Tracker::server(), Watch::Server(None), None)
     }
 
-    fn new(conn: Conn, first: Buf, tracker: Tracker, watch: Watch, counted: Option<Arc<PortMetrics>>) -> Self {
+    fn new(
+        conn: Conn,
+        first: Buf,
+        tracker: Tracker,
+        watch: Watch,
+        counted: Option<Arc<PortMetrics>>,
+    ) -> Self {
         // Whoever reads what a client sends writes what a server sends.
-        let out = if matches!(watch, Watch::Caller(_)) { Tracker::server() } else { Tracker::client() };
+        let out = if matches!(watch, Watch::Caller(_)) {
+            Tracker::server()
+        } else {
+            Tracker::client()
+        };
         let (ours, held, signs) = (Vec::new(), Vec::new(), Arc::default());
-        Self { conn, first, tracker, watch, out, ours, held, lingering: None, counted, signs }
+        Self {
+            conn,
+            first,
+            tracker,
+            watch,
+            out,
+            ours,
+            held,
+            lingering: None,
+            counted,
+            signs,
+        }
     }
 
     fn count_out(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
@@ -197,7 +228,9 @@ impl Watched {
     }
 
     fn follow_server(&mut self, mut bytes: &[u8]) {
-        let Watch::Server(settings) = &mut self.watch else { return };
+        let Watch::Server(settings) = &mut self.watch else {
+            return;
+        };
         while !bytes.is_empty() {
             let (used, head) = self.tracker.step(bytes);
             let (part, rest) = bytes.split_at(used.min(bytes.len()));
@@ -206,7 +239,9 @@ impl Watched {
                 *settings = self.signs.server_says(head);
             } else if let Some(coming) = settings {
                 coming.left = coming.left.saturating_sub(part.len());
-                coming.seen.extend(part.iter().take(SETTINGS_MAX - coming.seen.len()));
+                coming
+                    .seen
+                    .extend(part.iter().take(SETTINGS_MAX - coming.seen.len()));
             }
             if let Some(all) = settings.take_if(|coming| coming.left == 0) {
                 self.signs.told(read_settings(&all.seen));
@@ -227,7 +262,11 @@ impl Watched {
     }
 
     /// Writes as the library asks, but for the frames that are to be changed.
-    fn poll_write_changed(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write_changed(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let signs = self.signs.clone();
         let at = match asides::find(&self.out, bytes, |head| signs.wants(head)) {
             0 => match signs.instead(bytes) {
@@ -257,10 +296,12 @@ impl Watched {
         self.count_out(written)
     }
 
-    /// Reads and forgets until the peer has closed or its time is over: a close before that may turn into a reset,
-    /// which destroys what the peer has not read yet.
+    /// Reads and forgets until the peer has closed or its time is over: a close before that may
+    /// turn into a reset, which destroys what the peer has not read yet.
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let patience = self.lingering.get_or_insert_with(|| Box::pin(sleep(LINGER)));
+        let patience = self
+            .lingering
+            .get_or_insert_with(|| Box::pin(sleep(LINGER)));
         if patience.as_mut().poll(cx).is_ready() {
             return Poll::Ready(());
         }
@@ -282,7 +323,10 @@ impl Signs {
             self.parts.store(true, Ordering::Relaxed);
         }
         if asides::is_settings(head) {
-            return Some(Settings { left: head.length as usize, seen: Vec::new() });
+            return Some(Settings {
+                left: head.length as usize,
+                seen: Vec::new(),
+            });
         }
         // What does not begin with SETTINGS is no HTTP/2: the `h2` library is the judge of it.
         let _ = self.greeting.get_or_init(Greeting::default);
@@ -313,15 +357,16 @@ fn read_settings(payload: &[u8]) -> Greeting {
     greeting
 }
 
-/// A budget of frames that carry no request and no data: pings, settings, priorities, resets, empty DATA, header
-/// continuation and unknown ones. Each frame that carries something earns two, and time earns some, so no client
-/// that works runs out.
+/// A budget of frames that carry no request and no data: pings, settings, priorities, resets, empty
+/// DATA, header continuation and unknown ones. Each frame that carries something earns two, and
+/// time earns some, so no client that works runs out.
 #[derive(Debug)]
 struct Calm(Budget);
 
 /// Frames without content that may come at once.
 const CALM_MOST: u32 = 10_000;
-/// Frames without content that time earns per second, far above what keep-alive and bandwidth probing need.
+/// Frames without content that time earns per second, far above what keep-alive and bandwidth
+/// probing need.
 const CALM_PER_SECOND: u32 = 1_000;
 
 impl Default for Calm {
@@ -354,7 +399,11 @@ impl Drop for Watched {
 }
 
 impl AsyncRead for Watched {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.signs.flooded.load(Ordering::Relaxed) {
             // Whoever drives the connection finds the sign and says so to the caller.
@@ -362,7 +411,8 @@ impl AsyncRead for Watched {
             return Poll::Pending;
         }
         if this.signs.paused.load(Ordering::Relaxed) {
-            // Whoever drives the connection drives the other side as well, and asks again when that has moved.
+            // Whoever drives the connection drives the other side as well, and asks again when that
+            // has moved.
             return Poll::Pending;
         }
         if !this.held.is_empty() {
@@ -387,8 +437,8 @@ impl AsyncRead for Watched {
         this.look(buf.filled().get(before..).unwrap_or_default());
         let parts = !parted && this.signs.parts.load(Ordering::Relaxed);
         if parts && this.signs.queued.load(Ordering::Relaxed) {
-            // A server that parts asks with a PING whether more streams come, and the library would answer ahead of
-            // the requests that it has queued. They are written first.
+            // A server that parts asks with a PING whether more streams come, and the library would
+            // answer ahead of the requests that it has queued. They are written first.
             this.held = buf.filled().get(before..).unwrap_or_default().to_vec();
             buf.set_filled(before);
             cx.waker().wake_by_ref();
@@ -399,13 +449,18 @@ impl AsyncRead for Watched {
 }
 
 impl AsyncWrite for Watched {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.poll_write_vectored(cx, &[io::IoSlice::new(buf)])
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        // The library flushes when it has written whole frames, and whole header sections, and nothing else.
+        // The library flushes when it has written whole frames, and whole header sections, and
+        // nothing else.
         if this.signs.farewell.load(Ordering::Relaxed) && this.out.at_boundary() {
             this.ours.extend_from_slice(&frames::goaway(MAX_STREAM, 0));
             this.signs.farewell.store(false, Ordering::Relaxed);
@@ -415,7 +470,9 @@ impl AsyncWrite for Watched {
             return Poll::Pending;
         }
         let flushed = Pin::new(&mut this.conn).poll_flush(cx);
-        this.signs.blocked.store(flushed.is_pending(), Ordering::Relaxed);
+        this.signs
+            .blocked
+            .store(flushed.is_pending(), Ordering::Relaxed);
         if flushed.is_ready() {
             this.signs.unsent.store(0, Ordering::Relaxed);
             this.signs.queued.store(false, Ordering::Relaxed);
@@ -445,7 +502,11 @@ impl AsyncWrite for Watched {
             return this.noting(Poll::Pending);
         }
         if this.signs.wants_any() {
-            let first = bufs.iter().find(|buf| !buf.is_empty()).map(|buf| &**buf).unwrap_or_default();
+            let first = bufs
+                .iter()
+                .find(|buf| !buf.is_empty())
+                .map(|buf| &**buf)
+                .unwrap_or_default();
             let written = this.poll_write_changed(cx, first);
             return this.noting(written);
         }
@@ -474,7 +535,14 @@ mod tests {
 
     fn settings(entries: &[(u16, u32)]) -> Vec<u8> {
         let length = entries.len() as u32 * 6;
-        let mut bytes = Head { length, kind: kind::SETTINGS, flags: 0, stream: 0 }.encode().to_vec();
+        let mut bytes = Head {
+            length,
+            kind: kind::SETTINGS,
+            flags: 0,
+            stream: 0,
+        }
+        .encode()
+        .to_vec();
         for (id, value) in entries {
             bytes.extend_from_slice(&id.to_be_bytes());
             bytes.extend_from_slice(&value.to_be_bytes());
@@ -485,12 +553,20 @@ mod tests {
     fn app(end: tokio::io::DuplexStream) -> Watched {
         struct Pipe(tokio::io::DuplexStream);
         impl AsyncRead for Pipe {
-            fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            fn poll_read(
+                self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                buf: &mut ReadBuf<'_>,
+            ) -> Poll<io::Result<()>> {
                 Pin::new(&mut self.get_mut().0).poll_read(cx, buf)
             }
         }
         impl AsyncWrite for Pipe {
-            fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            fn poll_write(
+                self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                buf: &[u8],
+            ) -> Poll<io::Result<usize>> {
                 Pin::new(&mut self.get_mut().0).poll_write(cx, buf)
             }
             fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -516,7 +592,13 @@ mod tests {
             assert_eq!(watched.signs.greeting.get(), None);
         }
         watched.look(&bytes[bytes.len() - 1..]);
-        assert_eq!(watched.signs.greeting.get(), Some(&Greeting { max_streams: Some(100), connect: true }));
+        assert_eq!(
+            watched.signs.greeting.get(),
+            Some(&Greeting {
+                max_streams: Some(100),
+                connect: true
+            })
+        );
         watched.look(&[settings(&[]), settings(&[(3, 7)])].concat());
         assert_eq!(watched.signs.greeting.get().unwrap().max_streams, Some(100));
         assert_eq!(watched.signs.streams.load(Ordering::Relaxed), 7);
@@ -532,8 +614,18 @@ mod tests {
 
     #[test]
     fn frames_without_content_run_out_unless_others_carry_something() {
-        let ping = Head { length: 8, kind: kind::PING, flags: 0, stream: 0 };
-        let headers = Head { length: 8, kind: kind::HEADERS, flags: frames::END_HEADERS, stream: 1 };
+        let ping = Head {
+            length: 8,
+            kind: kind::PING,
+            flags: 0,
+            stream: 0,
+        };
+        let headers = Head {
+            length: 8,
+            kind: kind::HEADERS,
+            flags: frames::END_HEADERS,
+            stream: 1,
+        };
         let mut calm = Calm::default();
         assert!((0..CALM_MOST).all(|_| calm.bears(ping)));
         let borne = (0..CALM_MOST).take_while(|_| calm.bears(ping)).count();

@@ -22,7 +22,8 @@ pub struct PortSpec {
     pub owner: String,
     /// The address to listen on; `None` for every address of both families.
     pub addr: Option<IpAddr>,
-    /// Whether the app may be asked in clear text if it speaks HTTP/2, when an intercept makes that worth knowing.
+    /// Whether the app may be asked in clear text if it speaks HTTP/2, when an intercept makes that
+    /// worth knowing.
     pub probes: bool,
 }
 
@@ -61,28 +62,39 @@ pub struct Accepted {
 }
 
 impl PortSpec {
-    /// Binds one listener for each worker. More than one share the port (`SO_REUSEPORT`), which is why it is first
-    /// bound without sharing: a port that belongs to another process, or to another instance of the agent, is to be
-    /// noticed.
+    /// Binds one listener for each worker. More than one share the port (`SO_REUSEPORT`), which is
+    /// why it is first bound without sharing: a port that belongs to another process, or to another
+    /// instance of the agent, is to be noticed.
     ///
     /// # Errors
     /// See [`BindError`].
     pub fn bind(&self, workers: usize) -> Result<Vec<TcpListener>, BindError> {
         let failed = |source| self.failed(source);
-        let first = self.somewhere(self.port, |addr| bind(addr, false)).map_err(failed)?;
+        let first = self
+            .somewhere(self.port, |addr| bind(addr, false))
+            .map_err(failed)?;
         if workers < 2 {
             return Ok(vec![first]);
         }
         let port = first.local_addr().map_err(failed)?.port();
         drop(first);
-        (0..workers).map(|_| self.somewhere(port, |addr| bind(addr, true)).map_err(failed)).collect()
+        (0..workers)
+            .map(|_| {
+                self.somewhere(port, |addr| bind(addr, true))
+                    .map_err(failed)
+            })
+            .collect()
     }
 
     fn failed(&self, source: io::Error) -> BindError {
         let (port, owner) = (self.port, self.owner.clone());
         match source.kind() {
             io::ErrorKind::AddrInUse => BindError::Taken { port, owner },
-            _ => BindError::Refused { port, owner, source },
+            _ => BindError::Refused {
+                port,
+                owner,
+                source,
+            },
         }
     }
 
@@ -105,7 +117,11 @@ impl PortSpec {
 }
 
 fn bind(addr: SocketAddr, share: bool) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking().cloexec(), None)?;
+    let socket = Socket::new(
+        Domain::for_address(addr),
+        Type::STREAM.nonblocking().cloexec(),
+        None,
+    )?;
     both_families(&socket, addr)?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(share)?;
@@ -117,7 +133,11 @@ fn bind(addr: SocketAddr, share: bool) -> io::Result<TcpListener> {
 }
 
 fn both_families(socket: &Socket, addr: SocketAddr) -> io::Result<()> {
-    if addr.is_ipv6() { socket.set_only_v6(addr.ip() != IpAddr::V6(Ipv6Addr::UNSPECIFIED)) } else { Ok(()) }
+    if addr.is_ipv6() {
+        socket.set_only_v6(addr.ip() != IpAddr::V6(Ipv6Addr::UNSPECIFIED))
+    } else {
+        Ok(())
+    }
 }
 
 impl Accepted {
@@ -126,26 +146,39 @@ impl Accepted {
         reset_when_dropped(&self.io);
     }
 
-    /// Whether this is one of our own connections to the app, sent back to us by the redirect. Carrying it would
-    /// open the next one, and so on.
+    /// Whether this is one of our own connections to the app, sent back to us by the redirect.
+    /// Carrying it would open the next one, and so on.
     #[must_use]
     pub fn is_our_own(&self, app: Option<AppAddr>) -> bool {
         let Some(app) = app else { return false };
         if self.caller.0.ip() != app.0.ip() || !OwnPort::is_marked(self.caller.0.port()) {
             return false;
         }
-        // Another process of the pod may use the same address and port towards somewhere else, so the destination has
-        // to agree too: as dialled where the kernel remembers a translation, else as accepted.
+        // Another process of the pod may use the same address and port towards somewhere else, so
+        // the destination has to agree too: as dialled where the kernel remembers a translation,
+        // else as accepted.
         let socket = SockRef::from(&self.io);
-        let dialled = socket.original_dst_v4().or_else(|_| socket.original_dst_v6()).ok().and_then(|a| a.as_socket());
-        dialled.or_else(|| self.io.local_addr().ok()).is_some_and(|to| Caller::new(to).0 == app.0)
+        let dialled = socket
+            .original_dst_v4()
+            .or_else(|_| socket.original_dst_v6())
+            .ok()
+            .and_then(|a| a.as_socket());
+        dialled
+            .or_else(|| self.io.local_addr().ok())
+            .is_some_and(|to| Caller::new(to).0 == app.0)
     }
 }
 
 /// Lets this process open as many descriptors as it is allowed to: each connection takes two.
 pub fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+    if let Err(error) = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        },
+    ) {
         tracing::debug!(%error, "the limit of open descriptors stays as it is");
     }
 }

@@ -1,7 +1,7 @@
-//! Accepts callers without telling the runtime of their sockets: many a caller has asked already, gets one answer and
-//! is gone, and watching it would cost it two system calls.
-// Watching a descriptor is unsafe in general, because it might be closed meanwhile and its number be given to another.
-// The listener that owns it lives in the watcher, and nobody else gets it.
+//! Accepts callers without telling the runtime of their sockets: many a caller has asked already,
+//! gets one answer and is gone, and watching it would cost it two system calls.
+// Watching a descriptor is unsafe in general, because it might be closed meanwhile and its number
+// be given to another. The listener that owns it lives in the watcher, and nobody else gets it.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -24,8 +24,8 @@ impl Listener {
     /// # Errors
     /// The kernel watches no more descriptors.
     pub fn new(listener: TcpListener) -> io::Result<Self> {
-        // SAFETY: the watcher owns the listener, which keeps its descriptor open and never changes it; only a shared
-        // reference is ever lent.
+        // SAFETY: the watcher owns the listener, which keeps its descriptor open and never changes
+        // it; only a shared reference is ever lent.
         let watched = unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) };
         Ok(Self(watched.map_err(io::Error::from)?))
     }
@@ -50,6 +50,11 @@ impl Listener {
 fn accepted(listener: &TcpListener) -> io::Result<Accepted> {
     let (io, peer) = acceptfrom_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?;
     // TCP sockets of either family have such an address.
-    let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok()).ok_or(io::ErrorKind::NotConnected)?;
-    Ok(Accepted { io: TcpStream::from(io), caller: Caller::new(peer) })
+    let peer = peer
+        .and_then(|peer| SocketAddr::try_from(peer).ok())
+        .ok_or(io::ErrorKind::NotConnected)?;
+    Ok(Accepted {
+        io: TcpStream::from(io),
+        caller: Caller::new(peer),
+    })
 }

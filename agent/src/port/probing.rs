@@ -1,6 +1,7 @@
-//! Asks the app of an undeclared port whether it speaks TLS or HTTP/2, once an intercept makes that worth knowing, and
-//! again when the answer may be stale. Callers' own bytes decide what is carried; the answer is for people, and for
-//! whoever has to speak first or to say that requests cannot be told apart inside TLS.
+//! Asks the app of an undeclared port whether it speaks TLS or HTTP/2, once an intercept makes that
+//! worth knowing, and again when the answer may be stale. Callers' own bytes decide what is
+//! carried; the answer is for people, and for whoever has to speak first or to say that requests
+//! cannot be told apart inside TLS.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,7 +35,8 @@ pub(super) async fn ask_when_needed(port: Arc<Shared>) {
     }
 }
 
-/// Asks now, unless it is known, and keeps the answer. Returns when to ask again, if the app gave none.
+/// Asks now, unless it is known, and keeps the answer. Returns when to ask again, if the app gave
+/// none.
 pub async fn ask(port: &Shared) -> Option<Duration> {
     let addr = port.app.app_addr()?;
     if port.spoken.get().1 != Source::Bytes {
@@ -47,12 +49,19 @@ pub async fn ask(port: &Shared) -> Option<Duration> {
         Ok(None) | Err(_) => return Some(AGAIN),
     };
     port.spoken.set(spoken, Source::Probe);
-    tracing::info!(port = port.container_port, protocol = spoken.word(), source = "probe", "protocol of the app");
+    tracing::info!(
+        port = port.container_port,
+        protocol = spoken.word(),
+        source = "probe",
+        "protocol of the app"
+    );
     None
 }
 
 /// Whether the app speaks TLS; false also when it does not say.
 pub async fn speaks_tls(port: &Shared) -> bool {
-    let Some(addr) = port.app.app_addr() else { return false };
+    let Some(addr) = port.app.app_addr() else {
+        return false;
+    };
     matches!(probe::speaks(addr).await, Ok(Some(probe::Speaks::Tls)))
 }

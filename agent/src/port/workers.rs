@@ -1,5 +1,5 @@
-//! The threads that carry connections: each has a single-threaded runtime and its own listener of every port, so
-//! that a connection stays on one thread for its whole life.
+//! The threads that carry connections: each has a single-threaded runtime and its own listener of
+//! every port, so that a connection stays on one thread for its whole life.
 
 use std::io;
 use std::net::SocketAddr;
@@ -18,7 +18,9 @@ const MOST_WORKERS: usize = 2;
 #[must_use]
 pub fn worker_count() -> usize {
     // The standard library reads the cgroup's quota, of either version, and the affinity mask.
-    std::thread::available_parallelism().map_or(1, usize::from).clamp(1, MOST_WORKERS)
+    std::thread::available_parallelism()
+        .map_or(1, usize::from)
+        .clamp(1, MOST_WORKERS)
 }
 
 /// Every listening port, bound and not yet served.
@@ -51,8 +53,10 @@ impl Ports {
     pub fn bind(specs: Vec<(PortSpec, Arc<Shared>)>, workers: usize) -> Result<Self, BindError> {
         listen::raise_descriptor_limit();
         let workers = workers.max(1);
-        let bound =
-            specs.into_iter().map(|(spec, port)| Bound::new(&spec, port, workers)).collect::<Result<_, BindError>>()?;
+        let bound = specs
+            .into_iter()
+            .map(|(spec, port)| Bound::new(&spec, port, workers))
+            .collect::<Result<_, BindError>>()?;
         Ok(Self { bound, workers })
     }
 
@@ -62,21 +66,35 @@ impl Ports {
         self.bound.iter().map(|bound| bound.addr).collect()
     }
 
-    /// Starts the threads. They end when `drain` has begun and the last connection has ended, or been ended by it.
+    /// Starts the threads. They end when `drain` has begun and the last connection has ended, or
+    /// been ended by it.
     ///
     /// # Errors
     /// A thread or a runtime could not be made.
     pub fn run(mut self, drain: &Drain) -> io::Result<Running> {
         let mut threads = Vec::new();
         for n in 0..self.workers {
-            let mine: Vec<_> =
-                self.bound.iter_mut().filter_map(|b| Some((b.listeners.pop()?, Arc::clone(&b.port)))).collect();
-            let asking: Vec<_> =
-                self.bound.iter().filter(|b| b.probes && n == 0).map(|b| Arc::clone(&b.port)).collect();
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let mine: Vec<_> = self
+                .bound
+                .iter_mut()
+                .filter_map(|b| Some((b.listeners.pop()?, Arc::clone(&b.port))))
+                .collect();
+            let asking: Vec<_> = self
+                .bound
+                .iter()
+                .filter(|b| b.probes && n == 0)
+                .map(|b| Arc::clone(&b.port))
+                .collect();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
             let drain = drain.clone();
             let work = move || runtime.block_on(serve(mine, asking, drain));
-            threads.push(std::thread::Builder::new().name(format!("worker-{n}")).spawn(work)?);
+            threads.push(
+                std::thread::Builder::new()
+                    .name(format!("worker-{n}"))
+                    .spawn(work)?,
+            );
         }
         Ok(Running { threads })
     }
@@ -85,21 +103,42 @@ impl Ports {
 impl Bound {
     fn new(spec: &PortSpec, port: Arc<Shared>, workers: usize) -> Result<Self, BindError> {
         let listeners = spec.bind(workers)?;
-        let addr = listeners.first().map_or(Err(io::ErrorKind::NotFound.into()), std::net::TcpListener::local_addr);
-        let addr = addr.map_err(|source| BindError::Refused { port: spec.port, owner: spec.owner.clone(), source })?;
-        Ok(Self { addr, listeners, port, probes: spec.probes })
+        let addr = listeners.first().map_or(
+            Err(io::ErrorKind::NotFound.into()),
+            std::net::TcpListener::local_addr,
+        );
+        let addr = addr.map_err(|source| BindError::Refused {
+            port: spec.port,
+            owner: spec.owner.clone(),
+            source,
+        })?;
+        Ok(Self {
+            addr,
+            listeners,
+            port,
+            probes: spec.probes,
+        })
     }
 }
 
 impl Running {
     /// Waits for the threads to end; false when one of them panicked.
     pub fn join(self) -> bool {
-        let panicked = self.threads.into_iter().map(JoinHandle::join).filter(Result::is_err).count();
+        let panicked = self
+            .threads
+            .into_iter()
+            .map(JoinHandle::join)
+            .filter(Result::is_err)
+            .count();
         panicked == 0
     }
 }
 
-async fn serve(listeners: Vec<(std::net::TcpListener, Arc<Shared>)>, asking: Vec<Arc<Shared>>, drain: Drain) {
+async fn serve(
+    listeners: Vec<(std::net::TcpListener, Arc<Shared>)>,
+    asking: Vec<Arc<Shared>>,
+    drain: Drain,
+) {
     for (listener, port) in listeners {
         match Listener::new(listener) {
             Ok(listener) => drain.spawn(super::accept(listener, port)),

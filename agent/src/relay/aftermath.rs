@@ -1,6 +1,6 @@
-//! A reset behind an end: once a peer has ended its side, reading from its socket says "the end" for ever, and only
-//! the socket's error state tells that the peer has broken off after all. While the other direction has nothing to
-//! write, nobody would notice.
+//! A reset behind an end: once a peer has ended its side, reading from its socket says "the end"
+//! for ever, and only the socket's error state tells that the peer has broken off after all. While
+//! the other direction has nothing to write, nobody would notice.
 
 use std::future::Future;
 use std::io;
@@ -23,7 +23,11 @@ pub(super) enum Aftermath {
 
 impl Aftermath {
     /// Ready when the socket has failed. Always the same socket for one value.
-    pub(super) fn poll_broken(&mut self, socket: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Error> {
+    pub(super) fn poll_broken(
+        &mut self,
+        socket: &TcpStream,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Error> {
         if matches!(self, Self::Unwatched) {
             *self = match copy(socket) {
                 Ok(copy) => Self::Watched(Box::pin(broken(copy))),
@@ -37,7 +41,8 @@ impl Aftermath {
     }
 }
 
-/// The socket under another number, because the runtime keeps the readers and writers of the first one only.
+/// The socket under another number, because the runtime keeps the readers and writers of the first
+/// one only.
 fn copy(socket: &TcpStream) -> io::Result<TcpStream> {
     TcpStream::from_std(socket.as_fd().try_clone_to_owned()?.into())
 }
@@ -51,7 +56,9 @@ async fn broken(socket: TcpStream) -> io::Error {
             Ok(Some(error)) | Err(error) => return error,
             // Not an error of the connection; forgotten, so that the next one is waited for.
             Ok(None) => {
-                let _ = socket.try_io(Interest::ERROR, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+                let _ = socket.try_io(Interest::ERROR, || {
+                    Err::<(), _>(io::ErrorKind::WouldBlock.into())
+                });
             }
         }
     }

@@ -1,6 +1,7 @@
-//! The kernel's shortcut: `splice(2)` moves bytes from socket to socket through a pipe, without a copy into our
-//! memory. A pipe is borrowed only while bytes are in it, from a small stock of each worker thread; where none can
-//! be had (out of descriptors, refused by a sandbox) the caller copies instead. `rustix` wraps the calls safely.
+//! The kernel's shortcut: `splice(2)` moves bytes from socket to socket through a pipe, without a
+//! copy into our memory. A pipe is borrowed only while bytes are in it, from a small stock of each
+//! worker thread; where none can be had (out of descriptors, refused by a sandbox) the caller
+//! copies instead. `rustix` wraps the calls safely.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -13,8 +14,8 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::task::coop;
 
-/// What a pipe is asked to hold. Unprivileged users share a total, so less may be granted; the kernel's default of
-/// 64 KiB works as well, with more calls.
+/// What a pipe is asked to hold. Unprivileged users share a total, so less may be granted; the
+/// kernel's default of 64 KiB works as well, with more calls.
 const WANTED: usize = 512 * 1024;
 /// What is asked of one call: more than a pipe holds, the kernel stops by itself.
 const AT_ONCE: usize = 1 << 20;
@@ -32,8 +33,8 @@ struct Pipe {
 
 /// The pipe between two sockets, present only while it holds bytes (or is about to).
 ///
-/// Fill and drain alternate: [`Self::poll_fill`] is to be called only while nothing is held, because the kernel
-/// answers a full pipe and an empty socket alike.
+/// Fill and drain alternate: [`Self::poll_fill`] is to be called only while nothing is held,
+/// because the kernel answers a full pipe and an empty socket alike.
 #[derive(Debug, Default)]
 pub struct Hop {
     pipe: Option<Pipe>,
@@ -50,9 +51,14 @@ impl Hop {
     /// Takes what the socket has, at most `limit` bytes; `Ok(0)` is the end of the stream.
     ///
     /// # Errors
-    /// What the socket answers; or a refusal ([`is_refused`]), after which nothing was taken and copying is the
-    /// way on.
-    pub fn poll_fill(&mut self, cx: &mut Context<'_>, from: &TcpStream, limit: u64) -> Poll<io::Result<usize>> {
+    /// What the socket answers; or a refusal ([`is_refused`]), after which nothing was taken and
+    /// copying is the way on.
+    pub fn poll_fill(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &TcpStream,
+        limit: u64,
+    ) -> Poll<io::Result<usize>> {
         debug_assert_eq!(self.held, 0, "fill and drain alternate");
         let progress = ready!(coop::poll_proceed(cx));
         let len = usize::try_from(limit).unwrap_or(AT_ONCE).min(AT_ONCE);
@@ -69,10 +75,17 @@ impl Hop {
                     return Poll::Ready(Ok(n));
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                Err(e) if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
+                Err(e)
+                    if matches!(
+                        e.kind(),
+                        io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported
+                    ) =>
+                {
                     return Poll::Ready(Err(refused(e)));
                 }
-                Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return Poll::Ready(Err(refused(e))),
+                Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                    return Poll::Ready(Err(refused(e)));
+                }
                 Err(e) => return Poll::Ready(Err(e)),
             }
         }
@@ -83,7 +96,9 @@ impl Hop {
     /// # Errors
     /// What the socket answers.
     pub fn poll_drain(&mut self, cx: &mut Context<'_>, to: &TcpStream) -> Poll<io::Result<usize>> {
-        let Some(pipe) = self.pipe.as_ref().filter(|_| self.held > 0) else { return Poll::Ready(Ok(0)) };
+        let Some(pipe) = self.pipe.as_ref().filter(|_| self.held > 0) else {
+            return Poll::Ready(Ok(0));
+        };
         let progress = ready!(coop::poll_proceed(cx));
         loop {
             ready!(to.poll_write_ready(cx))?;
@@ -124,7 +139,8 @@ impl Drop for Hop {
     }
 }
 
-/// Whether an error of [`Hop::poll_fill`] or [`exactly`] says that splicing is not to be had here, and nothing else.
+/// Whether an error of [`Hop::poll_fill`] or [`exactly`] says that splicing is not to be had here,
+/// and nothing else.
 #[must_use]
 pub fn is_refused(error: &io::Error) -> bool {
     error.get_ref().is_some_and(|inner| inner.is::<Refused>())
@@ -143,8 +159,8 @@ fn refused(error: io::Error) -> io::Error {
 pub enum Short {
     /// The source ended after so many bytes.
     Ended(u64),
-    /// The source failed. With a refusal ([`is_refused`]) `moved` bytes have gone, none is lost, and the rest can
-    /// be copied.
+    /// The source failed. With a refusal ([`is_refused`]) `moved` bytes have gone, none is lost,
+    /// and the rest can be copied.
     From {
         /// Bytes delivered.
         moved: u64,
@@ -155,10 +171,10 @@ pub enum Short {
     To(io::Error),
 }
 
-/// Moves exactly `n` bytes from one socket to the other, for message bodies whose length is known. Everything read
-/// from `from` before (in a buffer) has to be delivered first. Both sockets are only borrowed, so the other
-/// direction can be served meanwhile by the same task (`try_read`, `try_write`); two tasks must not wait on the same
-/// direction of a socket at once.
+/// Moves exactly `n` bytes from one socket to the other, for message bodies whose length is known.
+/// Everything read from `from` before (in a buffer) has to be delivered first. Both sockets are
+/// only borrowed, so the other direction can be served meanwhile by the same task (`try_read`,
+/// `try_write`); two tasks must not wait on the same direction of a socket at once.
 ///
 /// Worth it from about 64 KiB on; below, one read and one write are cheaper than two splices.
 ///
@@ -174,14 +190,23 @@ pub async fn exactly(from: &TcpStream, to: &TcpStream, n: u64) -> Result<(), Sho
             Err(error) => return Err(Short::From { moved, error }),
         }
         while hop.held() > 0 {
-            moved += poll_fn(|cx| hop.poll_drain(cx, to)).await.map_err(Short::To)? as u64;
+            moved += poll_fn(|cx| hop.poll_drain(cx, to))
+                .await
+                .map_err(Short::To)? as u64;
         }
     }
     Ok(())
 }
 
 fn move_bytes(from: impl AsFd, to: impl AsFd, len: usize) -> io::Result<usize> {
-    Ok(splice(from, None, to, None, len, SpliceFlags::MOVE | SpliceFlags::NONBLOCK)?)
+    Ok(splice(
+        from,
+        None,
+        to,
+        None,
+        len,
+        SpliceFlags::MOVE | SpliceFlags::NONBLOCK,
+    )?)
 }
 
 fn take() -> io::Result<Pipe> {

@@ -1,6 +1,7 @@
-//! Go's regular expressions said in this engine's words. Filters are written for Go's `regexp` (stock agent and
-//! client use it), and a filter has to mean the same at both ends: classes are ASCII, `\Q…\E` and octal escapes
-//! exist, `{` may be a literal, and what Go refuses is refused here with Go's reason.
+//! Go's regular expressions said in this engine's words. Filters are written for Go's `regexp`
+//! (stock agent and client use it), and a filter has to mean the same at both ends: classes are
+//! ASCII, `\Q…\E` and octal escapes exist, `{` may be a literal, and what Go refuses is refused
+//! here with Go's reason.
 
 mod class;
 
@@ -31,10 +32,14 @@ pub enum PatternError {
         at: String,
     },
     /// Longer than [`MAX_PATTERN`].
-    #[error("a pattern of {0} bytes is too long; the limit is {MAX_PATTERN} bytes, use a shorter one")]
+    #[error(
+        "a pattern of {0} bytes is too long; the limit is {MAX_PATTERN} bytes, use a shorter one"
+    )]
     TooLong(usize),
     /// Its automaton is larger than [`MAX_COMPILED`], or its groups nest too deeply.
-    #[error("the pattern needs more than {MAX_COMPILED} bytes compiled, or nests deeper than {MAX_DEPTH}; simplify it")]
+    #[error(
+        "the pattern needs more than {MAX_COMPILED} bytes compiled, or nests deeper than {MAX_DEPTH}; simplify it"
+    )]
     TooLarge,
 }
 
@@ -71,12 +76,21 @@ pub fn translate(pattern: &str) -> Result<String, PatternError> {
     if pattern.len() > MAX_PATTERN {
         return Err(PatternError::TooLong(pattern.len()));
     }
-    let mut t =
-        Translator { all: pattern, rest: pattern, out: String::new(), open: Vec::new(), level: Level::default() };
+    let mut t = Translator {
+        all: pattern,
+        rest: pattern,
+        out: String::new(),
+        open: Vec::new(),
+        level: Level::default(),
+    };
     while !t.rest.is_empty() {
         t.step()?;
     }
-    if t.open.is_empty() { Ok(t.out) } else { Err(syntax("missing closing )", pattern)) }
+    if t.open.is_empty() {
+        Ok(t.out)
+    } else {
+        Err(syntax("missing closing )", pattern))
+    }
 }
 
 /// What may be repeated at this point.
@@ -109,7 +123,9 @@ struct Translator<'p> {
 
 impl<'p> Translator<'p> {
     fn step(&mut self) -> Result<(), PatternError> {
-        let Some(c) = self.rest.chars().next() else { return Ok(()) };
+        let Some(c) = self.rest.chars().next() else {
+            return Ok(());
+        };
         match c {
             '(' => self.open_group(),
             ')' => self.close_group(),
@@ -167,18 +183,25 @@ impl<'p> Translator<'p> {
     fn repeat_counted(&mut self, len: usize, count: Option<u32>) -> Result<(), PatternError> {
         match count {
             Some(count) => self.repeat(len, count),
-            None => Err(syntax("invalid repeat count", self.rest.get(..len).unwrap_or(self.rest))),
+            None => Err(syntax(
+                "invalid repeat count",
+                self.rest.get(..len).unwrap_or(self.rest),
+            )),
         }
     }
 
-    /// An operator of `len` bytes that repeats what stands before it up to `count` times, as far as Go's limit counts.
+    /// An operator of `len` bytes that repeats what stands before it up to `count` times, as far as
+    /// Go's limit counts.
     fn repeat(&mut self, len: usize, count: u32) -> Result<(), PatternError> {
         let at = self.all.len() - self.rest.len();
         let lazy = usize::from(self.rest.get(len..).is_some_and(|r| r.starts_with('?')));
         let operator = self.rest.get(..len + lazy).unwrap_or(self.rest);
         match self.level.operand {
             Operand::None => {
-                return Err(syntax("missing argument to repetition operator", operator.get(..len).unwrap_or(operator)));
+                return Err(syntax(
+                    "missing argument to repetition operator",
+                    operator.get(..len).unwrap_or(operator),
+                ));
             }
             Operand::Repeated(first) => {
                 let both = self.all.get(first..at + len + lazy).unwrap_or(operator);
@@ -215,7 +238,8 @@ impl<'p> Translator<'p> {
     /// The name plays no part in matching and is left out.
     fn open_named(&mut self, opening: &str, after: &'p str) -> Result<(), PatternError> {
         let Some(end) = after.find('>') else {
-            let look_behind = opening == "(?<" && (after.starts_with('=') || after.starts_with('!'));
+            let look_behind =
+                opening == "(?<" && (after.starts_with('=') || after.starts_with('!'));
             return Err(if look_behind {
                 syntax("invalid or unsupported Perl syntax", "(?<")
             } else {
@@ -272,7 +296,9 @@ impl<'p> Translator<'p> {
     }
 
     fn close_group(&mut self) -> Result<(), PatternError> {
-        let Some(outer) = self.open.pop() else { return Err(syntax("unexpected )", self.all)) };
+        let Some(outer) = self.open.pop() else {
+            return Err(syntax("unexpected )", self.all));
+        };
         let inner = std::mem::replace(&mut self.level, outer);
         self.skip(1);
         self.out.push(')');
@@ -323,11 +349,14 @@ impl<'p> Translator<'p> {
 }
 
 fn syntax(reason: &'static str, at: &str) -> PatternError {
-    PatternError::Syntax { reason, at: at.to_owned() }
+    PatternError::Syntax {
+        reason,
+        at: at.to_owned(),
+    }
 }
 
-/// `{n}`, `{n,}` or `{n,m}` at the front: its length, and the count that Go's limit looks at (`None`: refused).
-/// Anything else makes the brace a literal.
+/// `{n}`, `{n,}` or `{n,m}` at the front: its length, and the count that Go's limit looks at
+/// (`None`: refused). Anything else makes the brace a literal.
 fn repeat_range(text: &str) -> Option<(usize, Option<u32>)> {
     let end = text.find('}')?;
     let inside = text.get(1..end)?;

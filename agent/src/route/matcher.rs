@@ -1,8 +1,9 @@
 //! Compiled header and path filters, and the view of a request they are held against.
 //!
-//! A header filter matches when any field line of its name does: exact text, or, where the value has a regex
-//! metacharacter and compiles, an unanchored linear-time regex in Go's dialect. Paths are compared without their query; the list
-//! of path filters is OR-ed, headers and paths are AND-ed.
+//! A header filter matches when any field line of its name does: exact text, or, where the value
+//! has a regex metacharacter and compiles, an unanchored linear-time regex in Go's dialect. Paths
+//! are compared without their query; the list of path filters is OR-ed, headers and paths are
+//! AND-ed.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -76,7 +77,11 @@ impl HeaderFilter {
     }
 
     fn with(name: &str, value: &str, pattern: Pattern) -> Self {
-        Self { name: name.to_ascii_lowercase(), text: value.to_owned(), pattern }
+        Self {
+            name: name.to_ascii_lowercase(),
+            text: value.to_owned(),
+            pattern,
+        }
     }
 
     /// Whether the value is matched as a regex.
@@ -85,8 +90,8 @@ impl HeaderFilter {
         matches!(self.pattern, Pattern::Regex(_))
     }
 
-    /// Whether some value would satisfy both clauses, as far as that can be told: equal texts, two regexes, or a
-    /// regex (or a `*` glob) that matches the other's text.
+    /// Whether some value would satisfy both clauses, as far as that can be told: equal texts, two
+    /// regexes, or a regex (or a `*` glob) that matches the other's text.
     #[must_use]
     pub fn overlaps(&self, other: &Self) -> bool {
         if self.name != other.name {
@@ -95,8 +100,12 @@ impl HeaderFilter {
         match (&self.pattern, &other.pattern) {
             (Pattern::Regex(_), Pattern::Regex(_)) => true,
             (Pattern::Exact(a), Pattern::Exact(b)) => a == b || glob(a, b) || glob(b, a),
-            (Pattern::Regex(r), Pattern::Exact(text)) => r.is_match(text) || glob(self.text.as_bytes(), text),
-            (Pattern::Exact(text), Pattern::Regex(r)) => r.is_match(text) || glob(other.text.as_bytes(), text),
+            (Pattern::Regex(r), Pattern::Exact(text)) => {
+                r.is_match(text) || glob(self.text.as_bytes(), text)
+            }
+            (Pattern::Exact(text), Pattern::Regex(r)) => {
+                r.is_match(text) || glob(other.text.as_bytes(), text)
+            }
         }
     }
 }
@@ -109,10 +118,16 @@ fn exact(value: &str) -> Pattern {
 fn glob(pattern: &[u8], text: &[u8]) -> bool {
     let mut parts = pattern.split(|b| *b == b'*');
     let first = parts.next().unwrap_or_default();
-    let Some(mut rest) = text.strip_prefix(first) else { return false };
-    let Some(last) = parts.next_back() else { return rest.is_empty() };
+    let Some(mut rest) = text.strip_prefix(first) else {
+        return false;
+    };
+    let Some(last) = parts.next_back() else {
+        return rest.is_empty();
+    };
     for part in parts {
-        let Some(at) = (0..=rest.len()).find(|at| rest.get(*at..).is_some_and(|r| r.starts_with(part))) else {
+        let Some(at) =
+            (0..=rest.len()).find(|at| rest.get(*at..).is_some_and(|r| r.starts_with(part)))
+        else {
             return false;
         };
         rest = rest.get(at + part.len()..).unwrap_or_default();
@@ -121,7 +136,8 @@ fn glob(pattern: &[u8], text: &[u8]) -> bool {
 }
 
 impl PathFilter {
-    /// Parses the wire form: `:path-equal:X`, `:path-prefix:X`, `:path-regex:X`, or a bare path that must be equal.
+    /// Parses the wire form: `:path-equal:X`, `:path-prefix:X`, `:path-regex:X`, or a bare path
+    /// that must be equal.
     ///
     /// # Errors
     /// A regex that does not compile or is too large.
@@ -131,16 +147,22 @@ impl PathFilter {
         } else if let Some(pattern) = text.strip_prefix(":path-regex:") {
             Ok(Self::Regex(pattern.to_owned(), dialect::compile(pattern)?))
         } else {
-            Ok(Self::Equal(text.strip_prefix(":path-equal:").unwrap_or(text).to_owned()))
+            Ok(Self::Equal(
+                text.strip_prefix(":path-equal:").unwrap_or(text).to_owned(),
+            ))
         }
     }
 
-    /// A regex that has to match the path from end to end, as the older generation of filters has it.
+    /// A regex that has to match the path from end to end, as the older generation of filters has
+    /// it.
     ///
     /// # Errors
     /// A regex that does not compile or is too large.
     pub fn whole(pattern: &str) -> Result<Self, PatternError> {
-        Ok(Self::Regex(pattern.to_owned(), dialect::compile_whole(pattern)?))
+        Ok(Self::Regex(
+            pattern.to_owned(),
+            dialect::compile_whole(pattern)?,
+        ))
     }
 
     /// Whether some path would satisfy both; a regex overlaps with everything.
@@ -150,9 +172,8 @@ impl PathFilter {
             (Self::Regex(..), _) | (_, Self::Regex(..)) => true,
             (Self::Equal(a), Self::Equal(b)) => a == b,
             (Self::Prefix(a), Self::Prefix(b)) => a.starts_with(b) || b.starts_with(a),
-            (Self::Prefix(prefix), Self::Equal(path)) | (Self::Equal(path), Self::Prefix(prefix)) => {
-                path.starts_with(prefix)
-            }
+            (Self::Prefix(prefix), Self::Equal(path))
+            | (Self::Equal(path), Self::Prefix(prefix)) => path.starts_with(prefix),
         }
     }
 
@@ -192,8 +213,8 @@ fn as_go_reads(text: &[u8]) -> Cow<'_, [u8]> {
 #[derive(Debug, Default)]
 pub struct Names {
     names: Vec<String>,
-    /// Bit `n` is set when some name is `n` bytes long (63 stands for all longer ones): most lines of a request
-    /// are dismissed by it alone.
+    /// Bit `n` is set when some name is `n` bytes long (63 stands for all longer ones): most lines
+    /// of a request are dismissed by it alone.
     lengths: u64,
 }
 
@@ -205,8 +226,10 @@ impl Names {
     /// Collects the names of every filter, `user-agent` for the probe rule, and [`EXPLAIN`].
     pub fn of<'a>(filters: impl Iterator<Item = &'a Filters>) -> Self {
         let ours = [USER_AGENT.to_owned(), EXPLAIN.to_owned()];
-        let mut names: Vec<String> =
-            filters.flat_map(|f| f.headers.iter().map(|h| h.name.clone())).chain(ours).collect();
+        let mut names: Vec<String> = filters
+            .flat_map(|f| f.headers.iter().map(|h| h.name.clone()))
+            .chain(ours)
+            .collect();
         names.sort();
         names.dedup();
         let lengths = names.iter().fold(0, |bits, n| bits | length_bit(n.len()));
@@ -214,7 +237,11 @@ impl Names {
     }
 
     fn wants(&self, name: &[u8]) -> bool {
-        self.lengths & length_bit(name.len()) != 0 && self.names.iter().any(|n| name.eq_ignore_ascii_case(n.as_bytes()))
+        self.lengths & length_bit(name.len()) != 0
+            && self
+                .names
+                .iter()
+                .any(|n| name.eq_ignore_ascii_case(n.as_bytes()))
     }
 }
 
@@ -239,10 +266,21 @@ impl<'r> View<'r> {
     /// Gathers the path and the lines whose names `names` holds.
     pub fn new<R: Request + ?Sized>(request: &'r R, names: &Names) -> Self {
         let target = request.target();
-        let path = target.split(|b| *b == b'?' || *b == b'#').next().unwrap_or(target);
+        let path = target
+            .split(|b| *b == b'?' || *b == b'#')
+            .next()
+            .unwrap_or(target);
         let decoded = path.contains(&b'%').then(|| percent_decoded(path));
         let inline = [(&b""[..], &b""[..]); INLINE];
-        let mut view = Self { path, decoded, inline, used: 0, spilled: Vec::new(), probe: false, token: None };
+        let mut view = Self {
+            path,
+            decoded,
+            inline,
+            used: 0,
+            spilled: Vec::new(),
+            probe: false,
+            token: None,
+        };
         request.visit_headers(&mut |name, value| {
             if names.wants(name) {
                 view.keep(name, value);
@@ -310,11 +348,21 @@ impl Filters {
             return Some("user-agent is a kubelet probe and no filter names user-agent".to_owned());
         }
         if let Some(h) = self.headers.iter().find(|h| !h.holds(view)) {
-            let absent = if view.values(&h.name).next().is_none() { " (header absent)" } else { "" };
+            let absent = if view.values(&h.name).next().is_none() {
+                " (header absent)"
+            } else {
+                ""
+            };
             return Some(format!("header {}: {}{absent}", h.name, h.text));
         }
         if !self.path_holds(view) {
-            return Some(self.paths.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or "));
+            return Some(
+                self.paths
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect::<Vec<_>>()
+                    .join(" or "),
+            );
         }
         None
     }
@@ -325,7 +373,9 @@ impl Filters {
 
     fn path_holds(&self, view: &View<'_>) -> bool {
         self.paths.is_empty()
-            || self.paths.iter().any(|p| p.matches(view.path) || view.decoded.as_deref().is_some_and(|d| p.matches(d)))
+            || self.paths.iter().any(|p| {
+                p.matches(view.path) || view.decoded.as_deref().is_some_and(|d| p.matches(d))
+            })
     }
 }
 
@@ -338,13 +388,19 @@ impl HeaderFilter {
                 values.peek().is_none() || values.any(<[u8]>::is_empty)
             }
             Pattern::Exact(text) => view.values(&self.name).any(|v| v == text),
-            Pattern::Regex(r) => view.values(&self.name).any(|v| !v.is_empty() && r.is_match(&as_go_reads(v))),
+            Pattern::Regex(r) => view
+                .values(&self.name)
+                .any(|v| !v.is_empty() && r.is_match(&as_go_reads(v))),
         }
     }
 }
 
 fn percent_decoded(path: &[u8]) -> Vec<u8> {
-    let hex = |b: u8| char::from(b).to_digit(16).and_then(|d| u8::try_from(d).ok());
+    let hex = |b: u8| {
+        char::from(b)
+            .to_digit(16)
+            .and_then(|d| u8::try_from(d).ok())
+    };
     let mut out = Vec::with_capacity(path.len());
     let mut rest = path;
     while let Some((first, tail)) = rest.split_first() {

@@ -1,4 +1,5 @@
-//! When two intercepts of one port cannot both be served: what one of them means, the other one means too. Pure.
+//! When two intercepts of one port cannot both be served: what one of them means, the other one
+//! means too. Pure.
 
 use crate::route::matcher::Filters;
 
@@ -30,11 +31,16 @@ pub(super) fn between(held: &Filters, wanted: &Filters) -> Option<&'static str> 
 
 /// Whether every clause of `small` has one in `large` that the same value can satisfy.
 fn within(small: &Filters, large: &Filters) -> bool {
-    small.headers.iter().all(|s| large.headers.iter().any(|l| s.overlaps(l)))
+    small
+        .headers
+        .iter()
+        .all(|s| large.headers.iter().any(|l| s.overlaps(l)))
 }
 
 fn paths_overlap(a: &Filters, b: &Filters) -> bool {
-    a.paths.iter().any(|p| b.paths.iter().any(|q| p.overlaps(q)))
+    a.paths
+        .iter()
+        .any(|p| b.paths.iter().any(|q| p.overlaps(q)))
 }
 
 #[cfg(test)]
@@ -82,8 +88,16 @@ mod tests {
             ("/p /q", "/q /r", true),
         ];
         for (a, b, want) in rows {
-            assert_eq!(between(&filters(a), &filters(b)).is_some(), want, "{a:?} and {b:?}");
-            assert_eq!(between(&filters(b), &filters(a)).is_some(), want, "{b:?} and {a:?}");
+            assert_eq!(
+                between(&filters(a), &filters(b)).is_some(),
+                want,
+                "{a:?} and {b:?}"
+            );
+            assert_eq!(
+                between(&filters(b), &filters(a)).is_some(),
+                want,
+                "{b:?} and {a:?}"
+            );
         }
     }
 }

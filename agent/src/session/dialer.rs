@@ -1,4 +1,5 @@
-//! Dials into the cluster on behalf of workstations: any agent may be asked to, for any destination, TCP and UDP.
+//! Dials into the cluster on behalf of workstations: any agent may be asked to, for any
+//! destination, TCP and UDP.
 
 use std::time::Duration;
 
@@ -19,7 +20,8 @@ const DIAL_DEFAULT: Duration = Duration::from_secs(3);
 /// How long a dial may take at most.
 const DIAL_MOST: Duration = Duration::from_secs(30);
 
-/// Connects to the destination of `conn_id`, says how that went, and carries bytes until either side is done.
+/// Connects to the destination of `conn_id`, says how that went, and carries bytes until either
+/// side is done.
 pub(super) async fn dial_and_carry(conn_id: ConnId, dial_timeout: Duration, io: TunnelIo) {
     match conn_id.transport() {
         Transport::Tcp => tcp(conn_id, dial_timeout, io).await,
@@ -28,7 +30,11 @@ pub(super) async fn dial_and_carry(conn_id: ConnId, dial_timeout: Duration, io: 
 }
 
 async fn tcp(conn_id: ConnId, dial_timeout: Duration, io: TunnelIo) {
-    let budget = if dial_timeout.is_zero() { DIAL_DEFAULT } else { dial_timeout.min(DIAL_MOST) };
+    let budget = if dial_timeout.is_zero() {
+        DIAL_DEFAULT
+    } else {
+        dial_timeout.min(DIAL_MOST)
+    };
     let connected = tokio::time::timeout(budget, TcpStream::connect(conn_id.destination())).await;
     let socket = match connected {
         Ok(Ok(socket)) => socket,
@@ -40,8 +46,14 @@ async fn tcp(conn_id: ConnId, dial_timeout: Duration, io: TunnelIo) {
         return;
     }
     let metrics = PortMetrics::default();
-    let (mut workstation, mut destination) = (Conn::Other(Box::new(Tunnel::new(io))), Conn::Tcp(socket));
-    let carried = relay::both(&mut workstation, &mut destination, First::default(), &metrics);
+    let (mut workstation, mut destination) =
+        (Conn::Other(Box::new(Tunnel::new(io))), Conn::Tcp(socket));
+    let carried = relay::both(
+        &mut workstation,
+        &mut destination,
+        First::default(),
+        &metrics,
+    );
     tokio::select! {
         ended = carried => tracing::debug!(%conn_id, in_ = ended.bytes_in, out = ended.bytes_out, "dialled connection ended"),
         () = idle(&metrics, TCP_IDLE) => tracing::debug!(%conn_id, "dialled connection was idle for {TCP_IDLE:?}"),
@@ -55,15 +67,22 @@ async fn idle(metrics: &PortMetrics, limit: Duration) {
     let mut quiet = Duration::ZERO;
     while quiet < limit {
         tokio::time::sleep(limit / 2).await;
-        quiet = if moved() == seen { quiet + limit / 2 } else { Duration::ZERO };
+        quiet = if moved() == seen {
+            quiet + limit / 2
+        } else {
+            Duration::ZERO
+        };
         seen = moved();
     }
 }
 
 async fn udp(conn_id: ConnId, io: TunnelIo) {
     let destination = conn_id.destination();
-    let any: std::net::SocketAddr =
-        if destination.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { (std::net::Ipv6Addr::UNSPECIFIED, 0).into() };
+    let any: std::net::SocketAddr = if destination.is_ipv4() {
+        ([0, 0, 0, 0], 0).into()
+    } else {
+        (std::net::Ipv6Addr::UNSPECIFIED, 0).into()
+    };
     let socket = match UdpSocket::bind(any).await {
         Ok(socket) => socket,
         Err(error) => return reject(&io.tx, conn_id, &error.to_string()).await,

@@ -1,4 +1,5 @@
-//! Says once what happened: a condition that comes back again and again is one line a minute, with a count.
+//! Says once what happened: a condition that comes back again and again is one line a minute, with
+//! a count.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -16,7 +17,9 @@ impl Journal {
     /// Whether `condition` is to be said, and how often it was kept back since it was said last.
     fn admits(&self, condition: &'static str) -> Option<u64> {
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        said.entry(condition).or_insert_with(|| Limited::every(QUIET)).pass()
+        said.entry(condition)
+            .or_insert_with(|| Limited::every(QUIET))
+            .pass()
     }
 
     pub(super) fn warn(&self, condition: &'static str, text: &str) {
@@ -46,6 +49,9 @@ mod tests {
         assert_eq!(journal.admits("lost"), Some(0));
         assert_eq!(journal.admits("lost"), None);
         assert_eq!(journal.admits("connect"), Some(0));
-        assert_eq!((journal.admits("lost"), journal.admits("connect")), (None, None));
+        assert_eq!(
+            (journal.admits("lost"), journal.admits("connect")),
+            (None, None)
+        );
     }
 }

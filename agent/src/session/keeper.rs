@@ -1,5 +1,5 @@
-//! Puts rules in force: holds what the last snapshot said, keeps it for a grace time when the manager is lost, and
-//! lets remembered intercepts expire.
+//! Puts rules in force: holds what the last snapshot said, keeps it for a grace time when the
+//! manager is lost, and lets remembered intercepts expire.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,10 +22,11 @@ pub type Asking = BoxFuture<'static, ()>;
 pub struct PortLink {
     /// Where its table goes.
     pub routes: Arc<Routes>,
-    /// Why single requests cannot be told apart on it at the moment, if they cannot: a text for the intercept's owner.
+    /// Why single requests cannot be told apart on it at the moment, if they cannot: a text for the
+    /// intercept's owner.
     pub unreadable: Box<dyn Fn() -> Option<String> + Send + Sync>,
-    /// Finds out what the app speaks where nothing declares it, before anybody is told that requests can be told
-    /// apart; bounded in time.
+    /// Finds out what the app speaks where nothing declares it, before anybody is told that
+    /// requests can be told apart; bounded in time.
     pub ask: Box<dyn Fn() -> Asking + Send + Sync>,
 }
 
@@ -45,15 +46,26 @@ struct State {
 
 impl Keeper {
     pub(super) fn new(ports: Vec<PortLink>, rules: Rules, grace: Duration) -> Self {
-        let state = Mutex::new(State { rules, grace_ends: None });
-        Self { ports, grace, state, changed: Notify::new() }
+        let state = Mutex::new(State {
+            rules,
+            grace_ends: None,
+        });
+        Self {
+            ports,
+            grace,
+            state,
+            changed: Notify::new(),
+        }
     }
 
     /// Asks the apps whatever the review of a waiting intercept has to know.
     pub(super) async fn prepare(&self, snapshot: &Snapshot) {
         let http = |info: &InterceptInfo| {
             info.disposition() == InterceptDispositionType::Waiting
-                && info.spec.as_ref().is_some_and(|spec| spec.mechanism != "tcp")
+                && info
+                    .spec
+                    .as_ref()
+                    .is_some_and(|spec| spec.mechanism != "tcp")
         };
         if snapshot.values().any(http) {
             join_all(self.ports.iter().map(|port| (port.ask)())).await;
@@ -65,7 +77,9 @@ impl Keeper {
         let unreadable: Vec<_> = self.ports.iter().map(|p| (p.unreadable)()).collect();
         let mut state = self.lock();
         state.grace_ends = None;
-        let outcome = state.rules.apply(snapshot, &unreadable, Instant::now().into_std());
+        let outcome = state
+            .rules
+            .apply(snapshot, &unreadable, Instant::now().into_std());
         self.publish(outcome.tables);
         drop(state);
         for change in &outcome.changes {

@@ -1,4 +1,5 @@
-//! The loops of a live session: remain, intercepts and their reviews, dials, DNS, log level, reports.
+//! The loops of a live session: remain, intercepts and their reviews, dials, DNS, log level,
+//! reports.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,8 +11,9 @@ use traffic_proto::conn_id::ConnId;
 use traffic_proto::log_level::LogLevel;
 use traffic_proto::manager::manager_client::ManagerClient;
 use traffic_proto::manager::{
-    DialRequest, DnsAgentResponse, DnsRequest, DnsResponse, InterceptDispositionType as Disposition, LogLevelRequest,
-    RemainRequest, ReviewInterceptRequest, SessionInfo,
+    DialRequest, DnsAgentResponse, DnsRequest, DnsResponse,
+    InterceptDispositionType as Disposition, LogLevelRequest, RemainRequest,
+    ReviewInterceptRequest, SessionInfo,
 };
 use traffic_proto::tunnel::{StreamInfo, duration_from_nanos};
 
@@ -55,7 +57,10 @@ impl Live<'_> {
         let mut missed = 0;
         loop {
             tokio::time::sleep(REMAIN).await;
-            let request = RemainRequest { session: Some(self.session.clone()), ..RemainRequest::default() };
+            let request = RemainRequest {
+                session: Some(self.session.clone()),
+                ..RemainRequest::default()
+            };
             match timely(ANSWER, self.client.clone().remain(request)).await {
                 Ok(_) => missed = 0,
                 Err(status) if status.code() == Code::NotFound => {
@@ -64,14 +69,18 @@ impl Live<'_> {
                 Err(status) => {
                     missed += 1;
                     if missed == MISSED {
-                        return Lost::Ended(format!("no answer to {MISSED} heartbeats: {}", described(&status)));
+                        return Lost::Ended(format!(
+                            "no answer to {MISSED} heartbeats: {}",
+                            described(&status)
+                        ));
                     }
                 }
             }
         }
     }
 
-    /// The watch that the session stands and falls with. Newer managers send changes, older ones everything.
+    /// The watch that the session stands and falls with. Newer managers send changes, older ones
+    /// everything.
     async fn intercepts(&self) -> Lost {
         match self.deltas().await {
             Err(status) if status.code() == Code::Unimplemented => {}
@@ -81,8 +90,14 @@ impl Live<'_> {
     }
 
     async fn deltas(&self) -> Result<(), Status> {
-        let mut deltas = self.client.clone().watch_intercepts_delta(self.session.clone()).await?.into_inner();
-        // The first message of a stream holds everything, so nothing is carried over from an earlier one.
+        let mut deltas = self
+            .client
+            .clone()
+            .watch_intercepts_delta(self.session.clone())
+            .await?
+            .into_inner();
+        // The first message of a stream holds everything, so nothing is carried over from an
+        // earlier one.
         let mut snapshot = Snapshot::new();
         while let Some(delta) = deltas.message().await? {
             snapshot.extend(delta.upserts);
@@ -95,9 +110,21 @@ impl Live<'_> {
     }
 
     async fn snapshots(&self) -> Result<(), Status> {
-        let mut snapshots = self.client.clone().watch_intercepts(self.session.clone()).await?.into_inner();
+        let mut snapshots = self
+            .client
+            .clone()
+            .watch_intercepts(self.session.clone())
+            .await?
+            .into_inner();
         while let Some(message) = snapshots.message().await? {
-            self.take(&message.intercepts.into_iter().map(|i| (i.id.clone(), i)).collect()).await;
+            self.take(
+                &message
+                    .intercepts
+                    .into_iter()
+                    .map(|i| (i.id.clone(), i))
+                    .collect(),
+            )
+            .await;
         }
         Ok(())
     }
@@ -106,7 +133,9 @@ impl Live<'_> {
         self.context.keeper.prepare(snapshot).await;
         let metrics = &self.context.metrics;
         metrics.snapshots.inc();
-        metrics.intercepts.set(i64::try_from(snapshot.len()).unwrap_or(i64::MAX));
+        metrics
+            .intercepts
+            .set(i64::try_from(snapshot.len()).unwrap_or(i64::MAX));
         for review in self.context.keeper.snapshot(snapshot) {
             metrics.reviews.inc();
             self.send(review);
@@ -124,7 +153,10 @@ impl Live<'_> {
                 // Its owner has removed it meanwhile.
                 Err(status) if status.code() == Code::NotFound => {}
                 Err(status) => {
-                    let text = format!("the traffic-manager did not take the review of {id}: {}", described(&status));
+                    let text = format!(
+                        "the traffic-manager did not take the review of {id}: {}",
+                        described(&status)
+                    );
                     context.journal.warn("review", &text);
                 }
             }
@@ -153,35 +185,45 @@ impl Live<'_> {
             }
             Verdict::Refuse { bad_args, message } => {
                 tracing::debug!(id = request.id, message, "intercept refused");
-                request.set_disposition(if bad_args { Disposition::BadArgs } else { Disposition::AgentError });
+                request.set_disposition(if bad_args {
+                    Disposition::BadArgs
+                } else {
+                    Disposition::AgentError
+                });
                 request.message = message;
             }
         }
         request
     }
 
-    /// Connections that the manager wants this agent to open into the cluster. Older managers wait for this watch
-    /// without limit, newer ones do not have it.
+    /// Connections that the manager wants this agent to open into the cluster. Older managers wait
+    /// for this watch without limit, newer ones do not have it.
     async fn dials(&self) {
         let open = || {
             let mut client = self.client.clone();
             let session = self.session.clone();
             async move { client.watch_dial(session).await }
         };
-        self.side_watch("dials", open, |request| self.dial(&request)).await;
+        self.side_watch("dials", open, |request| self.dial(&request))
+            .await;
     }
 
     fn dial(&self, request: &DialRequest) {
         let conn_id = match ConnId::parse(&request.conn_id) {
             Ok(conn_id) => conn_id,
             Err(error) => {
-                self.context.journal.warn("dial", &format!("the traffic-manager asked for a dial of nothing: {error}"));
+                self.context.journal.warn(
+                    "dial",
+                    &format!("the traffic-manager asked for a dial of nothing: {error}"),
+                );
                 return;
             }
         };
         self.context.metrics.dials.inc();
-        let (latency, timeout) =
-            (duration_from_nanos(request.roundtrip_latency), duration_from_nanos(request.dial_timeout));
+        let (latency, timeout) = (
+            duration_from_nanos(request.roundtrip_latency),
+            duration_from_nanos(request.dial_timeout),
+        );
         let info = StreamInfo::new(conn_id, self.link.session.as_str(), latency, timeout);
         let (link, context) = (self.link.clone(), Arc::clone(self.context));
         self.context.control.spawn(async move {
@@ -201,18 +243,35 @@ impl Live<'_> {
             let session = self.session.clone();
             async move { client.watch_lookup_dns(session).await }
         };
-        self.side_watch("DNS questions", open, |question| self.answer(question)).await;
+        self.side_watch("DNS questions", open, |question| self.answer(question))
+            .await;
     }
 
     fn answer(&self, question: DnsRequest) {
-        let (mut client, context, session) = (self.client.clone(), Arc::clone(self.context), self.session.clone());
+        let (mut client, context, session) = (
+            self.client.clone(),
+            Arc::clone(self.context),
+            self.session.clone(),
+        );
         self.context.control.spawn(async move {
-            let Some(answer) = context.dns.answer(&question.name, question.r#type).await else { return };
+            let Some(answer) = context.dns.answer(&question.name, question.r#type).await else {
+                return;
+            };
             context.metrics.lookups.inc();
-            let response = DnsResponse { r_code: answer.r_code, rrs: answer.rrs.into() };
-            let answer = DnsAgentResponse { session: Some(session), request: Some(question), response: Some(response) };
+            let response = DnsResponse {
+                r_code: answer.r_code,
+                rrs: answer.rrs.into(),
+            };
+            let answer = DnsAgentResponse {
+                session: Some(session),
+                request: Some(question),
+                response: Some(response),
+            };
             if let Err(status) = timely(ANSWER, client.agent_lookup_dns_response(answer)).await {
-                context.journal.warn("dns", &format!("a DNS answer was not taken: {}", described(&status)));
+                context.journal.warn(
+                    "dns",
+                    &format!("a DNS answer was not taken: {}", described(&status)),
+                );
             }
         });
     }
@@ -222,16 +281,21 @@ impl Live<'_> {
             let mut client = self.client.clone();
             async move { client.watch_log_level(()).await }
         };
-        self.side_watch("log levels", open, |wish| self.set_level(&wish)).await;
+        self.side_watch("log levels", open, |wish| self.set_level(&wish))
+            .await;
     }
 
-    /// An empty level ends the manager's wish; an unknown one means info. With a duration it ends by itself, also
-    /// when the session does not last as long.
+    /// An empty level ends the manager's wish; an unknown one means info. With a duration it ends
+    /// by itself, also when the session does not last as long.
     fn set_level(&self, wish: &LogLevelRequest) {
         let level = (!wish.log_level.is_empty()).then(|| LogLevel::lenient(&wish.log_level));
         let levels = Arc::clone(&self.context.levels);
         let wish_number = levels.set(level);
-        let lasts = wish.duration.as_ref().and_then(|d| Duration::try_from(*d).ok()).filter(|d| !d.is_zero());
+        let lasts = wish
+            .duration
+            .as_ref()
+            .and_then(|d| Duration::try_from(*d).ok())
+            .filter(|d| !d.is_zero());
         if let Some(lasts) = lasts.filter(|_| level.is_some()) {
             self.context.control.spawn(async move {
                 tokio::time::sleep(lasts).await;
@@ -251,10 +315,15 @@ impl Live<'_> {
         std::future::pending().await
     }
 
-    /// Keeps a watch open that the session can do without: one the manager does not have is left alone, one that
-    /// ends is opened again after a pause (never a second beside the first, which would split its messages).
-    async fn side_watch<M, F>(&self, what: &'static str, open: impl Fn() -> F, mut each: impl FnMut(M))
-    where
+    /// Keeps a watch open that the session can do without: one the manager does not have is left
+    /// alone, one that ends is opened again after a pause (never a second beside the first, which
+    /// would split its messages).
+    async fn side_watch<M, F>(
+        &self,
+        what: &'static str,
+        open: impl Fn() -> F,
+        mut each: impl FnMut(M),
+    ) where
         F: Future<Output = Result<Response<Streaming<M>>, Status>>,
     {
         let mut pause = REOPEN.0;
@@ -269,9 +338,10 @@ impl Live<'_> {
             };
             match ended.await {
                 Err(status) if status.code() == Code::Unimplemented => {
-                    self.context
-                        .journal
-                        .info(what, &format!("the traffic-manager has no watch for {what}: not needed"));
+                    self.context.journal.info(
+                        what,
+                        &format!("the traffic-manager has no watch for {what}: not needed"),
+                    );
                     return std::future::pending().await;
                 }
                 Ok(()) => tracing::debug!("watch for {what} ended"),
@@ -291,10 +361,17 @@ fn watch_ended(ended: Result<(), Status>) -> Lost {
 }
 
 /// An answer within `limit`.
-pub(super) async fn timely<T>(limit: Duration, answer: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+pub(super) async fn timely<T>(
+    limit: Duration,
+    answer: impl Future<Output = Result<T, Status>>,
+) -> Result<T, Status> {
     tokio::time::timeout(limit, answer)
         .await
-        .unwrap_or_else(|_| Err(Status::deadline_exceeded(format!("no answer within {limit:?}"))))
+        .unwrap_or_else(|_| {
+            Err(Status::deadline_exceeded(format!(
+                "no answer within {limit:?}"
+            )))
+        })
 }
 
 /// Code and message, with the transport's own reason where there is one.

@@ -1,5 +1,5 @@
-//! One intercept's spec in our words: how it takes traffic, which requests it means, in one sentence for people, and
-//! which of the pod's ports it is about. Pure.
+//! One intercept's spec in our words: how it takes traffic, which requests it means, in one
+//! sentence for people, and which of the pod's ports it is about. Pure.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -36,11 +36,17 @@ pub(super) struct Refusal {
 
 impl Refusal {
     pub(super) fn of_agent(message: String) -> Self {
-        Self { bad_args: false, message }
+        Self {
+            bad_args: false,
+            message,
+        }
     }
 
     fn of_spec(message: String) -> Self {
-        Self { bad_args: true, message }
+        Self {
+            bad_args: true,
+            message,
+        }
     }
 }
 
@@ -56,7 +62,9 @@ pub(super) fn rule(info: &InterceptInfo, spec: &InterceptSpec) -> Result<Rule, R
         filters.headers.push(header(name, value)?);
     }
     for path in &spec.path_filters {
-        filters.paths.push(PathFilter::parse(path).map_err(|e| bad_path(path, &e))?);
+        filters
+            .paths
+            .push(PathFilter::parse(path).map_err(|e| bad_path(path, &e))?);
     }
     let mut plaintext = spec.plaintext;
     let mechanism = match spec.mechanism.as_str() {
@@ -72,14 +80,25 @@ pub(super) fn rule(info: &InterceptInfo, spec: &InterceptSpec) -> Result<Rule, R
         }
     };
     filters.headers.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(Rule { mechanism, filters, plaintext })
+    Ok(Rule {
+        mechanism,
+        filters,
+        plaintext,
+    })
 }
 
 fn header(name: &str, value: &str) -> Result<HeaderFilter, Refusal> {
-    if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b)) {
-        return Err(Refusal::of_spec(format!("{name:?} is no header name; give the filter as NAME=VALUE")));
+    if name.is_empty()
+        || !name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
+    {
+        return Err(Refusal::of_spec(format!(
+            "{name:?} is no header name; give the filter as NAME=VALUE"
+        )));
     }
-    HeaderFilter::compile(name, value).map_err(|e| Refusal::of_spec(format!("header filter {name}: {e}")))
+    HeaderFilter::compile(name, value)
+        .map_err(|e| Refusal::of_spec(format!("header filter {name}: {e}")))
 }
 
 fn bad_path(path: &str, error: &crate::route::dialect::PatternError) -> Refusal {
@@ -87,9 +106,13 @@ fn bad_path(path: &str, error: &crate::route::dialect::PatternError) -> Refusal 
     Refusal::of_spec(format!("path filter {shown:?}: {error}"))
 }
 
-/// Reads the command-line flags by which the older generation of clients describes its filters. Says whether
-/// `--plaintext` is among them.
-fn read_args(info: &InterceptInfo, spec: &InterceptSpec, filters: &mut Filters) -> Result<bool, Refusal> {
+/// Reads the command-line flags by which the older generation of clients describes its filters.
+/// Says whether `--plaintext` is among them.
+fn read_args(
+    info: &InterceptInfo,
+    spec: &InterceptSpec,
+    filters: &mut Filters,
+) -> Result<bool, Refusal> {
     let mut plaintext = false;
     let mut args = spec.mechanism_args.iter();
     while let Some(arg) = args.next() {
@@ -99,8 +122,11 @@ fn read_args(info: &InterceptInfo, spec: &InterceptSpec, filters: &mut Filters) 
         };
         let mut value = || {
             let value = inline.or_else(|| args.next().map(String::as_str));
-            value
-                .ok_or_else(|| Refusal::of_spec(format!("mechanism argument {arg:?} has no value; write {flag}=VALUE")))
+            value.ok_or_else(|| {
+                Refusal::of_spec(format!(
+                    "mechanism argument {arg:?} has no value; write {flag}=VALUE"
+                ))
+            })
         };
         let path = |filter: Result<PathFilter, _>| filter.map_err(|e| bad_path(arg, &e));
         match flag.trim_start_matches('-') {
@@ -129,7 +155,9 @@ fn header_arg(id: &str, value: &str, filters: &mut Filters) -> Result<(), Refusa
         None if value == "all" => {}
         None if value == "auto" => filters.headers.push(header(AUTO_HEADER, id)?),
         None => {
-            return Err(Refusal::of_spec(format!("header filter {value:?} is not NAME=VALUE, all or auto")));
+            return Err(Refusal::of_spec(format!(
+                "header filter {value:?} is not NAME=VALUE, all or auto"
+            )));
         }
     }
     Ok(())
@@ -141,7 +169,12 @@ impl Rule {
         if self.filters.is_empty() {
             return "all TCP connections".to_owned();
         }
-        let headers: Vec<_> = self.filters.headers.iter().map(|h| format!("header {}: {}", h.name, h.text)).collect();
+        let headers: Vec<_> = self
+            .filters
+            .headers
+            .iter()
+            .map(|h| format!("header {}: {}", h.name, h.text))
+            .collect();
         let paths: Vec<_> = self.filters.paths.iter().map(ToString::to_string).collect();
         let clauses = [headers.join(" and "), paths.join(" or ")];
         let clauses: Vec<_> = clauses.into_iter().filter(|c| !c.is_empty()).collect();
@@ -150,7 +183,12 @@ impl Rule {
 
     /// The filters as the owner's own tools read them back from the review.
     pub(super) fn header_map(&self) -> BTreeMap<String, String> {
-        let mut map: BTreeMap<_, _> = self.filters.headers.iter().map(|h| (h.name.clone(), h.text.clone())).collect();
+        let mut map: BTreeMap<_, _> = self
+            .filters
+            .headers
+            .iter()
+            .map(|h| (h.name.clone(), h.text.clone()))
+            .collect();
         if let [path] = self.filters.paths.as_slice() {
             let (key, text) = match path {
                 PathFilter::Equal(p) => (":path-equal:", p),
@@ -178,7 +216,11 @@ impl Rule {
             mechanism: self.mechanism,
             filters: self.filters.clone(),
             plaintext: self.plaintext,
-            target_host: if spec.target_host.is_empty() { "127.0.0.1".to_owned() } else { spec.target_host.clone() },
+            target_host: if spec.target_host.is_empty() {
+                "127.0.0.1".to_owned()
+            } else {
+                spec.target_host.clone()
+            },
             target_port,
             roundtrip_latency: duration_from_nanos(spec.roundtrip_latency),
             dial_timeout: non_negative(spec.dial_timeout),
@@ -204,11 +246,13 @@ pub(super) fn delivers_to(spec: &InterceptSpec, target: &Target) -> Option<i64> 
     if !spec.no_default_port && target.entries.iter().any(|e| is_about(spec, e)) {
         return Some(i64::from(spec.target_port));
     }
-    spec.pod_ports.iter().find_map(|pod_port| extra_port(pod_port, target))
+    spec.pod_ports
+        .iter()
+        .find_map(|pod_port| extra_port(pod_port, target))
 }
 
-/// `PORT[:port][/proto]`: a port of the pod beside the intercept's main one, and the workstation's port where it
-/// differs.
+/// `PORT[:port][/proto]`: a port of the pod beside the intercept's main one, and the workstation's
+/// port where it differs.
 fn extra_port(pod_port: &str, target: &Target) -> Option<i64> {
     let (ports, protocol) = match pod_port.split_once('/') {
         Some((ports, protocol)) => (ports, format!("/{protocol}")),
@@ -220,30 +264,44 @@ fn extra_port(pod_port: &str, target: &Target) -> Option<i64> {
     };
     let identifier: PortIdentifier = format!("{port}{protocol}").parse().ok()?;
     let number = target.container_port.get();
-    let named = target
-        .entries
-        .iter()
-        .any(|e| identifier.names(&e.container_port_name, Some(number), identifier.transport_or_tcp()));
+    let named = target.entries.iter().any(|e| {
+        identifier.names(
+            &e.container_port_name,
+            Some(number),
+            identifier.transport_or_tcp(),
+        )
+    });
     if !named || identifier.transport_or_tcp() != target.transport {
         return None;
     }
     Some(delivered.map_or(i64::from(number), |d| d.parse().unwrap_or(-1)))
 }
 
-/// Whether the intercept means this entry: by service, then by the identifier its user gave, else by the container
-/// port that the manager found.
+/// Whether the intercept means this entry: by service, then by the identifier its user gave, else
+/// by the container port that the manager found.
 fn is_about(spec: &InterceptSpec, entry: &InterceptEntry) -> bool {
     if !spec.service_name.is_empty() && spec.service_name != entry.service_name {
         return false;
     }
     if spec.port_identifier.is_empty() {
-        return spec.container_port == i32::from(entry.container_port.get()) && same_protocol(spec, entry.transport);
+        return spec.container_port == i32::from(entry.container_port.get())
+            && same_protocol(spec, entry.transport);
     }
-    let Ok(identifier) = spec.port_identifier.parse::<PortIdentifier>() else { return false };
+    let Ok(identifier) = spec.port_identifier.parse::<PortIdentifier>() else {
+        return false;
+    };
     if spec.service_uid.is_empty() {
-        identifier.names(&entry.container_port_name, Some(entry.container_port.get()), entry.transport)
+        identifier.names(
+            &entry.container_port_name,
+            Some(entry.container_port.get()),
+            entry.transport,
+        )
     } else {
-        identifier.names(&entry.service_port_name, entry.service_port, entry.transport)
+        identifier.names(
+            &entry.service_port_name,
+            entry.service_port,
+            entry.transport,
+        )
     }
 }
 
@@ -260,11 +318,20 @@ pub(super) fn unknown_port(spec: &InterceptSpec, targets: &[Target]) -> Refusal 
     } else {
         spec.pod_ports.join(", ")
     };
-    let service =
-        if spec.service_name.is_empty() { String::new() } else { format!(" of service {}", spec.service_name) };
+    let service = if spec.service_name.is_empty() {
+        String::new()
+    } else {
+        format!(" of service {}", spec.service_name)
+    };
     let known: Vec<_> = targets.iter().map(described).collect();
-    let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-    Refusal::of_agent(format!("no port {wanted}{service} in this agent's configuration; it has {known}"))
+    let known = if known.is_empty() {
+        "none".to_owned()
+    } else {
+        known.join(", ")
+    };
+    Refusal::of_agent(format!(
+        "no port {wanted}{service} in this agent's configuration; it has {known}"
+    ))
 }
 
 fn described(target: &Target) -> String {
@@ -272,7 +339,9 @@ fn described(target: &Target) -> String {
     for entry in &target.entries {
         if !entry.service_name.is_empty() {
             let port = if entry.service_port_name.is_empty() {
-                entry.service_port.map_or_else(String::new, |p| p.to_string())
+                entry
+                    .service_port
+                    .map_or_else(String::new, |p| p.to_string())
             } else {
                 entry.service_port_name.clone()
             };

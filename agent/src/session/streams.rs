@@ -1,5 +1,5 @@
-//! Opens tunnels over what there is: a workstation that watches this agent for dials, else the manager. Also keeps
-//! count of what is open, so that a departure can wait for it.
+//! Opens tunnels over what there is: a workstation that watches this agent for dials, else the
+//! manager. Also keeps count of what is open, so that a departure can wait for it.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -125,7 +125,12 @@ impl Tunnels {
         let number = self.0.number();
         lock(&self.0.watchers).insert(session.to_owned(), Watcher { number, dials });
         self.0.metrics.workstations.add(1);
-        DialStream { queue, number, session: session.to_owned(), hub: Arc::clone(&self.0) }
+        DialStream {
+            queue,
+            number,
+            session: session.to_owned(),
+            hub: Arc::clone(&self.0),
+        }
     }
 
     /// Hands an answering call to whoever waits for it; gives the call back when nobody does.
@@ -168,7 +173,9 @@ impl OpenTunnel for Tunnels {
         Box::pin(async move {
             let budget = intercept.dial_budget();
             let opening = tunnels.open_any(&intercept, caller, transport);
-            tokio::time::timeout(budget, opening).await.unwrap_or(Err(TunnelError::Timeout(budget)))
+            tokio::time::timeout(budget, opening)
+                .await
+                .unwrap_or(Err(TunnelError::Timeout(budget)))
         })
     }
 }
@@ -184,21 +191,37 @@ impl Tunnels {
             Transport::Tcp => Protocol::Tcp,
             Transport::Udp => Protocol::Udp,
         };
-        let target = SocketAddr::new(target_ip(&intercept.target_host).await?, intercept.target_port);
+        let target = SocketAddr::new(
+            target_ip(&intercept.target_host).await?,
+            intercept.target_port,
+        );
         let conn_id = ConnId::new(protocol, caller.0, target);
-        let turn = self.0.turns.take((intercept.client_session.clone(), conn_id)).await;
+        let turn = self
+            .0
+            .turns
+            .take((intercept.client_session.clone(), conn_id))
+            .await;
         let (io, how) = match self.open_direct(intercept, conn_id).await? {
             Some(io) => (io, 2),
-            None => (until_answered(self.open_through_manager(intercept, conn_id).await?, turn), 1),
+            None => (
+                until_answered(self.open_through_manager(intercept, conn_id).await?, turn),
+                1,
+            ),
         };
         intercept.stats.tunnel.store(how, Ordering::Relaxed);
         Ok(io)
     }
 
     /// Asks the workstation itself; `None` when it does not watch this agent.
-    async fn open_direct(&self, intercept: &Intercept, conn_id: ConnId) -> Result<Option<TunnelIo>, TunnelError> {
+    async fn open_direct(
+        &self,
+        intercept: &Intercept,
+        conn_id: ConnId,
+    ) -> Result<Option<TunnelIo>, TunnelError> {
         let session = &intercept.client_session;
-        let Some(dials) = lock(&self.0.watchers).get(session).map(|w| w.dials.clone()) else { return Ok(None) };
+        let Some(dials) = lock(&self.0.watchers).get(session).map(|w| w.dials.clone()) else {
+            return Ok(None);
+        };
         let (waiting, tunnel) = Waiting::new(&self.0, (session.clone(), conn_id));
         let request = DialRequest {
             conn_id: conn_id.to_bytes(),
@@ -209,28 +232,47 @@ impl Tunnels {
         if dials.send(request).await.is_err() {
             return Ok(None);
         }
-        let io = tunnel.await.map_err(|_| TunnelError::Broken("another connection took its place".to_owned()));
+        let io = tunnel
+            .await
+            .map_err(|_| TunnelError::Broken("another connection took its place".to_owned()));
         drop(waiting);
         io.map(Some)
     }
 
-    async fn open_through_manager(&self, intercept: &Intercept, conn_id: ConnId) -> Result<TunnelIo, TunnelError> {
+    async fn open_through_manager(
+        &self,
+        intercept: &Intercept,
+        conn_id: ConnId,
+    ) -> Result<TunnelIo, TunnelError> {
         let Some(link) = self.0.manager.load_full() else {
-            return Err(TunnelError::NoPath("not connected to the traffic-manager".to_owned()));
+            return Err(TunnelError::NoPath(
+                "not connected to the traffic-manager".to_owned(),
+            ));
         };
         if intercept.client_session.is_empty() {
-            return Err(TunnelError::NoPath("the intercept names no client session".to_owned()));
+            return Err(TunnelError::NoPath(
+                "the intercept names no client session".to_owned(),
+            ));
         }
-        let info = StreamInfo::new(conn_id, link.session.as_str(), intercept.roundtrip_latency, intercept.dial_timeout);
+        let info = StreamInfo::new(
+            conn_id,
+            link.session.as_str(),
+            intercept.roundtrip_latency,
+            intercept.dial_timeout,
+        );
         let meter = self.meter(&intercept.client_session, Towards::Workstation);
         let io = call(&link, info, meter).await?;
-        let named = io.tx.send(Message::Session(intercept.client_session.clone()).encode()).await;
+        let named = io
+            .tx
+            .send(Message::Session(intercept.client_session.clone()).encode())
+            .await;
         named.map_err(|_| TunnelError::Broken("the traffic-manager ended the call".to_owned()))?;
         Ok(io)
     }
 }
 
-/// Keeps the turn until the workstation's first word, or the end: only then has the manager brought both ends together.
+/// Keeps the turn until the workstation's first word, or the end: only then has the manager brought
+/// both ends together.
 fn until_answered(io: TunnelIo, turn: Turn<Key>) -> TunnelIo {
     let mut turn = Some(turn);
     let rx = Box::pin(io.rx.inspect(move |_| drop(turn.take())));
@@ -238,21 +280,40 @@ fn until_answered(io: TunnelIo, turn: Turn<Key>) -> TunnelIo {
 }
 
 /// Opens a tunnel call to the manager and exchanges StreamInfo and StreamOK.
-pub(super) async fn call(link: &Link, info: StreamInfo, meter: Arc<Meter>) -> Result<TunnelIo, TunnelError> {
+pub(super) async fn call(
+    link: &Link,
+    info: StreamInfo,
+    meter: Arc<Meter>,
+) -> Result<TunnelIo, TunnelError> {
     let (tx, queue) = mpsc::channel(QUEUE);
     let broken = |s: Status| TunnelError::Broken(format!("{:?}: {}", s.code(), s.message()));
     let hello = Message::StreamInfo(info).encode();
     // The queue is empty and has room for more than one.
     let _ = tx.try_send(hello);
     let outgoing = metered_outgoing(queue, Arc::clone(&meter));
-    let mut incoming = link.client.clone().tunnel(outgoing).await.map_err(broken)?.into_inner();
+    let mut incoming = link
+        .client
+        .clone()
+        .tunnel(outgoing)
+        .await
+        .map_err(broken)?
+        .into_inner();
     let first = incoming.message().await.map_err(broken)?;
-    let first = first.ok_or_else(|| TunnelError::Broken("ended before its first message".to_owned()))?;
+    let first =
+        first.ok_or_else(|| TunnelError::Broken("ended before its first message".to_owned()))?;
     match Message::decode(first.payload) {
         Ok(Message::StreamOk(STREAM_VERSION)) => {}
-        other => return Err(TunnelError::Broken(format!("answered with {other:?} instead of StreamOK"))),
+        other => {
+            return Err(TunnelError::Broken(format!(
+                "answered with {other:?} instead of StreamOK"
+            )));
+        }
     }
-    Ok(TunnelIo { tx, rx: metered_incoming(incoming, meter), role: Role::Caller })
+    Ok(TunnelIo {
+        tx,
+        rx: metered_incoming(incoming, meter),
+        role: Role::Caller,
+    })
 }
 
 fn metered_outgoing(
@@ -280,10 +341,16 @@ pub(super) fn metered_incoming(
 ) -> std::pin::Pin<Box<dyn Stream<Item = Result<Bytes, TunnelError>> + Send>> {
     Box::pin(incoming.map(move |message| match message {
         Ok(message) => {
-            meter.received.fetch_add(body_len(&message.payload), Ordering::Relaxed);
+            meter
+                .received
+                .fetch_add(body_len(&message.payload), Ordering::Relaxed);
             Ok(message.payload)
         }
-        Err(status) => Err(TunnelError::Broken(format!("{:?}: {}", status.code(), status.message()))),
+        Err(status) => Err(TunnelError::Broken(format!(
+            "{:?}: {}",
+            status.code(),
+            status.message()
+        ))),
     }))
 }
 
@@ -291,8 +358,8 @@ fn body_len(payload: &Bytes) -> u64 {
     (payload.len() as u64).saturating_sub(1)
 }
 
-/// The workstation's address as it sees it itself. Names other than localhost are looked up here, because a
-/// connection id holds addresses only.
+/// The workstation's address as it sees it itself. Names other than localhost are looked up here,
+/// because a connection id holds addresses only.
 async fn target_ip(host: &str) -> Result<IpAddr, TunnelError> {
     if let Ok(ip) = host.parse() {
         return Ok(ip);
@@ -300,9 +367,14 @@ async fn target_ip(host: &str) -> Result<IpAddr, TunnelError> {
     if host.eq_ignore_ascii_case("localhost") {
         return Ok(IpAddr::from([127, 0, 0, 1]));
     }
-    let found = tokio::net::lookup_host((host, 0)).await.ok().and_then(|mut found| found.next());
+    let found = tokio::net::lookup_host((host, 0))
+        .await
+        .ok()
+        .and_then(|mut found| found.next());
     found.map(|address| address.ip()).ok_or_else(|| {
-        TunnelError::NoPath(format!("the target host {host:?} has no address here; intercept to an address instead"))
+        TunnelError::NoPath(format!(
+            "the target host {host:?} has no address here; intercept to an address instead"
+        ))
     })
 }
 
@@ -312,8 +384,8 @@ impl Hub {
     }
 }
 
-/// A waiter's place in the list, given up when the wait is over, however it ends: a later connection with the same
-/// addresses must not be handed to a dead waiter.
+/// A waiter's place in the list, given up when the wait is over, however it ends: a later
+/// connection with the same addresses must not be handed to a dead waiter.
 struct Waiting {
     number: u64,
     key: Key,
@@ -325,20 +397,31 @@ impl Waiting {
         let (tunnel_tx, tunnel) = oneshot::channel();
         let number = hub.number();
         lock(&hub.waiters).insert(key.clone(), Waiter { number, tunnel_tx });
-        (Self { number, key, hub: Arc::clone(hub) }, tunnel)
+        (
+            Self {
+                number,
+                key,
+                hub: Arc::clone(hub),
+            },
+            tunnel,
+        )
     }
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
         let mut waiters = lock(&self.hub.waiters);
-        if waiters.get(&self.key).is_some_and(|w| w.number == self.number) {
+        if waiters
+            .get(&self.key)
+            .is_some_and(|w| w.number == self.number)
+        {
             waiters.remove(&self.key);
         }
     }
 }
 
-/// The dial requests for one workstation; dropping it ends the watch, unless a later one has replaced it.
+/// The dial requests for one workstation; dropping it ends the watch, unless a later one has
+/// replaced it.
 pub(super) struct DialStream {
     queue: mpsc::Receiver<DialRequest>,
     number: u64,
@@ -361,7 +444,10 @@ impl Drop for DialStream {
     fn drop(&mut self) {
         self.hub.metrics.workstations.add(-1);
         let mut watchers = lock(&self.hub.watchers);
-        if watchers.get(&self.session).is_some_and(|w| w.number == self.number) {
+        if watchers
+            .get(&self.session)
+            .is_some_and(|w| w.number == self.number)
+        {
             watchers.remove(&self.session);
         }
     }
@@ -397,7 +483,11 @@ impl Drop for Meter {
         };
         let client_session_id = std::mem::take(&mut self.client);
         if !client_session_id.is_empty() && (sent, received) != (0, 0) {
-            let _ = self.hub.reports.try_send(TunnelMetrics { client_session_id, ingress_bytes, egress_bytes });
+            let _ = self.hub.reports.try_send(TunnelMetrics {
+                client_session_id,
+                ingress_bytes,
+                egress_bytes,
+            });
         }
     }
 }
@@ -408,6 +498,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl fmt::Debug for Tunnels {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tunnels").field("open", &self.open_count()).finish_non_exhaustive()
+        f.debug_struct("Tunnels")
+            .field("open", &self.open_count())
+            .finish_non_exhaustive()
     }
 }

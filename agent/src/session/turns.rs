@@ -1,6 +1,7 @@
-//! One at a time: who opens a tunnel waits while another with the same session and connection id is being opened.
-//! One caller may need several at once, because several intercepts of one workstation may lead to the same target, and
-//! whoever brings the two ends of a tunnel together, manager or agent, has nothing else to tell them apart by.
+//! One at a time: who opens a tunnel waits while another with the same session and connection id is
+//! being opened. One caller may need several at once, because several intercepts of one workstation
+//! may lead to the same target, and whoever brings the two ends of a tunnel together, manager or
+//! agent, has nothing else to tell them apart by.
 
 use std::collections::HashSet;
 use std::hash::Hash;
@@ -18,7 +19,10 @@ struct Inner<K> {
 
 impl<K> Default for Turns<K> {
     fn default() -> Self {
-        Self(Arc::new(Inner { taken: Mutex::default(), given_back: Notify::new() }))
+        Self(Arc::new(Inner {
+            taken: Mutex::default(),
+            given_back: Notify::new(),
+        }))
     }
 }
 
@@ -29,7 +33,10 @@ impl<K: Clone + Eq + Hash> Turns<K> {
             // Created before the look, so that no turn given back in between is missed.
             let given_back = self.0.given_back.notified();
             if self.0.taken().insert(key.clone()) {
-                return Turn { key, turns: Arc::clone(&self.0) };
+                return Turn {
+                    key,
+                    turns: Arc::clone(&self.0),
+                };
             }
             given_back.await;
         }

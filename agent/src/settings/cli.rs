@@ -5,12 +5,17 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-/// The sidecar of an intercepted pod: what no intercept matches reaches the app as if nobody stood between.
+/// The sidecar of an intercepted pod: what no intercept matches reaches the app as if nobody stood
+/// between.
 ///
 /// The configuration is looked for in this order: --config FILE; /etc/podinfo/annotations
 /// (telepresence.io/agent-config); AGENT_CONFIG; /etc/traffic-agent/config.yaml.
 #[derive(Debug, Parser)]
-#[command(name = "traffic-agent", version, args_conflicts_with_subcommands = false)]
+#[command(
+    name = "traffic-agent",
+    version,
+    args_conflicts_with_subcommands = false
+)]
 pub struct Cli {
     /// What to do; without it: agent.
     #[command(subcommand)]

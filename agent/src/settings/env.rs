@@ -1,5 +1,5 @@
-//! Every environment variable the agent reads, in one table, and typed reading of them. Values come from a map, so
-//! nothing here touches the process' own environment.
+//! Every environment variable the agent reads, in one table, and typed reading of them. Values come
+//! from a map, so nothing here touches the process' own environment.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -22,7 +22,8 @@ macro_rules! variables {
 variables! {
     /// The configuration as JSON (managers 2.22 to 2.24).
     AGENT_CONFIG = "AGENT_CONFIG";
-    /// How the protocol of an undeclared port is found: http2Probe (default), portName, http, http2.
+    /// How the protocol of an undeclared port is found: http2Probe (default), portName, http,
+    /// http2.
     STRATEGY = "AGENT_APP_PROTOCOL_STRATEGY";
     /// Log level of the data path alone; follows the agent's when unset.
     DATA_LEVEL = "AGENT_ENVOY_LOG_LEVEL";
@@ -88,7 +89,9 @@ pub fn help() -> String {
     for (name, meaning) in TABLE {
         let _ = writeln!(text, "  {name:<28} {}", meaning.trim());
     }
-    text.push_str("  _TEL_APP_<prefix><NAME>      The app containers' variables, set by the injector.\n");
+    text.push_str(
+        "  _TEL_APP_<prefix><NAME>      The app containers' variables, set by the injector.\n",
+    );
     text
 }
 
@@ -101,13 +104,22 @@ impl Env {
     #[must_use]
     pub fn of_process() -> Self {
         let text = |s: std::ffi::OsString| s.to_string_lossy().into_owned();
-        Self(std::env::vars_os().map(|(k, v)| (text(k), text(v))).collect())
+        Self(
+            std::env::vars_os()
+                .map(|(k, v)| (text(k), text(v)))
+                .collect(),
+        )
     }
 
     /// One for tests.
     #[must_use]
     pub fn of(pairs: &[(&str, &str)]) -> Self {
-        Self(pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect())
+        Self(
+            pairs
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+                .collect(),
+        )
     }
 
     /// Everything.
@@ -123,7 +135,13 @@ impl Env {
     }
 
     /// A variable whose type can be read from text.
-    pub fn parsed<T: FromStr>(&self, key: &str, problem: &str, remedy: &str, faults: &mut Faults) -> Option<T> {
+    pub fn parsed<T: FromStr>(
+        &self,
+        key: &str,
+        problem: &str,
+        remedy: &str,
+        faults: &mut Faults,
+    ) -> Option<T> {
         let value = self.get(key)?;
         let parsed = value.parse().ok();
         if parsed.is_none() {
@@ -133,22 +151,44 @@ impl Env {
     }
 
     /// One of a few words, in any letter case.
-    pub fn one_of<T: Copy>(&self, key: &str, words: &[(&str, T)], faults: &mut Faults) -> Option<T> {
+    pub fn one_of<T: Copy>(
+        &self,
+        key: &str,
+        words: &[(&str, T)],
+        faults: &mut Faults,
+    ) -> Option<T> {
         let value = self.get(key)?;
-        let found = words.iter().find(|(word, _)| word.eq_ignore_ascii_case(value)).map(|(_, t)| *t);
+        let found = words
+            .iter()
+            .find(|(word, _)| word.eq_ignore_ascii_case(value))
+            .map(|(_, t)| *t);
         if found.is_none() {
             let names: Vec<_> = words.iter().map(|(word, _)| *word).collect();
-            faults.push(Fault::text(key, value, "unknown value", format!("use {}", names.join(" or "))));
+            faults.push(Fault::text(
+                key,
+                value,
+                "unknown value",
+                format!("use {}", names.join(" or ")),
+            ));
         }
         found
     }
 
     /// A whole number in a range.
-    pub fn within(&self, key: &str, range: RangeInclusive<usize>, faults: &mut Faults) -> Option<usize> {
+    pub fn within(
+        &self,
+        key: &str,
+        range: RangeInclusive<usize>,
+        faults: &mut Faults,
+    ) -> Option<usize> {
         let value = self.get(key)?;
         let number = value.parse().ok().filter(|n| range.contains(n));
         if number.is_none() {
-            let remedy = format!("use a whole number from {} to {}", range.start(), range.end());
+            let remedy = format!(
+                "use a whole number from {} to {}",
+                range.start(),
+                range.end()
+            );
             faults.push(Fault::text(key, value, "not a number in range", remedy));
         }
         number
@@ -160,7 +200,12 @@ impl Env {
         let fault = match value.parse::<GoDuration>() {
             Ok(duration) => match duration.to_std() {
                 Some(duration) => return Some(duration),
-                None => Fault::text(key, value, "negative duration", "use 0 or more, such as 30s"),
+                None => Fault::text(
+                    key,
+                    value,
+                    "negative duration",
+                    "use 0 or more, such as 30s",
+                ),
             },
             Err(e) => Fault::text(key, value, e.to_string(), e.remedy()),
         };
@@ -172,6 +217,10 @@ impl Env {
     #[must_use]
     pub fn list(&self, key: &str) -> Vec<String> {
         let words = self.get(key).unwrap_or_default().split(',');
-        words.map(str::trim).filter(|w| !w.is_empty()).map(str::to_owned).collect()
+        words
+            .map(str::trim)
+            .filter(|w| !w.is_empty())
+            .map(str::to_owned)
+            .collect()
     }
 }

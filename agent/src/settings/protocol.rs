@@ -1,5 +1,5 @@
-//! What a port speaks, as far as configuration says: the annotation of one port, else the Service's `appProtocol`,
-//! else the strategy. Pure.
+//! What a port speaks, as far as configuration says: the annotation of one port, else the Service's
+//! `appProtocol`, else the strategy. Pure.
 
 use std::collections::BTreeMap;
 
@@ -40,9 +40,12 @@ pub fn of(
 
 fn declared_or_strategy(target: &Target, strategy: AppProtocolStrategy) -> (Declared, Source) {
     if !target.app_protocol.is_empty() {
-        // A declaration that is not known says at least that no strategy was meant: the bytes decide.
+        // A declaration that is not known says at least that no strategy was meant: the bytes
+        // decide.
         return known(&target.app_protocol)
-            .map_or((Declared::Unknown, Source::Bytes), |declared| (declared, Source::Declared));
+            .map_or((Declared::Unknown, Source::Bytes), |declared| {
+                (declared, Source::Declared)
+            });
     }
     let secure = |e: &traffic_proto::sidecar::InterceptEntry| {
         e.service_port == Some(443) || e.service_port_name.eq_ignore_ascii_case("https")
@@ -50,10 +53,13 @@ fn declared_or_strategy(target: &Target, strategy: AppProtocolStrategy) -> (Decl
     match strategy {
         AppProtocolStrategy::Http => (Declared::Http1, Source::Strategy),
         AppProtocolStrategy::Http2 => (Declared::Http2, Source::Strategy),
-        AppProtocolStrategy::PortName => {
-            by_port_name(target).map_or((Declared::Unknown, Source::Bytes), |d| (d, Source::Strategy))
+        AppProtocolStrategy::PortName => by_port_name(target)
+            .map_or((Declared::Unknown, Source::Bytes), |d| {
+                (d, Source::Strategy)
+            }),
+        AppProtocolStrategy::Http2Probe if target.entries.iter().any(secure) => {
+            (Declared::Tls, Source::Declared)
         }
-        AppProtocolStrategy::Http2Probe if target.entries.iter().any(secure) => (Declared::Tls, Source::Declared),
         AppProtocolStrategy::Http2Probe => (Declared::Unknown, Source::Bytes),
     }
 }
@@ -63,7 +69,9 @@ fn known(word: &str) -> Option<Declared> {
     let word = word.trim().to_ascii_lowercase();
     match word.strip_prefix("kubernetes.io/").unwrap_or(&word) {
         "tcp" | "udp" => Some(Declared::Opaque),
-        "http" | "http1" | "http1.0" | "http1.1" | "http/1.0" | "http/1.1" | "ws" => Some(Declared::Http1),
+        "http" | "http1" | "http1.0" | "http1.1" | "http/1.0" | "http/1.1" | "ws" => {
+            Some(Declared::Http1)
+        }
         "http2" | "grpc" | "h2c" => Some(Declared::Http2),
         "https" | "tls" | "wss" => Some(Declared::Tls),
         _ => None,
@@ -73,8 +81,18 @@ fn known(word: &str) -> Option<Declared> {
 /// `<protocol>[-suffix]`.
 fn by_port_name(target: &Target) -> Option<Declared> {
     let entry = target.entries.first()?;
-    let name = if entry.service_name.is_empty() { &entry.container_port_name } else { &entry.service_port_name };
-    match name.split('-').next().unwrap_or_default().to_ascii_lowercase().as_str() {
+    let name = if entry.service_name.is_empty() {
+        &entry.container_port_name
+    } else {
+        &entry.service_port_name
+    };
+    match name
+        .split('-')
+        .next()
+        .unwrap_or_default()
+        .to_ascii_lowercase()
+        .as_str()
+    {
         "http" => Some(Declared::Http1),
         "https" | "tls" | "h2" => Some(Declared::Tls),
         "grpc" | "http2" | "h2c" => Some(Declared::Http2),
@@ -93,7 +111,10 @@ mod tests {
              intercepts: [{{serviceName: s, servicePortName: {name:?}, servicePort: {service_port}, protocol: TCP, \
              appProtocol: {app_protocol:?}, containerPort: 8080, agentPort: 9900}}]}}]}}"
         );
-        sidecar::from_yaml(&config, "test", Role::Agent).unwrap().targets().remove(0)
+        sidecar::from_yaml(&config, "test", Role::Agent)
+            .unwrap()
+            .targets()
+            .remove(0)
     }
 
     #[test]
@@ -101,8 +122,22 @@ mod tests {
         use AppProtocolStrategy as S;
         let rows = [
             ("x", "http", 80, S::Http2, Declared::Http1, Source::Declared),
-            ("x", "kubernetes.io/h2c", 80, S::Http, Declared::Http2, Source::Declared),
-            ("x", "KUBERNETES.IO/WSS", 80, S::Http, Declared::Tls, Source::Declared),
+            (
+                "x",
+                "kubernetes.io/h2c",
+                80,
+                S::Http,
+                Declared::Http2,
+                Source::Declared,
+            ),
+            (
+                "x",
+                "KUBERNETES.IO/WSS",
+                80,
+                S::Http,
+                Declared::Tls,
+                Source::Declared,
+            ),
             ("x", "grpc", 80, S::Http, Declared::Http2, Source::Declared),
             ("x", "tcp", 80, S::Http, Declared::Opaque, Source::Declared),
             ("x", "mongo", 80, S::Http, Declared::Unknown, Source::Bytes),
@@ -110,26 +145,69 @@ mod tests {
             ("x", "", 80, S::Http2, Declared::Http2, Source::Strategy),
             ("x", "", 80, S::Http2Probe, Declared::Unknown, Source::Bytes),
             ("x", "", 443, S::Http2Probe, Declared::Tls, Source::Declared),
-            ("https", "", 80, S::Http2Probe, Declared::Tls, Source::Declared),
-            ("http-web", "", 80, S::PortName, Declared::Http1, Source::Strategy),
-            ("GRPC-api", "", 80, S::PortName, Declared::Http2, Source::Strategy),
-            ("https", "", 80, S::PortName, Declared::Tls, Source::Strategy),
+            (
+                "https",
+                "",
+                80,
+                S::Http2Probe,
+                Declared::Tls,
+                Source::Declared,
+            ),
+            (
+                "http-web",
+                "",
+                80,
+                S::PortName,
+                Declared::Http1,
+                Source::Strategy,
+            ),
+            (
+                "GRPC-api",
+                "",
+                80,
+                S::PortName,
+                Declared::Http2,
+                Source::Strategy,
+            ),
+            (
+                "https",
+                "",
+                80,
+                S::PortName,
+                Declared::Tls,
+                Source::Strategy,
+            ),
             ("web", "", 80, S::PortName, Declared::Unknown, Source::Bytes),
         ];
         for (name, app_protocol, port, strategy, declared, source) in rows {
-            let got = of(&target(name, app_protocol, port), &BTreeMap::new(), strategy);
-            assert_eq!(got, (declared, source, None), "{name} {app_protocol:?} {port} {strategy}");
+            let got = of(
+                &target(name, app_protocol, port),
+                &BTreeMap::new(),
+                strategy,
+            );
+            assert_eq!(
+                got,
+                (declared, source, None),
+                "{name} {app_protocol:?} {port} {strategy}"
+            );
         }
     }
 
     #[test]
     fn the_annotation_of_a_port_wins_and_a_wrong_one_is_named() {
-        let annotated = |value: &str| BTreeMap::from([(format!("{ANNOTATION}.8080"), value.to_owned())]);
+        let annotated =
+            |value: &str| BTreeMap::from([(format!("{ANNOTATION}.8080"), value.to_owned())]);
         let target = target("http", "http", 80);
         let strategy = AppProtocolStrategy::Http;
-        assert_eq!(of(&target, &annotated("h2c"), strategy), (Declared::Http2, Source::Annotation, None));
+        assert_eq!(
+            of(&target, &annotated("h2c"), strategy),
+            (Declared::Http2, Source::Annotation, None)
+        );
         let (declared, source, odd) = of(&target, &annotated("htpp"), strategy);
         assert_eq!((declared, source), (Declared::Http1, Source::Declared));
-        assert!(odd.unwrap().starts_with("telepresence.io/app-protocol.8080=\"htpp\": unknown protocol"));
+        assert!(
+            odd.unwrap()
+                .starts_with("telepresence.io/app-protocol.8080=\"htpp\": unknown protocol")
+        );
     }
 }

@@ -19,13 +19,17 @@ impl Pod {
     }
 
     fn load(&self, env: &[(&str, &str)]) -> Result<Settings, Faults> {
-        let args = cli::AgentArgs { root: Some(self.0.path().to_owned()), ..Default::default() };
+        let args = cli::AgentArgs {
+            root: Some(self.0.path().to_owned()),
+            ..Default::default()
+        };
         Settings::load(&args, &Env::of(env))
     }
 }
 
 fn annotation(name: &str) -> String {
-    let json = format!(r#"{{"agentName":"{name}","namespace":"n","managerHost":"m","containers":[]}}"#);
+    let json =
+        format!(r#"{{"agentName":"{name}","namespace":"n","managerHost":"m","containers":[]}}"#);
     format!("a=\"b\"\n{}={json:?}\n", annotations::AGENT_CONFIG)
 }
 
@@ -38,24 +42,54 @@ fn the_documented_order_of_sources_holds() {
     let pod = Pod::new().with(CONFIG_FILE, GOOD);
     assert_eq!(pod.load(&[]).unwrap().source, CONFIG_FILE);
     let settings = pod.load(&[("AGENT_CONFIG", &json("from-env"))]).unwrap();
-    assert_eq!((settings.source.as_str(), settings.sidecar.agent_name.as_str()), ("AGENT_CONFIG", "from-env"));
+    assert_eq!(
+        (
+            settings.source.as_str(),
+            settings.sidecar.agent_name.as_str()
+        ),
+        ("AGENT_CONFIG", "from-env")
+    );
     let pod = pod.with(PODINFO_ANNOTATIONS, &annotation("from-annotation"));
     let settings = pod.load(&[("AGENT_CONFIG", &json("from-env"))]).unwrap();
     assert_eq!(settings.sidecar.agent_name, "from-annotation");
     assert_eq!(settings.annotations.get("a").map(String::as_str), Some("b"));
     let file = pod.0.path().join("explicit.yaml");
     fs::write(&file, GOOD.replace("web", "explicit")).unwrap();
-    let args = cli::AgentArgs { root: Some(pod.0.path().to_owned()), config: Some(file), check: false };
-    assert_eq!(Settings::load(&args, &Env::default()).unwrap().sidecar.agent_name, "explicit");
+    let args = cli::AgentArgs {
+        root: Some(pod.0.path().to_owned()),
+        config: Some(file),
+        check: false,
+    };
+    assert_eq!(
+        Settings::load(&args, &Env::default())
+            .unwrap()
+            .sidecar
+            .agent_name,
+        "explicit"
+    );
 }
 
 #[test]
 fn annotations_without_a_configuration_lead_on_to_the_next_source() {
-    let pod = Pod::new().with(PODINFO_ANNOTATIONS, "a=\"b\"\n").with(CONFIG_FILE, GOOD);
+    let pod = Pod::new()
+        .with(PODINFO_ANNOTATIONS, "a=\"b\"\n")
+        .with(CONFIG_FILE, GOOD);
     let settings = pod.load(&[]).unwrap();
-    assert_eq!((settings.source.as_str(), settings.annotations.len()), (CONFIG_FILE, 1));
-    let pod = Pod::new().with(TEL_POD_INFO_ANNOTATIONS, "old=\"1\"\n").with(CONFIG_FILE, GOOD);
-    assert_eq!(pod.load(&[]).unwrap().annotations.get("old").map(String::as_str), Some("1"));
+    assert_eq!(
+        (settings.source.as_str(), settings.annotations.len()),
+        (CONFIG_FILE, 1)
+    );
+    let pod = Pod::new()
+        .with(TEL_POD_INFO_ANNOTATIONS, "old=\"1\"\n")
+        .with(CONFIG_FILE, GOOD);
+    assert_eq!(
+        pod.load(&[])
+            .unwrap()
+            .annotations
+            .get("old")
+            .map(String::as_str),
+        Some("1")
+    );
 }
 
 #[test]
@@ -92,7 +126,10 @@ fn every_fault_of_every_source_is_reported_at_once() {
     ] {
         assert_eq!(named(start), 1, "{start} in {lines:#?}");
     }
-    assert!(lines.len() >= 14, "the file's own faults are there too: {lines:#?}");
+    assert!(
+        lines.len() >= 14,
+        "the file's own faults are there too: {lines:#?}"
+    );
 }
 
 #[test]
@@ -102,7 +139,11 @@ fn the_environment_wins_over_the_configuration() {
     );
     let pod = Pod::new().with(CONFIG_FILE, &config);
     let settings = pod.load(&[("LOG_LEVEL", "error")]).unwrap();
-    assert_eq!(settings.log_level, LogLevel::Debug, "the configuration's level governs");
+    assert_eq!(
+        settings.log_level,
+        LogLevel::Debug,
+        "the configuration's level governs"
+    );
     assert_eq!((settings.admin_port, settings.server_port), (1234, 18_000));
     assert_eq!(settings.remember(), None);
     let settings = pod
@@ -137,12 +178,18 @@ fn no_configuration_is_one_fault_that_names_every_place() {
 
 #[test]
 fn help_lists_every_variable() {
-    let help = cli::parse(["traffic-agent", "--help"].map(Into::into)).unwrap_err().to_string();
+    let help = cli::parse(["traffic-agent", "--help"].map(Into::into))
+        .unwrap_err()
+        .to_string();
     for (name, _) in env::TABLE {
         assert!(help.contains(name), "{name}");
     }
-    let cli = cli::parse(["traffic-agent", "agent", "--root", "/x", "--check"].map(Into::into)).unwrap();
+    let cli =
+        cli::parse(["traffic-agent", "agent", "--root", "/x", "--check"].map(Into::into)).unwrap();
     assert!(cli.agent.check && cli.agent.root == Some(PathBuf::from("/x")));
-    let cli = cli::parse(["traffic-agent", "agent-init", "--dry-run", "--help"].map(Into::into)).unwrap();
-    assert!(matches!(cli.command, Some(cli::Command::AgentInit { args }) if args == ["--dry-run", "--help"]));
+    let cli =
+        cli::parse(["traffic-agent", "agent-init", "--dry-run", "--help"].map(Into::into)).unwrap();
+    assert!(
+        matches!(cli.command, Some(cli::Command::AgentInit { args }) if args == ["--dry-run", "--help"])
+    );
 }

@@ -1,6 +1,7 @@
-//! Pod annotations → what each port does about TLS: which secrets, whose CA, which checks. Pure: nothing is opened
-//! here. Newer annotations name their port in a suffix; the older `inject-…-tls-secret` ones name none and hold for
-//! every TCP port that is not declared clear text, where no newer one speaks.
+//! Pod annotations → what each port does about TLS: which secrets, whose CA, which checks. Pure:
+//! nothing is opened here. Newer annotations name their port in a suffix; the older
+//! `inject-…-tls-secret` ones name none and hold for every TCP port that is not declared clear
+//! text, where no newer one speaks.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -63,7 +64,8 @@ pub enum ToApp {
 pub struct PortPlan {
     /// The container's port.
     pub container_port: u16,
-    /// Certificates to terminate callers' TLS with, the default one first; none: callers' TLS is relayed.
+    /// Certificates to terminate callers' TLS with, the default one first; none: callers' TLS is
+    /// relayed.
     pub terminating: Vec<Source>,
     /// An annotation names this very port; otherwise callers may well speak clear text.
     pub certain: bool,
@@ -94,10 +96,22 @@ pub struct Plans {
     pub notes: Vec<Fault>,
 }
 
-/// Reads the annotations. `root` is put before every directory; `agent_name` replaces `$AGENT_NAME`.
+/// Reads the annotations. `root` is put before every directory; `agent_name` replaces
+/// `$AGENT_NAME`.
 #[must_use]
-pub fn plans(annotations: &BTreeMap<String, String>, agent_name: &str, root: &Path, ports: &[AppPort]) -> Plans {
-    let mut reader = Reader { ports, agent_name, root, newer: BTreeMap::new(), out: Plans::default() };
+pub fn plans(
+    annotations: &BTreeMap<String, String>,
+    agent_name: &str,
+    root: &Path,
+    ports: &[AppPort],
+) -> Plans {
+    let mut reader = Reader {
+        ports,
+        agent_name,
+        root,
+        newer: BTreeMap::new(),
+        out: Plans::default(),
+    };
     for (key, value) in annotations {
         reader.take(key, value);
     }
@@ -128,7 +142,16 @@ pub fn is_clear_text(app_protocol: &str) -> bool {
     let lower = app_protocol.to_ascii_lowercase();
     matches!(
         lower.strip_prefix("kubernetes.io/").unwrap_or(&lower),
-        "http" | "http1" | "http1.0" | "http1.1" | "http/1.0" | "http/1.1" | "h2c" | "ws" | "tcp" | "udp"
+        "http"
+            | "http1"
+            | "http1.0"
+            | "http1.1"
+            | "http/1.0"
+            | "http/1.1"
+            | "h2c"
+            | "ws"
+            | "tcp"
+            | "udp"
     )
 }
 
@@ -136,7 +159,10 @@ pub fn is_clear_text(app_protocol: &str) -> bool {
 #[must_use]
 pub fn is_tls(app_protocol: &str) -> bool {
     let lower = app_protocol.to_ascii_lowercase();
-    matches!(lower.strip_prefix("kubernetes.io/").unwrap_or(&lower), "https" | "tls" | "wss")
+    matches!(
+        lower.strip_prefix("kubernetes.io/").unwrap_or(&lower),
+        "https" | "tls" | "wss"
+    )
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -175,7 +201,10 @@ impl Key {
     ];
 
     fn name(self) -> &'static str {
-        Self::SPELLINGS.iter().find(|(_, key)| *key == self).map_or("", |(name, _)| name)
+        Self::SPELLINGS
+            .iter()
+            .find(|(_, key)| *key == self)
+            .map_or("", |(name, _)| name)
     }
 }
 
@@ -197,31 +226,58 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn take(&mut self, annotation: &str, value: &str) {
-        let Some(name) = annotation.strip_prefix(PREFIX).or_else(|| annotation.strip_prefix(OLDER_PREFIX)) else {
+        let Some(name) = annotation
+            .strip_prefix(PREFIX)
+            .or_else(|| annotation.strip_prefix(OLDER_PREFIX))
+        else {
             return;
         };
         let (name, suffix) = name.split_once('.').unwrap_or((name, ""));
-        let Some(rank) = Key::SPELLINGS.iter().position(|(spelling, _)| *spelling == name) else { return };
+        let Some(rank) = Key::SPELLINGS
+            .iter()
+            .position(|(spelling, _)| *spelling == name)
+        else {
+            return;
+        };
         let (_, key) = Key::SPELLINGS[rank];
         if suffix.is_empty() {
             let remedy = format!("add the port: {PREFIX}{name}.<container or service port>");
-            self.out.faults.push(Fault::text(annotation, value, "names no port", remedy));
+            self.out
+                .faults
+                .push(Fault::text(annotation, value, "names no port", remedy));
             return;
         }
         let found = self.ports_of(suffix);
         if found.is_empty() {
             let remedy = format!("the agent's TCP ports are {}", self.known_ports());
-            self.out.notes.push(Fault::text(annotation, value, format!("no TCP port {suffix}: not used"), remedy));
+            self.out.notes.push(Fault::text(
+                annotation,
+                value,
+                format!("no TCP port {suffix}: not used"),
+                remedy,
+            ));
         }
         for port in found {
-            let written = Written { annotation: annotation.to_owned(), value: self.expand(value) };
+            let written = Written {
+                annotation: annotation.to_owned(),
+                value: self.expand(value),
+            };
             match self.newer.get(&(port, key)) {
-                // Spellings of one annotation on one port: the usual one counts, whichever came first.
+                // Spellings of one annotation on one port: the usual one counts, whichever came
+                // first.
                 Some(other) if other.value != written.value => {
-                    let usual = if annotation.contains("-cert-") { other.clone() } else { written };
-                    let problem = format!("port {port} has this annotation in two spellings with different values");
+                    let usual = if annotation.contains("-cert-") {
+                        other.clone()
+                    } else {
+                        written
+                    };
+                    let problem = format!(
+                        "port {port} has this annotation in two spellings with different values"
+                    );
                     let remedy = format!("{} counts; remove the other one", usual.annotation);
-                    self.out.notes.push(Fault::text(annotation, value, problem, remedy));
+                    self.out
+                        .notes
+                        .push(Fault::text(annotation, value, problem, remedy));
                     self.newer.insert((port, key), usual);
                 }
                 Some(_) => {}
@@ -232,27 +288,48 @@ impl Reader<'_> {
         }
     }
 
-    /// A container port of that number or name, else every port that a service port of that number or name targets.
+    /// A container port of that number or name, else every port that a service port of that number
+    /// or name targets.
     fn ports_of(&self, suffix: &str) -> Vec<u16> {
         let number: Option<u16> = suffix.parse().ok();
         if let Some(port) = self.ports.iter().find(|p| Some(p.container_port) == number) {
             return vec![port.container_port];
         }
         let named = |p: &&AppPort| {
-            number.is_some_and(|n| p.service_ports.contains(&n)) || p.names.iter().any(|name| name == suffix)
+            number.is_some_and(|n| p.service_ports.contains(&n))
+                || p.names.iter().any(|name| name == suffix)
         };
-        self.ports.iter().filter(named).map(|p| p.container_port).collect()
+        self.ports
+            .iter()
+            .filter(named)
+            .map(|p| p.container_port)
+            .collect()
     }
 
     fn known_ports(&self) -> String {
-        let known: Vec<String> = self.ports.iter().map(|p| p.container_port.to_string()).collect();
-        if known.is_empty() { "none".into() } else { known.join(", ") }
+        let known: Vec<String> = self
+            .ports
+            .iter()
+            .map(|p| p.container_port.to_string())
+            .collect();
+        if known.is_empty() {
+            "none".into()
+        } else {
+            known.join(", ")
+        }
     }
 
     fn expand(&self, value: &str) -> String {
-        ["${AGENT_NAME}", "$_TEL_AGENT_NAME", "${_TEL_AGENT_NAME}", "$AGENT_NAME"]
-            .iter()
-            .fold(value.trim().to_owned(), |text, variable| text.replace(variable, self.agent_name))
+        [
+            "${AGENT_NAME}",
+            "$_TEL_AGENT_NAME",
+            "${_TEL_AGENT_NAME}",
+            "$AGENT_NAME",
+        ]
+        .iter()
+        .fold(value.trim().to_owned(), |text, variable| {
+            text.replace(variable, self.agent_name)
+        })
     }
 
     fn plan(&mut self, port: &AppPort, legacy: &Legacy) -> Option<PortPlan> {
@@ -266,7 +343,9 @@ impl Reader<'_> {
             _ => own,
         };
         let terminating = or_legacy(own_terminating, &legacy.terminating);
-        let originating = or_legacy(own_originating, &legacy.originating).into_iter().next();
+        let originating = or_legacy(own_originating, &legacy.originating)
+            .into_iter()
+            .next();
         let plan = PortPlan {
             container_port: port.container_port,
             certain,
@@ -279,7 +358,8 @@ impl Reader<'_> {
             terminating,
             originating,
         };
-        let unused = plan.terminating.is_empty() && (plan.caller_ca.is_some() || plan.identity_header.is_some());
+        let unused = plan.terminating.is_empty()
+            && (plan.caller_ca.is_some() || plan.identity_header.is_some());
         if unused {
             self.note_without_termination(port);
         }
@@ -287,32 +367,52 @@ impl Reader<'_> {
     }
 
     fn get(&self, port: &AppPort, key: Key) -> Option<Written> {
-        self.newer.get(&(port.container_port, key)).filter(|w| !w.value.is_empty()).cloned()
+        self.newer
+            .get(&(port.container_port, key))
+            .filter(|w| !w.value.is_empty())
+            .cloned()
     }
 
-    /// Secrets first, then directories. A directory that is a named secret's mount (the injector adds such an
-    /// annotation itself) is the same source, not a second one.
+    /// Secrets first, then directories. A directory that is a named secret's mount (the injector
+    /// adds such an annotation itself) is the same source, not a second one.
     fn sources(&mut self, port: &AppPort, secret: Key, path: Key) -> Vec<Source> {
         let mut sources = Vec::new();
         if let Some(written) = self.get(port, secret) {
             for name in list(&written.value) {
                 match is_secret_name(name) {
-                    true => sources.push(self.source(&written.annotation, name, vec![self.rooted(&mount_of(name))])),
-                    false => self.refuse(&written, "is no Secret's name", "write the name alone, without a path"),
+                    true => sources.push(self.source(
+                        &written.annotation,
+                        name,
+                        vec![self.rooted(&mount_of(name))],
+                    )),
+                    false => self.refuse(
+                        &written,
+                        "is no Secret's name",
+                        "write the name alone, without a path",
+                    ),
                 }
             }
         }
         if let Some(written) = self.get(port, path) {
             for dir in list(&written.value) {
-                if Path::new(dir).components().any(|part| part == Component::ParentDir) {
-                    self.refuse(&written, "must not contain ..", "write the directory's full path");
+                if Path::new(dir)
+                    .components()
+                    .any(|part| part == Component::ParentDir)
+                {
+                    self.refuse(
+                        &written,
+                        "must not contain ..",
+                        "write the directory's full path",
+                    );
                     continue;
                 }
                 let literal = self.rooted(Path::new(dir));
                 if sources.iter().any(|s: &Source| s.dirs.contains(&literal)) {
                     continue;
                 }
-                let in_container = self.rooted(&port.mount_point).join(relative(Path::new(dir)));
+                let in_container = self
+                    .rooted(&port.mount_point)
+                    .join(relative(Path::new(dir)));
                 sources.push(self.source(&written.annotation, dir, vec![in_container, literal]));
             }
         }
@@ -320,7 +420,11 @@ impl Reader<'_> {
     }
 
     fn source(&self, annotation: &str, value: &str, dirs: Vec<PathBuf>) -> Source {
-        Source { annotation: annotation.to_owned(), value: value.to_owned(), dirs }
+        Source {
+            annotation: annotation.to_owned(),
+            value: value.to_owned(),
+            dirs,
+        }
     }
 
     fn rooted(&self, path: &Path) -> PathBuf {
@@ -328,11 +432,17 @@ impl Reader<'_> {
     }
 
     fn skip_verify(&mut self, port: &AppPort) -> bool {
-        let Some(written) = self.get(port, Key::SkipVerify) else { return false };
+        let Some(written) = self.get(port, Key::SkipVerify) else {
+            return false;
+        };
         match written.value.as_str() {
             "enabled" => return true,
             "disabled" => {}
-            _ => self.refuse(&written, "is neither enabled nor disabled", "write enabled or disabled"),
+            _ => self.refuse(
+                &written,
+                "is neither enabled nor disabled",
+                "write enabled or disabled",
+            ),
         }
         false
     }
@@ -340,14 +450,20 @@ impl Reader<'_> {
     fn server_name(&mut self, port: &AppPort) -> Option<String> {
         let written = self.get(port, Key::ServerName)?;
         if DnsName::try_from(written.value.as_str()).is_err() {
-            self.refuse(&written, "is no DNS name", "write a name of the app's certificate");
+            self.refuse(
+                &written,
+                "is no DNS name",
+                "write a name of the app's certificate",
+            );
             return None;
         }
         Some(written.value)
     }
 
     fn probe_timeout(&mut self, port: &AppPort) -> Duration {
-        let Some(written) = self.get(port, Key::ProbeTimeout) else { return PROBE_TIMEOUT };
+        let Some(written) = self.get(port, Key::ProbeTimeout) else {
+            return PROBE_TIMEOUT;
+        };
         match written.value.parse::<GoDuration>().map(GoDuration::to_std) {
             Ok(Some(timeout)) => return timeout,
             Ok(None) => self.refuse(&written, "is negative", "write a duration such as 2s"),
@@ -358,19 +474,30 @@ impl Reader<'_> {
 
     fn caller_ca(&mut self, port: &AppPort) -> Option<(Source, CallerAuth)> {
         let auth = self.get(port, Key::CallerAuth);
-        let source = self.sources(port, Key::CallerCaSecret, Key::CallerCaPath).into_iter().next();
+        let source = self
+            .sources(port, Key::CallerCaSecret, Key::CallerCaPath)
+            .into_iter()
+            .next();
         let required = match auth.as_ref().map(|w| w.value.as_str()) {
             None | Some("required") => CallerAuth::Required,
             Some("optional") => CallerAuth::Optional,
             Some(_) => {
                 if let Some(written) = auth {
-                    self.refuse(&written, "is neither required nor optional", "write required or optional");
+                    self.refuse(
+                        &written,
+                        "is neither required nor optional",
+                        "write required or optional",
+                    );
                 }
                 return None;
             }
         };
         if let (None, Some(written)) = (&source, auth) {
-            let remedy = format!("add {PREFIX}{}.{}", Key::CallerCaSecret.name(), port.container_port);
+            let remedy = format!(
+                "add {PREFIX}{}.{}",
+                Key::CallerCaSecret.name(),
+                port.container_port
+            );
             self.refuse(&written, "callers cannot be verified without a CA", &remedy);
         }
         source.map(|source| (source, required))
@@ -379,12 +506,26 @@ impl Reader<'_> {
     fn identity_header(&mut self, port: &AppPort) -> Option<String> {
         let written = self.get(port, Key::IdentityHeader)?;
         let name = written.value.to_ascii_lowercase();
-        let token =
-            !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b));
-        const FRAMING: [&str; 8] =
-            ["host", "content-length", "transfer-encoding", "connection", "te", "upgrade", "trailer", "expect"];
+        let token = !name.is_empty()
+            && name
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b));
+        const FRAMING: [&str; 8] = [
+            "host",
+            "content-length",
+            "transfer-encoding",
+            "connection",
+            "te",
+            "upgrade",
+            "trailer",
+            "expect",
+        ];
         if !token || FRAMING.contains(&name.as_str()) {
-            self.refuse(&written, "cannot be the name of an identity header", "write a name such as x-caller-identity");
+            self.refuse(
+                &written,
+                "cannot be the name of an identity header",
+                "write a name such as x-caller-identity",
+            );
             return None;
         }
         Some(name)
@@ -395,7 +536,12 @@ impl Reader<'_> {
             if let Some(written) = self.get(port, key) {
                 let remedy = advice(port.container_port);
                 let problem = "has no effect where TLS is not terminated";
-                self.out.notes.push(Fault::text(written.annotation, &written.value, problem, remedy));
+                self.out.notes.push(Fault::text(
+                    written.annotation,
+                    &written.value,
+                    problem,
+                    remedy,
+                ));
             }
         }
     }
@@ -420,12 +566,15 @@ impl Legacy {
     fn read(annotations: &BTreeMap<String, String>, reader: &mut Reader<'_>) -> Self {
         let named = |prefix: &str, what: &str| {
             let annotation = format!("{prefix}inject-{what}-tls-secret");
-            let value = annotations.get(&annotation).filter(|value| !value.trim().is_empty())?;
+            let value = annotations
+                .get(&annotation)
+                .filter(|value| !value.trim().is_empty())?;
             Some((annotation, value.clone()))
         };
         // The oldest prefix counts only where none of the two is written with a newer one.
         let pick = |prefixes: &[&str]| {
-            ["terminating", "originating"].map(|what| prefixes.iter().find_map(|prefix| named(prefix, what)))
+            ["terminating", "originating"]
+                .map(|what| prefixes.iter().find_map(|prefix| named(prefix, what)))
         };
         let mut picked = pick(&[PREFIX, OLDER_PREFIX]);
         if picked.iter().all(Option::is_none) {
@@ -434,19 +583,33 @@ impl Legacy {
         let [terminating, originating] = picked;
         let mut source = |found: Option<(String, String)>, dir: &str| {
             let (annotation, value) = found?;
-            let written = Written { value: reader.expand(&value), annotation };
+            let written = Written {
+                value: reader.expand(&value),
+                annotation,
+            };
             if !is_secret_name(&written.value) {
-                reader.refuse(&written, "is no Secret's name", "write the name alone, without a path");
+                reader.refuse(
+                    &written,
+                    "is no Secret's name",
+                    "write the name alone, without a path",
+                );
                 return None;
             }
-            Some(reader.source(&written.annotation, &written.value, vec![reader.rooted(Path::new(dir))]))
+            Some(reader.source(
+                &written.annotation,
+                &written.value,
+                vec![reader.rooted(Path::new(dir))],
+            ))
         };
-        Self { terminating: source(terminating, TERMINATING_DIR), originating: source(originating, ORIGINATING_DIR) }
+        Self {
+            terminating: source(terminating, TERMINATING_DIR),
+            originating: source(originating, ORIGINATING_DIR),
+        }
     }
 }
 
-/// Declared clear text is believed unless an annotation gives this very port a client certificate, which only makes
-/// sense with TLS: then the app is asked.
+/// Declared clear text is believed unless an annotation gives this very port a client certificate,
+/// which only makes sense with TLS: then the app is asked.
 fn to_app(app_protocol: &str, client_certificate_for_this_port: bool) -> ToApp {
     if is_tls(app_protocol) {
         ToApp::Tls
@@ -458,7 +621,10 @@ fn to_app(app_protocol: &str, client_certificate_for_this_port: bool) -> ToApp {
 }
 
 fn list(value: &str) -> impl Iterator<Item = &str> {
-    value.split(',').map(str::trim).filter(|item| !item.is_empty())
+    value
+        .split(',')
+        .map(str::trim)
+        .filter(|item| !item.is_empty())
 }
 
 /// RFC 1123 subdomain, as Kubernetes asks of a Secret's name.

@@ -1,6 +1,6 @@
-//! The client's half: TLS as it is spoken to the app and to workstations, with the client certificate the port's
-//! annotations name. Built once for each secret in use and each ALPN, so that a rotation takes effect with the next
-//! connection.
+//! The client's half: TLS as it is spoken to the app and to workstations, with the client
+//! certificate the port's annotations name. Built once for each secret in use and each ALPN, so
+//! that a rotation takes effect with the next connection.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -17,7 +17,8 @@ use super::secret::{Loaded, Want};
 use super::store::{Store, Stores};
 use super::verify::AppVerifier;
 
-/// Distinct ALPN answers that are kept ready; callers cannot make more than the app itself agrees to.
+/// Distinct ALPN answers that are kept ready; callers cannot make more than the app itself agrees
+/// to.
 const VARIANTS: usize = 8;
 /// Sessions to resume with the app: one for each server name callers use.
 const SESSIONS: usize = 16;
@@ -27,8 +28,8 @@ const SESSIONS: usize = 16;
 pub enum Peer {
     /// The app, verified where a CA is at hand.
     App,
-    /// A workstation, reached through a tunnel that was authenticated before; a developer's own process rarely has a
-    /// certificate the cluster's CA vouches for, so it is not verified.
+    /// A workstation, reached through a tunnel that was authenticated before; a developer's own
+    /// process rarely has a certificate the cluster's CA vouches for, so it is not verified.
     Workstation,
 }
 
@@ -51,7 +52,10 @@ impl Client {
     /// Opens the plan's secret.
     #[must_use]
     pub fn new(plan: &PortPlan, stores: &mut Stores) -> Self {
-        let store = plan.originating.as_ref().map(|source| stores.open(source, Want::Pair));
+        let store = plan
+            .originating
+            .as_ref()
+            .map(|source| stores.open(source, Want::Pair));
         let client = Self {
             store,
             skip_verify: plan.skip_verify,
@@ -68,21 +72,28 @@ impl Client {
         self.store.is_some()
     }
 
-    /// The configuration for a connection on behalf of `hello`: the ALPN the caller agreed to and no other.
+    /// The configuration for a connection on behalf of `hello`: the ALPN the caller agreed to and
+    /// no other.
     ///
     /// # Errors
     /// What rustls says of the parts; none of it depends on callers.
-    pub fn config(&self, peer: Peer, alpn: Option<&[u8]>) -> Result<Arc<ClientConfig>, rustls::Error> {
+    pub fn config(
+        &self,
+        peer: Peer,
+        alpn: Option<&[u8]>,
+    ) -> Result<Arc<ClientConfig>, rustls::Error> {
         self.config_offering(peer, alpn.as_slice(), alpn.map(<[u8]>::to_vec))
     }
 
-    /// A configuration that offers several protocols, to learn which of them the app picks; not kept.
+    /// A configuration that offers several protocols, to learn which of them the app picks; not
+    /// kept.
     ///
     /// # Errors
     /// As [`Self::config`].
     pub fn probe_config(&self, alpn: &[&[u8]]) -> Result<Arc<ClientConfig>, rustls::Error> {
         let loaded = self.store.as_ref().and_then(|store| store.current());
-        // Nothing but the protocols is learned, and no secret is told: a wrong certificate is not the probe's matter.
+        // Nothing but the protocols is learned, and no secret is told: a wrong certificate is not
+        // the probe's matter.
         build(loaded, None, alpn).map(|mut config| {
             config.resumption = Resumption::disabled();
             Arc::new(config)
@@ -103,12 +114,17 @@ impl Client {
             _ => false,
         };
         if !same || built.configs.len() >= VARIANTS {
-            *built = Built { of: loaded.clone(), configs: HashMap::new() };
+            *built = Built {
+                of: loaded.clone(),
+                configs: HashMap::new(),
+            };
         }
         if let Some(config) = built.configs.get(&(peer, key.clone())) {
             return Ok(Arc::clone(config));
         }
-        let trust = loaded.clone().filter(|_| peer == Peer::App && !self.skip_verify);
+        let trust = loaded
+            .clone()
+            .filter(|_| peer == Peer::App && !self.skip_verify);
         let mut config = build(loaded, trust, alpn)?;
         config.resumption = match peer {
             Peer::App => Resumption::in_memory_sessions(SESSIONS),
@@ -119,8 +135,8 @@ impl Client {
         Ok(config)
     }
 
-    /// The name to ask for and verify: the annotated one, else the caller's; with neither, the address, which is not
-    /// sent and not verified.
+    /// The name to ask for and verify: the annotated one, else the caller's; with neither, the
+    /// address, which is not sent and not verified.
     #[must_use]
     pub fn name(&self, hello: Option<&Hello>, app: IpAddr) -> ServerName<'static> {
         let callers = hello.and_then(|hello| hello.server_name.as_deref());
@@ -130,9 +146,14 @@ impl Client {
     }
 
     fn tell_verification(&self, port: u16) {
-        let Some(loaded) = self.store.as_ref().and_then(|store| store.current()) else { return };
+        let Some(loaded) = self.store.as_ref().and_then(|store| store.current()) else {
+            return;
+        };
         if self.skip_verify {
-            tracing::info!(port, "the app's certificate is not verified: upstream-insecure-skip-verify is enabled");
+            tracing::info!(
+                port,
+                "the app's certificate is not verified: upstream-insecure-skip-verify is enabled"
+            );
         } else if loaded.ca.is_none() {
             tracing::info!(
                 port,
@@ -142,8 +163,8 @@ impl Client {
     }
 }
 
-/// A configuration without certificate, that verifies nothing and remembers nothing: for questions to an app of which
-/// nothing is known.
+/// A configuration without certificate, that verifies nothing and remembers nothing: for questions
+/// to an app of which nothing is known.
 ///
 /// # Errors
 /// What rustls says of the parts.
@@ -162,7 +183,8 @@ fn build(
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(AppVerifier::new(trust)));
-    let pair = certificate.and_then(|loaded| loaded.pair.as_ref().map(|pair| Arc::clone(&pair.certified)));
+    let pair =
+        certificate.and_then(|loaded| loaded.pair.as_ref().map(|pair| Arc::clone(&pair.certified)));
     let mut config = match pair {
         Some(certified) => builder.with_client_cert_resolver(Arc::new(Always(certified))),
         None => builder.with_no_client_auth(),
@@ -176,8 +198,15 @@ fn build(
 struct Always(Arc<CertifiedKey>);
 
 impl ResolvesClientCert for Always {
-    fn resolve(&self, _: &[&[u8]], schemes: &[rustls::SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        self.0.key.choose_scheme(schemes).map(|_| Arc::clone(&self.0))
+    fn resolve(
+        &self,
+        _: &[&[u8]],
+        schemes: &[rustls::SignatureScheme],
+    ) -> Option<Arc<CertifiedKey>> {
+        self.0
+            .key
+            .choose_scheme(schemes)
+            .map(|_| Arc::clone(&self.0))
     }
 
     fn has_certs(&self) -> bool {

@@ -1,5 +1,6 @@
-//! How many handshakes a port has in progress. A handshake takes milliseconds, so when all places are taken the ones
-//! that have been at it for long give way to newcomers: slow ones cannot shut everybody else out.
+//! How many handshakes a port has in progress. A handshake takes milliseconds, so when all places
+//! are taken the ones that have been at it for long give way to newcomers: slow ones cannot shut
+//! everybody else out.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -43,7 +44,10 @@ impl Handshakes {
     /// At most `limit` at a time.
     #[must_use]
     pub fn new(limit: usize) -> Self {
-        Self { places: Arc::new(Semaphore::new(limit)), running: Arc::default() }
+        Self {
+            places: Arc::new(Semaphore::new(limit)),
+            running: Arc::default(),
+        }
     }
 
     /// Takes a place; when there is none, sends the oldest one away, and waits until `deadline`.
@@ -69,8 +73,15 @@ impl Handshakes {
         let evict = CancellationToken::new();
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         running.retain(|r| !r.evict.is_cancelled());
-        running.push_back(Running { since: Instant::now(), evict: evict.clone() });
-        Slot { evict, running: Arc::clone(&self.running), _place: place }
+        running.push_back(Running {
+            since: Instant::now(),
+            evict: evict.clone(),
+        });
+        Slot {
+            evict,
+            running: Arc::clone(&self.running),
+            _place: place,
+        }
     }
 
     fn evict_oldest(&self) {
@@ -90,9 +101,13 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        // The entry is found by its token: the list is short, and handshakes usually end near its front.
+        // The entry is found by its token: the list is short, and handshakes usually end near its
+        // front.
         self.evict.cancel();
-        self.running.lock().unwrap_or_else(PoisonError::into_inner).retain(|r| !r.evict.is_cancelled());
+        self.running
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|r| !r.evict.is_cancelled());
     }
 }
 

@@ -1,5 +1,5 @@
-//! The beginning of a handshake: whether there is one, the ClientHello within its bounds, what a failure is called, and
-//! how a caller is told.
+//! The beginning of a handshake: whether there is one, the ClientHello within its bounds, what a
+//! failure is called, and how a caller is told.
 
 use std::io;
 use std::time::Duration;
@@ -26,17 +26,21 @@ impl First {
     pub(super) fn of(bytes: &[u8]) -> Self {
         match bytes {
             [22, 3, ..] | [22] => Self::Tls,
-            [b'P', b'R', b'I', ..] => Self::Clear(Some(Hello { alpn: Some(H2.to_vec()), ..Hello::default() })),
-            [b'A'..=b'Z', b'A'..=b'Z', ..] => {
-                Self::Clear(Some(Hello { alpn: Some(HTTP1.to_vec()), ..Hello::default() }))
-            }
+            [b'P', b'R', b'I', ..] => Self::Clear(Some(Hello {
+                alpn: Some(H2.to_vec()),
+                ..Hello::default()
+            })),
+            [b'A'..=b'Z', b'A'..=b'Z', ..] => Self::Clear(Some(Hello {
+                alpn: Some(HTTP1.to_vec()),
+                ..Hello::default()
+            })),
             _ => Self::Clear(None),
         }
     }
 }
 
-/// Fatal alert 70 (RFC 8446 section 6.2), for callers that lack what came with TLS 1.2: it says more than the general
-/// refusal they would get.
+/// Fatal alert 70 (RFC 8446 section 6.2), for callers that lack what came with TLS 1.2: it says
+/// more than the general refusal they would get.
 const PROTOCOL_VERSION: &[u8] = &[21, 3, 1, 0, 2, 2, 70];
 
 /// Reads a ClientHello of at most `limit` bytes.
@@ -47,7 +51,12 @@ pub(super) async fn read_hello(socket: &mut TcpStream, limit: usize) -> Result<A
     let mut total = 0;
     loop {
         let n = match socket.read(&mut chunk).await {
-            Ok(0) => return Err(quiet(TlsFailure::Closed, "the caller closed in its ClientHello".into())),
+            Ok(0) => {
+                return Err(quiet(
+                    TlsFailure::Closed,
+                    "the caller closed in its ClientHello".into(),
+                ));
+            }
             Ok(n) => n,
             Err(error) => return Err(quiet(TlsFailure::Closed, error.to_string())),
         };
@@ -55,13 +64,19 @@ pub(super) async fn read_hello(socket: &mut TcpStream, limit: usize) -> Result<A
         let mut bytes = chunk.get(..n).unwrap_or_default();
         while !bytes.is_empty() {
             if acceptor.read_tls(&mut bytes).is_err() {
-                return Err(quiet(TlsFailure::Malformed, "the ClientHello is too large".into()));
+                return Err(quiet(
+                    TlsFailure::Malformed,
+                    "the ClientHello is too large".into(),
+                ));
             }
         }
         match acceptor.accept() {
             Ok(Some(accepted)) => return Ok(accepted),
             Ok(None) if total > limit => {
-                return Err(quiet(TlsFailure::Malformed, format!("the ClientHello has more than {limit} bytes")));
+                return Err(quiet(
+                    TlsFailure::Malformed,
+                    format!("the ClientHello has more than {limit} bytes"),
+                ));
             }
             Ok(None) => {}
             Err((error, mut alert)) => {
@@ -72,14 +87,17 @@ pub(super) async fn read_hello(socket: &mut TcpStream, limit: usize) -> Result<A
                     // Writing to a vector does not fail.
                     _ => drop(alert.write_all(&mut bytes)),
                 }
-                return Err(Failed { alert: bytes, ..Refused::new(cause, error.to_string()).into() });
+                return Err(Failed {
+                    alert: bytes,
+                    ..Refused::new(cause, error.to_string()).into()
+                });
             }
         }
     }
 }
 
-/// Sends the alert and waits a little for the caller's end: closing over unread bytes would be a reset, and a reset
-/// can overtake the alert.
+/// Sends the alert and waits a little for the caller's end: closing over unread bytes would be a
+/// reset, and a reset can overtake the alert.
 pub(super) async fn farewell(mut socket: TcpStream, alert: &[u8]) {
     let goodbye = async {
         if !alert.is_empty() {
@@ -111,9 +129,9 @@ pub(super) fn classify(error: &rustls::Error) -> TlsFailure {
         )
         | E::AlertReceived(AlertDescription::ProtocolVersion) => TlsFailure::Version,
         E::PeerIncompatible(_)
-        | E::AlertReceived(AlertDescription::HandshakeFailure | AlertDescription::InsufficientSecurity) => {
-            TlsFailure::Cipher
-        }
+        | E::AlertReceived(
+            AlertDescription::HandshakeFailure | AlertDescription::InsufficientSecurity,
+        ) => TlsFailure::Cipher,
         E::NoCertificatesPresented
         | E::InvalidCertificate(_)
         | E::General(_)

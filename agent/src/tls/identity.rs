@@ -1,5 +1,6 @@
-//! Who a verified caller is, and the request header that hands it on: subject, subject alternative names and the
-//! certificate's SHA-256, in the syntax of Envoy's `x-forwarded-client-cert`, which many apps already read.
+//! Who a verified caller is, and the request header that hands it on: subject, subject alternative
+//! names and the certificate's SHA-256, in the syntax of Envoy's `x-forwarded-client-cert`, which
+//! many apps already read.
 
 use std::fmt::Write;
 
@@ -30,9 +31,11 @@ impl Identity {
     /// Reads a certificate that has been verified; `now` is in seconds since 1970.
     ///
     /// # Errors
-    /// It cannot be read, or it has expired: a resumed session is not verified again by the handshake.
+    /// It cannot be read, or it has expired: a resumed session is not verified again by the
+    /// handshake.
     pub fn of(certificate: &CertificateDer<'_>, now: i64) -> Result<Self, IdentityError> {
-        let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| IdentityError::Unreadable)?;
+        let (_, parsed) =
+            X509Certificate::from_der(certificate).map_err(|_| IdentityError::Unreadable)?;
         if now > parsed.validity().not_after.timestamp() {
             return Err(IdentityError::Expired);
         }
@@ -51,7 +54,9 @@ impl Identity {
                 _ => {}
             }
         }
-        Ok(Self { header_value: value })
+        Ok(Self {
+            header_value: value,
+        })
     }
 
     /// The header's value: visible ASCII.
@@ -85,7 +90,10 @@ fn element(value: &mut String, key: &str, text: &str) {
 
 fn sha256(data: &[u8]) -> Vec<u8> {
     let suite = rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256;
-    suite.tls13().map(|tls13| tls13.common.hash_provider.hash(data).as_ref().to_vec()).unwrap_or_default()
+    suite
+        .tls13()
+        .map(|tls13| tls13.common.hash_provider.hash(data).as_ref().to_vec())
+        .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -96,7 +104,10 @@ mod tests {
     fn names_that_would_break_the_header_are_escaped_and_long_lists_are_cut_between_elements() {
         let mut value = String::from("Hash=00");
         element(&mut value, "Subject", "CN=\"a\\b\"\r\nx: y, O=é");
-        assert_eq!(value, r#"Hash=00;Subject="CN=\"a\\b\"%0D%0Ax: y, O=%C3%A9""#);
+        assert_eq!(
+            value,
+            r#"Hash=00;Subject="CN=\"a\\b\"%0D%0Ax: y, O=%C3%A9""#
+        );
         for i in 0..1000 {
             element(&mut value, "DNS", &format!("host-{i}.example"));
         }

@@ -1,5 +1,6 @@
-//! PEM text → DER. The one module that names `rustls-pemfile`: the crate is required here but no longer maintained,
-//! so its answers are compared with those of its successor in the tests, and leaving it is a change of these lines.
+//! PEM text → DER. The one module that names `rustls-pemfile`: the crate is required here but no
+//! longer maintained, so its answers are compared with those of its successor in the tests, and
+//! leaving it is a change of these lines.
 
 use rustls_pemfile::Item;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -11,7 +12,8 @@ pub struct Sections {
     pub certificates: Vec<CertificateDer<'static>>,
     /// The first private key: PKCS#1, PKCS#8 or SEC1. Prints as "elided".
     pub key: Option<PrivateKeyDer<'static>>,
-    /// Whether a private key stands here in encrypted form, which nobody could open without its pass phrase.
+    /// Whether a private key stands here in encrypted form, which nobody could open without its
+    /// pass phrase.
     pub encrypted: bool,
 }
 
@@ -34,7 +36,10 @@ pub enum Damage {
 /// # Errors
 /// The first damage found, unless an encrypted key explains it.
 pub fn read(text: &[u8]) -> Result<Sections, Damage> {
-    let mut found = Sections { encrypted: holds_encrypted_key(text), ..Sections::default() };
+    let mut found = Sections {
+        encrypted: holds_encrypted_key(text),
+        ..Sections::default()
+    };
     let mut rest = text;
     loop {
         match rustls_pemfile::read_one_from_slice(rest) {
@@ -49,7 +54,8 @@ pub fn read(text: &[u8]) -> Result<Sections, Damage> {
                     _ => {}
                 }
             }
-            // The headers of an encrypted RFC 1421 section are not base64; that it is encrypted says more.
+            // The headers of an encrypted RFC 1421 section are not base64; that it is encrypted
+            // says more.
             Err(_) if found.encrypted => return Ok(found),
             Err(error) => return Err(damage(&error)),
         }
@@ -88,15 +94,23 @@ mod tests {
     const PKCS8: &str = "-----BEGIN PRIVATE KEY-----\nBwgJ\n-----END PRIVATE KEY-----\n";
     const PKCS1: &str = "-----BEGIN RSA PRIVATE KEY-----\nCgsM\n-----END RSA PRIVATE KEY-----\n";
     const SEC1: &str = "-----BEGIN EC PRIVATE KEY-----\nDQ4P\n-----END EC PRIVATE KEY-----\n";
-    const PARAMS: &str = "-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n";
-    const ENCRYPTED: &str = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAQID\n-----END ENCRYPTED PRIVATE KEY-----\n";
+    const PARAMS: &str =
+        "-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n";
+    const ENCRYPTED: &str =
+        "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAQID\n-----END ENCRYPTED PRIVATE KEY-----\n";
 
     /// The successor's answers: every certificate before the first damage, and the first key.
     fn successor(text: &[u8]) -> (Vec<Vec<u8>>, Option<Vec<u8>>, bool) {
         let parsed: Vec<_> = CertificateDer::pem_slice_iter(text).collect();
         let damaged = parsed.iter().any(Result::is_err);
-        let certificates = parsed.into_iter().filter_map(Result::ok).map(|der| der.to_vec()).collect();
-        let key = PrivateKeyDer::pem_slice_iter(text).find_map(Result::ok).map(|k| k.secret_der().to_vec());
+        let certificates = parsed
+            .into_iter()
+            .filter_map(Result::ok)
+            .map(|der| der.to_vec())
+            .collect();
+        let key = PrivateKeyDer::pem_slice_iter(text)
+            .find_map(Result::ok)
+            .map(|k| k.secret_der().to_vec());
         (certificates, key, damaged)
     }
 
@@ -104,11 +118,26 @@ mod tests {
     fn agrees(text: &[u8]) {
         let (certificates, key, damaged) = successor(text);
         match read(text) {
-            Err(_) => assert!(damaged, "only the old parser refuses {:?}", String::from_utf8_lossy(text)),
+            Err(_) => assert!(
+                damaged,
+                "only the old parser refuses {:?}",
+                String::from_utf8_lossy(text)
+            ),
             Ok(found) if found.encrypted => {}
             Ok(found) => {
-                assert!(!damaged, "only the successor refuses {:?}", String::from_utf8_lossy(text));
-                assert_eq!(found.certificates.iter().map(|der| der.to_vec()).collect::<Vec<_>>(), certificates);
+                assert!(
+                    !damaged,
+                    "only the successor refuses {:?}",
+                    String::from_utf8_lossy(text)
+                );
+                assert_eq!(
+                    found
+                        .certificates
+                        .iter()
+                        .map(|der| der.to_vec())
+                        .collect::<Vec<_>>(),
+                    certificates
+                );
                 assert_eq!(found.key.map(|k| k.secret_der().to_vec()), key);
             }
         }
@@ -116,11 +145,26 @@ mod tests {
 
     #[test]
     fn sections_are_found_in_order_and_the_first_key_wins() {
-        let found = read([CERT, PARAMS, PKCS8, OTHER, PKCS1, SEC1].concat().as_bytes()).unwrap();
-        assert_eq!(found.certificates.iter().map(|c| c.to_vec()).collect::<Vec<_>>(), [[1, 2, 3], [4, 5, 6]]);
+        let found = read(
+            [CERT, PARAMS, PKCS8, OTHER, PKCS1, SEC1]
+                .concat()
+                .as_bytes(),
+        )
+        .unwrap();
+        assert_eq!(
+            found
+                .certificates
+                .iter()
+                .map(|c| c.to_vec())
+                .collect::<Vec<_>>(),
+            [[1, 2, 3], [4, 5, 6]]
+        );
         assert_eq!(found.key.unwrap().secret_der(), [7, 8, 9]);
         for (text, der) in [(PKCS1, [10, 11, 12]), (SEC1, [13, 14, 15])] {
-            assert_eq!(read(text.as_bytes()).unwrap().key.unwrap().secret_der(), der);
+            assert_eq!(
+                read(text.as_bytes()).unwrap().key.unwrap().secret_der(),
+                der
+            );
         }
         let nothing = read(b"").unwrap();
         assert!(nothing.certificates.is_empty() && nothing.key.is_none() && !nothing.encrypted);
@@ -134,14 +178,28 @@ mod tests {
             let found = read(text.as_bytes()).unwrap();
             assert!(found.encrypted && found.key.is_none(), "{text}");
         }
-        assert_eq!(read(b"-----BEGIN PRIVATE KEY-----\nAQID\n").unwrap_err(), Damage::Unterminated);
+        assert_eq!(
+            read(b"-----BEGIN PRIVATE KEY-----\nAQID\n").unwrap_err(),
+            Damage::Unterminated
+        );
         let word = "-----BEGIN PRIVATE KEY-----\n!!!!\n-----END PRIVATE KEY-----\n";
         assert_eq!(read(word.as_bytes()).unwrap_err(), Damage::BadBody);
     }
 
     #[test]
     fn old_parser_and_successor_agree_on_every_mixture() {
-        let parts = [CERT, OTHER, PKCS8, PKCS1, SEC1, PARAMS, ENCRYPTED, "text between\n", "\r\n", "-----BEGIN X"];
+        let parts = [
+            CERT,
+            OTHER,
+            PKCS8,
+            PKCS1,
+            SEC1,
+            PARAMS,
+            ENCRYPTED,
+            "text between\n",
+            "\r\n",
+            "-----BEGIN X",
+        ];
         for a in parts {
             for b in parts {
                 for c in parts {

@@ -1,5 +1,6 @@
-//! One handshake with ourselves, in memory, before the first caller comes: it shows that what the secrets hold works,
-//! and the caller does not wait for code to be paged in and for the first random numbers to be gathered.
+//! One handshake with ourselves, in memory, before the first caller comes: it shows that what the
+//! secrets hold works, and the caller does not wait for code to be paged in and for the first
+//! random numbers to be gathered.
 
 use std::io::{self, Read as _, Write as _};
 use std::sync::Arc;
@@ -9,11 +10,12 @@ use rustls_pki_types::ServerName;
 
 use super::client;
 
-/// TLS 1.3 takes two rounds with its tickets, TLS 1.2 three; a failed handshake has nothing left to say after less.
+/// TLS 1.3 takes two rounds with its tickets, TLS 1.2 three; a failed handshake has nothing left to
+/// say after less.
 const ROUNDS: usize = 6;
 
-/// Shakes hands as `config` says, and sends a byte each way. A configuration that asks callers for a certificate ends
-/// it where it misses one.
+/// Shakes hands as `config` says, and sends a byte each way. A configuration that asks callers for
+/// a certificate ends it where it misses one.
 ///
 /// # Errors
 /// What rustls says of the configuration, such as that no caller could agree with it.
@@ -31,7 +33,11 @@ pub(super) fn rehearse(config: Arc<ServerConfig>) -> Result<(), Error> {
         pass(&mut server, &mut caller)?;
     }
     let mut byte = [0];
-    server.reader().read_exact(&mut byte).and_then(|()| caller.reader().read_exact(&mut byte)).map_err(failed)
+    server
+        .reader()
+        .read_exact(&mut byte)
+        .and_then(|()| caller.reader().read_exact(&mut byte))
+        .map_err(failed)
 }
 
 /// What a caller says first, for [`answer`].
@@ -40,7 +46,9 @@ pub(super) fn rehearse(config: Arc<ServerConfig>) -> Result<(), Error> {
 /// What rustls says; nothing of it depends on secrets.
 pub(super) fn hello() -> Result<Vec<u8>, Error> {
     let mut said = Vec::new();
-    caller()?.write_tls(&mut said).map_err(|error| Error::General(error.to_string()))?;
+    caller()?
+        .write_tls(&mut said)
+        .map_err(|error| Error::General(error.to_string()))?;
     Ok(said)
 }
 
@@ -50,22 +58,31 @@ pub(super) fn hello() -> Result<Vec<u8>, Error> {
 /// As [`rehearse`].
 pub(super) fn answer(config: Arc<ServerConfig>, mut hello: &[u8]) -> Result<(), Error> {
     let mut server = ServerConnection::new(config)?;
-    server.read_tls(&mut hello).map_err(|error| Error::General(error.to_string()))?;
+    server
+        .read_tls(&mut hello)
+        .map_err(|error| Error::General(error.to_string()))?;
     server.process_new_packets()?;
     if !server.wants_write() {
         return Err(Error::General("a hello was not whole".to_owned()));
     }
-    server.write_tls(&mut io::sink()).map(drop).map_err(|error| Error::General(error.to_string()))
+    server
+        .write_tls(&mut io::sink())
+        .map(drop)
+        .map_err(|error| Error::General(error.to_string()))
 }
 
 fn caller() -> Result<ClientConnection, Error> {
     // A name that nobody can have (RFC 6761 section 6.4).
-    let name = ServerName::try_from("rehearsal.invalid").map_err(|error| Error::General(error.to_string()))?;
+    let name = ServerName::try_from("rehearsal.invalid")
+        .map_err(|error| Error::General(error.to_string()))?;
     ClientConnection::new(client::anonymous(&[super::H2, super::HTTP1])?, name)
 }
 
 /// Hands over what one side has to say.
-fn pass<A: SideData, B: SideData>(from: &mut ConnectionCommon<A>, to: &mut ConnectionCommon<B>) -> Result<(), Error> {
+fn pass<A: SideData, B: SideData>(
+    from: &mut ConnectionCommon<A>,
+    to: &mut ConnectionCommon<B>,
+) -> Result<(), Error> {
     let failed = |error: io::Error| Error::General(error.to_string());
     let mut said = Vec::new();
     while from.wants_write() {

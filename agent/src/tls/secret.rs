@@ -1,5 +1,6 @@
-//! One mounted Secret → a certificate with its key, and the CA beside it, or one message that says which secret,
-//! which file, what is wrong and what to do. Nothing of a private key ever gets into a message.
+//! One mounted Secret → a certificate with its key, and the CA beside it, or one message that says
+//! which secret, which file, what is wrong and what to do. Nothing of a private key ever gets into
+//! a message.
 
 use std::fmt;
 use std::fs::File;
@@ -75,7 +76,8 @@ pub struct Facts {
 pub struct Ca {
     /// As trust anchors.
     pub roots: Arc<RootCertStore>,
-    /// The same, byte for byte: a peer that presents exactly one of these is trusted because it was pinned.
+    /// The same, byte for byte: a peer that presents exactly one of these is trusted because it was
+    /// pinned.
     pub pinned: Vec<CertificateDer<'static>>,
 }
 
@@ -97,7 +99,14 @@ impl Fault {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}: {}; {}", self.source, self.file.display(), self.problem, self.problem.remedy())
+        write!(
+            f,
+            "{}: {}: {}; {}",
+            self.source,
+            self.file.display(),
+            self.problem,
+            self.problem.remedy()
+        )
     }
 }
 
@@ -110,7 +119,9 @@ pub enum Problem {
     #[error("no such directory")]
     NoDirectory,
     /// The directory has none of the known files.
-    #[error("the directory has none of tls.crt, tls.key, cert-chain.pem, key.pem, ca.crt, root-cert.pem")]
+    #[error(
+        "the directory has none of tls.crt, tls.key, cert-chain.pem, key.pem, ca.crt, root-cert.pem"
+    )]
     EmptyDirectory,
     /// A needed file is not there.
     #[error("the file is missing")]
@@ -174,24 +185,39 @@ impl Problem {
                 "give the Secret tls.crt and tls.key (kubernetes.io/tls) or cert-chain.pem and key.pem \
                  (istio.io/key-and-cert); a CA is ca.crt or root-cert.pem"
             }
-            Self::Unreadable(_) => "let the agent's user read it (the volume's defaultMode, or fsGroup)",
+            Self::Unreadable(_) => {
+                "let the agent's user read it (the volume's defaultMode, or fsGroup)"
+            }
             Self::NotAFile => "mount the Secret's files themselves",
-            Self::Empty | Self::Damaged(_) | Self::NoPem => "store the whole PEM text in the Secret",
-            Self::KeyForCertificate | Self::CertificateForKey => "swap the two entries of the Secret",
-            Self::EncryptedKey => "store the key without a pass phrase (openssl pkey -in KEY -out PLAIN)",
-            Self::UnusableKey => "use an RSA key of at least 2048 bits, ECDSA on P-256, P-384 or P-521, or Ed25519",
+            Self::Empty | Self::Damaged(_) | Self::NoPem => {
+                "store the whole PEM text in the Secret"
+            }
+            Self::KeyForCertificate | Self::CertificateForKey => {
+                "swap the two entries of the Secret"
+            }
+            Self::EncryptedKey => {
+                "store the key without a pass phrase (openssl pkey -in KEY -out PLAIN)"
+            }
+            Self::UnusableKey => {
+                "use an RSA key of at least 2048 bits, ECDSA on P-256, P-384 or P-521, or Ed25519"
+            }
             Self::BadCertificate(_) => "issue the certificate again",
             Self::OldVersion => "issue a version 3 certificate with subject alternative names",
             Self::NotYetValid(_) => "wait, or correct the clocks of the issuer and this node",
             Self::Expired(_) => "renew the certificate",
             Self::Mismatch => "store the key the certificate was issued for",
-            Self::LeafNotFirst(_) => "put the server's own certificate first, then the intermediates",
+            Self::LeafNotFirst(_) => {
+                "put the server's own certificate first, then the intermediates"
+            }
         }
     }
 }
 
 /// The layouts a Secret may have, the usual one first: certificate, key, CA.
-const LAYOUTS: [[&str; 3]; 2] = [["tls.crt", "tls.key", "ca.crt"], ["cert-chain.pem", "key.pem", "root-cert.pem"]];
+const LAYOUTS: [[&str; 3]; 2] = [
+    ["tls.crt", "tls.key", "ca.crt"],
+    ["cert-chain.pem", "key.pem", "root-cert.pem"],
+];
 
 /// Every file name a change of which matters.
 pub fn file_names() -> impl Iterator<Item = &'static str> {
@@ -203,11 +229,18 @@ pub fn file_names() -> impl Iterator<Item = &'static str> {
 /// # Errors
 /// The first fault found.
 pub fn load(source: &Source, want: Want, now: i64) -> Result<Loaded, Fault> {
-    let fail = |file: &Path, problem| Fault { source: source.to_string(), file: file.to_owned(), problem };
+    let fail = |file: &Path, problem| Fault {
+        source: source.to_string(),
+        file: file.to_owned(),
+        problem,
+    };
     let (dir, files) = locate(source).map_err(|(dir, problem)| fail(&dir, problem))?;
     let pair = match want {
         Want::Ca => None,
-        Want::Pair => Some(load_pair(&dir, &files, now).map_err(|(file, problem)| fail(&dir.join(file), problem))?),
+        Want::Pair => Some(
+            load_pair(&dir, &files, now)
+                .map_err(|(file, problem)| fail(&dir.join(file), problem))?,
+        ),
     };
     let ca = load_ca(&dir, &files).map_err(|(file, problem)| fail(&dir.join(file), problem))?;
     if want == Want::Ca && ca.is_none() {
@@ -218,17 +251,29 @@ pub fn load(source: &Source, want: Want, now: i64) -> Result<Loaded, Fault> {
 
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "secret {:?} (annotation {})", self.value, self.annotation)
+        write!(
+            f,
+            "secret {:?} (annotation {})",
+            self.value, self.annotation
+        )
     }
 }
 
-/// The directory that counts and the layout it has; a CA under the other layout's name is found too.
+/// The directory that counts and the layout it has; a CA under the other layout's name is found
+/// too.
 fn locate(source: &Source) -> Result<(PathBuf, [&'static str; 3]), (PathBuf, Problem)> {
     let mut empty = None;
     for dir in &source.dirs {
         let has = |name: &str| dir.join(name).symlink_metadata().is_ok();
-        if let Some(layout) = LAYOUTS.into_iter().find(|[crt, key, ca]| has(crt) || has(key) || has(ca)) {
-            let ca = LAYOUTS.into_iter().map(|[_, _, ca]| ca).find(|ca| has(ca)).unwrap_or(layout[2]);
+        if let Some(layout) = LAYOUTS
+            .into_iter()
+            .find(|[crt, key, ca]| has(crt) || has(key) || has(ca))
+        {
+            let ca = LAYOUTS
+                .into_iter()
+                .map(|[_, _, ca]| ca)
+                .find(|ca| has(ca))
+                .unwrap_or(layout[2]);
             return Ok((dir.clone(), [layout[0], layout[1], ca]));
         }
         if let Err(error) = std::fs::read_dir(dir) {
@@ -252,7 +297,11 @@ fn load_pair(dir: &Path, files: &[&'static str; 3], now: i64) -> InFile<Pair> {
     let chain = sections(dir, crt)?;
     let secret = sections(dir, key)?;
     if chain.certificates.is_empty() {
-        let other = if chain.key.is_some() || chain.encrypted { Problem::KeyForCertificate } else { Problem::NoPem };
+        let other = if chain.key.is_some() || chain.encrypted {
+            Problem::KeyForCertificate
+        } else {
+            Problem::NoPem
+        };
         return Err((crt, other));
     }
     let private = match secret.key {
@@ -263,12 +312,18 @@ fn load_pair(dir: &Path, files: &[&'static str; 3], now: i64) -> InFile<Pair> {
     };
     let facts = check_chain(&chain.certificates, now).map_err(|problem| (crt, problem))?;
     let provider = super::provider();
-    let signer = provider.key_provider.load_private_key(private).map_err(|_| (key, Problem::UnusableKey))?;
+    let signer = provider
+        .key_provider
+        .load_private_key(private)
+        .map_err(|_| (key, Problem::UnusableKey))?;
     let certified = CertifiedKey::new(chain.certificates, signer);
     match certified.keys_match() {
         // Every key of the provider knows its public half; one that did not could still sign.
         Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {
-            Ok(Pair { certified: Arc::new(certified), facts })
+            Ok(Pair {
+                certified: Arc::new(certified),
+                facts,
+            })
         }
         Err(rustls::Error::InconsistentKeys(_)) => Err(match position_of_leaf(&certified) {
             Some(position) => (crt, Problem::LeafNotFirst(position)),
@@ -289,13 +344,25 @@ fn load_ca(dir: &Path, files: &[&'static str; 3]) -> InFile<Option<Ca>> {
     };
     if found.certificates.is_empty() {
         let key = found.key.is_some() || found.encrypted;
-        return Err((file, if key { Problem::KeyForCertificate } else { Problem::NoPem }));
+        return Err((
+            file,
+            if key {
+                Problem::KeyForCertificate
+            } else {
+                Problem::NoPem
+            },
+        ));
     }
     let mut roots = RootCertStore::empty();
     for (i, der) in found.certificates.iter().enumerate() {
-        roots.add(der.clone()).map_err(|_| (file, Problem::BadCertificate(i + 1)))?;
+        roots
+            .add(der.clone())
+            .map_err(|_| (file, Problem::BadCertificate(i + 1)))?;
     }
-    Ok(Some(Ca { roots: Arc::new(roots), pinned: found.certificates }))
+    Ok(Some(Ca {
+        roots: Arc::new(roots),
+        pinned: found.certificates,
+    }))
 }
 
 fn sections(dir: &Path, name: &'static str) -> InFile<pem::Sections> {
@@ -317,14 +384,19 @@ pub(super) fn read_file(path: &Path) -> Result<Vec<u8>, Problem> {
         return Err(Problem::NotAFile);
     }
     let mut text = Vec::with_capacity(usize::try_from(meta.len()).unwrap_or_default());
-    File::open(path).map_err(failed)?.take(MAX_FILE).read_to_end(&mut text).map_err(failed)?;
+    File::open(path)
+        .map_err(failed)?
+        .take(MAX_FILE)
+        .read_to_end(&mut text)
+        .map_err(failed)?;
     Ok(text)
 }
 
 fn check_chain(chain: &[CertificateDer<'_>], now: i64) -> Result<Facts, Problem> {
     let mut facts = None;
     for (i, der) in chain.iter().enumerate() {
-        let (_, certificate) = X509Certificate::from_der(der).map_err(|_| Problem::BadCertificate(i + 1))?;
+        let (_, certificate) =
+            X509Certificate::from_der(der).map_err(|_| Problem::BadCertificate(i + 1))?;
         if i == 0 {
             facts = Some(check_leaf(&certificate, now)?);
         }
@@ -348,10 +420,13 @@ fn check_leaf(certificate: &X509Certificate<'_>, now: i64) -> Result<Facts, Prob
 
 fn facts(certificate: &X509Certificate<'_>) -> Facts {
     let names = certificate.subject_alternative_name().ok().flatten();
-    let dns = names.iter().flat_map(|san| &san.value.general_names).filter_map(|name| match name {
-        GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
-        _ => None,
-    });
+    let dns = names
+        .iter()
+        .flat_map(|san| &san.value.general_names)
+        .filter_map(|name| match name {
+            GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
+            _ => None,
+        });
     Facts {
         subject: certificate.subject().to_string(),
         dns_names: dns.collect(),
@@ -364,7 +439,9 @@ fn facts(certificate: &X509Certificate<'_>) -> Facts {
 fn position_of_leaf(certified: &CertifiedKey) -> Option<usize> {
     let position = (1..certified.cert.len()).find(|i| {
         let rest = certified.cert.get(*i..).unwrap_or_default().to_vec();
-        CertifiedKey::new(rest, Arc::clone(&certified.key)).keys_match().is_ok()
+        CertifiedKey::new(rest, Arc::clone(&certified.key))
+            .keys_match()
+            .is_ok()
     })?;
     Some(position + 1)
 }

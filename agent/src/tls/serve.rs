@@ -1,11 +1,14 @@
-//! The server's half: which certificate for which name, which ALPN, and whether callers have to show a certificate.
-//! Built once for each set of secrets in use, so that a rotation takes effect with the next handshake.
+//! The server's half: which certificate for which name, which ALPN, and whether callers have to
+//! show a certificate. Built once for each set of secrets in use, so that a rotation takes effect
+//! with the next handshake.
 
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwapOption;
 use rustls::ServerConfig;
-use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::server::{
+    ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier,
+};
 use rustls::sign::CertifiedKey;
 
 use super::annotations::{CallerAuth, PortPlan};
@@ -25,19 +28,38 @@ impl Termination {
     /// Opens the stores; `None` where the plan has no certificate.
     #[must_use]
     pub fn new(plan: &PortPlan, stores: &mut Stores) -> Option<Self> {
-        let certificates: Vec<_> = plan.terminating.iter().map(|source| stores.open(source, Want::Pair)).collect();
-        let callers = plan.caller_ca.as_ref().map(|(source, auth)| (stores.open(source, Want::Ca), *auth));
-        (!certificates.is_empty()).then(|| Self { certificates, callers, built: ArcSwapOption::empty() })
+        let certificates: Vec<_> = plan
+            .terminating
+            .iter()
+            .map(|source| stores.open(source, Want::Pair))
+            .collect();
+        let callers = plan
+            .caller_ca
+            .as_ref()
+            .map(|(source, auth)| (stores.open(source, Want::Ca), *auth));
+        (!certificates.is_empty()).then(|| Self {
+            certificates,
+            callers,
+            built: ArcSwapOption::empty(),
+        })
     }
 
     /// What the secrets in use amount to; `None` while one of them has never been good.
     pub fn current(&self) -> Option<Arc<Built>> {
-        let certificates: Vec<_> = self.certificates.iter().map(|store| store.current()).collect::<Option<_>>()?;
+        let certificates: Vec<_> = self
+            .certificates
+            .iter()
+            .map(|store| store.current())
+            .collect::<Option<_>>()?;
         let callers = match &self.callers {
             Some((store, auth)) => Some((store.current()?, *auth)),
             None => None,
         };
-        if let Some(built) = self.built.load_full().filter(|built| built.is_of(&certificates, &callers)) {
+        if let Some(built) = self
+            .built
+            .load_full()
+            .filter(|built| built.is_of(&certificates, &callers))
+        {
             return Some(built);
         }
         match Built::new(certificates, callers) {
@@ -64,38 +86,66 @@ pub struct Built {
 }
 
 impl Built {
-    fn new(certificates: Vec<Arc<Loaded>>, callers: Option<(Arc<Loaded>, CallerAuth)>) -> Result<Self, rustls::Error> {
+    fn new(
+        certificates: Vec<Arc<Loaded>>,
+        callers: Option<(Arc<Loaded>, CallerAuth)>,
+    ) -> Result<Self, rustls::Error> {
         let builder = ServerConfig::builder_with_provider(super::provider())
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?;
-        let builder = match callers.as_ref().and_then(|(loaded, auth)| Some((loaded.ca.as_ref()?, *auth))) {
+        let builder = match callers
+            .as_ref()
+            .and_then(|(loaded, auth)| Some((loaded.ca.as_ref()?, *auth)))
+        {
             None => builder.with_no_client_auth(),
             Some((ca, auth)) => {
-                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&ca.roots), super::provider());
+                let verifier = WebPkiClientVerifier::builder_with_provider(
+                    Arc::clone(&ca.roots),
+                    super::provider(),
+                );
                 let verifier = match auth {
                     CallerAuth::Required => verifier,
                     CallerAuth::Optional => verifier.allow_unauthenticated(),
                 };
-                let verifier = verifier.build().map_err(|error| rustls::Error::General(error.to_string()))?;
+                let verifier = verifier
+                    .build()
+                    .map_err(|error| rustls::Error::General(error.to_string()))?;
                 builder.with_client_cert_verifier(verifier)
             }
         };
-        let mut base = builder.with_cert_resolver(Arc::new(BySni { certificates: certificates.clone() }));
-        // Every suite on offer is strong; ours puts AES first, which every machine that runs pods has in hardware.
+        let mut base = builder.with_cert_resolver(Arc::new(BySni {
+            certificates: certificates.clone(),
+        }));
+        // Every suite on offer is strong; ours puts AES first, which every machine that runs pods
+        // has in hardware.
         base.ignore_client_order = true;
-        // Resumption lives in tickets the callers keep, so it costs no memory here. Tickets are of this
-        // configuration: whoever was verified against other secrets is verified again.
+        // Resumption lives in tickets the callers keep, so it costs no memory here. Tickets are of
+        // this configuration: whoever was verified against other secrets is verified again.
         base.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new()?;
         base.session_storage = Arc::new(NoServerSessionStorage {});
-        Ok(Self { certificates, callers, base, variants: Default::default() })
+        Ok(Self {
+            certificates,
+            callers,
+            base,
+            variants: Default::default(),
+        })
     }
 
-    fn is_of(&self, certificates: &[Arc<Loaded>], callers: &Option<(Arc<Loaded>, CallerAuth)>) -> bool {
+    fn is_of(
+        &self,
+        certificates: &[Arc<Loaded>],
+        callers: &Option<(Arc<Loaded>, CallerAuth)>,
+    ) -> bool {
         let same_callers = match (&self.callers, callers) {
             (Some((a, _)), Some((b, _))) => Arc::ptr_eq(a, b),
             (None, None) => true,
             _ => false,
         };
-        same_callers && self.certificates.iter().zip(certificates).all(|(a, b)| Arc::ptr_eq(a, b))
+        same_callers
+            && self
+                .certificates
+                .iter()
+                .zip(certificates)
+                .all(|(a, b)| Arc::ptr_eq(a, b))
     }
 
     /// Whether callers are asked for a certificate.
@@ -110,7 +160,9 @@ impl Built {
         // Two booleans make four variants.
         let variant = self.variants[at].get_or_init(|| {
             let mut config = self.base.clone();
-            let offered = [(offer.h2, H2), (offer.http1, HTTP1)].into_iter().filter(|(yes, _)| *yes);
+            let offered = [(offer.h2, H2), (offer.http1, HTTP1)]
+                .into_iter()
+                .filter(|(yes, _)| *yes);
             config.alpn_protocols = offered.map(|(_, name)| name.to_vec()).collect();
             Arc::new(config)
         });
@@ -118,8 +170,8 @@ impl Built {
     }
 }
 
-/// Picks a certificate by the name the caller asks for, else the first one; among those of one name, the first whose
-/// key the caller can verify.
+/// Picks a certificate by the name the caller asks for, else the first one; among those of one
+/// name, the first whose key the caller can verify.
 #[derive(Debug)]
 struct BySni {
     certificates: Vec<Arc<Loaded>>,
@@ -127,20 +179,36 @@ struct BySni {
 
 impl ResolvesServerCert for BySni {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let pairs = || self.certificates.iter().filter_map(|loaded| loaded.pair.as_ref());
+        let pairs = || {
+            self.certificates
+                .iter()
+                .filter_map(|loaded| loaded.pair.as_ref())
+        };
         let wanted = hello.server_name().map(str::to_ascii_lowercase);
-        let named = |names: &[String]| wanted.as_ref().is_some_and(|w| names.iter().any(|name| covers(name, w)));
-        let usable = |key: &Arc<CertifiedKey>| key.key.choose_scheme(hello.signature_schemes()).is_some();
+        let named = |names: &[String]| {
+            wanted
+                .as_ref()
+                .is_some_and(|w| names.iter().any(|name| covers(name, w)))
+        };
+        let usable =
+            |key: &Arc<CertifiedKey>| key.key.choose_scheme(hello.signature_schemes()).is_some();
         let matching = pairs().filter(|pair| named(&pair.facts.dns_names));
-        let chosen = matching.clone().chain(pairs()).find(|pair| usable(&pair.certified));
-        chosen.or_else(|| pairs().next()).map(|pair| Arc::clone(&pair.certified))
+        let chosen = matching
+            .clone()
+            .chain(pairs())
+            .find(|pair| usable(&pair.certified));
+        chosen
+            .or_else(|| pairs().next())
+            .map(|pair| Arc::clone(&pair.certified))
     }
 }
 
 /// RFC 6125 section 6.4.3: a wildcard stands for the whole leftmost label and nothing else.
 fn covers(pattern: &str, name: &str) -> bool {
     match pattern.strip_prefix("*.") {
-        Some(parent) => name.split_once('.').is_some_and(|(label, rest)| !label.is_empty() && rest == parent),
+        Some(parent) => name
+            .split_once('.')
+            .is_some_and(|(label, rest)| !label.is_empty() && rest == parent),
         None => pattern == name,
     }
 }

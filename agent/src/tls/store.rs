@@ -1,5 +1,6 @@
-//! The secrets in use, and their rotation: a directory is watched and polled, a good new pair replaces the old one
-//! for handshakes to come, and a bad one is refused in one log line while the good one stays.
+//! The secrets in use, and their rotation: a directory is watched and polled, a good new pair
+//! replaces the old one for handshakes to come, and a bad one is refused in one log line while the
+//! good one stays.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -17,12 +18,14 @@ use super::annotations::PortPlan;
 use super::secret::{self, Loaded, Pair, Source, Want};
 use crate::metrics::Counter;
 
-/// How often directories are looked at even when no event came: overflows and network file systems lose events, and
-/// a directory that does not exist yet cannot be watched. A look is a handful of `stat` calls.
+/// How often directories are looked at even when no event came: overflows and network file systems
+/// lose events, and a directory that does not exist yet cannot be watched. A look is a handful of
+/// `stat` calls.
 const POLL: Duration = Duration::from_secs(1);
 /// After an event: the writer may be between two files.
 const SETTLE: Duration = Duration::from_millis(100);
-/// A bad pair may become good by itself: its time comes, or permissions change without a trace in the file.
+/// A bad pair may become good by itself: its time comes, or permissions change without a trace in
+/// the file.
 const RETRY: Duration = Duration::from_secs(10);
 const WARN_BEFORE: i64 = 7 * 24 * 3600;
 const WARN_EVERY: i64 = 24 * 3600;
@@ -91,10 +94,16 @@ impl Store {
     /// When the certificate in use ends, in seconds since 1970.
     #[must_use]
     pub fn not_after(&self) -> Option<i64> {
-        self.current.load().as_ref()?.pair.as_ref().map(|pair| pair.facts.not_after)
+        self.current
+            .load()
+            .as_ref()?
+            .pair
+            .as_ref()
+            .map(|pair| pair.facts.not_after)
     }
 
-    /// Looks whether the files changed and reads them if so. True asks for another look after [`SETTLE`].
+    /// Looks whether the files changed and reads them if so. True asks for another look after
+    /// [`SETTLE`].
     pub fn check(&self) -> bool {
         let look = self.look();
         let due = {
@@ -116,7 +125,8 @@ impl Store {
         match loaded {
             Ok(loaded) => self.accept(&mut progress, content, loaded),
             Err(fault) => {
-                let known = progress.fault.as_ref() == Some(&fault) && progress.judged == Some(content);
+                let known =
+                    progress.fault.as_ref() == Some(&fault) && progress.judged == Some(content);
                 if !known && !final_word && progress.suspect != Some(content) {
                     progress.suspect = Some(content);
                     return true;
@@ -161,12 +171,16 @@ impl Store {
         if self.current.load().is_some() {
             tracing::warn!("{fault}; the last good certificate stays in use");
         } else {
-            tracing::error!("{fault}; TLS of the ports that name it is relayed untouched until then");
+            tracing::error!(
+                "{fault}; TLS of the ports that name it is relayed untouched until then"
+            );
         }
     }
 
     fn warn_of_expiry(&self) {
-        let Some(not_after) = self.not_after() else { return };
+        let Some(not_after) = self.not_after() else {
+            return;
+        };
         let now = now();
         let mut progress = self.lock();
         if not_after - now > WARN_BEFORE || now - progress.warned < WARN_EVERY {
@@ -179,14 +193,22 @@ impl Store {
         );
     }
 
-    /// What the files look like from outside: enough to notice a swapped symlink, a rename or a write.
+    /// What the files look like from outside: enough to notice a swapped symlink, a rename or a
+    /// write.
     fn look(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         for path in self.paths() {
             match std::fs::metadata(&path) {
-                Ok(m) => {
-                    (m.dev(), m.ino(), m.len(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec()).hash(&mut hasher)
-                }
+                Ok(m) => (
+                    m.dev(),
+                    m.ino(),
+                    m.len(),
+                    m.mtime(),
+                    m.mtime_nsec(),
+                    m.ctime(),
+                    m.ctime_nsec(),
+                )
+                    .hash(&mut hasher),
                 Err(error) => error.raw_os_error().hash(&mut hasher),
             }
         }
@@ -202,7 +224,10 @@ impl Store {
     }
 
     fn paths(&self) -> impl Iterator<Item = PathBuf> + '_ {
-        self.source.dirs.iter().flat_map(|dir| secret::file_names().map(|name| dir.join(name)))
+        self.source
+            .dirs
+            .iter()
+            .flat_map(|dir| secret::file_names().map(|name| dir.join(name)))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Progress> {
@@ -226,14 +251,25 @@ impl Stores {
     /// The store of a source, opened when it is met for the first time.
     pub fn open(&mut self, source: &Source, want: Want) -> Arc<Store> {
         let key = (source.dirs.clone(), want);
-        Arc::clone(self.known.entry(key).or_insert_with(|| Store::open(source.clone(), want)))
+        Arc::clone(
+            self.known
+                .entry(key)
+                .or_insert_with(|| Store::open(source.clone(), want)),
+        )
     }
 
     /// Every secret that a port's plan names, in both directions.
     pub fn all_of(&mut self, plan: &PortPlan) -> Vec<Arc<Store>> {
-        let pairs = plan.terminating.iter().chain(&plan.originating).map(|source| (source, Want::Pair));
+        let pairs = plan
+            .terminating
+            .iter()
+            .chain(&plan.originating)
+            .map(|source| (source, Want::Pair));
         let cas = plan.caller_ca.iter().map(|(source, _)| (source, Want::Ca));
-        pairs.chain(cas).map(|(source, want)| self.open(source, want)).collect()
+        pairs
+            .chain(cas)
+            .map(|(source, want)| self.open(source, want))
+            .collect()
     }
 
     /// Every store.
@@ -253,7 +289,8 @@ impl Stores {
     }
 }
 
-/// Keeps a thread looking at the secrets until dropped. Files are read there, never on a thread that carries traffic.
+/// Keeps a thread looking at the secrets until dropped. Files are read there, never on a thread
+/// that carries traffic.
 #[derive(Debug)]
 pub struct Watch {
     tx: mpsc::Sender<Wake>,
@@ -273,8 +310,13 @@ impl Watch {
     pub fn start(stores: Vec<Arc<Store>>) -> std::io::Result<Self> {
         let (tx, rx) = mpsc::channel();
         let events_tx = tx.clone();
-        let thread = std::thread::Builder::new().name("secrets".into()).spawn(move || run(&stores, events_tx, &rx))?;
-        Ok(Self { tx, thread: Some(thread) })
+        let thread = std::thread::Builder::new()
+            .name("secrets".into())
+            .spawn(move || run(&stores, events_tx, &rx))?;
+        Ok(Self {
+            tx,
+            thread: Some(thread),
+        })
     }
 }
 
@@ -289,13 +331,19 @@ impl Drop for Watch {
 }
 
 fn run(stores: &[Arc<Store>], tx: mpsc::Sender<Wake>, rx: &mpsc::Receiver<Wake>) {
-    // Every event is only a hint that makes the next look come sooner, so its kind and errors do not matter.
+    // Every event is only a hint that makes the next look come sooner, so its kind and errors do
+    // not matter.
     let mut watcher = notify::recommended_watcher(move |_| drop(tx.send(Wake::Event)))
-        .inspect_err(|error| tracing::debug!(%error, "no file events: secrets are polled every second"))
+        .inspect_err(
+            |error| tracing::debug!(%error, "no file events: secrets are polled every second"),
+        )
         .ok();
     let dirs = stores.iter().flat_map(|store| store.source.dirs.iter());
     for dir in dirs {
-        if let Some(Err(error)) = watcher.as_mut().map(|w| w.watch(dir, RecursiveMode::NonRecursive)) {
+        if let Some(Err(error)) = watcher
+            .as_mut()
+            .map(|w| w.watch(dir, RecursiveMode::NonRecursive))
+        {
             tracing::debug!(dir = %dir.display(), %error, "not watched: polled every second");
         }
     }
@@ -313,7 +361,9 @@ fn run(stores: &[Arc<Store>], tx: mpsc::Sender<Wake>, rx: &mpsc::Receiver<Wake>)
             }
             Err(RecvTimeoutError::Timeout) => {}
         }
-        let again = stores.iter().fold(false, |again, store| store.check() | again);
+        let again = stores
+            .iter()
+            .fold(false, |again, store| store.check() | again);
         pause = if again { SETTLE } else { POLL };
     }
 }
@@ -321,5 +371,7 @@ fn run(stores: &[Arc<Store>], tx: mpsc::Sender<Wake>, rx: &mpsc::Receiver<Wake>)
 /// Seconds since 1970.
 pub(crate) fn now() -> i64 {
     // A clock before 1970 makes every certificate "not yet valid", which is what it looks like.
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX))
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX))
 }

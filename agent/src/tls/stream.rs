@@ -1,5 +1,6 @@
-//! TLS streams as one end of a carried connection. An end without close_notify is an end like any other: many
-//! programs close so, what is inside has its own framing, and the next leg could not be told apart anyway.
+//! TLS streams as one end of a carried connection. An end without close_notify is an end like any
+//! other: many programs close so, what is inside has its own framing, and the next leg could not be
+//! told apart anyway.
 
 use std::any::Any;
 use std::io::{self, ErrorKind};
@@ -19,7 +20,10 @@ pub struct ServerSide<S>(tokio_rustls::server::TlsStream<S>);
 
 /// TLS with the app or a workstation: we are the client.
 #[derive(Debug)]
-pub struct ClientSide<S>(tokio_rustls::client::TlsStream<S>, #[allow(dead_code, reason = "held for its drop")] Guard);
+pub struct ClientSide<S>(
+    tokio_rustls::client::TlsStream<S>,
+    #[allow(dead_code, reason = "held for its drop")] Guard,
+);
 
 /// Whatever has to live as long as a stream.
 type Guard = Option<Box<dyn Any + Send>>;
@@ -51,20 +55,29 @@ macro_rules! io_of_inner {
     ($name:ident) => {
         impl<S: Io> Io for $name<S> {
             fn abort(&mut self) {
-                // A TLS stream that is dropped says nothing, so resetting what it runs on is all there is to do.
+                // A TLS stream that is dropped says nothing, so resetting what it runs on is all
+                // there is to do.
                 self.0.get_mut().0.abort();
             }
         }
 
         impl<S: Io> AsyncRead for $name<S> {
-            fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            fn poll_read(
+                self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                buf: &mut ReadBuf<'_>,
+            ) -> Poll<io::Result<()>> {
                 let read = ready!(Pin::new(&mut self.get_mut().0).poll_read(cx, buf));
                 Poll::Ready(forgive_missing_close_notify(read))
             }
         }
 
         impl<S: Io> AsyncWrite for $name<S> {
-            fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            fn poll_write(
+                self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                buf: &[u8],
+            ) -> Poll<io::Result<usize>> {
                 Pin::new(&mut self.get_mut().0).poll_write(cx, buf)
             }
 

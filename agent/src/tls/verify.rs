@@ -1,6 +1,6 @@
-//! Whether the app's certificate is good: by the CA of the client certificate's secret and the name the caller asked
-//! for; exactly pinned certificates are good as they are; without a CA an app in the same pod is not verified.
-//! Handshake signatures are verified in every case.
+//! Whether the app's certificate is good: by the CA of the client certificate's secret and the name
+//! the caller asked for; exactly pinned certificates are good as they are; without a CA an app in
+//! the same pod is not verified. Handshake signatures are verified in every case.
 
 use std::sync::Arc;
 
@@ -26,7 +26,10 @@ impl AppVerifier {
     /// Trusts what the secret's CA vouches for, or anything without one.
     #[must_use]
     pub fn new(trust: Option<Arc<Loaded>>) -> Self {
-        Self { trust, algorithms: super::provider().signature_verification_algorithms }
+        Self {
+            trust,
+            algorithms: super::provider().signature_verification_algorithms,
+        }
     }
 }
 
@@ -42,13 +45,19 @@ impl ServerCertVerifier for AppVerifier {
         let Some(ca) = self.trust.as_ref().and_then(|loaded| loaded.ca.as_ref()) else {
             return Ok(ServerCertVerified::assertion());
         };
-        // The user put this very certificate into the secret. A self-signed one often says CA:TRUE and lacks the
-        // app's name, for which it would be refused as a link of a chain.
+        // The user put this very certificate into the secret. A self-signed one often says CA:TRUE
+        // and lacks the app's name, for which it would be refused as a link of a chain.
         if ca.pinned.iter().any(|pinned| pinned == end_entity) {
             return pinned_is_current(end_entity, now);
         }
         let certificate = ParsedCertificate::try_from(end_entity)?;
-        verify_server_cert_signed_by_trust_anchor(&certificate, &ca.roots, intermediates, now, self.algorithms.all)?;
+        verify_server_cert_signed_by_trust_anchor(
+            &certificate,
+            &ca.roots,
+            intermediates,
+            now,
+            self.algorithms.all,
+        )?;
         // An address stands for "nobody said a name": then the CA alone vouches for the app.
         if matches!(server_name, ServerName::DnsName(_)) {
             verify_server_name(&certificate, server_name)?;
@@ -79,8 +88,12 @@ impl ServerCertVerifier for AppVerifier {
     }
 }
 
-fn pinned_is_current(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<ServerCertVerified, Error> {
-    let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| CertificateError::BadEncoding)?;
+fn pinned_is_current(
+    certificate: &CertificateDer<'_>,
+    now: UnixTime,
+) -> Result<ServerCertVerified, Error> {
+    let (_, parsed) =
+        X509Certificate::from_der(certificate).map_err(|_| CertificateError::BadEncoding)?;
     let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
     if now < parsed.validity().not_before.timestamp() {
         return Err(CertificateError::NotValidYet.into());

@@ -25,7 +25,8 @@ use crate::route::Intercept;
 use crate::upstream::Transport;
 use crate::upstream::tunnel::{self, Tunnel};
 
-/// Datagrams kept for a tunnel that is being opened or does not keep up; more are dropped, as networks do.
+/// Datagrams kept for a tunnel that is being opened or does not keep up; more are dropped, as
+/// networks do.
 const QUEUE: usize = 64;
 /// How long answers still pass after the caller's datagrams began to go elsewhere.
 const LATE_ANSWERS: Duration = Duration::from_secs(5);
@@ -70,7 +71,13 @@ pub(super) struct Reply {
 
 impl Flow {
     fn new(intercept: Option<Arc<Intercept>>, way: Way) -> Self {
-        Self { id: 0, intercept, way, clock: Arc::default(), replaced: CancellationToken::new() }
+        Self {
+            id: 0,
+            intercept,
+            way,
+            clock: Arc::default(),
+            replaced: CancellationToken::new(),
+        }
     }
 
     pub(super) fn id(&self) -> u64 {
@@ -112,7 +119,11 @@ impl Flow {
 }
 
 /// A flow to the app, through a socket of its own so that the app sees one peer for each caller.
-pub(super) fn to_app(shared: Arc<Shared>, reply: Reply, idle: Duration) -> io::Result<(Flow, Work)> {
+pub(super) fn to_app(
+    shared: Arc<Shared>,
+    reply: Reply,
+    idle: Duration,
+) -> io::Result<(Flow, Work)> {
     let socket = Arc::new(app_socket(&shared)?);
     let flow = Flow::new(None, Way::App(socket.clone()));
     let (clock, replaced) = (flow.clock.clone(), flow.replaced.clone());
@@ -141,7 +152,15 @@ pub(super) fn to_workstation(
         let _live = shared.metrics.udp_flows.hold();
         let carried = async {
             let caller = Caller::new(reply.caller);
-            match tunnel::open(&*shared.tunnels, &shared.metrics, &intercept, caller, Transport::Udp).await {
+            match tunnel::open(
+                &*shared.tunnels,
+                &shared.metrics,
+                &intercept,
+                caller,
+                Transport::Udp,
+            )
+            .await
+            {
                 Ok(tunnel) => {
                     intercept.stats.hit(now_unix());
                     through(tunnel, &mut queue_rx, &reply, &shared, &clock).await;
@@ -166,7 +185,13 @@ pub(super) fn to_workstation(
 }
 
 /// Both directions of an open tunnel, until it ends.
-async fn through(mut tunnel: Tunnel, queue: &mut mpsc::Receiver<Bytes>, reply: &Reply, shared: &Shared, clock: &Clock) {
+async fn through(
+    mut tunnel: Tunnel,
+    queue: &mut mpsc::Receiver<Bytes>,
+    reply: &Reply,
+    shared: &Shared,
+    clock: &Clock,
+) {
     let mut more = true;
     loop {
         tokio::select! {
@@ -193,7 +218,12 @@ async fn through(mut tunnel: Tunnel, queue: &mut mpsc::Receiver<Bytes>, reply: &
     }
 }
 
-async fn instead_to_app(queue: &mut mpsc::Receiver<Bytes>, reply: &Reply, shared: &Shared, clock: &Clock) {
+async fn instead_to_app(
+    queue: &mut mpsc::Receiver<Bytes>,
+    reply: &Reply,
+    shared: &Shared,
+    clock: &Clock,
+) {
     let socket = match app_socket(shared) {
         Ok(socket) => socket,
         Err(error) => {
@@ -240,20 +270,30 @@ async fn answers_of_app(socket: &UdpSocket, reply: &Reply, shared: &Shared, cloc
     }
 }
 
-/// Sends once more where the first try only brought the news that an earlier datagram was refused. Asks the kernel
-/// and not the reactor, which does not know a socket this young to be writable.
+/// Sends once more where the first try only brought the news that an earlier datagram was refused.
+/// Asks the kernel and not the reactor, which does not know a socket this young to be writable.
 fn send_to_app(socket: &UdpSocket, datagram: &[u8]) {
     let socket = SockRef::from(socket);
-    if socket.send(datagram).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused) {
+    if socket
+        .send(datagram)
+        .is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
+    {
         // A second failure is a lost datagram, which is what networks do.
         let _ = socket.send(datagram);
     }
 }
 
 fn app_socket(shared: &Shared) -> io::Result<UdpSocket> {
-    let app = shared.app.plain_addr().ok_or_else(|| io::Error::other("the app's port has TLS, which UDP has not"))?.0;
-    let any: SocketAddr =
-        if app.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
+    let app = shared
+        .app
+        .plain_addr()
+        .ok_or_else(|| io::Error::other("the app's port has TLS, which UDP has not"))?
+        .0;
+    let any: SocketAddr = if app.is_ipv4() {
+        (Ipv4Addr::UNSPECIFIED, 0).into()
+    } else {
+        (Ipv6Addr::UNSPECIFIED, 0).into()
+    };
     let socket = std::net::UdpSocket::bind(any)?;
     socket.connect(app)?;
     socket.set_nonblocking(true)?;
@@ -272,14 +312,19 @@ impl Reply {
                 shared.metrics.datagrams_out.inc();
                 shared.metrics.bytes_out.add(datagram.len() as u64);
             }
-            Err(error) => tracing::trace!(caller = %self.caller, %error, "datagram to the caller dropped"),
+            Err(error) => {
+                tracing::trace!(caller = %self.caller, %error, "datagram to the caller dropped")
+            }
         }
     }
 }
 
 impl Default for Clock {
     fn default() -> Self {
-        Self { start: Instant::now(), last_ms: AtomicU64::new(0) }
+        Self {
+            start: Instant::now(),
+            last_ms: AtomicU64::new(0),
+        }
     }
 }
 
@@ -292,7 +337,8 @@ impl Clock {
     /// Resolves when nothing has passed for `idle`.
     async fn idle(&self, idle: Duration) {
         loop {
-            let until = self.start + Duration::from_millis(self.last_ms.load(Ordering::Relaxed)) + idle;
+            let until =
+                self.start + Duration::from_millis(self.last_ms.load(Ordering::Relaxed)) + idle;
             if until <= Instant::now() {
                 return;
             }
@@ -302,5 +348,7 @@ impl Clock {
 }
 
 fn now_unix() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs())
 }

@@ -1,7 +1,8 @@
-//! Datagrams together with the local address they were sent to. A redirect changes that address (to loopback, or to
-//! the interface's), and a reply is translated back only when it leaves from there: a socket bound to the wildcard
-//! would pick its own. `IP_PKTINFO` and `IPV6_RECVPKTINFO` travel in control messages, for which no safe wrapper
-//! exists; hence the unsafe code, which never leaves this module.
+//! Datagrams together with the local address they were sent to. A redirect changes that address (to
+//! loopback, or to the interface's), and a reply is translated back only when it leaves from there:
+//! a socket bound to the wildcard would pick its own. `IP_PKTINFO` and `IPV6_RECVPKTINFO` travel in
+//! control messages, for which no safe wrapper exists; hence the unsafe code, which never leaves
+//! this module.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -47,8 +48,11 @@ struct Control([u8; 64]);
 /// # Errors
 /// What setsockopt answers.
 pub fn report_destination(socket: BorrowedFd<'_>, of_v6: bool) -> io::Result<()> {
-    let (level, name) =
-        if of_v6 { (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO) } else { (libc::IPPROTO_IP, libc::IP_PKTINFO) };
+    let (level, name) = if of_v6 {
+        (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO)
+    } else {
+        (libc::IPPROTO_IP, libc::IP_PKTINFO)
+    };
     let on: libc::c_int = 1;
     // SAFETY: the pointer and the length describe `on`, which outlives the call.
     let done = unsafe {
@@ -60,7 +64,11 @@ pub fn report_destination(socket: BorrowedFd<'_>, of_v6: bool) -> io::Result<()>
             mem::size_of_val(&on) as libc::socklen_t,
         )
     };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Receives one datagram without waiting.
@@ -69,16 +77,19 @@ pub fn report_destination(socket: BorrowedFd<'_>, of_v6: bool) -> io::Result<()>
 /// `WouldBlock` where none is there, else what recvmsg answers.
 pub fn recv(socket: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<Received> {
     let mut control = Control([0; 64]);
-    let mut iov = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
+    let mut iov = libc::iovec {
+        iov_base: buf.as_mut_ptr().cast(),
+        iov_len: buf.len(),
+    };
     // SAFETY: all zero is a valid `msghdr` (null pointers with zero lengths).
     let mut header: libc::msghdr = unsafe { mem::zeroed() };
     header.msg_iov = &raw mut iov;
     header.msg_iovlen = 1;
     header.msg_control = control.0.as_mut_ptr().cast();
     header.msg_controllen = control.0.len() as _;
-    // SAFETY: `try_init` hands out storage for an address of any family and its length; `header` points to that and
-    // to buffers that outlive the call, each with its true length. On success the kernel has set the length of the
-    // address it wrote, which is copied back.
+    // SAFETY: `try_init` hands out storage for an address of any family and its length; `header`
+    // points to that and to buffers that outlive the call, each with its true length. On success
+    // the kernel has set the length of the address it wrote, which is copied back.
     let (len, from) = unsafe {
         SockAddr::try_init(|storage, length| {
             header.msg_name = storage.cast();
@@ -88,18 +99,33 @@ pub fn recv(socket: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<Received> {
             usize::try_from(n).map_err(|_| io::Error::last_os_error())
         })?
     };
-    let from = from.as_socket().ok_or_else(|| io::Error::other("a datagram without an internet address"))?;
-    Ok(Received { len, from, to: destination(&header) })
+    let from = from
+        .as_socket()
+        .ok_or_else(|| io::Error::other("a datagram without an internet address"))?;
+    Ok(Received {
+        len,
+        from,
+        to: destination(&header),
+    })
 }
 
-/// Sends one datagram without waiting, from the given address of ours, or from the one the kernel picks.
+/// Sends one datagram without waiting, from the given address of ours, or from the one the kernel
+/// picks.
 ///
 /// # Errors
 /// `WouldBlock` where the socket's queue is full, else what sendmsg answers.
-pub fn send(socket: BorrowedFd<'_>, data: &[u8], to: SocketAddr, from: Option<Local>) -> io::Result<()> {
+pub fn send(
+    socket: BorrowedFd<'_>,
+    data: &[u8],
+    to: SocketAddr,
+    from: Option<Local>,
+) -> io::Result<()> {
     let address = SockAddr::from(to);
     let mut control = Control([0; 64]);
-    let mut iov = libc::iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() };
+    let mut iov = libc::iovec {
+        iov_base: data.as_ptr().cast_mut().cast(),
+        iov_len: data.len(),
+    };
     // SAFETY: as in `recv`.
     let mut header: libc::msghdr = unsafe { mem::zeroed() };
     header.msg_name = address.as_ptr().cast_mut().cast();
@@ -111,29 +137,55 @@ pub fn send(socket: BorrowedFd<'_>, data: &[u8], to: SocketAddr, from: Option<Lo
         header.msg_controllen = control.0.len() as _;
         header.msg_controllen = put_source(&header, from) as _;
     }
-    // SAFETY: every pointer in `header` is to something that outlives the call, with its true length; the kernel only
-    // reads through them, so the casts from const are never written through.
-    let n = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const header, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
-    if n < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    // SAFETY: every pointer in `header` is to something that outlives the call, with its true
+    // length; the kernel only reads through them, so the casts from const are never written
+    // through.
+    let n = unsafe {
+        libc::sendmsg(
+            socket.as_raw_fd(),
+            &raw const header,
+            libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
+        )
+    };
+    if n < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 fn destination(header: &libc::msghdr) -> Option<Local> {
-    // SAFETY: `header` was filled in by recvmsg, so the control area holds whole messages, and the macros stay
-    // within `msg_controllen`. The payload of each message is read unaligned, after its type was checked.
+    // SAFETY: `header` was filled in by recvmsg, so the control area holds whole messages, and the
+    // macros stay within `msg_controllen`. The payload of each message is read unaligned, after its
+    // type was checked.
     unsafe {
         let mut at = libc::CMSG_FIRSTHDR(header);
         while let Some(message) = at.as_ref() {
             match (message.cmsg_level, message.cmsg_type) {
                 (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
-                    let info: libc::in_pktinfo = libc::CMSG_DATA(at).cast::<libc::in_pktinfo>().read_unaligned();
+                    let info: libc::in_pktinfo = libc::CMSG_DATA(at)
+                        .cast::<libc::in_pktinfo>()
+                        .read_unaligned();
                     let ip = Ipv4Addr::from(u32::from_be(info.ipi_spec_dst.s_addr));
-                    return Some(Local { ip: ip.into(), interface: 0 });
+                    return Some(Local {
+                        ip: ip.into(),
+                        interface: 0,
+                    });
                 }
                 (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
-                    let info: libc::in6_pktinfo = libc::CMSG_DATA(at).cast::<libc::in6_pktinfo>().read_unaligned();
+                    let info: libc::in6_pktinfo = libc::CMSG_DATA(at)
+                        .cast::<libc::in6_pktinfo>()
+                        .read_unaligned();
                     let ip = Ipv6Addr::from(info.ipi6_addr.s6_addr);
-                    let interface = if ip.is_unicast_link_local() { info.ipi6_ifindex as u32 } else { 0 };
-                    return Some(Local { ip: ip.into(), interface });
+                    let interface = if ip.is_unicast_link_local() {
+                        info.ipi6_ifindex as u32
+                    } else {
+                        0
+                    };
+                    return Some(Local {
+                        ip: ip.into(),
+                        interface,
+                    });
                 }
                 _ => at = libc::CMSG_NXTHDR(header, at),
             }
@@ -163,8 +215,8 @@ fn put_source(header: &libc::msghdr, from: Local) -> usize {
 
 fn put<T>(header: &libc::msghdr, level: libc::c_int, kind: libc::c_int, payload: T) -> usize {
     let size = mem::size_of::<T>() as libc::c_uint;
-    // SAFETY: the control area has 64 bytes, aligned for a header; the largest message here takes 40. CMSG_FIRSTHDR
-    // is therefore not null, and header and payload are written inside the area.
+    // SAFETY: the control area has 64 bytes, aligned for a header; the largest message here takes
+    // 40. CMSG_FIRSTHDR is therefore not null, and header and payload are written inside the area.
     unsafe {
         let at = libc::CMSG_FIRSTHDR(header);
         (*at).cmsg_level = level;
@@ -182,13 +234,16 @@ mod tests {
     use std::os::fd::AsFd;
     use std::time::Duration;
 
-    /// A reply leaves from whichever address of ours was asked, also where the socket would pick another.
+    /// A reply leaves from whichever address of ours was asked, also where the socket would pick
+    /// another.
     fn echoes_from_the_asked_address(bind: &str, asked: &str, caller: &str) {
         let server = UdpSocket::bind(bind).unwrap();
         let port = server.local_addr().unwrap().port();
         report_destination(server.as_fd(), bind.starts_with('[')).unwrap();
         let caller = UdpSocket::bind(caller).unwrap();
-        caller.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        caller
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .unwrap();
         let asked = SocketAddr::new(asked.parse().unwrap(), port);
         caller.send_to(b"ping", asked).unwrap();
         server.peek_from(&mut [0; 4]).unwrap(); // waits for it
@@ -214,6 +269,9 @@ mod tests {
     #[test]
     fn nothing_there_is_would_block() {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        assert_eq!(recv(socket.as_fd(), &mut [0; 8]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(
+            recv(socket.as_fd(), &mut [0; 8]).unwrap_err().kind(),
+            io::ErrorKind::WouldBlock
+        );
     }
 }

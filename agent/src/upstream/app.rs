@@ -1,8 +1,9 @@
 //! Dials the app so that our own redirect does not catch us; TLS where a secret says so.
 //!
-//! A plain connect does not wait: the socket is used while the kernel still connects it, reads and writes stay
-//! pending until it has, and the first of them reports a refusal. So the app is reached at once without a future, a
-//! timer or an allocation, and the kernel's patience is the caller's, as it would be without the agent.
+//! A plain connect does not wait: the socket is used while the kernel still connects it, reads and
+//! writes stay pending until it has, and the first of them reports a refusal. So the app is reached
+//! at once without a future, a timer or an allocation, and the kernel's patience is the caller's,
+//! as it would be without the agent.
 
 use std::fmt;
 use std::io;
@@ -23,8 +24,8 @@ use crate::metrics::PortMetrics;
 use crate::outcome::{Ended, Stage};
 use crate::spare;
 
-/// How long [`DialApp::dial`] waits for an app that neither accepts nor refuses: its backlog is full, or its packets
-/// are dropped.
+/// How long [`DialApp::dial`] waits for an app that neither accepts nor refuses: its backlog is
+/// full, or its packets are dropped.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long to wait before trying again when descriptors have run out.
@@ -70,10 +71,16 @@ pub fn begin(addr: AppAddr) -> io::Result<TcpStream> {
     start(addr, false)
 }
 
-/// As [`begin`]; where bytes are at hand that will be `sent_at_once`, the handshake's last packet waits for them and
-/// is saved. Without them it would go out after 200 ms.
+/// As [`begin`]; where bytes are at hand that will be `sent_at_once`, the handshake's last packet
+/// waits for them and is saved. Without them it would go out after 200 ms.
 fn start(addr: AppAddr, sent_at_once: bool) -> io::Result<TcpStream> {
-    let make = || Socket::new(Domain::for_address(addr.0), Type::STREAM.nonblocking().cloexec(), None);
+    let make = || {
+        Socket::new(
+            Domain::for_address(addr.0),
+            Type::STREAM.nonblocking().cloexec(),
+            None,
+        )
+    };
     let socket = match make() {
         Err(e) if is_out_of_descriptors(&e) && spare::use_up() => make()?,
         made => made?,
@@ -89,8 +96,8 @@ fn start(addr: AppAddr, sent_at_once: bool) -> io::Result<TcpStream> {
     TcpStream::from_std(socket.into())
 }
 
-/// The same while descriptors have run out: tries again and again. Whoever is to be connected has been accepted and
-/// is not turned away for what others hold.
+/// The same while descriptors have run out: tries again and again. Whoever is to be connected has
+/// been accepted and is not turned away for what others hold.
 async fn begin_when_possible(addr: AppAddr) -> io::Result<TcpStream> {
     loop {
         match begin(addr) {
@@ -112,8 +119,8 @@ pub async fn connect(addr: AppAddr) -> Result<TcpStream, AppError> {
     connect_marked(addr).await.map(|(socket, _)| socket)
 }
 
-/// As [`connect`], with the local port marked as ours from before the app, or anybody the redirect sends us to, can
-/// see the connection.
+/// As [`connect`], with the local port marked as ours from before the app, or anybody the redirect
+/// sends us to, can see the connection.
 ///
 /// # Errors
 /// The kernel's answer, or the timeout.
@@ -122,7 +129,12 @@ pub async fn connect_marked(addr: AppAddr) -> Result<(TcpStream, Option<OwnPort>
     let socket = begin_when_possible(addr).await.map_err(failed)?;
     let own = OwnPort::of_socket(&socket);
     match tokio::time::timeout(CONNECT_TIMEOUT, socket.writable()).await {
-        Err(_) => return Err(AppError::Timeout { addr, after: CONNECT_TIMEOUT }),
+        Err(_) => {
+            return Err(AppError::Timeout {
+                addr,
+                after: CONNECT_TIMEOUT,
+            });
+        }
         Ok(writable) => writable.map_err(failed)?,
     }
     match socket.take_error().map_err(failed)? {
@@ -147,9 +159,9 @@ impl AppError {
 #[must_use]
 pub fn ended_by_app(error: &io::Error) -> Ended {
     match error.kind() {
-        io::ErrorKind::ConnectionRefused | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
-            Ended::AppRefused
-        }
+        io::ErrorKind::ConnectionRefused
+        | io::ErrorKind::HostUnreachable
+        | io::ErrorKind::NetworkUnreachable => Ended::AppRefused,
         io::ErrorKind::TimedOut => Ended::TimedOut(Stage::AppConnect),
         _ => Ended::AppReset,
     }
@@ -174,8 +186,17 @@ enum State {
 impl AppLeg {
     /// A leg that dials when [`Self::begin`] is called, or when it is first waited for.
     #[must_use]
-    pub fn new(app: Arc<dyn DialApp>, hello: Option<Arc<Hello>>, metrics: Arc<PortMetrics>) -> Self {
-        Self { app, hello, metrics, state: State::Idle }
+    pub fn new(
+        app: Arc<dyn DialApp>,
+        hello: Option<Arc<Hello>>,
+        metrics: Arc<PortMetrics>,
+    ) -> Self {
+        Self {
+            app,
+            hello,
+            metrics,
+            state: State::Idle,
+        }
     }
 
     /// Starts dialling; what an earlier connection of this leg was, is dropped.
@@ -183,14 +204,17 @@ impl AppLeg {
         self.begin_with(false);
     }
 
-    /// As [`Self::begin`], for a connection whose first bytes are at hand and will be `sent_at_once`.
+    /// As [`Self::begin`], for a connection whose first bytes are at hand and will be
+    /// `sent_at_once`.
     pub fn begin_with(&mut self, sent_at_once: bool) {
         self.state = match self.app.plain_addr() {
             Some(addr) => match start(addr, sent_at_once) {
                 Ok(socket) => State::Up(Conn::Tcp(socket)),
                 Err(e) if is_out_of_descriptors(&e) => State::Dialing(Box::pin(async move {
                     let begun = begin_when_possible(addr).await;
-                    begun.map(Conn::Tcp).map_err(|source| AppError::Connect { addr, source })
+                    begun
+                        .map(Conn::Tcp)
+                        .map_err(|source| AppError::Connect { addr, source })
                 })),
                 Err(e) => self.failed(AppError::Connect { addr, source: e }.ended()),
             },
@@ -201,8 +225,8 @@ impl AppLeg {
         };
     }
 
-    /// The connection, dialled where it was not yet. A plain one may still be connecting; its first read or write
-    /// then waits, and tells a refusal.
+    /// The connection, dialled where it was not yet. A plain one may still be connecting; its first
+    /// read or write then waits, and tells a refusal.
     ///
     /// # Errors
     /// Why there is none; the same answer again until [`Self::begin`] is called.
@@ -293,8 +317,8 @@ impl fmt::Debug for AppLeg {
     }
 }
 
-/// The local ports of our own connections to apps, one bit each: a caller that comes from one of them is ourselves,
-/// which means that the redirect caught our own dial.
+/// The local ports of our own connections to apps, one bit each: a caller that comes from one of
+/// them is ourselves, which means that the redirect caught our own dial.
 static OWN_PORTS: [AtomicU64; 1024] = [const { AtomicU64::new(0) }; 1024];
 
 /// Marks one local port as ours until dropped.

@@ -1,9 +1,10 @@
-//! TLS towards the app and, with the same client certificate, towards workstations: with the server name and ALPN
-//! the caller used. Whether the app speaks TLS is declared, or asked once and kept until a connection fails.
+//! TLS towards the app and, with the same client certificate, towards workstations: with the server
+//! name and ALPN the caller used. Whether the app speaks TLS is declared, or asked once and kept
+//! until a connection fails.
 //!
-//! Spoken to the app, in this order: what a declared protocol says; what the app answered when it was asked. It is
-//! asked only where a secret is configured, and a caller in clear text is carried in TLS only where a client
-//! certificate is.
+//! Spoken to the app, in this order: what a declared protocol says; what the app answered when it
+//! was asked. It is asked only where a secret is configured, and a caller in clear text is carried
+//! in TLS only where a client certificate is.
 
 use std::any::Any;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,7 +29,8 @@ use crate::tls::{self, AppAway, H2, HTTP1, Hello, Offer};
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// No answer may be due to the app's being busy or just starting: asked again after this time.
 const MUTE: Duration = Duration::from_secs(5);
-/// A connection closed without a word is nearly always a protocol that cannot make sense of the question.
+/// A connection closed without a word is nearly always a protocol that cannot make sense of the
+/// question.
 const CLOSED: Duration = Duration::from_secs(60);
 
 /// Which HTTP versions an app in clear text is declared to speak.
@@ -52,7 +54,8 @@ pub enum ClearHttp {
 pub struct Originate {
     addr: AppAddr,
     client: Client,
-    /// Every secret of the port: unless all are good, callers are carried untouched, in clear text of ours.
+    /// Every secret of the port: unless all are good, callers are carried untouched, in clear text
+    /// of ours.
     secrets: Vec<Arc<Store>>,
     to_app: ToApp,
     clear_http: ClearHttp,
@@ -74,7 +77,10 @@ struct Known {
 impl Known {
     /// Whatever was known may be of a process that is gone.
     fn forget(&mut self) {
-        *self = Self { last_offer: self.last_offer, ..Self::default() };
+        *self = Self {
+            last_offer: self.last_offer,
+            ..Self::default()
+        };
     }
 }
 
@@ -122,7 +128,12 @@ impl Originate {
             TlsAnswer::Closed => (Speaks::Clear, None, Some(CLOSED)),
             TlsAnswer::Mute => (Speaks::Clear, None, Some(MUTE)),
         };
-        tracing::info!(port = self.port(), ?speaks, sure = doubt.is_none(), "the app was asked whether it speaks TLS");
+        tracing::info!(
+            port = self.port(),
+            ?speaks,
+            sure = doubt.is_none(),
+            "the app was asked whether it speaks TLS"
+        );
         let offer = match picked {
             Some(picked) => Some(self.tls_offer(picked.as_deref()).await?),
             None => None,
@@ -143,21 +154,27 @@ impl Originate {
         }
     }
 
-    /// The offer of a TLS app, which picked `picked` of both: whether it would take HTTP/1.1 as well is a question of
-    /// its own.
+    /// The offer of a TLS app, which picked `picked` of both: whether it would take HTTP/1.1 as
+    /// well is a question of its own.
     async fn tls_offer(&self, picked: Option<&[u8]>) -> Result<Offer, AppError> {
         Ok(match picked {
             Some(H2) => {
                 let http1 = self.ask_tls(&[HTTP1]).await? == TlsAnswer::Tls(Some(HTTP1.to_vec()));
                 Offer { h2: true, http1 }
             }
-            Some(HTTP1) => Offer { h2: false, http1: true },
+            Some(HTTP1) => Offer {
+                h2: false,
+                http1: true,
+            },
             _ => Offer::default(),
         })
     }
 
     async fn ask_tls(&self, alpn: &[&[u8]]) -> Result<TlsAnswer, AppError> {
-        let config = self.client.probe_config(alpn).map_err(|error| self.tls_error(std::io::Error::other(error)))?;
+        let config = self
+            .client
+            .probe_config(alpn)
+            .map_err(|error| self.tls_error(std::io::Error::other(error)))?;
         let name = self.client.name(None, self.addr.0.ip());
         probe::tls(self.addr, &config, &name, self.probe_timeout).await
     }
@@ -170,11 +187,15 @@ impl Originate {
         if let Some(offer) = kept(&self.lock().offer) {
             return Ok(offer);
         }
-        let http1 = Offer { h2: false, http1: true };
+        let http1 = Offer {
+            h2: false,
+            http1: true,
+        };
         let (offer, doubt) = match speaks {
             Speaks::Tls => match self.ask_tls(&[H2, HTTP1]).await? {
                 TlsAnswer::Tls(picked) => (self.tls_offer(picked.as_deref()).await?, None),
-                // It wants something of the caller's own, so what it would offer to the caller stays unknown.
+                // It wants something of the caller's own, so what it would offer to the caller
+                // stays unknown.
                 TlsAnswer::Refused => (http1, None),
                 TlsAnswer::NotTls => {
                     self.learn_clear_text();
@@ -185,7 +206,13 @@ impl Originate {
             Speaks::Clear => self.clear_offer().await?,
         };
         let sure = doubt.is_none();
-        tracing::info!(port = self.port(), h2 = offer.h2, http1 = offer.http1, sure, "ALPN as the app would offer it");
+        tracing::info!(
+            port = self.port(),
+            h2 = offer.h2,
+            http1 = offer.http1,
+            sure,
+            "ALPN as the app would offer it"
+        );
         let mut known = self.lock();
         known.offer = Some((offer, until(doubt)));
         known.last_offer = Some(offer);
@@ -193,16 +220,34 @@ impl Originate {
         Ok(offer)
     }
 
-    /// An app in clear text takes no part in ALPN: `http/1.1` stays on offer beside `h2`, since an app that does not
-    /// speak it says so itself.
+    /// An app in clear text takes no part in ALPN: `http/1.1` stays on offer beside `h2`, since an
+    /// app that does not speak it says so itself.
     async fn clear_offer(&self) -> Result<(Offer, Option<Duration>), AppError> {
         Ok(match self.clear_http {
-            ClearHttp::Http1 | ClearHttp::DoNotAsk => (Offer { h2: false, http1: true }, None),
+            ClearHttp::Http1 | ClearHttp::DoNotAsk => (
+                Offer {
+                    h2: false,
+                    http1: true,
+                },
+                None,
+            ),
             ClearHttp::Neither => (Offer::default(), None),
-            ClearHttp::Http2 => (Offer { h2: true, http1: true }, None),
+            ClearHttp::Http2 => (
+                Offer {
+                    h2: true,
+                    http1: true,
+                },
+                None,
+            ),
             ClearHttp::Ask => {
                 let answer = probe::h2c(self.addr).await?;
-                (Offer { h2: answer.unwrap_or(false), http1: true }, answer.is_none().then_some(MUTE))
+                (
+                    Offer {
+                        h2: answer.unwrap_or(false),
+                        http1: true,
+                    },
+                    answer.is_none().then_some(MUTE),
+                )
             }
         })
     }
@@ -222,8 +267,8 @@ impl Originate {
         dialled
     }
 
-    /// Whether TLS with the app comes into question: for callers who came in TLS, and wherever there is a client
-    /// certificate to show.
+    /// Whether TLS with the app comes into question: for callers who came in TLS, and wherever
+    /// there is a client certificate to show.
     fn wants_tls(&self, hello: Option<&Hello>) -> bool {
         (hello.is_some() || self.client.has_certificate()) && all_good(&self.secrets)
     }
@@ -245,9 +290,13 @@ impl Originate {
         }
     }
 
-    /// The app turned out to speak clear text, whatever was declared; nothing has been sent to it yet.
+    /// The app turned out to speak clear text, whatever was declared; nothing has been sent to it
+    /// yet.
     fn learn_clear_text(&self) {
-        tracing::warn!(port = self.port(), "the app was to be spoken to in TLS, but it speaks clear text");
+        tracing::warn!(
+            port = self.port(),
+            "the app was to be spoken to in TLS, but it speaks clear text"
+        );
         let mut known = self.lock();
         known.forget();
         known.speaks = Some((Speaks::Clear, None));
@@ -261,10 +310,15 @@ impl Originate {
         guard: Option<Box<dyn Any + Send>>,
     ) -> std::io::Result<Conn> {
         let alpn = hello.and_then(|hello| hello.alpn.as_deref());
-        let config = self.client.config(peer, alpn).map_err(std::io::Error::other)?;
+        let config = self
+            .client
+            .config(peer, alpn)
+            .map_err(std::io::Error::other)?;
         let name = self.client.name(hello, self.addr.0.ip());
         let connecting = TlsConnector::from(config).connect(name, io);
-        let stream = timeout(HANDSHAKE, connecting).await.map_err(|_| std::io::ErrorKind::TimedOut)??;
+        let stream = timeout(HANDSHAKE, connecting)
+            .await
+            .map_err(|_| std::io::ErrorKind::TimedOut)??;
         Ok(Conn::Other(Box::new(ClientSide::new(stream, guard))))
     }
 
@@ -273,7 +327,10 @@ impl Originate {
     }
 
     fn tls_error(&self, source: std::io::Error) -> AppError {
-        AppError::Tls { addr: self.addr, source }
+        AppError::Tls {
+            addr: self.addr,
+            source,
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Known> {
@@ -286,7 +343,10 @@ fn until(doubt: Option<Duration>) -> Option<Instant> {
 }
 
 fn kept<T: Copy>(known: &Option<(T, Option<Instant>)>) -> Option<T> {
-    known.as_ref().filter(|(_, until)| until.is_none_or(|until| Instant::now() < until)).map(|(value, _)| *value)
+    known
+        .as_ref()
+        .filter(|(_, until)| until.is_none_or(|until| Instant::now() < until))
+        .map(|(value, _)| *value)
 }
 
 impl DialApp for Originate {
@@ -307,7 +367,9 @@ impl DialApp for Originate {
     }
 
     fn speaks_tls<'a>(&'a self, hello: Option<&'a Hello>) -> BoxFuture<'a, bool> {
-        Box::pin(async move { self.wants_tls(hello) && matches!(self.speaks().await, Ok(Speaks::Tls)) })
+        Box::pin(
+            async move { self.wants_tls(hello) && matches!(self.speaks().await, Ok(Speaks::Tls)) },
+        )
     }
 
     fn tls_to_workstation<'a>(
@@ -318,7 +380,12 @@ impl DialApp for Originate {
         if !self.wants_tls(hello) || self.known_speaks() != Some(Speaks::Tls) {
             return None;
         }
-        Some(Box::pin(self.connect(Conn::Other(tunnel), Peer::Workstation, hello, None)))
+        Some(Box::pin(self.connect(
+            Conn::Other(tunnel),
+            Peer::Workstation,
+            hello,
+            None,
+        )))
     }
 }
 
@@ -328,11 +395,20 @@ impl tls::App for Originate {
             match self.offer().await {
                 Ok(offer) => Ok(offer),
                 Err(AppError::Connect { .. } | AppError::Timeout { .. }) => {
-                    let declared = Offer { h2: self.clear_http == ClearHttp::Http2, http1: true };
-                    Err(AppAway { likely: self.lock().last_offer.unwrap_or(declared) })
+                    let declared = Offer {
+                        h2: self.clear_http == ClearHttp::Http2,
+                        http1: true,
+                    };
+                    Err(AppAway {
+                        likely: self.lock().last_offer.unwrap_or(declared),
+                    })
                 }
-                // The app listens, but what it is cannot be found out: HTTP/1.1 is what most understand.
-                Err(AppError::Tls { .. }) => Ok(Offer { h2: false, http1: true }),
+                // The app listens, but what it is cannot be found out: HTTP/1.1 is what most
+                // understand.
+                Err(AppError::Tls { .. }) => Ok(Offer {
+                    h2: false,
+                    http1: true,
+                }),
             }
         })
     }
@@ -342,7 +418,9 @@ impl tls::App for Originate {
             if let Some(greets) = kept(&self.lock().greets) {
                 return greets;
             }
-            let Ok(greets) = probe::greets(self.addr).await else { return false };
+            let Ok(greets) = probe::greets(self.addr).await else {
+                return false;
+            };
             // Silence may be a slow start.
             self.lock().greets = Some((greets, until((!greets).then_some(MUTE))));
             greets
@@ -359,7 +437,12 @@ pub fn compose(
     stores: &mut Stores,
 ) -> (Arc<tls::Port>, Arc<Originate>) {
     let app = Arc::new(Originate::new(plan, addr, clear_http, stores));
-    let port = tls::Port::new(plan, stores, Arc::clone(&app) as Arc<dyn tls::App>, tls::Limits::default());
+    let port = tls::Port::new(
+        plan,
+        stores,
+        Arc::clone(&app) as Arc<dyn tls::App>,
+        tls::Limits::default(),
+    );
     (Arc::new(port), app)
 }
 

@@ -1,6 +1,6 @@
-//! Asks the app what it speaks, where nothing declares it: whether it answers a TLS handshake, which of the HTTP
-//! protocols it picks, whether it answers an HTTP/2 preface in clear text, whether it speaks first. Each question is
-//! a connection of its own.
+//! Asks the app what it speaks, where nothing declares it: whether it answers a TLS handshake,
+//! which of the HTTP protocols it picks, whether it answers an HTTP/2 preface in clear text,
+//! whether it speaks first. Each question is a connection of its own.
 
 use std::io;
 use std::sync::Arc;
@@ -17,8 +17,8 @@ use super::app::connect_marked;
 use crate::addr::AppAddr;
 use crate::tls;
 
-/// How long an app of which nothing is known may take to answer a ClientHello. It answers in milliseconds as a rule; a
-/// busy one must not be taken for one that speaks clear text.
+/// How long an app of which nothing is known may take to answer a ClientHello. It answers in
+/// milliseconds as a rule; a busy one must not be taken for one that speaks clear text.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// The whole of a clear-text question.
 const CLEAR_TEXT: Duration = Duration::from_secs(1);
@@ -38,7 +38,8 @@ pub enum TlsAnswer {
     Mute,
 }
 
-/// Shakes hands with what `config` offers; `patience` covers an app that accepts before it is ready.
+/// Shakes hands with what `config` offers; `patience` covers an app that accepts before it is
+/// ready.
 ///
 /// # Errors
 /// The app does not listen.
@@ -50,11 +51,15 @@ pub async fn tls(
 ) -> Result<TlsAnswer, AppError> {
     let (conn, _own) = connect_marked(app).await?;
     let connector = TlsConnector::from(Arc::clone(config));
-    Ok(match timeout(patience, connector.connect(name.clone(), conn)).await {
-        Ok(Ok(stream)) => TlsAnswer::Tls(stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec)),
-        Ok(Err(error)) => read_failure(&error),
-        Err(_) => TlsAnswer::Mute,
-    })
+    Ok(
+        match timeout(patience, connector.connect(name.clone(), conn)).await {
+            Ok(Ok(stream)) => {
+                TlsAnswer::Tls(stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec))
+            }
+            Ok(Err(error)) => read_failure(&error),
+            Err(_) => TlsAnswer::Mute,
+        },
+    )
 }
 
 /// Whether a failed handshake shows that the other side speaks TLS all the same.
@@ -63,15 +68,17 @@ pub(super) fn read_failure(error: &io::Error) -> TlsAnswer {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<E>()) {
         None => TlsAnswer::Closed,
         // An echo answers a ClientHello with a ClientHello: well-formed, and yet no TLS.
-        Some(E::InvalidMessage(_) | E::InappropriateMessage { .. } | E::InappropriateHandshakeMessage { .. }) => {
-            TlsAnswer::NotTls
-        }
+        Some(
+            E::InvalidMessage(_)
+            | E::InappropriateMessage { .. }
+            | E::InappropriateHandshakeMessage { .. },
+        ) => TlsAnswer::NotTls,
         Some(_) => TlsAnswer::Refused,
     }
 }
 
-/// Whether the app answers an HTTP/2 preface in clear text with its SETTINGS (RFC 9113 sections 3.3 and 3.4). `None`
-/// when it accepted and said nothing.
+/// Whether the app answers an HTTP/2 preface in clear text with its SETTINGS (RFC 9113 sections 3.3
+/// and 3.4). `None` when it accepted and said nothing.
 ///
 /// # Errors
 /// The app does not listen.
@@ -86,7 +93,11 @@ pub async fn h2c(app: AppAddr) -> Result<Option<bool>, AppError> {
         conn.read_exact(&mut header).await?;
         let [l0, l1, l2, kind, flags, stream @ ..] = header;
         let length = u32::from_be_bytes([0, l0, l1, l2]);
-        let settings = kind == 4 && flags == 0 && stream == [0; 4] && length.is_multiple_of(6) && length <= 1024;
+        let settings = kind == 4
+            && flags == 0
+            && stream == [0; 4]
+            && length.is_multiple_of(6)
+            && length <= 1024;
         if settings {
             // Leaving in order keeps the app's log clean; it has answered already.
             let mut payload = vec![0; usize::try_from(length).unwrap_or_default()];
@@ -113,19 +124,25 @@ pub enum Speaks {
     Other,
 }
 
-/// Asks for TLS first, then for HTTP/2 in clear text. `None` when the app accepted and said nothing to either.
+/// Asks for TLS first, then for HTTP/2 in clear text. `None` when the app accepted and said nothing
+/// to either.
 ///
 /// # Errors
 /// The app does not listen.
 pub async fn speaks(app: AppAddr) -> Result<Option<Speaks>, AppError> {
     let name = ServerName::IpAddress(app.0.ip().into());
     let config = tls::client::anonymous(&[tls::H2, tls::HTTP1]);
-    let config = config.map_err(|e| AppError::Tls { addr: app, source: io::Error::other(e) })?;
+    let config = config.map_err(|e| AppError::Tls {
+        addr: app,
+        source: io::Error::other(e),
+    })?;
     match self::tls(app, &config, &name, PATIENCE).await? {
         TlsAnswer::Tls(_) | TlsAnswer::Refused => return Ok(Some(Speaks::Tls)),
         TlsAnswer::NotTls | TlsAnswer::Closed | TlsAnswer::Mute => {}
     }
-    Ok(h2c(app).await?.map(|yes| if yes { Speaks::H2c } else { Speaks::Other }))
+    Ok(h2c(app)
+        .await?
+        .map(|yes| if yes { Speaks::H2c } else { Speaks::Other }))
 }
 
 /// Whether the app says something on a fresh connection before it is spoken to.
@@ -135,5 +152,8 @@ pub async fn speaks(app: AppAddr) -> Result<Option<Speaks>, AppError> {
 pub async fn greets(app: AppAddr) -> Result<bool, AppError> {
     let (mut conn, _own) = connect_marked(app).await?;
     let mut first = [0; 1];
-    Ok(matches!(timeout(CLEAR_TEXT, conn.read(&mut first)).await, Ok(Ok(1))))
+    Ok(matches!(
+        timeout(CLEAR_TEXT, conn.read(&mut first)).await,
+        Ok(Ok(1))
+    ))
 }

@@ -1,6 +1,7 @@
-//! A tunnel that reads and writes like a socket: data in `Normal` messages, half-close as the role demands,
-//! Disconnect for a reset. What a broken peer sends ends its own stream and nothing else. One message holds at most
-//! [`CHUNK`] bytes and the queue below is bounded, so a workstation that does not read slows its sender.
+//! A tunnel that reads and writes like a socket: data in `Normal` messages, half-close as the role
+//! demands, Disconnect for a reset. What a broken peer sends ends its own stream and nothing else.
+//! One message holds at most [`CHUNK`] bytes and the queue below is bounded, so a workstation that
+//! does not read slows its sender.
 
 use std::future::poll_fn;
 use std::io;
@@ -23,8 +24,8 @@ use crate::conn::Io;
 use crate::metrics::{FailOpen, PortMetrics};
 use crate::route::Intercept;
 
-/// The most data put into one message: enough to make its cost per byte small, little enough that a full queue
-/// stays a few MiB.
+/// The most data put into one message: enough to make its cost per byte small, little enough that a
+/// full queue stays a few MiB.
 pub const CHUNK: usize = 64 * 1024;
 /// Messages without data taken in one go before other tasks get their turn.
 const IGNORED_AT_ONCE: u32 = 64;
@@ -32,7 +33,8 @@ const IGNORED_AT_ONCE: u32 = 64;
 const DIAL_DEFAULT: Duration = Duration::from_secs(2);
 /// How long a dial may take at most; a caller is waiting.
 const DIAL_MOST: Duration = Duration::from_secs(5);
-/// How long a call is kept after its tunnel was dropped, for what is still queued towards a slow workstation.
+/// How long a call is kept after its tunnel was dropped, for what is still queued towards a slow
+/// workstation.
 const LINGER: Duration = Duration::from_secs(60);
 
 type Incoming = Pin<Box<dyn Stream<Item = Result<Bytes, TunnelError>> + Send>>;
@@ -40,8 +42,8 @@ type Incoming = Pin<Box<dyn Stream<Item = Result<Bytes, TunnelError>> + Send>>;
 /// An open tunnel as a byte stream, or (for UDP) as a stream of datagrams.
 pub struct Tunnel {
     tx: PollSender<Bytes>,
-    /// The slot kept aside for a Disconnect, so that a reset can be said into a full queue. Gone once our direction
-    /// is over, since holding it would keep the call from half-closing.
+    /// The slot kept aside for a Disconnect, so that a reset can be said into a full queue. Gone
+    /// once our direction is over, since holding it would keep the call from half-closing.
     farewell: Option<mpsc::OwnedPermit<Bytes>>,
     rx: Option<Incoming>,
     role: Role,
@@ -107,14 +109,17 @@ impl DialFailure {
     }
 }
 
-/// How long to wait for an intercept's DialOK: its dial timeout plus latency, at most 5 s; 2 s when it has no dial
-/// timeout.
+/// How long to wait for an intercept's DialOK: its dial timeout plus latency, at most 5 s; 2 s when
+/// it has no dial timeout.
 #[must_use]
 pub fn dial_budget(intercept: &Intercept) -> Duration {
     if intercept.dial_timeout.is_zero() {
         return DIAL_DEFAULT;
     }
-    intercept.dial_timeout.saturating_add(intercept.roundtrip_latency).min(DIAL_MOST)
+    intercept
+        .dial_timeout
+        .saturating_add(intercept.roundtrip_latency)
+        .min(DIAL_MOST)
 }
 
 /// Opens a tunnel for `intercept` and counts it, or its failure.
@@ -147,7 +152,11 @@ impl Tunnel {
     #[must_use]
     pub fn new(io: TunnelIo) -> Self {
         // A queue of one slot has none to keep aside.
-        let farewell = if io.tx.max_capacity() > 1 { io.tx.clone().try_reserve_owned().ok() } else { None };
+        let farewell = if io.tx.max_capacity() > 1 {
+            io.tx.clone().try_reserve_owned().ok()
+        } else {
+            None
+        };
         Self {
             tx: PollSender::new(io.tx),
             farewell,
@@ -161,7 +170,8 @@ impl Tunnel {
         }
     }
 
-    /// Waits until the workstation has connected; data from it says so as well and stays to be read.
+    /// Waits until the workstation has connected; data from it says so as well and stays to be
+    /// read.
     ///
     /// # Errors
     /// The dial failed, the stream ended or broke, or `deadline` passed.
@@ -171,7 +181,11 @@ impl Tunnel {
                 match ready!(self.poll_event(cx)) {
                     Ok(Event::Data(data)) => self.unread = data,
                     Ok(Event::Dialled) => {}
-                    Ok(Event::End) => return Poll::Ready(Err(DialFailure::Lost("closed by the peer".to_owned()))),
+                    Ok(Event::End) => {
+                        return Poll::Ready(Err(DialFailure::Lost(
+                            "closed by the peer".to_owned(),
+                        )));
+                    }
                     Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
                         return Poll::Ready(Err(DialFailure::Rejected));
                     }
@@ -180,16 +194,20 @@ impl Tunnel {
             }
             Poll::Ready(Ok(()))
         });
-        timeout_at(deadline, answered).await.unwrap_or(Err(DialFailure::Timeout))
+        timeout_at(deadline, answered)
+            .await
+            .unwrap_or(Err(DialFailure::Timeout))
     }
 
-    /// Puts one datagram into the tunnel, or drops it (and answers `false`) where the queue is full, the tunnel is
-    /// over, or it is larger than a datagram can be.
+    /// Puts one datagram into the tunnel, or drops it (and answers `false`) where the queue is
+    /// full, the tunnel is over, or it is larger than a datagram can be.
     pub fn send_datagram(&mut self, datagram: &[u8]) -> bool {
         if datagram.len() > tunnel::MAX_DATAGRAM || datagram.is_empty() || self.outgoing_over {
             return false;
         }
-        self.tx.get_ref().is_some_and(|tx| tx.try_send(tunnel::normal_from(datagram)).is_ok())
+        self.tx
+            .get_ref()
+            .is_some_and(|tx| tx.try_send(tunnel::normal_from(datagram)).is_ok())
     }
 
     /// The next datagram; `None` when the workstation has ended the flow. Cancel-safe.
@@ -252,12 +270,20 @@ impl Tunnel {
                     return Poll::Ready(Ok(Event::End));
                 }
                 Ok(Message::DialReject) => {
-                    return self.fail(io::ErrorKind::ConnectionRefused, "the workstation could not connect");
+                    return self.fail(
+                        io::ErrorKind::ConnectionRefused,
+                        "the workstation could not connect",
+                    );
                 }
                 Ok(Message::Disconnect) => {
-                    return self.fail(io::ErrorKind::ConnectionReset, "the workstation's connection was reset");
+                    return self.fail(
+                        io::ErrorKind::ConnectionReset,
+                        "the workstation's connection was reset",
+                    );
                 }
-                Ok(Message::Unknown(code, _)) => tracing::debug!(code, "unknown tunnel message ignored"),
+                Ok(Message::Unknown(code, _)) => {
+                    tracing::debug!(code, "unknown tunnel message ignored")
+                }
                 // Keep-alives, and messages that belong to the opening, which is over.
                 Ok(_) => {}
                 Err(error) => {
@@ -299,7 +325,8 @@ impl Tunnel {
 }
 
 impl Io for Tunnel {
-    /// Says Disconnect at once where a slot is free for it (one is kept aside until the own direction is over).
+    /// Says Disconnect at once where a slot is free for it (one is kept aside until the own
+    /// direction is over).
     fn abort(&mut self) {
         if let Some(slot) = self.farewell.take() {
             slot.send(Message::Disconnect.encode());
@@ -312,7 +339,11 @@ impl Io for Tunnel {
 }
 
 impl AsyncRead for Tunnel {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         while self.unread.is_empty() {
             match ready!(self.poll_event(cx))? {
                 Event::Data(data) => self.unread = data,
@@ -332,7 +363,11 @@ impl AsyncRead for Tunnel {
 }
 
 impl AsyncWrite for Tunnel {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         if buf.is_empty() {
             return Poll::Ready(Ok(0));
         }
@@ -390,8 +425,9 @@ impl AsyncWrite for Tunnel {
 }
 
 impl Drop for Tunnel {
-    /// A gRPC caller that lets go of the answers cancels the whole call, and with it whatever is still queued on the
-    /// way out. Where our direction was ended, by half-close or Disconnect, the call is kept until the peer ends it.
+    /// A gRPC caller that lets go of the answers cancels the whole call, and with it whatever is
+    /// still queued on the way out. Where our direction was ended, by half-close or Disconnect, the
+    /// call is kept until the peer ends it.
     fn drop(&mut self) {
         if self.role == Role::Server || !self.outgoing_over {
             return;
@@ -407,7 +443,10 @@ impl Drop for Tunnel {
 
 impl std::fmt::Debug for Tunnel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tunnel").field("role", &self.role).field("dialled", &self.dialled).finish_non_exhaustive()
+        f.debug_struct("Tunnel")
+            .field("role", &self.role)
+            .field("dialled", &self.dialled)
+            .finish_non_exhaustive()
     }
 }
 

@@ -14,11 +14,16 @@ fn content(len: usize, seed: usize) -> Vec<u8> {
 /// A message in one of the two framings; chunks of 300 KiB, then small ones.
 fn message(start: &str, body: &[u8], chunked: bool) -> Vec<u8> {
     if !chunked {
-        let mut message = format!("{start}\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len()).into_bytes();
+        let mut message = format!(
+            "{start}\r\nHost: x\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        )
+        .into_bytes();
         message.extend_from_slice(body);
         return message;
     }
-    let mut message = format!("{start}\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n").into_bytes();
+    let mut message =
+        format!("{start}\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n").into_bytes();
     let (long, short) = body.split_at(body.len() - 1000);
     for chunk in long.chunks(300 * 1024).chain(short.chunks(100)) {
         message.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
@@ -35,7 +40,10 @@ async fn long_bodies_pass_unchanged_one_after_the_other_and_mostly_past_the_agen
     let rig = Rig::start(app.addr());
     let mut caller = rig.call().await.socket;
     let mut served = None;
-    for (n, (up, down)) in [(false, false), (true, true), (false, true), (true, false)].into_iter().enumerate() {
+    for (n, (up, down)) in [(false, false), (true, true), (false, true), (true, false)]
+        .into_iter()
+        .enumerate()
+    {
         let request = message("POST /upload HTTP/1.1", &content(3 * MIB + n, 3), up);
         let answer = message("HTTP/1.1 200 OK", &content(4 * MIB + n, 5), down);
         let (mut seen_by_app, mut seen_by_caller) = (vec![0; request.len()], vec![0; answer.len()]);
@@ -51,12 +59,23 @@ async fn long_bodies_pass_unchanged_one_after_the_other_and_mostly_past_the_agen
             caller.write_all(&request).await.unwrap();
             caller.read_exact(&mut seen_by_caller).await.unwrap();
         };
-        timeout(PATIENCE, async { tokio::join!(serving, calling) }).await.expect("the exchange got stuck");
-        assert!(seen_by_app == request, "the request was changed in round {n}");
-        assert!(seen_by_caller == answer, "the answer was changed in round {n}");
+        timeout(PATIENCE, async { tokio::join!(serving, calling) })
+            .await
+            .expect("the exchange got stuck");
+        assert!(
+            seen_by_app == request,
+            "the request was changed in round {n}"
+        );
+        assert!(
+            seen_by_caller == answer,
+            "the answer was changed in round {n}"
+        );
     }
     let spliced = rig.port.metrics.bytes_spliced.get();
-    assert!(spliced > 14 * MIB as u64, "of 28 MiB only {spliced} bytes were spliced");
+    assert!(
+        spliced > 14 * MIB as u64,
+        "of 28 MiB only {spliced} bytes were spliced"
+    );
 }
 
 #[tokio::test]
@@ -73,26 +92,49 @@ async fn nothing_is_lost_of_an_upload_that_an_answer_without_end_overtakes() {
     socket.read_exact(&mut seen[..3 * MIB]).await.unwrap();
     socket.send("HTTP/1.1 200 OK\r\n\r\nbegun").await;
     let mut begun = vec![0; "HTTP/1.1 200 OK\r\n\r\nbegun".len()];
-    timeout(PATIENCE, from_agent.read_exact(&mut begun)).await.expect("the answer did not arrive").unwrap();
-    timeout(PATIENCE, socket.read_exact(&mut seen[3 * MIB..])).await.expect("the upload got stuck").unwrap();
+    timeout(PATIENCE, from_agent.read_exact(&mut begun))
+        .await
+        .expect("the answer did not arrive")
+        .unwrap();
+    timeout(PATIENCE, socket.read_exact(&mut seen[3 * MIB..]))
+        .await
+        .expect("the upload got stuck")
+        .unwrap();
     assert!(seen == request, "the upload was changed");
     drop(socket);
     let mut rest = Vec::new();
-    timeout(PATIENCE, from_agent.read_to_end(&mut rest)).await.expect("no end").unwrap();
+    timeout(PATIENCE, from_agent.read_to_end(&mut rest))
+        .await
+        .expect("no end")
+        .unwrap();
     assert!(rest.is_empty());
     uploading.await.unwrap().unwrap();
 }
 
 #[tokio::test]
 async fn what_the_app_says_behind_its_last_answer_reaches_the_caller_too() {
-    for (connection, more) in [("close", "more than announced"), ("close", ""), ("keep-alive", "\r\n")] {
+    for (connection, more) in [
+        ("close", "more than announced"),
+        ("close", ""),
+        ("keep-alive", "\r\n"),
+    ] {
         let app = Script::listen().await;
         let rig = Rig::start(app.addr());
         let mut caller = rig.call().await;
-        caller.send(&format!("GET / HTTP/1.1\r\nHost: x\r\nConnection: {connection}\r\n\r\n")).await;
+        caller
+            .send(&format!(
+                "GET / HTTP/1.1\r\nHost: x\r\nConnection: {connection}\r\n\r\n"
+            ))
+            .await;
         let mut socket = app.accept().await;
-        socket.expect(&format!("GET / HTTP/1.1\r\nHost: x\r\nConnection: {connection}\r\n\r\n")).await;
-        let answer = format!("HTTP/1.1 200 OK\r\nConnection: {connection}\r\nContent-Length: 2\r\n\r\nok{more}");
+        socket
+            .expect(&format!(
+                "GET / HTTP/1.1\r\nHost: x\r\nConnection: {connection}\r\n\r\n"
+            ))
+            .await;
+        let answer = format!(
+            "HTTP/1.1 200 OK\r\nConnection: {connection}\r\nContent-Length: 2\r\n\r\nok{more}"
+        );
         socket.send(&answer).await;
         drop(socket);
         caller.expect(&answer).await;

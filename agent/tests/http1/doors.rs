@@ -1,4 +1,5 @@
-//! Ports: taken ones are noticed, our own connections are not carried in a circle, descriptors run out.
+//! Ports: taken ones are noticed, our own connections are not carried in a circle, descriptors run
+//! out.
 
 use std::sync::Arc;
 
@@ -9,7 +10,12 @@ use traffic_agent::upstream::OpenTunnel;
 use crate::rig::{Desk, Expect, Rig, Script, Workstation, eventually, shared};
 
 fn spec(port: u16) -> PortSpec {
-    PortSpec { port, owner: "container web port 8080/TCP".to_owned(), addr: None, probes: false }
+    PortSpec {
+        port,
+        owner: "container web port 8080/TCP".to_owned(),
+        addr: None,
+        probes: false,
+    }
 }
 
 #[tokio::test]
@@ -23,18 +29,29 @@ async fn a_port_that_somebody_has_is_named_with_its_owner_and_the_remedy() {
         let error = Ports::bind(vec![(spec(port), shared)], workers).unwrap_err();
         assert!(matches!(error, BindError::Taken { .. }), "{error:?}");
         let text = error.to_string();
-        for part in [port.to_string().as_str(), "container web port 8080/TCP", "agentPort"] {
+        for part in [
+            port.to_string().as_str(),
+            "container web port 8080/TCP",
+            "agentPort",
+        ] {
             assert!(text.contains(part), "{text}");
         }
     }
     drop(other);
 
     // Another instance of the agent shares its ports among its workers, and yet not with us.
-    let first = Ports::bind(vec![(spec(0), shared(AppAddr(app.addr()), Arc::clone(&tunnels)))], 2).unwrap();
+    let first = Ports::bind(
+        vec![(spec(0), shared(AppAddr(app.addr()), Arc::clone(&tunnels)))],
+        2,
+    )
+    .unwrap();
     let taken = first.addrs()[0].port();
     for workers in [1, 2] {
         let shared = shared(AppAddr(app.addr()), Arc::clone(&tunnels));
-        assert!(matches!(Ports::bind(vec![(spec(taken), shared)], workers), Err(BindError::Taken { .. })));
+        assert!(matches!(
+            Ports::bind(vec![(spec(taken), shared)], workers),
+            Err(BindError::Taken { .. })
+        ));
     }
 }
 
@@ -46,7 +63,9 @@ async fn one_listener_serves_both_families_and_callers_of_ipv4_are_known_as_such
     let port = ports.addrs()[0].port();
     let running = ports.run(&shared.drain).unwrap();
     for address in ["127.0.0.1", "::1"] {
-        let mut caller = tokio::net::TcpStream::connect((address, port)).await.unwrap();
+        let mut caller = tokio::net::TcpStream::connect((address, port))
+            .await
+            .unwrap();
         caller.send("GET / HTTP/1.1\r\n\r\n").await;
         let mut socket = app.accept().await;
         socket.expect("GET / HTTP/1.1\r\n\r\n").await;
@@ -65,8 +84,14 @@ async fn a_dial_that_comes_back_to_us_is_cut_and_counted() {
     let addr = reserved.local_addr().unwrap();
     drop(reserved);
     let shared = shared(AppAddr(addr), Workstation::new(Desk::Away));
-    let spec = PortSpec { addr: Some(addr.ip()), ..spec(addr.port()) };
-    let running = Ports::bind(vec![(spec, Arc::clone(&shared))], 1).unwrap().run(&shared.drain).unwrap();
+    let spec = PortSpec {
+        addr: Some(addr.ip()),
+        ..spec(addr.port())
+    };
+    let running = Ports::bind(vec![(spec, Arc::clone(&shared))], 1)
+        .unwrap()
+        .run(&shared.drain)
+        .unwrap();
     // The reset may be there before the connect has been seen to succeed.
     match tokio::net::TcpStream::connect(addr).await {
         Ok(mut caller) => caller.expect_reset().await,
@@ -87,14 +112,21 @@ async fn a_reader_that_stalls_costs_a_buffer_and_slows_nobody_else() {
     stalled.send("GET /endless HTTP/1.1\r\n\r\n").await;
     let mut endless = app.accept().await;
     endless.expect("GET /endless HTTP/1.1\r\n\r\n").await;
-    endless.send("HTTP/1.1 200 OK\r\nContent-Length: 1073741824\r\n\r\n").await;
+    endless
+        .send("HTTP/1.1 200 OK\r\nContent-Length: 1073741824\r\n\r\n")
+        .await;
     let chunk = vec![b'x'; 1 << 20];
     let mut taken = 0;
     // Until nothing more is taken for a second: sockets and one buffer are full.
-    while let Ok(n) = tokio::time::timeout(std::time::Duration::from_secs(1), endless.write(&chunk)).await {
+    while let Ok(n) =
+        tokio::time::timeout(std::time::Duration::from_secs(1), endless.write(&chunk)).await
+    {
         taken += n.unwrap();
     }
-    assert!(taken < 64 << 20, "{taken} bytes were taken for a reader that reads nothing");
+    assert!(
+        taken < 64 << 20,
+        "{taken} bytes were taken for a reader that reads nothing"
+    );
 
     let mut other = rig.call().await;
     let mut socket = app.accept().await;

@@ -20,11 +20,23 @@ async fn an_interim_answer_comes_before_the_body_it_asks_for() {
     caller.expect("HTTP/1.1 100 Continue\r\n\r\n").await;
     caller.send("hello").await;
     app.expect("hello").await;
-    app.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
-    caller.expect("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+    app.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        .await;
+    caller
+        .expect("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        .await;
     caller.send("GET /2 HTTP/1.1\r\n\r\n").await;
     app.expect("GET /2 HTTP/1.1\r\n\r\n").await;
-    eventually("two requests", || rig.port.metrics.http1_requests.iter().map(|r| r.1).sum::<u64>() == 2).await;
+    eventually("two requests", || {
+        rig.port
+            .metrics
+            .http1_requests
+            .iter()
+            .map(|r| r.1)
+            .sum::<u64>()
+            == 2
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -33,11 +45,17 @@ async fn a_final_answer_instead_of_100_leaves_the_rest_to_the_app() {
     let rig = Rig::start(app.addr());
     rig.intercept();
     let mut caller = rig.call().await;
-    caller.send("POST / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 30\r\n\r\n").await;
+    caller
+        .send("POST / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 30\r\n\r\n")
+        .await;
     let mut app = app.accept().await;
-    app.expect("POST / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 30\r\n\r\n").await;
-    app.send("HTTP/1.1 417 No\r\nContent-Length: 0\r\n\r\n").await;
-    caller.expect("HTTP/1.1 417 No\r\nContent-Length: 0\r\n\r\n").await;
+    app.expect("POST / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 30\r\n\r\n")
+        .await;
+    app.send("HTTP/1.1 417 No\r\nContent-Length: 0\r\n\r\n")
+        .await;
+    caller
+        .expect("HTTP/1.1 417 No\r\nContent-Length: 0\r\n\r\n")
+        .await;
     // The announced body, or a request of its own: only caller and app know.
     caller.send("GET / HTTP/1.1\r\nx-dev: a\r\n\r\n").await;
     app.expect("GET / HTTP/1.1\r\nx-dev: a\r\n\r\n").await;
@@ -49,13 +67,18 @@ async fn pipelined_requests_are_answered_in_order_and_the_second_waits_for_the_f
     let app = Script::listen().await;
     let rig = Rig::start(app.addr());
     let mut caller = rig.call().await;
-    caller.send("GET /1 HTTP/1.1\r\n\r\nGET /2 HTTP/1.1\r\n\r\n").await;
+    caller
+        .send("GET /1 HTTP/1.1\r\n\r\nGET /2 HTTP/1.1\r\n\r\n")
+        .await;
     let mut app = app.accept().await;
     app.expect("GET /1 HTTP/1.1\r\n\r\n").await;
-    app.send("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n1").await;
+    app.send("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n1")
+        .await;
     app.expect("GET /2 HTTP/1.1\r\n\r\n").await;
     app.send("HTTP/1.1 204 x\r\n\r\n").await;
-    caller.expect("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n1HTTP/1.1 204 x\r\n\r\n").await;
+    caller
+        .expect("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n1HTTP/1.1 204 x\r\n\r\n")
+        .await;
 }
 
 #[tokio::test]
@@ -63,10 +86,13 @@ async fn a_caller_that_ends_its_side_behind_its_request_still_gets_the_answer() 
     let app = Script::listen().await;
     let rig = Rig::start(app.addr());
     let mut caller = rig.call().await;
-    caller.send("POST / HTTP/1.0\r\nContent-Length: 2\r\n\r\nhi").await;
+    caller
+        .send("POST / HTTP/1.0\r\nContent-Length: 2\r\n\r\nhi")
+        .await;
     caller.socket.shutdown().await.unwrap();
     let mut app = app.accept().await;
-    app.expect("POST / HTTP/1.0\r\nContent-Length: 2\r\n\r\nhi").await;
+    app.expect("POST / HTTP/1.0\r\nContent-Length: 2\r\n\r\nhi")
+        .await;
     app.expect_end().await;
     app.send("HTTP/1.0 200 OK\r\n\r\nall of it").await;
     drop(app);
@@ -82,17 +108,25 @@ async fn an_answer_cut_short_by_the_app_is_cut_short_for_the_caller() {
     caller.send("GET / HTTP/1.1\r\n\r\n").await;
     let mut socket = app.accept().await;
     socket.expect("GET / HTTP/1.1\r\n\r\n").await;
-    socket.send("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort").await;
+    socket
+        .send("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort")
+        .await;
     drop(socket);
-    caller.expect("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort").await;
+    caller
+        .expect("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort")
+        .await;
     caller.expect_end().await;
 
     let mut caller = rig.call().await;
     caller.send("GET / HTTP/1.1\r\n\r\n").await;
     let mut socket = app.accept().await;
     socket.expect("GET / HTTP/1.1\r\n\r\n").await;
-    socket.send("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort").await;
-    caller.expect("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort").await;
+    socket
+        .send("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort")
+        .await;
+    caller
+        .expect("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort")
+        .await;
     traffic_agent::conn::Io::abort(&mut socket);
     drop(socket);
     caller.expect_reset().await;
@@ -103,13 +137,19 @@ async fn a_caller_that_resets_resets_the_app() {
     let app = Script::listen().await;
     let rig = Rig::start(app.addr());
     let mut caller = rig.call().await;
-    caller.send("POST / HTTP/1.1\r\nContent-Length: 100\r\n\r\npart").await;
+    caller
+        .send("POST / HTTP/1.1\r\nContent-Length: 100\r\n\r\npart")
+        .await;
     let mut app = app.accept().await;
-    app.expect("POST / HTTP/1.1\r\nContent-Length: 100\r\n\r\npart").await;
+    app.expect("POST / HTTP/1.1\r\nContent-Length: 100\r\n\r\npart")
+        .await;
     traffic_agent::conn::Io::abort(&mut caller.socket);
     drop(caller);
     app.expect_reset().await;
-    eventually("counted", || rig.port.metrics.ended.at(Ended::CallerReset).get() == 1).await;
+    eventually("counted", || {
+        rig.port.metrics.ended.at(Ended::CallerReset).get() == 1
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -131,7 +171,10 @@ async fn an_idle_close_by_either_side_closes_the_other() {
             caller.expect_end().await;
         }
     }
-    eventually("both ended well", || rig.port.metrics.ended.at(Ended::Clean).get() == 2).await;
+    eventually("both ended well", || {
+        rig.port.metrics.ended.at(Ended::Clean).get() == 2
+    })
+    .await;
     assert_eq!(rig.port.metrics.active.get(), 0);
 }
 
@@ -145,9 +188,12 @@ async fn an_answer_nobody_asked_for_reaches_the_caller() {
     app.expect("GET / HTTP/1.1\r\n\r\n").await;
     app.send("HTTP/1.1 204 x\r\n\r\n").await;
     caller.expect("HTTP/1.1 204 x\r\n\r\n").await;
-    app.send("HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n").await;
+    app.send("HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
+        .await;
     drop(app);
-    caller.expect("HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n").await;
+    caller
+        .expect("HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
+        .await;
     caller.expect_end().await;
 }
 
@@ -160,10 +206,15 @@ async fn an_upgrade_becomes_a_relay_and_bytes_that_came_along_are_not_lost() {
     caller.send(&format!("{request}early")).await;
     let mut app = app.accept().await;
     app.expect(request).await;
-    app.send("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\nalong").await;
-    caller.expect("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\nalong").await;
+    app.send("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\nalong")
+        .await;
+    caller
+        .expect("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\nalong")
+        .await;
     app.expect("early").await;
-    caller.send("GET / HTTP/1.1\r\nnot a request any more").await;
+    caller
+        .send("GET / HTTP/1.1\r\nnot a request any more")
+        .await;
     app.expect("GET / HTTP/1.1\r\nnot a request any more").await;
     caller.socket.shutdown().await.unwrap();
     app.expect_end().await;
@@ -183,11 +234,23 @@ async fn a_refused_upgrade_is_an_answer_like_any_other() {
     caller.send(request).await;
     let mut app = app.accept().await;
     app.expect(request).await;
-    app.send("HTTP/1.1 426 No\r\nContent-Length: 2\r\n\r\nno").await;
-    caller.expect("HTTP/1.1 426 No\r\nContent-Length: 2\r\n\r\nno").await;
+    app.send("HTTP/1.1 426 No\r\nContent-Length: 2\r\n\r\nno")
+        .await;
+    caller
+        .expect("HTTP/1.1 426 No\r\nContent-Length: 2\r\n\r\nno")
+        .await;
     caller.send("GET /2 HTTP/1.1\r\n\r\n").await;
     app.expect("GET /2 HTTP/1.1\r\n\r\n").await;
-    eventually("understood", || rig.port.metrics.http1_requests.iter().map(|r| r.1).sum::<u64>() == 2).await;
+    eventually("understood", || {
+        rig.port
+            .metrics
+            .http1_requests
+            .iter()
+            .map(|r| r.1)
+            .sum::<u64>()
+            == 2
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -198,13 +261,19 @@ async fn connect_becomes_a_relay_where_the_app_agrees_and_stays_http_where_it_do
     caller.send("CONNECT db:5432 HTTP/1.1\r\n\r\n").await;
     let mut app = app.accept().await;
     app.expect("CONNECT db:5432 HTTP/1.1\r\n\r\n").await;
-    app.send("HTTP/1.1 407 No\r\nContent-Length: 0\r\n\r\n").await;
-    caller.expect("HTTP/1.1 407 No\r\nContent-Length: 0\r\n\r\n").await;
+    app.send("HTTP/1.1 407 No\r\nContent-Length: 0\r\n\r\n")
+        .await;
+    caller
+        .expect("HTTP/1.1 407 No\r\nContent-Length: 0\r\n\r\n")
+        .await;
     caller.send("CONNECT db:5432 HTTP/1.1\r\n\r\n").await;
     app.expect("CONNECT db:5432 HTTP/1.1\r\n\r\n").await;
     // A length has no meaning in an answer that opens a tunnel.
-    app.send("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n\0\0\0\0").await;
-    caller.expect("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n\0\0\0\0").await;
+    app.send("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n\0\0\0\0")
+        .await;
+    caller
+        .expect("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n\0\0\0\0")
+        .await;
     caller.send("\u{1}\u{2}").await;
     app.expect("\u{1}\u{2}").await;
 }
@@ -216,7 +285,10 @@ async fn an_app_that_refuses_is_a_reset_for_the_caller() {
     let mut caller = rig.call().await;
     // Without a rule there is nothing to wait for: not even a request.
     caller.expect_reset().await;
-    eventually("counted", || rig.port.metrics.ended.at(Ended::AppRefused).get() == 1).await;
+    eventually("counted", || {
+        rig.port.metrics.ended.at(Ended::AppRefused).get() == 1
+    })
+    .await;
     assert_eq!(rig.port.metrics.app_connect_failures.get(), 1);
 
     rig.intercept();
@@ -230,7 +302,11 @@ async fn a_head_that_comes_in_pieces_is_one_request() {
     let app = Script::listen().await;
     let rig = Rig::start(app.addr());
     let mut caller = rig.call().await;
-    let text = format!("GET /{} HTTP/1.1\r\nX-Long: {}\r\n\r\n", "p".repeat(9000), "v".repeat(40_000));
+    let text = format!(
+        "GET /{} HTTP/1.1\r\nX-Long: {}\r\n\r\n",
+        "p".repeat(9000),
+        "v".repeat(40_000)
+    );
     for piece in text.as_bytes().chunks(1111) {
         caller.socket.write_all(piece).await.unwrap();
         tokio::task::yield_now().await;
@@ -248,14 +324,27 @@ async fn a_head_beyond_the_limit_is_the_apps_affair_and_counted() {
     let rig = Rig::start(app.addr());
     rig.intercept();
     let mut caller = rig.call().await;
-    let text = format!("GET / HTTP/1.1\r\nx-dev: a\r\nX-Long: {}\r\n\r\n", "v".repeat(100_000));
+    let text = format!(
+        "GET / HTTP/1.1\r\nx-dev: a\r\nX-Long: {}\r\n\r\n",
+        "v".repeat(100_000)
+    );
     caller.send(&text).await;
     let mut app = app.accept().await;
     app.expect(&text).await;
-    app.send("HTTP/1.1 431 Too Large\r\nConnection: close\r\n\r\n").await;
-    caller.expect("HTTP/1.1 431 Too Large\r\nConnection: close\r\n\r\n").await;
+    app.send("HTTP/1.1 431 Too Large\r\nConnection: close\r\n\r\n")
+        .await;
+    caller
+        .expect("HTTP/1.1 431 Too Large\r\nConnection: close\r\n\r\n")
+        .await;
     assert_eq!(rig.port.metrics.limits.at(Limit::HeadBytes).get(), 1);
-    assert_eq!(rig.port.metrics.opaque.at(OpaqueReason::OversizedHead).get(), 1);
+    assert_eq!(
+        rig.port
+            .metrics
+            .opaque
+            .at(OpaqueReason::OversizedHead)
+            .get(),
+        1
+    );
 }
 
 #[tokio::test]
@@ -272,7 +361,10 @@ async fn a_server_that_speaks_first_is_heard_at_once_and_half_close_is_kept() {
     caller.expect_end().await;
     caller.send("QUIT\r\n").await;
     app.expect("QUIT\r\n").await;
-    assert_eq!(rig.port.metrics.opaque.at(OpaqueReason::ServerFirst).get(), 1);
+    assert_eq!(
+        rig.port.metrics.opaque.at(OpaqueReason::ServerFirst).get(),
+        1
+    );
     assert_eq!(rig.port.metrics.carried.at(Protocol::Opaque).get(), 1);
 }
 
@@ -290,11 +382,27 @@ impl SocketEnd for tokio::net::TcpStream {
 async fn what_is_no_http_reaches_the_app_and_a_declared_port_is_not_looked_at() {
     let app = Script::listen().await;
     for (declared, text, reason) in [
-        (Declared::Unknown, "*1\r\n$4\r\nPING\r\n", OpaqueReason::NotHttp),
-        (Declared::Unknown, "\u{16}\u{3}\u{1}\u{2}\0\u{1}", OpaqueReason::TlsRelayed),
+        (
+            Declared::Unknown,
+            "*1\r\n$4\r\nPING\r\n",
+            OpaqueReason::NotHttp,
+        ),
+        (
+            Declared::Unknown,
+            "\u{16}\u{3}\u{1}\u{2}\0\u{1}",
+            OpaqueReason::TlsRelayed,
+        ),
         (Declared::Http1, "\0\0\0\u{8}", OpaqueReason::NotHttp),
-        (Declared::Tls, "GET / HTTP/1.1\r\n\r\n", OpaqueReason::NotHttp),
-        (Declared::Opaque, "GET / HTTP/1.1\r\n\r\n", OpaqueReason::Declared),
+        (
+            Declared::Tls,
+            "GET / HTTP/1.1\r\n\r\n",
+            OpaqueReason::NotHttp,
+        ),
+        (
+            Declared::Opaque,
+            "GET / HTTP/1.1\r\n\r\n",
+            OpaqueReason::Declared,
+        ),
     ] {
         let rig = Rig::with(app.addr(), declared, Desk::Away);
         let mut caller = rig.call().await;
@@ -303,7 +411,11 @@ async fn what_is_no_http_reaches_the_app_and_a_declared_port_is_not_looked_at() 
         app.expect(text).await;
         app.send("+PONG\r\n").await;
         caller.expect("+PONG\r\n").await;
-        assert_eq!(rig.port.metrics.opaque.at(reason).get(), 1, "{declared:?} {text:?}");
+        assert_eq!(
+            rig.port.metrics.opaque.at(reason).get(),
+            1,
+            "{declared:?} {text:?}"
+        );
     }
 }
 
@@ -333,7 +445,11 @@ async fn draining_lets_the_exchange_finish_and_closes_what_is_idle() {
         let mut socket = app.accept().await;
         // Whichever came first: only one of them was asked.
         let mut byte = [0; 1];
-        let asked = tokio::time::timeout(std::time::Duration::from_millis(500), socket.peek(&mut byte)).await;
+        let asked = tokio::time::timeout(
+            std::time::Duration::from_millis(500),
+            socket.peek(&mut byte),
+        )
+        .await;
         if asked.is_ok() {
             socket.expect(request).await;
             break socket;
@@ -355,11 +471,21 @@ async fn draining_lets_the_exchange_finish_and_closes_what_is_idle() {
         second.send(answer).await;
         second.expect_end().await;
     });
-    eventually("two requests", || rig.port.metrics.http1_requests.iter().map(|r| r.1).sum::<u64>() == 2).await;
+    eventually("two requests", || {
+        rig.port
+            .metrics
+            .http1_requests
+            .iter()
+            .map(|r| r.1)
+            .sum::<u64>()
+            == 2
+    })
+    .await;
     rig.port.drain.start();
     idle.expect_end().await;
     // It is told that this answer is the last one.
-    busy.expect("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 4\r\n\r\nlate").await;
+    busy.expect("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 4\r\n\r\nlate")
+        .await;
     busy.expect_end().await;
     other.abort();
 }

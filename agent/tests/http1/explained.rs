@@ -1,5 +1,6 @@
-//! What the agent says of single requests: explanations on the wire and by the admin agree with what happens, the
-//! access log has a line for each, and nothing of it is there for whoever did not ask.
+//! What the agent says of single requests: explanations on the wire and by the admin agree with
+//! what happens, the access log has a line for each, and nothing of it is there for whoever did not
+//! ask.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -21,7 +22,10 @@ struct Dice(u64);
 
 impl Dice {
     fn below(&mut self, n: u64) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         usize::try_from((self.0 >> 33) % n).unwrap()
     }
 
@@ -33,7 +37,12 @@ impl Dice {
 const NAMES: &[&str] = &["x-dev", "x-env", "baggage"];
 const VALUES: &[&str] = &["a", "b", "^a", "a.*c", ""];
 const SENT: &[&str] = &["a", "b", "abc", "ab", "c"];
-const PATHS: &[&str] = &["/api", ":path-prefix:/api", ":path-regex:v[12]$", ":path-equal:/"];
+const PATHS: &[&str] = &[
+    "/api",
+    ":path-prefix:/api",
+    ":path-regex:v[12]$",
+    ":path-equal:/",
+];
 const TARGETS: &[&str] = &["/", "/api", "/api/v1", "/%61pi", "/x?v=1"];
 
 fn table(dice: &mut Dice) -> RouteTable {
@@ -50,8 +59,15 @@ fn table(dice: &mut Dice) -> RouteTable {
         if dice.below(3) == 0 {
             rule.filters.paths = vec![PathFilter::parse(dice.pick(PATHS)).unwrap()];
         }
-        let state = if dice.below(5) == 0 { State::Expired } else { State::Active };
-        Entry { intercept: Arc::new(rule), state }
+        let state = if dice.below(5) == 0 {
+            State::Expired
+        } else {
+            State::Active
+        };
+        Entry {
+            intercept: Arc::new(rule),
+            state,
+        }
     });
     RouteTable::new(rules.collect())
 }
@@ -79,14 +95,23 @@ fn agent(rig: &Rig) -> Agent {
 
 fn encoded(text: &str) -> String {
     text.bytes()
-        .map(|b| if b.is_ascii_alphanumeric() { char::from(b).to_string() } else { format!("%{b:02X}") })
+        .map(|b| {
+            if b.is_ascii_alphanumeric() {
+                char::from(b).to_string()
+            } else {
+                format!("%{b:02X}")
+            }
+        })
         .collect()
 }
 
 #[tokio::test]
 async fn explanations_agree_with_what_happens_for_a_thousand_tables_and_requests() {
     let (app, desk) = (named_server("app").await, named_server("client").await);
-    let access = Access { log: None, pod: "echo-1".into() };
+    let access = Access {
+        log: None,
+        pod: "echo-1".into(),
+    };
     let rig = Rig::telling(app, Declared::Unknown, Desk::Dials(desk), access);
     let agent = agent(&rig);
     let mut caller = BufReader::new(rig.call().await.socket);
@@ -106,35 +131,74 @@ async fn explanations_agree_with_what_happens_for_a_thousand_tables_and_requests
                 question += &format!("&header={name}:{}", encoded(value));
             }
         }
-        let request = format!("GET {target} HTTP/1.1\r\nhost: x\r\n{lines}X-Traffic-Agent-Explain: session\r\n\r\n");
-        caller.get_mut().write_all(request.as_bytes()).await.unwrap();
-        let (head, body) = tokio::time::timeout(PATIENCE, read_answer(&mut caller)).await.expect("no answer");
-        let happened = if head.starts_with("HTTP/1.1 503") { "expired" } else { body.as_str() };
-        let at = ["app", "client", "expired"].iter().position(|w| *w == happened).unwrap();
+        let request = format!(
+            "GET {target} HTTP/1.1\r\nhost: x\r\n{lines}X-Traffic-Agent-Explain: session\r\n\r\n"
+        );
+        caller
+            .get_mut()
+            .write_all(request.as_bytes())
+            .await
+            .unwrap();
+        let (head, body) = tokio::time::timeout(PATIENCE, read_answer(&mut caller))
+            .await
+            .expect("no answer");
+        let happened = if head.starts_with("HTTP/1.1 503") {
+            "expired"
+        } else {
+            body.as_str()
+        };
+        let at = ["app", "client", "expired"]
+            .iter()
+            .position(|w| *w == happened)
+            .unwrap();
         seen[at] += 1;
-        let explained = head.lines().find_map(|l| l.strip_prefix("x-traffic-agent-explained: "));
+        let explained = head
+            .lines()
+            .find_map(|l| l.strip_prefix("x-traffic-agent-explained: "));
         match explained {
             None => assert!(empty, "round {round}: {request}{head}"),
             Some(text) => {
                 assert!(text.starts_with("pod=echo-1; port="), "{text}");
-                assert!(text.contains(&format!("; route={happened}")), "round {round}: {text}\n{request}{head}");
+                assert!(
+                    text.contains(&format!("; route={happened}")),
+                    "round {round}: {text}\n{request}{head}"
+                );
             }
         }
-        let asked =
-            Asked { post: false, method: "GET", path: "/explain", query: &question, accept: "", cross_site: false };
+        let asked = Asked {
+            post: false,
+            method: "GET",
+            path: "/explain",
+            query: &question,
+            accept: "",
+            cross_site: false,
+        };
         let page = answer(&asked, &agent);
         let told: serde_json::Value = serde_json::from_str(&page.body).unwrap();
-        assert_eq!(told["decision"], happened, "round {round}: {question}: {told}");
+        assert_eq!(
+            told["decision"], happened,
+            "round {round}: {question}: {told}"
+        );
     }
-    assert!(seen.iter().all(|n| *n > 30), "every decision has to occur: {seen:?}");
+    assert!(
+        seen.iter().all(|n| *n > 30),
+        "every decision has to occur: {seen:?}"
+    );
 }
 
 async fn read_answer(from: &mut BufReader<tokio::net::TcpStream>) -> (String, String) {
     let mut head = String::new();
     while !head.ends_with("\r\n\r\n") {
-        assert!(from.read_line(&mut head).await.unwrap() > 0, "closed after {head:?}");
+        assert!(
+            from.read_line(&mut head).await.unwrap() > 0,
+            "closed after {head:?}"
+        );
     }
-    let length = head.lines().find_map(|l| l.to_ascii_lowercase().strip_prefix("content-length: ").map(str::to_owned));
+    let length = head.lines().find_map(|l| {
+        l.to_ascii_lowercase()
+            .strip_prefix("content-length: ")
+            .map(str::to_owned)
+    });
     let mut body = vec![0; length.unwrap().parse().unwrap()];
     from.read_exact(&mut body).await.unwrap();
     (head, String::from_utf8(body).unwrap())
@@ -146,7 +210,11 @@ async fn whoever_has_no_token_gets_the_answer_as_it_is_and_the_request_is_never_
     let rig = Rig::start(app.addr());
     rig.intercept();
     let answer = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
-    for token in ["", "X-Traffic-Agent-Explain: nobody\r\n", "X-Traffic-Agent-Explain:\r\n"] {
+    for token in [
+        "",
+        "X-Traffic-Agent-Explain: nobody\r\n",
+        "X-Traffic-Agent-Explain:\r\n",
+    ] {
         let mut caller = rig.call().await;
         let request = format!("GET / HTTP/1.1\r\nHost: x\r\n{token}\r\n");
         caller.send(&request).await;
@@ -164,7 +232,9 @@ async fn whoever_has_no_token_gets_the_answer_as_it_is_and_the_request_is_never_
     server.send("HTTP/1.1 200 OK\r\nContent-").await;
     tokio::time::sleep(Duration::from_millis(50)).await;
     server.send("Length: 2\r\n\r\nok").await;
-    caller.expect("HTTP/1.1 200 OK\r\nx-traffic-agent-explained: pod=; port=").await;
+    caller
+        .expect("HTTP/1.1 200 OK\r\nx-traffic-agent-explained: pod=; port=")
+        .await;
 }
 
 #[derive(Clone, Default)]
@@ -198,14 +268,25 @@ impl Sink {
 async fn the_access_log_says_where_each_request_went_and_why() {
     let (app, desk) = (named_server("app").await, named_server("client").await);
     let sink = Sink::default();
-    let log = AccessLog::start("json", &["x-shown".to_owned()], sink.clone()).unwrap().unwrap();
-    let access = Access { log: Some(Arc::new(log)), pod: "echo-1".into() };
+    let log = AccessLog::start("json", &["x-shown".to_owned()], sink.clone())
+        .unwrap()
+        .unwrap();
+    let access = Access {
+        log: Some(Arc::new(log)),
+        pod: "echo-1".into(),
+    };
     let rig = Rig::telling(app, Declared::Unknown, Desk::Dials(desk), access);
     let mut caller = BufReader::new(rig.call().await.socket);
     let mut ask = async |headers: &str, body: &str| {
-        let request =
-            format!("POST /p?q=1 HTTP/1.1\r\nHost: shop\r\n{headers}Content-Length: {}\r\n\r\n{body}", body.len());
-        caller.get_mut().write_all(request.as_bytes()).await.unwrap();
+        let request = format!(
+            "POST /p?q=1 HTTP/1.1\r\nHost: shop\r\n{headers}Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        caller
+            .get_mut()
+            .write_all(request.as_bytes())
+            .await
+            .unwrap();
         read_answer(&mut caller).await.1
     };
     ask("x-shown: yes\r\nAuthorization: canary\r\n", "12345").await;
@@ -214,9 +295,18 @@ async fn the_access_log_says_where_each_request_went_and_why() {
         (&line["method"], &line["path"], &line["authority"]),
         (&"POST".into(), &"/p?q=1".into(), &"shop".into())
     );
-    assert_eq!((&line["response_code"], &line["response_flags"]), (&200.into(), &"-".into()));
-    assert_eq!((&line["bytes_received"], &line["bytes_sent"]), (&5.into(), &3.into()));
-    assert_eq!((&line["route"], &line["reason"]), (&"app".into(), &"nothing intercepted".into()));
+    assert_eq!(
+        (&line["response_code"], &line["response_flags"]),
+        (&200.into(), &"-".into())
+    );
+    assert_eq!(
+        (&line["bytes_received"], &line["bytes_sent"]),
+        (&5.into(), &3.into())
+    );
+    assert_eq!(
+        (&line["route"], &line["reason"]),
+        (&"app".into(), &"nothing intercepted".into())
+    );
     assert_eq!(line["upstream_host"], app.to_string());
     assert_eq!(line["headers"], serde_json::json!({ "x-shown": "yes" }));
     rig.intercept();
@@ -224,16 +314,27 @@ async fn the_access_log_says_where_each_request_went_and_why() {
     assert_eq!(sink.line(1).await["reason"], "no match");
     ask("x-dev: a\r\n", "").await;
     let line = sink.line(2).await;
-    assert_eq!((&line["route"], &line["intercept"]), (&"client".into(), &"session:mine".into()));
+    assert_eq!(
+        (&line["route"], &line["intercept"]),
+        (&"client".into(), &"session:mine".into())
+    );
     assert_eq!(line["upstream_host"], "tunnel");
     rig.rule(&[("x-dev", "a")], State::Expired);
     ask("x-dev: a\r\n", "").await;
     let line = sink.line(3).await;
     assert_eq!(
-        (&line["response_code"], &line["response_flags"], &line["route"]),
+        (
+            &line["response_code"],
+            &line["response_flags"],
+            &line["route"]
+        ),
         (&503.into(), &"NR".into(), &"expired".into())
     );
-    assert!(!String::from_utf8(sink.0.lock().unwrap().clone()).unwrap().contains("canary"));
+    assert!(
+        !String::from_utf8(sink.0.lock().unwrap().clone())
+            .unwrap()
+            .contains("canary")
+    );
     assert_eq!(rig.workstation.opened.load(Ordering::SeqCst), 1);
 }
 
@@ -241,16 +342,31 @@ async fn the_access_log_says_where_each_request_went_and_why() {
 async fn a_request_that_fails_open_says_so_in_the_log_and_to_the_owner() {
     let app = named_server("app").await;
     let sink = Sink::default();
-    let log = AccessLog::start("json", &[], sink.clone()).unwrap().unwrap();
-    let access = Access { log: Some(Arc::new(log)), pod: "echo-1".into() };
+    let log = AccessLog::start("json", &[], sink.clone())
+        .unwrap()
+        .unwrap();
+    let access = Access {
+        log: Some(Arc::new(log)),
+        pod: "echo-1".into(),
+    };
     let rig = Rig::telling(app, Declared::Unknown, Desk::Rejects, access);
     let _: Arc<Intercept> = rig.intercept();
     let mut caller = BufReader::new(rig.call().await.socket);
     let request = "GET / HTTP/1.1\r\nx-dev: a\r\nx-traffic-agent-explain: session\r\n\r\n";
-    caller.get_mut().write_all(request.as_bytes()).await.unwrap();
+    caller
+        .get_mut()
+        .write_all(request.as_bytes())
+        .await
+        .unwrap();
     let (head, body) = read_answer(&mut caller).await;
     assert_eq!(body, "app");
-    assert!(head.contains("route=app instead of client (dial_rejected)"), "{head}");
+    assert!(
+        head.contains("route=app instead of client (dial_rejected)"),
+        "{head}"
+    );
     let line = sink.line(0).await;
-    assert_eq!((&line["route"], &line["reason"]), (&"app".into(), &"matched mine, dial_rejected".into()));
+    assert_eq!(
+        (&line["route"], &line["reason"]),
+        (&"app".into(), &"matched mine, dial_rejected".into())
+    );
 }

@@ -7,16 +7,21 @@ use traffic_agent::port;
 
 use crate::rig::{Rig, named_server};
 
-/// The future of a connection, in bytes: every idle one holds it. With what the task adds it has to fit into the largest
-/// block that the allocator keeps at hand for its thread, 1 032 bytes; and together with two sockets registered with the
-/// runtime (about 0.9 kB) it has to stay well below the 4 kB that a connection may cost.
+/// The future of a connection, in bytes: every idle one holds it. With what the task adds it has to
+/// fit into the largest block that the allocator keeps at hand for its thread, 1 032 bytes; and
+/// together with two sockets registered with the runtime (about 0.9 kB) it has to stay well below
+/// the 4 kB that a connection may cost.
 const BUDGET: usize = 968;
 
 #[tokio::test]
 async fn the_future_of_a_connection_stays_small() {
     let rig = Rig::start(named_server("app").await);
     let socket = rig.call().await.socket;
-    let lane = Lane { caller: Caller::new(rig.addr), port: rig.port.clone(), hello: None };
+    let lane = Lane {
+        caller: Caller::new(rig.addr),
+        port: rig.port.clone(),
+        hello: None,
+    };
     let connection = port::connection(NewSocket::new(socket.into_std().unwrap()), lane);
     let size = size_of_val(&connection);
     assert!(size <= BUDGET, "{size} bytes");

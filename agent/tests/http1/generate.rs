@@ -68,7 +68,9 @@ pub(crate) fn exchange(rng: &mut Rng) -> Exchange {
     if rng.chance(3) {
         head.extend_from_slice(b"\r\n");
     }
-    head.extend_from_slice(format!("{method} {} HTTP/1.{minor}\r\n", target(rng, method)).as_bytes());
+    head.extend_from_slice(
+        format!("{method} {} HTTP/1.{minor}\r\n", target(rng, method)).as_bytes(),
+    );
     let mut fields = fields(rng);
     if minor == 0 && rng.chance(70) {
         keeps = true;
@@ -86,9 +88,15 @@ pub(crate) fn exchange(rng: &mut Rng) -> Exchange {
     let mut head = Vec::new();
     for _ in 0..if minor == 1 { rng.below(3) } else { 0 } {
         let interim = *rng.pick(&["100 Continue", "103 Early Hints", "102 x"]);
-        head.extend_from_slice(format!("HTTP/1.1 {interim}\r\nLink: <{}>\r\n\r\n", rng.next()).as_bytes());
+        head.extend_from_slice(
+            format!("HTTP/1.1 {interim}\r\nLink: <{}>\r\n\r\n", rng.next()).as_bytes(),
+        );
     }
-    let answer_minor = if minor == 0 { 0 } else { usize::from(!rng.chance(5)) };
+    let answer_minor = if minor == 0 {
+        0
+    } else {
+        usize::from(!rng.chance(5))
+    };
     head.extend_from_slice(format!("HTTP/1.{answer_minor} {status} {reason}\r\n").as_bytes());
     let mut fields = self::fields(rng);
     let mut last = !keeps;
@@ -109,7 +117,11 @@ pub(crate) fn exchange(rng: &mut Rng) -> Exchange {
         _ => counted(rng, &mut fields),
     };
     let answer = assemble(rng, head, fields, body);
-    Exchange { request, answer, last }
+    Exchange {
+        request,
+        answer,
+        last,
+    }
 }
 
 fn target(rng: &mut Rng, method: &str) -> String {
@@ -142,7 +154,16 @@ fn fields(rng: &mut Rng) -> Vec<Vec<u8>> {
             3 => "v".repeat(rng.below(600)).into_bytes(),
             _ => format!("{:x}", rng.next()).into_bytes(),
         };
-        fields.push([name.as_bytes(), b":", before.as_bytes(), &value, after.as_bytes()].concat());
+        fields.push(
+            [
+                name.as_bytes(),
+                b":",
+                before.as_bytes(),
+                &value,
+                after.as_bytes(),
+            ]
+            .concat(),
+        );
         if rng.chance(15) {
             let same = fields.last().unwrap().clone();
             fields.push(same);
@@ -164,7 +185,12 @@ fn size(rng: &mut Rng) -> usize {
 
 fn counted(rng: &mut Rng, fields: &mut Vec<Vec<u8>>) -> Vec<u8> {
     let n = size(rng);
-    let name = *rng.pick(&["Content-Length", "content-length", "CONTENT-LENGTH", "conTent-lenGth"]);
+    let name = *rng.pick(&[
+        "Content-Length",
+        "content-length",
+        "CONTENT-LENGTH",
+        "conTent-lenGth",
+    ]);
     let pad = *rng.pick(&["", " ", "\t", "  "]);
     let zeros = *rng.pick(&["", "", "", "000"]);
     fields.push(format!("{name}:{pad}{zeros}{n}{pad}").into_bytes());
@@ -172,17 +198,27 @@ fn counted(rng: &mut Rng, fields: &mut Vec<Vec<u8>>) -> Vec<u8> {
 }
 
 fn chunked(rng: &mut Rng, fields: &mut Vec<Vec<u8>>) -> Vec<u8> {
-    let name = *rng.pick(&["Transfer-Encoding", "transfer-encoding", "TRANSFER-ENCODING"]);
+    let name = *rng.pick(&[
+        "Transfer-Encoding",
+        "transfer-encoding",
+        "TRANSFER-ENCODING",
+    ]);
     let coding = *rng.pick(&["chunked", "Chunked", "CHUNKED"]);
     fields.push(format!("{name}: {coding}").into_bytes());
     let mut left = size(rng);
     let mut out = Vec::new();
-    let extension = |rng: &mut Rng| (*rng.pick(&["", "", "", ";a", ";a=b", " ;q=\"x;y\"", ";\t z = 1"])).to_owned();
+    let extension = |rng: &mut Rng| {
+        (*rng.pick(&["", "", "", ";a", ";a=b", " ;q=\"x;y\"", ";\t z = 1"])).to_owned()
+    };
     while left > 0 {
         let most = 1 + rng.below(100_000);
         let n = 1 + rng.below(left.min(most));
         let zeros = "0".repeat(rng.below(3));
-        let size = if rng.chance(50) { format!("{zeros}{n:x}") } else { format!("{zeros}{n:X}") };
+        let size = if rng.chance(50) {
+            format!("{zeros}{n:x}")
+        } else {
+            format!("{zeros}{n:X}")
+        };
         out.extend_from_slice(format!("{size}{}\r\n", extension(rng)).as_bytes());
         out.extend_from_slice(&rng.bytes(n));
         out.extend_from_slice(b"\r\n");
@@ -196,7 +232,12 @@ fn chunked(rng: &mut Rng, fields: &mut Vec<Vec<u8>>) -> Vec<u8> {
     out
 }
 
-fn assemble(rng: &mut Rng, mut message: Vec<u8>, mut fields: Vec<Vec<u8>>, body: Vec<u8>) -> Vec<u8> {
+fn assemble(
+    rng: &mut Rng,
+    mut message: Vec<u8>,
+    mut fields: Vec<Vec<u8>>,
+    body: Vec<u8>,
+) -> Vec<u8> {
     for _ in 0..fields.len() {
         let (a, b) = (rng.below(fields.len()), rng.below(fields.len()));
         fields.swap(a, b);

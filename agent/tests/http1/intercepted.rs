@@ -1,5 +1,5 @@
-//! Requests that match a rule: the tunnel, what happens when it cannot be had or breaks, and rules that change while
-//! connections are open.
+//! Requests that match a rule: the tunnel, what happens when it cannot be had or breaks, and rules
+//! that change while connections are open.
 
 use std::sync::atomic::Ordering;
 
@@ -15,7 +15,10 @@ const MATCHING: &str = "GET / HTTP/1.1\r\nX-Dev: a\r\n\r\n";
 const OTHER: &str = "GET / HTTP/1.1\r\nX-Dev: b\r\n\r\n";
 
 fn named(name: &str) -> String {
-    format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{name}", name.len())
+    format!(
+        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{name}",
+        name.len()
+    )
 }
 
 async fn rig(desk: Desk) -> Rig {
@@ -36,12 +39,22 @@ async fn requests_of_one_connection_go_where_their_headers_say_over_one_tunnel()
     }
     assert_eq!(rig.workstation.opened.load(Ordering::SeqCst), 1);
     let requests = &rig.port.metrics.http1_requests;
-    assert_eq!((requests.at(Route::Client).get(), requests.at(Route::App).get()), (3, 3));
+    assert_eq!(
+        (
+            requests.at(Route::Client).get(),
+            requests.at(Route::App).get()
+        ),
+        (3, 3)
+    );
 }
 
 #[tokio::test]
 async fn hundreds_of_old_connections_follow_each_change_of_rules_with_their_next_request() {
-    let rig = Rig::with(named_server("app").await, Declared::Unknown, Desk::Dials(named_server("desk").await));
+    let rig = Rig::with(
+        named_server("app").await,
+        Declared::Unknown,
+        Desk::Dials(named_server("desk").await),
+    );
     let mut callers = Vec::new();
     for _ in 0..100 {
         let mut caller = rig.call().await;
@@ -75,13 +88,18 @@ async fn hundreds_of_old_connections_follow_each_change_of_rules_with_their_next
 
 #[tokio::test]
 async fn without_a_workstation_the_app_answers_and_the_reason_is_counted() {
-    for (desk, why) in
-        [(Desk::Away, FailOpen::NoTunnel), (Desk::Rejects, FailOpen::DialRejected), (Desk::Mute, FailOpen::DialTimeout)]
-    {
+    for (desk, why) in [
+        (Desk::Away, FailOpen::NoTunnel),
+        (Desk::Rejects, FailOpen::DialRejected),
+        (Desk::Mute, FailOpen::DialTimeout),
+    ] {
         let rig = rig(desk).await;
         let mut caller = rig.call().await;
         let body = "x".repeat(100_000);
-        let request = format!("POST / HTTP/1.1\r\nX-Dev: a\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        let request = format!(
+            "POST / HTTP/1.1\r\nX-Dev: a\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
         let app = Script::listen().await;
         let rig = Rig::with(app.addr(), Declared::Unknown, desk);
         rig.intercept();
@@ -108,7 +126,11 @@ async fn without_a_workstation_the_app_answers_and_the_reason_is_counted() {
 #[tokio::test]
 async fn an_app_that_is_away_does_not_keep_a_workstation_from_answering() {
     let gone = Script::listen().await.addr();
-    let rig = Rig::with(gone, Declared::Unknown, Desk::Dials(named_server("desk").await));
+    let rig = Rig::with(
+        gone,
+        Declared::Unknown,
+        Desk::Dials(named_server("desk").await),
+    );
     rig.intercept();
     let mut caller = rig.call().await;
     for _ in 0..2 {
@@ -124,7 +146,11 @@ async fn an_app_that_starts_later_gets_the_next_request_of_an_old_connection() {
     let reserved = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = reserved.local_addr().unwrap();
     drop(reserved);
-    let rig = Rig::with(addr, Declared::Unknown, Desk::Dials(named_server("desk").await));
+    let rig = Rig::with(
+        addr,
+        Declared::Unknown,
+        Desk::Dials(named_server("desk").await),
+    );
     rig.intercept();
     let mut caller = rig.call().await;
     caller.send(MATCHING).await;
@@ -152,7 +178,10 @@ async fn a_tunnel_lost_amid_an_answer_resets_the_caller_and_nothing_is_sent_twic
         caller.expect_reset().await;
         at_app.expect_end().await;
     }
-    eventually("counted", || rig.port.metrics.ended.at(Ended::TunnelLost).get() == 2).await;
+    eventually("counted", || {
+        rig.port.metrics.ended.at(Ended::TunnelLost).get() == 2
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -163,8 +192,12 @@ async fn a_workstation_whose_server_closes_amid_an_answer_is_no_truncated_succes
     caller.send(MATCHING).await;
     let mut at_desk = desk.accept().await;
     at_desk.expect(MATCHING).await;
-    at_desk.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n").await;
-    caller.expect("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n").await;
+    at_desk
+        .send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+        .await;
+    caller
+        .expect("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+        .await;
     drop(at_desk);
     caller.expect_reset().await;
 }
@@ -183,7 +216,8 @@ async fn a_tunnel_that_ended_while_idle_is_opened_again() {
         at_desk.shutdown().await.unwrap();
         drop(at_desk);
         assert_eq!(rig.workstation.opened.load(Ordering::SeqCst), n);
-        // The next request may be sent only when the end has arrived here; the app's answer is a good while later.
+        // The next request may be sent only when the end has arrived here; the app's answer is a
+        // good while later.
         caller.send(OTHER).await;
         caller.expect(&named("app")).await;
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
@@ -221,9 +255,13 @@ async fn an_answer_until_close_from_a_workstation_ends_the_connection_whole() {
     let mut at_desk = desk.accept().await;
     at_desk.expect(MATCHING).await;
     let body = "z".repeat(300_000);
-    at_desk.send(&format!("HTTP/1.0 200 OK\r\n\r\n{body}")).await;
+    at_desk
+        .send(&format!("HTTP/1.0 200 OK\r\n\r\n{body}"))
+        .await;
     drop(at_desk);
-    caller.expect(&format!("HTTP/1.0 200 OK\r\n\r\n{body}")).await;
+    caller
+        .expect(&format!("HTTP/1.0 200 OK\r\n\r\n{body}"))
+        .await;
     caller.expect_end().await;
 }
 
@@ -237,8 +275,12 @@ async fn a_caller_that_half_closes_behind_a_matching_request_still_gets_the_answ
     let mut at_desk = desk.accept().await;
     at_desk.expect(MATCHING).await;
     tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    at_desk.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
-    caller.expect("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+    at_desk
+        .send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        .await;
+    caller
+        .expect("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        .await;
     caller.expect_end().await;
 }
 
@@ -247,7 +289,8 @@ async fn a_matching_upgrade_is_a_relay_to_the_workstation() {
     let desk = Script::listen().await;
     let rig = rig(Desk::Dials(desk.addr())).await;
     let mut caller = rig.call().await;
-    let request = "GET /ws HTTP/1.1\r\nX-Dev: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    let request =
+        "GET /ws HTTP/1.1\r\nX-Dev: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
     caller.send(&format!("{request}early")).await;
     let mut at_desk = desk.accept().await;
     at_desk.expect(request).await;
@@ -267,8 +310,14 @@ async fn large_bodies_pass_through_the_tunnel_both_ways_at_once() {
     let rig = rig(Desk::Dials(desk.addr())).await;
     let caller = rig.call().await;
     let body: String = (0..500_000).map(|n| format!("{n:05x}")).collect();
-    let request = format!("POST / HTTP/1.1\r\nx-dev: a\r\nContent-Length: {}\r\n\r\n{body}", body.len());
-    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    let request = format!(
+        "POST / HTTP/1.1\r\nx-dev: a\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let answer = format!(
+        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
     let (mut read, mut write) = caller.socket.into_split();
     let calling = async {
         let mut seen = vec![0; answer.len()];
@@ -281,7 +330,10 @@ async fn large_bodies_pass_through_the_tunnel_both_ways_at_once() {
     let serving = async {
         let (mut read, mut write) = desk.accept().await.into_split();
         let mut seen = vec![0; request.len()];
-        let (got, sent) = tokio::join!(read.read_exact(&mut seen), write.write_all(answer.as_bytes()));
+        let (got, sent) = tokio::join!(
+            read.read_exact(&mut seen),
+            write.write_all(answer.as_bytes())
+        );
         got.unwrap();
         sent.unwrap();
         assert!(seen == request.as_bytes());
@@ -300,15 +352,21 @@ async fn an_expired_rule_answers_503_and_the_connection_goes_on() {
         "HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\n",
         text.len()
     );
-    caller.send("POST / HTTP/1.1\r\nx-dev: a\r\nContent-Length: 2\r\n\r\nhi").await;
+    caller
+        .send("POST / HTTP/1.1\r\nx-dev: a\r\nContent-Length: 2\r\n\r\nhi")
+        .await;
     caller.expect(&format!("{head}\r\n{text}")).await;
     caller.send("HEAD / HTTP/1.1\r\nx-dev: a\r\n\r\n").await;
     caller.expect(&format!("{head}\r\n")).await;
     caller.send(OTHER).await;
     caller.expect(&named("app")).await;
     // A body that is not there yet is not waited for.
-    caller.send("POST / HTTP/1.1\r\nx-dev: a\r\nContent-Length: 1000000\r\n\r\npart").await;
-    caller.expect(&format!("{head}Connection: close\r\n\r\n{text}")).await;
+    caller
+        .send("POST / HTTP/1.1\r\nx-dev: a\r\nContent-Length: 1000000\r\n\r\npart")
+        .await;
+    caller
+        .expect(&format!("{head}Connection: close\r\n\r\n{text}"))
+        .await;
     caller.expect_end().await;
     assert_eq!(rig.port.metrics.http1_requests.at(Route::Expired).get(), 3);
 }

@@ -1,4 +1,5 @@
-//! HTTP/1 through a whole port: real sockets on both sides, a real tunnel to a workstation that dials.
+//! HTTP/1 through a whole port: real sockets on both sides, a real tunnel to a workstation that
+//! dials.
 
 #![allow(clippy::unwrap_used)]
 

@@ -22,13 +22,25 @@ fn asks(rig: &Rig, request: &str) -> (Caller1, JoinHandle<Ended>) {
     let (accepted, peer) = listener.accept().unwrap();
     accepted.peek(&mut [0]).unwrap();
     accepted.set_nonblocking(true).unwrap();
-    let lane = Lane { caller: Caller::new(peer), port: Arc::clone(&rig.port), hello: None };
+    let lane = Lane {
+        caller: Caller::new(peer),
+        port: Arc::clone(&rig.port),
+        hello: None,
+    };
     let carried = tokio::spawn(port::connection(NewSocket::new(accepted), lane));
-    (Caller1 { socket: tokio::net::TcpStream::from_std(caller).unwrap() }, carried)
+    (
+        Caller1 {
+            socket: tokio::net::TcpStream::from_std(caller).unwrap(),
+        },
+        carried,
+    )
 }
 
 async fn ended(carried: JoinHandle<Ended>) -> Ended {
-    tokio::time::timeout(PATIENCE, carried).await.expect("still carried").unwrap()
+    tokio::time::timeout(PATIENCE, carried)
+        .await
+        .expect("still carried")
+        .unwrap()
 }
 
 #[tokio::test]
@@ -56,7 +68,10 @@ async fn a_caller_that_leaves_while_its_first_answer_is_awaited_is_noticed() {
 async fn a_last_answer_ends_the_connection_and_others_keep_it() {
     let app = Script::listen().await;
     let rig = Rig::start(app.addr());
-    for answer in ["HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", "HTTP/1.1 200 OK\r\n\r\nuntil the end"] {
+    for answer in [
+        "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+        "HTTP/1.1 200 OK\r\n\r\nuntil the end",
+    ] {
         let (mut caller, carried) = asks(&rig, "GET / HTTP/1.0\r\n\r\n");
         let mut socket = app.accept().await;
         socket.expect("GET / HTTP/1.0\r\n\r\n").await;
@@ -69,7 +84,11 @@ async fn a_last_answer_ends_the_connection_and_others_keep_it() {
     }
     let (mut caller, carried) = asks(&rig, "GET /1 HTTP/1.1\r\n\r\nGET /2 HTTP/1.1\r\n\r\n");
     let mut socket = app.accept().await;
-    for request in ["GET /1 HTTP/1.1\r\n\r\n", "GET /2 HTTP/1.1\r\n\r\n", "GET /3 HTTP/1.1\r\n\r\n"] {
+    for request in [
+        "GET /1 HTTP/1.1\r\n\r\n",
+        "GET /2 HTTP/1.1\r\n\r\n",
+        "GET /3 HTTP/1.1\r\n\r\n",
+    ] {
         if request.contains("/3") {
             caller.send(request).await;
         }
@@ -89,8 +108,12 @@ async fn an_answer_that_is_reset_behind_its_end_is_reset_for_the_caller() {
     let (mut caller, carried) = asks(&rig, "GET / HTTP/1.0\r\n\r\n");
     let mut socket = app.accept().await;
     socket.expect("GET / HTTP/1.0\r\n\r\n").await;
-    socket.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
-    caller.expect("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+    socket
+        .send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        .await;
+    caller
+        .expect("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        .await;
     traffic_agent::conn::Io::abort(&mut socket);
     drop(socket);
     caller.expect_reset().await;
@@ -107,7 +130,9 @@ async fn a_large_first_answer_arrives_whole_by_a_caller_that_reads_late() {
     let app = std::thread::spawn(move || {
         let (mut socket, _) = listener.accept().unwrap();
         assert!(socket.read(&mut [0; 100]).unwrap() > 0);
-        socket.write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {SIZE}\r\n\r\n").as_bytes()).unwrap();
+        socket
+            .write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {SIZE}\r\n\r\n").as_bytes())
+            .unwrap();
         socket.write_all(&sent).unwrap();
     });
     let rig = Rig::with(addr, Declared::Http1, Desk::Away);
@@ -118,13 +143,23 @@ async fn a_large_first_answer_arrives_whole_by_a_caller_that_reads_late() {
     while stalled < 5 {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         let now = rig.port.metrics.bytes_out.get();
-        stalled = if now == passed && now > 0 { stalled + 1 } else { 0 };
+        stalled = if now == passed && now > 0 {
+            stalled + 1
+        } else {
+            0
+        };
         passed = now;
     }
     assert!(passed < SIZE as u64);
-    caller.expect(&format!("HTTP/1.1 200 OK\r\nContent-Length: {SIZE}\r\n\r\n")).await;
+    caller
+        .expect(&format!(
+            "HTTP/1.1 200 OK\r\nContent-Length: {SIZE}\r\n\r\n"
+        ))
+        .await;
     let mut seen = Vec::new();
-    tokio::io::AsyncReadExt::read_to_end(&mut caller.socket, &mut seen).await.unwrap();
+    tokio::io::AsyncReadExt::read_to_end(&mut caller.socket, &mut seen)
+        .await
+        .unwrap();
     assert!(seen == body);
     drop(caller);
     assert_eq!(ended(carried).await, Ended::Clean);

@@ -1,4 +1,5 @@
-//! One port of the agent on loopback, with an app that the test scripts and a workstation that can be there or not.
+//! One port of the agent on loopback, with an app that the test scripts and a workstation that can
+//! be there or not.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -49,7 +50,11 @@ pub(crate) struct Workstation {
 
 impl Workstation {
     pub(crate) fn new(desk: Desk) -> Arc<Self> {
-        Arc::new(Self { desk: Mutex::new(desk), opened: AtomicUsize::new(0), cut: tokio::sync::watch::Sender::new(0) })
+        Arc::new(Self {
+            desk: Mutex::new(desk),
+            opened: AtomicUsize::new(0),
+            cut: tokio::sync::watch::Sender::new(0),
+        })
     }
 
     pub(crate) fn break_tunnels(&self) {
@@ -82,12 +87,20 @@ impl OpenTunnel for Workstation {
                     }
                 }
             });
-            Ok(TunnelIo { tx, rx: Box::pin(ReceiverStream::new(rx)), role: Role::Server })
+            Ok(TunnelIo {
+                tx,
+                rx: Box::pin(ReceiverStream::new(rx)),
+                role: Role::Server,
+            })
         })
     }
 }
 
-async fn work(desk: Desk, mut from_agent: mpsc::Receiver<Bytes>, to_agent: mpsc::Sender<Result<Bytes, TunnelError>>) {
+async fn work(
+    desk: Desk,
+    mut from_agent: mpsc::Receiver<Bytes>,
+    to_agent: mpsc::Sender<Result<Bytes, TunnelError>>,
+) {
     let Desk::Dials(target) = desk else {
         if matches!(desk, Desk::Rejects) {
             let _ = to_agent.send(Ok(Message::DialReject.encode())).await;
@@ -163,14 +176,29 @@ impl Rig {
     /// With an access log, or a pod's name.
     pub(crate) fn telling(app: SocketAddr, declared: Declared, desk: Desk, access: Access) -> Self {
         let workstation = Workstation::new(desk);
-        let mut port = shared(AppAddr(app), Arc::clone(&workstation) as Arc<dyn OpenTunnel>);
-        Arc::get_mut(&mut port).expect("nobody else has it yet").access = access;
+        let mut port = shared(
+            AppAddr(app),
+            Arc::clone(&workstation) as Arc<dyn OpenTunnel>,
+        );
+        Arc::get_mut(&mut port)
+            .expect("nobody else has it yet")
+            .access = access;
         port.spoken.set(declared, Source::Declared);
-        let spec = PortSpec { port: 0, owner: "test".to_owned(), addr: Some([127, 0, 0, 1].into()), probes: false };
+        let spec = PortSpec {
+            port: 0,
+            owner: "test".to_owned(),
+            addr: Some([127, 0, 0, 1].into()),
+            probes: false,
+        };
         let ports = Ports::bind(vec![(spec, Arc::clone(&port))], 1).unwrap();
         let addr = ports.addrs()[0];
         let running = Some(ports.run(&port.drain).unwrap());
-        Self { addr, port, workstation, running }
+        Self {
+            addr,
+            port,
+            workstation,
+            running,
+        }
     }
 
     pub(crate) async fn call(&self) -> Caller1 {
@@ -186,7 +214,10 @@ impl Rig {
 
     pub(crate) fn rule(&self, headers: &[(&str, &str)], state: State) -> Arc<Intercept> {
         let intercept = Arc::new(intercept(headers));
-        self.port.routes.store(RouteTable::new(vec![Entry { intercept: Arc::clone(&intercept), state }]));
+        self.port.routes.store(RouteTable::new(vec![Entry {
+            intercept: Arc::clone(&intercept),
+            state,
+        }]));
         intercept
     }
 
@@ -201,8 +232,18 @@ pub(crate) fn intercept(headers: &[(&str, &str)]) -> Intercept {
         name: "mine".to_owned(),
         client: "dev@laptop".to_owned(),
         client_session: "session".to_owned(),
-        mechanism: if headers.is_empty() { Mechanism::Tcp } else { Mechanism::Http },
-        filters: Filters { headers: headers.iter().map(|(n, v)| HeaderFilter::new(n, v)).collect(), paths: Vec::new() },
+        mechanism: if headers.is_empty() {
+            Mechanism::Tcp
+        } else {
+            Mechanism::Http
+        },
+        filters: Filters {
+            headers: headers
+                .iter()
+                .map(|(n, v)| HeaderFilter::new(n, v))
+                .collect(),
+            paths: Vec::new(),
+        },
         plaintext: false,
         target_host: "127.0.0.1".to_owned(),
         target_port: 8080,
@@ -217,7 +258,10 @@ impl Drop for Rig {
         self.port.drain.start();
         self.port.drain.kill();
         if let Some(running) = self.running.take() {
-            assert!(running.join() || std::thread::panicking(), "a worker panicked");
+            assert!(
+                running.join() || std::thread::panicking(),
+                "a worker panicked"
+            );
         }
     }
 }
@@ -258,7 +302,11 @@ impl Expect for TcpStream {
     async fn expect_end(&mut self) {
         let mut rest = Vec::new();
         let read = tokio::time::timeout(PATIENCE, self.read_to_end(&mut rest)).await;
-        assert!(matches!(read, Ok(Ok(0))), "expected the end, got {read:?}: {:?}", String::from_utf8_lossy(&rest));
+        assert!(
+            matches!(read, Ok(Ok(0))),
+            "expected the end, got {read:?}: {:?}",
+            String::from_utf8_lossy(&rest)
+        );
     }
 
     async fn expect_reset(&mut self) {
@@ -266,7 +314,10 @@ impl Expect for TcpStream {
         let read = tokio::time::timeout(PATIENCE, self.read_to_end(&mut rest)).await;
         match read {
             Ok(Err(e)) if e.kind() == std::io::ErrorKind::ConnectionReset => {}
-            other => panic!("expected a reset, got {other:?}: {:?}", String::from_utf8_lossy(&rest)),
+            other => panic!(
+                "expected a reset, got {other:?}: {:?}",
+                String::from_utf8_lossy(&rest)
+            ),
         }
     }
 }
@@ -286,14 +337,17 @@ impl Expect for Caller1 {
     }
 }
 
-/// Something that listens on loopback and is scripted by the test: an app, or a server at a workstation.
+/// Something that listens on loopback and is scripted by the test: an app, or a server at a
+/// workstation.
 pub(crate) struct Script {
     listener: TcpListener,
 }
 
 impl Script {
     pub(crate) async fn listen() -> Self {
-        Self { listener: TcpListener::bind("127.0.0.1:0").await.unwrap() }
+        Self {
+            listener: TcpListener::bind("127.0.0.1:0").await.unwrap(),
+        }
     }
 
     pub(crate) fn addr(&self) -> SocketAddr {
@@ -301,15 +355,19 @@ impl Script {
     }
 
     pub(crate) async fn accept(&self) -> TcpStream {
-        let (socket, _) =
-            tokio::time::timeout(PATIENCE, self.listener.accept()).await.expect("nobody connected").unwrap();
+        let (socket, _) = tokio::time::timeout(PATIENCE, self.listener.accept())
+            .await
+            .expect("nobody connected")
+            .unwrap();
         socket.set_nodelay(true).unwrap();
         socket
     }
 
     /// Whether nobody has connected.
     pub(crate) async fn is_untouched(&self) -> bool {
-        tokio::time::timeout(Duration::from_millis(50), self.listener.accept()).await.is_err()
+        tokio::time::timeout(Duration::from_millis(50), self.listener.accept())
+            .await
+            .is_err()
     }
 }
 
@@ -319,7 +377,9 @@ pub(crate) async fn named_server(name: &'static str) -> SocketAddr {
     let addr = script.addr();
     tokio::spawn(async move {
         loop {
-            let Ok((socket, _)) = script.listener.accept().await else { return };
+            let Ok((socket, _)) = script.listener.accept().await else {
+                return;
+            };
             tokio::spawn(serve_named(socket, name));
         }
     });
@@ -333,7 +393,10 @@ async fn serve_named(mut socket: TcpStream, name: &'static str) {
         seen.extend_from_slice(&buf[..n]);
         while let Some(end) = seen.windows(4).position(|w| w == b"\r\n\r\n") {
             seen.drain(..end + 4);
-            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{name}", name.len());
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{name}",
+                name.len()
+            );
             if socket.write_all(answer.as_bytes()).await.is_err() {
                 return;
             }

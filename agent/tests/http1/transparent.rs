@@ -9,7 +9,10 @@ use crate::rig::{PATIENCE, Rig, Script};
 
 /// How many exchanges each run makes.
 fn exchanges() -> usize {
-    std::env::var("HTTP1_EXCHANGES").ok().and_then(|n| n.parse().ok()).unwrap_or(400)
+    std::env::var("HTTP1_EXCHANGES")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(400)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -23,13 +26,24 @@ async fn thousands_of_odd_exchanges_pass_unchanged_without_a_rule() {
 async fn thousands_of_odd_exchanges_pass_unchanged_beside_a_rule_that_does_not_match() {
     let app = Arc::new(Script::listen().await);
     let rig = Rig::start(app.addr());
-    rig.rule(&[("x-nobody", "sends-this")], traffic_agent::route::State::Active);
+    rig.rule(
+        &[("x-nobody", "sends-this")],
+        traffic_agent::route::State::Active,
+    );
     run(&rig, &app, 2).await;
-    assert_eq!(rig.workstation.opened.load(std::sync::atomic::Ordering::SeqCst), 0);
+    assert_eq!(
+        rig.workstation
+            .opened
+            .load(std::sync::atomic::Ordering::SeqCst),
+        0
+    );
 }
 
 async fn run(rig: &Rig, app: &Script, seed: u64) {
-    let seed = std::env::var("HTTP1_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(seed);
+    let seed = std::env::var("HTTP1_SEED")
+        .ok()
+        .and_then(|s| s.parse().ok())
+        .unwrap_or(seed);
     let mut rng = Rng::new(seed);
     let mut made = 0;
     while made < exchanges() {
@@ -88,7 +102,11 @@ async fn call(addr: std::net::SocketAddr, series: Arc<Vec<Exchange>>, mut rng: R
         }
     }
     if series.last().unwrap().last {
-        assert_eq!(read.read(&mut [0]).await.unwrap(), 0, "the app closed, so the caller sees the end");
+        assert_eq!(
+            read.read(&mut [0]).await.unwrap(),
+            0,
+            "the app closed, so the caller sees the end"
+        );
     }
 }
 
@@ -96,8 +114,14 @@ async fn serve(socket: tokio::net::TcpStream, series: Arc<Vec<Exchange>>, mut rn
     let (mut read, mut write) = socket.into_split();
     for exchange in series.iter() {
         if rng.chance(20) {
-            // An early answer: begun before the request is complete. Some of the head has to be there.
-            let head = exchange.request.windows(4).position(|w| w == b"\r\n\r\n").unwrap() + 4;
+            // An early answer: begun before the request is complete. Some of the head has to be
+            // there.
+            let head = exchange
+                .request
+                .windows(4)
+                .position(|w| w == b"\r\n\r\n")
+                .unwrap()
+                + 4;
             read_exactly(&mut read, &exchange.request[..head], "request head").await;
             let reading = read_exactly(&mut read, &exchange.request[head..], "request body");
             tokio::join!(reading, write_cut(&mut write, &exchange.answer, &mut rng));
@@ -107,7 +131,11 @@ async fn serve(socket: tokio::net::TcpStream, series: Arc<Vec<Exchange>>, mut rn
         }
     }
     if !series.last().unwrap().last {
-        assert_eq!(read.read(&mut [0]).await.unwrap(), 0, "the caller closed, so the app sees the end");
+        assert_eq!(
+            read.read(&mut [0]).await.unwrap(),
+            0,
+            "the caller closed, so the app sees the end"
+        );
     }
 }
 
@@ -130,15 +158,22 @@ async fn read_exactly(from: &mut (impl AsyncReadExt + Unpin), want: &[u8], what:
     let mut seen = vec![0; want.len()];
     let mut at = 0;
     while at < seen.len() {
-        let n = from.read(&mut seen[at..]).await.unwrap_or_else(|e| panic!("{what} at {at} of {}: {e}", want.len()));
+        let n = from
+            .read(&mut seen[at..])
+            .await
+            .unwrap_or_else(|e| panic!("{what} at {at} of {}: {e}", want.len()));
         assert!(n > 0, "{what} ended at {at} of {}", want.len());
         if seen[at..at + n] != want[at..at + n] {
             let off = (at..at + n).find(|i| seen[*i] != want[*i]).unwrap();
             panic!(
                 "{what} differs at {off} of {}: {:?} instead of {:?}",
                 want.len(),
-                seen[off..at + n][..32.min(at + n - off)].escape_ascii().to_string(),
-                want[off..][..32.min(want.len() - off)].escape_ascii().to_string()
+                seen[off..at + n][..32.min(at + n - off)]
+                    .escape_ascii()
+                    .to_string(),
+                want[off..][..32.min(want.len() - off)]
+                    .escape_ascii()
+                    .to_string()
             );
         }
         at += n;

@@ -1,4 +1,5 @@
-//! Every usual way to make two readers disagree ends at the app, unread, even when it carries a matching header.
+//! Every usual way to make two readers disagree ends at the app, unread, even when it carries a
+//! matching header.
 
 use std::sync::atomic::Ordering;
 
@@ -9,11 +10,22 @@ use crate::rig::{Desk, Expect, Rig, Script, eventually, named_server};
 const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nx-dev: a\r\n\r\n";
 
 fn vectors() -> Vec<String> {
-    let with = |fields: &str, body: &str| format!("POST / HTTP/1.1\r\nHost: x\r\nx-dev: a\r\n{fields}\r\n{body}");
+    let with = |fields: &str, body: &str| {
+        format!("POST / HTTP/1.1\r\nHost: x\r\nx-dev: a\r\n{fields}\r\n{body}")
+    };
     vec![
-        with("Content-Length: 6\r\nTransfer-Encoding: chunked\r\n", "0\r\n\r\nG"),
-        with("Transfer-Encoding: chunked\r\nContent-Length: 4\r\n", "5c\r\nGPOST / HTTP/1.1\r\n\r\n0\r\n\r\n"),
-        with("Transfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n", "0\r\n\r\n"),
+        with(
+            "Content-Length: 6\r\nTransfer-Encoding: chunked\r\n",
+            "0\r\n\r\nG",
+        ),
+        with(
+            "Transfer-Encoding: chunked\r\nContent-Length: 4\r\n",
+            "5c\r\nGPOST / HTTP/1.1\r\n\r\n0\r\n\r\n",
+        ),
+        with(
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n",
+            "0\r\n\r\n",
+        ),
         with("Transfer-Encoding: xchunked\r\n", "0\r\n\r\n"),
         with("Transfer-Encoding : chunked\r\n", "0\r\n\r\n"),
         with("Transfer-Encoding:\u{b}chunked\r\n", "0\r\n\r\n"),
@@ -29,12 +41,24 @@ fn vectors() -> Vec<String> {
         with("X: a\rContent-Length: 5\r\n", "hello"),
         with("X: a\0b\r\n", ""),
         with("no colon\r\n", ""),
-        with("Transfer-Encoding: chunked\r\n", "ffffffffffffffff1\r\nhello\r\n0\r\n\r\n"),
-        with("Transfer-Encoding: chunked\r\n", "10000000000000005\r\nhello\r\n0\r\n\r\n"),
-        with("Transfer-Encoding: chunked\r\n", "5;a\rb\r\nhello\r\n0\r\n\r\n"),
+        with(
+            "Transfer-Encoding: chunked\r\n",
+            "ffffffffffffffff1\r\nhello\r\n0\r\n\r\n",
+        ),
+        with(
+            "Transfer-Encoding: chunked\r\n",
+            "10000000000000005\r\nhello\r\n0\r\n\r\n",
+        ),
+        with(
+            "Transfer-Encoding: chunked\r\n",
+            "5;a\rb\r\nhello\r\n0\r\n\r\n",
+        ),
         with("Transfer-Encoding: chunked\r\n", "5;a\nhello\r\n0\r\n\r\n"),
         with("Transfer-Encoding: chunked\r\n", "5\nhello\n0\n\n"),
-        with("Transfer-Encoding: chunked\r\n", "0x5\r\nhello\r\n0\r\n\r\n"),
+        with(
+            "Transfer-Encoding: chunked\r\n",
+            "0x5\r\nhello\r\n0\r\n\r\n",
+        ),
         with("Transfer-Encoding: chunked\r\n", "+5\r\nhello\r\n0\r\n\r\n"),
         with("Transfer-Encoding: chunked\r\n", "5 \r\nhello\r\n0\r\n\r\n"),
         with("Transfer-Encoding: chunked\r\n", "5\r\nhelloX\r\n0\r\n\r\n"),
@@ -49,7 +73,11 @@ fn vectors() -> Vec<String> {
 #[tokio::test]
 async fn every_vector_goes_whole_to_the_app_and_never_to_the_workstation() {
     let app = Script::listen().await;
-    let rig = Rig::with(app.addr(), traffic_agent::lane::Declared::Unknown, Desk::Dials(named_server("desk").await));
+    let rig = Rig::with(
+        app.addr(),
+        traffic_agent::lane::Declared::Unknown,
+        Desk::Dials(named_server("desk").await),
+    );
     rig.intercept();
     for after_a_good_one in [false, true] {
         for vector in vectors() {
@@ -78,7 +106,11 @@ async fn every_vector_goes_whole_to_the_app_and_never_to_the_workstation() {
 async fn a_chunk_that_breaks_off_later_is_cut_for_the_workstation_and_left_to_the_app() {
     let app = Script::listen().await;
     let desk = Script::listen().await;
-    let rig = Rig::with(app.addr(), traffic_agent::lane::Declared::Unknown, Desk::Dials(desk.addr()));
+    let rig = Rig::with(
+        app.addr(),
+        traffic_agent::lane::Declared::Unknown,
+        Desk::Dials(desk.addr()),
+    );
     rig.intercept();
     let head = "POST / HTTP/1.1\r\nx-dev: a\r\nTransfer-Encoding: chunked\r\n\r\n";
     let mut caller = rig.call().await;
@@ -96,13 +128,20 @@ async fn a_chunk_that_breaks_off_later_is_cut_for_the_workstation_and_left_to_th
     at_app.expect(&head).await;
     caller.send("5\nhello").await;
     at_app.expect("5\nhello").await;
-    eventually("counted", || rig.port.metrics.opaque.at(OpaqueReason::Ambiguous).get() == 1).await;
+    eventually("counted", || {
+        rig.port.metrics.opaque.at(OpaqueReason::Ambiguous).get() == 1
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn an_unclear_answer_is_relayed_and_no_later_request_is_routed() {
     let app = Script::listen().await;
-    let rig = Rig::with(app.addr(), traffic_agent::lane::Declared::Unknown, Desk::Dials(named_server("desk").await));
+    let rig = Rig::with(
+        app.addr(),
+        traffic_agent::lane::Declared::Unknown,
+        Desk::Dials(named_server("desk").await),
+    );
     rig.intercept();
     for answer in [
         "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",

@@ -1,4 +1,5 @@
-//! An HTTP/2 server that behaves as the path asks, says in `x-server` who it is, and tells the test what it sees.
+//! An HTTP/2 server that behaves as the path asks, says in `x-server` who it is, and tells the test
+//! what it sees.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -21,7 +22,10 @@ pub struct App {
 impl App {
     pub async fn start(name: &'static str) -> Self {
         let mut settings = h2::server::Builder::new();
-        settings.max_concurrent_streams(5_000).enable_connect_protocol().initial_connection_window_size(1 << 20);
+        settings
+            .max_concurrent_streams(5_000)
+            .enable_connect_protocol()
+            .initial_connection_window_size(1 << 20);
         Self::with(name, settings).await
     }
 
@@ -32,7 +36,13 @@ impl App {
         let (leave, leaving) = watch::channel(false);
         tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
-                tokio::spawn(connection(socket, name, settings.clone(), tell.clone(), leaving.clone()));
+                tokio::spawn(connection(
+                    socket,
+                    name,
+                    settings.clone(),
+                    tell.clone(),
+                    leaving.clone(),
+                ));
             }
         });
         Self { addr, seen, leave }
@@ -41,7 +51,11 @@ impl App {
     pub async fn sees(&mut self, what: &str) {
         loop {
             let seen = tokio::time::timeout(crate::base::PATIENCE, self.seen.recv()).await;
-            if seen.unwrap_or_else(|_| panic!("the app never saw {what:?}")).unwrap() == what {
+            if seen
+                .unwrap_or_else(|_| panic!("the app never saw {what:?}"))
+                .unwrap()
+                == what
+            {
                 return;
             }
         }
@@ -56,7 +70,9 @@ async fn connection(
     mut leaving: watch::Receiver<bool>,
 ) {
     socket.set_nodelay(true).unwrap();
-    let Ok(mut server) = settings.handshake::<_, Bytes>(socket).await else { return };
+    let Ok(mut server) = settings.handshake::<_, Bytes>(socket).await else {
+        return;
+    };
     let _ = tell.send("open".to_owned());
     let mut left = false;
     loop {
@@ -77,7 +93,10 @@ async fn connection(
 }
 
 fn head(name: &'static str) -> Response<()> {
-    Response::builder().header("x-server", name).body(()).unwrap()
+    Response::builder()
+        .header("x-server", name)
+        .body(())
+        .unwrap()
 }
 
 async fn answer(
@@ -100,7 +119,9 @@ async fn answer(
         }
         "/trailers-only" => {
             let mut response = head(name);
-            response.headers_mut().insert("grpc-status", HeaderValue::from_static("7"));
+            response
+                .headers_mut()
+                .insert("grpc-status", HeaderValue::from_static("7"));
             let _ = respond.send_response(response, true);
         }
         "/early" => {
@@ -109,7 +130,11 @@ async fn answer(
             // Dropping the rest of the request resets the stream with NO_ERROR.
         }
         "/informational" => {
-            let hint = Response::builder().status(103).header("link", "</style.css>").body(()).unwrap();
+            let hint = Response::builder()
+                .status(103)
+                .header("link", "</style.css>")
+                .body(())
+                .unwrap();
             respond.send_informational(hint).unwrap();
             let _ = respond.send_response(head(name), true);
         }
@@ -121,7 +146,10 @@ async fn answer(
         "/endless" => {
             let mut send = respond.send_response(head(name), false).unwrap();
             let _ = tell.send("endless".to_owned());
-            while send_all(&mut send, Bytes::from(vec![7; 16 * 1024])).await.is_ok() {}
+            while send_all(&mut send, Bytes::from(vec![7; 16 * 1024]))
+                .await
+                .is_ok()
+            {}
             let _ = tell.send("endless over".to_owned());
         }
         "/stall" => {
@@ -154,7 +182,11 @@ async fn answer(
     }
 }
 
-async fn echo(mut body: RecvStream, mut send: SendStream<Bytes>, tell: &mpsc::UnboundedSender<String>) {
+async fn echo(
+    mut body: RecvStream,
+    mut send: SendStream<Bytes>,
+    tell: &mpsc::UnboundedSender<String>,
+) {
     while let Some(chunk) = body.data().await {
         match chunk {
             Ok(chunk) => {
@@ -165,7 +197,10 @@ async fn echo(mut body: RecvStream, mut send: SendStream<Bytes>, tell: &mpsc::Un
                 let _ = body.flow_control().release_capacity(n);
             }
             Err(e) => {
-                let _ = tell.send(e.reason().map_or("broken".to_owned(), |r| format!("reset {r:?}")));
+                let _ = tell.send(
+                    e.reason()
+                        .map_or("broken".to_owned(), |r| format!("reset {r:?}")),
+                );
                 return;
             }
         }
@@ -199,15 +234,29 @@ pub async fn send_all(send: &mut SendStream<Bytes>, mut data: Bytes) -> Result<(
 fn listing(parts: &http::request::Parts) -> String {
     let mut text = String::new();
     let uri = &parts.uri;
-    let protocol = parts.extensions.get::<h2::ext::Protocol>().map(|p| p.as_str());
-    let _ = writeln!(text, "{} {:?} {:?} {:?}", parts.method, uri.scheme_str(), uri.authority(), uri.path_and_query());
+    let protocol = parts
+        .extensions
+        .get::<h2::ext::Protocol>()
+        .map(|p| p.as_str());
+    let _ = writeln!(
+        text,
+        "{} {:?} {:?} {:?}",
+        parts.method,
+        uri.scheme_str(),
+        uri.authority(),
+        uri.path_and_query()
+    );
     let _ = writeln!(text, "protocol {protocol:?}");
     for (name, value) in &parts.headers {
         let _ = writeln!(
             text,
             "{name}: {}{}",
             value.as_bytes().escape_ascii(),
-            if value.is_sensitive() { " (never indexed)" } else { "" }
+            if value.is_sensitive() {
+                " (never indexed)"
+            } else {
+                ""
+            }
         );
     }
     text

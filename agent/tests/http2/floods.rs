@@ -15,7 +15,14 @@ use crate::rig::{Caller, Rig, request};
 use crate::streams::intercepted;
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = Head { length: payload.len() as u32, kind, flags, stream }.encode().to_vec();
+    let mut bytes = Head {
+        length: payload.len() as u32,
+        kind,
+        flags,
+        stream,
+    }
+    .encode()
+    .to_vec();
     bytes.extend_from_slice(payload);
     bytes
 }
@@ -23,11 +30,19 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 /// `GET / http app.example` by static table and literals.
 const GET: &[u8] = b"\x82\x84\x86\x41\x0bapp.example";
 
-/// Writes `prelude` and then `wave` for ever, while the answers are read; says with which code it was thrown out.
-async fn flood(rig: &Rig, prelude: &[u8], wave: impl Fn(u32) -> Vec<u8> + Send + 'static) -> Option<Reason> {
+/// Writes `prelude` and then `wave` for ever, while the answers are read; says with which code it
+/// was thrown out.
+async fn flood(
+    rig: &Rig,
+    prelude: &[u8],
+    wave: impl Fn(u32) -> Vec<u8> + Send + 'static,
+) -> Option<Reason> {
     let mut socket = TcpStream::connect(rig.addr).await.unwrap();
     socket.write_all(PREFACE).await.unwrap();
-    socket.write_all(&frame(kind::SETTINGS, 0, 0, b"")).await.unwrap();
+    socket
+        .write_all(&frame(kind::SETTINGS, 0, 0, b""))
+        .await
+        .unwrap();
     socket.write_all(prelude).await.unwrap();
     let (mut from, mut to) = socket.into_split();
     let writer = tokio::spawn(async move {
@@ -47,7 +62,9 @@ async fn flood(rig: &Rig, prelude: &[u8], wave: impl Fn(u32) -> Vec<u8> + Send +
                 break;
             }
             if head.kind == kind::GOAWAY {
-                reason = Some(Reason::from(u32::from_be_bytes(payload[4..8].try_into().unwrap())));
+                reason = Some(Reason::from(u32::from_be_bytes(
+                    payload[4..8].try_into().unwrap(),
+                )));
             }
         }
     };
@@ -56,10 +73,13 @@ async fn flood(rig: &Rig, prelude: &[u8], wave: impl Fn(u32) -> Vec<u8> + Send +
     reason
 }
 
-/// The GOAWAY names the cause. A caller that keeps writing may lose it to the reset that follows: the kernel drops what
-/// was not read when more arrives at a closed socket.
+/// The GOAWAY names the cause. A caller that keeps writing may lose it to the reset that follows:
+/// the kernel drops what was not read when more arrives at a closed socket.
 fn thrown_out(reason: Option<Reason>) {
-    assert!(matches!(reason, None | Some(Reason::ENHANCE_YOUR_CALM)), "{reason:?}");
+    assert!(
+        matches!(reason, None | Some(Reason::ENHANCE_YOUR_CALM)),
+        "{reason:?}"
+    );
 }
 
 /// While `attack` goes on, another caller is served; afterwards the limit was counted.
@@ -89,7 +109,9 @@ async fn survives(attack: impl AsyncFnOnce(&Rig)) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_of_pings_is_ended() {
     survives(async |rig| {
-        let pings: Vec<u8> = (0..500).flat_map(|_| frame(kind::PING, 0, 0, b"12345678")).collect();
+        let pings: Vec<u8> = (0..500)
+            .flat_map(|_| frame(kind::PING, 0, 0, b"12345678"))
+            .collect();
         thrown_out(flood(rig, b"", move |_| pings.clone()).await);
     })
     .await;
@@ -98,7 +120,9 @@ async fn a_flood_of_pings_is_ended() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_of_settings_is_ended() {
     survives(async |rig| {
-        let settings: Vec<u8> = (0..500).flat_map(|_| frame(kind::SETTINGS, 0, 0, b"\0\x03\0\0\0\x64")).collect();
+        let settings: Vec<u8> = (0..500)
+            .flat_map(|_| frame(kind::SETTINGS, 0, 0, b"\0\x03\0\0\0\x64"))
+            .collect();
         thrown_out(flood(rig, b"", move |_| settings.clone()).await);
     })
     .await;
@@ -107,9 +131,15 @@ async fn a_flood_of_settings_is_ended() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_of_empty_data_is_ended() {
     survives(async |rig| {
-        let post = [&b"\x83\x84\x86\x41\x0bapp.example"[..], &b"\x44\x05/hang"[..]].concat();
+        let post = [
+            &b"\x83\x84\x86\x41\x0bapp.example"[..],
+            &b"\x44\x05/hang"[..],
+        ]
+        .concat();
         let open = frame(kind::HEADERS, END_HEADERS, 1, &post);
-        let empty: Vec<u8> = (0..500).flat_map(|_| frame(kind::DATA, 0, 1, b"")).collect();
+        let empty: Vec<u8> = (0..500)
+            .flat_map(|_| frame(kind::DATA, 0, 1, b""))
+            .collect();
         thrown_out(flood(rig, &open, move |_| empty.clone()).await);
     })
     .await;
@@ -120,9 +150,20 @@ async fn a_header_section_without_end_is_ended() {
     let (mut rig, _app, _workstation) = intercepted().await;
     let other = Caller::connect(rig.addr).await;
     let open = frame(kind::HEADERS, 0, 1, GET);
-    let more = frame(kind::CONTINUATION, 0, 1, &[b"\x00\x01x\x7f\x80\x01".as_slice(), &[b'v'; 255]].concat());
+    let more = frame(
+        kind::CONTINUATION,
+        0,
+        1,
+        &[b"\x00\x01x\x7f\x80\x01".as_slice(), &[b'v'; 255]].concat(),
+    );
     let reason = flood(&rig, &open, move |_| more.clone()).await;
-    assert!(matches!(reason, None | Some(Reason::ENHANCE_YOUR_CALM | Reason::COMPRESSION_ERROR)), "{reason:?}");
+    assert!(
+        matches!(
+            reason,
+            None | Some(Reason::ENHANCE_YOUR_CALM | Reason::COMPRESSION_ERROR)
+        ),
+        "{reason:?}"
+    );
     rig.next_ended().await;
     assert_eq!(other.get("/", false).await.unwrap().server(), "app");
 }
@@ -135,7 +176,12 @@ async fn rapid_resets_are_ended() {
                 .flat_map(|k| {
                     let stream = 2 * (n * 100 + k) + 1;
                     let mut pair = frame(kind::HEADERS, END_HEADERS | END_STREAM, stream, GET);
-                    pair.extend_from_slice(&frame(kind::RST_STREAM, 0, stream, &8u32.to_be_bytes()));
+                    pair.extend_from_slice(&frame(
+                        kind::RST_STREAM,
+                        0,
+                        stream,
+                        &8u32.to_be_bytes(),
+                    ));
                     pair
                 })
                 .collect()
@@ -152,7 +198,14 @@ async fn callers_that_give_up_now_and_then_are_no_flood() {
     let caller = Caller::connect(rig.addr).await;
     for _ in 0..200 {
         let get = request("/hang", false).body(()).unwrap();
-        let (response, mut up) = caller.send.clone().ready().await.unwrap().send_request(get, true).unwrap();
+        let (response, mut up) = caller
+            .send
+            .clone()
+            .ready()
+            .await
+            .unwrap()
+            .send_request(get, true)
+            .unwrap();
         app.sees("hang").await;
         up.send_reset(Reason::CANCEL);
         drop(response);
@@ -165,26 +218,57 @@ async fn callers_that_give_up_now_and_then_are_no_flood() {
 #[tokio::test]
 async fn chatty_streams_of_tiny_messages_are_no_flood_even_while_one_stalls() {
     let mut patient = h2::server::Builder::new();
-    patient.initial_connection_window_size(1 << 20).data_frame_budget(64 << 20);
+    patient
+        .initial_connection_window_size(1 << 20)
+        .data_frame_budget(64 << 20);
     let app = App::with("app", patient.clone()).await;
     let workstation = App::with("workstation", patient).await;
     let rig = Rig::new(app.addr, Some(workstation.addr)).await;
     rig.intercept();
-    let caller = Caller::with(rig.addr, h2::client::Builder::new().data_frame_budget(64 << 20)).await;
+    let caller = Caller::with(
+        rig.addr,
+        h2::client::Builder::new().data_frame_budget(64 << 20),
+    )
+    .await;
     for dev in [false, true] {
-        // The echo stalls as soon as its answers are not taken, with its tiny messages on their way.
+        // The echo stalls as soon as its answers are not taken, with its tiny messages on their
+        // way.
         let post = request("/echo", dev).method("POST").body(()).unwrap();
-        let (response, mut stalled) = caller.send.clone().ready().await.unwrap().send_request(post, false).unwrap();
+        let (response, mut stalled) = caller
+            .send
+            .clone()
+            .ready()
+            .await
+            .unwrap()
+            .send_request(post, false)
+            .unwrap();
         let _untaken = timeout(PATIENCE, response).await.expect("a head").unwrap();
         for _ in 0..5_000 {
-            stalled.send_data(Bytes::from_static(b"tiny!"), false).unwrap();
+            stalled
+                .send_data(Bytes::from_static(b"tiny!"), false)
+                .unwrap();
         }
         let post = request("/echo", dev).method("POST").body(()).unwrap();
-        let (response, mut up) = caller.send.clone().ready().await.unwrap().send_request(post, false).unwrap();
-        let mut from = timeout(PATIENCE, response).await.expect("a head").unwrap().into_body();
+        let (response, mut up) = caller
+            .send
+            .clone()
+            .ready()
+            .await
+            .unwrap()
+            .send_request(post, false)
+            .unwrap();
+        let mut from = timeout(PATIENCE, response)
+            .await
+            .expect("a head")
+            .unwrap()
+            .into_body();
         for _ in 0..3_000 {
             up.send_data(Bytes::from_static(b"x"), false).unwrap();
-            let chunk = timeout(PATIENCE, from.data()).await.expect("an echo").unwrap().unwrap();
+            let chunk = timeout(PATIENCE, from.data())
+                .await
+                .expect("an echo")
+                .unwrap()
+                .unwrap();
             from.flow_control().release_capacity(chunk.len()).unwrap();
         }
     }
@@ -207,6 +291,10 @@ async fn relayed_floods_are_the_apps_to_judge() {
             .collect()
     })
     .await;
-    assert_eq!(reason, Some(Reason::ENHANCE_YOUR_CALM), "what the app said before it closed arrives");
+    assert_eq!(
+        reason,
+        Some(Reason::ENHANCE_YOUR_CALM),
+        "what the app said before it closed arrives"
+    );
     assert_eq!(other.get("/", false).await.unwrap().server(), "app");
 }

@@ -1,5 +1,5 @@
-//! gRPC in all four call kinds through tonic on both ends: what a caller sees is the same directly, relayed, with an
-//! intercept that does not match, and matched.
+//! gRPC in all four call kinds through tonic on both ends: what a caller sees is the same directly,
+//! relayed, with an intercept that does not match, and matched.
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -94,8 +94,14 @@ impl UnaryService<Bytes> for Method {
         Box::pin(async move {
             match path.rsplit('/').next().unwrap() {
                 "Fail" => {
-                    let mut status = Status::with_details(Code::PermissionDenied, "not ü, 50%", "details".into());
-                    status.metadata_mut().insert("x-why", "because".parse().unwrap());
+                    let mut status = Status::with_details(
+                        Code::PermissionDenied,
+                        "not ü, 50%",
+                        "details".into(),
+                    );
+                    status
+                        .metadata_mut()
+                        .insert("x-why", "because".parse().unwrap());
                     Err(status)
                 }
                 "Hang" => {
@@ -202,13 +208,20 @@ impl Backend {
         let addr = listener.local_addr().unwrap();
         let (tell, told) = mpsc::unbounded_channel();
         tokio::spawn(
-            Server::builder().add_service(Service { tell }).serve_with_incoming(TcpListenerStream::new(listener)),
+            Server::builder()
+                .add_service(Service { tell })
+                .serve_with_incoming(TcpListenerStream::new(listener)),
         );
         Self { addr, told }
     }
 
     async fn tells(&mut self, what: &str) {
-        while timeout(PATIENCE, self.told.recv()).await.unwrap_or_else(|_| panic!("never {what}")).unwrap() != what {}
+        while timeout(PATIENCE, self.told.recv())
+            .await
+            .unwrap_or_else(|_| panic!("never {what}"))
+            .unwrap()
+            != what
+        {}
     }
 }
 
@@ -220,8 +233,15 @@ struct Client {
 
 impl Client {
     async fn connect(addr: SocketAddr, dev: bool) -> Self {
-        let channel = Endpoint::from_shared(format!("http://{addr}")).unwrap().connect().await.unwrap();
-        Self { grpc: tonic::client::Grpc::new(channel), dev }
+        let channel = Endpoint::from_shared(format!("http://{addr}"))
+            .unwrap()
+            .connect()
+            .await
+            .unwrap();
+        Self {
+            grpc: tonic::client::Grpc::new(channel),
+            dev,
+        }
     }
 
     fn with<T>(&self, message: T) -> Request<T> {
@@ -236,9 +256,15 @@ impl Client {
         request
     }
 
-    async fn unary(&self, method: &str, request: Request<Bytes>) -> Result<Response<Bytes>, Status> {
+    async fn unary(
+        &self,
+        method: &str,
+        request: Request<Bytes>,
+    ) -> Result<Response<Bytes>, Status> {
         let mut grpc = self.grpc.clone();
-        grpc.ready().await.map_err(|e| Status::unknown(e.to_string()))?;
+        grpc.ready()
+            .await
+            .map_err(|e| Status::unknown(e.to_string()))?;
         grpc.unary(request, path(method), Raw).await
     }
 
@@ -248,19 +274,30 @@ impl Client {
         messages: impl Stream<Item = Bytes> + Send + 'static,
     ) -> Result<Response<Streaming<Bytes>>, Status> {
         let mut grpc = self.grpc.clone();
-        grpc.ready().await.map_err(|e| Status::unknown(e.to_string()))?;
+        grpc.ready()
+            .await
+            .map_err(|e| Status::unknown(e.to_string()))?;
         grpc.streaming(self.with(messages), path(method), Raw).await
     }
 
     /// Everything a caller can see of a streaming call.
     async fn transcript(&self, method: &str, messages: Vec<Bytes>) -> String {
-        match timeout(PATIENCE, self.streaming(method, tokio_stream::iter(messages))).await.expect("a head") {
+        match timeout(
+            PATIENCE,
+            self.streaming(method, tokio_stream::iter(messages)),
+        )
+        .await
+        .expect("a head")
+        {
             Err(status) => format!("refused {}", shown(&status)),
             Ok(response) => {
                 let (metadata, mut stream, _) = response.into_parts();
                 let mut text = format!("{:?}", without_date(metadata));
                 loop {
-                    match timeout(PATIENCE, stream.message()).await.expect("a message") {
+                    match timeout(PATIENCE, stream.message())
+                        .await
+                        .expect("a message")
+                    {
                         Ok(Some(message)) => text += &format!(" {message:?}"),
                         Ok(None) => break text + &format!(" {:?}", stream.trailers().await),
                         Err(status) => break text + &shown(&status),
@@ -282,24 +319,59 @@ fn without_date(mut metadata: MetadataMap) -> MetadataMap {
 
 fn shown(status: &Status) -> String {
     let metadata = without_date(status.metadata().clone());
-    format!("{:?} {:?} {:?} {metadata:?}", status.code(), status.message(), status.details())
+    format!(
+        "{:?} {:?} {:?} {metadata:?}",
+        status.code(),
+        status.message(),
+        status.details()
+    )
 }
 
 /// What a caller sees of one call of every kind.
 async fn everything(client: &Client) -> Vec<String> {
     let mut seen = Vec::new();
-    let response = client.unary("Unary", client.with(Bytes::from(vec![7; 100_000]))).await.unwrap();
+    let response = client
+        .unary("Unary", client.with(Bytes::from(vec![7; 100_000])))
+        .await
+        .unwrap();
     assert_eq!(response.get_ref().len(), 100_000);
     seen.push(format!("{:?}", without_date(response.metadata().clone())));
-    seen.push(shown(&client.unary("Fail", client.with(Bytes::from_static(b"x"))).await.unwrap_err()));
+    seen.push(shown(
+        &client
+            .unary("Fail", client.with(Bytes::from_static(b"x")))
+            .await
+            .unwrap_err(),
+    ));
     let mut late = client.with(Bytes::new());
     late.set_timeout(Duration::from_millis(100));
-    seen.push(format!("{:?}", client.unary("Hang", late).await.unwrap_err().code()));
+    seen.push(format!(
+        "{:?}",
+        client.unary("Hang", late).await.unwrap_err().code()
+    ));
     seen.push(client.transcript("Count", vec![]).await);
-    seen.push(client.transcript("Sum", vec![Bytes::from_static(b"abc"); 1_000]).await);
-    seen.push(client.transcript("Bidi", (0..1_000).map(|n| Bytes::from(vec![1; n])).collect()).await);
-    seen.push(client.transcript("Break", vec![Bytes::from_static(b"abc"); 100]).await);
-    seen.push(client.transcript("Bidi", vec![Bytes::from(vec![9; 3_000_000])]).await);
+    seen.push(
+        client
+            .transcript("Sum", vec![Bytes::from_static(b"abc"); 1_000])
+            .await,
+    );
+    seen.push(
+        client
+            .transcript(
+                "Bidi",
+                (0..1_000).map(|n| Bytes::from(vec![1; n])).collect(),
+            )
+            .await,
+    );
+    seen.push(
+        client
+            .transcript("Break", vec![Bytes::from_static(b"abc"); 100])
+            .await,
+    );
+    seen.push(
+        client
+            .transcript("Bidi", vec![Bytes::from(vec![9; 3_000_000])])
+            .await,
+    );
     seen
 }
 
@@ -308,12 +380,24 @@ async fn all_kinds_of_calls_look_the_same_directly_relayed_terminated_and_matche
     let (app, workstation) = (Backend::start().await, Backend::start().await);
     let direct = everything(&Client::connect(app.addr, true).await).await;
     let rig = Rig::new(app.addr, Some(workstation.addr)).await;
-    assert_eq!(everything(&Client::connect(rig.addr, true).await).await, direct, "relayed");
+    assert_eq!(
+        everything(&Client::connect(rig.addr, true).await).await,
+        direct,
+        "relayed"
+    );
     assert!(rig.metrics().http2_relayed.get() >= direct.len() as u64);
     rig.intercept();
-    assert_eq!(everything(&Client::connect(rig.addr, false).await).await, direct, "active, not matched");
+    assert_eq!(
+        everything(&Client::connect(rig.addr, false).await).await,
+        direct,
+        "active, not matched"
+    );
     assert_eq!(rig.metrics().tunnels.get(), 0);
-    assert_eq!(everything(&Client::connect(rig.addr, true).await).await, direct, "matched");
+    assert_eq!(
+        everything(&Client::connect(rig.addr, true).await).await,
+        direct,
+        "matched"
+    );
     assert_eq!(rig.metrics().tunnels.get(), 1);
 }
 
@@ -325,7 +409,11 @@ async fn a_cancelled_call_ends_at_the_server_at_once() {
         if active {
             rig.intercept();
         }
-        let server = if active && dev { &mut workstation } else { &mut app };
+        let server = if active && dev {
+            &mut workstation
+        } else {
+            &mut app
+        };
         let client = Client::connect(rig.addr, dev).await;
         let mut took = Vec::new();
         for _ in 0..30 {
@@ -339,12 +427,28 @@ async fn a_cancelled_call_ends_at_the_server_at_once() {
             took.push(cancelled.elapsed());
         }
         took.sort();
-        eprintln!("cancel, intercept {active}, matched {}: median {:?}, most {:?}", active && dev, took[15], took[29]);
+        eprintln!(
+            "cancel, intercept {active}, matched {}: median {:?}, most {:?}",
+            active && dev,
+            took[15],
+            took[29]
+        );
         // A tenth of a second is the promise; one that is not kept at all takes for ever.
         assert!(took[15] < Duration::from_secs(1), "{took:?}");
 
-        let mut answers = client.streaming("Forever", tokio_stream::empty()).await.unwrap().into_inner();
-        assert_eq!(timeout(PATIENCE, answers.message()).await.expect("a message").unwrap().unwrap(), "still");
+        let mut answers = client
+            .streaming("Forever", tokio_stream::empty())
+            .await
+            .unwrap()
+            .into_inner();
+        assert_eq!(
+            timeout(PATIENCE, answers.message())
+                .await
+                .expect("a message")
+                .unwrap()
+                .unwrap(),
+            "still"
+        );
         drop(answers);
         server.tells("cancelled").await;
     }
@@ -358,14 +462,21 @@ async fn a_call_past_its_deadline_ends_at_the_server() {
         if active {
             rig.intercept();
         }
-        let server = if active && dev { &mut workstation } else { &mut app };
+        let server = if active && dev {
+            &mut workstation
+        } else {
+            &mut app
+        };
         let client = Client::connect(rig.addr, dev).await;
         let mut late = client.with(Bytes::new());
         late.set_timeout(Duration::from_millis(300));
         let call = tokio::time::timeout(PATIENCE, client.unary("Hang", late));
         let (status, ()) = tokio::join!(call, server.tells("cancelled"));
         let code = status.expect("an end").unwrap_err().code();
-        assert!(matches!(code, Code::Cancelled | Code::DeadlineExceeded), "{code:?}");
+        assert!(
+            matches!(code, Code::Cancelled | Code::DeadlineExceeded),
+            "{code:?}"
+        );
     }
 }
 
@@ -383,11 +494,16 @@ async fn a_thousand_concurrent_calls_are_all_answered() {
                 let client = &client;
                 async move {
                     let message = Bytes::from(format!("call {n}"));
-                    let answer = client.unary("Unary", client.with(message.clone())).await.unwrap();
+                    let answer = client
+                        .unary("Unary", client.with(message.clone()))
+                        .await
+                        .unwrap();
                     assert_eq!(answer.get_ref(), &message);
                 }
             });
-            timeout(PATIENCE, futures_util::future::join_all(calls)).await.expect("all answers");
+            timeout(PATIENCE, futures_util::future::join_all(calls))
+                .await
+                .expect("all answers");
         }
     }
 }
@@ -407,7 +523,10 @@ async fn channels_at_work_lose_no_call_when_intercepts_come_and_go() {
                 let client = Client::connect(addr, n % 2 == 0).await;
                 for _ in 0..100 {
                     calls += 1;
-                    if let Err(status) = client.unary("Unary", client.with(Bytes::from_static(b"m"))).await {
+                    if let Err(status) = client
+                        .unary("Unary", client.with(Bytes::from_static(b"m")))
+                        .await
+                    {
                         failures.push(shown(&status));
                     }
                 }
@@ -426,9 +545,17 @@ async fn channels_at_work_lose_no_call_when_intercepts_come_and_go() {
     over_tx.send(true).unwrap();
     let mut all = 0;
     for worker in workers {
-        let (calls, failures) = timeout(PATIENCE, worker).await.expect("workers end").unwrap();
+        let (calls, failures) = timeout(PATIENCE, worker)
+            .await
+            .expect("workers end")
+            .unwrap();
         all += calls;
-        assert!(failures.is_empty(), "{} of {calls} failed, the first: {}", failures.len(), failures[0]);
+        assert!(
+            failures.is_empty(),
+            "{} of {calls} failed, the first: {}",
+            failures.len(),
+            failures[0]
+        );
     }
     assert!(all > 100, "{all}");
 }

@@ -1,4 +1,5 @@
-//! Callers that race against being told to leave: whoever behaves by RFC 9113 section 6.8 loses no request.
+//! Callers that race against being told to leave: whoever behaves by RFC 9113 section 6.8 loses no
+//! request.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,10 +16,14 @@ use crate::rig::{Caller, Rig, request, whole};
 
 /// Connections that are told to leave in one test.
 fn partings() -> u32 {
-    std::env::var("HTTP2_PARTINGS").ok().and_then(|n| n.parse().ok()).unwrap_or(100)
+    std::env::var("HTTP2_PARTINGS")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(100)
 }
 
-/// Callers on the library below hyper and tonic, which tells what was sent from what was not; each with many requests at a time on one connection after the other.
+/// Callers on the library below hyper and tonic, which tells what was sent from what was not; each
+/// with many requests at a time on one connection after the other.
 #[derive(Clone, Default)]
 struct Racers {
     stop: Arc<AtomicBool>,
@@ -30,7 +35,9 @@ struct Racers {
 
 impl Racers {
     fn start(&self, addr: SocketAddr) -> Vec<tokio::task::JoinHandle<()>> {
-        (0..4).map(|_| tokio::spawn(self.clone().race(addr))).collect()
+        (0..4)
+            .map(|_| tokio::spawn(self.clone().race(addr)))
+            .collect()
     }
 
     async fn race(self, addr: SocketAddr) {
@@ -40,7 +47,9 @@ impl Racers {
                 self.begun.fetch_add(1, Ordering::SeqCst);
             }
             // On tasks of their own, so that requests come at any moment.
-            let lanes: Vec<_> = (0..10).map(|n| tokio::spawn(self.clone().lane(caller.send.clone(), n))).collect();
+            let lanes: Vec<_> = (0..10)
+                .map(|n| tokio::spawn(self.clone().lane(caller.send.clone(), n)))
+                .collect();
             for lane in lanes {
                 lane.await.unwrap();
             }
@@ -51,9 +60,16 @@ impl Racers {
     async fn lane(self, send: SendRequest<Bytes>, n: u32) {
         while !self.stop.load(Ordering::SeqCst) {
             // The library refuses by itself once it has read a GOAWAY: nothing was sent.
-            let Ok(mut send) = send.clone().ready().await else { return };
-            let post = request("/x", n.is_multiple_of(2)).method("POST").body(()).unwrap();
-            let Ok((response, mut up)) = send.send_request(post, false) else { return };
+            let Ok(mut send) = send.clone().ready().await else {
+                return;
+            };
+            let post = request("/x", n.is_multiple_of(2))
+                .method("POST")
+                .body(())
+                .unwrap();
+            let Ok((response, mut up)) = send.send_request(post, false) else {
+                return;
+            };
             let _ = up.send_data(Bytes::from_static(b"body"), true);
             let response = timeout(PATIENCE, response).await.expect("an answer");
             let response = response.unwrap_or_else(|error| panic!("a request was lost: {error:?}"));
@@ -65,7 +81,10 @@ impl Racers {
     /// Waits until there are so many more answers and so many more connections that have ended.
     fn until(&self, answers: u32, connections: u32) -> impl Future<Output = ()> + use<> {
         let (answered, ended) = (self.answered.clone(), self.connections.clone());
-        let now = (answered.load(Ordering::SeqCst), ended.load(Ordering::SeqCst));
+        let now = (
+            answered.load(Ordering::SeqCst),
+            ended.load(Ordering::SeqCst),
+        );
         async move {
             let wait = async {
                 while answered.load(Ordering::SeqCst) < now.0 + answers

@@ -1,5 +1,5 @@
-//! What the app says of itself holds for the caller, as long as it says so; and what waits for a busy app or a tunnel
-//! has a bound.
+//! What the app says of itself holds for the caller, as long as it says so; and what waits for a
+//! busy app or a tunnel has a bound.
 
 use h2::Reason;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -30,7 +30,10 @@ impl Raw {
 
     /// The app's side of a caller's connection, with these settings said.
     async fn accept(&self, settings: &[u8]) -> TcpStream {
-        let (mut app, _) = timeout(PATIENCE, self.listener.accept()).await.expect("a connection").unwrap();
+        let (mut app, _) = timeout(PATIENCE, self.listener.accept())
+            .await
+            .expect("a connection")
+            .unwrap();
         app.read_exact(&mut [0; 24]).await.unwrap();
         send(&mut app, kind::SETTINGS, 0, 0, settings).await;
         app
@@ -53,7 +56,9 @@ async fn until_allowed(caller: &Caller, streams: usize) {
             tokio::time::sleep(std::time::Duration::from_millis(2)).await;
         }
     };
-    timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("never {streams} streams"));
+    timeout(PATIENCE, wait)
+        .await
+        .unwrap_or_else(|_| panic!("never {streams} streams"));
 }
 
 #[tokio::test]
@@ -66,16 +71,44 @@ async fn an_app_that_takes_no_streams_yet_is_believed_and_followed_when_it_does(
         let send = caller.send.clone();
         tokio::spawn(async move {
             let get = request("/", false).body(()).unwrap();
-            send.ready().await.unwrap().send_request(get, true).unwrap().0.await
+            send.ready()
+                .await
+                .unwrap()
+                .send_request(get, true)
+                .unwrap()
+                .0
+                .await
         })
     };
     for limit in [3, 1, 200, 2] {
-        send(&mut app, kind::SETTINGS, 0, 0, &[&b"\0\x03"[..], &u32::to_be_bytes(limit)].concat()).await;
+        send(
+            &mut app,
+            kind::SETTINGS,
+            0,
+            0,
+            &[&b"\0\x03"[..], &u32::to_be_bytes(limit)].concat(),
+        )
+        .await;
         until_allowed(&caller, limit as usize).await;
     }
     let (stream, _) = next_of(&mut app, kind::HEADERS).await;
-    send(&mut app, kind::HEADERS, END_HEADERS | END_STREAM, stream, b"\x88").await;
-    assert_eq!(timeout(PATIENCE, waiting).await.expect("an answer").unwrap().unwrap().status(), 200);
+    send(
+        &mut app,
+        kind::HEADERS,
+        END_HEADERS | END_STREAM,
+        stream,
+        b"\x88",
+    )
+    .await;
+    assert_eq!(
+        timeout(PATIENCE, waiting)
+            .await
+            .expect("an answer")
+            .unwrap()
+            .unwrap()
+            .status(),
+        200
+    );
 }
 
 #[tokio::test]
@@ -86,12 +119,25 @@ async fn a_request_by_tls_without_an_authority_keeps_its_scheme() {
         caller.write_all(PREFACE).await.unwrap();
         send(&mut caller, kind::SETTINGS, 0, 0, b"").await;
         let mut app = raw.accept(b"").await;
-        // With an authority, and without one: the scheme is what the caller says, or what can be known.
-        for (n, section) in [&b"\x82\x87\x84\x41\x03app"[..], b"\x82\x87\x84", b"\x83\x87\x84", b"\x42\x03PUT\x87\x84"]
-            .into_iter()
-            .enumerate()
+        // With an authority, and without one: the scheme is what the caller says, or what can be
+        // known.
+        for (n, section) in [
+            &b"\x82\x87\x84\x41\x03app"[..],
+            b"\x82\x87\x84",
+            b"\x83\x87\x84",
+            b"\x42\x03PUT\x87\x84",
+        ]
+        .into_iter()
+        .enumerate()
         {
-            send(&mut caller, kind::HEADERS, END_HEADERS | END_STREAM, 2 * n as u32 + 1, section).await;
+            send(
+                &mut caller,
+                kind::HEADERS,
+                END_HEADERS | END_STREAM,
+                2 * n as u32 + 1,
+                section,
+            )
+            .await;
             let (stream, got) = next_of(&mut app, kind::HEADERS).await;
             assert_eq!(stream, 2 * n as u32 + 1);
             let expected = if n == 0 { 0x87 } else { scheme };
@@ -122,10 +168,22 @@ async fn offer(to: &mut tokio::net::tcp::OwnedWriteHalf, dev: bool, most: u32) -
         let mut frames = Vec::new();
         let chunks: Vec<_> = section.chunks(16_000).collect();
         for (k, chunk) in chunks.iter().enumerate() {
-            let last = if k + 1 == chunks.len() { END_HEADERS } else { 0 };
-            let (kind, flags) = if k == 0 { (kind::HEADERS, last | END_STREAM) } else { (kind::CONTINUATION, last) };
-            let head =
-                traffic_agent::http2::frames::Head { length: chunk.len() as u32, kind, flags, stream: 2 * n + 1 };
+            let last = if k + 1 == chunks.len() {
+                END_HEADERS
+            } else {
+                0
+            };
+            let (kind, flags) = if k == 0 {
+                (kind::HEADERS, last | END_STREAM)
+            } else {
+                (kind::CONTINUATION, last)
+            };
+            let head = traffic_agent::http2::frames::Head {
+                length: chunk.len() as u32,
+                kind,
+                flags,
+                stream: 2 * n + 1,
+            };
             frames.extend_from_slice(&head.encode());
             frames.extend_from_slice(chunk);
         }
@@ -146,9 +204,13 @@ async fn an_app_that_does_not_read_holds_its_caller_back_and_nobody_else() {
     send(&mut caller, kind::SETTINGS, 0, 0, b"").await;
     let mut app = raw.accept(b"").await;
     let (mut from, mut to) = caller.into_split();
-    let reading = tokio::spawn(async move { tokio::io::copy(&mut from, &mut tokio::io::sink()).await });
+    let reading =
+        tokio::spawn(async move { tokio::io::copy(&mut from, &mut tokio::io::sink()).await });
     let sent = offer(&mut to, false, 2_000).await;
-    assert!(sent < 500, "{sent} heads of 64 KB were taken for an app that reads none");
+    assert!(
+        sent < 500,
+        "{sent} heads of 64 KB were taken for an app that reads none"
+    );
     let taken = raw.rig.metrics().bytes_in.get();
     assert!(taken < 16 << 20, "{taken} bytes inside the agent");
     // The app reads again, and gets all of them.
@@ -181,7 +243,10 @@ async fn heads_that_wait_for_a_tunnel_have_a_bound() {
         }
     });
     let offering = tokio::spawn(async move { offer(&mut to, true, 300).await });
-    let reason = timeout(PATIENCE, refused).await.expect("a refusal").unwrap();
+    let reason = timeout(PATIENCE, refused)
+        .await
+        .expect("a refusal")
+        .unwrap();
     assert_eq!(reason, u32::from(Reason::REFUSED_STREAM).to_be_bytes());
     assert!(rig.metrics().limits.at(Limit::Http2Flood).get() >= 1);
     let other = Caller::connect(rig.addr).await;

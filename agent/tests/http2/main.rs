@@ -1,5 +1,5 @@
-//! HTTP/2 through the agent's data path, with real sockets, real clients and real servers on both ends: relayed,
-//! switched over, and terminated.
+//! HTTP/2 through the agent's data path, with real sockets, real clients and real servers on both
+//! ends: relayed, switched over, and terminated.
 
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 

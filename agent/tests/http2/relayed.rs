@@ -19,7 +19,15 @@ async fn bytes_are_relayed_as_they_are_whatever_they_are_and_half_close_is_passe
     let (mut app, _) = listener.accept().await.unwrap();
 
     let mut up = PREFACE.to_vec();
-    up.extend_from_slice(&Head { length: 3, kind: 77, flags: 255, stream: 9 }.encode());
+    up.extend_from_slice(
+        &Head {
+            length: 3,
+            kind: 77,
+            flags: 255,
+            stream: 9,
+        }
+        .encode(),
+    );
     up.extend_from_slice(b"odd");
     up.extend_from_slice(&vec![0xee; 300_000]);
     let back: Vec<u8> = (0..200_000u32).map(|n| (n * 7) as u8).collect();
@@ -32,11 +40,20 @@ async fn bytes_are_relayed_as_they_are_whatever_they_are_and_half_close_is_passe
         seen
     });
     let mut seen = Vec::new();
-    timeout(PATIENCE, app.read_to_end(&mut seen)).await.expect("half-close reaches the app").unwrap();
+    timeout(PATIENCE, app.read_to_end(&mut seen))
+        .await
+        .expect("half-close reaches the app")
+        .unwrap();
     assert!(seen == up);
     app.write_all(&said).await.unwrap();
     drop(app);
-    assert!(timeout(PATIENCE, writer).await.expect("the app's bytes and its end").unwrap() == back);
+    assert!(
+        timeout(PATIENCE, writer)
+            .await
+            .expect("the app's bytes and its end")
+            .unwrap()
+            == back
+    );
     assert_eq!(rig.next_ended().await, Ended::Clean);
 }
 
@@ -50,12 +67,26 @@ async fn a_reset_by_either_side_is_a_reset_on_the_other() {
         let (mut app, _) = listener.accept().await.unwrap();
         caller.write_all(PREFACE).await.unwrap();
         app.read_exact(&mut [0; 24]).await.unwrap();
-        let (mut one, mut other) = if by_caller { (caller, app) } else { (app, caller) };
+        let (mut one, mut other) = if by_caller {
+            (caller, app)
+        } else {
+            (app, caller)
+        };
         one.abort();
         drop(one);
-        let error = timeout(PATIENCE, other.read(&mut [0; 9])).await.expect("news").unwrap_err();
+        let error = timeout(PATIENCE, other.read(&mut [0; 9]))
+            .await
+            .expect("news")
+            .unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
-        assert_eq!(rig.next_ended().await, if by_caller { Ended::CallerReset } else { Ended::AppReset });
+        assert_eq!(
+            rig.next_ended().await,
+            if by_caller {
+                Ended::CallerReset
+            } else {
+                Ended::AppReset
+            }
+        );
     }
 }
 
@@ -66,7 +97,10 @@ async fn requests_are_counted_and_answers_arrive_whole() {
     let caller = Caller::connect(rig.addr).await;
     for n in 1..=50 {
         let answer = caller.get(&format!("/{n}"), true).await.unwrap();
-        assert_eq!((answer.server(), answer.text()), ("app", format!("app /{n}").as_str()));
+        assert_eq!(
+            (answer.server(), answer.text()),
+            ("app", format!("app /{n}").as_str())
+        );
     }
     assert_eq!(rig.metrics().http2_relayed.get(), 50);
     assert!(rig.metrics().bytes_out.get() > 50 * 9);
@@ -92,7 +126,13 @@ async fn a_change_that_needs_no_requests_leaves_the_connection_alone() {
         rig.clear();
         assert_eq!(caller.get("/", true).await.unwrap().server(), "app");
     }
-    assert_eq!(rig.metrics().carried.at(traffic_agent::metrics::Protocol::Http2).get(), 1);
+    assert_eq!(
+        rig.metrics()
+            .carried
+            .at(traffic_agent::metrics::Protocol::Http2)
+            .get(),
+        1
+    );
 }
 
 #[tokio::test]
@@ -101,8 +141,19 @@ async fn streams_in_flight_finish_where_they_are_with_trailers_of_both_sides() {
     let workstation = App::start("workstation").await;
     let mut rig = Rig::new(app.addr, Some(workstation.addr)).await;
     let mut caller = Caller::connect(rig.addr).await;
-    let post = request("/echo", true).method("POST").header("te", "trailers").body(()).unwrap();
-    let (response, mut up) = caller.send.clone().ready().await.unwrap().send_request(post, false).unwrap();
+    let post = request("/echo", true)
+        .method("POST")
+        .header("te", "trailers")
+        .body(())
+        .unwrap();
+    let (response, mut up) = caller
+        .send
+        .clone()
+        .ready()
+        .await
+        .unwrap()
+        .send_request(post, false)
+        .unwrap();
     up.send_data("before".into(), false).unwrap();
     let response = timeout(PATIENCE, response).await.expect("a head").unwrap();
     assert_eq!(response.headers()["x-server"], "app");
@@ -118,7 +169,10 @@ async fn streams_in_flight_finish_where_they_are_with_trailers_of_both_sides() {
     let answer = whole(response).await.unwrap();
     assert_eq!(answer.text(), "before and after");
     let trailers = answer.trailers.unwrap();
-    assert_eq!((&trailers["x-mine"], &trailers["x-end"]), (&"kept".parse().unwrap(), &"yes".parse().unwrap()));
+    assert_eq!(
+        (&trailers["x-mine"], &trailers["x-end"]),
+        (&"kept".parse().unwrap(), &"yes".parse().unwrap())
+    );
     caller.over().await.unwrap();
     assert_eq!(rig.next_ended().await, Ended::Clean);
     let again = Caller::connect(rig.addr).await;
@@ -148,41 +202,76 @@ impl ByHand {
 }
 
 pub async fn send(to: &mut TcpStream, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
-    let mut bytes = Head { length: payload.len() as u32, kind, flags, stream }.encode().to_vec();
+    let mut bytes = Head {
+        length: payload.len() as u32,
+        kind,
+        flags,
+        stream,
+    }
+    .encode()
+    .to_vec();
     bytes.extend_from_slice(payload);
     to.write_all(&bytes).await.unwrap();
 }
 
 pub async fn next(from: &mut TcpStream) -> (Head, Vec<u8>) {
     let mut head = [0; 9];
-    timeout(PATIENCE, from.read_exact(&mut head)).await.expect("a frame").unwrap();
+    timeout(PATIENCE, from.read_exact(&mut head))
+        .await
+        .expect("a frame")
+        .unwrap();
     let head = Head::parse(head);
     let mut payload = vec![0; head.length as usize];
-    timeout(PATIENCE, from.read_exact(&mut payload)).await.expect("its payload").unwrap();
+    timeout(PATIENCE, from.read_exact(&mut payload))
+        .await
+        .expect("its payload")
+        .unwrap();
     (head, payload)
 }
 
 #[tokio::test]
 async fn goaway_waits_for_the_gap_between_two_frames_and_header_sections() {
-    let ByHand { rig, mut caller, mut app } = ByHand::new().await;
+    let ByHand {
+        rig,
+        mut caller,
+        mut app,
+    } = ByHand::new().await;
     send(&mut caller, kind::HEADERS, END_HEADERS, 1, b"req").await;
     assert_eq!(next(&mut app).await.0.stream, 1);
     // A header section in two frames, the second of which stops in the middle of its header.
     send(&mut app, kind::HEADERS, 0, 1, b"hea").await;
     assert_eq!(next(&mut caller).await.1, b"hea");
-    let rest =
-        [&Head { length: 2, kind: kind::CONTINUATION, flags: END_HEADERS, stream: 1 }.encode()[..], b"ds"].concat();
+    let rest = [
+        &Head {
+            length: 2,
+            kind: kind::CONTINUATION,
+            flags: END_HEADERS,
+            stream: 1,
+        }
+        .encode()[..],
+        b"ds",
+    ]
+    .concat();
     app.write_all(&rest[..4]).await.unwrap();
     let mut some = [0; 4];
-    timeout(PATIENCE, caller.read_exact(&mut some)).await.expect("what the app wrote").unwrap();
+    timeout(PATIENCE, caller.read_exact(&mut some))
+        .await
+        .expect("what the app wrote")
+        .unwrap();
     assert_eq!(some, rest[..4]);
     rig.intercept();
     app.write_all(&rest[4..]).await.unwrap();
     let mut some = [0; 7];
-    timeout(PATIENCE, caller.read_exact(&mut some)).await.expect("what the app wrote").unwrap();
+    timeout(PATIENCE, caller.read_exact(&mut some))
+        .await
+        .expect("what the app wrote")
+        .unwrap();
     assert_eq!(some, rest[4..]);
     let (goaway, payload) = next(&mut caller).await;
-    assert_eq!((goaway.kind, &payload[..]), (kind::GOAWAY, &frames::goaway(frames::MAX_STREAM, 0)[9..]));
+    assert_eq!(
+        (goaway.kind, &payload[..]),
+        (kind::GOAWAY, &frames::goaway(frames::MAX_STREAM, 0)[9..])
+    );
     let (ping, mark) = next(&mut caller).await;
     assert_eq!((ping.kind, ping.flags), (kind::PING, 0));
 
@@ -198,8 +287,15 @@ async fn goaway_waits_for_the_gap_between_two_frames_and_header_sections() {
     }
     quiet(&mut caller).await;
     let (goaway, payload) = next(&mut caller).await;
-    assert_eq!((goaway.kind, &payload[..]), (kind::GOAWAY, &frames::goaway(3, 0)[9..]));
-    assert_eq!(caller.read(&mut [0; 9]).await.unwrap(), 0, "closed, since nothing is open");
+    assert_eq!(
+        (goaway.kind, &payload[..]),
+        (kind::GOAWAY, &frames::goaway(3, 0)[9..])
+    );
+    assert_eq!(
+        caller.read(&mut [0; 9]).await.unwrap(),
+        0,
+        "closed, since nothing is open"
+    );
 }
 
 /// Answers PINGs until two were answered in a row.
@@ -213,7 +309,11 @@ async fn quiet(caller: &mut TcpStream) {
 
 #[tokio::test]
 async fn a_caller_that_opens_streams_against_goaway_has_them_refused_and_its_credit_given_back() {
-    let ByHand { mut rig, mut caller, mut app } = ByHand::new().await;
+    let ByHand {
+        mut rig,
+        mut caller,
+        mut app,
+    } = ByHand::new().await;
     send(&mut caller, kind::HEADERS, END_HEADERS, 1, b"one").await;
     next(&mut app).await;
     rig.intercept();
@@ -228,15 +328,29 @@ async fn a_caller_that_opens_streams_against_goaway_has_them_refused_and_its_cre
     let (head, payload) = next(&mut app).await;
     assert_eq!((head.stream, &payload[..]), (1, &b"mine"[..]));
     let (update, credit) = next(&mut caller).await;
-    assert_eq!((update.kind, update.stream, &credit[..]), (kind::WINDOW_UPDATE, 0, &16_384u32.to_be_bytes()[..]));
+    assert_eq!(
+        (update.kind, update.stream, &credit[..]),
+        (kind::WINDOW_UPDATE, 0, &16_384u32.to_be_bytes()[..])
+    );
     // The app never saw the header section, so it could not understand trailers that refer to it.
-    send(&mut caller, kind::HEADERS, END_HEADERS | frames::END_STREAM, 1, b"trailers").await;
+    send(
+        &mut caller,
+        kind::HEADERS,
+        END_HEADERS | frames::END_STREAM,
+        1,
+        b"trailers",
+    )
+    .await;
     assert_eq!(rig.next_ended().await, Ended::Limit);
 }
 
 #[tokio::test]
 async fn ids_of_goaways_never_grow_when_the_app_parts_as_well() {
-    let ByHand { rig, mut caller, mut app } = ByHand::new().await;
+    let ByHand {
+        rig,
+        mut caller,
+        mut app,
+    } = ByHand::new().await;
     send(&mut caller, kind::HEADERS, END_HEADERS, 5, b"one").await;
     next(&mut app).await;
     rig.intercept();
@@ -252,7 +366,13 @@ async fn ids_of_goaways_never_grow_when_the_app_parts_as_well() {
         tokio::task::yield_now().await;
     }
     let (head, payload) = next(&mut caller).await;
-    assert_eq!((head.kind, &payload[..]), (kind::GOAWAY, &[&frames::goaway(5, 2)[9..], b"debug"].concat()[..]));
+    assert_eq!(
+        (head.kind, &payload[..]),
+        (
+            kind::GOAWAY,
+            &[&frames::goaway(5, 2)[9..], b"debug"].concat()[..]
+        )
+    );
     app.write_all(&frames::goaway(3, 0)).await.unwrap();
     assert_eq!(next(&mut caller).await.1, frames::goaway(3, 0)[9..]);
 }
@@ -277,7 +397,14 @@ async fn a_drain_asks_callers_to_leave_and_ends_when_their_streams_have() {
     let mut rig = Rig::new(app.addr, None).await;
     let mut caller = Caller::connect(rig.addr).await;
     let post = Request::post("http://app.example/echo").body(()).unwrap();
-    let (response, mut up) = caller.send.clone().ready().await.unwrap().send_request(post, false).unwrap();
+    let (response, mut up) = caller
+        .send
+        .clone()
+        .ready()
+        .await
+        .unwrap()
+        .send_request(post, false)
+        .unwrap();
     let response = timeout(PATIENCE, response).await.expect("a head").unwrap();
     rig.port.drain.start();
     up.send_data("last words".into(), true).unwrap();

@@ -1,4 +1,5 @@
-//! A port whose accepted connections are carried as HTTP/2, an app behind it, and a workstation behind its tunnels.
+//! A port whose accepted connections are carried as HTTP/2, an app behind it, and a workstation
+//! behind its tunnels.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -66,9 +67,13 @@ impl Rig {
                     down.set_nodelay(true).unwrap();
                     let mut lane = base::lane(&shared, caller);
                     lane.hello = secure.then(Arc::default);
-                    let Ok(app) = shared.app.dial(None).await else { return };
+                    let Ok(app) = shared.app.dial(None).await else {
+                        return;
+                    };
                     app.as_tcp().unwrap().set_nodelay(true).unwrap();
-                    let how = http2::carry(Conn::Tcp(down), Buf::default(), app, Buf::default(), &lane).await;
+                    let how =
+                        http2::carry(Conn::Tcp(down), Buf::default(), app, Buf::default(), &lane)
+                            .await;
                     let _ = ended_tx.send(how);
                 });
             }
@@ -94,12 +99,18 @@ impl Rig {
     }
 
     pub async fn next_ended(&mut self) -> Ended {
-        timeout(PATIENCE, self.ended.recv()).await.expect("a connection ends").unwrap()
+        timeout(PATIENCE, self.ended.recv())
+            .await
+            .expect("a connection ends")
+            .unwrap()
     }
 }
 
 pub fn table(state: State) -> RouteTable {
-    let filters = Filters { headers: vec![HeaderFilter::new("x-dev", "a")], ..Filters::default() };
+    let filters = Filters {
+        headers: vec![HeaderFilter::new("x-dev", "a")],
+        ..Filters::default()
+    };
     let intercept = Intercept {
         id: "session:echo".to_owned(),
         name: "echo".to_owned(),
@@ -114,7 +125,10 @@ pub fn table(state: State) -> RouteTable {
         dial_timeout: std::time::Duration::ZERO,
         stats: Arc::default(),
     };
-    RouteTable::new(vec![Entry { intercept: Arc::new(intercept), state }])
+    RouteTable::new(vec![Entry {
+        intercept: Arc::new(intercept),
+        state,
+    }])
 }
 
 /// What a workstation's client does with a tunnel: dials its target and moves bytes.
@@ -130,7 +144,13 @@ async fn serve_tunnel(mut far: Far, target: SocketAddr) {
     let back = tokio::spawn(async move {
         let mut buf = vec![0; 32 * 1024];
         while let Ok(n @ 1..) = from_target.read(&mut buf).await {
-            if to_agent.send(Ok(Message::Normal(Bytes::copy_from_slice(&buf[..n])).encode())).await.is_err() {
+            if to_agent
+                .send(Ok(
+                    Message::Normal(Bytes::copy_from_slice(&buf[..n])).encode()
+                ))
+                .await
+                .is_err()
+            {
                 return;
             }
         }
@@ -168,7 +188,9 @@ pub struct Answer {
 
 impl Answer {
     pub fn server(&self) -> &str {
-        self.headers.get("x-server").map_or("nobody", |v| v.to_str().unwrap())
+        self.headers
+            .get("x-server")
+            .map_or("nobody", |v| v.to_str().unwrap())
     }
 
     pub fn text(&self) -> &str {
@@ -178,7 +200,11 @@ impl Answer {
 
 impl Caller {
     pub async fn connect(addr: SocketAddr) -> Self {
-        Self::with(addr, h2::client::Builder::new().initial_window_size(1 << 20)).await
+        Self::with(
+            addr,
+            h2::client::Builder::new().initial_window_size(1 << 20),
+        )
+        .await
     }
 
     pub async fn with(addr: SocketAddr, builder: &h2::client::Builder) -> Self {
@@ -189,7 +215,11 @@ impl Caller {
         let driver = tokio::spawn(async move {
             let _ = over_tx.send(connection.await);
         });
-        Self { send, driver: driver.abort_handle(), over }
+        Self {
+            send,
+            driver: driver.abort_handle(),
+            over,
+        }
     }
 
     /// Breaks the connection off as a process that is killed does.
@@ -199,7 +229,10 @@ impl Caller {
 
     /// How the connection ended.
     pub async fn over(&mut self) -> Result<(), h2::Error> {
-        timeout(PATIENCE, self.over.recv()).await.expect("the connection ends").unwrap()
+        timeout(PATIENCE, self.over.recv())
+            .await
+            .expect("the connection ends")
+            .unwrap()
     }
 
     pub async fn get(&self, path: &str, dev: bool) -> Result<Answer, h2::Error> {
@@ -218,7 +251,11 @@ impl Caller {
 
 pub fn request(path: &str, dev: bool) -> http::request::Builder {
     let request = Request::builder().uri(format!("http://app.example{path}"));
-    if dev { request.header("x-dev", "a") } else { request }
+    if dev {
+        request.header("x-dev", "a")
+    } else {
+        request
+    }
 }
 
 pub async fn whole(response: http::Response<h2::RecvStream>) -> Result<Answer, h2::Error> {
@@ -229,6 +266,13 @@ pub async fn whole(response: http::Response<h2::RecvStream>) -> Result<Answer, h
         from.flow_control().release_capacity(chunk.len())?;
         body.extend_from_slice(&chunk);
     }
-    let trailers = timeout(PATIENCE, from.trailers()).await.expect("trailers")?;
-    Ok(Answer { status: head.status, headers: head.headers, body: body.into(), trailers })
+    let trailers = timeout(PATIENCE, from.trailers())
+        .await
+        .expect("trailers")?;
+    Ok(Answer {
+        status: head.status,
+        headers: head.headers,
+        body: body.into(),
+        trailers,
+    })
 }

@@ -43,12 +43,25 @@ async fn matching_requests_go_to_the_workstation_and_all_others_to_the_app_on_on
     let caller = Caller::connect(rig.addr).await;
     for n in 0..40 {
         let answer = caller.get("/", n % 2 == 0).await.unwrap();
-        assert_eq!(answer.server(), if n % 2 == 0 { "workstation" } else { "app" });
+        assert_eq!(
+            answer.server(),
+            if n % 2 == 0 { "workstation" } else { "app" }
+        );
     }
     assert_eq!(rig.metrics().http2_requests.at(Route::Client).get(), 20);
     assert_eq!(rig.metrics().http2_requests.at(Route::App).get(), 20);
-    assert_eq!(rig.metrics().tunnels.get(), 1, "one tunnel for the caller's connection");
-    assert_eq!(rig.metrics().responses.at(traffic_agent::metrics::Class::C2xx).get(), 40);
+    assert_eq!(
+        rig.metrics().tunnels.get(),
+        1,
+        "one tunnel for the caller's connection"
+    );
+    assert_eq!(
+        rig.metrics()
+            .responses
+            .at(traffic_agent::metrics::Class::C2xx)
+            .get(),
+        40
+    );
 }
 
 #[tokio::test]
@@ -70,20 +83,36 @@ async fn the_header_list_is_the_same_as_on_a_direct_connection() {
     let through = Caller::connect(rig.addr).await;
     let requests = || {
         let with = |r: http::request::Builder| {
-            let mut r =
-                r.header("b", "2").header("a", "1").header("b", "3").header("cookie", "x=1").header("cookie", "y=2");
-            r.headers_mut().unwrap().append("bytes", HeaderValue::from_bytes(b"\xfe caf\xe9").unwrap());
+            let mut r = r
+                .header("b", "2")
+                .header("a", "1")
+                .header("b", "3")
+                .header("cookie", "x=1")
+                .header("cookie", "y=2");
+            r.headers_mut()
+                .unwrap()
+                .append("bytes", HeaderValue::from_bytes(b"\xfe caf\xe9").unwrap());
             let mut secret = HeaderValue::from_static("s");
             secret.set_sensitive(true);
-            r.header("authorization", secret).header("te", "trailers").header("empty", "").body(()).unwrap()
+            r.header("authorization", secret)
+                .header("te", "trailers")
+                .header("empty", "")
+                .body(())
+                .unwrap()
         };
         let mut relative = with(Request::get("/headers").header("host", "only.a.host.line"));
         *relative.version_mut() = Version::HTTP_11;
         let mut connect = with(Request::connect("http://app.example/headers?socket"));
-        connect.extensions_mut().insert(Protocol::from_static("websocket"));
+        connect
+            .extensions_mut()
+            .insert(Protocol::from_static("websocket"));
         vec![
             with(request("/headers?q=%20&r=ü", false)),
-            with(Request::builder().method("PURGE").uri("https://app.example:8443/headers")),
+            with(
+                Request::builder()
+                    .method("PURGE")
+                    .uri("https://app.example:8443/headers"),
+            ),
             relative,
             connect,
         ]
@@ -91,12 +120,19 @@ async fn the_header_list_is_the_same_as_on_a_direct_connection() {
     for (one, other) in requests().into_iter().zip(requests()) {
         let expected = direct.call(one, b"").await.unwrap();
         same(&expected, &through.call(other, b"").await.unwrap());
-        assert!(expected.text().contains("café".trim_end_matches('é')), "{}", expected.text());
+        assert!(
+            expected.text().contains("café".trim_end_matches('é')),
+            "{}",
+            expected.text()
+        );
     }
     let direct = Caller::connect(workstation.addr).await;
     for (mut one, mut other) in requests().into_iter().zip(requests()) {
-        one.headers_mut().insert("x-dev", HeaderValue::from_static("a"));
-        other.headers_mut().insert("x-dev", HeaderValue::from_static("a"));
+        one.headers_mut()
+            .insert("x-dev", HeaderValue::from_static("a"));
+        other
+            .headers_mut()
+            .insert("x-dev", HeaderValue::from_static("a"));
         let got = through.call(other, b"").await.unwrap();
         assert_eq!(got.server(), "workstation");
         same(&direct.call(one, b"").await.unwrap(), &got);
@@ -112,7 +148,15 @@ async fn a_large_header_list_passes_as_it_does_in_go() {
         for n in 0..100 {
             big = big.header(format!("x-{n}"), "v".repeat(1_000));
         }
-        assert!(caller.call(big.body(()).unwrap(), b"").await.unwrap().body.len() > 100_000);
+        assert!(
+            caller
+                .call(big.body(()).unwrap(), b"")
+                .await
+                .unwrap()
+                .body
+                .len()
+                > 100_000
+        );
     }
 }
 
@@ -122,8 +166,18 @@ async fn bodies_and_trailers_of_both_sides_arrive_whole() {
     let caller = Caller::connect(rig.addr).await;
     for dev in [false, true] {
         let post = request("/echo", dev).method(Method::POST).body(()).unwrap();
-        let (response, mut up) = caller.send.clone().ready().await.unwrap().send_request(post, false).unwrap();
-        let sent: Bytes = (0..3_000_000u32).map(|n| ((n * 31) >> 3) as u8).collect::<Vec<_>>().into();
+        let (response, mut up) = caller
+            .send
+            .clone()
+            .ready()
+            .await
+            .unwrap()
+            .send_request(post, false)
+            .unwrap();
+        let sent: Bytes = (0..3_000_000u32)
+            .map(|n| ((n * 31) >> 3) as u8)
+            .collect::<Vec<_>>()
+            .into();
         let data = sent.clone();
         let writer = tokio::spawn(async move {
             crate::app::send_all(&mut up, data).await.unwrap();
@@ -131,11 +185,16 @@ async fn bodies_and_trailers_of_both_sides_arrive_whole() {
             trailers.insert("x-mine", HeaderValue::from_static("kept"));
             up.send_trailers(trailers).unwrap();
         });
-        let answer = whole(timeout(PATIENCE, response).await.expect("a head").unwrap()).await.unwrap();
+        let answer = whole(timeout(PATIENCE, response).await.expect("a head").unwrap())
+            .await
+            .unwrap();
         writer.await.unwrap();
         assert!(answer.body == sent);
         let trailers = answer.trailers.unwrap();
-        assert_eq!((&trailers["x-mine"], &trailers["x-end"]), (&"kept".parse().unwrap(), &"yes".parse().unwrap()));
+        assert_eq!(
+            (&trailers["x-mine"], &trailers["x-end"]),
+            (&"kept".parse().unwrap(), &"yes".parse().unwrap())
+        );
     }
 }
 
@@ -145,22 +204,60 @@ async fn trailers_only_and_informational_answers_and_early_ones_are_what_they_ar
     let caller = Caller::connect(rig.addr).await;
     for dev in [false, true] {
         let get = request("/trailers-only", dev).body(()).unwrap();
-        let (response, _) = caller.send.clone().ready().await.unwrap().send_request(get, true).unwrap();
+        let (response, _) = caller
+            .send
+            .clone()
+            .ready()
+            .await
+            .unwrap()
+            .send_request(get, true)
+            .unwrap();
         let response = timeout(PATIENCE, response).await.expect("a head").unwrap();
         assert!(response.body().is_end_stream());
         assert_eq!(response.headers()["grpc-status"], "7");
 
         let get = request("/informational", dev).body(()).unwrap();
-        let (mut response, _) = caller.send.clone().ready().await.unwrap().send_request(get, true).unwrap();
-        let hint = timeout(PATIENCE, std::future::poll_fn(|cx| response.poll_informational(cx))).await.expect("a hint");
+        let (mut response, _) = caller
+            .send
+            .clone()
+            .ready()
+            .await
+            .unwrap()
+            .send_request(get, true)
+            .unwrap();
+        let hint = timeout(
+            PATIENCE,
+            std::future::poll_fn(|cx| response.poll_informational(cx)),
+        )
+        .await
+        .expect("a hint");
         assert_eq!(hint.unwrap().unwrap().status(), 103);
-        assert_eq!(timeout(PATIENCE, response).await.expect("a head").unwrap().status(), 200);
+        assert_eq!(
+            timeout(PATIENCE, response)
+                .await
+                .expect("a head")
+                .unwrap()
+                .status(),
+            200
+        );
 
         let post = request("/early", dev).method("POST").body(()).unwrap();
-        let (response, mut up) = caller.send.clone().ready().await.unwrap().send_request(post, false).unwrap();
-        let answer = whole(timeout(PATIENCE, response).await.expect("a head").unwrap()).await.unwrap();
+        let (response, mut up) = caller
+            .send
+            .clone()
+            .ready()
+            .await
+            .unwrap()
+            .send_request(post, false)
+            .unwrap();
+        let answer = whole(timeout(PATIENCE, response).await.expect("a head").unwrap())
+            .await
+            .unwrap();
         assert_eq!(answer.text(), "enough");
-        let reason = timeout(PATIENCE, std::future::poll_fn(|cx| up.poll_reset(cx))).await.expect("a reset").unwrap();
+        let reason = timeout(PATIENCE, std::future::poll_fn(|cx| up.poll_reset(cx)))
+            .await
+            .expect("a reset")
+            .unwrap();
         assert_eq!(reason, Reason::NO_ERROR);
     }
 }
@@ -171,11 +268,18 @@ async fn reset_codes_arrive_as_they_were_sent() {
     let caller = Caller::connect(rig.addr).await;
     for dev in [false, true] {
         for code in [1u32, 2, 3, 7, 8, 11, 13] {
-            let error = caller.get(&format!("/reset/{code}"), dev).await.unwrap_err();
+            let error = caller
+                .get(&format!("/reset/{code}"), dev)
+                .await
+                .unwrap_err();
             assert_eq!(error.reason().map(u32::from), Some(code));
         }
         let error = caller.get("/die", dev).await.unwrap_err();
-        assert_eq!(error.reason(), Some(Reason::INADEQUATE_SECURITY), "half an answer never looks whole");
+        assert_eq!(
+            error.reason(),
+            Some(Reason::INADEQUATE_SECURITY),
+            "half an answer never looks whole"
+        );
     }
 }
 
@@ -184,13 +288,27 @@ async fn a_cancel_reaches_the_server_with_its_reason_before_and_after_the_head()
     let (rig, mut app, mut workstation) = intercepted().await;
     let caller = Caller::connect(rig.addr).await;
     for (dev, server) in [(false, &mut app), (true, &mut workstation)] {
-        for (path, whole_request) in [("/hang", true), ("/hang", false), ("/stall", true), ("/stall", false)] {
+        for (path, whole_request) in [
+            ("/hang", true),
+            ("/hang", false),
+            ("/stall", true),
+            ("/stall", false),
+        ] {
             let post = request(path, dev).method("POST").body(()).unwrap();
-            let (response, mut up) =
-                caller.send.clone().ready().await.unwrap().send_request(post, whole_request).unwrap();
+            let (response, mut up) = caller
+                .send
+                .clone()
+                .ready()
+                .await
+                .unwrap()
+                .send_request(post, whole_request)
+                .unwrap();
             server.sees(&path[1..]).await;
-            let _head =
-                if path == "/stall" { Some(timeout(PATIENCE, response).await.expect("a head").unwrap()) } else { None };
+            let _head = if path == "/stall" {
+                Some(timeout(PATIENCE, response).await.expect("a head").unwrap())
+            } else {
+                None
+            };
             up.send_reset(Reason::CANCEL);
             server.sees("reset CANCEL").await;
         }
@@ -215,7 +333,16 @@ async fn a_caller_that_is_killed_ends_its_streams_everywhere() {
     let mut hanging = Vec::new();
     for dev in [false, true] {
         let get = request("/hang", dev).body(()).unwrap();
-        hanging.push(caller.send.clone().ready().await.unwrap().send_request(get, true).unwrap());
+        hanging.push(
+            caller
+                .send
+                .clone()
+                .ready()
+                .await
+                .unwrap()
+                .send_request(get, true)
+                .unwrap(),
+        );
     }
     app.sees("hang").await;
     workstation.sees("hang").await;
@@ -235,15 +362,29 @@ async fn a_stalled_stream_holds_up_no_other_and_is_bounded() {
     let mut stalled = Vec::new();
     for n in 0..20 {
         let get = request("/endless", n % 2 == 0).body(()).unwrap();
-        let (response, _) = caller.send.clone().ready().await.unwrap().send_request(get, true).unwrap();
+        let (response, _) = caller
+            .send
+            .clone()
+            .ready()
+            .await
+            .unwrap()
+            .send_request(get, true)
+            .unwrap();
         stalled.push(timeout(PATIENCE, response).await.expect("a head").unwrap());
     }
     for n in 0..50 {
         let dev = n % 2 == 0;
-        let answer = caller.call(request("/echo", dev).method("POST").body(()).unwrap(), &[5; 10_000]).await.unwrap();
+        let answer = caller
+            .call(
+                request("/echo", dev).method("POST").body(()).unwrap(),
+                &[5; 10_000],
+            )
+            .await
+            .unwrap();
         assert_eq!(answer.body.len(), 10_000);
     }
-    // What reached the caller is what its windows allow, and the echoes; not what the servers would like to say.
+    // What reached the caller is what its windows allow, and the echoes; not what the servers would
+    // like to say.
     let sent = rig.metrics().bytes_out.get();
     assert!((500_000..3_000_000).contains(&sent), "{sent} bytes");
 }
@@ -254,14 +395,30 @@ async fn a_thousand_concurrent_streams_are_served_at_once() {
     let caller = Arc::new(Caller::connect(rig.addr).await);
     let mut open = Vec::new();
     for n in 0..1_000 {
-        let post = request("/echo", n % 3 == 0).method("POST").body(()).unwrap();
-        let (response, up) = caller.send.clone().ready().await.unwrap().send_request(post, false).unwrap();
+        let post = request("/echo", n % 3 == 0)
+            .method("POST")
+            .body(())
+            .unwrap();
+        let (response, up) = caller
+            .send
+            .clone()
+            .ready()
+            .await
+            .unwrap()
+            .send_request(post, false)
+            .unwrap();
         open.push((n, response, up));
     }
     let mut heads = Vec::new();
     for (n, response, up) in open {
-        let response = timeout(PATIENCE, response).await.expect("a head while all are open").unwrap();
-        assert_eq!(response.headers()["x-server"], if n % 3 == 0 { "workstation" } else { "app" });
+        let response = timeout(PATIENCE, response)
+            .await
+            .expect("a head while all are open")
+            .unwrap();
+        assert_eq!(
+            response.headers()["x-server"],
+            if n % 3 == 0 { "workstation" } else { "app" }
+        );
         heads.push((n, response, up));
     }
     for (n, response, mut up) in heads {
@@ -289,19 +446,42 @@ async fn the_apps_limit_of_streams_is_the_callers() {
 async fn a_websocket_by_extended_connect_talks_both_ways_matched_or_not() {
     // Whoever echoes and reads thousands of tiny frames must not mind them.
     let mut patient = h2::server::Builder::new();
-    patient.enable_connect_protocol().initial_connection_window_size(1 << 20).data_frame_budget(64 << 20);
+    patient
+        .enable_connect_protocol()
+        .initial_connection_window_size(1 << 20)
+        .data_frame_budget(64 << 20);
     let app = App::with("app", patient.clone()).await;
     let workstation = App::with("workstation", patient).await;
     let rig = Rig::new(app.addr, Some(workstation.addr)).await;
     rig.intercept();
-    let caller = Caller::with(rig.addr, h2::client::Builder::new().data_frame_budget(64 << 20)).await;
+    let caller = Caller::with(
+        rig.addr,
+        h2::client::Builder::new().data_frame_budget(64 << 20),
+    )
+    .await;
     caller.get("/", false).await.unwrap();
     assert!(caller.send.is_extended_connect_protocol_enabled());
     for dev in [false, true] {
-        let mut connect = request("/echo", dev).method(Method::CONNECT).body(()).unwrap();
-        connect.extensions_mut().insert(Protocol::from_static("websocket"));
-        let (response, mut up) = caller.send.clone().ready().await.unwrap().send_request(connect, false).unwrap();
-        let mut from = timeout(PATIENCE, response).await.expect("a head").unwrap().into_body();
+        let mut connect = request("/echo", dev)
+            .method(Method::CONNECT)
+            .body(())
+            .unwrap();
+        connect
+            .extensions_mut()
+            .insert(Protocol::from_static("websocket"));
+        let (response, mut up) = caller
+            .send
+            .clone()
+            .ready()
+            .await
+            .unwrap()
+            .send_request(connect, false)
+            .unwrap();
+        let mut from = timeout(PATIENCE, response)
+            .await
+            .expect("a head")
+            .unwrap()
+            .into_body();
         // Both directions at once, in the frames of RFC 6455: masked text with changing lengths.
         let sending = tokio::spawn(async move {
             for n in 0..10_000u32 {
@@ -313,7 +493,11 @@ async fn a_websocket_by_extended_connect_talks_both_ways_matched_or_not() {
         for n in 0..10_000u32 {
             let expected = text_frame(n);
             while got.len() < expected.len() {
-                let chunk = timeout(PATIENCE, from.data()).await.expect("an echo").unwrap().unwrap();
+                let chunk = timeout(PATIENCE, from.data())
+                    .await
+                    .expect("an echo")
+                    .unwrap()
+                    .unwrap();
                 from.flow_control().release_capacity(chunk.len()).unwrap();
                 got.extend_from_slice(&chunk);
             }
@@ -325,10 +509,22 @@ async fn a_websocket_by_extended_connect_talks_both_ways_matched_or_not() {
     }
     for (dev, path) in [(false, "/reset/7"), (true, "/trailers-only")] {
         let mut connect = request(path, dev).method(Method::CONNECT).body(()).unwrap();
-        connect.extensions_mut().insert(Protocol::from_static("websocket"));
-        let (response, _up) = caller.send.clone().ready().await.unwrap().send_request(connect, false).unwrap();
+        connect
+            .extensions_mut()
+            .insert(Protocol::from_static("websocket"));
+        let (response, _up) = caller
+            .send
+            .clone()
+            .ready()
+            .await
+            .unwrap()
+            .send_request(connect, false)
+            .unwrap();
         match timeout(PATIENCE, response).await.expect("a refusal") {
-            Ok(response) => assert_eq!((dev, &response.headers()["grpc-status"]), (true, &"7".parse().unwrap())),
+            Ok(response) => assert_eq!(
+                (dev, &response.headers()["grpc-status"]),
+                (true, &"7".parse().unwrap())
+            ),
             Err(error) => assert_eq!((dev, error.reason()), (false, Some(Reason::REFUSED_STREAM))),
         }
     }
@@ -340,7 +536,11 @@ fn text_frame(n: u32) -> Vec<u8> {
     let mask = n.to_be_bytes();
     let mut frame = vec![0x81, 0x80 | text.len() as u8];
     frame.extend_from_slice(&mask);
-    frame.extend(text.bytes().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+    frame.extend(
+        text.bytes()
+            .zip(mask.iter().cycle())
+            .map(|(byte, mask)| byte ^ mask),
+    );
     frame
 }
 
@@ -357,7 +557,11 @@ async fn what_cannot_be_tunnelled_goes_to_the_app_and_is_counted() {
     }
     assert_eq!(rig.metrics().fail_open.at(FailOpen::NoTunnel).get(), 3);
 
-    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let closed = TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap();
     let rig = Rig::new(app.addr, Some(closed)).await;
     rig.intercept();
     let caller = Caller::connect(rig.addr).await;
@@ -377,9 +581,15 @@ async fn nothing_is_sent_before_the_workstation_has_dialled_and_a_late_dial_goes
     assert_eq!(answer.unwrap().server(), "app");
     assert_eq!(rig.metrics().fail_open.at(FailOpen::DialTimeout).get(), 1);
     let mut far = far.unwrap();
-    while let Some(payload) = timeout(PATIENCE, far.from_agent.recv()).await.expect("the tunnel ends") {
+    while let Some(payload) = timeout(PATIENCE, far.from_agent.recv())
+        .await
+        .expect("the tunnel ends")
+    {
         let message = Message::decode(payload).unwrap();
-        assert!(!matches!(message, Message::Normal(_)), "{message:?} before DialOK");
+        assert!(
+            !matches!(message, Message::Normal(_)),
+            "{message:?} before DialOK"
+        );
     }
 }
 
@@ -391,18 +601,46 @@ async fn a_tunnel_lost_in_the_middle_resets_the_stream_and_leaves_the_others_alo
     rig.intercept();
     let caller = Caller::connect(rig.addr).await;
     let post = request("/echo", false).method("POST").body(()).unwrap();
-    let (other, mut up) = caller.send.clone().ready().await.unwrap().send_request(post, false).unwrap();
+    let (other, mut up) = caller
+        .send
+        .clone()
+        .ready()
+        .await
+        .unwrap()
+        .send_request(post, false)
+        .unwrap();
     let get = request("/", true).body(()).unwrap();
-    let (lost, _) = caller.send.clone().ready().await.unwrap().send_request(get, true).unwrap();
-    let mut far = timeout(PATIENCE, opened.recv()).await.expect("a tunnel").unwrap();
-    far.to_agent.send(Ok(Message::DialOk.encode())).await.unwrap();
-    let first = timeout(PATIENCE, far.from_agent.recv()).await.expect("the request").unwrap();
-    assert!(matches!(Message::decode(first).unwrap(), Message::Normal(_)));
+    let (lost, _) = caller
+        .send
+        .clone()
+        .ready()
+        .await
+        .unwrap()
+        .send_request(get, true)
+        .unwrap();
+    let mut far = timeout(PATIENCE, opened.recv())
+        .await
+        .expect("a tunnel")
+        .unwrap();
+    far.to_agent
+        .send(Ok(Message::DialOk.encode()))
+        .await
+        .unwrap();
+    let first = timeout(PATIENCE, far.from_agent.recv())
+        .await
+        .expect("the request")
+        .unwrap();
+    assert!(matches!(
+        Message::decode(first).unwrap(),
+        Message::Normal(_)
+    ));
     drop(far);
     let error = timeout(PATIENCE, lost).await.expect("an end").unwrap_err();
     assert_eq!(error.reason(), Some(Reason::INTERNAL_ERROR));
     up.send_data("still here".into(), true).unwrap();
-    let answer = whole(timeout(PATIENCE, other).await.expect("a head").unwrap()).await.unwrap();
+    let answer = whole(timeout(PATIENCE, other).await.expect("a head").unwrap())
+        .await
+        .unwrap();
     assert_eq!((answer.server(), answer.text()), ("app", "still here"));
 }
 
@@ -413,13 +651,28 @@ async fn an_expired_intercept_answers_503_and_grpc_in_its_own_way() {
     let caller = Caller::connect(rig.addr).await;
     let answer = caller.get("/", true).await.unwrap();
     assert_eq!(answer.status, 503);
-    assert!(answer.text().contains("\"echo\" of dev@laptop has expired"), "{}", answer.text());
+    assert!(
+        answer.text().contains("\"echo\" of dev@laptop has expired"),
+        "{}",
+        answer.text()
+    );
     assert_eq!(caller.get("/", false).await.unwrap().server(), "app");
-    let post =
-        request("/a.B/C", true).method("POST").header("content-type", "application/grpc+proto").body(()).unwrap();
+    let post = request("/a.B/C", true)
+        .method("POST")
+        .header("content-type", "application/grpc+proto")
+        .body(())
+        .unwrap();
     let answer = caller.call(post, b"message").await.unwrap();
-    assert_eq!((answer.status.as_u16(), &answer.headers["grpc-status"]), (200, &"14".parse().unwrap()));
-    assert!(answer.headers["grpc-message"].to_str().unwrap().contains("has expired"));
+    assert_eq!(
+        (answer.status.as_u16(), &answer.headers["grpc-status"]),
+        (200, &"14".parse().unwrap())
+    );
+    assert!(
+        answer.headers["grpc-message"]
+            .to_str()
+            .unwrap()
+            .contains("has expired")
+    );
     assert_eq!(rig.metrics().http2_requests.at(Route::Expired).get(), 2);
 }
 
@@ -428,12 +681,21 @@ async fn goaway_of_the_app_is_passed_on_and_no_stream_is_lost_by_it() {
     let (mut rig, app, _workstation) = intercepted().await;
     let mut caller = Caller::connect(rig.addr).await;
     let post = request("/echo", false).method("POST").body(()).unwrap();
-    let (response, mut up) = caller.send.clone().ready().await.unwrap().send_request(post, false).unwrap();
+    let (response, mut up) = caller
+        .send
+        .clone()
+        .ready()
+        .await
+        .unwrap()
+        .send_request(post, false)
+        .unwrap();
     let response = timeout(PATIENCE, response).await.expect("a head").unwrap();
     app.leave.send(true).unwrap();
     while let Ok(mut send) = caller.send.clone().ready().await {
         // What crosses the GOAWAY is served nevertheless.
-        let (answer, _) = send.send_request(request("/", false).body(()).unwrap(), true).unwrap();
+        let (answer, _) = send
+            .send_request(request("/", false).body(()).unwrap(), true)
+            .unwrap();
         match timeout(PATIENCE, answer).await.expect("an answer") {
             Ok(answer) => assert_eq!(answer.headers()["x-server"], "app"),
             // Not even sent: the caller's own library had read the GOAWAY.
@@ -455,8 +717,17 @@ async fn an_app_that_dies_takes_its_callers_connection_with_it() {
     let (mut socket, _) = listener.accept().await.unwrap();
     socket.read_exact(&mut [0; 24]).await.unwrap();
     let get = request("/", false).body(()).unwrap();
-    let (response, _) = caller.send.clone().ready().await.unwrap().send_request(get, true).unwrap();
-    tokio::io::AsyncWriteExt::write_all(&mut socket, &[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+    let (response, _) = caller
+        .send
+        .clone()
+        .ready()
+        .await
+        .unwrap()
+        .send_request(get, true)
+        .unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut socket, &[0, 0, 0, 4, 0, 0, 0, 0, 0])
+        .await
+        .unwrap();
     socket.read_exact(&mut [0; 40]).await.unwrap();
     traffic_agent::conn::Io::abort(&mut socket);
     drop(socket);
@@ -473,11 +744,15 @@ async fn an_app_that_says_nothing_at_first_is_not_waited_for_long() {
     let caller = Caller::connect(rig.addr).await;
     let (socket, _) = listener.accept().await.unwrap();
     let hears_settings = async {
-        while !caller.send.is_extended_connect_protocol_enabled() && caller.send.current_max_send_streams() == 100 {
+        while !caller.send.is_extended_connect_protocol_enabled()
+            && caller.send.current_max_send_streams() == 100
+        {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(PATIENCE, hears_settings).await.expect("the agent's SETTINGS");
+    timeout(PATIENCE, hears_settings)
+        .await
+        .expect("the agent's SETTINGS");
     drop(socket);
 }
 
@@ -490,7 +765,14 @@ async fn an_intercept_that_is_over_lets_go_of_its_tunnel_and_a_drain_ends_the_co
     workstation.sees("closed").await;
     assert_eq!(caller.get("/", true).await.unwrap().server(), "app");
     let post = request("/echo", false).method("POST").body(()).unwrap();
-    let (response, mut up) = caller.send.clone().ready().await.unwrap().send_request(post, false).unwrap();
+    let (response, mut up) = caller
+        .send
+        .clone()
+        .ready()
+        .await
+        .unwrap()
+        .send_request(post, false)
+        .unwrap();
     let response = timeout(PATIENCE, response).await.expect("a head").unwrap();
     rig.port.drain.start();
     up.send_data("last words".into(), true).unwrap();

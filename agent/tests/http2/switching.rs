@@ -1,4 +1,5 @@
-//! Rules that come while connections are at full work: nothing fails, and nothing goes where it should not.
+//! Rules that come while connections are at full work: nothing fails, and nothing goes where it
+//! should not.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -9,8 +10,9 @@ use crate::app::App;
 use crate::base::PATIENCE;
 use crate::rig::{Caller, Rig, request};
 
-/// Works on one connection at a time with `lanes` requests in flight, as a client does that knows RFC 9113: a
-/// connection that was told GOAWAY takes no more requests, and those in flight are waited for.
+/// Works on one connection at a time with `lanes` requests in flight, as a client does that knows
+/// RFC 9113: a connection that was told GOAWAY takes no more requests, and those in flight are
+/// waited for.
 struct Client {
     rig: std::net::SocketAddr,
     /// Odd while the intercept is surely active; every change is a new number.
@@ -40,7 +42,9 @@ impl Client {
     async fn lane(&self, caller: &Caller, dev: bool, terminated: bool) {
         while !self.stop.load(Ordering::SeqCst) {
             let epoch = self.epoch.load(Ordering::SeqCst);
-            let Ok(mut send) = caller.send.clone().ready().await else { return };
+            let Ok(mut send) = caller.send.clone().ready().await else {
+                return;
+            };
             let (answer, _) = match send.send_request(request("/", dev).body(()).unwrap(), true) {
                 Ok(sent) => sent,
                 // The library had read a GOAWAY: nothing was sent.
@@ -66,7 +70,10 @@ async fn connections_at_full_work_move_without_a_failed_or_misrouted_request() {
     let (app, workstation) = (App::start("app").await, App::start("workstation").await);
     for round in 0..3 {
         let rig = Rig::new(app.addr, Some(workstation.addr)).await;
-        let (epoch, stop) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicBool::new(false)));
+        let (epoch, stop) = (
+            Arc::new(AtomicU32::new(0)),
+            Arc::new(AtomicBool::new(false)),
+        );
         let (answered, moved) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
         let workers: Vec<_> = (0..4)
             .map(|_| {
@@ -82,13 +89,23 @@ async fn connections_at_full_work_move_without_a_failed_or_misrouted_request() {
             .collect();
         let until = |what: &'static str, reached: &'static dyn Fn(u32, u32) -> bool| {
             let (answered, moved) = (answered.clone(), moved.clone());
-            let (a, m) = (answered.load(Ordering::SeqCst), moved.load(Ordering::SeqCst));
+            let (a, m) = (
+                answered.load(Ordering::SeqCst),
+                moved.load(Ordering::SeqCst),
+            );
             let wait = async move {
-                while !reached(answered.load(Ordering::SeqCst) - a, moved.load(Ordering::SeqCst) - m) {
+                while !reached(
+                    answered.load(Ordering::SeqCst) - a,
+                    moved.load(Ordering::SeqCst) - m,
+                ) {
                     tokio::task::yield_now().await;
                 }
             };
-            async move { timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("no progress: {what}")) }
+            async move {
+                timeout(PATIENCE, wait)
+                    .await
+                    .unwrap_or_else(|_| panic!("no progress: {what}"))
+            }
         };
         until("relayed", &|answered, _| answered > 200).await;
         // Counted from before the rule, because a connection may move at once.
@@ -109,7 +126,10 @@ async fn connections_at_full_work_move_without_a_failed_or_misrouted_request() {
         }
         stop.store(true, Ordering::SeqCst);
         for worker in workers {
-            timeout(PATIENCE, worker).await.expect("workers end").unwrap();
+            timeout(PATIENCE, worker)
+                .await
+                .expect("workers end")
+                .unwrap();
         }
     }
 }

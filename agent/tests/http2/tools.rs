@@ -17,7 +17,10 @@ async fn run(program: &str, args: &[&str]) -> Output {
         .kill_on_drop(true)
         .spawn()
         .unwrap_or_else(|e| panic!("{program} (Debian packages curl, nghttp2-client): {e}"));
-    timeout(crate::base::PATIENCE, child.wait_with_output()).await.expect("it ends").unwrap()
+    timeout(crate::base::PATIENCE, child.wait_with_output())
+        .await
+        .expect("it ends")
+        .unwrap()
 }
 
 fn text(output: &Output) -> String {
@@ -29,9 +32,31 @@ async fn curl_gets_its_answers_in_both_modes() {
     let (app, workstation) = (App::start("app").await, App::start("workstation").await);
     let rig = Rig::new(app.addr, Some(workstation.addr)).await;
     let url = format!("http://{}/x", rig.addr);
-    let plain = ["--http2-prior-knowledge", "-sS", "-m", "20", "-H", "x-dev: a", &url];
-    let post = ["--http2-prior-knowledge", "-sS", "-m", "20", "-d", "a body", "-H", "x-dev: b", &url];
-    for (active, expected) in [(false, "app /x"), (true, "workstation /x"), (false, "app /x")] {
+    let plain = [
+        "--http2-prior-knowledge",
+        "-sS",
+        "-m",
+        "20",
+        "-H",
+        "x-dev: a",
+        &url,
+    ];
+    let post = [
+        "--http2-prior-knowledge",
+        "-sS",
+        "-m",
+        "20",
+        "-d",
+        "a body",
+        "-H",
+        "x-dev: b",
+        &url,
+    ];
+    for (active, expected) in [
+        (false, "app /x"),
+        (true, "workstation /x"),
+        (false, "app /x"),
+    ] {
         if active {
             rig.intercept()
         } else {
@@ -51,11 +76,21 @@ async fn nghttp_and_h2load_are_served_in_both_modes() {
         if active {
             rig.intercept();
         }
-        assert_eq!(text(&run("nghttp", &["-H", "x-dev: a", &url]).await), expected);
+        assert_eq!(
+            text(&run("nghttp", &["-H", "x-dev: a", &url]).await),
+            expected
+        );
         for extra in ["x-dev: a", "x-dev: b"] {
-            let load = run("h2load", &["-n", "2000", "-c", "4", "-m", "50", "-H", extra, &url]).await;
+            let load = run(
+                "h2load",
+                &["-n", "2000", "-c", "4", "-m", "50", "-H", extra, &url],
+            )
+            .await;
             let said = text(&load);
-            assert!(said.contains("2000 succeeded, 0 failed, 0 errored"), "{said}");
+            assert!(
+                said.contains("2000 succeeded, 0 failed, 0 errored"),
+                "{said}"
+            );
         }
     }
 }

@@ -19,16 +19,29 @@ use traffic_proto::tunnel::{Message, StreamInfo};
 use crate::fake::{Fake, Wire, intercept, outgoing, serve_http};
 use crate::pod::Pod;
 
-async fn pod() -> (Fake, Pod, AgentClient<Channel>, mpsc::Receiver<(StreamInfo, Wire)>) {
+async fn pod() -> (
+    Fake,
+    Pod,
+    AgentClient<Channel>,
+    mpsc::Receiver<(StreamInfo, Wire)>,
+) {
     let (fake, dialled) = Fake::start("127.0.0.1:0".parse().unwrap()).await;
     let pod = Pod::start(fake.address, "").await;
-    fake.until("the watches", |s| s.watched.contains(&"dials") && s.watched.contains(&"deltas")).await;
-    let client = AgentClient::connect(format!("http://127.0.0.1:{}", pod.api_port())).await.unwrap();
+    fake.until("the watches", |s| {
+        s.watched.contains(&"dials") && s.watched.contains(&"deltas")
+    })
+    .await;
+    let client = AgentClient::connect(format!("http://127.0.0.1:{}", pod.api_port()))
+        .await
+        .unwrap();
     (fake, pod, client, dialled)
 }
 
 fn session(id: &str) -> SessionInfo {
-    SessionInfo { session_id: id.to_owned(), ..SessionInfo::default() }
+    SessionInfo {
+        session_id: id.to_owned(),
+        ..SessionInfo::default()
+    }
 }
 
 async fn tunnel(client: &mut AgentClient<Channel>, first: Message) -> Result<Wire, tonic::Status> {
@@ -41,7 +54,12 @@ async fn tunnel(client: &mut AgentClient<Channel>, first: Message) -> Result<Wir
 }
 
 fn info(conn_id: ConnId, session: &str) -> Message {
-    Message::StreamInfo(StreamInfo::new(conn_id, session, Duration::ZERO, Duration::from_secs(2)))
+    Message::StreamInfo(StreamInfo::new(
+        conn_id,
+        session,
+        Duration::ZERO,
+        Duration::from_secs(2),
+    ))
 }
 
 fn conn(transport: Transport, destination: SocketAddr) -> ConnId {
@@ -51,18 +69,36 @@ fn conn(transport: Transport, destination: SocketAddr) -> ConnId {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_workstation_that_watches_the_agent_is_asked_itself() {
     let (fake, pod, mut client, _dialled) = pod().await;
-    let mut first = client.watch_dial(session("client-1")).await.unwrap().into_inner();
+    let mut first = client
+        .watch_dial(session("client-1"))
+        .await
+        .unwrap()
+        .into_inner();
     // A second watch replaces the first, and the end of the first does not end the second.
-    let mut dials = client.watch_dial(session("client-1")).await.unwrap().into_inner();
+    let mut dials = client
+        .watch_dial(session("client-1"))
+        .await
+        .unwrap()
+        .into_inner();
     assert!(first.message().await.unwrap().is_none());
     drop(first);
-    fake.show(&[intercept("i", Disposition::Active, pod.app_port, Some(("x-dev", "a")))]);
+    fake.show(&[intercept(
+        "i",
+        Disposition::Active,
+        pod.app_port,
+        Some(("x-dev", "a")),
+    )]);
     let mut answering = client.clone();
     let workstation = tokio::spawn(async move {
         while let Ok(Some(request)) = dials.message().await {
             let conn_id = ConnId::parse(&request.conn_id).unwrap();
-            assert_eq!((conn_id.destination().port(), request.dial_timeout), (1, 1_000_000_000));
-            let mut wire = tunnel(&mut answering, info(conn_id, "client-1")).await.unwrap();
+            assert_eq!(
+                (conn_id.destination().port(), request.dial_timeout),
+                (1, 1_000_000_000)
+            );
+            let mut wire = tunnel(&mut answering, info(conn_id, "client-1"))
+                .await
+                .unwrap();
             tokio::spawn(async move {
                 wire.send(Message::DialOk).await;
                 serve_http(&mut wire.rx, &wire.tx).await;
@@ -73,31 +109,51 @@ async fn a_workstation_that_watches_the_agent_is_asked_itself() {
     for _ in 0..20 {
         assert_eq!(pod.ask("x-dev: a\r\n").await.unwrap(), "workstation");
     }
-    assert!(fake.seen().tunnels.is_empty(), "nothing went through the manager");
-    fake.until("reports", |s| s.reports.len() >= 20 && s.reports.iter().all(|r| r.client_session_id == "client-1"))
-        .await;
+    assert!(
+        fake.seen().tunnels.is_empty(),
+        "nothing went through the manager"
+    );
+    fake.until("reports", |s| {
+        s.reports.len() >= 20 && s.reports.iter().all(|r| r.client_session_id == "client-1")
+    })
+    .await;
     workstation.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_workstation_that_does_not_answer_costs_the_budget_and_leaves_no_waiter_behind() {
     let (fake, pod, mut client, _dialled) = pod().await;
-    let mut dials = client.watch_dial(session("client-1")).await.unwrap().into_inner();
-    fake.show(&[intercept("i", Disposition::Active, pod.app_port, Some(("x-dev", "a")))]);
-    let asked = tokio::spawn(async move { ConnId::parse(&dials.message().await.unwrap().unwrap().conn_id).unwrap() });
+    let mut dials = client
+        .watch_dial(session("client-1"))
+        .await
+        .unwrap()
+        .into_inner();
+    fake.show(&[intercept(
+        "i",
+        Disposition::Active,
+        pod.app_port,
+        Some(("x-dev", "a")),
+    )]);
+    let asked = tokio::spawn(async move {
+        ConnId::parse(&dials.message().await.unwrap().unwrap().conn_id).unwrap()
+    });
     let started = Instant::now();
     let port = pod.agent_port;
     let answer = loop {
         let began = Instant::now();
         let answer = crate::pod::request(port, "x-dev: a\r\n").await.unwrap();
         if asked.is_finished() {
-            assert!(began.elapsed() >= Duration::from_millis(900), "the dial timeout is one second");
+            assert!(
+                began.elapsed() >= Duration::from_millis(900),
+                "the dial timeout is one second"
+            );
             break answer;
         }
         assert!(started.elapsed() < crate::PATIENCE, "never asked to dial");
     };
     assert_eq!(answer, "app");
-    // The same connection, answered too late: not handed to the dead waiter, but dialled like any other (port 1 is closed).
+    // The same connection, answered too late: not handed to the dead waiter, but dialled like any
+    // other (port 1 is closed).
     let late = info(asked.await.unwrap(), "client-1");
     let mut wire = tunnel(&mut client, late).await.unwrap();
     assert_eq!(wire.next().await, Message::DialReject);
@@ -114,11 +170,18 @@ async fn an_agent_dials_anywhere_for_a_client() {
         socket.read_to_end(&mut all).await.unwrap();
         socket.write_all(&all).await.unwrap();
     });
-    let mut wire = tunnel(&mut client, info(conn(Transport::Tcp, destination), "client-1")).await.unwrap();
+    let mut wire = tunnel(
+        &mut client,
+        info(conn(Transport::Tcp, destination), "client-1"),
+    )
+    .await
+    .unwrap();
     assert_eq!(wire.next().await, Message::DialOk);
-    wire.send(Message::Normal(Bytes::from_static(b"hello "))).await;
+    wire.send(Message::Normal(Bytes::from_static(b"hello ")))
+        .await;
     wire.send(Message::KeepAlive).await;
-    wire.send(Message::Normal(Bytes::from_static(b"there"))).await;
+    wire.send(Message::Normal(Bytes::from_static(b"there")))
+        .await;
     // Half-close: the answer comes only after the end of what we say.
     let (unused, _) = mpsc::channel(1);
     drop(std::mem::replace(&mut wire.tx, unused));
@@ -145,11 +208,20 @@ async fn datagrams_are_carried_and_a_closed_port_is_rejected() {
             echo.send_to(&datagram[..n], from).await.unwrap();
         }
     });
-    let mut wire = tunnel(&mut client, info(conn(Transport::Udp, destination), "client-1")).await.unwrap();
+    let mut wire = tunnel(
+        &mut client,
+        info(conn(Transport::Udp, destination), "client-1"),
+    )
+    .await
+    .unwrap();
     assert_eq!(wire.next().await, Message::DialOk);
     for text in ["one", "two"] {
-        wire.send(Message::Normal(Bytes::from_static(text.as_bytes()))).await;
-        assert_eq!(wire.next().await, Message::Normal(Bytes::from_static(text.as_bytes())));
+        wire.send(Message::Normal(Bytes::from_static(text.as_bytes())))
+            .await;
+        assert_eq!(
+            wire.next().await,
+            Message::Normal(Bytes::from_static(text.as_bytes()))
+        );
     }
     let [closed] = crate::pod::free_ports();
     let closed = conn(Transport::Tcp, SocketAddr::from(([127, 0, 0, 1], closed)));
@@ -164,14 +236,24 @@ async fn the_manager_may_ask_for_a_dial() {
     let conn_id = conn(Transport::Tcp, listener.local_addr().unwrap());
     fake.dial(conn_id);
     let (mut socket, _) = listener.accept().await.unwrap();
-    let (info, mut wire) = tokio::time::timeout(crate::PATIENCE, dialled.recv()).await.unwrap().unwrap();
-    assert_eq!((info.session_id.as_str(), info.conn_id), ("session-0", conn_id));
+    let (info, mut wire) = tokio::time::timeout(crate::PATIENCE, dialled.recv())
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        (info.session_id.as_str(), info.conn_id),
+        ("session-0", conn_id)
+    );
     assert_eq!(wire.next().await, Message::DialOk);
-    wire.send(Message::Normal(Bytes::from_static(b"ping"))).await;
+    wire.send(Message::Normal(Bytes::from_static(b"ping")))
+        .await;
     let mut said = [0; 4];
     socket.read_exact(&mut said).await.unwrap();
     socket.write_all(&said).await.unwrap();
-    assert_eq!(wire.next().await, Message::Normal(Bytes::from_static(b"ping")));
+    assert_eq!(
+        wire.next().await,
+        Message::Normal(Bytes::from_static(b"ping"))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -179,13 +261,34 @@ async fn calls_that_make_no_sense_are_refused_alone() {
     let (_fake, pod, mut client, _dialled) = pod().await;
     let nowhere = conn(Transport::Tcp, "127.0.0.1:1".parse().unwrap());
     let code = |r: Result<Wire, tonic::Status>| r.map(|_| ()).unwrap_err().code();
-    assert_eq!(code(tunnel(&mut client, Message::DialOk).await), Code::FailedPrecondition);
-    assert_eq!(code(tunnel(&mut client, info(nowhere, "")).await), Code::Unauthenticated);
-    assert_eq!(client.watch_dial(session("")).await.unwrap_err().code(), Code::InvalidArgument);
-    let lookup = |name: &str| LookupRequest { name: name.to_owned(), ..LookupRequest::default() };
-    assert_eq!(client.lookup(lookup("localhost")).await.unwrap_err().code(), Code::InvalidArgument);
-    assert_eq!(client.lookup(lookup(".")).await.unwrap_err().code(), Code::InvalidArgument);
+    assert_eq!(
+        code(tunnel(&mut client, Message::DialOk).await),
+        Code::FailedPrecondition
+    );
+    assert_eq!(
+        code(tunnel(&mut client, info(nowhere, "")).await),
+        Code::Unauthenticated
+    );
+    assert_eq!(
+        client.watch_dial(session("")).await.unwrap_err().code(),
+        Code::InvalidArgument
+    );
+    let lookup = |name: &str| LookupRequest {
+        name: name.to_owned(),
+        ..LookupRequest::default()
+    };
+    assert_eq!(
+        client.lookup(lookup("localhost")).await.unwrap_err().code(),
+        Code::InvalidArgument
+    );
+    assert_eq!(
+        client.lookup(lookup(".")).await.unwrap_err().code(),
+        Code::InvalidArgument
+    );
     let version = client.version(()).await.unwrap().into_inner();
-    assert!(version.version.starts_with('v') && version.name.contains("Traffic Agent"), "{version:?}");
+    assert!(
+        version.version.starts_with('v') && version.name.contains("Traffic Agent"),
+        "{version:?}"
+    );
     assert_eq!(pod.ask("").await.unwrap(), "app");
 }

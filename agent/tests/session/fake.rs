@@ -39,7 +39,13 @@ pub struct Script {
 
 impl Default for Script {
     fn default() -> Self {
-        Self { version: "v2.27.5".to_owned(), side_watches: true, deltas: true, lifetime: None, already_exists: false }
+        Self {
+            version: "v2.27.5".to_owned(),
+            side_watches: true,
+            deltas: true,
+            lifetime: None,
+            already_exists: false,
+        }
     }
 }
 
@@ -80,12 +86,22 @@ pub struct Wire {
 
 impl Wire {
     pub async fn next(&mut self) -> Message {
-        let next = tokio::time::timeout(PATIENCE, self.rx.next()).await.expect("a message in time");
-        Message::decode(next.expect("a message before the end").expect("no error").payload).unwrap()
+        let next = tokio::time::timeout(PATIENCE, self.rx.next())
+            .await
+            .expect("a message in time");
+        Message::decode(
+            next.expect("a message before the end")
+                .expect("no error")
+                .payload,
+        )
+        .unwrap()
     }
 
     pub async fn send(&self, message: Message) {
-        self.tx.send(message.encode()).await.expect("the agent listens");
+        self.tx
+            .send(message.encode())
+            .await
+            .expect("the agent listens");
     }
 }
 
@@ -130,13 +146,20 @@ impl Fake {
     pub async fn until(&self, what: &str, done: impl FnMut(&Seen) -> bool) -> Seen {
         let mut seen = self.seen.subscribe();
         let waited = tokio::time::timeout(PATIENCE, seen.wait_for(done)).await;
-        waited.unwrap_or_else(|_| panic!("waited for {what}; seen: {:#?}", self.seen.borrow())).unwrap().clone()
+        waited
+            .unwrap_or_else(|_| panic!("waited for {what}; seen: {:#?}", self.seen.borrow()))
+            .unwrap()
+            .clone()
     }
 
     /// Asks the agent to dial.
     pub fn dial(&self, conn_id: ConnId) {
         self.asked.lock().unwrap().insert(conn_id);
-        let request = DialRequest { conn_id: conn_id.to_bytes(), dial_timeout: 2_000_000_000, ..Default::default() };
+        let request = DialRequest {
+            conn_id: conn_id.to_bytes(),
+            dial_timeout: 2_000_000_000,
+            ..Default::default()
+        };
         self.dials.send(request).expect("the agent watches");
     }
 
@@ -180,21 +203,33 @@ impl Fake {
         if !self.current().side_watches {
             return Err(Status::unimplemented("unknown method"));
         }
-        self.live(name, BroadcastStream::new(items.subscribe()).filter_map(|i| async { i.ok().map(Ok) }))
+        self.live(
+            name,
+            BroadcastStream::new(items.subscribe()).filter_map(|i| async { i.ok().map(Ok) }),
+        )
     }
 
-    /// The client's end of a tunnel that the agent opens: an HTTP server that names itself, or a dial of ours.
+    /// The client's end of a tunnel that the agent opens: an HTTP server that names itself, or a
+    /// dial of ours.
     async fn carry(self, mut rx: Streaming<TunnelMessage>, tx: mpsc::Sender<Bytes>) {
-        let Some(Ok(first)) = rx.next().await else { return };
-        let Ok(Message::StreamInfo(info)) = Message::decode(first.payload) else { return };
+        let Some(Ok(first)) = rx.next().await else {
+            return;
+        };
+        let Ok(Message::StreamInfo(info)) = Message::decode(first.payload) else {
+            return;
+        };
         let _ = tx.send(Message::StreamOk(2).encode()).await;
         if self.asked.lock().unwrap().remove(&info.conn_id) {
             self.note(|seen| seen.tunnels.push((info.clone(), None)));
             let _ = self.dialled_tx.send((info, Wire { tx, rx })).await;
             return;
         }
-        let Some(Ok(second)) = rx.next().await else { return };
-        let Ok(Message::Session(session)) = Message::decode(second.payload) else { return };
+        let Some(Ok(second)) = rx.next().await else {
+            return;
+        };
+        let Ok(Message::Session(session)) = Message::decode(second.payload) else {
+            return;
+        };
         self.note(|seen| seen.tunnels.push((info, Some(session))));
         let _ = tx.send(Message::DialOk.encode()).await;
         serve_http(&mut rx, &tx).await;
@@ -205,11 +240,14 @@ impl Fake {
 pub async fn serve_http(rx: &mut Streaming<TunnelMessage>, tx: &mpsc::Sender<Bytes>) {
     let mut head = Vec::new();
     while let Some(Ok(message)) = rx.next().await {
-        let Ok(Message::Normal(data)) = Message::decode(message.payload) else { continue };
+        let Ok(Message::Normal(data)) = Message::decode(message.payload) else {
+            continue;
+        };
         head.extend_from_slice(&data);
         while let Some(end) = head.windows(4).position(|w| w == b"\r\n\r\n") {
             head.drain(..end + 4);
-            let answer = Bytes::from_static(b"HTTP/1.1 200 OK\r\ncontent-length: 11\r\n\r\nworkstation");
+            let answer =
+                Bytes::from_static(b"HTTP/1.1 200 OK\r\ncontent-length: 11\r\n\r\nworkstation");
             if tx.send(Message::Normal(answer).encode()).await.is_err() {
                 return;
             }
@@ -383,19 +421,29 @@ pub fn intercept(
         target_port: 1,
         container_port: i32::from(port),
         dial_timeout: 1_000_000_000,
-        header_filters: header.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+        header_filters: header
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect(),
         ..InterceptSpec::default()
     };
     InterceptInfo {
         id: format!("client-1:{name}"),
         disposition: disposition.into(),
         spec: Some(spec),
-        client_session: Some(SessionInfo { session_id: "client-1".to_owned(), ..SessionInfo::default() }),
+        client_session: Some(SessionInfo {
+            session_id: "client-1".to_owned(),
+            ..SessionInfo::default()
+        }),
         ..InterceptInfo::default()
     }
 }
 
 /// A stream of tunnel messages for a call of ours.
 pub fn outgoing(rx: mpsc::Receiver<Bytes>) -> impl Stream<Item = TunnelMessage> {
-    stream::unfold(rx, |mut rx| async { rx.recv().await.map(|payload| (TunnelMessage { payload }, rx)) })
+    stream::unfold(rx, |mut rx| async {
+        rx.recv()
+            .await
+            .map(|payload| (TunnelMessage { payload }, rx))
+    })
 }

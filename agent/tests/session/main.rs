@@ -1,6 +1,6 @@
-//! The agent's control side against a manager that misbehaves in ways ours never does, and against clients that talk
-//! to it directly. The agent is the real program; the manager is a fake, because these failures cannot be provoked
-//! with a real one.
+//! The agent's control side against a manager that misbehaves in ways ours never does, and against
+//! clients that talk to it directly. The agent is the real program; the manager is a fake, because
+//! these failures cannot be provoked with a real one.
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 mod fake;

@@ -20,14 +20,17 @@ pub struct Pod {
     log: Arc<Mutex<Vec<String>>>,
 }
 
-/// Ports nobody listens on, below those that the kernel gives to outgoing connections, and each given once.
+/// Ports nobody listens on, below those that the kernel gives to outgoing connections, and each
+/// given once.
 pub fn free_ports<const N: usize>() -> [u16; N] {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let start = u16::try_from(std::process::id() % 6_000).unwrap();
     std::array::from_fn(|_| {
         loop {
             let port = 20_000 + (start + NEXT.fetch_add(1, Ordering::SeqCst)) % 12_000;
-            if TcpListener::bind(("::", port)).is_ok() && TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            if TcpListener::bind(("::", port)).is_ok()
+                && TcpListener::bind(("127.0.0.1", port)).is_ok()
+            {
                 return port;
             }
         }
@@ -35,7 +38,8 @@ pub fn free_ports<const N: usize>() -> [u16; N] {
 }
 
 impl Pod {
-    /// An agent whose manager is (or will be) at `manager`; `extra` are further lines of configuration.
+    /// An agent whose manager is (or will be) at `manager`; `extra` are further lines of
+    /// configuration.
     pub async fn start(manager: SocketAddr, extra: &str) -> Self {
         let root = tempfile::tempdir().unwrap();
         let app_port = serve_app().await;
@@ -70,12 +74,23 @@ impl Pod {
         let log: Arc<Mutex<Vec<String>>> = Arc::default();
         let (lines, stderr) = (Arc::clone(&log), child.stderr.take().unwrap());
         std::thread::spawn(move || {
-            for line in std::io::BufRead::lines(std::io::BufReader::new(stderr)).map_while(Result::ok) {
+            for line in
+                std::io::BufRead::lines(std::io::BufReader::new(stderr)).map_while(Result::ok)
+            {
                 lines.lock().unwrap().push(line);
             }
         });
-        let pod = Self { root, app_port, agent_port, child, log };
-        pod.until("the agent to listen", |p| !p.lines("listening").is_empty() || p.ports().is_some()).await;
+        let pod = Self {
+            root,
+            app_port,
+            agent_port,
+            child,
+            log,
+        };
+        pod.until("the agent to listen", |p| {
+            !p.lines("listening").is_empty() || p.ports().is_some()
+        })
+        .await;
         pod
     }
 
@@ -96,13 +111,23 @@ impl Pod {
 
     /// Log lines that contain `text`.
     pub fn lines(&self, text: &str) -> Vec<String> {
-        self.log.lock().unwrap().iter().filter(|l| l.contains(text)).cloned().collect()
+        self.log
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|l| l.contains(text))
+            .cloned()
+            .collect()
     }
 
     pub async fn until(&self, what: &str, mut done: impl FnMut(&Self) -> bool) {
         let deadline = Instant::now() + PATIENCE;
         while !done(self) {
-            assert!(Instant::now() < deadline, "waited for {what}; the agent said {:#?}", self.log.lock().unwrap());
+            assert!(
+                Instant::now() < deadline,
+                "waited for {what}; the agent said {:#?}",
+                self.log.lock().unwrap()
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -121,7 +146,10 @@ impl Pod {
                 return;
             }
             let log = self.log.lock().unwrap().clone();
-            assert!(Instant::now() < deadline, "still answered by {answer}, not {who}; log {log:#?}");
+            assert!(
+                Instant::now() < deadline,
+                "still answered by {answer}, not {who}; log {log:#?}"
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -129,7 +157,9 @@ impl Pod {
     /// SIGTERM, and the exit code.
     pub async fn end(mut self) -> i32 {
         self.signal();
-        tokio::task::spawn_blocking(move || self.child.wait().unwrap().code().unwrap_or(-1)).await.unwrap()
+        tokio::task::spawn_blocking(move || self.child.wait().unwrap().code().unwrap_or(-1))
+            .await
+            .unwrap()
     }
 
     pub fn signal(&self) {
@@ -170,7 +200,9 @@ pub async fn request(port: u16, header: &str) -> std::io::Result<String> {
         reader.read_exact(&mut body).await?;
         Ok(String::from_utf8(body).unwrap())
     };
-    tokio::time::timeout(PATIENCE, exchange).await.unwrap_or(Err(std::io::ErrorKind::TimedOut.into()))
+    tokio::time::timeout(PATIENCE, exchange)
+        .await
+        .unwrap_or(Err(std::io::ErrorKind::TimedOut.into()))
 }
 
 /// An app that answers every request with its name.
@@ -189,7 +221,11 @@ async fn serve_app() -> u16 {
                     }
                     while let Some(end) = head.windows(4).position(|w| w == b"\r\n\r\n") {
                         head.drain(..end + 4);
-                        if socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\napp").await.is_err() {
+                        if socket
+                            .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\napp")
+                            .await
+                            .is_err()
+                        {
                             return;
                         }
                     }

@@ -1,4 +1,5 @@
-//! A port's shared state with a real app address, and workstations that answer tunnels in this process.
+//! A port's shared state with a real app address, and workstations that answer tunnels in this
+//! process.
 
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
@@ -20,7 +21,9 @@ use traffic_agent::metrics::PortMetrics;
 use traffic_agent::route::matcher::Filters;
 use traffic_agent::route::{Entry, Intercept, Mechanism, RouteTable, State};
 use traffic_agent::switch::Routes;
-use traffic_agent::upstream::{AppError, DialApp, Hello, OpenTunnel, Role, Transport, TunnelError, TunnelIo};
+use traffic_agent::upstream::{
+    AppError, DialApp, Hello, OpenTunnel, Role, Transport, TunnelError, TunnelIo,
+};
 
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -42,12 +45,21 @@ pub struct Workstation {
 
 impl Workstation {
     pub fn away() -> Arc<Self> {
-        Arc::new(Self { opened_tx: Mutex::new(None), asked: AtomicUsize::new(0) })
+        Arc::new(Self {
+            opened_tx: Mutex::new(None),
+            asked: AtomicUsize::new(0),
+        })
     }
 
     pub fn there() -> (Arc<Self>, mpsc::Receiver<Far>) {
         let (opened_tx, opened_rx) = mpsc::channel(4096);
-        (Arc::new(Self { opened_tx: Mutex::new(Some(opened_tx)), asked: AtomicUsize::new(0) }), opened_rx)
+        (
+            Arc::new(Self {
+                opened_tx: Mutex::new(Some(opened_tx)),
+                asked: AtomicUsize::new(0),
+            }),
+            opened_rx,
+        )
     }
 }
 
@@ -61,11 +73,25 @@ impl OpenTunnel for Workstation {
         self.asked.fetch_add(1, Ordering::SeqCst);
         let opened_tx = self.opened_tx.lock().unwrap().clone();
         Box::pin(async move {
-            let opened_tx = opened_tx.ok_or_else(|| TunnelError::NoPath("nobody there".to_owned()))?;
+            let opened_tx =
+                opened_tx.ok_or_else(|| TunnelError::NoPath("nobody there".to_owned()))?;
             let (tx, from_agent) = mpsc::channel(50);
             let (to_agent, rx) = mpsc::channel(50);
-            opened_tx.send(Far { from_agent, to_agent, caller, transport, intercept }).await.unwrap();
-            Ok(TunnelIo { tx, rx: Box::pin(ReceiverStream::new(rx)), role: Role::Server })
+            opened_tx
+                .send(Far {
+                    from_agent,
+                    to_agent,
+                    caller,
+                    transport,
+                    intercept,
+                })
+                .await
+                .unwrap();
+            Ok(TunnelIo {
+                tx,
+                rx: Box::pin(ReceiverStream::new(rx)),
+                role: Role::Server,
+            })
         })
     }
 }
@@ -79,7 +105,10 @@ impl DialApp for App {
             TcpStream::connect(self.0)
                 .await
                 .map(Conn::Tcp)
-                .map_err(|source| AppError::Connect { addr: AppAddr(self.0), source })
+                .map_err(|source| AppError::Connect {
+                    addr: AppAddr(self.0),
+                    source,
+                })
         })
     }
 
@@ -113,7 +142,11 @@ pub fn port(app: SocketAddr, transport: Transport, tunnels: Arc<Workstation>) ->
 }
 
 pub fn lane(port: &Arc<Shared>, caller: SocketAddr) -> Lane {
-    Lane { caller: Caller::new(caller), port: port.clone(), hello: None }
+    Lane {
+        caller: Caller::new(caller),
+        port: port.clone(),
+        hello: None,
+    }
 }
 
 pub fn global(id: &str) -> RouteTable {
@@ -131,5 +164,8 @@ pub fn global(id: &str) -> RouteTable {
         dial_timeout: Duration::ZERO,
         stats: Arc::default(),
     };
-    RouteTable::new(vec![Entry { intercept: Arc::new(intercept), state: State::Active }])
+    RouteTable::new(vec![Entry {
+        intercept: Arc::new(intercept),
+        state: State::Active,
+    }])
 }

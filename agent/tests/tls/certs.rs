@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    SanType,
+};
 use rustls::RootCertStore;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -38,27 +41,45 @@ impl Ca {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(DnType::CommonName, name);
         let pem = params.self_signed(&key).unwrap().pem();
-        Self { pem, issuer: Issuer::new(params, key) }
+        Self {
+            pem,
+            issuer: Issuer::new(params, key),
+        }
     }
 
     pub fn issue(&self, names: &[&str]) -> Issued {
         self.issue_with(names, |_| {})
     }
 
-    pub fn issue_with(&self, names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> Issued {
+    pub fn issue_with(
+        &self,
+        names: &[&str],
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Issued {
         self.issue_for(KeyPair::generate().unwrap(), names, change)
     }
 
-    pub fn issue_for(&self, key: KeyPair, names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> Issued {
+    pub fn issue_for(
+        &self,
+        key: KeyPair,
+        names: &[&str],
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Issued {
         let (mut params, serial) = leaf(names);
         change(&mut params);
         let chain = params.signed_by(&key, &self.issuer).unwrap().pem();
-        Issued { chain, key: key.serialize_pem(), serial }
+        Issued {
+            chain,
+            key: key.serialize_pem(),
+            serial,
+        }
     }
 
     pub fn roots(&self) -> RootCertStore {
         let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(self.pem.as_bytes()).unwrap()).unwrap();
+        roots
+            .add(CertificateDer::from_pem_slice(self.pem.as_bytes()).unwrap())
+            .unwrap();
         roots
     }
 }
@@ -67,9 +88,17 @@ fn leaf(names: &[&str]) -> (CertificateParams, u64) {
     let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
     let mut params = CertificateParams::default();
     params.serial_number = Some(serial.into());
-    params.distinguished_name.push(DnType::CommonName, *names.first().unwrap_or(&"nobody"));
-    params.subject_alt_names = names.iter().map(|n| SanType::DnsName((*n).try_into().unwrap())).collect();
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params
+        .distinguished_name
+        .push(DnType::CommonName, *names.first().unwrap_or(&"nobody"));
+    params.subject_alt_names = names
+        .iter()
+        .map(|n| SanType::DnsName((*n).try_into().unwrap()))
+        .collect();
+    params.extended_key_usages = vec![
+        ExtendedKeyUsagePurpose::ServerAuth,
+        ExtendedKeyUsagePurpose::ClientAuth,
+    ];
     params.use_authority_key_identifier_extension = true;
     (params, serial)
 }
@@ -79,12 +108,18 @@ pub fn self_signed_ca_leaf(name: &str) -> Issued {
     let (mut params, serial) = leaf(&[name]);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let key = KeyPair::generate().unwrap();
-    Issued { chain: params.self_signed(&key).unwrap().pem(), key: key.serialize_pem(), serial }
+    Issued {
+        chain: params.self_signed(&key).unwrap().pem(),
+        key: key.serialize_pem(),
+        serial,
+    }
 }
 
 impl Issued {
     pub fn chain_der(&self) -> Vec<CertificateDer<'static>> {
-        CertificateDer::pem_slice_iter(self.chain.as_bytes()).map(Result::unwrap).collect()
+        CertificateDer::pem_slice_iter(self.chain.as_bytes())
+            .map(Result::unwrap)
+            .collect()
     }
 
     pub fn key_der(&self) -> PrivateKeyDer<'static> {
@@ -102,7 +137,8 @@ pub fn write_secret(dir: &Path, issued: &Issued, ca: Option<&str>) {
     }
 }
 
-/// A mounted Secret that is updated as the kubelet does it: a new directory, then one rename of a symlink.
+/// A mounted Secret that is updated as the kubelet does it: a new directory, then one rename of a
+/// symlink.
 pub struct Projected {
     pub dir: PathBuf,
     generation: u32,
@@ -111,7 +147,10 @@ pub struct Projected {
 impl Projected {
     pub fn new(dir: &Path, issued: &Issued, ca: Option<&str>) -> Self {
         fs::create_dir_all(dir).unwrap();
-        let mut projected = Self { dir: dir.to_owned(), generation: 0 };
+        let mut projected = Self {
+            dir: dir.to_owned(),
+            generation: 0,
+        };
         projected.update(|new| write_secret(new, issued, ca));
         for name in ["tls.crt", "tls.key", "ca.crt"] {
             symlink(Path::new("..data").join(name), dir.join(name)).unwrap();
@@ -141,7 +180,9 @@ pub fn client(ca: &Ca, alpn: &[&[u8]], certificate: Option<&Issued>) -> Arc<rust
         .with_root_certificates(ca.roots());
     let mut config = match certificate {
         None => builder.with_no_client_auth(),
-        Some(issued) => builder.with_client_auth_cert(issued.chain_der(), issued.key_der()).unwrap(),
+        Some(issued) => builder
+            .with_client_auth_cert(issued.chain_der(), issued.key_der())
+            .unwrap(),
     };
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     config.resumption = rustls::client::Resumption::disabled();

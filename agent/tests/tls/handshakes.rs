@@ -36,9 +36,15 @@ pub async fn echo() -> SocketAddr {
 
 pub type Stream = tokio_rustls::client::TlsStream<TcpStream>;
 
-pub async fn connect(to: SocketAddr, config: Arc<rustls::ClientConfig>, name: &str) -> std::io::Result<Stream> {
+pub async fn connect(
+    to: SocketAddr,
+    config: Arc<rustls::ClientConfig>,
+    name: &str,
+) -> std::io::Result<Stream> {
     let socket = TcpStream::connect(to).await?;
-    TlsConnector::from(config).connect(ServerName::try_from(name.to_owned()).unwrap(), socket).await
+    TlsConnector::from(config)
+        .connect(ServerName::try_from(name.to_owned()).unwrap(), socket)
+        .await
 }
 
 async fn echoes(stream: &mut (impl AsyncReadExt + AsyncWriteExt + Unpin)) {
@@ -57,10 +63,18 @@ struct Setup {
 async fn terminating(limits: Limits) -> Setup {
     let ca = Ca::default();
     let root = tempfile::tempdir().unwrap();
-    certs::write_secret(&root.path().join("downstream-tls/web"), &ca.issue(&["web.test"]), None);
+    certs::write_secret(
+        &root.path().join("downstream-tls/web"),
+        &ca.issue(&["web.test"]),
+        None,
+    );
     let plan = plan(root.path(), &[(SECRET, "web")], "");
     let listener = Listener::with_limits(plan, echo().await, limits).await;
-    Setup { ca, listener, _root: root }
+    Setup {
+        ca,
+        listener,
+        _root: root,
+    }
 }
 
 #[tokio::test]
@@ -68,17 +82,28 @@ async fn a_handshake_is_rehearsed_whether_or_not_callers_need_a_certificate() {
     for annotations in [
         &[(SECRET, "web")][..],
         &[(SECRET, "web"), (CALLERS, "callers")],
-        &[(SECRET, "web"), (CALLERS, "callers"), ("telepresence.io/downstream-client-auth.8443", "optional")],
+        &[
+            (SECRET, "web"),
+            (CALLERS, "callers"),
+            ("telepresence.io/downstream-client-auth.8443", "optional"),
+        ],
     ] {
         let ca = Ca::default();
         let root = tempfile::tempdir().unwrap();
         let tls = root.path().join("downstream-tls");
         certs::write_secret(&tls.join("web"), &ca.issue(&["web.test"]), None);
-        certs::write_secret(&tls.join("callers"), &ca.issue(&["callers.test"]), Some(&ca.pem));
+        certs::write_secret(
+            &tls.join("callers"),
+            &ca.issue(&["callers.test"]),
+            Some(&ca.pem),
+        );
         let listener = Listener::start(plan(root.path(), annotations, ""), echo().await).await;
         assert!(listener.tls.in_force());
         listener.tls.rehearse().unwrap();
-        listener.tls.warm_up(&traffic_agent::tls::hello().unwrap()).unwrap();
+        listener
+            .tls
+            .warm_up(&traffic_agent::tls::hello().unwrap())
+            .unwrap();
         assert!(listener.tls.warm_up(b"\x16\x03\x01\x00\x02no").is_err());
     }
 }
@@ -87,7 +112,9 @@ async fn a_handshake_is_rehearsed_whether_or_not_callers_need_a_certificate() {
 async fn tls_is_terminated_and_the_end_of_either_side_arrives() {
     let setup = terminating(Limits::default()).await;
     let config = certs::client(&setup.ca, &[], None);
-    let mut stream = connect(setup.listener.addr, config, "web.test").await.unwrap();
+    let mut stream = connect(setup.listener.addr, config, "web.test")
+        .await
+        .unwrap();
     echoes(&mut stream).await;
     stream.shutdown().await.unwrap();
     // The echo closes after our end; its close arrives as close_notify, not as a cut.
@@ -100,12 +127,21 @@ async fn clear_text_on_a_tls_port_reaches_the_app_and_is_counted() {
     let setup = terminating(Limits::default()).await;
     let mut socket = TcpStream::connect(setup.listener.addr).await.unwrap();
     echoes(&mut socket).await;
-    assert_eq!(setup.listener.metrics.tls_failures.at(TlsFailure::NotTls).get(), 1);
+    assert_eq!(
+        setup
+            .listener
+            .metrics
+            .tls_failures
+            .at(TlsFailure::NotTls)
+            .get(),
+        1
+    );
     assert_eq!(setup.listener.metrics.tls_handshakes.get(), 0);
 }
 
 #[tokio::test]
-async fn a_server_that_speaks_first_is_heard_where_only_an_annotation_without_a_port_asks_for_tls() {
+async fn a_server_that_speaks_first_is_heard_where_only_an_annotation_without_a_port_asks_for_tls()
+{
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let app = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -117,8 +153,15 @@ async fn a_server_that_speaks_first_is_heard_where_only_an_annotation_without_a_
     });
     let ca = Ca::default();
     let root = tempfile::tempdir().unwrap();
-    certs::write_secret(&root.path().join("terminating_tls"), &ca.issue(&["web.test"]), None);
-    let legacy = ("telepresence.getambassador.io/inject-terminating-tls-secret", "web");
+    certs::write_secret(
+        &root.path().join("terminating_tls"),
+        &ca.issue(&["web.test"]),
+        None,
+    );
+    let legacy = (
+        "telepresence.getambassador.io/inject-terminating-tls-secret",
+        "web",
+    );
     let listener = Listener::start(plan(root.path(), &[legacy], ""), app).await;
     for _ in 0..2 {
         let mut socket = TcpStream::connect(listener.addr).await.unwrap();
@@ -132,13 +175,27 @@ async fn a_server_that_speaks_first_is_heard_where_only_an_annotation_without_a_
 async fn a_caller_of_an_app_that_is_away_is_turned_away_without_a_certificate() {
     let ca = Ca::default();
     let root = tempfile::tempdir().unwrap();
-    certs::write_secret(&root.path().join("downstream-tls/web"), &ca.issue(&["web.test"]), None);
-    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    certs::write_secret(
+        &root.path().join("downstream-tls/web"),
+        &ca.issue(&["web.test"]),
+        None,
+    );
+    let nobody = TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap();
     let listener = Listener::start(plan(root.path(), &[(SECRET, "web")], ""), nobody).await;
     let config = certs::client(&ca, &[b"h2", b"http/1.1"], None);
-    connect(listener.addr, Arc::clone(&config), "web.test").await.unwrap_err();
+    connect(listener.addr, Arc::clone(&config), "web.test")
+        .await
+        .unwrap_err();
     let failures: u64 = listener.metrics.tls_failures.iter().map(|(_, n)| n).sum();
-    assert_eq!((failures, listener.metrics.tls_handshakes.get()), (0, 0), "it is the app's absence, no fault of TLS");
+    assert_eq!(
+        (failures, listener.metrics.tls_handshakes.get()),
+        (0, 0),
+        "it is the app's absence, no fault of TLS"
+    );
     // Once it listens, it is asked again.
     let app = TcpListener::bind(nobody).await.unwrap();
     tokio::spawn(async move {
@@ -156,7 +213,8 @@ async fn a_hello_in_single_bytes_is_a_hello() {
     let socket = TcpStream::connect(setup.listener.addr).await.unwrap();
     socket.set_nodelay(true).unwrap();
     let name = ServerName::try_from("web.test").unwrap();
-    let mut client = rustls::ClientConnection::new(certs::client(&setup.ca, &[b"h2"], None), name).unwrap();
+    let mut client =
+        rustls::ClientConnection::new(certs::client(&setup.ca, &[b"h2"], None), name).unwrap();
     let mut hello = Vec::new();
     client.write_tls(&mut hello).unwrap();
     let (mut r, mut w) = socket.into_split();
@@ -172,7 +230,11 @@ async fn a_hello_in_single_bytes_is_a_hello() {
 
 #[tokio::test]
 async fn slow_and_oversized_hellos_are_ended_while_others_get_through() {
-    let limits = Limits { handshake: Duration::from_millis(1500), concurrent: 8, ..Limits::default() };
+    let limits = Limits {
+        handshake: Duration::from_millis(1500),
+        concurrent: 8,
+        ..Limits::default()
+    };
     let setup = terminating(limits).await;
     let metrics = &setup.listener.metrics;
     let mut slow = Vec::new();
@@ -189,10 +251,14 @@ async fn slow_and_oversized_hellos_are_ended_while_others_get_through() {
     let _ = large.write_all(&record).await;
     // All places are taken; somebody with a good handshake comes along.
     let config = certs::client(&setup.ca, &[], None);
-    let mut stream = connect(setup.listener.addr, config, "web.test").await.unwrap();
+    let mut stream = connect(setup.listener.addr, config, "web.test")
+        .await
+        .unwrap();
     echoes(&mut stream).await;
     for mut socket in slow {
-        let end = tokio::time::timeout(Duration::from_secs(20), socket.read(&mut [0; 8])).await.unwrap();
+        let end = tokio::time::timeout(Duration::from_secs(20), socket.read(&mut [0; 8]))
+            .await
+            .unwrap();
         assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
     }
     eventually("the failures are counted", || {
@@ -200,6 +266,9 @@ async fn slow_and_oversized_hellos_are_ended_while_others_get_through() {
             && metrics.tls_failures.at(TlsFailure::Timeout).get() == 8
     })
     .await;
-    assert!(metrics.limits.at(Limit::Handshakes).get() >= 1, "somebody gave way");
+    assert!(
+        metrics.limits.at(Limit::Handshakes).get() >= 1,
+        "somebody gave way"
+    );
     assert_eq!(metrics.tls_handshakes.get(), 1);
 }

@@ -33,8 +33,15 @@ impl Drop for Listener {
 
 /// The plan that annotations make for container port 8443.
 pub fn plan(root: &Path, annotations: &[(&str, &str)], app_protocol: &str) -> PortPlan {
-    let annotations: BTreeMap<_, _> = annotations.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
-    let port = AppPort { container_port: 8443, app_protocol: app_protocol.into(), ..AppPort::default() };
+    let annotations: BTreeMap<_, _> = annotations
+        .iter()
+        .map(|(k, v)| (k.to_string(), v.to_string()))
+        .collect();
+    let port = AppPort {
+        container_port: 8443,
+        app_protocol: app_protocol.into(),
+        ..AppPort::default()
+    };
     let mut plans = annotations::plans(&annotations, "web", root, &[port]);
     assert!(plans.faults.is_empty(), "{}", plans.faults);
     plans.ports.pop().unwrap()
@@ -47,8 +54,18 @@ impl Listener {
 
     pub async fn with_limits(plan: PortPlan, app: SocketAddr, limits: tls::Limits) -> Self {
         let mut stores = Stores::default();
-        let app = Arc::new(Originate::new(&plan, AppAddr(app), ClearHttp::Ask, &mut stores));
-        let tls = Arc::new(tls::Port::new(&plan, &mut stores, Arc::clone(&app) as Arc<dyn tls::App>, limits));
+        let app = Arc::new(Originate::new(
+            &plan,
+            AppAddr(app),
+            ClearHttp::Ask,
+            &mut stores,
+        ));
+        let tls = Arc::new(tls::Port::new(
+            &plan,
+            &mut stores,
+            Arc::clone(&app) as Arc<dyn tls::App>,
+            limits,
+        ));
         let watch = stores.watch().unwrap();
         let metrics = Arc::new(PortMetrics::default());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -65,13 +82,28 @@ impl Listener {
                 });
             }
         });
-        Self { addr, metrics, tls, _watch: watch, task }
+        Self {
+            addr,
+            metrics,
+            tls,
+            _watch: watch,
+            task,
+        }
     }
 }
 
-async fn carry(socket: TcpStream, tls: &tls::Port, app: &Originate, metrics: &PortMetrics) -> Result<(), String> {
+async fn carry(
+    socket: TcpStream,
+    tls: &tls::Port,
+    app: &Originate,
+    metrics: &PortMetrics,
+) -> Result<(), String> {
     socket.set_nodelay(true).unwrap();
-    let (mut down, mut up) = match tls.accept(socket, true, metrics).await.map_err(|refused| refused.to_string())? {
+    let (mut down, mut up) = match tls
+        .accept(socket, true, metrics)
+        .await
+        .map_err(|refused| refused.to_string())?
+    {
         Arrival::Terminated(conn, hello) => {
             let up = app.dial(Some(&hello)).await;
             (conn, up.map_err(|error| error.to_string())?)
@@ -85,7 +117,10 @@ async fn carry(socket: TcpStream, tls: &tls::Port, app: &Originate, metrics: &Po
             (Conn::Tcp(socket), up.map_err(|error| error.to_string())?)
         }
     };
-    tokio::io::copy_bidirectional(&mut down, &mut up).await.map(drop).map_err(|error| error.to_string())
+    tokio::io::copy_bidirectional(&mut down, &mut up)
+        .await
+        .map(drop)
+        .map_err(|error| error.to_string())
 }
 
 /// Waits until `condition` holds.

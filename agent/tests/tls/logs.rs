@@ -1,4 +1,5 @@
-//! Everything this process logs, at trace level, for tests that look for lines or for what must not be in them.
+//! Everything this process logs, at trace level, for tests that look for lines or for what must not
+//! be in them.
 
 use std::io;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -25,8 +26,13 @@ fn sink() -> &'static Sink {
     SINK.get_or_init(|| {
         let sink = Sink::default();
         let writer = sink.clone();
-        let subscriber = tracing_subscriber::fmt().with_max_level(Level::TRACE).with_ansi(false);
-        tracing::subscriber::set_global_default(subscriber.with_writer(move || writer.clone()).finish()).unwrap();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(Level::TRACE)
+            .with_ansi(false);
+        tracing::subscriber::set_global_default(
+            subscriber.with_writer(move || writer.clone()).finish(),
+        )
+        .unwrap();
         sink
     })
 }
@@ -43,5 +49,9 @@ pub fn text() -> String {
 
 /// The lines that hold all of `parts`.
 pub fn lines(parts: &[&str]) -> Vec<String> {
-    text().lines().filter(|line| parts.iter().all(|part| line.contains(part))).map(str::to_owned).collect()
+    text()
+        .lines()
+        .filter(|line| parts.iter().all(|part| line.contains(part)))
+        .map(str::to_owned)
+        .collect()
 }

@@ -19,13 +19,20 @@ fn source(dir: &Path) -> Source {
 }
 
 fn read(dir: &Path) -> Result<Loaded, Fault> {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap()
+        .as_secs();
     load(&source(dir), Want::Pair, now as i64)
 }
 
 fn openssl(args: &[&str]) {
     let output = Command::new("openssl").args(args).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 fn serial(issued: &Issued) -> String {
@@ -43,7 +50,10 @@ fn serial(issued: &Issued) -> String {
 fn both_layouts_are_read_with_and_without_a_ca() {
     let ca = Ca::default();
     let issued = ca.issue(&["Web.Test", "*.web.test"]);
-    for [crt, key, root] in [["tls.crt", "tls.key", "ca.crt"], ["cert-chain.pem", "key.pem", "root-cert.pem"]] {
+    for [crt, key, root] in [
+        ["tls.crt", "tls.key", "ca.crt"],
+        ["cert-chain.pem", "key.pem", "root-cert.pem"],
+    ] {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(crt), &issued.chain).unwrap();
         fs::write(dir.path().join(key), &issued.key).unwrap();
@@ -54,7 +64,12 @@ fn both_layouts_are_read_with_and_without_a_ca() {
         assert_eq!(facts.serial, serial(&issued));
         fs::write(dir.path().join(root), &ca.pem).unwrap();
         assert_eq!(read(dir.path()).unwrap().ca.unwrap().pinned.len(), 1);
-        assert!(load(&source(dir.path()), Want::Ca, 0).unwrap().pair.is_none());
+        assert!(
+            load(&source(dir.path()), Want::Ca, 0)
+                .unwrap()
+                .pair
+                .is_none()
+        );
     }
 }
 
@@ -62,10 +77,26 @@ fn both_layouts_are_read_with_and_without_a_ca() {
 fn every_key_kind_and_format_is_read() {
     let ca = Ca::default();
     let keys = [
-        ("rsa", KeyPair::generate_for(&PKCS_RSA_SHA256).unwrap(), vec!["PKCS#8", "-traditional"]),
-        ("p256", KeyPair::generate().unwrap(), vec!["PKCS#8", "-traditional"]),
-        ("p384", KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).unwrap(), vec!["PKCS#8", "-traditional"]),
-        ("ed25519", KeyPair::generate_for(&PKCS_ED25519).unwrap(), vec!["PKCS#8"]),
+        (
+            "rsa",
+            KeyPair::generate_for(&PKCS_RSA_SHA256).unwrap(),
+            vec!["PKCS#8", "-traditional"],
+        ),
+        (
+            "p256",
+            KeyPair::generate().unwrap(),
+            vec!["PKCS#8", "-traditional"],
+        ),
+        (
+            "p384",
+            KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).unwrap(),
+            vec!["PKCS#8", "-traditional"],
+        ),
+        (
+            "ed25519",
+            KeyPair::generate_for(&PKCS_ED25519).unwrap(),
+            vec!["PKCS#8"],
+        ),
     ];
     for (name, key, formats) in keys {
         let issued = ca.issue_for(key, &["web.test"], |_| {});
@@ -75,7 +106,12 @@ fn every_key_kind_and_format_is_read() {
             if format == "-traditional" {
                 let path = dir.path().join("tls.key").display().to_string();
                 rewrite_key(dir.path(), &["pkey", "-traditional"]);
-                assert!(!fs::read_to_string(&path).unwrap().contains("BEGIN PRIVATE KEY"), "{name}");
+                assert!(
+                    !fs::read_to_string(&path)
+                        .unwrap()
+                        .contains("BEGIN PRIVATE KEY"),
+                    "{name}"
+                );
             }
             assert!(read(dir.path()).is_ok(), "{name} {format}");
         }
@@ -89,7 +125,10 @@ fn a_chain_keeps_its_intermediates() {
     issued.chain.push_str(&ca.pem);
     let dir = tempfile::tempdir().unwrap();
     write_secret(dir.path(), &issued, None);
-    assert_eq!(read(dir.path()).unwrap().pair.unwrap().certified.cert.len(), 2);
+    assert_eq!(
+        read(dir.path()).unwrap().pair.unwrap().certified.cert.len(),
+        2
+    );
 }
 
 type Spoil = Box<dyn Fn(&Path)>;
@@ -132,8 +171,18 @@ fn malformed() -> Vec<(&'static str, Spoil, &'static str, &'static str)> {
     let key_lie = "-----BEGIN PRIVATE KEY-----\nAQIDBAUG\n-----END PRIVATE KEY-----\n";
     let swapped = one.clone();
     vec![
-        ("certificate empty", write("tls.crt", ""), "tls.crt: is empty", "whole PEM"),
-        ("key empty", write("tls.key", ""), "tls.key: is empty", "whole PEM"),
+        (
+            "certificate empty",
+            write("tls.crt", ""),
+            "tls.crt: is empty",
+            "whole PEM",
+        ),
+        (
+            "key empty",
+            write("tls.key", ""),
+            "tls.key: is empty",
+            "whole PEM",
+        ),
         (
             "swapped",
             Box::new(move |dir| {
@@ -143,30 +192,109 @@ fn malformed() -> Vec<(&'static str, Spoil, &'static str, &'static str)> {
             "tls.crt: holds a private key instead of certificates",
             "swap",
         ),
-        ("key file holds certificates", write("tls.key", ca.pem.clone()), "tls.key: holds certificates", "swap"),
-        ("wrong key", write("tls.key", other.key.clone()), "tls.key: the private key does not belong", "issued for"),
+        (
+            "key file holds certificates",
+            write("tls.key", ca.pem.clone()),
+            "tls.key: holds certificates",
+            "swap",
+        ),
+        (
+            "wrong key",
+            write("tls.key", other.key.clone()),
+            "tls.key: the private key does not belong",
+            "issued for",
+        ),
         (
             "leaf not first",
             Box::new(move |dir| write_secret(dir, &ca_first, None)),
             "certificate 2 of the chain",
             "first",
         ),
-        ("expired", certificate_between((2020, 1, 1), (2021, 6, 1)), "expired on Jun", "renew"),
-        ("not yet valid", certificate_between((2090, 1, 1), (2091, 1, 1)), "not valid before Jan", "clocks"),
-        ("garbage certificate", write("tls.crt", "certainly no PEM"), "tls.crt: holds no PEM section", "whole PEM"),
-        ("garbage key", write("tls.key", [0xff, 0x00, 0x80]), "tls.key: holds no PEM section", "whole PEM"),
-        ("not X.509", write("tls.crt", der_lie), "certificate 1 is not valid X.509", "issue"),
-        ("not a key", write("tls.key", key_lie), "of a kind TLS cannot use", "2048"),
-        ("cut off", write("tls.key", truncated), "has no END line", "whole PEM"),
-        ("damaged", write("tls.key", damaged), "not base64", "whole PEM"),
-        ("encrypted", openssl_key(&["pkey", "-aes256", "-passout", "pass:x"]), "key is encrypted", "pass phrase"),
-        ("encrypted, old", openssl_key(&["ec", "-aes256", "-passout", "pass:x"]), "key is encrypted", "pass phrase"),
-        ("key missing", remove("tls.key"), "tls.key: the file is missing", "tls.crt and tls.key"),
-        ("certificate missing", remove("tls.crt"), "tls.crt: the file is missing", "tls.crt and tls.key"),
-        ("no directory", Box::new(|dir| fs::remove_dir_all(dir).unwrap()), "no such directory", "restart the workload"),
+        (
+            "expired",
+            certificate_between((2020, 1, 1), (2021, 6, 1)),
+            "expired on Jun",
+            "renew",
+        ),
+        (
+            "not yet valid",
+            certificate_between((2090, 1, 1), (2091, 1, 1)),
+            "not valid before Jan",
+            "clocks",
+        ),
+        (
+            "garbage certificate",
+            write("tls.crt", "certainly no PEM"),
+            "tls.crt: holds no PEM section",
+            "whole PEM",
+        ),
+        (
+            "garbage key",
+            write("tls.key", [0xff, 0x00, 0x80]),
+            "tls.key: holds no PEM section",
+            "whole PEM",
+        ),
+        (
+            "not X.509",
+            write("tls.crt", der_lie),
+            "certificate 1 is not valid X.509",
+            "issue",
+        ),
+        (
+            "not a key",
+            write("tls.key", key_lie),
+            "of a kind TLS cannot use",
+            "2048",
+        ),
+        (
+            "cut off",
+            write("tls.key", truncated),
+            "has no END line",
+            "whole PEM",
+        ),
+        (
+            "damaged",
+            write("tls.key", damaged),
+            "not base64",
+            "whole PEM",
+        ),
+        (
+            "encrypted",
+            openssl_key(&["pkey", "-aes256", "-passout", "pass:x"]),
+            "key is encrypted",
+            "pass phrase",
+        ),
+        (
+            "encrypted, old",
+            openssl_key(&["ec", "-aes256", "-passout", "pass:x"]),
+            "key is encrypted",
+            "pass phrase",
+        ),
+        (
+            "key missing",
+            remove("tls.key"),
+            "tls.key: the file is missing",
+            "tls.crt and tls.key",
+        ),
+        (
+            "certificate missing",
+            remove("tls.crt"),
+            "tls.crt: the file is missing",
+            "tls.crt and tls.key",
+        ),
+        (
+            "no directory",
+            Box::new(|dir| fs::remove_dir_all(dir).unwrap()),
+            "no such directory",
+            "restart the workload",
+        ),
         (
             "empty directory",
-            Box::new(|dir| ["tls.crt", "tls.key"].iter().for_each(|f| fs::remove_file(dir.join(f)).unwrap())),
+            Box::new(|dir| {
+                ["tls.crt", "tls.key"]
+                    .iter()
+                    .for_each(|f| fs::remove_file(dir.join(f)).unwrap())
+            }),
             "none of tls.crt",
             "kubernetes.io/tls",
         ),
@@ -179,9 +307,24 @@ fn malformed() -> Vec<(&'static str, Spoil, &'static str, &'static str)> {
             "is not a file",
             "files themselves",
         ),
-        ("too large", write("tls.crt", vec![b'\n'; 3 << 20]), "is not a file of at most 1 MiB", "files themselves"),
-        ("bad CA", write("ca.crt", "no CA"), "ca.crt: holds no PEM section", "whole PEM"),
-        ("CA is a key", write("ca.crt", one.key.clone()), "ca.crt: holds a private key", "swap"),
+        (
+            "too large",
+            write("tls.crt", vec![b'\n'; 3 << 20]),
+            "is not a file of at most 1 MiB",
+            "files themselves",
+        ),
+        (
+            "bad CA",
+            write("ca.crt", "no CA"),
+            "ca.crt: holds no PEM section",
+            "whole PEM",
+        ),
+        (
+            "CA is a key",
+            write("ca.crt", one.key.clone()),
+            "ca.crt: holds a private key",
+            "swap",
+        ),
     ]
 }
 
@@ -198,9 +341,15 @@ fn every_malformed_secret_has_its_message() {
         let text = fault.to_string();
         let start = "secret \"web-tls\" (annotation telepresence.io/downstream-tls-secret.8443): ";
         assert!(text.starts_with(start), "{what}: {text}");
-        assert!(text.contains(problem) && text.contains(remedy), "{what}: {text}");
+        assert!(
+            text.contains(problem) && text.contains(remedy),
+            "{what}: {text}"
+        );
         assert!(text.contains(&*dir.display().to_string()), "{what}: {text}");
-        assert!(!text.contains(&good.key[30..60]) && text.lines().count() == 1, "{what}: {text}");
+        assert!(
+            !text.contains(&good.key[30..60]) && text.lines().count() == 1,
+            "{what}: {text}"
+        );
     }
 }
 
@@ -221,7 +370,10 @@ fn an_unreadable_file_says_who_has_to_let_it_be_read() {
     })
     .join()
     .unwrap();
-    assert!(text.contains("tls.key: cannot be read (permission denied)"), "{text}");
+    assert!(
+        text.contains("tls.key: cannot be read (permission denied)"),
+        "{text}"
+    );
     assert!(text.contains("defaultMode"), "{text}");
 }
 
@@ -254,7 +406,10 @@ fn version_1_certificates_are_named_as_such() {
         &path("tls.crt"),
     ]);
     let text = read(root.path()).unwrap_err().to_string();
-    assert!(text.contains("X.509 version 1") && text.contains("version 3"), "{text}");
+    assert!(
+        text.contains("X.509 version 1") && text.contains("version 3"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -269,8 +424,15 @@ fn a_ca_alone_serves_only_where_a_ca_is_wanted() {
     let root = tempfile::tempdir().unwrap();
     fs::write(root.path().join("ca.crt"), Ca::default().pem).unwrap();
     assert!(load(&source(root.path()), Want::Ca, 0).is_ok());
-    assert!(read(root.path()).unwrap_err().to_string().contains("tls.crt: the file is missing"));
+    assert!(
+        read(root.path())
+            .unwrap_err()
+            .to_string()
+            .contains("tls.crt: the file is missing")
+    );
     fs::write(root.path().join("ca.crt"), "").unwrap();
-    let text = load(&source(root.path()), Want::Ca, 0).unwrap_err().to_string();
+    let text = load(&source(root.path()), Want::Ca, 0)
+        .unwrap_err()
+        .to_string();
     assert!(text.contains("ca.crt: the file is missing"), "{text}");
 }

@@ -1,5 +1,6 @@
-//! Single operations to be counted in instructions: `counts OPERATION TIMES`. Each stands in a function of its own
-//! name, so that callgrind can be told to count inside it alone; `benches/counts.py` does so and compares.
+//! Single operations to be counted in instructions: `counts OPERATION TIMES`. Each stands in a
+//! function of its own name, so that callgrind can be told to count inside it alone;
+//! `benches/counts.py` does so and compares.
 #![allow(missing_docs)]
 
 #[path = "../../support/rules.rs"]

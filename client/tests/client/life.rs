@@ -14,19 +14,39 @@ async fn states_are_printed_and_the_environment_is_written() {
     let app = App::start("local");
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("app.env");
-    let flags = ["--http-header=x-dev=a", "--http-plaintext", "--env-file", file.to_str().unwrap()];
+    let flags = [
+        "--http-header=x-dev=a",
+        "--http-plaintext",
+        "--env-file",
+        file.to_str().unwrap(),
+    ];
     let client = manager.create(app.address(), &flags);
     let spec = agent.review(Disposition::Active, "").await.spec.unwrap();
     assert_eq!((spec.mechanism.as_str(), spec.plaintext), ("http", true));
-    assert_eq!((spec.target_port, spec.container_port), (i32::from(app.address().port()), 80));
+    assert_eq!(
+        (spec.target_port, spec.container_port),
+        (i32::from(app.address().port()), 80)
+    );
     client.line("state=WAITING");
     let line = client.line("state=ACTIVE");
-    for part in ["intercept=one", "client=dev@laptop", "workload=app", "takes=\"all TCP connections\"", "pod=app-1"] {
+    for part in [
+        "intercept=one",
+        "client=dev@laptop",
+        "workload=app",
+        "takes=\"all TCP connections\"",
+        "pod=app-1",
+    ] {
         assert!(line.contains(part), "{part}: {line}");
     }
     client.line("Interrupt to leave");
-    assert_eq!(std::fs::read_to_string(&file).unwrap(), "COLOUR=blue\nTEXT=\"two\\nlines\"\n");
-    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(
+        std::fs::read_to_string(&file).unwrap(),
+        "COLOUR=blue\nTEXT=\"two\\nlines\"\n"
+    );
+    assert_eq!(
+        std::fs::metadata(&file).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -41,7 +61,10 @@ async fn a_signal_removes_the_intercept_and_ends_the_session() {
     agent.until_none().await;
     let session = info.client_session.unwrap();
     let mut asking = manager.connect().await;
-    assert!(asking.watch_intercepts(session).await.is_err(), "the session is over");
+    assert!(
+        asking.watch_intercepts(session).await.is_err(),
+        "the session is over"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -59,7 +82,12 @@ async fn intercepts_are_listed_and_left_from_elsewhere() {
     stranger.line("--client dev@laptop");
     assert_eq!(stranger.exit().code(), Some(1));
     assert!(client.is_running());
-    assert!(manager.client(&["leave", "one", "--client=dev@laptop"]).exit().success());
+    assert!(
+        manager
+            .client(&["leave", "one", "--client=dev@laptop"])
+            .exit()
+            .success()
+    );
     client.line("state=REMOVED");
     assert!(client.exit().success());
     let list = manager.client(&["list"]);
@@ -81,11 +109,26 @@ async fn a_manager_that_restarts_gets_the_intercept_back() {
     let manager = Manager::on(address).await;
     client.line("manager=back");
     let mut asking = manager.connect().await;
-    let request = ReconnectAgentRequest { session: Some(agent.session.clone()), agent: Some(agent_info()) };
+    let request = ReconnectAgentRequest {
+        session: Some(agent.session.clone()),
+        agent: Some(agent_info()),
+    };
     asking.reconnect_agent(request).await.unwrap();
-    let intercepts = asking.watch_intercepts(agent.session.clone()).await.unwrap().into_inner();
-    let mut agent = Agent { manager: asking, session: agent.session.clone(), intercepts };
-    assert_eq!(agent.until(Disposition::Active).await, active, "as it was, under the id it had");
+    let intercepts = asking
+        .watch_intercepts(agent.session.clone())
+        .await
+        .unwrap()
+        .into_inner();
+    let mut agent = Agent {
+        manager: asking,
+        session: agent.session.clone(),
+        intercepts,
+    };
+    assert_eq!(
+        agent.until(Disposition::Active).await,
+        active,
+        "as it was, under the id it had"
+    );
     assert!(client.terminate().success());
     agent.until_none().await;
 }

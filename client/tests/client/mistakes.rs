@@ -12,8 +12,14 @@ async fn wrong_usage_is_64() {
         (&["create"][..], "NAME"),
         (&["create", "one"], "--port"),
         (&["create", "one", "--port=0"], "is no port"),
-        (&["create", "one", "--port=80:80", "--http-header=x"], "NAME=VALUE"),
-        (&["create", "one", "--port=80:80", "--colour=red"], "--colour"),
+        (
+            &["create", "one", "--port=80:80", "--http-header=x"],
+            "NAME=VALUE",
+        ),
+        (
+            &["create", "one", "--port=80:80", "--colour=red"],
+            "--colour",
+        ),
         (&["destroy", "one"], "destroy"),
     ] {
         let client = manager.client(arguments);
@@ -26,8 +32,14 @@ async fn wrong_usage_is_64() {
 async fn contradictory_flags_are_named() {
     let manager = Manager::start().await;
     for (flags, said) in [
-        (&["--port=80:80", "--http-header=a=1", "--http-header=a=2"][..], "given twice"),
-        (&["--port=80:80", "--http-path-equal=/", "--mechanism=tcp"], "--mechanism tcp"),
+        (
+            &["--port=80:80", "--http-header=a=1", "--http-header=a=2"][..],
+            "given twice",
+        ),
+        (
+            &["--port=80:80", "--http-path-equal=/", "--mechanism=tcp"],
+            "--mechanism tcp",
+        ),
     ] {
         let client = manager.client(&[&["create", "one"], flags].concat());
         client.line(said);
@@ -37,12 +49,25 @@ async fn contradictory_flags_are_named() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_manager_that_does_not_answer_is_named() {
-    let nobody = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap();
+    let nobody = std::net::TcpListener::bind(("127.0.0.1", 0))
+        .unwrap()
+        .local_addr()
+        .unwrap();
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_intercept"));
-    command.args(["create", "one", "--port=80:80", "--timeout=1", "--manager", &nobody.to_string()]);
+    command.args([
+        "create",
+        "one",
+        "--port=80:80",
+        "--timeout=1",
+        "--manager",
+        &nobody.to_string(),
+    ]);
     let client = harness::process::Process::start("intercept", &mut command);
     let line = client.line("no traffic-manager answers");
-    assert!(line.contains(&nobody.to_string()) && line.contains("refused"), "{line}");
+    assert!(
+        line.contains(&nobody.to_string()) && line.contains("refused"),
+        "{line}"
+    );
     assert_eq!(client.exit().code(), Some(1));
 }
 
@@ -52,7 +77,10 @@ async fn without_an_agent_it_fails_and_says_so() {
     let app = App::start("local");
     let client = manager.create(app.address(), &[]);
     let line = client.line("intercept:");
-    assert!(line.contains("no agent of workload \"app\" in namespace \"default\""), "{line}");
+    assert!(
+        line.contains("no agent of workload \"app\" in namespace \"default\""),
+        "{line}"
+    );
     assert_eq!(client.exit().code(), Some(1));
 }
 
@@ -62,9 +90,17 @@ async fn the_agents_objection_is_shown_and_the_intercept_removed() {
     let mut agent = manager.agent().await;
     let app = App::start("local");
     let client = manager.create(app.address(), &[]);
-    agent.review(Disposition::AgentError, "Conflicts with the one of ann@desk").await;
+    agent
+        .review(
+            Disposition::AgentError,
+            "Conflicts with the one of ann@desk",
+        )
+        .await;
     let line = client.line("intercept:");
-    assert!(line.contains("AGENT_ERROR: Conflicts with the one of ann@desk"), "{line}");
+    assert!(
+        line.contains("AGENT_ERROR: Conflicts with the one of ann@desk"),
+        "{line}"
+    );
     assert_eq!(client.exit().code(), Some(1));
     agent.until_none().await;
 }

@@ -9,7 +9,9 @@ use harness::apps::{App, raw};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
-use traffic_proto::manager::{InterceptDispositionType as Disposition, InterceptInfo, TunnelMessage};
+use traffic_proto::manager::{
+    InterceptDispositionType as Disposition, InterceptInfo, TunnelMessage,
+};
 use traffic_proto::tunnel::{Message, StreamInfo};
 use traffic_proto::{ConnId, Transport};
 
@@ -23,25 +25,54 @@ struct Tunnel {
 
 impl Tunnel {
     /// Opens a tunnel to the workstation of `info` for a connection to `destination`.
-    async fn open(agent: &Agent, info: &InterceptInfo, transport: Transport, destination: SocketAddr) -> Self {
+    async fn open(
+        agent: &Agent,
+        info: &InterceptInfo,
+        transport: Transport,
+        destination: SocketAddr,
+    ) -> Self {
         let (tx, rx) = mpsc::channel(64);
         let conn = ConnId::new(transport, ([10, 9, 8, 7], 6543).into(), destination);
         let wait = Duration::from_secs(10);
-        let rx = agent.manager.clone().tunnel(ReceiverStream::new(rx)).await.unwrap().into_inner();
+        let rx = agent
+            .manager
+            .clone()
+            .tunnel(ReceiverStream::new(rx))
+            .await
+            .unwrap()
+            .into_inner();
         let mut tunnel = Self { tx: Some(tx), rx };
         let session = &agent.session.session_id;
-        tunnel.send(Message::StreamInfo(StreamInfo::new(conn, session, wait, wait))).await;
-        tunnel.send(Message::Session(info.client_session.clone().unwrap().session_id)).await;
+        tunnel
+            .send(Message::StreamInfo(StreamInfo::new(
+                conn, session, wait, wait,
+            )))
+            .await;
+        tunnel
+            .send(Message::Session(
+                info.client_session.clone().unwrap().session_id,
+            ))
+            .await;
         tunnel.expect(Message::StreamOk(2)).await;
         tunnel
     }
 
     async fn send(&self, message: Message) {
-        self.tx.as_ref().unwrap().send(TunnelMessage { payload: message.encode() }).await.unwrap();
+        self.tx
+            .as_ref()
+            .unwrap()
+            .send(TunnelMessage {
+                payload: message.encode(),
+            })
+            .await
+            .unwrap();
     }
 
     async fn next(&mut self) -> Option<Message> {
-        soon(self.rx.message()).await.unwrap().map(|message| Message::decode(message.payload).unwrap())
+        soon(self.rx.message())
+            .await
+            .unwrap()
+            .map(|message| Message::decode(message.payload).unwrap())
     }
 
     async fn expect(&mut self, wanted: Message) {
@@ -61,7 +92,10 @@ impl Tunnel {
 }
 
 /// An active intercept that is delivered to `local`, with its agent and client.
-async fn active(manager: &Manager, local: SocketAddr) -> (Agent, InterceptInfo, harness::process::Process) {
+async fn active(
+    manager: &Manager,
+    local: SocketAddr,
+) -> (Agent, InterceptInfo, harness::process::Process) {
     let mut agent = manager.agent().await;
     let client = manager.create(local, &[]);
     let info = agent.review(Disposition::Active, "").await;
@@ -76,7 +110,11 @@ async fn a_request_reaches_the_local_server() {
     let (agent, info, client) = active(&manager, app.address()).await;
     let mut tunnel = Tunnel::open(&agent, &info, Transport::Tcp, app.address()).await;
     tunnel.expect(Message::DialOk).await;
-    tunnel.send(Message::Normal("GET / HTTP/1.1\r\nconnection: close\r\n\r\n".into())).await;
+    tunnel
+        .send(Message::Normal(
+            "GET / HTTP/1.1\r\nconnection: close\r\n\r\n".into(),
+        ))
+        .await;
     let (answer, end) = tunnel.rest().await;
     assert!(answer.starts_with(b"HTTP/1.1 200 OK\r\nx-answered-by: local\r\n"));
     assert_eq!(end, Some(Message::CloseSend));
@@ -100,11 +138,17 @@ async fn half_closes_pass_in_both_directions() {
     let (agent, info, _client) = active(&manager, local).await;
     let mut tunnel = Tunnel::open(&agent, &info, Transport::Tcp, local).await;
     tunnel.expect(Message::DialOk).await;
-    assert_eq!(tunnel.rest().await, (b"greeting".to_vec(), Some(Message::CloseSend)));
+    assert_eq!(
+        tunnel.rest().await,
+        (b"greeting".to_vec(), Some(Message::CloseSend))
+    );
     tunnel.send(Message::Normal("long after".into())).await;
     tunnel.tx = None;
     assert_eq!(tunnel.next().await, None);
-    assert_eq!(said.recv_timeout(Duration::from_secs(20)).unwrap(), "long after");
+    assert_eq!(
+        said.recv_timeout(Duration::from_secs(20)).unwrap(),
+        "long after"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -119,7 +163,10 @@ async fn megabytes_pass_both_ways_at_once() {
     tunnel.expect(Message::DialOk).await;
     let bytes: Vec<u8> = (0..8_000_000u32).map(|n| (n % 251) as u8).collect();
     let tx = tunnel.tx.take().unwrap();
-    let chunks: Vec<_> = bytes.chunks(100_000).map(|chunk| Message::Normal(chunk.to_vec().into()).encode()).collect();
+    let chunks: Vec<_> = bytes
+        .chunks(100_000)
+        .map(|chunk| Message::Normal(chunk.to_vec().into()).encode())
+        .collect();
     let sending = tokio::spawn(async move {
         for payload in chunks {
             tx.send(TunnelMessage { payload }).await.unwrap();
@@ -134,7 +181,10 @@ async fn megabytes_pass_both_ways_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_local_server_that_is_down_is_a_rejected_dial() {
     let manager = Manager::start().await;
-    let nobody = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap();
+    let nobody = std::net::TcpListener::bind(("127.0.0.1", 0))
+        .unwrap()
+        .local_addr()
+        .unwrap();
     let (agent, info, client) = active(&manager, nobody).await;
     let mut tunnel = Tunnel::open(&agent, &info, Transport::Tcp, nobody).await;
     tunnel.expect(Message::DialReject).await;
@@ -171,7 +221,9 @@ async fn a_disconnect_resets_the_local_server() {
     let (ended_tx, ended) = channel();
     let local = raw(move |mut stream| {
         stream.write_all(b"x").unwrap();
-        ended_tx.send(stream.read(&mut [0]).map_err(|error| error.kind())).unwrap();
+        ended_tx
+            .send(stream.read(&mut [0]).map_err(|error| error.kind()))
+            .unwrap();
     });
     let (agent, info, _client) = active(&manager, local).await;
     let mut tunnel = Tunnel::open(&agent, &info, Transport::Tcp, local).await;
@@ -179,7 +231,11 @@ async fn a_disconnect_resets_the_local_server() {
     tunnel.expect(Message::Normal("x".into())).await;
     tunnel.send(Message::Disconnect).await;
     let ended = ended.recv_timeout(Duration::from_secs(20)).unwrap();
-    assert_eq!(ended, Err(std::io::ErrorKind::ConnectionReset), "an abrupt end is no orderly close");
+    assert_eq!(
+        ended,
+        Err(std::io::ErrorKind::ConnectionReset),
+        "an abrupt end is no orderly close"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -210,11 +266,19 @@ async fn a_connection_in_flight_is_finished_before_the_client_leaves() {
     let (mut agent, info, client) = active(&manager, app.address()).await;
     let mut tunnel = Tunnel::open(&agent, &info, Transport::Tcp, app.address()).await;
     tunnel.expect(Message::DialOk).await;
-    tunnel.send(Message::Normal("GET /drip/20/50 HTTP/1.1\r\nconnection: close\r\n\r\n".into())).await;
+    tunnel
+        .send(Message::Normal(
+            "GET /drip/20/50 HTTP/1.1\r\nconnection: close\r\n\r\n".into(),
+        ))
+        .await;
     client.signal(rustix::process::Signal::TERM);
     agent.until_none().await;
     let (answer, end) = tunnel.rest().await;
-    assert!(answer.ends_with(b"drip\n\r\n0\r\n\r\n"), "{}", String::from_utf8_lossy(&answer));
+    assert!(
+        answer.ends_with(b"drip\n\r\n0\r\n\r\n"),
+        "{}",
+        String::from_utf8_lossy(&answer)
+    );
     assert_eq!(end, Some(Message::CloseSend));
     tunnel.tx = None;
     assert!(client.exit().success());

@@ -1,6 +1,7 @@
 //! The programs of iptables: where they are, and running one of them.
 //!
-//! They are run without a shell and with what they need to work as any user and on a read-only file system.
+//! They are run without a shell and with what they need to work as any user and on a read-only file
+//! system.
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -32,7 +33,11 @@ pub(super) struct Program {
 impl Program {
     /// `what` is `save` or `restore`. Errors name what was looked for.
     pub(super) fn find(flavour: Flavour, family: Family, what: &str) -> Result<Self, Failure> {
-        let base = if family == Family::V4 { "iptables" } else { "ip6tables" };
+        let base = if family == Family::V4 {
+            "iptables"
+        } else {
+            "ip6tables"
+        };
         let exact = format!("{base}-{}-{what}", flavour.word());
         let plain = format!("{base}-{what}");
         if let Some(path) = in_path(&exact) {
@@ -41,17 +46,23 @@ impl Program {
         // An image may have one flavour only, under the plain name.
         let path = in_path(&plain).filter(|path| flavour_of(path) == Some(flavour));
         path.map(|path| Self { path, flavour }).ok_or_else(|| {
-            Failure::Unusable(format!("no program {exact}, and no {plain} of that flavour, in the image"))
+            Failure::Unusable(format!(
+                "no program {exact}, and no {plain} of that flavour, in the image"
+            ))
         })
     }
 
     /// Runs it with these arguments and this input, to its end.
     pub(super) fn run(&self, arguments: &[&str], input: &str) -> Result<Answer, Failure> {
-        let failed = |error: std::io::Error| Failure::Unusable(format!("{}: {error}", self.path.display()));
+        let failed =
+            |error: std::io::Error| Failure::Unusable(format!("{}: {error}", self.path.display()));
         let lock = self.lock_file();
         let mut command = Command::new(&self.path);
         command.args(arguments).env("LC_ALL", "C");
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         if let Some((_, path)) = &lock {
             command.env("XTABLES_LOCKFILE", path);
         }
@@ -66,19 +77,36 @@ impl Program {
         if complaint.is_empty() && !done.status.success() {
             complaint = done.status.to_string();
         }
-        Ok(Answer { ok: done.status.success(), output: text(&done.stdout), complaint })
+        Ok(Answer {
+            ok: done.status.success(),
+            output: text(&done.stdout),
+            complaint,
+        })
     }
 
     /// The program's name, for messages.
     pub(super) fn name(&self) -> String {
-        self.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+        self.path
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default()
     }
 
-    /// The legacy flavour insists on a lock file. Where its usual one cannot be opened, a file in memory serves:
-    /// our runs exclude each other by other means, and nobody else is in this file system.
+    /// The legacy flavour insists on a lock file. Where its usual one cannot be opened, a file in
+    /// memory serves: our runs exclude each other by other means, and nobody else is in this file
+    /// system.
     fn lock_file(&self) -> Option<(OwnedFd, OsString)> {
-        let usable = || std::fs::OpenOptions::new().append(true).create(true).open(LOCK_FILE).is_ok();
-        if self.flavour == Flavour::Nft || std::env::var_os("XTABLES_LOCKFILE").is_some() || usable() {
+        let usable = || {
+            std::fs::OpenOptions::new()
+                .append(true)
+                .create(true)
+                .open(LOCK_FILE)
+                .is_ok()
+        };
+        if self.flavour == Flavour::Nft
+            || std::env::var_os("XTABLES_LOCKFILE").is_some()
+            || usable()
+        {
             return None;
         }
         let fd = rustix::fs::memfd_create("xtables.lock", MemfdFlags::empty()).ok()?;
@@ -96,10 +124,19 @@ fn in_path(name: &str) -> Option<PathBuf> {
         .find(|it| it.is_file())
 }
 
-/// Which flavour a program of the plain name is; those from before the split say nothing and are legacy.
+/// Which flavour a program of the plain name is; those from before the split say nothing and are
+/// legacy.
 fn flavour_of(path: &Path) -> Option<Flavour> {
-    let done = Command::new(path).arg("--version").stdin(Stdio::null()).output().ok()?;
+    let done = Command::new(path)
+        .arg("--version")
+        .stdin(Stdio::null())
+        .output()
+        .ok()?;
     let version = String::from_utf8_lossy(&done.stdout).into_owned();
-    let flavour = if version.contains("nf_tables") { Flavour::Nft } else { Flavour::Legacy };
+    let flavour = if version.contains("nf_tables") {
+        Flavour::Nft
+    } else {
+        Flavour::Legacy
+    };
     done.status.success().then_some(flavour)
 }

@@ -1,8 +1,8 @@
-//! What `iptables-save -t nat` printed, what of it is ours, and the one document for `iptables-restore --noflush`
-//! that leads from there to the plan. Pure.
+//! What `iptables-save -t nat` printed, what of it is ours, and the one document for
+//! `iptables-restore --noflush` that leads from there to the plan. Pure.
 //!
-//! Ours is a chain whose name starts with `TEL_`, whatever stands in it, and a rule elsewhere that jumps to one. All
-//! else is left where it is.
+//! Ours is a chain whose name starts with `TEL_`, whatever stands in it, and a rule elsewhere that
+//! jumps to one. All else is left where it is.
 
 use crate::plan::own_chains;
 use crate::rule::{Chain, PREFIX, Rule};
@@ -37,13 +37,22 @@ pub struct Document {
 impl Document {
     /// What the program reads.
     pub fn text(&self) -> String {
-        self.lines.iter().map(|(line, _)| format!("{line}\n")).collect()
+        self.lines
+            .iter()
+            .map(|(line, _)| format!("{line}\n"))
+            .collect()
     }
 
     /// The rule in the line that the program names in its error text, or the line itself.
     pub fn line_blamed_by(&self, answer: &str) -> Option<String> {
-        let mut words = answer.split_whitespace().skip_while(|word| !matches!(*word, "line" | "line:"));
-        let number: usize = words.nth(1)?.trim_matches(|it: char| !it.is_ascii_digit()).parse().ok()?;
+        let mut words = answer
+            .split_whitespace()
+            .skip_while(|word| !matches!(*word, "line" | "line:"));
+        let number: usize = words
+            .nth(1)?
+            .trim_matches(|it: char| !it.is_ascii_digit())
+            .parse()
+            .ok()?;
         let (line, rule) = self.lines.get(number.checked_sub(1)?)?;
         Some(rule.clone().unwrap_or_else(|| line.clone()))
     }
@@ -58,10 +67,15 @@ impl Saved {
             if let Some(table) = line.strip_prefix('*') {
                 in_nat = table.trim() == "nat";
             } else if let (true, Some(chain)) = (in_nat, line.strip_prefix(':')) {
-                saved.chains.extend(chain.split(' ').next().map(str::to_owned));
+                saved
+                    .chains
+                    .extend(chain.split(' ').next().map(str::to_owned));
             } else if let (true, Some(rule)) = (in_nat, line.strip_prefix("-A ")) {
                 let (chain, text) = rule.split_once(' ').unwrap_or((rule, ""));
-                saved.rules.push(SavedRule { chain: chain.to_owned(), text: text.trim_end().to_owned() });
+                saved.rules.push(SavedRule {
+                    chain: chain.to_owned(),
+                    text: text.trim_end().to_owned(),
+                });
             }
         }
         saved
@@ -74,37 +88,64 @@ impl Saved {
 
     /// Whether anything of ours is there.
     pub fn has_ours(&self) -> bool {
-        self.chains.iter().any(|name| name.starts_with(PREFIX)) || self.rules.iter().any(SavedRule::is_our_jump)
+        self.chains.iter().any(|name| name.starts_with(PREFIX))
+            || self.rules.iter().any(SavedRule::is_our_jump)
     }
 
     fn of<'a>(&'a self, chain: &'a str) -> impl Iterator<Item = &'a SavedRule> {
         self.rules.iter().filter(move |rule| rule.chain == chain)
     }
 
-    /// What of `rules` is not in force, or is in force without being wanted: a line for each difference.
+    /// What of `rules` is not in force, or is in force without being wanted: a line for each
+    /// difference.
     ///
-    /// In force means: our chains hold their rules, our jumps are the first in `OUTPUT`, and each of those in
-    /// `PREROUTING` is there once.
+    /// In force means: our chains hold their rules, our jumps are the first in `OUTPUT`, and each
+    /// of those in `PREROUTING` is there once.
     pub fn differences(&self, rules: &[&Rule]) -> Vec<String> {
         let mut lines = Vec::new();
         let own = own_chains(rules);
-        for chain in own.iter().copied().chain([Chain::Prerouting, Chain::Output]) {
+        for chain in own
+            .iter()
+            .copied()
+            .chain([Chain::Prerouting, Chain::Output])
+        {
             let listed: Vec<_> = match chain {
-                Chain::Prerouting => self.of(chain.name()).filter(|rule| rule.is_our_jump()).collect(),
+                Chain::Prerouting => self
+                    .of(chain.name())
+                    .filter(|rule| rule.is_our_jump())
+                    .collect(),
                 _ => self.of(chain.name()).collect(),
             };
             let wanted: Vec<_> = rules.iter().filter(|rule| rule.chain == chain).collect();
             for (at, rule) in wanted.iter().enumerate() {
                 if listed.get(at).is_none_or(|it| it.text != rule.iptables()) {
-                    lines.push(format!("missing: rule -A {} {}", chain.name(), rule.iptables()));
+                    lines.push(format!(
+                        "missing: rule -A {} {}",
+                        chain.name(),
+                        rule.iptables()
+                    ));
                 }
             }
-            for extra in listed.iter().skip(wanted.len()).filter(|it| !chain.is_hook() || it.is_our_jump()) {
-                lines.push(format!("not wanted: rule -A {} {}", extra.chain, extra.text));
+            for extra in listed
+                .iter()
+                .skip(wanted.len())
+                .filter(|it| !chain.is_hook() || it.is_our_jump())
+            {
+                lines.push(format!(
+                    "not wanted: rule -A {} {}",
+                    extra.chain, extra.text
+                ));
             }
         }
-        let is_other = |name: &&String| name.starts_with(PREFIX) && own.iter().all(|chain| chain.name() != *name);
-        for name in self.chains.iter().filter(is_other).filter(|name| !crate::nft::leftovers::is_mark(name)) {
+        let is_other = |name: &&String| {
+            name.starts_with(PREFIX) && own.iter().all(|chain| chain.name() != *name)
+        };
+        for name in self
+            .chains
+            .iter()
+            .filter(is_other)
+            .filter(|name| !crate::nft::leftovers::is_mark(name))
+        {
             lines.push(format!("not wanted: chain {name}"));
         }
         lines
@@ -112,30 +153,42 @@ impl Saved {
 
     /// Whether our jumps in `PREROUTING` stand behind everybody else's.
     fn callers_meet_others_first(&self) -> bool {
-        self.of("PREROUTING").skip_while(|rule| !rule.is_our_jump()).all(SavedRule::is_our_jump)
+        self.of("PREROUTING")
+            .skip_while(|rule| !rule.is_our_jump())
+            .all(SavedRule::is_our_jump)
     }
 
     /// The document that makes `rules` all that is ours here, or `None` when they are already.
     ///
-    /// `mark` is an empty chain to leave beside them. What was ours goes and comes again in the same transaction:
-    /// jumps are deleted and put in their places anew, so that they are never there twice, and those in `PREROUTING`
-    /// end up behind a mesh's that came since.
+    /// `mark` is an empty chain to leave beside them. What was ours goes and comes again in the
+    /// same transaction: jumps are deleted and put in their places anew, so that they are never
+    /// there twice, and those in `PREROUTING` end up behind a mesh's that came since.
     pub fn transition(&self, rules: &[&Rule], mark: Option<&str>) -> Option<Document> {
         let nothing_to_undo = !rules.is_empty() || !self.has_ours();
-        if nothing_to_undo && self.differences(rules).is_empty() && self.callers_meet_others_first() {
+        if nothing_to_undo && self.differences(rules).is_empty() && self.callers_meet_others_first()
+        {
             return None;
         }
         let own: Vec<&str> = own_chains(rules).into_iter().map(Chain::name).collect();
         let mut lines = vec![("*nat".to_owned(), None)];
-        let mut say = |line: String, rule: Option<&&Rule>| lines.push((line, rule.map(ToString::to_string)));
+        let mut say =
+            |line: String, rule: Option<&&Rule>| lines.push((line, rule.map(ToString::to_string)));
         for jump in self.rules.iter().filter(|rule| rule.is_our_jump()) {
             say(format!("-D {} {}", jump.chain, jump.text), None);
         }
         // Naming a chain creates it, or empties it.
         let kept = |name: &str| own.contains(&name) || mark == Some(name);
-        let stale: Vec<_> =
-            self.chains.iter().filter(|name| name.starts_with(PREFIX) && !kept(name.as_str())).collect();
-        for name in own.iter().copied().chain(stale.iter().map(|name| name.as_str())).chain(mark) {
+        let stale: Vec<_> = self
+            .chains
+            .iter()
+            .filter(|name| name.starts_with(PREFIX) && !kept(name.as_str()))
+            .collect();
+        for name in own
+            .iter()
+            .copied()
+            .chain(stale.iter().map(|name| name.as_str()))
+            .chain(mark)
+        {
             say(format!(":{name} - [0:0]"), None);
         }
         for name in &stale {
@@ -145,9 +198,15 @@ impl Saved {
         for rule in rules {
             if rule.chain == Chain::Output {
                 position += 1;
-                say(format!("-I OUTPUT {position} {}", rule.iptables()), Some(rule));
+                say(
+                    format!("-I OUTPUT {position} {}", rule.iptables()),
+                    Some(rule),
+                );
             } else {
-                say(format!("-A {} {}", rule.chain.name(), rule.iptables()), Some(rule));
+                say(
+                    format!("-A {} {}", rule.chain.name(), rule.iptables()),
+                    Some(rule),
+                );
             }
         }
         say("COMMIT".to_owned(), None);
@@ -170,7 +229,11 @@ mod tests {
             transport: Transport::Tcp,
             numeric: true,
         };
-        let pod = Pod { addresses: vec!["10.1.0.2".parse().unwrap()], loopback: "lo".into(), agent: Agent::Uid(0) };
+        let pod = Pod {
+            addresses: vec!["10.1.0.2".parse().unwrap()],
+            loopback: "lo".into(),
+            agent: Agent::Uid(0),
+        };
         plan(&[port], &pod)
     }
 
@@ -179,18 +242,33 @@ mod tests {
         let mut next = saved.clone();
         for line in document.text().lines() {
             let (command, rest) = line.split_at(2);
-            let (chain, text) = rest.trim_start().split_once(' ').unwrap_or((rest.trim_start(), ""));
-            let rule = |text: &str| SavedRule { chain: chain.to_owned(), text: text.to_owned() };
+            let (chain, text) = rest
+                .trim_start()
+                .split_once(' ')
+                .unwrap_or((rest.trim_start(), ""));
+            let rule = |text: &str| SavedRule {
+                chain: chain.to_owned(),
+                text: text.to_owned(),
+            };
             match command {
                 "-A" => next.rules.push(rule(text)),
                 "-D" => {
-                    let at = next.rules.iter().position(|it| *it == rule(text)).expect("deletes what is there");
+                    let at = next
+                        .rules
+                        .iter()
+                        .position(|it| *it == rule(text))
+                        .expect("deletes what is there");
                     next.rules.remove(at);
                 }
                 "-I" => {
                     let (position, text) = text.split_once(' ').unwrap();
                     let skipped = position.parse::<usize>().unwrap() - 1;
-                    let places: Vec<_> = next.rules.iter().enumerate().filter(|(_, it)| it.chain == chain).collect();
+                    let places: Vec<_> = next
+                        .rules
+                        .iter()
+                        .enumerate()
+                        .filter(|(_, it)| it.chain == chain)
+                        .collect();
                     let at = places.get(skipped).map_or(next.rules.len(), |(at, _)| *at);
                     next.rules.insert(at, rule(text));
                 }
@@ -232,12 +310,24 @@ mod tests {
         let start = Saved::parse(MESH);
         let good = after(&start, &start.transition(&rules, None).unwrap());
         let mut doubled = good.clone();
-        doubled.rules.push(SavedRule { chain: "OUTPUT".into(), text: rules_of(&rules, Chain::Output)[0].clone() });
+        doubled.rules.push(SavedRule {
+            chain: "OUTPUT".into(),
+            text: rules_of(&rules, Chain::Output)[0].clone(),
+        });
         let mut hidden = good.clone();
-        hidden.rules.insert(0, SavedRule { chain: "OUTPUT".into(), text: "-j ISTIO_OUTPUT".into() });
+        hidden.rules.insert(
+            0,
+            SavedRule {
+                chain: "OUTPUT".into(),
+                text: "-j ISTIO_OUTPUT".into(),
+            },
+        );
         let mut old = good.clone();
         old.chains.push("TEL_OUTPUT_UDP".into());
-        old.rules.push(SavedRule { chain: "OUTPUT".into(), text: "-p udp -j TEL_OUTPUT_UDP".into() });
+        old.rules.push(SavedRule {
+            chain: "OUTPUT".into(),
+            text: "-p udp -j TEL_OUTPUT_UDP".into(),
+        });
         for bad in [doubled, hidden, old] {
             assert_ne!(bad.differences(&rules), Vec::<String>::new());
             let mended = after(&bad, &bad.transition(&rules, None).unwrap());
@@ -252,11 +342,24 @@ mod tests {
         let (_, rules) = by_family(&rules).remove(0);
         let start = Saved::default();
         let mut ours = after(&start, &start.transition(&rules, None).unwrap());
-        ours.rules.push(SavedRule { chain: "PREROUTING".into(), text: "-p tcp -j ISTIO_INBOUND".into() });
-        assert_eq!(ours.differences(&rules), Vec::<String>::new(), "in force all the same");
+        ours.rules.push(SavedRule {
+            chain: "PREROUTING".into(),
+            text: "-p tcp -j ISTIO_INBOUND".into(),
+        });
+        assert_eq!(
+            ours.differences(&rules),
+            Vec::<String>::new(),
+            "in force all the same"
+        );
         let mended = after(&ours, &ours.transition(&rules, None).unwrap());
-        let order: Vec<_> = mended.of("PREROUTING").map(|rule| rule.text.as_str()).collect();
-        assert_eq!(order, ["-p tcp -j ISTIO_INBOUND", "-p tcp -j TEL_PREROUTING_TCP"]);
+        let order: Vec<_> = mended
+            .of("PREROUTING")
+            .map(|rule| rule.text.as_str())
+            .collect();
+        assert_eq!(
+            order,
+            ["-p tcp -j ISTIO_INBOUND", "-p tcp -j TEL_PREROUTING_TCP"]
+        );
     }
 
     #[test]
@@ -264,10 +367,20 @@ mod tests {
         let rules = rules();
         let (_, rules) = by_family(&rules).remove(0);
         let document = Saved::default().transition(&rules, None).unwrap();
-        let line = document.text().lines().position(|line| line.contains("REDIRECT")).unwrap() + 1;
-        let answer = format!("iptables-restore v1.8.9 (nf_tables): \nline {line}: RULE_APPEND failed (No such file)");
+        let line = document
+            .text()
+            .lines()
+            .position(|line| line.contains("REDIRECT"))
+            .unwrap()
+            + 1;
+        let answer = format!(
+            "iptables-restore v1.8.9 (nf_tables): \nline {line}: RULE_APPEND failed (No such file)"
+        );
         assert_eq!(document.line_blamed_by(&answer), Some(rules[0].to_string()));
-        assert_eq!(document.line_blamed_by("iptables-restore: line 4 failed"), document.line_blamed_by("line: 4"));
+        assert_eq!(
+            document.line_blamed_by("iptables-restore: line 4 failed"),
+            document.line_blamed_by("line: 4")
+        );
         assert_eq!(document.line_blamed_by("out of luck"), None);
         assert_eq!(document.line_blamed_by("line 4000 failed"), None);
     }
@@ -285,6 +398,10 @@ mod tests {
     }
 
     fn rules_of(rules: &[&Rule], chain: Chain) -> Vec<String> {
-        rules.iter().filter(|rule| rule.chain == chain).map(|rule| rule.iptables()).collect()
+        rules
+            .iter()
+            .filter(|rule| rule.chain == chain)
+            .map(|rule| rule.iptables())
+            .collect()
     }
 }

@@ -1,7 +1,9 @@
-//! A typed rule as the kernel's own list of expressions: load a field into a register, compare it, act. Pure.
+//! A typed rule as the kernel's own list of expressions: load a field into a register, compare it,
+//! act. Pure.
 //!
-//! Numbers of `linux/netfilter/nf_tables.h`. Traps: owner ids are in the host's byte order, ports and addresses in
-//! the network's; a value must be loaded before it is compared; register 0 is the verdict.
+//! Numbers of `linux/netfilter/nf_tables.h`. Traps: owner ids are in the host's byte order, ports
+//! and addresses in the network's; a value must be loaded before it is compared; register 0 is the
+//! verdict.
 
 use std::net::IpAddr;
 
@@ -42,11 +44,14 @@ pub struct Expression {
 
 impl Expression {
     fn new(name: &str, data: Attributes) -> Self {
-        Self { name: name.to_owned(), data: data.0 }
+        Self {
+            name: name.to_owned(),
+            data: data.0,
+        }
     }
 
-    /// Whether the kernel's `other` does what this one says: it may tell more than we did, not less, and a
-    /// counter's count is its own affair.
+    /// Whether the kernel's `other` does what this one says: it may tell more than we did, not
+    /// less, and a counter's count is its own affair.
     fn is_kept_by(&self, other: &Self) -> bool {
         let same = |(kind, payload): (u16, &[u8])| find(&other.data, kind) == Some(payload);
         self.name == other.name && attributes(&self.data).all(same)
@@ -70,7 +75,12 @@ pub fn expressions(rule: &Rule, counter: bool) -> Vec<Expression> {
 pub fn encode(list: &[Expression]) -> Attributes {
     list.iter().fold(Attributes::default(), |all, one| {
         let data = Attributes(one.data.clone());
-        all.nest(LIST_ELEMENT, Attributes::default().text(EXPRESSION_NAME, &one.name).nest(EXPRESSION_DATA, data))
+        all.nest(
+            LIST_ELEMENT,
+            Attributes::default()
+                .text(EXPRESSION_NAME, &one.name)
+                .nest(EXPRESSION_DATA, data),
+        )
     })
 }
 
@@ -78,7 +88,9 @@ pub fn encode(list: &[Expression]) -> Attributes {
 pub fn decode(bytes: &[u8]) -> Vec<Expression> {
     attributes(bytes)
         .map(|(_, element)| Expression {
-            name: find_text(element, EXPRESSION_NAME).unwrap_or_default().to_owned(),
+            name: find_text(element, EXPRESSION_NAME)
+                .unwrap_or_default()
+                .to_owned(),
             data: find(element, EXPRESSION_DATA).unwrap_or_default().to_vec(),
         })
         .collect()
@@ -88,7 +100,11 @@ pub fn decode(bytes: &[u8]) -> Vec<Expression> {
 pub fn is_in_force(rule: &Rule, listed: &[Expression]) -> bool {
     let wanted = expressions(rule, false);
     let listed: Vec<_> = listed.iter().filter(|it| it.name != "counter").collect();
-    wanted.len() == listed.len() && wanted.iter().zip(listed).all(|(ours, theirs)| ours.is_kept_by(theirs))
+    wanted.len() == listed.len()
+        && wanted
+            .iter()
+            .zip(listed)
+            .all(|(ours, theirs)| ours.is_kept_by(theirs))
 }
 
 /// The chain that a listed rule jumps to, if it does.
@@ -100,13 +116,19 @@ pub fn jump_target(listed: &[Expression]) -> Option<&str> {
 fn test_expressions(test: &Test, family: Family) -> Vec<Expression> {
     match test {
         Test::To(address) => vec![load_destination(family), compare(EQUAL, &octets(*address))],
-        Test::NotTo(address) => vec![load_destination(family), compare(NOT_EQUAL, &octets(*address))],
+        Test::NotTo(address) => vec![
+            load_destination(family),
+            compare(NOT_EQUAL, &octets(*address)),
+        ],
         Test::Over(interface) => {
             let mut name = interface.as_bytes().to_vec();
             name.resize(INTERFACE_NAME_LENGTH, 0);
             vec![load_meta(META_OUTPUT_INTERFACE), compare(EQUAL, &name)]
         }
-        Test::Carried(transport) => vec![load_meta(META_TRANSPORT), compare(EQUAL, &[transport.number()])],
+        Test::Carried(transport) => vec![
+            load_meta(META_TRANSPORT),
+            compare(EQUAL, &[transport.number()]),
+        ],
         Test::From(agent) => owner(*agent, EQUAL),
         Test::NotFrom(agent) => owner(*agent, NOT_EQUAL),
         Test::Port(transport, port) => {
@@ -129,9 +151,16 @@ fn owner(agent: Agent, how: u32) -> Vec<Expression> {
 fn action_expressions(rule: &Rule) -> Vec<Expression> {
     match rule.then {
         Action::Jump(chain) => {
-            let verdict = Attributes::default().bytes(1, &VERDICT_JUMP.to_be_bytes()).text(2, chain.name());
+            let verdict = Attributes::default()
+                .bytes(1, &VERDICT_JUMP.to_be_bytes())
+                .text(2, chain.name());
             let data = Attributes::default().nest(DATA_VERDICT, verdict);
-            vec![Expression::new("immediate", Attributes::default().be32(1, REGISTER_VERDICT).nest(2, data))]
+            vec![Expression::new(
+                "immediate",
+                Attributes::default()
+                    .be32(1, REGISTER_VERDICT)
+                    .nest(2, data),
+            )]
         }
         Action::Redirect(port) => vec![
             immediate(REGISTER_1, &port.to_be_bytes()),
@@ -140,35 +169,61 @@ fn action_expressions(rule: &Rule) -> Vec<Expression> {
         Action::Translate(to) => vec![
             immediate(REGISTER_1, &octets(to.ip())),
             immediate(REGISTER_2, &to.port().to_be_bytes()),
-            Expression::new("nat", translation(rule.family).be32(3, REGISTER_1).be32(5, REGISTER_2)),
+            Expression::new(
+                "nat",
+                translation(rule.family)
+                    .be32(3, REGISTER_1)
+                    .be32(5, REGISTER_2),
+            ),
         ],
         Action::LeaveAlone => {
-            vec![load_destination(rule.family), Expression::new("nat", translation(rule.family).be32(3, REGISTER_1))]
+            vec![
+                load_destination(rule.family),
+                Expression::new("nat", translation(rule.family).be32(3, REGISTER_1)),
+            ]
         }
     }
 }
 
 /// Type (destination) and family of a translation.
 fn translation(family: Family) -> Attributes {
-    Attributes::default().be32(1, 1).be32(2, u32::from(super::number(family)))
+    Attributes::default()
+        .be32(1, 1)
+        .be32(2, u32::from(super::number(family)))
 }
 
 fn immediate(register: u32, value: &[u8]) -> Expression {
     let data = Attributes::default().bytes(DATA_VALUE, value);
-    Expression::new("immediate", Attributes::default().be32(1, register).nest(2, data))
+    Expression::new(
+        "immediate",
+        Attributes::default().be32(1, register).nest(2, data),
+    )
 }
 
 fn compare(how: u32, value: &[u8]) -> Expression {
     let data = Attributes::default().bytes(DATA_VALUE, value);
-    Expression::new("cmp", Attributes::default().be32(1, REGISTER_1).be32(2, how).nest(3, data))
+    Expression::new(
+        "cmp",
+        Attributes::default()
+            .be32(1, REGISTER_1)
+            .be32(2, how)
+            .nest(3, data),
+    )
 }
 
 fn load_meta(key: u32) -> Expression {
-    Expression::new("meta", Attributes::default().be32(1, REGISTER_1).be32(2, key))
+    Expression::new(
+        "meta",
+        Attributes::default().be32(1, REGISTER_1).be32(2, key),
+    )
 }
 
 fn load_payload(base: u32, offset: u32, length: u32) -> Expression {
-    let data = Attributes::default().be32(1, REGISTER_1).be32(2, base).be32(3, offset).be32(4, length);
+    let data = Attributes::default()
+        .be32(1, REGISTER_1)
+        .be32(2, base)
+        .be32(3, offset)
+        .be32(4, length);
     Expression::new("payload", data)
 }
 
@@ -194,7 +249,12 @@ mod tests {
 
     fn redirect(port: u16) -> Rule {
         let when = vec![Test::Port(Transport::Tcp, port)];
-        Rule { family: Family::V4, chain: Chain::Inbound(Transport::Tcp), when, then: Action::Redirect(9900) }
+        Rule {
+            family: Family::V4,
+            chain: Chain::Inbound(Transport::Tcp),
+            when,
+            then: Action::Redirect(9900),
+        }
     }
 
     #[test]
@@ -211,8 +271,16 @@ mod tests {
     #[test]
     fn the_target_of_a_jump_is_found() {
         let then = Action::Jump(Chain::Bypass);
-        let jump = Rule { family: Family::V6, chain: Chain::Output, when: vec![Test::From(Agent::Gid(7439))], then };
-        assert_eq!(jump_target(&expressions(&jump, true)), Some("TEL_MESH_BYPASS"));
+        let jump = Rule {
+            family: Family::V6,
+            chain: Chain::Output,
+            when: vec![Test::From(Agent::Gid(7439))],
+            then,
+        };
+        assert_eq!(
+            jump_target(&expressions(&jump, true)),
+            Some("TEL_MESH_BYPASS")
+        );
         assert_eq!(jump_target(&expressions(&redirect(1), true)), None);
     }
 

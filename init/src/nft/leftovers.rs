@@ -1,13 +1,15 @@
-//! What the nft flavour of iptables keeps in the kernel for us, read and taken away without that program.
+//! What the nft flavour of iptables keeps in the kernel for us, read and taken away without that
+//! program.
 //!
-//! That flavour creates the table `nat` and the hook chains it needs and never deletes them. To give the namespace
-//! back exactly as it was, the iptables backend leaves a *mark*: an empty chain whose name says what was created.
+//! That flavour creates the table `nat` and the hook chains it needs and never deletes them. To
+//! give the namespace back exactly as it was, the iptables backend leaves a *mark*: an empty chain
+//! whose name says what was created.
 
 use rustix::io::Errno;
 
 use super::{
-    Batch, DELETE_CHAIN, DELETE_RULE, DELETE_TABLE, Failure, GET_GENERATION, ListedChain, ListedRule, expr, has_table,
-    list_chains, list_rules, of, open, rest, whole,
+    Batch, DELETE_CHAIN, DELETE_RULE, DELETE_TABLE, Failure, GET_GENERATION, ListedChain,
+    ListedRule, expr, has_table, list_chains, list_rules, of, open, rest, whole,
 };
 use crate::netlink::{Attributes, Socket, find_be32};
 use crate::rule::{Chain, Family, PREFIX};
@@ -19,7 +21,8 @@ const CHANGED_MEANWHILE: Errno = Errno::from_raw_os_error(85);
 const MARK: &str = "TEL_CREATED_";
 const HOOKS: [(char, Chain); 2] = [('P', Chain::Prerouting), ('O', Chain::Output)];
 
-/// The mark to leave for a run of the nft flavour that starts from the tables as they are, when it will create anything.
+/// The mark to leave for a run of the nft flavour that starts from the tables as they are, when it
+/// will create anything.
 pub fn mark(family: Family) -> Result<Option<String>, Failure> {
     let socket = open()?;
     let chains = list_chains(&socket, family, TABLE)?;
@@ -46,13 +49,17 @@ pub fn is_mark(name: &str) -> bool {
 /// How many rules the nft flavour holds in its `nat` tables: where others' rules are, ours belong.
 pub fn rule_count() -> Result<usize, Failure> {
     let socket = open()?;
-    Family::ALL.into_iter().map(|family| list_rules(&socket, family, TABLE).map(|rules| rules.len())).sum()
+    Family::ALL
+        .into_iter()
+        .map(|family| list_rules(&socket, family, TABLE).map(|rules| rules.len()))
+        .sum()
 }
 
-/// Takes our chains and jumps out of the family's `nat` table, and what was created for them. Says whether there were
-/// any.
+/// Takes our chains and jumps out of the family's `nat` table, and what was created for them. Says
+/// whether there were any.
 ///
-/// One transaction, tied to what was read: when somebody else changed the tables meanwhile, it is made again.
+/// One transaction, tied to what was read: when somebody else changed the tables meanwhile, it is
+/// made again.
 pub fn remove_from(family: Family) -> Result<bool, Failure> {
     let socket = open()?;
     for _ in 0..ATTEMPTS {
@@ -62,18 +69,28 @@ pub fn remove_from(family: Family) -> Result<bool, Failure> {
             return Ok(false);
         }
         let mut batch = Batch::default();
-        take_away(&mut batch, family, &chains, &list_rules(&socket, family, TABLE)?);
+        take_away(
+            &mut batch,
+            family,
+            &chains,
+            &list_rules(&socket, family, TABLE)?,
+        );
         match batch.commit(&socket, generation) {
             Err(failure) if failure.errno == CHANGED_MEANWHILE => {}
             done => return done.map(|()| true),
         }
     }
-    Err(whole("the removal of our chains, which others kept changing", Errno::AGAIN))
+    Err(whole(
+        "the removal of our chains, which others kept changing",
+        Errno::AGAIN,
+    ))
 }
 
 fn generation(socket: &Socket) -> Result<Option<u32>, Failure> {
     let answer = socket.ask(GET_GENERATION, &Attributes::default().fixed(&[0, 0, 0, 0]));
-    answer.map(|body| find_be32(rest(&body), 1)).map_err(|errno| whole("the generation of the rules", errno))
+    answer
+        .map(|body| find_be32(rest(&body), 1))
+        .map_err(|errno| whole("the generation of the rules", errno))
 }
 
 fn take_away(batch: &mut Batch, family: Family, chains: &[ListedChain], rules: &[ListedRule]) {
@@ -81,24 +98,47 @@ fn take_away(batch: &mut Batch, family: Family, chains: &[ListedChain], rules: &
     let ours = |name: &str| name.starts_with(PREFIX);
     let word = |what: &str, name: &str| format!("{what} {} {TABLE} {name}", family.nft());
 
-    let jumps = |rule: &&ListedRule| !ours(&rule.chain) && expr::jump_target(&rule.expressions).is_some_and(ours);
+    let jumps = |rule: &&ListedRule| {
+        !ours(&rule.chain) && expr::jump_target(&rule.expressions).is_some_and(ours)
+    };
     for jump in rules.iter().filter(jumps) {
         let body = in_table().text(2, &jump.chain).bytes(3, &jump.handle);
-        batch.delete(DELETE_RULE, body, word("the jump to our chain in", &jump.chain));
+        batch.delete(
+            DELETE_RULE,
+            body,
+            word("the jump to our chain in", &jump.chain),
+        );
     }
     for chain in chains.iter().filter(|it| ours(&it.name)) {
         if rules.iter().any(|rule| rule.chain == chain.name) {
-            batch.delete(DELETE_RULE, in_table().text(2, &chain.name), word("the rules of chain", &chain.name));
+            batch.delete(
+                DELETE_RULE,
+                in_table().text(2, &chain.name),
+                word("the rules of chain", &chain.name),
+            );
         }
-        batch.delete(DELETE_CHAIN, in_table().text(3, &chain.name), word("chain", &chain.name));
+        batch.delete(
+            DELETE_CHAIN,
+            in_table().text(3, &chain.name),
+            word("chain", &chain.name),
+        );
     }
 
-    let mark = chains.iter().find_map(|it| it.name.strip_prefix(MARK)).unwrap_or_default();
+    let mark = chains
+        .iter()
+        .find_map(|it| it.name.strip_prefix(MARK))
+        .unwrap_or_default();
     let mut left = chains.iter().filter(|it| !ours(&it.name)).count();
     for (_, hook) in HOOKS.iter().filter(|(letter, _)| mark.contains(*letter)) {
-        let in_use = rules.iter().any(|rule| rule.chain == hook.name() && !jumps(&rule));
+        let in_use = rules
+            .iter()
+            .any(|rule| rule.chain == hook.name() && !jumps(&rule));
         if !in_use && chains.iter().any(|it| it.name == hook.name()) {
-            batch.delete(DELETE_CHAIN, in_table().text(3, hook.name()), word("chain", hook.name()));
+            batch.delete(
+                DELETE_CHAIN,
+                in_table().text(3, hook.name()),
+                word("chain", hook.name()),
+            );
             left -= 1;
         }
     }

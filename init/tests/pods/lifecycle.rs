@@ -1,4 +1,5 @@
-//! Twice equals once, a kill at any point is mended by the next run, and taking away leaves what was there before.
+//! Twice equals once, a kill at any point is mended by the next run, and taking away leaves what
+//! was there before.
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
@@ -18,7 +19,11 @@ fn foreign_rules(space: &Space, flavour: &str) {
 }
 
 fn backend_flavour(backend: &str) -> &'static str {
-    if backend == "iptables-legacy" { "legacy" } else { "nft" }
+    if backend == "iptables-legacy" {
+        "legacy"
+    } else {
+        "nft"
+    }
 }
 
 #[test]
@@ -28,11 +33,15 @@ fn the_second_run_changes_nothing_and_check_agrees() {
     }
     for backend in BACKENDS {
         let (dir, space) = (tempfile::tempdir().unwrap(), Space::new());
-        let program = Program::new(dir.path(), LATER, Families::Dual, backend).env("POD_IPS", "10.77.0.2,fd77::2");
+        let program = Program::new(dir.path(), LATER, Families::Dual, backend)
+            .env("POD_IPS", "10.77.0.2,fd77::2");
         let check = program.clone().argument("--check");
         let nothing = String::from_utf8(check.run(&space).stdout).unwrap();
         assert_eq!(check.run(&space).status.code(), Some(1), "{nothing}");
-        assert!(nothing.contains("missing") && nothing.contains("not in force"), "{nothing}");
+        assert!(
+            nothing.contains("missing") && nothing.contains("not in force"),
+            "{nothing}"
+        );
         program.must(&space);
         let once = all_rules(&space);
         assert!(once.contains("TEL_PREROUTING_TCP"), "{once}");
@@ -41,12 +50,17 @@ fn the_second_run_changes_nothing_and_check_agrees() {
         assert_eq!(all_rules(&space), once, "{backend}");
         check.must(&space);
 
-        let other = Program::new(dir.path(), EARLIER, Families::Dual, backend).env("POD_IPS", "10.77.0.2,fd77::2");
+        let other = Program::new(dir.path(), EARLIER, Families::Dual, backend)
+            .env("POD_IPS", "10.77.0.2,fd77::2");
         let different = other.clone().argument("--check").run(&space);
         assert_eq!(different.status.code(), Some(1), "{backend}: {different:?}");
         other.must(&space);
         program.must(&space);
-        assert_eq!(all_rules(&space), once, "{backend}: nothing of the other configuration is left");
+        assert_eq!(
+            all_rules(&space),
+            once,
+            "{backend}: nothing of the other configuration is left"
+        );
     }
 }
 
@@ -89,7 +103,8 @@ fn taking_away_restores_the_namespace_exactly() {
                 flavour => foreign_rules(&space, flavour),
             }
             let before = all_rules(&space);
-            let program = Program::new(dir.path(), LATER, Families::Dual, backend).env("POD_IPS", "10.77.0.2,fd77::2");
+            let program = Program::new(dir.path(), LATER, Families::Dual, backend)
+                .env("POD_IPS", "10.77.0.2,fd77::2");
             program.must(&space);
             program.must(&space);
             assert_ne!(all_rules(&space), before);
@@ -115,7 +130,11 @@ fn a_change_of_backend_moves_the_rules() {
             later.must(&alone);
             earlier.must(&space);
             later.must(&space);
-            assert_eq!(all_rules(&space), all_rules(&alone), "{first} then {second}");
+            assert_eq!(
+                all_rules(&space),
+                all_rules(&alone),
+                "{first} then {second}"
+            );
         }
     }
 }
@@ -127,7 +146,8 @@ fn runs_at_the_same_time_leave_what_one_run_leaves() {
     }
     for backend in BACKENDS {
         let (dir, space) = (tempfile::tempdir().unwrap(), Space::new());
-        let program = Program::new(dir.path(), LATER, Families::Dual, backend).env("POD_IPS", "10.77.0.2,fd77::2");
+        let program = Program::new(dir.path(), LATER, Families::Dual, backend)
+            .env("POD_IPS", "10.77.0.2,fd77::2");
         program.must(&space);
         let alone = all_rules(&space);
         program.remove(&space);
@@ -173,15 +193,17 @@ enum Victims {
     Everything,
 }
 
-/// Kills at every `stride`-th system call of a run (at all of them with `AGENT_INIT_KILL_STRIDE=1`); after each kill,
-/// the next run must end right.
+/// Kills at every `stride`-th system call of a run (at all of them with
+/// `AGENT_INIT_KILL_STRIDE=1`); after each kill, the next run must end right.
 fn killed_everywhere(backend: &str, victims: Victims, stride: usize) {
     if !privileged() {
         return;
     }
     let stride = std::env::var("AGENT_INIT_KILL_STRIDE").map_or(stride, |it| it.parse().unwrap());
     let (dir, space, alone) = (tempfile::tempdir().unwrap(), Space::new(), Space::new());
-    let with = |ports| Program::new(dir.path(), ports, Families::Dual, backend).env("POD_IPS", "10.77.0.2,fd77::2");
+    let with = |ports| {
+        Program::new(dir.path(), ports, Families::Dual, backend).env("POD_IPS", "10.77.0.2,fd77::2")
+    };
     let (earlier, later) = (with(EARLIER), with(LATER));
     foreign_rules(&space, backend_flavour(backend));
     foreign_rules(&alone, backend_flavour(backend));
@@ -190,17 +212,30 @@ fn killed_everywhere(backend: &str, victims: Victims, stride: usize) {
     earlier.must(&space);
     let before = all_rules(&space);
     assert_ne!(before, right);
-    let follow = if victims == Victims::Everything { "-f" } else { "-qqq" };
+    let follow = if victims == Victims::Everything {
+        "-f"
+    } else {
+        "-qqq"
+    };
     let trace = dir.path().join("trace");
-    later.clone().under(&["strace", follow, "-o", trace.to_str().unwrap()]).must(&space);
+    later
+        .clone()
+        .under(&["strace", follow, "-o", trace.to_str().unwrap()])
+        .must(&space);
     let points = system_calls(&std::fs::read_to_string(&trace).unwrap(), victims);
     assert!(points.len() > 40, "{points:?}");
     let (mut kills, mut child_kills) = (0, 0);
     for (call, nth) in points.iter().step_by(stride) {
         earlier.must(&space);
         let inject = format!("inject={call}:signal=KILL:when={nth}");
-        let done = later.clone().under(&["strace", follow, "-qqq", "-o", "/dev/null", "-e", &inject]).run(&space);
-        let point = format!("killed at {call} number {nth}: {}", String::from_utf8_lossy(&done.stderr));
+        let done = later
+            .clone()
+            .under(&["strace", follow, "-qqq", "-o", "/dev/null", "-e", &inject])
+            .run(&space);
+        let point = format!(
+            "killed at {call} number {nth}: {}",
+            String::from_utf8_lossy(&done.stderr)
+        );
         if backend == "nft" {
             // One transaction: all or nothing.
             let after = all_rules(&space);
@@ -215,14 +250,20 @@ fn killed_everywhere(backend: &str, victims: Victims, stride: usize) {
         later.must(&space);
         assert_eq!(all_rules(&space), right, "{backend}, {point}");
     }
-    println!("{backend}: {kills} kills of {victims:?}, and {child_kills} of the programs it started alone");
+    println!(
+        "{backend}: {kills} kills of {victims:?}, and {child_kills} of the programs it started alone"
+    );
     let tried = points.len().div_ceil(stride);
-    assert!(2 * (kills + child_kills) > tried, "of {tried} only {kills} and {child_kills} were killed");
+    assert!(
+        2 * (kills + child_kills) > tried,
+        "of {tried} only {kills} and {child_kills} were killed"
+    );
     later.remove(&space);
     assert!(!all_rules(&space).contains("TEL_"));
 }
 
-/// Every system call in the tracer's output as its name and its how-manieth of that name in its process, each once.
+/// Every system call in the tracer's output as its name and its how-manieth of that name in its
+/// process, each once.
 fn system_calls(trace: &str, victims: Victims) -> Vec<(String, usize)> {
     let mut counts = std::collections::HashMap::new();
     let mut points = Vec::new();
@@ -231,9 +272,17 @@ fn system_calls(trace: &str, victims: Victims) -> Vec<(String, usize)> {
             Victims::Program => ("", line),
             Victims::Everything => line.split_once(' ').unwrap_or(("", line)),
         };
-        let Some((name, _)) = call.trim_start().split_once('(') else { continue };
-        if !name.is_empty() && name.bytes().all(|it| it.is_ascii_alphanumeric() || it == b'_') {
-            let count = counts.entry((process.to_owned(), name.to_owned())).or_insert(0);
+        let Some((name, _)) = call.trim_start().split_once('(') else {
+            continue;
+        };
+        if !name.is_empty()
+            && name
+                .bytes()
+                .all(|it| it.is_ascii_alphanumeric() || it == b'_')
+        {
+            let count = counts
+                .entry((process.to_owned(), name.to_owned()))
+                .or_insert(0);
             *count += 1;
             // The very first is the tracer's own way into the program.
             if !points.contains(&(name.to_owned(), *count)) && (name, *count) != ("execve", 1) {
@@ -253,14 +302,29 @@ fn a_family_that_cannot_be_programmed_is_an_error_and_leaves_nothing() {
         let (dir, space) = (tempfile::tempdir().unwrap(), Space::new());
         foreign_rules(&space, flavour);
         let before = all_rules(&space);
-        fake(dir.path(), &format!("ip6tables-{flavour}-restore"), "echo 'line 3: no such thing' >&2; exit 1");
+        fake(
+            dir.path(),
+            &format!("ip6tables-{flavour}-restore"),
+            "echo 'line 3: no such thing' >&2; exit 1",
+        );
         let path = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", dir.path().display());
-        let program = Program::new(dir.path(), LATER, Families::Dual, &format!("iptables-{flavour}"))
-            .env("POD_IPS", "10.77.0.2,fd77::2")
-            .env("PATH", &path);
+        let program = Program::new(
+            dir.path(),
+            LATER,
+            Families::Dual,
+            &format!("iptables-{flavour}"),
+        )
+        .env("POD_IPS", "10.77.0.2,fd77::2")
+        .env("PATH", &path);
         let log = program.must_end_with(&space, 69);
-        assert!(log.contains("no such thing") && log.contains("ip6tables"), "{log}");
-        assert!(log.contains("named target port") && log.contains("without the init container"), "{log}");
+        assert!(
+            log.contains("no such thing") && log.contains("ip6tables"),
+            "{log}"
+        );
+        assert!(
+            log.contains("named target port") && log.contains("without the init container"),
+            "{log}"
+        );
         assert_eq!(all_rules(&space), before, "{flavour}");
     }
 }
@@ -287,14 +351,22 @@ fn a_refused_rule_is_named_with_the_kernels_answer_and_the_ways_out() {
             .spawn()
             .unwrap();
         use std::io::Write as _;
-        owner.stdin.as_mut().unwrap().write_all(b"add table ip tel_agent { flags owner; }\n").unwrap();
+        owner
+            .stdin
+            .as_mut()
+            .unwrap()
+            .write_all(b"add table ip tel_agent { flags owner; }\n")
+            .unwrap();
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
         while !all_rules(&space).contains("tel_agent") {
             assert!(std::time::Instant::now() < deadline, "nft made no table");
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
         let log = program.must_end_with(&space, 69);
-        assert!(log.contains("table ip tel_agent") && log.contains("Operation not permitted"), "{log}");
+        assert!(
+            log.contains("table ip tel_agent") && log.contains("Operation not permitted"),
+            "{log}"
+        );
         drop(owner.stdin.take());
         owner.wait().unwrap();
     });
@@ -308,9 +380,15 @@ fn a_bad_configuration_leaves_no_rule_of_an_earlier_run() {
     let (dir, space) = (tempfile::tempdir().unwrap(), Space::new());
     let good = Program::new(dir.path(), LATER, Families::V4, "nft");
     good.must(&space);
-    let missing = Program { arguments: vec!["--config".into(), "/nowhere.yaml".into()], ..good.clone() };
+    let missing = Program {
+        arguments: vec!["--config".into(), "/nowhere.yaml".into()],
+        ..good.clone()
+    };
     let log = missing.must_end_with(&space, 64);
-    assert!(log.contains("/nowhere.yaml") && log.contains("AGENT_CONFIG"), "{log}");
+    assert!(
+        log.contains("/nowhere.yaml") && log.contains("AGENT_CONFIG"),
+        "{log}"
+    );
     assert_eq!(all_rules(&space), "");
     let log = good.env("POD_IP", "my pod").must_end_with(&space, 64);
     assert!(log.contains("POD_IP") && log.contains("my pod"), "{log}");
@@ -322,13 +400,13 @@ fn named_ports_alone_end_well_without_a_rule_and_without_any_right() {
         return;
     }
     let (dir, space) = (tempfile::tempdir().unwrap(), Space::new());
-    let program = Program::new(dir.path(), &[Port::tcp(8080, 9900).named()], Families::V4, "auto").under(&[
-        "setpriv",
-        "--bounding-set",
-        "-all",
-        "--inh-caps",
-        "-all",
-    ]);
+    let program = Program::new(
+        dir.path(),
+        &[Port::tcp(8080, 9900).named()],
+        Families::V4,
+        "auto",
+    )
+    .under(&["setpriv", "--bounding-set", "-all", "--inh-caps", "-all"]);
     let log = program.must(&space);
     assert!(log.contains("nothing to redirect"), "{log}");
     assert_eq!(all_rules(&space), "");

@@ -1,5 +1,5 @@
-//! Beside a mesh: the published capture chains of Istio and of Linkerd, put there before or after our rules, and
-//! little proxies that stand where the mesh's would.
+//! Beside a mesh: the published capture chains of Istio and of Linkerd, put there before or after
+//! our rules, and little proxies that stand where the mesh's would.
 
 use std::net::SocketAddr;
 
@@ -8,10 +8,14 @@ use agent_init::rule::Transport::Tcp;
 use crate::parties::{Party, agent, answer_to, app, asked, outsider, pod_addresses};
 use crate::program::{Port, Program};
 use crate::space::{
-    APP, As, Families, Net, OUTSIDE_V4, OUTSIDE_V6, ROOT, Space, all_rules, privileged, without_counters,
+    APP, As, Families, Net, OUTSIDE_V4, OUTSIDE_V6, ROOT, Space, all_rules, privileged,
+    without_counters,
 };
 
-const AGENT: As = As { uid: 7777, gid: 7439 };
+const AGENT: As = As {
+    uid: 7777,
+    gid: 7439,
+};
 const PORTS: &[Port] = &[Port::tcp(8080, 9900), Port::tcp(7070, 9901).named()];
 /// A port of the app that no Service names and no agent knows.
 const OTHER: u16 = 6060;
@@ -27,13 +31,33 @@ struct Mesh {
     rules: fn(v6: bool) -> String,
 }
 
-const ISTIO: Mesh =
-    Mesh { name: "istio", who: As { uid: 1337, gid: 1337 }, inbound: 15006, outbound: 15001, rules: istio };
-const LINKERD: Mesh =
-    Mesh { name: "linkerd", who: As { uid: 2102, gid: 2102 }, inbound: 4143, outbound: 4140, rules: linkerd };
+const ISTIO: Mesh = Mesh {
+    name: "istio",
+    who: As {
+        uid: 1337,
+        gid: 1337,
+    },
+    inbound: 15006,
+    outbound: 15001,
+    rules: istio,
+};
+const LINKERD: Mesh = Mesh {
+    name: "linkerd",
+    who: As {
+        uid: 2102,
+        gid: 2102,
+    },
+    inbound: 4143,
+    outbound: 4140,
+    rules: linkerd,
+};
 
 fn istio(v6: bool) -> String {
-    let (local, passthrough) = if v6 { ("::1/128", "::6/128") } else { ("127.0.0.1/32", "127.0.0.6/32") };
+    let (local, passthrough) = if v6 {
+        ("::1/128", "::6/128")
+    } else {
+        ("127.0.0.1/32", "127.0.0.6/32")
+    };
     format!(
         "*nat\n:ISTIO_INBOUND - [0:0]\n:ISTIO_IN_REDIRECT - [0:0]\n:ISTIO_OUTPUT - [0:0]\n:ISTIO_REDIRECT - [0:0]\n\
          -A PREROUTING -p tcp -j ISTIO_INBOUND\n-A OUTPUT -p tcp -j ISTIO_OUTPUT\n\
@@ -68,14 +92,20 @@ fn linkerd(_: bool) -> String {
 impl Mesh {
     fn program(self, space: &Space, flavour: &str) {
         for (program, v6) in [("iptables", false), ("ip6tables", true)] {
-            space.sh(&format!("{program}-{flavour}-restore --noflush <<END\n{}END", (self.rules)(v6)));
+            space.sh(&format!(
+                "{program}-{flavour}-restore --noflush <<END\n{}END",
+                (self.rules)(v6)
+            ));
         }
     }
 
-    /// Its two listeners: what comes in is carried to where it was going, from the address the mesh's own rules let
-    /// pass; what goes out is announced.
+    /// Its two listeners: what comes in is carried to where it was going, from the address the
+    /// mesh's own rules let pass; what goes out is announced.
     fn start(self, net: &Net) {
-        let party = Party { space: &net.pod, who: self.who };
+        let party = Party {
+            space: &net.pod,
+            who: self.who,
+        };
         net.pod.sh("ip -6 address add ::6/128 dev lo nodad");
         let carry = move |to: SocketAddr| {
             let source = match (self.name, to.is_ipv4()) {
@@ -86,14 +116,20 @@ impl Mesh {
             answer_to(source, to)
         };
         party.serve(Tcp, &pod_addresses(net), self.inbound, "mesh>", carry);
-        party.serve(Tcp, &pod_addresses(net), self.outbound, "mesh>", |_| "out".to_owned());
+        party.serve(Tcp, &pod_addresses(net), self.outbound, "mesh>", |_| {
+            "out".to_owned()
+        });
     }
 }
 
 /// What the mesh itself has in a flavour's tables.
 fn mesh_rules(space: &Space, flavour: &str) -> Vec<String> {
-    let both = ["iptables", "ip6tables"].map(|it| space.sh(&format!("{it}-{flavour}-save -t nat 2>/dev/null")));
-    both.iter().flat_map(|saved| without_counters(saved)).filter(|line| !line.contains("TEL_")).collect()
+    let both = ["iptables", "ip6tables"]
+        .map(|it| space.sh(&format!("{it}-{flavour}-save -t nat 2>/dev/null")));
+    both.iter()
+        .flat_map(|saved| without_counters(saved))
+        .filter(|line| !line.contains("TEL_"))
+        .collect()
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -106,7 +142,11 @@ fn beside(mesh: Mesh, flavour: &str, backend: &str, order: Order) {
     if !privileged() {
         return;
     }
-    let (dir, net, alone) = (tempfile::tempdir().unwrap(), Net::new(Families::Dual), Space::new());
+    let (dir, net, alone) = (
+        tempfile::tempdir().unwrap(),
+        Net::new(Families::Dual),
+        Space::new(),
+    );
     mesh.program(&alone, flavour);
     let untouched = mesh_rules(&alone, flavour);
     let program = Program::new(dir.path(), PORTS, Families::Dual, backend);
@@ -117,9 +157,17 @@ fn beside(mesh: Mesh, flavour: &str, backend: &str, order: Order) {
         program.must(&net.pod);
         mesh.program(&net.pod, flavour);
     }
-    assert_eq!(mesh_rules(&net.pod, flavour), untouched, "the mesh's rules are as they were");
+    assert_eq!(
+        mesh_rules(&net.pod, flavour),
+        untouched,
+        "the mesh's rules are as they were"
+    );
     if backend == "nft" {
-        assert!(!net.pod.sh(&format!("iptables-{flavour}-save 2>/dev/null")).contains("TEL_"));
+        assert!(
+            !net.pod
+                .sh(&format!("iptables-{flavour}-save 2>/dev/null"))
+                .contains("TEL_")
+        );
     }
 
     mesh.start(&net);
@@ -130,24 +178,68 @@ fn beside(mesh: Mesh, flavour: &str, backend: &str, order: Order) {
     outsider(&net, Tcp, FAR);
     // The one limit: rules of one table stand in the order in which they came.
     let mesh_meets_callers_first = backend == "nft" || order == Order::MeshFirst;
-    let inbound = if mesh_meets_callers_first { "mesh>agent9900>app8080" } else { "agent9900>app8080" };
+    let inbound = if mesh_meets_callers_first {
+        "mesh>agent9900>app8080"
+    } else {
+        "agent9900>app8080"
+    };
     for address in net.families.pod() {
         let proxy_port = PORTS[0].proxy_port(PORTS);
-        assert_eq!(asked(&net.outside, ROOT, Tcp, address, 8080), inbound, "a caller of the app");
-        assert_eq!(asked(&net.outside, ROOT, Tcp, address, 7070), "mesh>app7070", "a caller of the named port");
-        assert_eq!(asked(&net.outside, ROOT, Tcp, address, OTHER), "mesh>app6060", "a caller of another port");
-        assert_eq!(asked(&net.pod, APP, Tcp, address, 8080), "agent9900>app8080", "the app, at its pod's address");
-        assert_eq!(asked(&net.pod, APP, Tcp, address, OTHER), "app6060", "the app, at another port of its pod");
-        assert_eq!(asked(&net.pod, AGENT, Tcp, address, proxy_port), "app8080", "the agent, to the app");
+        assert_eq!(
+            asked(&net.outside, ROOT, Tcp, address, 8080),
+            inbound,
+            "a caller of the app"
+        );
+        assert_eq!(
+            asked(&net.outside, ROOT, Tcp, address, 7070),
+            "mesh>app7070",
+            "a caller of the named port"
+        );
+        assert_eq!(
+            asked(&net.outside, ROOT, Tcp, address, OTHER),
+            "mesh>app6060",
+            "a caller of another port"
+        );
+        assert_eq!(
+            asked(&net.pod, APP, Tcp, address, 8080),
+            "agent9900>app8080",
+            "the app, at its pod's address"
+        );
+        assert_eq!(
+            asked(&net.pod, APP, Tcp, address, OTHER),
+            "app6060",
+            "the app, at another port of its pod"
+        );
+        assert_eq!(
+            asked(&net.pod, AGENT, Tcp, address, proxy_port),
+            "app8080",
+            "the agent, to the app"
+        );
     }
     for address in [OUTSIDE_V4, OUTSIDE_V6] {
-        assert_eq!(asked(&net.pod, APP, Tcp, address, FAR), "mesh>out", "the app's calls are captured");
-        assert_eq!(asked(&net.pod, AGENT, Tcp, address, FAR), "outside", "the agent's are not");
+        assert_eq!(
+            asked(&net.pod, APP, Tcp, address, FAR),
+            "mesh>out",
+            "the app's calls are captured"
+        );
+        assert_eq!(
+            asked(&net.pod, AGENT, Tcp, address, FAR),
+            "outside",
+            "the agent's are not"
+        );
     }
-    assert_eq!(asked(&net.pod, AGENT, Tcp, "127.0.0.1", 8080), "app8080", "the agent, on loopback");
+    assert_eq!(
+        asked(&net.pod, AGENT, Tcp, "127.0.0.1", 8080),
+        "app8080",
+        "the agent, on loopback"
+    );
 
     program.remove(&net.pod);
-    assert_eq!(mesh_rules(&net.pod, flavour), untouched, "also after ours are gone");
+    assert_eq!(
+        mesh_rules(&net.pod, flavour),
+        untouched,
+        "also after ours are gone"
+    );
     assert!(!all_rules(&net.pod).contains("TEL_"));
 }
 

@@ -1,5 +1,6 @@
-//! Who lives in and around a pod: an app, an agent that carries its callers to the app, a mesh's proxy, and callers.
-//! Each says in its answer who it is, so that an answer tells the way a connection went.
+//! Who lives in and around a pod: an app, an agent that carries its callers to the app, a mesh's
+//! proxy, and callers. Each says in its answer who it is, so that an answer tells the way a
+//! connection went.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -21,8 +22,9 @@ pub(crate) struct Party<'a> {
 }
 
 impl Party<'_> {
-    /// Answers every TCP connection and every datagram to `port` at `addresses` with `name`, followed by what `ask`
-    /// says the next one said. `ask` runs as this party too, and is told where the caller was going.
+    /// Answers every TCP connection and every datagram to `port` at `addresses` with `name`,
+    /// followed by what `ask` says the next one said. `ask` runs as this party too, and is told
+    /// where the caller was going.
     pub(crate) fn serve(
         &self,
         transport: Transport,
@@ -32,7 +34,11 @@ impl Party<'_> {
         ask: impl Fn(SocketAddr) -> String + Send + Clone + 'static,
     ) {
         for address in addresses {
-            let (at, name, ask) = (SocketAddr::new(*address, port), name.to_owned(), ask.clone());
+            let (at, name, ask) = (
+                SocketAddr::new(*address, port),
+                name.to_owned(),
+                ask.clone(),
+            );
             // Bound before this returns, so that whoever calls next is heard.
             self.space.run(self.who, move || match transport {
                 Transport::Tcp => serve_tcp(TcpListener::bind(at).unwrap(), name, ask),
@@ -42,22 +48,35 @@ impl Party<'_> {
     }
 }
 
-fn serve_tcp(listener: TcpListener, name: String, ask: impl Fn(SocketAddr) -> String + Send + Clone + 'static) {
+fn serve_tcp(
+    listener: TcpListener,
+    name: String,
+    ask: impl Fn(SocketAddr) -> String + Send + Clone + 'static,
+) {
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let (name, ask) = (name.clone(), ask.clone());
             std::thread::spawn(move || {
                 let Ok(mut stream) = stream else { return };
                 let socket = SockRef::from(&stream);
-                let redirected = socket.original_dst_v4().or_else(|_| socket.original_dst_v6());
-                let at = redirected.ok().and_then(|it| it.as_socket()).unwrap_or(stream.local_addr().unwrap());
+                let redirected = socket
+                    .original_dst_v4()
+                    .or_else(|_| socket.original_dst_v6());
+                let at = redirected
+                    .ok()
+                    .and_then(|it| it.as_socket())
+                    .unwrap_or(stream.local_addr().unwrap());
                 let _ = stream.write_all(format!("{name}{}", ask(at)).as_bytes());
             });
         }
     });
 }
 
-fn serve_udp(socket: UdpSocket, name: String, ask: impl Fn(SocketAddr) -> String + Send + Clone + 'static) {
+fn serve_udp(
+    socket: UdpSocket,
+    name: String,
+    ask: impl Fn(SocketAddr) -> String + Send + Clone + 'static,
+) {
     std::thread::spawn(move || {
         let mut buffer = [0; 2048];
         while let Ok((_, caller)) = socket.recv_from(&mut buffer) {
@@ -110,7 +129,9 @@ fn tcp_answer(source: Option<IpAddr>, to: SocketAddr) -> std::io::Result<String>
 }
 
 fn udp_answer(to: SocketAddr) -> std::io::Result<String> {
-    let any: SocketAddr = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse().unwrap();
+    let any: SocketAddr = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }
+        .parse()
+        .unwrap();
     let socket = UdpSocket::bind(any)?;
     socket.connect(to)?;
     socket.set_read_timeout(Some(DEADLINE))?;
@@ -121,7 +142,13 @@ fn udp_answer(to: SocketAddr) -> std::io::Result<String> {
 }
 
 /// What somebody in `space` gets from `address` and `port`.
-pub(crate) fn asked(space: &Space, who: As, transport: Transport, address: &str, port: u16) -> String {
+pub(crate) fn asked(
+    space: &Space,
+    who: As,
+    transport: Transport,
+    address: &str,
+    port: u16,
+) -> String {
     let to = SocketAddr::new(address.parse().unwrap(), port);
     space.run(who, || answer(transport, to))
 }
@@ -135,24 +162,65 @@ pub(crate) fn pod_addresses(net: &Net) -> Vec<IpAddr> {
 /// An app at `port` of the pod.
 pub(crate) fn app(net: &Net, who: As, transport: Transport, port: u16) {
     let addresses = pod_addresses(net);
-    Party { space: &net.pod, who }.serve(transport, &addresses, port, &format!("app{port}"), end_of_the_way);
+    Party {
+        space: &net.pod,
+        who,
+    }
+    .serve(
+        transport,
+        &addresses,
+        port,
+        &format!("app{port}"),
+        end_of_the_way,
+    );
 }
 
 /// An agent at `port` of the pod, which carries on to the app by way of its proxy port.
 pub(crate) fn agent(net: &Net, who: As, transport: Transport, port: u16, proxy_port: u16) {
-    let pod: Vec<IpAddr> = net.families.pod().iter().map(|it| it.parse().unwrap()).collect();
+    let pod: Vec<IpAddr> = net
+        .families
+        .pod()
+        .iter()
+        .map(|it| it.parse().unwrap())
+        .collect();
     let carry_on = move |at: SocketAddr| {
-        let to = pod.iter().find(|it| it.is_ipv4() == at.is_ipv4()).unwrap_or(&pod[0]);
+        let to = pod
+            .iter()
+            .find(|it| it.is_ipv4() == at.is_ipv4())
+            .unwrap_or(&pod[0]);
         let answer = answer(transport, SocketAddr::new(*to, proxy_port));
-        if answer.matches("agent").count() > LOOP { "going in circles".to_owned() } else { answer }
+        if answer.matches("agent").count() > LOOP {
+            "going in circles".to_owned()
+        } else {
+            answer
+        }
     };
     let addresses = pod_addresses(net);
-    Party { space: &net.pod, who }.serve(transport, &addresses, port, &format!("agent{port}>"), carry_on);
+    Party {
+        space: &net.pod,
+        who,
+    }
+    .serve(
+        transport,
+        &addresses,
+        port,
+        &format!("agent{port}>"),
+        carry_on,
+    );
 }
 
 /// Somebody who listens outside the pod.
 pub(crate) fn outsider(net: &Net, transport: Transport, port: u16) {
-    let addresses: Vec<IpAddr> = net.families.outside().iter().map(|it| it.parse().unwrap()).collect();
+    let addresses: Vec<IpAddr> = net
+        .families
+        .outside()
+        .iter()
+        .map(|it| it.parse().unwrap())
+        .collect();
     let who = As { uid: 0, gid: 0 };
-    Party { space: &net.outside, who }.serve(transport, &addresses, port, "outside", end_of_the_way);
+    Party {
+        space: &net.outside,
+        who,
+    }
+    .serve(transport, &addresses, port, "outside", end_of_the_way);
 }

@@ -21,15 +21,26 @@ pub(crate) struct Port {
 
 impl Port {
     pub(crate) const fn tcp(container_port: u16, agent_port: u16) -> Self {
-        Self { container_port, agent_port, transport: Transport::Tcp, numeric: true }
+        Self {
+            container_port,
+            agent_port,
+            transport: Transport::Tcp,
+            numeric: true,
+        }
     }
 
     pub(crate) const fn udp(container_port: u16, agent_port: u16) -> Self {
-        Self { transport: Transport::Udp, ..Self::tcp(container_port, agent_port) }
+        Self {
+            transport: Transport::Udp,
+            ..Self::tcp(container_port, agent_port)
+        }
     }
 
     pub(crate) const fn named(self) -> Self {
-        Self { numeric: false, ..self }
+        Self {
+            numeric: false,
+            ..self
+        }
     }
 
     /// What the agent dials to reach the app: the port's place behind all agent ports.
@@ -45,7 +56,12 @@ pub(crate) fn config(ports: &[Port]) -> String {
          workloadName: echo\nworkloadKind: Deployment\ncontainers:\n",
     );
     for (at, port) in ports.iter().enumerate() {
-        let Port { container_port, agent_port, transport, numeric } = port;
+        let Port {
+            container_port,
+            agent_port,
+            transport,
+            numeric,
+        } = port;
         text += &format!(
             "- name: c{at}\n  envPrefix: A{at}_\n  mountPoint: /tel_app_mounts/c{at}\n  intercepts:\n  \
              - serviceName: echo\n    servicePortName: p{at}\n    servicePort: {container_port}\n    \
@@ -72,11 +88,16 @@ impl Program {
         let numbers: Vec<_> = ports.iter().take(4).map(|it| it.container_port).collect();
         let file = dir.join(format!("{numbers:?}.yaml"));
         std::fs::write(&file, config(ports)).unwrap();
-        let arguments = ["agent-init", "--backend", backend, "--config"].map(str::to_owned).into_iter();
+        let arguments = ["agent-init", "--backend", backend, "--config"]
+            .map(str::to_owned)
+            .into_iter();
         Self {
             path: env!("CARGO_BIN_EXE_agent-init").into(),
             arguments: arguments.chain([file.display().to_string()]).collect(),
-            env: vec![("POD_IP".into(), families.pod()[0].into()), ("AGENT_GID".into(), "7439".into())],
+            env: vec![
+                ("POD_IP".into(), families.pod()[0].into()),
+                ("AGENT_GID".into(), "7439".into()),
+            ],
             under: Vec::new(),
         }
     }
@@ -103,7 +124,10 @@ impl Program {
         words.push(self.path.clone().into());
         words.extend(self.arguments.iter().map(Into::into));
         let mut command = Command::new(&words[0]);
-        command.args(&words[1..]).env_clear().env("PATH", "/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin");
+        command
+            .args(&words[1..])
+            .env_clear()
+            .env("PATH", "/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin");
         command.envs(self.env.iter().cloned());
         command
     }
@@ -118,7 +142,12 @@ impl Program {
         let done = self.run(space);
         let log = String::from_utf8_lossy(&done.stderr).into_owned();
         let out = String::from_utf8_lossy(&done.stdout).into_owned();
-        assert!(done.status.success(), "{:?}: {}\n{out}{log}", self.arguments, done.status);
+        assert!(
+            done.status.success(),
+            "{:?}: {}\n{out}{log}",
+            self.arguments,
+            done.status
+        );
         log
     }
 
@@ -126,12 +155,21 @@ impl Program {
     pub(crate) fn must_end_with(&self, space: &Space, code: i32) -> String {
         let done = self.run(space);
         let log = String::from_utf8_lossy(&done.stderr).into_owned();
-        assert_eq!(done.status.code(), Some(code), "{:?}\n{log}", self.arguments);
+        assert_eq!(
+            done.status.code(),
+            Some(code),
+            "{:?}\n{log}",
+            self.arguments
+        );
         log
     }
 
     /// Takes every rule of ours away.
     pub(crate) fn remove(&self, space: &Space) -> String {
-        Self { arguments: vec!["--remove".into()], ..self.clone() }.must(space)
+        Self {
+            arguments: vec!["--remove".into()],
+            ..self.clone()
+        }
+        .must(space)
     }
 }

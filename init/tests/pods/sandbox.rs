@@ -1,5 +1,5 @@
-//! Containers as strict as they come: an empty image, one capability, any user, a file system nobody may write to,
-//! and kernels that lack something.
+//! Containers as strict as they come: an empty image, one capability, any user, a file system
+//! nobody may write to, and kernels that lack something.
 #![allow(unsafe_code)] // `pre_exec`: a child takes its root and its rights before it becomes the program.
 
 use std::os::unix::process::CommandExt as _;
@@ -15,7 +15,10 @@ use crate::program::{BACKENDS, Port, Program, config};
 use crate::space::{APP, As, Families, Net, POD_V4, POD_V6, ROOT, Space, all_rules, privileged};
 
 const PORTS: &[Port] = &[Port::tcp(8080, 9900)];
-const AGENT: As = As { uid: 7777, gid: 7439 };
+const AGENT: As = As {
+    uid: 7777,
+    gid: 7439,
+};
 
 /// The program linked statically, as it is released: what an image with nothing else in it can run.
 fn static_program() -> PathBuf {
@@ -24,7 +27,15 @@ fn static_program() -> PathBuf {
         let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("static");
         let triple = "x86_64-unknown-linux-gnu".replace("x86_64", std::env::consts::ARCH);
         let done = Command::new(env!("CARGO"))
-            .args(["build", "--offline", "--quiet", "--package", "agent-init", "--bin", "agent-init"])
+            .args([
+                "build",
+                "--offline",
+                "--quiet",
+                "--package",
+                "agent-init",
+                "--bin",
+                "agent-init",
+            ])
             .args(["--target", &triple, "--target-dir"])
             .arg(&target)
             // It runs for milliseconds: what counts is how soon it is built.
@@ -35,7 +46,11 @@ fn static_program() -> PathBuf {
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .output()
             .unwrap();
-        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        assert!(
+            done.status.success(),
+            "{}",
+            String::from_utf8_lossy(&done.stderr)
+        );
         target.join(triple).join("debug/agent-init")
     };
     BUILT.get_or_init(build).clone()
@@ -48,27 +63,49 @@ fn empty_image() -> tempfile::TempDir {
     image
 }
 
-/// Runs the program of the image as its only file, as `who`, with these capabilities and no other right.
-fn run_in(image: &Path, space: &Space, who: As, capabilities: CapabilitySet, argument: &str) -> Output {
+/// Runs the program of the image as its only file, as `who`, with these capabilities and no other
+/// right.
+fn run_in(
+    image: &Path,
+    space: &Space,
+    who: As,
+    capabilities: CapabilitySet,
+    argument: &str,
+) -> Output {
     let image = image.to_owned();
     let argument = argument.to_owned();
     space.run(ROOT, move || {
         let mut command = Command::new("/agent-init");
-        command.arg0("agent-init").args(["agent-init".to_owned(), argument]).env_clear();
-        command.env("AGENT_CONFIG", serde_json::to_string(&json_config()).unwrap());
-        command.env("POD_IPS", format!("{POD_V4},{POD_V6}")).env("AGENT_GID", "7439");
+        command
+            .arg0("agent-init")
+            .args(["agent-init".to_owned(), argument])
+            .env_clear();
+        command.env(
+            "AGENT_CONFIG",
+            serde_json::to_string(&json_config()).unwrap(),
+        );
+        command
+            .env("POD_IPS", format!("{POD_V4},{POD_V6}"))
+            .env("AGENT_GID", "7439");
         // SAFETY: between fork and exec it makes system calls only; `image` was allocated before.
         unsafe {
             command.pre_exec(move || {
                 rustix::process::chroot(&image)?;
                 rustix::process::chdir("/")?;
-                for capability in CapabilitySet::all().iter().filter(|it| !capabilities.contains(*it)) {
+                for capability in CapabilitySet::all()
+                    .iter()
+                    .filter(|it| !capabilities.contains(*it))
+                {
                     // The kernel may know fewer capabilities than the library.
                     let _ = rustix::thread::remove_capability_from_bounding_set(capability);
                 }
                 if who.uid == 0 {
                     let inheritable = CapabilitySet::empty();
-                    let sets = CapabilitySets { effective: capabilities, permitted: capabilities, inheritable };
+                    let sets = CapabilitySets {
+                        effective: capabilities,
+                        permitted: capabilities,
+                        inheritable,
+                    };
                     rustix::thread::set_capabilities(None, sets)?;
                 } else {
                     let (uid, gid) = (Uid::from_raw(who.uid), Gid::from_raw(who.gid));
@@ -107,15 +144,30 @@ fn an_empty_image_with_net_admin_alone_is_enough() {
         return;
     }
     let (image, net) = (empty_image(), Net::new(Families::Dual));
-    let done = run_in(image.path(), &net.pod, ROOT, CapabilitySet::NET_ADMIN, "--backend=auto");
+    let done = run_in(
+        image.path(),
+        &net.pod,
+        ROOT,
+        CapabilitySet::NET_ADMIN,
+        "--backend=auto",
+    );
     assert_eq!(done.status.code(), Some(0), "{}", log_of(&done));
     assert!(log_of(&done).contains("; nft,"), "{}", log_of(&done));
     app(&net, APP, Tcp, 8080);
     agent(&net, AGENT, Tcp, 9900, PORTS[0].proxy_port(PORTS));
     for address in [POD_V4, POD_V6] {
-        assert_eq!(asked(&net.outside, ROOT, Tcp, address, 8080), "agent9900>app8080");
+        assert_eq!(
+            asked(&net.outside, ROOT, Tcp, address, 8080),
+            "agent9900>app8080"
+        );
     }
-    let done = run_in(image.path(), &net.pod, ROOT, CapabilitySet::NET_ADMIN, "--remove");
+    let done = run_in(
+        image.path(),
+        &net.pod,
+        ROOT,
+        CapabilitySet::NET_ADMIN,
+        "--remove",
+    );
     assert_eq!(done.status.code(), Some(0), "{}", log_of(&done));
     assert_eq!(all_rules(&net.pod), "");
 }
@@ -129,11 +181,23 @@ fn no_other_program_is_executed() {
     let (dir, space) = (tempfile::tempdir().unwrap(), Space::new());
     space.sh("iptables-nft -t nat -A OUTPUT -p tcp --dport 4444 -j REDIRECT --to-ports 4445");
     let trace = dir.path().join("trace");
-    let tracer = ["strace", "-f", "-e", "trace=execve,execveat", "-o", trace.to_str().unwrap()];
-    Program::new(dir.path(), PORTS, Families::V4, "auto").under(&tracer).must(&space);
+    let tracer = [
+        "strace",
+        "-f",
+        "-e",
+        "trace=execve,execveat",
+        "-o",
+        trace.to_str().unwrap(),
+    ];
+    Program::new(dir.path(), PORTS, Families::V4, "auto")
+        .under(&tracer)
+        .must(&space);
     let trace = std::fs::read_to_string(trace).unwrap();
     let executed: Vec<_> = trace.lines().filter(|line| line.contains("exec")).collect();
-    assert!(executed.len() == 1 && executed[0].contains("agent-init"), "{trace}");
+    assert!(
+        executed.len() == 1 && executed[0].contains("agent-init"),
+        "{trace}"
+    );
     assert!(all_rules(&space).contains("tel_agent"));
 }
 
@@ -143,15 +207,43 @@ fn without_net_admin_it_says_so_and_ends_with_77() {
         return;
     }
     let (image, space) = (empty_image(), Space::new());
-    let root = run_in(image.path(), &space, ROOT, CapabilitySet::NET_RAW, "--backend=auto");
+    let root = run_in(
+        image.path(),
+        &space,
+        ROOT,
+        CapabilitySet::NET_RAW,
+        "--backend=auto",
+    );
     assert_eq!(root.status.code(), Some(77), "{}", log_of(&root));
-    assert!(log_of(&root).contains("NET_ADMIN is missing: add it"), "{}", log_of(&root));
-    assert!(log_of(&root).contains("named target port"), "{}", log_of(&root));
+    assert!(
+        log_of(&root).contains("NET_ADMIN is missing: add it"),
+        "{}",
+        log_of(&root)
+    );
+    assert!(
+        log_of(&root).contains("named target port"),
+        "{}",
+        log_of(&root)
+    );
 
     // What a container gets that is not root and adds NET_ADMIN.
-    let user = run_in(image.path(), &space, As { uid: 12345, gid: 12345 }, CapabilitySet::NET_ADMIN, "--backend=auto");
+    let user = run_in(
+        image.path(),
+        &space,
+        As {
+            uid: 12345,
+            gid: 12345,
+        },
+        CapabilitySet::NET_ADMIN,
+        "--backend=auto",
+    );
     assert_eq!(user.status.code(), Some(77), "{}", log_of(&user));
-    for words in ["only in the bounding set", "uid 12345", "runAsUser: 0", "cap_net_admin+ep"] {
+    for words in [
+        "only in the bounding set",
+        "uid 12345",
+        "runAsUser: 0",
+        "cap_net_admin+ep",
+    ] {
         assert!(log_of(&user).contains(words), "{words}: {}", log_of(&user));
     }
     assert_eq!(all_rules(&space), "");
@@ -160,9 +252,16 @@ fn without_net_admin_it_says_so_and_ends_with_77() {
     for backend in BACKENDS {
         for mode in ["", "--remove", "--check"] {
             let program = Program::new(dir.path(), PORTS, Families::V4, backend);
-            let program = if mode.is_empty() { program } else { program.argument(mode) };
+            let program = if mode.is_empty() {
+                program
+            } else {
+                program.argument(mode)
+            };
             let bare = program.under(&["setpriv", "--bounding-set", "-all", "--inh-caps", "-all"]);
-            assert!(bare.must_end_with(&space, 77).contains("NET_ADMIN"), "{backend} {mode}");
+            assert!(
+                bare.must_end_with(&space, 77).contains("NET_ADMIN"),
+                "{backend} {mode}"
+            );
         }
     }
 }
@@ -174,9 +273,16 @@ fn any_user_with_net_admin_may_program() {
     }
     for backend in BACKENDS {
         let (dir, space) = (tempfile::tempdir().unwrap(), Space::new());
-        let program = readable_by_all(dir.path(), &Program::new(dir.path(), PORTS, Families::V4, backend));
+        let program = readable_by_all(
+            dir.path(),
+            &Program::new(dir.path(), PORTS, Families::V4, backend),
+        );
         // The legacy program itself opens a raw socket.
-        let capabilities = if backend == "iptables-legacy" { "-all,+net_admin,+net_raw" } else { "-all,+net_admin" };
+        let capabilities = if backend == "iptables-legacy" {
+            "-all,+net_admin,+net_raw"
+        } else {
+            "-all,+net_admin"
+        };
         let program = program.under(&[
             "setpriv",
             "--reuid",
@@ -207,13 +313,28 @@ fn a_file_capability_is_enough_for_any_user() {
     }
     for backend in ["nft", "iptables-nft"] {
         let (dir, space) = (tempfile::tempdir().unwrap(), Space::new());
-        let program = readable_by_all(dir.path(), &Program::new(dir.path(), PORTS, Families::V4, backend));
+        let program = readable_by_all(
+            dir.path(),
+            &Program::new(dir.path(), PORTS, Families::V4, backend),
+        );
         // Version 2 with the effective flag; NET_ADMIN is bit 12 of the permitted set.
         let mut capability = vec![1, 0, 0, 2, 0, 0x10, 0, 0];
         capability.resize(20, 0);
-        rustix::fs::setxattr(&program.path, "security.capability", &capability, rustix::fs::XattrFlags::empty())
-            .unwrap();
-        let program = program.under(&["setpriv", "--reuid", "12345", "--regid", "12345", "--clear-groups"]);
+        rustix::fs::setxattr(
+            &program.path,
+            "security.capability",
+            &capability,
+            rustix::fs::XattrFlags::empty(),
+        )
+        .unwrap();
+        let program = program.under(&[
+            "setpriv",
+            "--reuid",
+            "12345",
+            "--regid",
+            "12345",
+            "--clear-groups",
+        ]);
         program.must(&space);
         assert!(all_rules(&space).contains("TEL_MESH_BYPASS"), "{backend}");
     }
@@ -227,7 +348,10 @@ fn readable_by_all(dir: &Path, program: &Program) -> Program {
     for path in [dir, &copy] {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
     }
-    Program { path: copy, ..program.clone() }
+    Program {
+        path: copy,
+        ..program.clone()
+    }
 }
 
 #[test]
@@ -262,17 +386,26 @@ fn an_image_with_one_flavour_under_the_plain_names_will_do() {
         std::fs::create_dir(&image).unwrap();
         let multi = format!("xtables-{flavour}-multi");
         std::fs::copy(Path::new("/usr/sbin").join(&multi), image.join(&multi)).unwrap();
-        for name in ["iptables-save", "iptables-restore", "ip6tables-save", "ip6tables-restore"] {
+        for name in [
+            "iptables-save",
+            "iptables-restore",
+            "ip6tables-save",
+            "ip6tables-restore",
+        ] {
             std::os::unix::fs::symlink(&multi, image.join(name)).unwrap();
         }
         let script = format!("mount --bind {} /usr/sbin && exec \"$@\"", image.display());
         let under = ["unshare", "--mount", "sh", "-c", &script, "sh"];
-        let with = |backend: &str| Program::new(dir.path(), PORTS, Families::V4, backend).under(&under);
+        let with =
+            |backend: &str| Program::new(dir.path(), PORTS, Families::V4, backend).under(&under);
         let log = with("iptables").must(&space);
         assert!(log.contains(&format!("; iptables-{flavour},")), "{log}");
         with("iptables").argument("--check").must(&space);
         let log = with(&format!("iptables-{other}")).must_end_with(&space, 69);
-        assert!(log.contains(&format!("no program iptables-{other}-")), "{log}");
+        assert!(
+            log.contains(&format!("no program iptables-{other}-")),
+            "{log}"
+        );
         assert_eq!(all_rules(&space), "");
     }
 }
@@ -283,12 +416,25 @@ fn a_kernel_without_nf_tables_is_programmed_by_iptables() {
         return;
     }
     let (dir, space) = (tempfile::tempdir().unwrap(), Space::new());
-    let without = ["strace", "-qqq", "-o", "/dev/null", "-e", "inject=socket:error=EPROTONOSUPPORT"];
+    let without = [
+        "strace",
+        "-qqq",
+        "-o",
+        "/dev/null",
+        "-e",
+        "inject=socket:error=EPROTONOSUPPORT",
+    ];
     let program = Program::new(dir.path(), PORTS, Families::V4, "auto").under(&without);
     let log = program.must(&space);
     assert!(log.contains("; iptables-legacy,"), "{log}");
-    assert!(space.sh("iptables-legacy-save -t nat").contains("-j TEL_PREROUTING_TCP"));
-    let forced = Program::new(dir.path(), PORTS, Families::V4, "nft").under(&without).must_end_with(&space, 69);
+    assert!(
+        space
+            .sh("iptables-legacy-save -t nat")
+            .contains("-j TEL_PREROUTING_TCP")
+    );
+    let forced = Program::new(dir.path(), PORTS, Families::V4, "nft")
+        .under(&without)
+        .must_end_with(&space, 69);
     assert!(forced.contains("CONFIG_NETFILTER_NETLINK"), "{forced}");
 }
 
@@ -306,9 +452,23 @@ fn a_kernel_and_image_without_any_backend_are_told_apart_and_named() {
         under: Vec::new(),
     };
     let root = format!("--root={}", image.path().display());
-    let tracer = ["strace", "-qqq", "-o", "/dev/null", "-e", "inject=socket:error=EPROTONOSUPPORT"];
-    let log = program.under(&[&tracer[..], &["unshare", &root, "--wd=/"]].concat()).must_end_with(&space, 69);
-    for words in ["CONFIG_NETFILTER_NETLINK", "iptables-legacy-", "named target port", "without the init container"] {
+    let tracer = [
+        "strace",
+        "-qqq",
+        "-o",
+        "/dev/null",
+        "-e",
+        "inject=socket:error=EPROTONOSUPPORT",
+    ];
+    let log = program
+        .under(&[&tracer[..], &["unshare", &root, "--wd=/"]].concat())
+        .must_end_with(&space, 69);
+    for words in [
+        "CONFIG_NETFILTER_NETLINK",
+        "iptables-legacy-",
+        "named target port",
+        "without the init container",
+    ] {
         assert!(log.contains(words), "{words}: {log}");
     }
 }
@@ -316,15 +476,29 @@ fn a_kernel_and_image_without_any_backend_are_told_apart_and_named() {
 #[test]
 fn the_program_carries_no_runtime_no_grpc_and_no_tls() {
     let done = Command::new(env!("CARGO"))
-        .args(["tree", "--offline", "--package", "agent-init", "--edges", "normal", "--prefix", "none"])
+        .args([
+            "tree",
+            "--offline",
+            "--package",
+            "agent-init",
+            "--edges",
+            "normal",
+            "--prefix",
+            "none",
+        ])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .unwrap();
     assert!(done.status.success(), "{}", log_of(&done));
     let tree = String::from_utf8(done.stdout).unwrap();
-    let linked: Vec<&str> = tree.lines().filter_map(|line| line.split(' ').next()).collect();
+    let linked: Vec<&str> = tree
+        .lines()
+        .filter_map(|line| line.split(' ').next())
+        .collect();
     assert!(linked.contains(&"rustix"), "{tree}");
-    for heavy in ["tokio", "tonic", "prost", "rustls", "hyper", "clap", "regex"] {
+    for heavy in [
+        "tokio", "tonic", "prost", "rustls", "hyper", "clap", "regex",
+    ] {
         assert!(!linked.contains(&heavy), "{heavy} is linked");
     }
 }

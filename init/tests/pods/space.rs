@@ -1,5 +1,6 @@
-//! Network namespaces that a test makes for itself: a pod's and its caller's, and threads and programs inside them as
-//! any user. Needs root; without it the test runs itself again in a user namespace.
+//! Network namespaces that a test makes for itself: a pod's and its caller's, and threads and
+//! programs inside them as any user. Needs root; without it the test runs itself again in a user
+//! namespace.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::{Command, Stdio};
@@ -14,26 +15,42 @@ pub(crate) struct As {
 }
 
 pub(crate) const ROOT: As = As { uid: 0, gid: 0 };
-pub(crate) const APP: As = As { uid: 1000, gid: 1000 };
+pub(crate) const APP: As = As {
+    uid: 1000,
+    gid: 1000,
+};
 
-/// Whether namespaces can be made here. If not, the calling test is run again where they can, and its verdict is
-/// this one's: return at once.
+/// Whether namespaces can be made here. If not, the calling test is run again where they can, and
+/// its verdict is this one's: return at once.
 pub(crate) fn privileged() -> bool {
     const AGAIN: &str = "AGENT_INIT_TESTS_IN_USER_NAMESPACE";
     if rustix::process::geteuid().is_root() {
         return true;
     }
-    assert!(std::env::var_os(AGAIN).is_none(), "not root even in a user namespace of our own");
+    assert!(
+        std::env::var_os(AGAIN).is_none(),
+        "not root even in a user namespace of our own"
+    );
     let thread = std::thread::current();
     let test = thread.name().expect("the test harness names its threads");
     let status = Command::new("unshare")
-        .args(["--user", "--map-root-user", "--map-auto", "--mount", "--net", "--"])
+        .args([
+            "--user",
+            "--map-root-user",
+            "--map-auto",
+            "--mount",
+            "--net",
+            "--",
+        ])
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture"])
         .env(AGAIN, "1")
         .status();
     let ok = status.as_ref().is_ok_and(|status| status.success());
-    assert!(ok, "{test} needs root, or user namespaces with sub-ids (uidmap, /etc/subuid): {status:?}");
+    assert!(
+        ok,
+        "{test} needs root, or user namespaces with sub-ids (uidmap, /etc/subuid): {status:?}"
+    );
     false
 }
 
@@ -44,7 +61,12 @@ impl Space {
     /// A new one, with its loopback up.
     pub(crate) fn new() -> Self {
         let mut holder = Command::new("unshare")
-            .args(["--net", "sh", "-c", "ip link set lo up && echo ready && read line"])
+            .args([
+                "--net",
+                "sh",
+                "-c",
+                "ip link set lo up && echo ready && read line",
+            ])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -62,8 +84,15 @@ impl Space {
     pub(crate) fn run<T: Send>(&self, who: As, work: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| {
             let inside = scope.spawn(|| {
-                rustix::thread::move_into_link_name_space(self.0.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
-                let (uid, gid) = (rustix::process::Uid::from_raw(who.uid), rustix::process::Gid::from_raw(who.gid));
+                rustix::thread::move_into_link_name_space(
+                    self.0.as_fd(),
+                    Some(LinkNameSpaceType::Network),
+                )
+                .unwrap();
+                let (uid, gid) = (
+                    rustix::process::Uid::from_raw(who.uid),
+                    rustix::process::Gid::from_raw(who.gid),
+                );
                 if who.uid != 0 || who.gid != 0 {
                     rustix::thread::set_thread_groups(&[]).unwrap();
                     rustix::thread::set_thread_res_gid(gid, gid, gid).unwrap();
@@ -71,7 +100,9 @@ impl Space {
                 }
                 work()
             });
-            inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            inside
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
 
@@ -148,17 +179,25 @@ impl Net {
         for (space, addresses) in [(&pod, families.pod()), (&outside, families.outside())] {
             let mut script = String::from("ip link set eth0 up\n");
             for address in addresses {
-                let length = if address.contains(':') { "64 nodad" } else { "24" };
+                let length = if address.contains(':') {
+                    "64 nodad"
+                } else {
+                    "24"
+                };
                 script += &format!("ip address add {address}/{length} dev eth0\n");
             }
             space.sh(&script);
         }
-        Self { pod, outside, families }
+        Self {
+            pod,
+            outside,
+            families,
+        }
     }
 }
 
-/// Everything the pod's kernel holds in the way of rules, without counters. An x_tables `nat` table without rules
-/// counts for nothing: the kernel cannot unregister one.
+/// Everything the pod's kernel holds in the way of rules, without counters. An x_tables `nat` table
+/// without rules counts for nothing: the kernel cannot unregister one.
 pub(crate) fn all_rules(space: &Space) -> String {
     let nft = space.sh("nft -s list ruleset 2>/dev/null");
     let mut text = nft.replace("# Warning", "#");
@@ -167,7 +206,10 @@ pub(crate) fn all_rules(space: &Space) -> String {
             "if grep -qs nat /proc/net/ip{family}_tables_names; then ip{family}tables-legacy-save -t nat; fi"
         ));
         let rules = without_counters(&saved);
-        if rules.iter().any(|line| line.starts_with("-A") || line.ends_with(" -")) {
+        if rules
+            .iter()
+            .any(|line| line.starts_with("-A") || line.ends_with(" -"))
+        {
             text += &rules.join("\n");
         }
     }
@@ -177,5 +219,13 @@ pub(crate) fn all_rules(space: &Space) -> String {
 /// The lines of an `iptables-save` that say something lasting.
 pub(crate) fn without_counters(saved: &str) -> Vec<String> {
     let lines = saved.lines().filter(|line| !line.starts_with('#'));
-    lines.map(|line| line.split(" [").next().unwrap_or(line).trim_end().to_owned()).collect()
+    lines
+        .map(|line| {
+            line.split(" [")
+                .next()
+                .unwrap_or(line)
+                .trim_end()
+                .to_owned()
+        })
+        .collect()
 }

@@ -18,7 +18,10 @@ async fn what_is_no_grpc_is_answered_with_a_line_of_text() {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
-        assert!(answer.contains(&format!("{path} is no gRPC call")), "{answer}");
+        assert!(
+            answer.contains(&format!("{path} is no gRPC call")),
+            "{answer}"
+        );
     }
 }
 
@@ -27,10 +30,20 @@ async fn health_is_served() {
     use tonic_health::pb::health_check_response::ServingStatus;
     use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
     let rig = Rig::start().await;
-    let channel = Endpoint::from_shared(format!("http://{}", rig.address)).unwrap().connect().await.unwrap();
+    let channel = Endpoint::from_shared(format!("http://{}", rig.address))
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
     let mut health = HealthClient::new(channel);
     for service in ["", "telepresence.manager.Manager"] {
-        let answer = health.check(HealthCheckRequest { service: service.into() }).await.unwrap().into_inner();
+        let answer = health
+            .check(HealthCheckRequest {
+                service: service.into(),
+            })
+            .await
+            .unwrap()
+            .into_inner();
         assert_eq!(answer.status(), ServingStatus::Serving);
     }
 }
@@ -49,15 +62,48 @@ async fn what_is_not_offered_is_unimplemented() {
     let mut manager = rig.connect().await;
     let codes = [
         manager.get_license(()).await.unwrap_err().code(),
-        manager.can_connect_ambassador_cloud(()).await.unwrap_err().code(),
+        manager
+            .can_connect_ambassador_cloud(())
+            .await
+            .unwrap_err()
+            .code(),
         manager.get_cloud_config(()).await.unwrap_err().code(),
-        manager.update_intercept(UpdateInterceptRequest::default()).await.unwrap_err().code(),
+        manager
+            .update_intercept(UpdateInterceptRequest::default())
+            .await
+            .unwrap_err()
+            .code(),
     ];
     assert_eq!(codes, [Code::Unimplemented; 4]);
-    assert!(manager.get_logs(GetLogsRequest::default()).await.unwrap().into_inner().pod_logs.is_empty());
-    assert_eq!(manager.get_telepresence_api(()).await.unwrap().into_inner().port, 0);
-    let kinds = manager.get_known_workload_kinds(SessionInfo::default()).await.unwrap().into_inner();
+    assert!(
+        manager
+            .get_logs(GetLogsRequest::default())
+            .await
+            .unwrap()
+            .into_inner()
+            .pod_logs
+            .is_empty()
+    );
+    assert_eq!(
+        manager
+            .get_telepresence_api(())
+            .await
+            .unwrap()
+            .into_inner()
+            .port,
+        0
+    );
+    let kinds = manager
+        .get_known_workload_kinds(SessionInfo::default())
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(kinds.kinds, [1, 2, 3]);
-    let config = manager.get_client_config(()).await.unwrap().into_inner().config_yaml;
+    let config = manager
+        .get_client_config(())
+        .await
+        .unwrap()
+        .into_inner()
+        .config_yaml;
     assert!(std::str::from_utf8(&config).is_ok());
 }

@@ -3,7 +3,8 @@
 use tonic::Code;
 use traffic_proto::manager::{
     AgentInfo, CreateInterceptRequest, EnsureAgentRequest, GetInterceptRequest,
-    InterceptDispositionType as Disposition, InterceptSpec, RemoveInterceptRequest2, ReviewInterceptRequest,
+    InterceptDispositionType as Disposition, InterceptSpec, RemoveInterceptRequest2,
+    ReviewInterceptRequest,
 };
 
 use crate::rig::{Rig, Spoil, agent, mechanism, spec};
@@ -17,20 +18,45 @@ async fn an_intercept_waits_becomes_active_and_is_removed() {
     assert_eq!(created.disposition(), Disposition::Waiting);
     assert_eq!(created.client_session.as_ref(), Some(&dev.session));
     let kept = created.spec.unwrap();
-    assert_eq!((kept.header_filters, kept.path_filters), (spec("x").header_filters, spec("x").path_filters));
+    assert_eq!(
+        (kept.header_filters, kept.path_filters),
+        (spec("x").header_filters, spec("x").path_filters)
+    );
 
     let mut seen_by_agent = agent.intercepts().await;
-    assert_eq!(seen_by_agent.next().await[0].disposition(), Disposition::Waiting);
-    agent.review(&created.id, Disposition::Active, "10.0.0.49").await;
+    assert_eq!(
+        seen_by_agent.next().await[0].disposition(),
+        Disposition::Waiting
+    );
+    agent
+        .review(&created.id, Disposition::Active, "10.0.0.49")
+        .await;
     let active = seen_by_agent.until(Disposition::Active).await;
-    assert_eq!((active.pod_name.as_str(), active.pod_ip.as_str()), ("app-1", "10.0.0.49"));
-    assert_eq!(active.environment.keys().collect::<Vec<_>>(), ["A"], "excluded variables are left out");
+    assert_eq!(
+        (active.pod_name.as_str(), active.pod_ip.as_str()),
+        ("app-1", "10.0.0.49")
+    );
+    assert_eq!(
+        active.environment.keys().collect::<Vec<_>>(),
+        ["A"],
+        "excluded variables are left out"
+    );
     assert_eq!(dev.intercepts().await.next().await, vec![active]);
 
-    let request = RemoveInterceptRequest2 { session: Some(dev.session.clone()), name: "one".into() };
+    let request = RemoveInterceptRequest2 {
+        session: Some(dev.session.clone()),
+        name: "one".into(),
+    };
     dev.manager.remove_intercept(request.clone()).await.unwrap();
     assert!(seen_by_agent.next().await.is_empty());
-    assert_eq!(dev.manager.remove_intercept(request).await.unwrap_err().code(), Code::NotFound);
+    assert_eq!(
+        dev.manager
+            .remove_intercept(request)
+            .await
+            .unwrap_err()
+            .code(),
+        Code::NotFound
+    );
 }
 
 #[tokio::test]
@@ -52,19 +78,37 @@ async fn only_the_first_review_counts() {
 async fn reviews_of_strangers_change_nothing() {
     let rig = Rig::start().await;
     let mut agent_there = rig.agent("app-1").await;
-    let mut stranger = rig.arrive(AgentInfo { name: "other".into(), ..agent("other-1") }).await;
+    let mut stranger = rig
+        .arrive(AgentInfo {
+            name: "other".into(),
+            ..agent("other-1")
+        })
+        .await;
     let mut dev = rig.client("dev").await;
     let id = dev.create(spec("one")).await.id;
     stranger.review(&id, Disposition::Active, "10.0.0.9").await;
     stranger.depart().await;
-    stranger.review("no such intercept", Disposition::Active, "").await;
-    assert_eq!(dev.intercepts().await.next().await[0].disposition(), Disposition::Waiting);
+    stranger
+        .review("no such intercept", Disposition::Active, "")
+        .await;
+    assert_eq!(
+        dev.intercepts().await.next().await[0].disposition(),
+        Disposition::Waiting
+    );
     let request = ReviewInterceptRequest {
         session: Some(agent_there.session.clone()),
         id: "no such intercept".into(),
         ..ReviewInterceptRequest::default()
     };
-    assert_eq!(agent_there.manager.review_intercept(request).await.unwrap_err().code(), Code::NotFound);
+    assert_eq!(
+        agent_there
+            .manager
+            .review_intercept(request)
+            .await
+            .unwrap_err()
+            .code(),
+        Code::NotFound
+    );
 }
 
 #[tokio::test]
@@ -73,7 +117,11 @@ async fn without_an_agent_there_is_no_agent_until_one_comes() {
     let mut dev = rig.client("dev").await;
     let info = dev.create(spec("one")).await;
     assert_eq!(info.disposition(), Disposition::NoAgent);
-    assert!(info.message.contains("\"app\"") && info.message.contains("\"default\""), "{}", info.message);
+    assert!(
+        info.message.contains("\"app\"") && info.message.contains("\"default\""),
+        "{}",
+        info.message
+    );
     let mut watch = dev.intercepts().await;
     let mut agent = rig.agent("app-1").await;
     watch.until(Disposition::Waiting).await;
@@ -84,9 +132,16 @@ async fn without_an_agent_there_is_no_agent_until_one_comes() {
 #[tokio::test]
 async fn agents_in_other_namespaces_do_not_count() {
     let rig = Rig::start().await;
-    rig.arrive(AgentInfo { namespace: "elsewhere".into(), ..agent("app-1") }).await;
+    rig.arrive(AgentInfo {
+        namespace: "elsewhere".into(),
+        ..agent("app-1")
+    })
+    .await;
     let mut dev = rig.client("dev").await;
-    assert_eq!(dev.create(spec("one")).await.disposition(), Disposition::NoAgent);
+    assert_eq!(
+        dev.create(spec("one")).await.disposition(),
+        Disposition::NoAgent
+    );
 }
 
 #[tokio::test]
@@ -98,9 +153,17 @@ async fn replicas_that_differ_are_no_agent_until_they_agree() {
     let mut watch = dev.intercepts().await;
     old.review(&id, Disposition::Active, "10.0.0.49").await;
     watch.until(Disposition::Active).await;
-    rig.arrive(AgentInfo { version: "v1.0.1".into(), ..agent("app-2") }).await;
+    rig.arrive(AgentInfo {
+        version: "v1.0.1".into(),
+        ..agent("app-2")
+    })
+    .await;
     let info = watch.until(Disposition::NoAgent).await;
-    assert!(info.message.contains("not consistent") && info.message.contains("app-2"), "{}", info.message);
+    assert!(
+        info.message.contains("not consistent") && info.message.contains("app-2"),
+        "{}",
+        info.message
+    );
     old.depart().await;
     watch.until(Disposition::Waiting).await;
 }
@@ -108,20 +171,34 @@ async fn replicas_that_differ_are_no_agent_until_they_agree() {
 #[tokio::test]
 async fn a_mechanism_the_agent_lacks_is_no_mechanism() {
     let rig = Rig::start().await;
-    let only_tcp = |pod: &str| AgentInfo { mechanisms: vec![mechanism("tcp")], ..agent(pod) };
+    let only_tcp = |pod: &str| AgentInfo {
+        mechanisms: vec![mechanism("tcp")],
+        ..agent(pod)
+    };
     rig.arrive(only_tcp("app-1")).await;
     let mut dev = rig.client("dev").await;
     let info = dev.create(spec("one")).await;
     assert_eq!(info.disposition(), Disposition::NoMechanism);
-    assert!(info.message.contains("\"http\"") && info.message.contains("tcp"), "{}", info.message);
+    assert!(
+        info.message.contains("\"http\"") && info.message.contains("tcp"),
+        "{}",
+        info.message
+    );
 }
 
 #[tokio::test]
 async fn a_doubled_mechanism_is_not_consistent() {
     let rig = Rig::start().await;
-    rig.arrive(AgentInfo { mechanisms: vec![mechanism("http"), mechanism("http")], ..agent("app-1") }).await;
+    rig.arrive(AgentInfo {
+        mechanisms: vec![mechanism("http"), mechanism("http")],
+        ..agent("app-1")
+    })
+    .await;
     let mut dev = rig.client("dev").await;
-    assert_eq!(dev.create(spec("one")).await.disposition(), Disposition::NoAgent);
+    assert_eq!(
+        dev.create(spec("one")).await.disposition(),
+        Disposition::NoAgent
+    );
 }
 
 #[tokio::test]
@@ -156,12 +233,19 @@ async fn an_intercept_survives_the_departure_of_an_agent_that_did_not_review_it(
 #[tokio::test]
 async fn a_departing_client_takes_its_intercepts_along() {
     let rig = Rig::start().await;
-    let (mut agent, mut dev, mut other) =
-        (rig.agent("app-1").await, rig.client("dev").await, rig.client("other").await);
+    let (mut agent, mut dev, mut other) = (
+        rig.agent("app-1").await,
+        rig.client("dev").await,
+        rig.client("other").await,
+    );
     dev.create(spec("one")).await;
     let kept = other.create(spec("one")).await;
     let mut seen = agent.intercepts().await;
-    assert_eq!(seen.next().await.len(), 2, "names are unique for each client only");
+    assert_eq!(
+        seen.next().await.len(),
+        2,
+        "names are unique for each client only"
+    );
     dev.depart().await;
     assert_eq!(seen.next().await, vec![kept]);
 }
@@ -176,7 +260,10 @@ async fn an_intercept_in_error_stays_so() {
     watch.until(Disposition::AgentError).await;
     agent.review(&id, Disposition::Active, "10.0.0.49").await;
     rig.agent("app-2").await;
-    assert_eq!(dev.intercepts().await.next().await[0].disposition(), Disposition::AgentError);
+    assert_eq!(
+        dev.intercepts().await.next().await[0].disposition(),
+        Disposition::AgentError
+    );
 }
 
 #[tokio::test]
@@ -202,9 +289,26 @@ async fn mistakes_in_a_spec_are_named() {
     }
     dev.create(spec("one")).await;
     let request = dev.create_request(spec("one"));
-    assert_eq!(dev.manager.create_intercept(request).await.unwrap_err().code(), Code::AlreadyExists);
-    let request = CreateInterceptRequest { intercept_spec: Some(spec("two")), ..CreateInterceptRequest::default() };
-    assert_eq!(dev.manager.create_intercept(request).await.unwrap_err().code(), Code::NotFound);
+    assert_eq!(
+        dev.manager
+            .create_intercept(request)
+            .await
+            .unwrap_err()
+            .code(),
+        Code::AlreadyExists
+    );
+    let request = CreateInterceptRequest {
+        intercept_spec: Some(spec("two")),
+        ..CreateInterceptRequest::default()
+    };
+    assert_eq!(
+        dev.manager
+            .create_intercept(request)
+            .await
+            .unwrap_err()
+            .code(),
+        Code::NotFound
+    );
 }
 
 #[tokio::test]
@@ -214,11 +318,27 @@ async fn intercepts_are_found_by_name_or_id() {
     let mut dev = rig.client("dev").await;
     let info = dev.create(spec("one")).await;
     for name in ["one", &info.id] {
-        let request = GetInterceptRequest { session: Some(dev.session.clone()), name: name.into() };
-        assert_eq!(dev.manager.get_intercept(request).await.unwrap().into_inner(), info);
+        let request = GetInterceptRequest {
+            session: Some(dev.session.clone()),
+            name: name.into(),
+        };
+        assert_eq!(
+            dev.manager
+                .get_intercept(request)
+                .await
+                .unwrap()
+                .into_inner(),
+            info
+        );
     }
-    let request = GetInterceptRequest { session: Some(dev.session.clone()), name: "two".into() };
-    assert_eq!(dev.manager.get_intercept(request).await.unwrap_err().code(), Code::NotFound);
+    let request = GetInterceptRequest {
+        session: Some(dev.session.clone()),
+        name: "two".into(),
+    };
+    assert_eq!(
+        dev.manager.get_intercept(request).await.unwrap_err().code(),
+        Code::NotFound
+    );
 }
 
 #[tokio::test]
@@ -226,17 +346,48 @@ async fn preparing_resolves_a_numeric_port_and_says_what_is_wrong() {
     let rig = Rig::start().await;
     let mut dev = rig.client("dev").await;
     let request = dev.create_request(spec("one"));
-    let prepared = dev.manager.prepare_intercept(request.clone()).await.unwrap().into_inner();
-    assert!(prepared.error.contains("no agent") && prepared.error_category == 1, "{prepared:?}");
+    let prepared = dev
+        .manager
+        .prepare_intercept(request.clone())
+        .await
+        .unwrap()
+        .into_inner();
+    assert!(
+        prepared.error.contains("no agent") && prepared.error_category == 1,
+        "{prepared:?}"
+    );
     rig.agent("app-1").await;
-    let prepared = dev.manager.prepare_intercept(request).await.unwrap().into_inner();
-    assert_eq!((prepared.error.as_str(), prepared.container_port, prepared.protocol.as_str()), ("", 80, "TCP"));
+    let prepared = dev
+        .manager
+        .prepare_intercept(request)
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(
+        (
+            prepared.error.as_str(),
+            prepared.container_port,
+            prepared.protocol.as_str()
+        ),
+        ("", 80, "TCP")
+    );
     assert_eq!(prepared.workload_kind, "Deployment");
-    for (port_identifier, mechanism, said) in [("80/SCTP", "http", "/TCP or /UDP"), ("80", "quic", "\"quic\"")] {
-        let spec =
-            InterceptSpec { port_identifier: port_identifier.into(), mechanism: mechanism.into(), ..spec("one") };
+    for (port_identifier, mechanism, said) in [
+        ("80/SCTP", "http", "/TCP or /UDP"),
+        ("80", "quic", "\"quic\""),
+    ] {
+        let spec = InterceptSpec {
+            port_identifier: port_identifier.into(),
+            mechanism: mechanism.into(),
+            ..spec("one")
+        };
         let request = dev.create_request(spec);
-        let prepared = dev.manager.prepare_intercept(request).await.unwrap().into_inner();
+        let prepared = dev
+            .manager
+            .prepare_intercept(request)
+            .await
+            .unwrap()
+            .into_inner();
         assert!(prepared.error.contains(said), "{prepared:?}");
     }
 }
@@ -246,7 +397,11 @@ async fn preparing_waits_for_the_agent_to_arrive() {
     let rig = Rig::with(|settings| settings.agent_arrival = crate::rig::PATIENCE).await;
     let mut dev = rig.client("dev").await;
     let mut asking = dev.manager.clone();
-    let request = EnsureAgentRequest { session: Some(dev.session.clone()), name: "app".into(), ..Default::default() };
+    let request = EnsureAgentRequest {
+        session: Some(dev.session.clone()),
+        name: "app".into(),
+        ..Default::default()
+    };
     let (ensured, prepared, _) = tokio::join!(
         asking.ensure_agent(request),
         {

@@ -11,8 +11,8 @@ use traffic_manager::Settings;
 use traffic_proto::manager::agent_info::Mechanism;
 use traffic_proto::manager::manager_client::ManagerClient;
 use traffic_proto::manager::{
-    AgentInfo, ClientInfo, CreateInterceptRequest, InterceptDispositionType as Disposition, InterceptInfo,
-    InterceptSpec, ReviewInterceptRequest, SessionInfo,
+    AgentInfo, ClientInfo, CreateInterceptRequest, InterceptDispositionType as Disposition,
+    InterceptInfo, InterceptSpec, ReviewInterceptRequest, SessionInfo,
 };
 
 pub(crate) type Client = ManagerClient<Channel>;
@@ -36,22 +36,41 @@ impl Rig {
     }
 
     pub(crate) async fn with(change: impl FnOnce(&mut Settings)) -> Self {
-        let mut settings = Settings { agent_arrival: Duration::ZERO, ..Settings::default() };
+        let mut settings = Settings {
+            agent_arrival: Duration::ZERO,
+            ..Settings::default()
+        };
         change(&mut settings);
-        let bound = traffic_manager::bind(([127, 0, 0, 1], 0).into(), settings).await.unwrap();
+        let bound = traffic_manager::bind(([127, 0, 0, 1], 0).into(), settings)
+            .await
+            .unwrap();
         let (address, stop) = (bound.address(), CancellationToken::new());
         tokio::spawn(bound.run(stop.clone()));
-        Self { address, stop: stop.clone(), _guard: stop.drop_guard() }
+        Self {
+            address,
+            stop: stop.clone(),
+            _guard: stop.drop_guard(),
+        }
     }
 
     /// A connection of its own.
     pub(crate) async fn connect(&self) -> Client {
-        ManagerClient::new(Endpoint::from_shared(format!("http://{}", self.address)).unwrap().connect().await.unwrap())
+        ManagerClient::new(
+            Endpoint::from_shared(format!("http://{}", self.address))
+                .unwrap()
+                .connect()
+                .await
+                .unwrap(),
+        )
     }
 
     pub(crate) async fn client(&self, name: &str) -> Party {
         let mut manager = self.connect().await;
-        let session = manager.arrive_as_client(client(name)).await.unwrap().into_inner();
+        let session = manager
+            .arrive_as_client(client(name))
+            .await
+            .unwrap()
+            .into_inner();
         Party { manager, session }
     }
 
@@ -87,7 +106,11 @@ impl Party {
 
     pub(crate) async fn create(&mut self, spec: InterceptSpec) -> InterceptInfo {
         let request = self.create_request(spec);
-        self.manager.create_intercept(request).await.unwrap().into_inner()
+        self.manager
+            .create_intercept(request)
+            .await
+            .unwrap()
+            .into_inner()
     }
 
     pub(crate) async fn review(&mut self, id: &str, disposition: Disposition, pod_ip: &str) {
@@ -104,7 +127,13 @@ impl Party {
     }
 
     pub(crate) async fn intercepts(&mut self) -> Intercepts {
-        Intercepts(self.manager.watch_intercepts(self.session.clone()).await.unwrap().into_inner())
+        Intercepts(
+            self.manager
+                .watch_intercepts(self.session.clone())
+                .await
+                .unwrap()
+                .into_inner(),
+        )
     }
 
     pub(crate) async fn depart(&mut self) {
@@ -118,7 +147,11 @@ pub(crate) struct Intercepts(pub(crate) Streaming<traffic_proto::manager::Interc
 impl Intercepts {
     /// The next snapshot.
     pub(crate) async fn next(&mut self) -> Vec<InterceptInfo> {
-        soon(self.0.message()).await.unwrap().expect("the watch goes on").intercepts
+        soon(self.0.message())
+            .await
+            .unwrap()
+            .expect("the watch goes on")
+            .intercepts
     }
 
     /// Waits for a snapshot with exactly one intercept in this state.
@@ -150,7 +183,11 @@ pub(crate) fn client(name: &str) -> ClientInfo {
 }
 
 pub(crate) fn mechanism(name: &str) -> Mechanism {
-    Mechanism { name: name.into(), product: "telepresence".into(), version: "v1.0.0".into() }
+    Mechanism {
+        name: name.into(),
+        product: "telepresence".into(),
+        version: "v1.0.0".into(),
+    }
 }
 
 /// An agent of workload `app`; the last byte of its address is its pod's number.

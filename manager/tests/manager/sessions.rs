@@ -4,21 +4,31 @@ use std::time::Duration;
 
 use tonic::Code;
 use traffic_proto::manager::{
-    AgentInfo, ReconnectAgentRequest, ReconnectClientRequest, RemainRequest, SessionInfo, agent_info::ContainerInfo,
+    AgentInfo, ReconnectAgentRequest, ReconnectClientRequest, RemainRequest, SessionInfo,
+    agent_info::ContainerInfo,
 };
 
 use crate::rig::{Party, Rig, Spoil, agent, client, mechanism, soon, spec};
 
 fn remain(session: &SessionInfo) -> RemainRequest {
-    RemainRequest { session: Some(session.clone()), ..RemainRequest::default() }
+    RemainRequest {
+        session: Some(session.clone()),
+        ..RemainRequest::default()
+    }
 }
 
 #[tokio::test]
 async fn ids_are_an_agents_uid_or_random() {
     let rig = Rig::start().await;
     assert_eq!(rig.agent("app-1").await.id(), "agent:uid-app-1");
-    let without_uid = |pod: &str| AgentInfo { pod_uid: String::new(), ..agent(pod) };
-    let (two, three) = (rig.arrive(without_uid("app-2")).await, rig.arrive(without_uid("app-3")).await);
+    let without_uid = |pod: &str| AgentInfo {
+        pod_uid: String::new(),
+        ..agent(pod)
+    };
+    let (two, three) = (
+        rig.arrive(without_uid("app-2")).await,
+        rig.arrive(without_uid("app-3")).await,
+    );
     assert!(two.id().starts_with("agent:") && two.id().len() > 30 && two.id() != three.id());
     let client = rig.client("dev").await;
     assert_eq!(client.id().len(), 36);
@@ -33,10 +43,21 @@ async fn the_same_pod_may_arrive_again_and_another_with_its_uid_may_not() {
     let mut watch = first.intercepts().await;
     watch.next().await;
     let mut again = rig.agent("app-1").await;
-    assert!(soon(watch.0.message()).await.unwrap().is_none(), "the old session's watches end");
+    assert!(
+        soon(watch.0.message()).await.unwrap().is_none(),
+        "the old session's watches end"
+    );
     again.manager.remain(remain(&again.session)).await.unwrap();
-    let stranger = AgentInfo { pod_uid: "uid-app-1".into(), ..agent("other-1") };
-    let refused = rig.connect().await.arrive_as_agent(stranger).await.unwrap_err();
+    let stranger = AgentInfo {
+        pod_uid: "uid-app-1".into(),
+        ..agent("other-1")
+    };
+    let refused = rig
+        .connect()
+        .await
+        .arrive_as_agent(stranger)
+        .await
+        .unwrap_err();
     assert_eq!(refused.code(), Code::AlreadyExists);
 }
 
@@ -50,7 +71,10 @@ async fn what_is_missing_in_an_arrival_is_named() {
         (|agent| agent.product.clear(), "agent product"),
         (|agent| agent.version.clear(), "agent version"),
         (|agent| agent.mechanisms.clear(), "without a mechanism"),
-        (|agent| agent.mechanisms[0].version.clear(), "mechanism version"),
+        (
+            |agent| agent.mechanisms[0].version.clear(),
+            "mechanism version",
+        ),
     ];
     for (spoil, said) in cases {
         let mut spoilt = agent("app-1");
@@ -82,10 +106,30 @@ async fn clients_below_2_6_are_refused() {
 async fn unknown_sessions_are_not_found_and_may_depart_all_the_same() {
     let rig = Rig::start().await;
     let mut manager = rig.connect().await;
-    let unknown = SessionInfo { session_id: "nobody".into(), ..SessionInfo::default() };
-    assert_eq!(manager.remain(remain(&unknown)).await.unwrap_err().code(), Code::NotFound);
-    assert_eq!(manager.watch_intercepts(unknown.clone()).await.unwrap_err().code(), Code::NotFound);
-    assert_eq!(manager.watch_dial(unknown.clone()).await.unwrap_err().code(), Code::NotFound);
+    let unknown = SessionInfo {
+        session_id: "nobody".into(),
+        ..SessionInfo::default()
+    };
+    assert_eq!(
+        manager.remain(remain(&unknown)).await.unwrap_err().code(),
+        Code::NotFound
+    );
+    assert_eq!(
+        manager
+            .watch_intercepts(unknown.clone())
+            .await
+            .unwrap_err()
+            .code(),
+        Code::NotFound
+    );
+    assert_eq!(
+        manager
+            .watch_dial(unknown.clone())
+            .await
+            .unwrap_err()
+            .code(),
+        Code::NotFound
+    );
     manager.depart(unknown).await.unwrap();
 }
 
@@ -93,7 +137,12 @@ async fn unknown_sessions_are_not_found_and_may_depart_all_the_same() {
 async fn only_remaining_sessions_stay(mut here: Party, mut silent: Party) {
     let mut watch = silent.intercepts().await;
     watch.next().await;
-    let mut dials = silent.manager.watch_dial(silent.session.clone()).await.unwrap().into_inner();
+    let mut dials = silent
+        .manager
+        .watch_dial(silent.session.clone())
+        .await
+        .unwrap()
+        .into_inner();
     let ended = async {
         assert!(watch.0.message().await.unwrap().is_none());
         assert!(dials.message().await.unwrap().is_none());
@@ -108,7 +157,15 @@ async fn only_remaining_sessions_stay(mut here: Party, mut silent: Party) {
         tokio::select! { () = ended => {}, () = remaining => {} }
     })
     .await;
-    assert_eq!(silent.manager.remain(remain(&silent.session)).await.unwrap_err().code(), Code::NotFound);
+    assert_eq!(
+        silent
+            .manager
+            .remain(remain(&silent.session))
+            .await
+            .unwrap_err()
+            .code(),
+        Code::NotFound
+    );
 }
 
 #[tokio::test]
@@ -138,8 +195,16 @@ async fn a_new_manager_takes_sessions_and_intercepts_back() {
     dev.create(spec("one")).await;
     let mut watch = dev.intercepts().await;
     let id = watch.next().await[0].id.clone();
-    agent_there.review(&id, traffic_proto::manager::InterceptDispositionType::Active, "10.0.0.49").await;
-    let active = watch.until(traffic_proto::manager::InterceptDispositionType::Active).await;
+    agent_there
+        .review(
+            &id,
+            traffic_proto::manager::InterceptDispositionType::Active,
+            "10.0.0.49",
+        )
+        .await;
+    let active = watch
+        .until(traffic_proto::manager::InterceptDispositionType::Active)
+        .await;
 
     let after = Rig::start().await;
     let mut manager = after.connect().await;
@@ -150,11 +215,21 @@ async fn a_new_manager_takes_sessions_and_intercepts_back() {
         agents: vec![],
     };
     manager.reconnect_client(request).await.unwrap();
-    let request = ReconnectAgentRequest { session: Some(agent_there.session.clone()), agent: Some(agent("app-1")) };
+    let request = ReconnectAgentRequest {
+        session: Some(agent_there.session.clone()),
+        agent: Some(agent("app-1")),
+    };
     manager.reconnect_agent(request).await.unwrap();
-    let mut agent_there = Party { manager, session: agent_there.session.clone() };
+    let mut agent_there = Party {
+        manager,
+        session: agent_there.session.clone(),
+    };
     let seen = agent_there.intercepts().await.next().await;
-    assert_eq!(seen, vec![active], "the agent sees the intercept as it was, under the ids it had");
+    assert_eq!(
+        seen,
+        vec![active],
+        "the agent sees the intercept as it was, under the ids it had"
+    );
 }
 
 #[tokio::test]
@@ -166,8 +241,14 @@ async fn what_a_new_manager_took_on_trust_does_not_last_without_agents() {
     })
     .await;
     let mut manager = rig.connect().await;
-    let session = SessionInfo { session_id: "earlier".into(), ..SessionInfo::default() };
-    let mut info = traffic_proto::manager::InterceptInfo { spec: Some(spec("one")), ..Default::default() };
+    let session = SessionInfo {
+        session_id: "earlier".into(),
+        ..SessionInfo::default()
+    };
+    let mut info = traffic_proto::manager::InterceptInfo {
+        spec: Some(spec("one")),
+        ..Default::default()
+    };
     info.set_disposition(Disposition::Active);
     let request = ReconnectClientRequest {
         session: Some(session.clone()),
@@ -187,12 +268,27 @@ async fn excluded_variables_are_not_handed_on() {
     let rig = Rig::with(|settings| settings.excluded_env = vec!["SECRET".into()]).await;
     let mut info = agent("app-1");
     let environment = [("SECRET".into(), "x".into()), ("PLAIN".into(), "y".into())].into();
-    info.containers.insert("app".into(), ContainerInfo { environment, ..ContainerInfo::default() });
+    info.containers.insert(
+        "app".into(),
+        ContainerInfo {
+            environment,
+            ..ContainerInfo::default()
+        },
+    );
     rig.arrive(info).await;
     let mut dev = rig.client("dev").await;
-    let mut agents = dev.manager.watch_agents(dev.session.clone()).await.unwrap().into_inner();
+    let mut agents = dev
+        .manager
+        .watch_agents(dev.session.clone())
+        .await
+        .unwrap()
+        .into_inner();
     let seen = soon(agents.message()).await.unwrap().unwrap().agents;
-    let names: Vec<_> = seen[0].containers["app"].environment.keys().cloned().collect();
+    let names: Vec<_> = seen[0].containers["app"]
+        .environment
+        .keys()
+        .cloned()
+        .collect();
     assert_eq!(names, ["PLAIN"]);
     assert_eq!(seen[0].mechanisms, [mechanism("tcp"), mechanism("http")]);
 }

@@ -1,4 +1,5 @@
-//! Tunnels: agent to workstation, workstation to agent, workstation to whatever the manager reaches.
+//! Tunnels: agent to workstation, workstation to agent, workstation to whatever the manager
+//! reaches.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -22,10 +23,29 @@ struct End {
 
 impl End {
     /// Opens a stream; these are the first messages after the stream info.
-    async fn open(party: &Party, conn: ConnId, wait: Duration, then: &[Message]) -> Result<Self, Status> {
+    async fn open(
+        party: &Party,
+        conn: ConnId,
+        wait: Duration,
+        then: &[Message],
+    ) -> Result<Self, Status> {
         let (tx, rx) = mpsc::channel(64);
-        let end = Self { tx: Some(tx), rx: party.manager.clone().tunnel(ReceiverStream::new(rx)).await?.into_inner() };
-        end.send(Message::StreamInfo(StreamInfo::new(conn, party.id(), Duration::ZERO, wait))).await;
+        let end = Self {
+            tx: Some(tx),
+            rx: party
+                .manager
+                .clone()
+                .tunnel(ReceiverStream::new(rx))
+                .await?
+                .into_inner(),
+        };
+        end.send(Message::StreamInfo(StreamInfo::new(
+            conn,
+            party.id(),
+            Duration::ZERO,
+            wait,
+        )))
+        .await;
         for message in then {
             end.send(message.clone()).await;
         }
@@ -33,7 +53,14 @@ impl End {
     }
 
     async fn send(&self, message: Message) {
-        self.tx.as_ref().unwrap().send(TunnelMessage { payload: message.encode() }).await.unwrap();
+        self.tx
+            .as_ref()
+            .unwrap()
+            .send(TunnelMessage {
+                payload: message.encode(),
+            })
+            .await
+            .unwrap();
     }
 
     async fn next(&mut self) -> Result<Option<Message>, Status> {
@@ -52,11 +79,21 @@ impl End {
 }
 
 fn conn(port: u16) -> ConnId {
-    ConnId::new(Transport::Tcp, ([10, 1, 1, 1], port).into(), ([127, 0, 0, 1], 8080).into())
+    ConnId::new(
+        Transport::Tcp,
+        ([10, 1, 1, 1], port).into(),
+        ([127, 0, 0, 1], 8080).into(),
+    )
 }
 
 async fn dials(party: &Party) -> Streaming<DialRequest> {
-    party.manager.clone().watch_dial(party.session.clone()).await.unwrap().into_inner()
+    party
+        .manager
+        .clone()
+        .watch_dial(party.session.clone())
+        .await
+        .unwrap()
+        .into_inner()
 }
 
 /// An agent's end and a workstation's, joined.
@@ -64,12 +101,19 @@ async fn joined(rig: &Rig, port: u16) -> (End, End) {
     let (agent, dev) = (rig.agent("app-1").await, rig.client("dev").await);
     let mut announced = dials(&dev).await;
     let session = Message::Session(dev.id().into());
-    let mut from = End::open(&agent, conn(port), Duration::from_secs(5), &[session]).await.unwrap();
+    let mut from = End::open(&agent, conn(port), Duration::from_secs(5), &[session])
+        .await
+        .unwrap();
     from.expect(Message::StreamOk(2)).await;
     let request = soon(announced.message()).await.unwrap().unwrap();
     assert_eq!(request.conn_id, conn(port).to_bytes());
-    assert_eq!((request.dial_timeout, request.roundtrip_latency), (5_000_000_000, 0));
-    let mut to = End::open(&dev, conn(port), Duration::from_secs(5), &[]).await.unwrap();
+    assert_eq!(
+        (request.dial_timeout, request.roundtrip_latency),
+        (5_000_000_000, 0)
+    );
+    let mut to = End::open(&dev, conn(port), Duration::from_secs(5), &[])
+        .await
+        .unwrap();
     to.expect(Message::StreamOk(2)).await;
     (from, to)
 }
@@ -137,18 +181,29 @@ async fn a_workstation_that_does_not_dial_is_given_up() {
     let rig = Rig::start().await;
     let (agent, dev) = (rig.agent("app-1").await, rig.client("dev").await);
     let session = [Message::Session(dev.id().into())];
-    let mut end = End::open(&agent, conn(1), Duration::from_millis(100), &session).await.unwrap();
+    let mut end = End::open(&agent, conn(1), Duration::from_millis(100), &session)
+        .await
+        .unwrap();
     end.expect(Message::StreamOk(2)).await;
     assert_eq!(end.next().await.unwrap_err().code(), Code::DeadlineExceeded);
-    // The same addresses again: whoever waited before is forgotten, and so is the stale dial request.
-    let mut again = End::open(&agent, conn(1), Duration::from_secs(5), &session).await.unwrap();
+    // The same addresses again: whoever waited before is forgotten, and so is the stale dial
+    // request.
+    let mut again = End::open(&agent, conn(1), Duration::from_secs(5), &session)
+        .await
+        .unwrap();
     again.expect(Message::StreamOk(2)).await;
     let mut announced = dials(&dev).await;
     soon(announced.message()).await.unwrap().unwrap();
-    let answer = End::open(&dev, conn(1), Duration::from_secs(5), &[]).await.unwrap();
+    let answer = End::open(&dev, conn(1), Duration::from_secs(5), &[])
+        .await
+        .unwrap();
     answer.send(Message::DialOk).await;
     again.expect(Message::DialOk).await;
-    assert!(tokio::time::timeout(Duration::from_millis(200), announced.message()).await.is_err());
+    assert!(
+        tokio::time::timeout(Duration::from_millis(200), announced.message())
+            .await
+            .is_err()
+    );
 }
 
 #[tokio::test]
@@ -156,7 +211,9 @@ async fn a_workstation_that_departs_is_not_waited_for() {
     let rig = Rig::start().await;
     let (agent, mut dev) = (rig.agent("app-1").await, rig.client("dev").await);
     let session = [Message::Session(dev.id().into())];
-    let mut end = End::open(&agent, conn(1), Duration::from_secs(60), &session).await.unwrap();
+    let mut end = End::open(&agent, conn(1), Duration::from_secs(60), &session)
+        .await
+        .unwrap();
     end.expect(Message::StreamOk(2)).await;
     dev.depart().await;
     assert_eq!(end.next().await.unwrap_err().code(), Code::NotFound);
@@ -168,9 +225,13 @@ async fn tunnels_outlive_the_sessions_they_were_opened_in() {
     let (mut agent, dev) = (rig.agent("app-1").await, rig.client("dev").await);
     let mut announced = dials(&dev).await;
     let session = [Message::Session(dev.id().into())];
-    let from = End::open(&agent, conn(1), Duration::from_secs(5), &session).await.unwrap();
+    let from = End::open(&agent, conn(1), Duration::from_secs(5), &session)
+        .await
+        .unwrap();
     soon(announced.message()).await.unwrap().unwrap();
-    let mut to = End::open(&dev, conn(1), Duration::from_secs(5), &[]).await.unwrap();
+    let mut to = End::open(&dev, conn(1), Duration::from_secs(5), &[])
+        .await
+        .unwrap();
     to.expect(Message::StreamOk(2)).await;
     from.send(Message::Normal("before".into())).await;
     to.expect(Message::Normal("before".into())).await;
@@ -183,12 +244,18 @@ async fn tunnels_outlive_the_sessions_they_were_opened_in() {
 async fn a_tunnel_that_is_opened_wrongly_is_refused() {
     let rig = Rig::start().await;
     let (agent, dev) = (rig.agent("app-1").await, rig.client("dev").await);
-    let unknown = Party { manager: dev.manager.clone(), session: Default::default() };
+    let unknown = Party {
+        manager: dev.manager.clone(),
+        session: Default::default(),
+    };
     let wait = Duration::from_secs(5);
     let mut first = End::open(&unknown, conn(1), wait, &[]).await.unwrap();
     assert_eq!(first.next().await.unwrap_err().code(), Code::NotFound);
     for (then, code) in [
-        (Message::Normal("no session".into()), Code::FailedPrecondition),
+        (
+            Message::Normal("no session".into()),
+            Code::FailedPrecondition,
+        ),
         (Message::Session("nobody".into()), Code::NotFound),
     ] {
         let mut end = End::open(&agent, conn(2), wait, &[then]).await.unwrap();
@@ -197,9 +264,23 @@ async fn a_tunnel_that_is_opened_wrongly_is_refused() {
     }
     for payload in [&b""[..], b"\x01\x02", b"\x02\x02"] {
         let (tx, rx) = mpsc::channel(1);
-        tx.send(TunnelMessage { payload: payload.into() }).await.unwrap();
-        let mut answers = dev.manager.clone().tunnel(ReceiverStream::new(rx)).await.unwrap().into_inner();
-        assert_eq!(soon(answers.message()).await.unwrap_err().code(), Code::FailedPrecondition, "{payload:?}");
+        tx.send(TunnelMessage {
+            payload: payload.into(),
+        })
+        .await
+        .unwrap();
+        let mut answers = dev
+            .manager
+            .clone()
+            .tunnel(ReceiverStream::new(rx))
+            .await
+            .unwrap()
+            .into_inner();
+        assert_eq!(
+            soon(answers.message()).await.unwrap_err().code(),
+            Code::FailedPrecondition,
+            "{payload:?}"
+        );
     }
 }
 
@@ -209,11 +290,15 @@ async fn a_client_reaches_the_cluster_through_an_agent_it_intercepts() {
     let (agent, mut dev) = (rig.agent("app-1").await, rig.client("dev").await);
     dev.create(spec("one")).await;
     let mut announced = dials(&agent).await;
-    let mut from = End::open(&dev, conn(1), Duration::from_secs(5), &[]).await.unwrap();
+    let mut from = End::open(&dev, conn(1), Duration::from_secs(5), &[])
+        .await
+        .unwrap();
     from.expect(Message::StreamOk(2)).await;
     let request = soon(announced.message()).await.unwrap().unwrap();
     assert_eq!(request.conn_id, conn(1).to_bytes());
-    let mut to = End::open(&agent, conn(1), Duration::from_secs(5), &[]).await.unwrap();
+    let mut to = End::open(&agent, conn(1), Duration::from_secs(5), &[])
+        .await
+        .unwrap();
     to.expect(Message::StreamOk(2)).await;
     to.send(Message::DialOk).await;
     from.expect(Message::DialOk).await;
@@ -225,7 +310,9 @@ async fn a_client_reaches_the_cluster_through_an_agent_it_intercepts() {
 async fn dialled_by_the_manager(rig: &Rig, transport: Transport, destination: SocketAddr) -> End {
     let dev = rig.client("dev").await;
     let conn = ConnId::new(transport, ([10, 1, 1, 1], 1).into(), destination);
-    let mut end = End::open(&dev, conn, Duration::from_secs(5), &[]).await.unwrap();
+    let mut end = End::open(&dev, conn, Duration::from_secs(5), &[])
+        .await
+        .unwrap();
     end.expect(Message::StreamOk(2)).await;
     end
 }
@@ -234,7 +321,8 @@ async fn dialled_by_the_manager(rig: &Rig, transport: Transport, destination: So
 async fn without_agents_the_manager_dials_itself() {
     let rig = Rig::start().await;
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-    let mut end = dialled_by_the_manager(&rig, Transport::Tcp, listener.local_addr().unwrap()).await;
+    let mut end =
+        dialled_by_the_manager(&rig, Transport::Tcp, listener.local_addr().unwrap()).await;
     let (mut stream, _) = soon(listener.accept()).await.unwrap();
     end.expect(Message::DialOk).await;
     end.send(Message::Normal("question".into())).await;
@@ -284,17 +372,26 @@ async fn a_stalled_tunnel_holds_up_no_other() {
     let mut announced = dials(&dev).await;
     let mut open = async |port| {
         let session = [Message::Session(dev.id().into())];
-        let from = End::open(&agent, conn(port), Duration::from_secs(5), &session).await.unwrap();
+        let from = End::open(&agent, conn(port), Duration::from_secs(5), &session)
+            .await
+            .unwrap();
         soon(announced.message()).await.unwrap().unwrap();
-        let mut to = End::open(&dev, conn(port), Duration::from_secs(5), &[]).await.unwrap();
+        let mut to = End::open(&dev, conn(port), Duration::from_secs(5), &[])
+            .await
+            .unwrap();
         to.expect(Message::StreamOk(2)).await;
         (from, to)
     };
     let (stalled, _not_read) = open(1).await;
     let tx = stalled.tx.clone().unwrap();
     // Sends until nothing more is taken: everything on the way to the reader is full.
-    let message = TunnelMessage { payload: normal_from(&[0; 256 << 10]) };
-    while tokio::time::timeout(Duration::from_millis(500), tx.send(message.clone())).await.is_ok() {}
+    let message = TunnelMessage {
+        payload: normal_from(&[0; 256 << 10]),
+    };
+    while tokio::time::timeout(Duration::from_millis(500), tx.send(message.clone()))
+        .await
+        .is_ok()
+    {}
     let (from, mut to) = open(2).await;
     for _ in 0..50 {
         from.send(Message::Normal(vec![1; 64 << 10].into())).await;

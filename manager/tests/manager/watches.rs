@@ -7,8 +7,8 @@ use tokio::time::timeout;
 use traffic_proto::manager::workload_event::Type;
 use traffic_proto::manager::workload_info::AgentState;
 use traffic_proto::manager::{
-    AgentInfo, AgentsRequest, InterceptDispositionType as Disposition, LogLevelRequest, RemoveInterceptRequest2,
-    SessionInfo, WorkloadEventsRequest,
+    AgentInfo, AgentsRequest, InterceptDispositionType as Disposition, LogLevelRequest,
+    RemoveInterceptRequest2, SessionInfo, WorkloadEventsRequest,
 };
 
 use crate::rig::{Rig, agent, soon, spec};
@@ -24,7 +24,11 @@ async fn the_first_snapshot_comes_at_once_and_identical_ones_do_not_follow() {
     assert!(watch.next().await.is_empty());
     // Changes that do not concern this watch: another client, another workload's agent, heartbeats.
     rig.client("other").await;
-    rig.arrive(AgentInfo { name: "other".into(), ..crate::rig::agent("other-1") }).await;
+    rig.arrive(AgentInfo {
+        name: "other".into(),
+        ..crate::rig::agent("other-1")
+    })
+    .await;
     assert!(timeout(QUIET, watch.0.message()).await.is_err());
     dev.create(spec("one")).await;
     assert_eq!(watch.next().await.len(), 1);
@@ -58,9 +62,20 @@ async fn an_empty_session_sees_the_intercepts_of_all() {
     let (mut one, mut two) = (rig.client("one").await, rig.client("two").await);
     one.create(spec("a")).await;
     two.create(spec("b")).await;
-    let all = one.manager.watch_intercepts(SessionInfo::default()).await.unwrap().into_inner().message().await;
+    let all = one
+        .manager
+        .watch_intercepts(SessionInfo::default())
+        .await
+        .unwrap()
+        .into_inner()
+        .message()
+        .await;
     assert_eq!(all.unwrap().unwrap().intercepts.len(), 2);
-    assert_eq!(one.intercepts().await.next().await.len(), 1, "a client sees its own");
+    assert_eq!(
+        one.intercepts().await.next().await.len(),
+        1,
+        "a client sees its own"
+    );
 }
 
 #[tokio::test]
@@ -70,7 +85,10 @@ async fn an_agent_sees_only_what_it_can_act_on() {
     let mut tcp_only = crate::rig::agent("app-1");
     tcp_only.mechanisms.truncate(1);
     let mut agent = rig.arrive(tcp_only).await;
-    assert_eq!(dev.create(spec("one")).await.disposition(), Disposition::NoMechanism);
+    assert_eq!(
+        dev.create(spec("one")).await.disposition(),
+        Disposition::NoMechanism
+    );
     assert!(agent.intercepts().await.next().await.is_empty());
     assert_eq!(dev.intercepts().await.next().await.len(), 1);
 }
@@ -79,24 +97,55 @@ async fn an_agent_sees_only_what_it_can_act_on() {
 async fn deltas_begin_with_everything_even_if_that_is_nothing() {
     let rig = Rig::start().await;
     let (mut agent, mut dev) = (rig.agent("app-1").await, rig.client("dev").await);
-    let mut watch = agent.manager.watch_intercepts_delta(agent.session.clone()).await.unwrap().into_inner();
+    let mut watch = agent
+        .manager
+        .watch_intercepts_delta(agent.session.clone())
+        .await
+        .unwrap()
+        .into_inner();
     let first = soon(watch.message()).await.unwrap().unwrap();
     assert!(first.upserts.is_empty() && first.removals.is_empty());
-    let (one, two) = (dev.create(spec("one")).await.id, dev.create(spec("two")).await.id);
+    let (one, two) = (
+        dev.create(spec("one")).await.id,
+        dev.create(spec("two")).await.id,
+    );
     let mut seen = std::collections::BTreeSet::new();
     while seen.len() < 2 {
-        seen.extend(soon(watch.message()).await.unwrap().unwrap().upserts.into_keys());
+        seen.extend(
+            soon(watch.message())
+                .await
+                .unwrap()
+                .unwrap()
+                .upserts
+                .into_keys(),
+        );
     }
     assert_eq!(seen, [one.clone(), two.clone()].into());
     agent.review(&one, Disposition::Active, "10.0.0.49").await;
     let change = soon(watch.message()).await.unwrap().unwrap();
-    assert_eq!(change.upserts.keys().collect::<Vec<_>>(), [&one], "only what changed");
-    let request = RemoveInterceptRequest2 { session: Some(dev.session.clone()), name: "two".into() };
+    assert_eq!(
+        change.upserts.keys().collect::<Vec<_>>(),
+        [&one],
+        "only what changed"
+    );
+    let request = RemoveInterceptRequest2 {
+        session: Some(dev.session.clone()),
+        name: "two".into(),
+    };
     dev.manager.remove_intercept(request).await.unwrap();
     let change = soon(watch.message()).await.unwrap().unwrap();
     assert!(change.upserts.is_empty() && change.removals == [two]);
-    let mut fresh = agent.manager.watch_intercepts_delta(agent.session.clone()).await.unwrap().into_inner();
-    assert_eq!(soon(fresh.message()).await.unwrap().unwrap().upserts.len(), 1, "a new watch begins with everything");
+    let mut fresh = agent
+        .manager
+        .watch_intercepts_delta(agent.session.clone())
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(
+        soon(fresh.message()).await.unwrap().unwrap().upserts.len(),
+        1,
+        "a new watch begins with everything"
+    );
 }
 
 #[tokio::test]
@@ -104,17 +153,56 @@ async fn agents_are_shown_by_namespace() {
     let rig = Rig::start().await;
     let mut dev = rig.client("dev").await;
     rig.agent("app-1").await;
-    rig.arrive(AgentInfo { namespace: "elsewhere".into(), ..agent("app-2") }).await;
-    let mut own = dev.manager.watch_agents(dev.session.clone()).await.unwrap().into_inner();
-    let pods = |agents: Vec<AgentInfo>| agents.into_iter().map(|agent| agent.pod_name).collect::<Vec<_>>();
-    assert_eq!(pods(soon(own.message()).await.unwrap().unwrap().agents), ["app-1"]);
-    let request = AgentsRequest { session: Some(dev.session.clone()), namespaces: vec!["elsewhere".into()] };
-    let mut other = dev.manager.watch_agents_ns(request).await.unwrap().into_inner();
-    assert_eq!(pods(soon(other.message()).await.unwrap().unwrap().agents), ["app-2"]);
-    let mut delta = dev.manager.watch_agents_delta(dev.session.clone()).await.unwrap().into_inner();
-    assert_eq!(soon(delta.message()).await.unwrap().unwrap().upserts.len(), 1);
+    rig.arrive(AgentInfo {
+        namespace: "elsewhere".into(),
+        ..agent("app-2")
+    })
+    .await;
+    let mut own = dev
+        .manager
+        .watch_agents(dev.session.clone())
+        .await
+        .unwrap()
+        .into_inner();
+    let pods = |agents: Vec<AgentInfo>| {
+        agents
+            .into_iter()
+            .map(|agent| agent.pod_name)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        pods(soon(own.message()).await.unwrap().unwrap().agents),
+        ["app-1"]
+    );
+    let request = AgentsRequest {
+        session: Some(dev.session.clone()),
+        namespaces: vec!["elsewhere".into()],
+    };
+    let mut other = dev
+        .manager
+        .watch_agents_ns(request)
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(
+        pods(soon(other.message()).await.unwrap().unwrap().agents),
+        ["app-2"]
+    );
+    let mut delta = dev
+        .manager
+        .watch_agents_delta(dev.session.clone())
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(
+        soon(delta.message()).await.unwrap().unwrap().upserts.len(),
+        1
+    );
     rig.agent("app-3").await;
-    assert_eq!(soon(delta.message()).await.unwrap().unwrap().upserts.len(), 1);
+    assert_eq!(
+        soon(delta.message()).await.unwrap().unwrap().upserts.len(),
+        1
+    );
 }
 
 #[tokio::test]
@@ -122,16 +210,47 @@ async fn agent_pods_say_whether_this_client_intercepts_them() {
     let rig = Rig::start().await;
     rig.agent("app-1").await;
     let (mut dev, mut other) = (rig.client("dev").await, rig.client("other").await);
-    let mut pods = dev.manager.watch_agent_pods(dev.session.clone()).await.unwrap().into_inner();
-    let pod = soon(pods.message()).await.unwrap().unwrap().agents.remove(0);
-    assert_eq!((pod.pod_name.as_str(), &pod.pod_ip[..], pod.api_port), ("app-1", &[10, 0, 0, 49][..], 4000));
+    let mut pods = dev
+        .manager
+        .watch_agent_pods(dev.session.clone())
+        .await
+        .unwrap()
+        .into_inner();
+    let pod = soon(pods.message())
+        .await
+        .unwrap()
+        .unwrap()
+        .agents
+        .remove(0);
+    assert_eq!(
+        (pod.pod_name.as_str(), &pod.pod_ip[..], pod.api_port),
+        ("app-1", &[10, 0, 0, 49][..], 4000)
+    );
     assert!(!pod.intercepted);
-    let mut delta = dev.manager.watch_agent_pods_delta(dev.session.clone()).await.unwrap().into_inner();
+    let mut delta = dev
+        .manager
+        .watch_agent_pods_delta(dev.session.clone())
+        .await
+        .unwrap()
+        .into_inner();
     soon(delta.message()).await.unwrap();
     dev.create(spec("one")).await;
     assert!(soon(pods.message()).await.unwrap().unwrap().agents[0].intercepted);
-    assert!(soon(delta.message()).await.unwrap().unwrap().upserts.values().all(|pod| pod.intercepted));
-    let mut others = other.manager.watch_agent_pods(other.session.clone()).await.unwrap().into_inner();
+    assert!(
+        soon(delta.message())
+            .await
+            .unwrap()
+            .unwrap()
+            .upserts
+            .values()
+            .all(|pod| pod.intercepted)
+    );
+    let mut others = other
+        .manager
+        .watch_agent_pods(other.session.clone())
+        .await
+        .unwrap()
+        .into_inner();
     assert!(!soon(others.message()).await.unwrap().unwrap().agents[0].intercepted);
 }
 
@@ -140,37 +259,73 @@ async fn workloads_are_what_agents_stand_for() {
     let rig = Rig::start().await;
     let mut agent = rig.agent("app-1").await;
     let mut dev = rig.client("dev").await;
-    let request = WorkloadEventsRequest { session_info: Some(dev.session.clone()), ..Default::default() };
-    let mut watch = dev.manager.watch_workloads(request).await.unwrap().into_inner();
-    let event = soon(watch.message()).await.unwrap().unwrap().events.remove(0);
+    let request = WorkloadEventsRequest {
+        session_info: Some(dev.session.clone()),
+        ..Default::default()
+    };
+    let mut watch = dev
+        .manager
+        .watch_workloads(request)
+        .await
+        .unwrap()
+        .into_inner();
+    let event = soon(watch.message())
+        .await
+        .unwrap()
+        .unwrap()
+        .events
+        .remove(0);
     assert_eq!(
         (event.r#type(), event.workload.unwrap().agent_state()),
         (Type::AddedUnspecified, AgentState::Installed)
     );
     let id = dev.create(spec("one")).await.id;
     agent.review(&id, Disposition::Active, "10.0.0.49").await;
-    let event = soon(watch.message()).await.unwrap().unwrap().events.remove(0);
+    let event = soon(watch.message())
+        .await
+        .unwrap()
+        .unwrap()
+        .events
+        .remove(0);
     let workload = event.workload.clone().unwrap();
-    assert_eq!((event.r#type(), workload.agent_state()), (Type::Modified, AgentState::Intercepted));
+    assert_eq!(
+        (event.r#type(), workload.agent_state()),
+        (Type::Modified, AgentState::Intercepted)
+    );
     assert_eq!(workload.intercept_clients[0].client, "dev@laptop");
     agent.depart().await;
-    assert_eq!(soon(watch.message()).await.unwrap().unwrap().events[0].r#type(), Type::Deleted);
+    assert_eq!(
+        soon(watch.message()).await.unwrap().unwrap().events[0].r#type(),
+        Type::Deleted
+    );
 }
 
 #[tokio::test]
 async fn log_levels_are_passed_on_once_and_only_temporary_ones_to_newcomers() {
     let rig = Rig::start().await;
     let mut manager = rig.connect().await;
-    let lasting = LogLevelRequest { log_level: "debug".into(), duration: None };
-    let temporary =
-        LogLevelRequest { log_level: "trace".into(), duration: Some(ProtoDuration { seconds: 60, nanos: 0 }) };
+    let lasting = LogLevelRequest {
+        log_level: "debug".into(),
+        duration: None,
+    };
+    let temporary = LogLevelRequest {
+        log_level: "trace".into(),
+        duration: Some(ProtoDuration {
+            seconds: 60,
+            nanos: 0,
+        }),
+    };
     let mut early = manager.watch_log_level(()).await.unwrap().into_inner();
     manager.set_log_level(lasting.clone()).await.unwrap();
     assert_eq!(soon(early.message()).await.unwrap(), Some(lasting.clone()));
     let mut late = manager.watch_log_level(()).await.unwrap().into_inner();
     manager.set_log_level(lasting).await.unwrap();
     manager.set_log_level(temporary.clone()).await.unwrap();
-    assert_eq!(soon(early.message()).await.unwrap(), Some(temporary.clone()), "the same level again is no news");
+    assert_eq!(
+        soon(early.message()).await.unwrap(),
+        Some(temporary.clone()),
+        "the same level again is no news"
+    );
     assert_eq!(soon(late.message()).await.unwrap(), Some(temporary.clone()));
     let mut latest = manager.watch_log_level(()).await.unwrap().into_inner();
     assert_eq!(soon(latest.message()).await.unwrap(), Some(temporary));
@@ -182,10 +337,32 @@ async fn all_watches_end_in_order_when_the_manager_stops() {
     let mut agent = rig.agent("app-1").await;
     let mut intercepts = agent.intercepts().await;
     intercepts.next().await;
-    let mut dials = agent.manager.watch_dial(agent.session.clone()).await.unwrap().into_inner();
-    let mut levels = agent.manager.watch_log_level(()).await.unwrap().into_inner();
-    let mut cluster = agent.manager.watch_cluster_info(agent.session.clone()).await.unwrap().into_inner();
-    assert_eq!(soon(cluster.message()).await.unwrap().unwrap().manager_pod_port, i32::from(rig.address.port()));
+    let mut dials = agent
+        .manager
+        .watch_dial(agent.session.clone())
+        .await
+        .unwrap()
+        .into_inner();
+    let mut levels = agent
+        .manager
+        .watch_log_level(())
+        .await
+        .unwrap()
+        .into_inner();
+    let mut cluster = agent
+        .manager
+        .watch_cluster_info(agent.session.clone())
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(
+        soon(cluster.message())
+            .await
+            .unwrap()
+            .unwrap()
+            .manager_pod_port,
+        i32::from(rig.address.port())
+    );
     rig.stop.cancel();
     assert!(soon(intercepts.0.message()).await.unwrap().is_none());
     assert!(soon(dials.message()).await.unwrap().is_none());

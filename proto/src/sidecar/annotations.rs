@@ -17,8 +17,8 @@ pub struct Annotations {
     pub warnings: Vec<Fault>,
 }
 
-/// Reads a file of annotations. Lines that cannot be read are left out and reported. `source` is the
-/// file's path, for messages.
+/// Reads a file of annotations. Lines that cannot be read are left out and reported. `source` is
+/// the file's path, for messages.
 pub fn parse(text: &str, source: &str) -> Annotations {
     let mut annotations = Annotations::default();
     for (index, line) in text.split('\n').enumerate() {
@@ -31,7 +31,12 @@ pub fn parse(text: &str, source: &str) -> Annotations {
             Some((key, quoted)) if !key.trim().is_empty() => (key.trim(), quoted.trim()),
             _ => {
                 let problem = format!("no annotation {at}");
-                let fault = Fault::text(format!("{source} line {}", index + 1), line, problem, "write name=\"value\"");
+                let fault = Fault::text(
+                    format!("{source} line {}", index + 1),
+                    line,
+                    problem,
+                    "write name=\"value\"",
+                );
                 annotations.warnings.push(fault);
                 continue;
             }
@@ -42,21 +47,30 @@ pub fn parse(text: &str, source: &str) -> Annotations {
             }
             Err(problem) => {
                 let problem = format!("{problem} {at}");
-                annotations.warnings.push(Fault::text(key, quoted, problem, "quote the value as Go quotes strings"));
+                annotations.warnings.push(Fault::text(
+                    key,
+                    quoted,
+                    problem,
+                    "quote the value as Go quotes strings",
+                ));
             }
         }
     }
     annotations
 }
 
-/// Undoes Go's quoting of a string. Bytes that are no UTF-8 after that become replacement characters.
-/// JSON's escapes beyond Go's, `\/` and surrogate pairs, are understood as well.
+/// Undoes Go's quoting of a string. Bytes that are no UTF-8 after that become replacement
+/// characters. JSON's escapes beyond Go's, `\/` and surrogate pairs, are understood as well.
 fn unquote(quoted: &str) -> Result<String, &'static str> {
-    let inner = quoted.strip_prefix('"').ok_or("value without an opening quote")?;
+    let inner = quoted
+        .strip_prefix('"')
+        .ok_or("value without an opening quote")?;
     let mut bytes = Vec::with_capacity(inner.len());
     let mut rest = inner;
     loop {
-        let stop = rest.find(['"', '\\']).ok_or("value without a closing quote")?;
+        let stop = rest
+            .find(['"', '\\'])
+            .ok_or("value without a closing quote")?;
         bytes.extend_from_slice(&rest.as_bytes()[..stop]);
         rest = &rest[stop..];
         if let Some(behind) = rest.strip_prefix('"') {
@@ -118,7 +132,10 @@ fn escape<'a>(text: &'a str, bytes: &mut Vec<u8>) -> Result<&'a str, &'static st
 fn digits(text: &str, count: usize, radix: u32) -> Option<(u32, &str)> {
     let digits = text.get(..count)?;
     let good = digits.chars().all(|digit| digit.is_digit(radix));
-    Some((good.then(|| u32::from_str_radix(digits, radix).ok())??, &text[count..]))
+    Some((
+        good.then(|| u32::from_str_radix(digits, radix).ok())??,
+        &text[count..],
+    ))
 }
 
 fn push(code: u32, bytes: &mut Vec<u8>) -> Result<(), &'static str> {

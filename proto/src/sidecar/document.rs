@@ -1,4 +1,5 @@
-//! YAML or JSON text to one tree that keeps what faults need: lines, and scalars as they were spelled.
+//! YAML or JSON text to one tree that keeps what faults need: lines, and scalars as they were
+//! spelled.
 //!
 //! The tree keeps every entry of a map, also repeated ones, so that the reader can warn about them.
 
@@ -39,7 +40,8 @@ pub(super) fn yaml(text: &str, source: &str) -> Result<Node, Faults> {
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! { max_depth: MAX_DEPTH },
         duplicate_keys: DuplicateKeyPolicy::PassThrough,
-        // `0777` and `1_000` arrive as text, for the reader to make numbers of where it wants numbers.
+        // `0777` and `1_000` arrive as text, for the reader to make numbers of where it wants
+        // numbers.
         leading_zero_numbers_as_strings: true,
         underscored_numbers_as_strings: true,
         non_finite_float_policy: NonFiniteFloatPolicy::AsString,
@@ -85,7 +87,12 @@ impl<C> Raw<C> {
             Self::Float(value) => Value::Float(value),
             Self::Text(value) => Value::Text(value),
             Self::List(items) => Value::List(items.into_iter().map(node).collect()),
-            Self::Map(entries) => Value::Map(entries.into_iter().map(|(key, item)| (key, node(item))).collect()),
+            Self::Map(entries) => Value::Map(
+                entries
+                    .into_iter()
+                    .map(|(key, item)| (key, node(item)))
+                    .collect(),
+            ),
         }
     }
 }
@@ -94,7 +101,11 @@ struct JsonNode(Raw<JsonNode>);
 
 impl JsonNode {
     fn into_node(self) -> Node {
-        Node { value: self.0.into_value(Self::into_node), line: None, plain: None }
+        Node {
+            value: self.0.into_value(Self::into_node),
+            line: None,
+            plain: None,
+        }
     }
 }
 
@@ -111,7 +122,11 @@ impl YamlNode {
         let place = self.0.defined;
         let scalar = !matches!(self.0.value, Raw::List(_) | Raw::Map(_));
         let plain = scalar.then(|| spelling(text, &place)).flatten();
-        Node { value: self.0.value.into_value(|node| node.into_node(text)), line: Some(place.line()), plain }
+        Node {
+            value: self.0.value.into_value(|node| node.into_node(text)),
+            line: Some(place.line()),
+            plain,
+        }
     }
 }
 
@@ -120,7 +135,9 @@ fn spelling(text: &str, place: &serde_saphyr::Location) -> Option<String> {
     let start = usize::try_from(place.span().byte_offset()?).ok()?;
     let length = usize::try_from(place.span().byte_len()?).ok()?;
     let found = text.get(start..start.checked_add(length)?)?.trim();
-    let plain = !found.is_empty() && !found.starts_with(['"', '\'', '|', '>', '&', '*', '!']) && !found.contains('\n');
+    let plain = !found.is_empty()
+        && !found.starts_with(['"', '\'', '|', '>', '&', '*', '!'])
+        && !found.contains('\n');
     plain.then(|| found.to_owned())
 }
 

@@ -42,14 +42,25 @@ pub(super) struct Section {
 
 impl Place {
     pub(super) fn child(&self, key: &str) -> Self {
-        let path = if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) };
-        Self { path, line: self.line }
+        let path = if self.path.is_empty() {
+            key.to_owned()
+        } else {
+            format!("{}.{key}", self.path)
+        };
+        Self {
+            path,
+            line: self.line,
+        }
     }
 }
 
 impl<'a> Notes<'a> {
     pub(super) fn new(source: &'a str) -> Self {
-        Self { source, faults: Faults::default(), warnings: Vec::new() }
+        Self {
+            source,
+            faults: Faults::default(),
+            warnings: Vec::new(),
+        }
     }
 
     fn problem(&self, place: &Place, problem: &str) -> String {
@@ -60,42 +71,58 @@ impl<'a> Notes<'a> {
     }
 
     /// A fault in a value shown as it is.
-    pub(super) fn fault(&mut self, place: &Place, value: impl std::fmt::Display, problem: &str, remedy: &str) {
+    pub(super) fn fault(
+        &mut self,
+        place: &Place,
+        value: impl std::fmt::Display,
+        problem: &str,
+        remedy: &str,
+    ) {
         let problem = self.problem(place, problem);
-        self.faults.push(Fault::new(&place.path, value, problem, remedy));
+        self.faults
+            .push(Fault::new(&place.path, value, problem, remedy));
     }
 
     /// A fault without a value to show.
     pub(super) fn missing(&mut self, place: &Place, problem: &str, remedy: &str) {
         let problem = self.problem(place, problem);
-        self.faults.push(Fault::missing(&place.path, problem, remedy));
+        self.faults
+            .push(Fault::missing(&place.path, problem, remedy));
     }
 
     pub(super) fn warn(&mut self, place: &Place, problem: &str, remedy: &str) {
         let problem = self.problem(place, problem);
-        self.warnings.push(Fault::missing(&place.path, problem, remedy));
+        self.warnings
+            .push(Fault::missing(&place.path, problem, remedy));
     }
 
     /// The value is not what it should be, whatever its type.
     pub(super) fn unfit(&mut self, field: &Field, problem: &str, remedy: &str) {
         let problem = self.problem(&field.place, problem);
         let path = &field.place.path;
-        self.faults.push(match (&field.node.plain, &field.node.value) {
-            (Some(plain), _) => Fault::new(path, plain, problem, remedy),
-            (None, Value::Text(text)) => Fault::text(path, text, problem, remedy),
-            (None, Value::Bool(value)) => Fault::new(path, value, problem, remedy),
-            (None, Value::Int(value)) => Fault::new(path, value, problem, remedy),
-            (None, Value::Float(value)) => Fault::new(path, value, problem, remedy),
-            (None, Value::Null) => Fault::new(path, "null", problem, remedy),
-            (None, Value::List(_)) => Fault::new(path, "[…]", problem, remedy),
-            (None, Value::Map(_)) => Fault::new(path, "{…}", problem, remedy),
-        });
+        self.faults
+            .push(match (&field.node.plain, &field.node.value) {
+                (Some(plain), _) => Fault::new(path, plain, problem, remedy),
+                (None, Value::Text(text)) => Fault::text(path, text, problem, remedy),
+                (None, Value::Bool(value)) => Fault::new(path, value, problem, remedy),
+                (None, Value::Int(value)) => Fault::new(path, value, problem, remedy),
+                (None, Value::Float(value)) => Fault::new(path, value, problem, remedy),
+                (None, Value::Null) => Fault::new(path, "null", problem, remedy),
+                (None, Value::List(_)) => Fault::new(path, "[…]", problem, remedy),
+                (None, Value::Map(_)) => Fault::new(path, "{…}", problem, remedy),
+            });
     }
 }
 
 impl Field {
     pub(super) fn root(node: Node) -> Self {
-        Self { place: Place { path: String::new(), line: node.line }, node }
+        Self {
+            place: Place {
+                path: String::new(),
+                line: node.line,
+            },
+            node,
+        }
     }
 
     pub(super) fn is_null(&self) -> bool {
@@ -108,11 +135,17 @@ impl Field {
 
     /// A map; a null is an empty one.
     pub(super) fn section(self, notes: &mut Notes<'_>) -> Section {
-        let mut section = Section { place: self.place.clone(), fields: Vec::new() };
+        let mut section = Section {
+            place: self.place.clone(),
+            fields: Vec::new(),
+        };
         match self.node.value {
             Value::Map(entries) => {
                 for (key, node) in entries {
-                    let place = Place { line: node.line, ..self.place.child(&key) };
+                    let place = Place {
+                        line: node.line,
+                        ..self.place.child(&key)
+                    };
                     let field = Field { place, node };
                     if !field.is_null() {
                         section.add(key, field, notes);
@@ -136,10 +169,20 @@ impl Field {
         let mut entries: Vec<(String, Field)> = Vec::new();
         for (key, node) in map {
             let path = format!("{}[{key:?}]", self.place.path);
-            let field = Field { place: Place { path, line: node.line }, node };
+            let field = Field {
+                place: Place {
+                    path,
+                    line: node.line,
+                },
+                node,
+            };
             match entries.iter_mut().find(|(old, _)| *old == key) {
                 Some(entry) => {
-                    notes.warn(&field.place, "given twice, the last one counts", "remove one");
+                    notes.warn(
+                        &field.place,
+                        "given twice, the last one counts",
+                        "remove one",
+                    );
                     entry.1 = field;
                 }
                 None => entries.push((key, field)),
@@ -156,7 +199,13 @@ impl Field {
                 items
                     .map(|(index, node)| {
                         let path = format!("{}[{index}]", self.place.path);
-                        Field { place: Place { path, line: node.line }, node }
+                        Field {
+                            place: Place {
+                                path,
+                                line: node.line,
+                            },
+                            node,
+                        }
                     })
                     .collect()
             }
@@ -199,13 +248,15 @@ impl Field {
         }
     }
 
-    /// A whole number: decimal, `0x`, `0o` or the older `0777` for octal, or a float without a fraction
-    /// such as `1e3`. A number in quotes is none.
+    /// A whole number: decimal, `0x`, `0o` or the older `0777` for octal, or a float without a
+    /// fraction such as `1e3`. A number in quotes is none.
     pub(super) fn as_integer(&self) -> Option<i128> {
         match &self.node.value {
             Value::Int(number) => Some(*number),
             // Exact up to 53 bits, more than any range we have.
-            Value::Float(number) if number.fract() == 0.0 && number.abs() < 9e15 => Some(*number as i128),
+            Value::Float(number) if number.fract() == 0.0 && number.abs() < 9e15 => {
+                Some(*number as i128)
+            }
             Value::Text(_) => {
                 let plain = self.node.plain.as_deref()?.replace('_', "");
                 let (negative, digits) = match plain.strip_prefix('-') {
@@ -237,7 +288,11 @@ impl Field {
                 }
             },
             None => {
-                notes.unfit(self, "not a port number", "write 1 to 65535, without quotes");
+                notes.unfit(
+                    self,
+                    "not a port number",
+                    "write 1 to 65535, without quotes",
+                );
                 None
             }
         }
@@ -255,22 +310,35 @@ impl Field {
     /// A duration in Go's notation, or an integer of nanoseconds.
     pub(super) fn duration(&self, notes: &mut Notes<'_>) -> Option<Duration> {
         let duration = match &self.node.value {
-            Value::Text(text) if self.as_integer().is_none() => match text.trim().parse::<GoDuration>() {
-                Ok(duration) => duration,
-                Err(error) => {
-                    notes.unfit(self, &error.to_string(), error.remedy());
-                    return None;
+            Value::Text(text) if self.as_integer().is_none() => {
+                match text.trim().parse::<GoDuration>() {
+                    Ok(duration) => duration,
+                    Err(error) => {
+                        notes.unfit(self, &error.to_string(), error.remedy());
+                        return None;
+                    }
                 }
-            },
+            }
             _ => {
-                let Some(nanos) = self.as_integer().and_then(|nanos| i64::try_from(nanos).ok()) else {
-                    notes.unfit(self, "not a duration", "write a text such as 30s, 1.5h or 2m30s");
+                let Some(nanos) = self
+                    .as_integer()
+                    .and_then(|nanos| i64::try_from(nanos).ok())
+                else {
+                    notes.unfit(
+                        self,
+                        "not a duration",
+                        "write a text such as 30s, 1.5h or 2m30s",
+                    );
                     return None;
                 };
                 let short = nanos > 0 && i128::from(nanos) < SHORT.as_nanos().cast_signed();
                 if short {
                     let problem = format!("{nanos} is {nanos} nanoseconds");
-                    notes.warn(&self.place, &problem, "write a unit, such as 30s, if that is not meant");
+                    notes.warn(
+                        &self.place,
+                        &problem,
+                        "write a unit, such as 30s, if that is not meant",
+                    );
                 }
                 GoDuration::from_nanos(nanos)
             }
@@ -282,7 +350,10 @@ impl Field {
     }
 
     /// A text that stands for a value.
-    pub(super) fn word<T: FromStr<Err: std::fmt::Display>>(&self, notes: &mut Notes<'_>) -> Option<T> {
+    pub(super) fn word<T: FromStr<Err: std::fmt::Display>>(
+        &self,
+        notes: &mut Notes<'_>,
+    ) -> Option<T> {
         let text = self.text(notes)?;
         match text.parse() {
             Ok(value) => Some(value),
@@ -297,14 +368,18 @@ impl Field {
 }
 
 fn decimal(digits: &str) -> Option<i128> {
-    let plain = !digits.is_empty() && digits.len() < 20 && digits.bytes().all(|byte| byte.is_ascii_digit());
+    let plain =
+        !digits.is_empty() && digits.len() < 20 && digits.bytes().all(|byte| byte.is_ascii_digit());
     plain.then(|| digits.parse().ok()).flatten()
 }
 
 impl Section {
     /// Of a key given twice, in whatever case, the last one counts.
     fn add(&mut self, key: String, field: Field, notes: &mut Notes<'_>) {
-        let known = self.fields.iter().position(|(old, _)| old.eq_ignore_ascii_case(&key));
+        let known = self
+            .fields
+            .iter()
+            .position(|(old, _)| old.eq_ignore_ascii_case(&key));
         let Some(at) = known else {
             self.fields.push((key, field));
             return;
@@ -329,17 +404,26 @@ impl Section {
 
     /// The field with this name, in any case, unless absent or null.
     pub(super) fn take(&mut self, key: &str) -> Option<Field> {
-        let at = self.fields.iter().position(|(written, _)| written.eq_ignore_ascii_case(key))?;
+        let at = self
+            .fields
+            .iter()
+            .position(|(written, _)| written.eq_ignore_ascii_case(key))?;
         Some(self.fields.remove(at).1)
     }
 
     /// Text, empty when absent; none when faulty.
     pub(super) fn text(&mut self, key: &str, notes: &mut Notes<'_>) -> Option<String> {
-        self.take(key).map_or(Some(String::new()), |field| field.text(notes))
+        self.take(key)
+            .map_or(Some(String::new()), |field| field.text(notes))
     }
 
     /// Text that may not be absent or empty.
-    pub(super) fn required_text(&mut self, key: &str, remedy: &str, notes: &mut Notes<'_>) -> Option<String> {
+    pub(super) fn required_text(
+        &mut self,
+        key: &str,
+        remedy: &str,
+        notes: &mut Notes<'_>,
+    ) -> Option<String> {
         let text = self.text(key, notes)?;
         if text.is_empty() {
             notes.missing(&self.place.child(key), "missing", remedy);
@@ -349,7 +433,9 @@ impl Section {
     }
 
     pub(super) fn flag(&mut self, key: &str, default: bool, notes: &mut Notes<'_>) -> bool {
-        self.take(key).and_then(|field| field.flag(notes)).unwrap_or(default)
+        self.take(key)
+            .and_then(|field| field.flag(notes))
+            .unwrap_or(default)
     }
 
     pub(super) fn port(&mut self, key: &str, notes: &mut Notes<'_>) -> Option<u16> {
@@ -357,7 +443,12 @@ impl Section {
     }
 
     /// A port that may be neither absent nor 0.
-    pub(super) fn required_port(&mut self, key: &str, remedy: &str, notes: &mut Notes<'_>) -> Option<u16> {
+    pub(super) fn required_port(
+        &mut self,
+        key: &str,
+        remedy: &str,
+        notes: &mut Notes<'_>,
+    ) -> Option<u16> {
         match self.take(key) {
             Some(field) => field.required_port(notes),
             None => {
@@ -372,7 +463,11 @@ impl Section {
     }
 
     /// A text that stands for a value; an empty one is none.
-    pub(super) fn word<T: FromStr<Err: std::fmt::Display>>(&mut self, key: &str, notes: &mut Notes<'_>) -> Option<T> {
+    pub(super) fn word<T: FromStr<Err: std::fmt::Display>>(
+        &mut self,
+        key: &str,
+        notes: &mut Notes<'_>,
+    ) -> Option<T> {
         let field = self.take(key)?;
         match &field.node.value {
             Value::Text(text) if text.is_empty() => None,
@@ -381,22 +476,33 @@ impl Section {
     }
 
     pub(super) fn list(&mut self, key: &str, notes: &mut Notes<'_>) -> Vec<Field> {
-        self.take(key).map_or_else(Vec::new, |field| field.list(notes))
+        self.take(key)
+            .map_or_else(Vec::new, |field| field.list(notes))
     }
 
     /// A map inside this one, empty when absent.
     pub(super) fn section(&mut self, key: &str, notes: &mut Notes<'_>) -> Section {
         match self.take(key) {
             Some(field) => field.section(notes),
-            None => Section { place: self.place.child(key), fields: Vec::new() },
+            None => Section {
+                place: self.place.child(key),
+                fields: Vec::new(),
+            },
         }
     }
 
     /// Warns of everything nobody took, but for keys that are known and not for us.
     pub(super) fn finish(self, not_for_us: &[&str], notes: &mut Notes<'_>) {
         for (key, field) in self.fields {
-            if !not_for_us.iter().any(|known| known.eq_ignore_ascii_case(&key)) {
-                notes.warn(&field.place, "unknown key, ignored", "mind the spelling, or remove it");
+            if !not_for_us
+                .iter()
+                .any(|known| known.eq_ignore_ascii_case(&key))
+            {
+                notes.warn(
+                    &field.place,
+                    "unknown key, ignored",
+                    "mind the spelling, or remove it",
+                );
             }
         }
     }

@@ -23,7 +23,12 @@ pub enum MountPolicy {
 pub struct UnknownMountPolicy;
 
 impl MountPolicy {
-    const ALL: [Self; 4] = [Self::Remote, Self::RemoteReadonly, Self::Local, Self::Ignore];
+    const ALL: [Self; 4] = [
+        Self::Remote,
+        Self::RemoteReadonly,
+        Self::Local,
+        Self::Ignore,
+    ];
 
     /// As it is written in the configuration.
     pub const fn name(self) -> &'static str {
@@ -47,7 +52,9 @@ impl MountPolicy {
 
     /// The policy with this number.
     pub fn from_number(number: i32) -> Option<Self> {
-        Self::ALL.into_iter().find(|policy| policy.number() == number)
+        Self::ALL
+            .into_iter()
+            .find(|policy| policy.number() == number)
     }
 }
 
@@ -56,7 +63,10 @@ impl FromStr for MountPolicy {
 
     /// Reads a name in any letter case, since documents and programs disagree in it.
     fn from_str(text: &str) -> Result<Self, UnknownMountPolicy> {
-        Self::ALL.into_iter().find(|policy| policy.name().eq_ignore_ascii_case(text)).ok_or(UnknownMountPolicy)
+        Self::ALL
+            .into_iter()
+            .find(|policy| policy.name().eq_ignore_ascii_case(text))
+            .ok_or(UnknownMountPolicy)
     }
 }
 

@@ -5,7 +5,10 @@ use std::time::Duration;
 use super::document::Node;
 use super::fields::{Field, Notes, Place, Section};
 use super::targets::{self, Placed};
-use super::{Container, Drain, Envoy, ExpiredNotifications, InterceptEntry, MountPolicy, Replace, Role, Sidecar};
+use super::{
+    Container, Drain, Envoy, ExpiredNotifications, InterceptEntry, MountPolicy, Replace, Role,
+    Sidecar,
+};
 use crate::fault::Faults;
 use crate::port::{AgentPort, AppPort, ProxyPort, Transport};
 
@@ -37,15 +40,25 @@ pub(super) fn sidecar(root: Node, source: &str, role: Role) -> Result<Sidecar, F
     let mut notes = Notes::new(source);
     let root = Field::root(root);
     if root.is_null() {
-        let place = Place { path: source.to_owned(), line: None };
-        notes.missing(&place, "empty configuration", "write the sidecar's configuration");
+        let place = Place {
+            path: source.to_owned(),
+            line: None,
+        };
+        notes.missing(
+            &place,
+            "empty configuration",
+            "write the sidecar's configuration",
+        );
         return Err(notes.faults);
     }
     let mut root = root.section(&mut notes);
     let sidecar = top(&mut root, role, &mut notes);
     root.finish(NOT_FOR_US, &mut notes);
     notes.faults.into_result()?;
-    Ok(Sidecar { warnings: notes.warnings, ..sidecar })
+    Ok(Sidecar {
+        warnings: notes.warnings,
+        ..sidecar
+    })
 }
 
 /// Reads all of it. What is faulty is noted and stands in the result as if absent.
@@ -56,7 +69,11 @@ fn top(root: &mut Section, role: Role, notes: &mut Notes<'_>) -> Sidecar {
     };
     let agent_name = needed("agentName", "write the workload's name", notes);
     let namespace = needed("namespace", "write the workload's namespace", notes);
-    let manager_host = needed("managerHost", "write the manager's host, such as traffic-manager.ambassador", notes);
+    let manager_host = needed(
+        "managerHost",
+        "write the manager's host, such as traffic-manager.ambassador",
+        notes,
+    );
     let mut envoy = root.section("envoy", notes);
     let mut expired = root.section("expiredNotifications", notes);
     let mut drain = root.section("drain", notes);
@@ -84,12 +101,20 @@ fn top(root: &mut Section, role: Role, notes: &mut Notes<'_>) -> Sidecar {
             enabled: expired.flag("enabled", false, notes),
             deadline: expired.duration("deadline", notes).unwrap_or(24 * HOUR),
         },
-        session_grace: root.duration("sessionGrace", notes).unwrap_or(Duration::from_secs(60)),
+        session_grace: root
+            .duration("sessionGrace", notes)
+            .unwrap_or(Duration::from_secs(60)),
         drain: Drain {
-            lame_duck: drain.duration("lameDuck", notes).unwrap_or(Duration::from_secs(5)),
-            grace: drain.duration("grace", notes).unwrap_or(Duration::from_secs(20)),
+            lame_duck: drain
+                .duration("lameDuck", notes)
+                .unwrap_or(Duration::from_secs(5)),
+            grace: drain
+                .duration("grace", notes)
+                .unwrap_or(Duration::from_secs(20)),
         },
-        mount_policies: root.take("mountPolicies").map_or_else(Vec::new, |field| policies(field, notes)),
+        mount_policies: root
+            .take("mountPolicies")
+            .map_or_else(Vec::new, |field| policies(field, notes)),
         containers: containers(root, notes),
         warnings: Vec::new(),
     };
@@ -101,7 +126,9 @@ fn top(root: &mut Section, role: Role, notes: &mut Notes<'_>) -> Sidecar {
 
 /// A duration where zero is as good as absent.
 fn interval(root: &mut Section, key: &str, default: Duration, notes: &mut Notes<'_>) -> Duration {
-    root.duration(key, notes).filter(|duration| !duration.is_zero()).unwrap_or(default)
+    root.duration(key, notes)
+        .filter(|duration| !duration.is_zero())
+        .unwrap_or(default)
 }
 
 fn containers(root: &mut Section, notes: &mut Notes<'_>) -> Vec<Container> {
@@ -116,7 +143,11 @@ fn containers(root: &mut Section, notes: &mut Notes<'_>) -> Vec<Container> {
         .iter()
         .zip(&entries)
         .flat_map(|(container, own)| {
-            own.iter().flatten().map(|(entry, place)| Placed { container: &container.name, entry, place })
+            own.iter().flatten().map(|(entry, place)| Placed {
+                container: &container.name,
+                entry,
+                place,
+            })
         })
         .collect();
     targets::check(&placed, total, notes);
@@ -129,14 +160,25 @@ fn containers(root: &mut Section, notes: &mut Notes<'_>) -> Vec<Container> {
 fn container(field: Field, notes: &mut Notes<'_>) -> (Container, Vec<ReadEntry>) {
     let mut section = field.section(notes);
     let container = Container {
-        name: section.required_text("name", "write the container's name", notes).unwrap_or_default(),
+        name: section
+            .required_text("name", "write the container's name", notes)
+            .unwrap_or_default(),
         env_prefix: section.text("envPrefix", notes).unwrap_or_default(),
         mount_point: section.text("mountPoint", notes).unwrap_or_default(),
-        mounts: section.take("mounts").map_or_else(Vec::new, |field| mounts(field, notes)),
-        replace: section.take("replace").and_then(|field| replace(&field, notes)).unwrap_or_default(),
+        mounts: section
+            .take("mounts")
+            .map_or_else(Vec::new, |field| mounts(field, notes)),
+        replace: section
+            .take("replace")
+            .and_then(|field| replace(&field, notes))
+            .unwrap_or_default(),
         intercepts: Vec::new(),
     };
-    let entries = section.list("intercepts", notes).into_iter().map(|field| entry(field, notes)).collect();
+    let entries = section
+        .list("intercepts", notes)
+        .into_iter()
+        .map(|field| entry(field, notes))
+        .collect();
     section.finish(&[], notes);
     (container, entries)
 }
@@ -147,7 +189,10 @@ fn mounts(field: Field, notes: &mut Notes<'_>) -> Vec<(String, MountPolicy)> {
         return policies(field, notes);
     }
     let paths = field.list(notes);
-    paths.iter().filter_map(|path| Some((path.text(notes)?, MountPolicy::Remote))).collect()
+    paths
+        .iter()
+        .filter_map(|path| Some((path.text(notes)?, MountPolicy::Remote)))
+        .collect()
 }
 
 fn policies(field: Field, notes: &mut Notes<'_>) -> Vec<(String, MountPolicy)> {
@@ -155,7 +200,9 @@ fn policies(field: Field, notes: &mut Notes<'_>) -> Vec<(String, MountPolicy)> {
     for (key, field) in field.entries(notes) {
         let policy = match field.as_integer() {
             Some(number) => {
-                let policy = i32::try_from(number).ok().and_then(MountPolicy::from_number);
+                let policy = i32::try_from(number)
+                    .ok()
+                    .and_then(MountPolicy::from_number);
                 if policy.is_none() {
                     notes.unfit(&field, "unknown mount policy", POLICIES);
                 }
@@ -170,13 +217,20 @@ fn policies(field: Field, notes: &mut Notes<'_>) -> Vec<(String, MountPolicy)> {
 }
 
 fn replace(field: &Field, notes: &mut Notes<'_>) -> Option<Replace> {
-    let number = field.as_flag().map(i128::from).or_else(|| field.as_integer());
+    let number = field
+        .as_flag()
+        .map(i128::from)
+        .or_else(|| field.as_integer());
     match number {
         Some(0) => Some(Replace::Intercept),
         Some(1) => Some(Replace::Container),
         Some(2) => Some(Replace::Inactive),
         _ => {
-            notes.unfit(field, "unknown kind of replacement", "write 0 (intercept), 1 (container) or 2 (inactive)");
+            notes.unfit(
+                field,
+                "unknown kind of replacement",
+                "write 0 (intercept), 1 (container) or 2 (inactive)",
+            );
             None
         }
     }
@@ -185,8 +239,13 @@ fn replace(field: &Field, notes: &mut Notes<'_>) -> Option<Replace> {
 fn entry(field: Field, notes: &mut Notes<'_>) -> ReadEntry {
     let mut section = field.section(notes);
     let place = section.place.clone();
-    let container_port = section.required_port("containerPort", "write the port the app listens on", notes);
-    let agent_port = section.required_port("agentPort", "write the port the agent is to listen on", notes);
+    let container_port =
+        section.required_port("containerPort", "write the port the app listens on", notes);
+    let agent_port = section.required_port(
+        "agentPort",
+        "write the port the agent is to listen on",
+        notes,
+    );
     let transport = transport(&mut section, notes);
     let inactive_port = section.port("inactivePort", notes);
     let mut text = |key: &str| section.text(key, notes).unwrap_or_default();

@@ -41,19 +41,30 @@ impl Target {
 impl Sidecar {
     /// The listeners of the agent, in order of the configuration.
     pub fn targets(&self) -> Vec<Target> {
-        let total = self.containers.iter().map(|container| container.intercepts.len()).sum();
-        let entries = self
+        let total = self
             .containers
             .iter()
-            .flat_map(|container| container.intercepts.iter().map(|entry| (&container.name, entry)));
+            .map(|container| container.intercepts.len())
+            .sum();
+        let entries = self.containers.iter().flat_map(|container| {
+            container
+                .intercepts
+                .iter()
+                .map(|entry| (&container.name, entry))
+        });
         merge(entries, total)
     }
 }
 
-fn merge<'a>(entries: impl Iterator<Item = (&'a String, &'a InterceptEntry)>, total: usize) -> Vec<Target> {
+fn merge<'a>(
+    entries: impl Iterator<Item = (&'a String, &'a InterceptEntry)>,
+    total: usize,
+) -> Vec<Target> {
     let mut targets: Vec<Target> = Vec::new();
     for (container, entry) in entries {
-        let same = |target: &&mut Target| (target.agent_port, target.transport) == (entry.agent_port, entry.transport);
+        let same = |target: &&mut Target| {
+            (target.agent_port, target.transport) == (entry.agent_port, entry.transport)
+        };
         match targets.iter_mut().find(same) {
             Some(target) => {
                 target.numeric |= entry.target_port_numeric;
@@ -78,13 +89,16 @@ fn merge<'a>(entries: impl Iterator<Item = (&'a String, &'a InterceptEntry)>, to
     }
     for target in &mut targets {
         if target.is_redirected() {
-            target.proxy_port = u16::try_from(proxy_number(target, total)).ok().and_then(ProxyPort::new);
+            target.proxy_port = u16::try_from(proxy_number(target, total))
+                .ok()
+                .and_then(ProxyPort::new);
         }
     }
     targets
 }
 
-/// The proxy port's number, which both agent and init have to compute alike; it may be no port at all.
+/// The proxy port's number, which both agent and init have to compute alike; it may be no port at
+/// all.
 fn proxy_number(target: &Target, total: usize) -> usize {
     match target.entries.iter().find_map(|entry| entry.inactive_port) {
         Some(port) => port.get().into(),
@@ -101,7 +115,10 @@ pub(super) struct Placed<'a> {
 
 /// Finds ports in each other's way. `total` counts also the entries that could not be read.
 pub(super) fn check(placed: &[Placed<'_>], total: usize, notes: &mut Notes<'_>) {
-    let targets = merge(placed.iter().map(|placed| (placed.container, placed.entry)), total);
+    let targets = merge(
+        placed.iter().map(|placed| (placed.container, placed.entry)),
+        total,
+    );
     for target in &targets {
         let mut own = placed.iter().filter(|placed| belongs(placed.entry, target));
         let Some(first) = own.next() else { continue };
@@ -138,11 +155,22 @@ fn check_alike(target: &Target, first: &Placed<'_>, other: &Placed<'_>, notes: &
     if let (Some(a), Some(b)) = (a.inactive_port, b.inactive_port)
         && a != b
     {
-        let problem = format!("differs from {a} in {}, which shares its agentPort", first.place.path);
-        notes.fault(&other.place.child("inactivePort"), b, &problem, "write one inactivePort for one agentPort");
+        let problem = format!(
+            "differs from {a} in {}, which shares its agentPort",
+            first.place.path
+        );
+        notes.fault(
+            &other.place.child("inactivePort"),
+            b,
+            &problem,
+            "write one inactivePort for one agentPort",
+        );
     }
     if !b.app_protocol.is_empty() && !b.app_protocol.eq_ignore_ascii_case(&target.app_protocol) {
-        let problem = format!("{} on a port that an earlier entry declares {}", b.app_protocol, target.app_protocol);
+        let problem = format!(
+            "{} on a port that an earlier entry declares {}",
+            b.app_protocol, target.app_protocol
+        );
         notes.warn(
             &other.place.child("appProtocol"),
             &problem,
@@ -150,29 +178,53 @@ fn check_alike(target: &Target, first: &Placed<'_>, other: &Placed<'_>, notes: &
         );
     }
     if first.container != other.container {
-        let problem = format!("shares agentPort {} with {} of another container", b.agent_port, first.place.path);
-        notes.warn(other.place, &problem, "list a port in the container that has it");
+        let problem = format!(
+            "shares agentPort {} with {} of another container",
+            b.agent_port, first.place.path
+        );
+        notes.warn(
+            other.place,
+            &problem,
+            "list a port in the container that has it",
+        );
     }
 }
 
 /// The agent cannot listen where an app does.
 fn check_agent_port(target: &Target, place: &Place, placed: &[Placed<'_>], notes: &mut Notes<'_>) {
     let number = target.agent_port.get();
-    let taken = placed
-        .iter()
-        .find(|other| other.entry.transport == target.transport && other.entry.container_port.get() == number);
+    let taken = placed.iter().find(|other| {
+        other.entry.transport == target.transport && other.entry.container_port.get() == number
+    });
     if let Some(other) = taken {
         let problem = format!("is also the containerPort of {}", other.place.path);
-        notes.fault(&place.child("agentPort"), number, &problem, "choose an agentPort no container uses");
+        notes.fault(
+            &place.child("agentPort"),
+            number,
+            &problem,
+            "choose an agentPort no container uses",
+        );
     }
 }
 
 /// A proxy port has to be a port, and one that nobody else means.
-fn check_proxy_port(target: &Target, place: &Place, targets: &[Target], total: usize, notes: &mut Notes<'_>) {
+fn check_proxy_port(
+    target: &Target,
+    place: &Place,
+    targets: &[Target],
+    total: usize,
+    notes: &mut Notes<'_>,
+) {
     let number = proxy_number(target, total);
-    let written = target.entries.iter().any(|entry| entry.inactive_port.is_some());
-    let (key, shown) =
-        if written { ("inactivePort", number) } else { ("agentPort", usize::from(target.agent_port.get())) };
+    let written = target
+        .entries
+        .iter()
+        .any(|entry| entry.inactive_port.is_some());
+    let (key, shown) = if written {
+        ("inactivePort", number)
+    } else {
+        ("agentPort", usize::from(target.agent_port.get()))
+    };
     let place = place.child(key);
     let name = if written {
         "the proxy port".to_owned()
@@ -180,10 +232,18 @@ fn check_proxy_port(target: &Target, place: &Place, targets: &[Target], total: u
         format!("the proxy port {number} (agentPort + {PROXY_OFFSET} + {total} entries)")
     };
     if number > usize::from(u16::MAX) {
-        notes.fault(&place, shown, &format!("{name} is above 65535"), "choose a lower agentPort");
+        notes.fault(
+            &place,
+            shown,
+            &format!("{name} is above 65535"),
+            "choose a lower agentPort",
+        );
         return;
     }
-    for other in targets.iter().filter(|other| other.transport == target.transport) {
+    for other in targets
+        .iter()
+        .filter(|other| other.transport == target.transport)
+    {
         let itself = std::ptr::eq(other, target);
         let other_proxy = (other.is_redirected() && !itself).then(|| proxy_number(other, total));
         let clash = if usize::from(other.container_port.get()) == number {
@@ -203,14 +263,19 @@ fn check_proxy_port(target: &Target, place: &Place, targets: &[Target], total: u
 
 /// Two listeners in front of one port of the app: a redirect can lead to the first only.
 fn check_container_port(target: &Target, place: &Place, targets: &[Target], notes: &mut Notes<'_>) {
-    let earlier = targets.iter().take_while(|other| !std::ptr::eq(*other, target)).find(|other| {
-        (other.container_port, other.transport) == (target.container_port, target.transport)
-            && other.is_redirected()
-            && target.is_redirected()
-    });
+    let earlier = targets
+        .iter()
+        .take_while(|other| !std::ptr::eq(*other, target))
+        .find(|other| {
+            (other.container_port, other.transport) == (target.container_port, target.transport)
+                && other.is_redirected()
+                && target.is_redirected()
+        });
     if let Some(other) = earlier {
-        let problem =
-            format!("containerPort {} is redirected to agentPort {} already", target.container_port, other.agent_port);
+        let problem = format!(
+            "containerPort {} is redirected to agentPort {} already",
+            target.container_port, other.agent_port
+        );
         notes.warn(place, &problem, "give one container port one agentPort");
     }
 }

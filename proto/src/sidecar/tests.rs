@@ -71,7 +71,10 @@ fn warnings(yaml: &str) -> Vec<String> {
 
 /// A configuration of one container with these entries, each in flow style.
 fn entries(entries: &[&str]) -> String {
-    let entries: String = entries.iter().map(|entry| format!("  - {{{entry}}}\n")).collect();
+    let entries: String = entries
+        .iter()
+        .map(|entry| format!("  - {{{entry}}}\n"))
+        .collect();
     format!("containers:\n- name: app\n  intercepts:\n{entries}")
 }
 
@@ -79,25 +82,45 @@ fn entries(entries: &[&str]) -> String {
 fn a_file_of_an_older_manager_is_read_whole() {
     let sidecar = agent(FILE).unwrap();
     assert_eq!(sidecar.warnings, []);
-    assert_eq!((&*sidecar.agent_name, &*sidecar.namespace), ("echo", "default"));
-    assert_eq!((&*sidecar.workload_name, &*sidecar.workload_kind), ("echo", "Deployment"));
-    assert_eq!((&*sidecar.manager_host, sidecar.manager_port), ("traffic-manager.ambassador", 8081));
+    assert_eq!(
+        (&*sidecar.agent_name, &*sidecar.namespace),
+        ("echo", "default")
+    );
+    assert_eq!(
+        (&*sidecar.workload_name, &*sidecar.workload_kind),
+        ("echo", "Deployment")
+    );
+    assert_eq!(
+        (&*sidecar.manager_host, sidecar.manager_port),
+        ("traffic-manager.ambassador", 8081)
+    );
     assert_eq!(sidecar.log_level, Some(LogLevel::Debug));
-    let [container] = &sidecar.containers[..] else { panic!("{sidecar:?}") };
+    let [container] = &sidecar.containers[..] else {
+        panic!("{sidecar:?}")
+    };
     assert_eq!((&*container.name, &*container.env_prefix), ("echo", "A_"));
     assert_eq!(container.mount_point, "/tel_app_mounts/echo");
     assert_eq!(container.mounts.len(), 2);
-    assert_eq!(container.mounts[1], ("/data".to_owned(), MountPolicy::Remote));
+    assert_eq!(
+        container.mounts[1],
+        ("/data".to_owned(), MountPolicy::Remote)
+    );
     assert_eq!(container.replace, Replace::Intercept);
     let http = &container.intercepts[0];
     assert_eq!(http.container_port, AppPort::new(8080).unwrap());
     assert_eq!(http.agent_port, AgentPort::new(9900).unwrap());
     assert_eq!(http.service_port, Some(80));
     assert_eq!(http.service_uid, "9a0a2a8c-e10c-4a33-8a5e-6bd5b6ff2a8b");
-    assert_eq!((http.transport, &*http.app_protocol), (Transport::Tcp, "http"));
+    assert_eq!(
+        (http.transport, &*http.app_protocol),
+        (Transport::Tcp, "http")
+    );
     assert!(!http.target_port_numeric && !http.headless);
     let dns = &container.intercepts[1];
-    assert_eq!((dns.transport, &*dns.service_port_name), (Transport::Udp, ""));
+    assert_eq!(
+        (dns.transport, &*dns.service_port_name),
+        (Transport::Udp, "")
+    );
     assert!(dns.target_port_numeric);
 }
 
@@ -106,14 +129,34 @@ fn json_of_a_later_manager_is_read_whole() {
     let sidecar = from_json(JSON, "AGENT_CONFIG", Role::Agent).unwrap();
     assert_eq!(sidecar.warnings, []);
     assert_eq!((sidecar.manager_port, sidecar.api_port), (8081, Some(9980)));
-    assert_eq!(sidecar.client_connection_ttl, Duration::from_secs(12 * 3600));
+    assert_eq!(
+        sidecar.client_connection_ttl,
+        Duration::from_secs(12 * 3600)
+    );
     assert_eq!(sidecar.watch_retry_interval, Duration::from_secs(5));
     assert!(sidecar.enable_metrics && !sidecar.enable_h2c_probing);
-    let policies: Vec<_> = sidecar.mount_policies.iter().map(|(key, policy)| (&**key, policy.number())).collect();
+    let policies: Vec<_> = sidecar
+        .mount_policies
+        .iter()
+        .map(|(key, policy)| (&**key, policy.number()))
+        .collect();
     assert_eq!(policies, [("/tmp", 2), ("cache", 3)]);
-    let [echo, side] = &sidecar.containers[..] else { panic!("{sidecar:?}") };
-    let mounts: Vec<_> = echo.mounts.iter().map(|(path, policy)| (&**path, policy.name())).collect();
-    assert_eq!(mounts, [("/data", "RemoteReadonly"), ("/Data", "Remote"), ("/tmp", "Local")]);
+    let [echo, side] = &sidecar.containers[..] else {
+        panic!("{sidecar:?}")
+    };
+    let mounts: Vec<_> = echo
+        .mounts
+        .iter()
+        .map(|(path, policy)| (&**path, policy.name()))
+        .collect();
+    assert_eq!(
+        mounts,
+        [
+            ("/data", "RemoteReadonly"),
+            ("/Data", "Remote"),
+            ("/tmp", "Local")
+        ]
+    );
     assert_eq!(echo.replace, Replace::Container);
     assert_eq!(echo.intercepts[0].inactive_port, ProxyPort::new(9950));
     assert!(side.intercepts.is_empty());
@@ -123,17 +166,38 @@ fn json_of_a_later_manager_is_read_whole() {
 fn what_is_not_written_has_the_documented_defaults() {
     let sidecar = agent("agentName: a\nnamespace: n\nmanagerHost: m\n").unwrap();
     assert_eq!(sidecar.manager_port, 8081);
-    assert_eq!(sidecar.client_connection_ttl, Duration::from_secs(24 * 3600));
+    assert_eq!(
+        sidecar.client_connection_ttl,
+        Duration::from_secs(24 * 3600)
+    );
     assert_eq!(sidecar.watch_retry_interval, Duration::from_secs(10));
     assert!(sidecar.enable_h2c_probing && !sidecar.enable_metrics);
-    assert_eq!(sidecar.app_protocol_strategy, AppProtocolStrategy::Http2Probe);
+    assert_eq!(
+        sidecar.app_protocol_strategy,
+        AppProtocolStrategy::Http2Probe
+    );
     assert_eq!(sidecar.envoy, Envoy::default());
-    let expired = ExpiredNotifications { enabled: false, deadline: Duration::from_secs(24 * 3600) };
+    let expired = ExpiredNotifications {
+        enabled: false,
+        deadline: Duration::from_secs(24 * 3600),
+    };
     assert_eq!(sidecar.expired_notifications, expired);
     assert_eq!(sidecar.session_grace, Duration::from_secs(60));
-    assert_eq!(sidecar.drain, Drain { lame_duck: Duration::from_secs(5), grace: Duration::from_secs(20) });
-    assert_eq!((sidecar.log_level, sidecar.api_port, sidecar.tracing_port), (None, None, None));
-    assert_eq!((&sidecar.containers[..], &sidecar.warnings[..]), (&[][..], &[][..]));
+    assert_eq!(
+        sidecar.drain,
+        Drain {
+            lame_duck: Duration::from_secs(5),
+            grace: Duration::from_secs(20)
+        }
+    );
+    assert_eq!(
+        (sidecar.log_level, sidecar.api_port, sidecar.tracing_port),
+        (None, None, None)
+    );
+    assert_eq!(
+        (&sidecar.containers[..], &sidecar.warnings[..]),
+        (&[][..], &[][..])
+    );
 }
 
 #[test]
@@ -149,12 +213,25 @@ drain:
 ",
     );
     assert_eq!(sidecar.app_protocol_strategy, AppProtocolStrategy::PortName);
-    let envoy = Envoy { log_level: Some(LogLevel::Warning), server_port: Some(15001), admin_port: Some(15000) };
+    let envoy = Envoy {
+        log_level: Some(LogLevel::Warning),
+        server_port: Some(15001),
+        admin_port: Some(15000),
+    };
     assert_eq!(sidecar.envoy, envoy);
     assert!(sidecar.expired_notifications.enabled);
-    assert_eq!(sidecar.expired_notifications.deadline, Duration::from_secs(5400));
+    assert_eq!(
+        sidecar.expired_notifications.deadline,
+        Duration::from_secs(5400)
+    );
     assert_eq!(sidecar.session_grace, Duration::ZERO);
-    assert_eq!(sidecar.drain, Drain { lame_duck: Duration::from_millis(500), grace: Duration::from_secs(120) });
+    assert_eq!(
+        sidecar.drain,
+        Drain {
+            lame_duck: Duration::from_millis(500),
+            grace: Duration::from_secs(120)
+        }
+    );
     assert_eq!(sidecar.warnings, []);
 }
 
@@ -163,7 +240,9 @@ fn keys_match_in_any_case_and_the_last_of_two_spellings_counts() {
     let sidecar = init("AGENTNAME: a\nagentname: b\nCONTAINERS: [{NAME: c, ENVPREFIX: A_}]\n");
     assert_eq!(sidecar.agent_name, "b");
     assert_eq!(sidecar.containers[0].env_prefix, "A_");
-    let [warning] = &sidecar.warnings[..] else { panic!("{:?}", sidecar.warnings) };
+    let [warning] = &sidecar.warnings[..] else {
+        panic!("{:?}", sidecar.warnings)
+    };
     assert_eq!(
         warning.to_string(),
         "agentname: given twice, first as AGENTNAME, the last one counts (config.yaml line 2); remove one"
@@ -175,18 +254,26 @@ fn of_a_key_given_twice_the_last_one_counts_in_both_notations() {
     let warning = "agentName: given twice, the last one counts";
     for sidecar in [
         init("agentName: a\nagentName: b\n"),
-        from_json(r#"{"agentName": "a", "agentName": "b"}"#, "AGENT_CONFIG", Role::Init).unwrap(),
+        from_json(
+            r#"{"agentName": "a", "agentName": "b"}"#,
+            "AGENT_CONFIG",
+            Role::Init,
+        )
+        .unwrap(),
     ] {
         assert_eq!(sidecar.agent_name, "b");
-        assert!(sidecar.warnings[0].to_string().starts_with(warning), "{:?}", sidecar.warnings);
+        assert!(
+            sidecar.warnings[0].to_string().starts_with(warning),
+            "{:?}",
+            sidecar.warnings
+        );
         assert_eq!(sidecar.warnings.len(), 1);
     }
 }
 
 #[test]
 fn keys_without_a_value_count_as_absent() {
-    let yaml =
-        "managerPort:\nlogLevel: ~\nenableH2cProbing: null\ncontainers:\ndrain:\nmountPolicies:\nsessionGrace:\n";
+    let yaml = "managerPort:\nlogLevel: ~\nenableH2cProbing: null\ncontainers:\ndrain:\nmountPolicies:\nsessionGrace:\n";
     let sidecar = init(yaml);
     assert_eq!(sidecar.manager_port, 8081);
     assert!(sidecar.enable_h2c_probing);
@@ -230,22 +317,36 @@ fn numbers_are_read_in_every_notation_yaml_knows() {
         ("+80", 80),
         ("80.0", 80),
     ] {
-        assert_eq!(init(&format!("apiPort: {written}\n")).api_port, Some(port), "{written}");
+        assert_eq!(
+            init(&format!("apiPort: {written}\n")).api_port,
+            Some(port),
+            "{written}"
+        );
     }
 }
 
 #[test]
 fn unquoted_texts_are_what_is_spelled() {
-    let sidecar = init("agentName: 1.10\nnamespace: no\nworkloadName: 0123\nworkloadKind: 'null'\n");
+    let sidecar =
+        init("agentName: 1.10\nnamespace: no\nworkloadName: 0123\nworkloadKind: 'null'\n");
     assert_eq!((&*sidecar.agent_name, &*sidecar.namespace), ("1.10", "no"));
-    assert_eq!((&*sidecar.workload_name, &*sidecar.workload_kind), ("0123", "null"));
+    assert_eq!(
+        (&*sidecar.workload_name, &*sidecar.workload_kind),
+        ("0123", "null")
+    );
 }
 
 #[test]
 fn aliases_and_merges_are_followed() {
     let yaml = "containers:\n- &a\n  name: app\n  envPrefix: A_\n- {<<: *a, name: other}\n";
     let sidecar = init(yaml);
-    assert_eq!((&*sidecar.containers[1].name, &*sidecar.containers[1].env_prefix), ("other", "A_"));
+    assert_eq!(
+        (
+            &*sidecar.containers[1].name,
+            &*sidecar.containers[1].env_prefix
+        ),
+        ("other", "A_")
+    );
     assert_eq!(sidecar.warnings, []);
 }
 
@@ -256,12 +357,18 @@ fn mounts_are_a_list_or_a_map_and_the_map_wins() {
         "containers: [{name: app, mounts: {/a: Local, /c: 1}, Mounts: [/a, /b]}]",
     ] {
         let sidecar = init(yaml);
-        let mounts = [("/a".to_owned(), MountPolicy::Local), ("/c".to_owned(), MountPolicy::RemoteReadonly)];
+        let mounts = [
+            ("/a".to_owned(), MountPolicy::Local),
+            ("/c".to_owned(), MountPolicy::RemoteReadonly),
+        ];
         assert_eq!(sidecar.containers[0].mounts, mounts, "{yaml}");
         assert_eq!(sidecar.warnings, []);
     }
     let sidecar = init("containers: [{name: app, mounts: {/a: RemoteReadOnly, /b: }}]");
-    assert_eq!(sidecar.containers[0].mounts[0].1, MountPolicy::RemoteReadonly);
+    assert_eq!(
+        sidecar.containers[0].mounts[0].1,
+        MountPolicy::RemoteReadonly
+    );
     assert_eq!(sidecar.containers[0].mounts[1].1, MountPolicy::Remote);
 }
 
@@ -282,16 +389,25 @@ fn replace_is_a_number_or_a_boolean() {
 
 #[test]
 fn durations_are_texts_or_nanoseconds() {
-    for (written, nanos) in
-        [("1h30m", 5_400_000_000_000), ("'10s'", 10_000_000_000), ("2000000000", 2_000_000_000), ("0", 0)]
-    {
+    for (written, nanos) in [
+        ("1h30m", 5_400_000_000_000),
+        ("'10s'", 10_000_000_000),
+        ("2000000000", 2_000_000_000),
+        ("0", 0),
+    ] {
         let sidecar = init(&format!("sessionGrace: {written}\n"));
-        assert_eq!(sidecar.session_grace, Duration::from_nanos(nanos), "{written}");
+        assert_eq!(
+            sidecar.session_grace,
+            Duration::from_nanos(nanos),
+            "{written}"
+        );
         assert_eq!(sidecar.warnings, []);
     }
     assert_eq!(
         warnings("drain: {grace: 30}\n"),
-        ["drain.grace: 30 is 30 nanoseconds (config.yaml line 1); write a unit, such as 30s, if that is not meant"]
+        [
+            "drain.grace: 30 is 30 nanoseconds (config.yaml line 1); write a unit, such as 30s, if that is not meant"
+        ]
     );
 }
 
@@ -300,14 +416,22 @@ fn a_missing_protocol_is_tcp_with_a_warning() {
     for written in ["", ", protocol: ''", ", protocol: "] {
         let yaml = entries(&[&format!("containerPort: 80, agentPort: 9900{written}")]);
         let sidecar = init(&yaml);
-        assert_eq!(sidecar.containers[0].intercepts[0].transport, Transport::Tcp);
+        assert_eq!(
+            sidecar.containers[0].intercepts[0].transport,
+            Transport::Tcp
+        );
         assert_eq!(
             sidecar.warnings[0].to_string(),
             "containers[0].intercepts[0].protocol: no protocol, taken as TCP (config.yaml line 4); write TCP or UDP"
         );
     }
-    let sidecar = init(&entries(&["containerPort: 80, agentPort: 9900, protocol: udp"]));
-    assert_eq!(sidecar.containers[0].intercepts[0].transport, Transport::Udp);
+    let sidecar = init(&entries(&[
+        "containerPort: 80, agentPort: 9900, protocol: udp",
+    ]));
+    assert_eq!(
+        sidecar.containers[0].intercepts[0].transport,
+        Transport::Udp
+    );
 }
 
 #[test]
@@ -325,14 +449,29 @@ containers:
 ";
     let sidecar = init(yaml);
     assert_eq!(sidecar.warnings, []);
-    let [both, udp, headless] = &sidecar.targets()[..] else { panic!("{:?}", sidecar.targets()) };
-    assert_eq!((&*both.container, both.container_port.get(), both.agent_port.get()), ("app", 8080, 9900));
+    let [both, udp, headless] = &sidecar.targets()[..] else {
+        panic!("{:?}", sidecar.targets())
+    };
+    assert_eq!(
+        (
+            &*both.container,
+            both.container_port.get(),
+            both.agent_port.get()
+        ),
+        ("app", 8080, 9900)
+    );
     assert!(both.numeric && !both.headless && both.is_redirected());
     assert_eq!((&*both.app_protocol, both.entries.len()), ("http2", 2));
     // 9900 + 11 + four entries in all containers.
     assert_eq!(both.proxy_port, ProxyPort::new(9915));
-    assert_eq!((udp.transport, udp.is_redirected(), udp.proxy_port), (Transport::Udp, false, None));
-    assert_eq!((&*headless.container, headless.proxy_port), ("other", ProxyPort::new(12000)));
+    assert_eq!(
+        (udp.transport, udp.is_redirected(), udp.proxy_port),
+        (Transport::Udp, false, None)
+    );
+    assert_eq!(
+        (&*headless.container, headless.proxy_port),
+        ("other", ProxyPort::new(12000))
+    );
 }
 
 #[test]
@@ -345,8 +484,10 @@ fn differing_protocols_on_one_listener_are_a_warning_and_the_first_counts() {
     ]);
     assert_eq!(
         warnings(&yaml),
-        ["containers[0].intercepts[3].appProtocol: grpc on a port that an earlier entry declares http \
-          (config.yaml line 7); declare one protocol for one port; the first one counts"]
+        [
+            "containers[0].intercepts[3].appProtocol: grpc on a port that an earlier entry declares http \
+          (config.yaml line 7); declare one protocol for one port; the first one counts"
+        ]
     );
     assert_eq!(init(&yaml).targets()[0].app_protocol, "http");
 }
@@ -374,15 +515,23 @@ fn annotations_hold_the_configuration_or_not() {
     let sidecar = from_annotations(&text, file, Role::Agent).unwrap().unwrap();
     assert_eq!(sidecar, from_json(JSON, "", Role::Agent).unwrap());
 
-    assert_eq!(from_annotations("a=\"b\"\nc=d\n", file, Role::Agent), Ok(None));
-    let broken = from_annotations("telepresence.io/agent-config=\"{", file, Role::Agent).unwrap_err();
+    assert_eq!(
+        from_annotations("a=\"b\"\nc=d\n", file, Role::Agent),
+        Ok(None)
+    );
+    let broken =
+        from_annotations("telepresence.io/agent-config=\"{", file, Role::Agent).unwrap_err();
     assert_eq!(
         broken.to_string(),
         "telepresence.io/agent-config=\"\\\"{\": value without a closing quote (/etc/podinfo/annotations line 1); \
          quote the value as Go quotes strings"
     );
-    let faulty =
-        from_annotations("telepresence.io/agent-config=\"{\\\"apiPort\\\":-1}\"", file, Role::Init).unwrap_err();
+    let faulty = from_annotations(
+        "telepresence.io/agent-config=\"{\\\"apiPort\\\":-1}\"",
+        file,
+        Role::Init,
+    )
+    .unwrap_err();
     assert_eq!(
         faulty.to_string(),
         "apiPort=-1: no port has this number (/etc/podinfo/annotations: telepresence.io/agent-config); write 1 to 65535"

@@ -5,16 +5,25 @@ use crate::port::Transport;
 use proptest::prelude::*;
 
 fn conn_id() -> ConnId {
-    ConnId::new(Transport::Tcp, "10.1.2.3:50000".parse().unwrap(), "192.168.0.1:8080".parse().unwrap())
+    ConnId::new(
+        Transport::Tcp,
+        "10.1.2.3:50000".parse().unwrap(),
+        "192.168.0.1:8080".parse().unwrap(),
+    )
 }
 
 /// The connection id above: 0a010203 c350 c0a80001 1f90 06.
-const CONN_ID: [u8; 13] = [0x0a, 0x01, 0x02, 0x03, 0xc3, 0x50, 0xc0, 0xa8, 0x00, 0x01, 0x1f, 0x90, 0x06];
+const CONN_ID: [u8; 13] = [
+    0x0a, 0x01, 0x02, 0x03, 0xc3, 0x50, 0xc0, 0xa8, 0x00, 0x01, 0x1f, 0x90, 0x06,
+];
 
 fn check(message: Message, payload: &[u8]) {
     assert_eq!(message.encode(), payload, "{message:?}");
     assert_eq!(message.code(), payload[0]);
-    assert_eq!(Message::decode(Bytes::copy_from_slice(payload)), Ok(message));
+    assert_eq!(
+        Message::decode(Bytes::copy_from_slice(payload)),
+        Ok(message)
+    );
 }
 
 fn check_stream_info(info: StreamInfo, parts: &[&[u8]]) {
@@ -51,7 +60,12 @@ fn stream_ok_is_02_and_the_version() {
     // 300 = 0b10_0101100: low seven bits 2c with the top bit set, then 02.
     check(Message::StreamOk(300), &[2, 0xac, 0x02]);
     // 2^64-1 is nine times seven ones and one more.
-    check(Message::StreamOk(u64::MAX), &[2, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01]);
+    check(
+        Message::StreamOk(u64::MAX),
+        &[
+            2, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01,
+        ],
+    );
 }
 
 #[test]
@@ -62,17 +76,32 @@ fn a_session_is_its_text() {
 #[test]
 fn unknown_codes_keep_their_body() {
     check(Message::Unknown(9, Bytes::new()), &[9]);
-    check(Message::Unknown(255, Bytes::from_static(b"\x00\x01")), &[255, 0, 1]);
+    check(
+        Message::Unknown(255, Bytes::from_static(b"\x00\x01")),
+        &[255, 0, 1],
+    );
 }
 
 #[test]
 fn stream_info_is_version_latency_timeout_id_and_session() {
     // 4 s = 4_000_000_000 ns = 0xee6b2800. Sevens from the low end: 00 | 50 | 2c | 73 | 0e, so
     // 80 d0 ac f3 0e. 3 s = 3_000_000_000 = 0xb2d05e00: 00 | 3c | 41 | 16 | 0b, so 80 bc c1 96 0b.
-    let info = StreamInfo::new(conn_id(), "abc", Duration::from_secs(4), Duration::from_secs(3));
+    let info = StreamInfo::new(
+        conn_id(),
+        "abc",
+        Duration::from_secs(4),
+        Duration::from_secs(3),
+    );
     check_stream_info(
         info,
-        &[&[0x01, 0x02], &[0x80, 0xd0, 0xac, 0xf3, 0x0e], &[0x80, 0xbc, 0xc1, 0x96, 0x0b], &[13], &CONN_ID, b"\x03abc"],
+        &[
+            &[0x01, 0x02],
+            &[0x80, 0xd0, 0xac, 0xf3, 0x0e],
+            &[0x80, 0xbc, 0xc1, 0x96, 0x0b],
+            &[13],
+            &CONN_ID,
+            b"\x03abc",
+        ],
     );
 }
 
@@ -81,15 +110,25 @@ fn stream_info_holds_zero_and_the_longest_durations() {
     let info = StreamInfo::new(conn_id(), "", Duration::ZERO, MAX_DURATION);
     // 2^56-1 is eight times seven ones: the most eight bytes can hold.
     let longest = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f];
-    check_stream_info(info, &[&[0x01, 0x02, 0x00], &longest, &[13], &CONN_ID, &[0x00]]);
+    check_stream_info(
+        info,
+        &[&[0x01, 0x02, 0x00], &longest, &[13], &CONN_ID, &[0x00]],
+    );
 }
 
 #[test]
 fn durations_beyond_the_longest_are_sent_as_the_longest() {
-    for long in [MAX_DURATION + Duration::from_nanos(1), Duration::from_nanos(u64::MAX), Duration::MAX] {
+    for long in [
+        MAX_DURATION + Duration::from_nanos(1),
+        Duration::from_nanos(u64::MAX),
+        Duration::MAX,
+    ] {
         let sent = StreamInfo::new(conn_id(), "s", long, long);
         let kept = StreamInfo::new(conn_id(), "s", MAX_DURATION, MAX_DURATION);
-        assert_eq!(Message::StreamInfo(sent).encode(), Message::StreamInfo(kept).encode());
+        assert_eq!(
+            Message::StreamInfo(sent).encode(),
+            Message::StreamInfo(kept).encode()
+        );
         assert_eq!(nanos_from_duration(long), (1 << 56) - 1);
     }
 }
@@ -98,13 +137,20 @@ fn durations_beyond_the_longest_are_sent_as_the_longest() {
 fn negative_nanoseconds_are_none() {
     assert_eq!(duration_from_nanos(-1), Duration::ZERO);
     assert_eq!(duration_from_nanos(i64::MIN), Duration::ZERO);
-    assert_eq!(duration_from_nanos(i64::MAX), Duration::from_nanos(i64::MAX as u64));
+    assert_eq!(
+        duration_from_nanos(i64::MAX),
+        Duration::from_nanos(i64::MAX as u64)
+    );
     assert_eq!(nanos_from_duration(Duration::from_secs(3)), 3_000_000_000);
 }
 
 #[test]
 fn an_ipv6_stream_info_has_a_long_id_and_long_texts_a_long_count() {
-    let id = ConnId::new(Transport::Udp, "[2001:db8::1]:53".parse().unwrap(), "[::1]:65535".parse().unwrap());
+    let id = ConnId::new(
+        Transport::Udp,
+        "[2001:db8::1]:53".parse().unwrap(),
+        "[::1]:65535".parse().unwrap(),
+    );
     let session = "x".repeat(200);
     let info = StreamInfo::new(id, session.clone(), Duration::ZERO, Duration::ZERO);
     let packed = [
@@ -112,31 +158,58 @@ fn an_ipv6_stream_info_has_a_long_id_and_long_texts_a_long_count() {
         0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x01, 0xff, 0xff, 0x11,
     ];
     // 200 = 0b1_1001000, so c8 01.
-    check_stream_info(info, &[&[0x01, 0x02, 0x00, 0x00, 37], &packed, &[0xc8, 0x01], session.as_bytes()]);
+    check_stream_info(
+        info,
+        &[
+            &[0x01, 0x02, 0x00, 0x00, 37],
+            &packed,
+            &[0xc8, 0x01],
+            session.as_bytes(),
+        ],
+    );
 }
 
 #[test]
 fn numbers_may_be_written_longer_than_needed() {
-    assert_eq!(Message::decode(Bytes::from_static(&[2, 0x82, 0x00])), Ok(Message::StreamOk(2)));
+    assert_eq!(
+        Message::decode(Bytes::from_static(&[2, 0x82, 0x00])),
+        Ok(Message::StreamOk(2))
+    );
 }
 
 #[test]
 fn bytes_behind_the_last_field_are_ignored() {
-    assert_eq!(Message::decode(Bytes::from_static(&[2, 2, 99])), Ok(Message::StreamOk(2)));
-    assert_eq!(Message::decode(Bytes::from_static(&[4, 99])), Ok(Message::DialOk));
+    assert_eq!(
+        Message::decode(Bytes::from_static(&[2, 2, 99])),
+        Ok(Message::StreamOk(2))
+    );
+    assert_eq!(
+        Message::decode(Bytes::from_static(&[4, 99])),
+        Ok(Message::DialOk)
+    );
 }
 
 #[test]
 fn malformed_payloads_are_refused_with_the_reason() {
     use TunnelError::*;
-    let good = Message::StreamInfo(StreamInfo::new(conn_id(), "abc", Duration::ZERO, Duration::ZERO)).encode();
-    // Layout of `good`: code, version, latency, timeout at 1, 2, 3; count at 4; id at 5..18; count at 18; text.
+    let good = Message::StreamInfo(StreamInfo::new(
+        conn_id(),
+        "abc",
+        Duration::ZERO,
+        Duration::ZERO,
+    ))
+    .encode();
+    // Layout of `good`: code, version, latency, timeout at 1, 2, 3; count at 4; id at 5..18; count
+    // at 18; text.
     let mut icmp = good.to_vec();
     icmp[17] = 1;
     let mut short_id = good.to_vec();
     short_id[4] = 12;
     let mut huge_id = good[..5].to_vec();
-    huge_id.splice(4..5, [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01]);
+    huge_id.splice(
+        4..5,
+        [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01],
+    );
     let mut latin = good.to_vec();
     *latin.last_mut().unwrap() = 0xe9;
     let overlong = [2, 128, 128, 128, 128, 128, 128, 128, 128, 128, 2];
@@ -186,7 +259,13 @@ fn message() -> impl Strategy<Value = Message> {
     });
     let info = (any::<u64>(), nanos(), nanos(), id, any::<String>()).prop_map(
         |(version, roundtrip_latency, dial_timeout, conn_id, session_id)| {
-            Message::StreamInfo(StreamInfo { version, roundtrip_latency, dial_timeout, conn_id, session_id })
+            Message::StreamInfo(StreamInfo {
+                version,
+                roundtrip_latency,
+                dial_timeout,
+                conn_id,
+                session_id,
+            })
         },
     );
     prop_oneof![

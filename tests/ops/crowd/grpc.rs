@@ -1,5 +1,5 @@
-//! gRPC callers by tonic, whose channels connect again by themselves. A call that never was processed is repeated, as
-//! gRPC's transparent retries do; tonic leaves that to its user.
+//! gRPC callers by tonic, whose channels connect again by themselves. A call that never was
+//! processed is repeated, as gRPC's transparent retries do; tonic leaves that to its user.
 
 use std::error::Error;
 use std::io::ErrorKind;
@@ -68,7 +68,14 @@ pub(super) async fn unary(call: &Call<'_>) -> Result<(), String> {
                 if response.get_ref() != &Bytes::from_static(b"question") {
                     return Err(format!("another answer: {response:?}"));
                 }
-                call.answered(response.metadata().get("x-answered-by").unwrap().to_str().unwrap())?;
+                call.answered(
+                    response
+                        .metadata()
+                        .get("x-answered-by")
+                        .unwrap()
+                        .to_str()
+                        .unwrap(),
+                )?;
             }
             Err(status) => match sorted(&status) {
                 None => return call.gone(&status),
@@ -88,7 +95,10 @@ pub(super) async fn streaming(call: &Call<'_>) -> Result<(), String> {
             Err(error) => return call.gone(&error),
         };
         let path = PathAndQuery::from_static("/test.Crowd/Count");
-        let response = match grpc.server_streaming::<_, Bytes, _>(request(call), path, Raw).await {
+        let response = match grpc
+            .server_streaming::<_, Bytes, _>(request(call), path, Raw)
+            .await
+        {
             Ok(response) => response,
             Err(status) => match sorted(&status) {
                 None => return call.gone(&status),
@@ -99,8 +109,16 @@ pub(super) async fn streaming(call: &Call<'_>) -> Result<(), String> {
                 Some(Unanswered::Failed(problem)) => return Err(problem),
             },
         };
-        let by = response.metadata().get("x-answered-by").unwrap().to_str().unwrap().to_owned();
-        let count = drained(response.into_inner()).await.map_err(|e| format!("cut within a stream: {e:?}"))?;
+        let by = response
+            .metadata()
+            .get("x-answered-by")
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .to_owned();
+        let count = drained(response.into_inner())
+            .await
+            .map_err(|e| format!("cut within a stream: {e:?}"))?;
         if count != MESSAGES {
             return Err(format!("{count} messages of {MESSAGES}"));
         }
@@ -118,7 +136,9 @@ async fn drained(mut stream: Streaming<Bytes>) -> Result<usize, Status> {
 }
 
 fn channel(call: &Call<'_>) -> Channel {
-    Endpoint::from_shared(format!("http://{}", call.town.address(GRPC))).unwrap().connect_lazy()
+    Endpoint::from_shared(format!("http://{}", call.town.address(GRPC)))
+        .unwrap()
+        .connect_lazy()
 }
 
 async fn ready(channel: &Channel) -> Result<Grpc<Channel>, tonic::transport::Error> {
@@ -145,12 +165,18 @@ fn sorted(status: &Status) -> Option<Unanswered> {
             return Some(Unanswered::Repeat);
         }
         // The request had not been given to a connection.
-        if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled) {
+        if error
+            .downcast_ref::<hyper::Error>()
+            .is_some_and(hyper::Error::is_canceled)
+        {
             return Some(Unanswered::Repeat);
         }
         // A connection that was still waiting to be accepted when the listener went is reset.
         if let Some(error) = error.downcast_ref::<std::io::Error>()
-            && matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset)
+            && matches!(
+                error.kind(),
+                ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset
+            )
         {
             return None;
         }

@@ -1,4 +1,5 @@
-//! What never ends by itself: an answer that drips on, a stream of messages, a WebSocket nobody closes.
+//! What never ends by itself: an answer that drips on, a stream of messages, a WebSocket nobody
+//! closes.
 
 use std::net::SocketAddr;
 
@@ -39,18 +40,33 @@ impl Held {
 }
 
 fn joined(task: JoinHandle<bool>) -> bool {
-    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(task).unwrap()
+    tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap()
+        .block_on(task)
+        .unwrap()
 }
 
 pub(super) fn http1(address: SocketAddr, dev: bool) -> Held {
     let mut caller = Caller::connect(address).unwrap();
-    caller.send("GET", "/drip/100000/50", if dev { &[DEV] } else { &[] }, b"").unwrap();
+    caller
+        .send(
+            "GET",
+            "/drip/100000/50",
+            if dev { &[DEV] } else { &[] },
+            b"",
+        )
+        .unwrap();
     assert_eq!(caller.stream().peek(&mut [0]).unwrap(), 1);
     Held(Kind::Http1(caller))
 }
 
 pub(super) async fn grpc(address: SocketAddr, dev: bool) -> Held {
-    let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
+    let channel = Endpoint::from_shared(format!("http://{address}"))
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
     let mut grpc = tonic::client::Grpc::new(channel);
     grpc.ready().await.unwrap();
     let mut request = Request::new(Bytes::new());
@@ -58,7 +74,11 @@ pub(super) async fn grpc(address: SocketAddr, dev: bool) -> Held {
         request.metadata_mut().insert(DEV.0, DEV.1.parse().unwrap());
     }
     let path = PathAndQuery::from_static("/test.Crowd/Endless");
-    let mut messages = grpc.server_streaming::<_, Bytes, _>(request, path, Raw).await.unwrap().into_inner();
+    let mut messages = grpc
+        .server_streaming::<_, Bytes, _>(request, path, Raw)
+        .await
+        .unwrap()
+        .into_inner();
     messages.message().await.unwrap().unwrap();
     Held(Kind::Task(tokio::spawn(async move {
         loop {
@@ -79,5 +99,7 @@ pub(super) async fn websocket(address: SocketAddr, dev: bool) -> Held {
     let (mut talk, _) = client_async(request, socket).await.unwrap();
     talk.send(Message::text("hello")).await.unwrap();
     talk.next().await.unwrap().unwrap();
-    Held(Kind::Task(tokio::spawn(async move { !matches!(talk.next().await, Some(Ok(Message::Close(_)))) })))
+    Held(Kind::Task(tokio::spawn(async move {
+        !matches!(talk.next().await, Some(Ok(Message::Close(_))))
+    })))
 }

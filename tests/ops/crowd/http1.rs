@@ -18,18 +18,29 @@ pub(super) fn call(call: &Call<'_>) -> Result<(), String> {
             if call.goes_home() {
                 return Ok(());
             }
-            let path = if number % 20 == 19 { "/drip/10/20" } else { "/slow/1" };
-            // A connection that ends before anything of an answer has ended between two exchanges: whoever asks with
-            // GET asks again (RFC 9112 section 9.3.1).
-            if let Err(error) = caller.send("GET", path, headers, b"").and_then(|()| begins(&mut caller)) {
+            let path = if number % 20 == 19 {
+                "/drip/10/20"
+            } else {
+                "/slow/1"
+            };
+            // A connection that ends before anything of an answer has ended between two exchanges:
+            // whoever asks with GET asks again (RFC 9112 section 9.3.1).
+            if let Err(error) = caller
+                .send("GET", path, headers, b"")
+                .and_then(|()| begins(&mut caller))
+            {
                 if number == 0 {
                     return call.gone(&error);
                 }
                 call.repeated();
                 break;
             }
-            let answer = caller.answer().map_err(|error| format!("cut within {path}: {error}"))?;
-            if answer.status != 200 || (path.starts_with("/drip") && answer.body != b"drip\n".repeat(10)) {
+            let answer = caller
+                .answer()
+                .map_err(|error| format!("cut within {path}: {error}"))?;
+            if answer.status != 200
+                || (path.starts_with("/drip") && answer.body != b"drip\n".repeat(10))
+            {
                 return Err(format!("{path}: {answer:?}"));
             }
             call.answered(answer.by())?;

@@ -40,7 +40,9 @@ async fn streams(call: &Call<'_>, send: SendRequest<Bytes>) -> Result<u64, Strin
     let mut answered = 0;
     while !call.goes_home() {
         // Not a word was sent where the connection does not take another stream.
-        let Ok(mut ready) = send.clone().ready().await else { break };
+        let Ok(mut ready) = send.clone().ready().await else {
+            break;
+        };
         match one(call, &mut ready).await {
             Ok(by) => {
                 call.answered(&by)?;
@@ -65,14 +67,22 @@ async fn one(call: &Call<'_>, send: &mut SendRequest<Bytes>) -> Result<String, U
         request = request.header(DEV.0, DEV.1);
     }
     let failed = |what: &str| Unanswered::Failed(what.to_owned());
-    let (answer, mut body) = send.send_request(request.body(()).unwrap(), false).map_err(|e| sorted(&e))?;
+    let (answer, mut body) = send
+        .send_request(request.body(()).unwrap(), false)
+        .map_err(|e| sorted(&e))?;
     let mut message = BytesMut::new();
     message.put_u8(0);
     message.put_u32(100);
     message.put_bytes(b'x', 100);
-    body.send_data(message.freeze(), true).map_err(|e| sorted(&e))?;
+    body.send_data(message.freeze(), true)
+        .map_err(|e| sorted(&e))?;
     let answer = answer.await.map_err(|e| sorted(&e))?;
-    let by = answer.headers().get("x-answered-by").and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
+    let by = answer
+        .headers()
+        .get("x-answered-by")
+        .and_then(|v| v.to_str().ok())
+        .unwrap_or_default()
+        .to_owned();
     let mut body = answer.into_body();
     let mut got = BytesMut::new();
     while let Some(data) = body.data().await {
@@ -80,16 +90,26 @@ async fn one(call: &Call<'_>, send: &mut SendRequest<Bytes>) -> Result<String, U
         let _ = body.flow_control().release_capacity(data.len());
         got.extend_from_slice(&data);
     }
-    let trailers = body.trailers().await.map_err(|e| Unanswered::Failed(format!("no trailers: {e}")))?;
-    if trailers.and_then(|t| t.get("grpc-status").cloned()).is_none_or(|status| status != "0") {
+    let trailers = body
+        .trailers()
+        .await
+        .map_err(|e| Unanswered::Failed(format!("no trailers: {e}")))?;
+    if trailers
+        .and_then(|t| t.get("grpc-status").cloned())
+        .is_none_or(|status| status != "0")
+    {
         return Err(failed("not OK"));
     }
     got.advance(5.min(got.len()));
-    if got != [b'x'; 100][..] { Err(failed("another answer")) } else { Ok(by) }
+    if got != [b'x'; 100][..] {
+        Err(failed("another answer"))
+    } else {
+        Ok(by)
+    }
 }
 
-/// What a request's error means: a stream above the one that a GOAWAY names, or one that was refused, was not
-/// processed (RFC 9113 section 8.7).
+/// What a request's error means: a stream above the one that a GOAWAY names, or one that was
+/// refused, was not processed (RFC 9113 section 8.7).
 fn sorted(error: &h2::Error) -> Unanswered {
     if error.is_go_away() || (error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM)) {
         Unanswered::Repeat

@@ -1,4 +1,5 @@
-//! What answers the crowd beside [`harness::apps::App`]: gRPC by tonic, and a WebSocket that echoes.
+//! What answers the crowd beside [`harness::apps::App`]: gRPC by tonic, and a WebSocket that
+//! echoes.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -22,8 +23,8 @@ use tonic::{Request, Response, Status};
 
 use super::grpc::{MESSAGES, Raw};
 
-/// Answers with what it was asked (`Unary`), with messages one after the other (`Count`), or without an end
-/// (`Endless`).
+/// Answers with what it was asked (`Unary`), with messages one after the other (`Count`), or
+/// without an end (`Endless`).
 #[derive(Clone)]
 struct Service(&'static str);
 
@@ -37,7 +38,9 @@ impl NamedService for Service {
 impl Method {
     fn signed<T>(&self, message: T) -> Response<T> {
         let mut response = Response::new(message);
-        response.metadata_mut().insert("x-answered-by", self.0.parse().unwrap());
+        response
+            .metadata_mut()
+            .insert("x-answered-by", self.0.parse().unwrap());
         response
     }
 }
@@ -60,7 +63,11 @@ impl ServerStreamingService<Bytes> for Method {
     type Future = BoxFuture<'static, Result<Response<Messages>, Status>>;
 
     fn call(&mut self, _: Request<Bytes>) -> Self::Future {
-        let count = if self.1.ends_with("Endless") { usize::MAX } else { MESSAGES };
+        let count = if self.1.ends_with("Endless") {
+            usize::MAX
+        } else {
+            MESSAGES
+        };
         let messages = futures_util::stream::unfold(0, move |number| async move {
             tokio::time::sleep(Duration::from_millis(20)).await;
             (number < count).then(|| (Ok(Bytes::from(number.to_string())), number + 1))
@@ -95,7 +102,9 @@ impl tonic::codegen::Service<http::Request<Body>> for Service {
 pub(super) fn grpc(runtime: &Runtime, name: &'static str) -> SocketAddr {
     let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
     let address = listener.local_addr().unwrap();
-    let serving = Server::builder().add_service(Service(name)).serve_with_incoming(TcpListenerStream::new(listener));
+    let serving = Server::builder()
+        .add_service(Service(name))
+        .serve_with_incoming(TcpListenerStream::new(listener));
     runtime.spawn(serving);
     address
 }
@@ -107,10 +116,15 @@ pub(super) fn websocket(runtime: &Runtime, name: &'static str) -> SocketAddr {
     runtime.spawn(async move {
         while let Ok((socket, _)) = listener.accept().await {
             tokio::spawn(async move {
-                let Ok(mut talk) = accept_async(socket).await else { return };
+                let Ok(mut talk) = accept_async(socket).await else {
+                    return;
+                };
                 while let Some(Ok(message)) = talk.next().await {
                     if let Message::Text(text) = message
-                        && talk.send(Message::text(format!("{name} {text}"))).await.is_err()
+                        && talk
+                            .send(Message::text(format!("{name} {text}")))
+                            .await
+                            .is_err()
                     {
                         return;
                     }

@@ -30,7 +30,9 @@ pub(super) async fn call(call: &Call<'_>) -> Result<(), String> {
                 break;
             }
             let failed = |what: &dyn std::fmt::Display| format!("message {number}: {what}");
-            talk.send(Message::text(number.to_string())).await.map_err(|e| failed(&e))?;
+            talk.send(Message::text(number.to_string()))
+                .await
+                .map_err(|e| failed(&e))?;
             match talk.next().await {
                 Some(Ok(Message::Text(text))) => {
                     let (by, said) = text.split_once(' ').ok_or_else(|| failed(&text))?;
@@ -42,7 +44,9 @@ pub(super) async fn call(call: &Call<'_>) -> Result<(), String> {
                 other => return Err(failed(&format!("{other:?}"))),
             }
         }
-        talk.close(None).await.map_err(|e| format!("closing: {e}"))?;
+        talk.close(None)
+            .await
+            .map_err(|e| format!("closing: {e}"))?;
         match talk.next().await {
             Some(Ok(Message::Close(_))) => {}
             other => return Err(format!("no farewell but {other:?}")),

@@ -13,11 +13,17 @@ fn head(kind: Kind, text: &str) -> Head {
 fn end_of(bytes: &[u8], cuts: &[usize]) -> Result<Option<usize>, Malformed> {
     let mut body = Body::Chunked(Chunk::Start);
     let mut at = 0;
-    let mut ends: Vec<usize> = cuts.iter().map(|c| c % (bytes.len() + 1)).chain([bytes.len()]).collect();
+    let mut ends: Vec<usize> = cuts
+        .iter()
+        .map(|c| c % (bytes.len() + 1))
+        .chain([bytes.len()])
+        .collect();
     ends.sort_unstable();
     for end in ends {
         while at < end && !body.is_done() {
-            at += body.advance(&bytes[at..end]).map_err(|m| Malformed { sound: at + m.sound })?;
+            at += body.advance(&bytes[at..end]).map_err(|m| Malformed {
+                sound: at + m.sound,
+            })?;
         }
     }
     Ok(body.is_done().then_some(at))
@@ -27,13 +33,34 @@ fn end_of(bytes: &[u8], cuts: &[usize]) -> Result<Option<usize>, Malformed> {
 fn bodies_of_messages() {
     let request = |text| Body::of_request(&head(Kind::Request, text));
     assert_eq!(request("GET / HTTP/1.1\r\n\r\n"), Body::Done);
-    assert_eq!(request("GET / HTTP/1.1\r\nContent-Length: 3\r\n\r\n"), Body::Length(3));
+    assert_eq!(
+        request("GET / HTTP/1.1\r\nContent-Length: 3\r\n\r\n"),
+        Body::Length(3)
+    );
     let response = |text, method| Body::of_response(&head(Kind::Response, text), method);
-    assert_eq!(response("HTTP/1.1 200 OK\r\n\r\n", Method::Other), Body::UntilClose);
-    assert_eq!(response("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n", Method::Head), Body::Done);
-    assert_eq!(response("HTTP/1.1 304 x\r\nContent-Length: 3\r\n\r\n", Method::Other), Body::Done);
-    assert_eq!(response("HTTP/1.1 204 x\r\n\r\n", Method::Other), Body::Done);
-    assert_eq!(response("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", Method::Other), Body::Done);
+    assert_eq!(
+        response("HTTP/1.1 200 OK\r\n\r\n", Method::Other),
+        Body::UntilClose
+    );
+    assert_eq!(
+        response("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n", Method::Head),
+        Body::Done
+    );
+    assert_eq!(
+        response("HTTP/1.1 304 x\r\nContent-Length: 3\r\n\r\n", Method::Other),
+        Body::Done
+    );
+    assert_eq!(
+        response("HTTP/1.1 204 x\r\n\r\n", Method::Other),
+        Body::Done
+    );
+    assert_eq!(
+        response(
+            "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+            Method::Other
+        ),
+        Body::Done
+    );
 }
 
 #[test]
@@ -41,11 +68,21 @@ fn chunks_extensions_and_trailers_are_followed_to_their_end() {
     for (text, rest) in [
         ("0\r\n\r\n", 0),
         ("5\r\nhello\r\n0\r\n\r\nNEXT", 4),
-        ("000A;name=\"va;l\u{e4}\" ; x\r\n0123456789\r\n0;y\r\n\r\n", 0),
-        ("1 \t;a\r\nx\r\n0\r\nX-Sum: 1\r\nodd name: z\r\n folded\r\n\r\nGET", 3),
+        (
+            "000A;name=\"va;l\u{e4}\" ; x\r\n0123456789\r\n0;y\r\n\r\n",
+            0,
+        ),
+        (
+            "1 \t;a\r\nx\r\n0\r\nX-Sum: 1\r\nodd name: z\r\n folded\r\n\r\nGET",
+            3,
+        ),
         ("0\r\n\r\n\r\n", 2),
     ] {
-        assert_eq!(end_of(text.as_bytes(), &[]), Ok(Some(text.len() - rest)), "{text:?}");
+        assert_eq!(
+            end_of(text.as_bytes(), &[]),
+            Ok(Some(text.len() - rest)),
+            "{text:?}"
+        );
     }
 }
 
@@ -75,7 +112,11 @@ fn every_malformed_chunk_is_refused_before_its_first_wrong_byte() {
         ("0\r\nX: a\r", "b\r\n"),
     ] {
         let text = format!("{sound}{wrong}");
-        assert_eq!(end_of(text.as_bytes(), &[]), Err(Malformed { sound: sound.len() }), "{text:?}");
+        assert_eq!(
+            end_of(text.as_bytes(), &[]),
+            Err(Malformed { sound: sound.len() }),
+            "{text:?}"
+        );
     }
 }
 
@@ -83,7 +124,9 @@ fn every_malformed_chunk_is_refused_before_its_first_wrong_byte() {
 fn second_reader(mut bytes: &[u8]) -> Option<usize> {
     let whole = bytes.len();
     loop {
-        let Ok(httparse::Status::Complete((line, size))) = httparse::parse_chunk_size(bytes) else { return None };
+        let Ok(httparse::Status::Complete((line, size))) = httparse::parse_chunk_size(bytes) else {
+            return None;
+        };
         bytes = &bytes[line..];
         if size == 0 {
             while !bytes.starts_with(b"\r\n") {
@@ -98,19 +141,29 @@ fn second_reader(mut bytes: &[u8]) -> Option<usize> {
 }
 
 fn chunked() -> impl Strategy<Value = Vec<u8>> {
-    let chunk = (proptest::collection::vec(any::<u8>(), 1..40), "(|;[a-z]{1,4}|;[a-z]=\"[ -~]{0,6}\")", 0usize..3);
-    (proptest::collection::vec(chunk, 0..5), "(X-[A-Za-z]{1,5}: ?[!-~]{0,9}\r\n){0,3}").prop_map(|(chunks, trailer)| {
-        let mut out = Vec::new();
-        for (data, ext, zeros) in chunks {
-            out.extend_from_slice(format!("{}{:x}{ext}\r\n", "0".repeat(zeros), data.len()).as_bytes());
-            out.extend_from_slice(&data);
+    let chunk = (
+        proptest::collection::vec(any::<u8>(), 1..40),
+        "(|;[a-z]{1,4}|;[a-z]=\"[ -~]{0,6}\")",
+        0usize..3,
+    );
+    (
+        proptest::collection::vec(chunk, 0..5),
+        "(X-[A-Za-z]{1,5}: ?[!-~]{0,9}\r\n){0,3}",
+    )
+        .prop_map(|(chunks, trailer)| {
+            let mut out = Vec::new();
+            for (data, ext, zeros) in chunks {
+                out.extend_from_slice(
+                    format!("{}{:x}{ext}\r\n", "0".repeat(zeros), data.len()).as_bytes(),
+                );
+                out.extend_from_slice(&data);
+                out.extend_from_slice(b"\r\n");
+            }
+            out.extend_from_slice(b"0\r\n");
+            out.extend_from_slice(trailer.as_bytes());
             out.extend_from_slice(b"\r\n");
-        }
-        out.extend_from_slice(b"0\r\n");
-        out.extend_from_slice(trailer.as_bytes());
-        out.extend_from_slice(b"\r\n");
-        out
-    })
+            out
+        })
 }
 
 proptest! {
@@ -127,14 +180,16 @@ proptest! {
         prop_assert_eq!(second_reader(&bytes), Some(body.len()));
     }
 
-    /// One byte of a sound body is changed: what we still accept, the second reader ends at the same place.
+    /// One byte of a sound body is changed: what we still accept, the second reader ends at the
+    /// same place.
     #[test]
     fn a_damaged_body_is_never_ended_elsewhere(body in chunked(), at in any::<usize>(), byte in any::<u8>()) {
         let mut bytes = body;
         let at = at % bytes.len();
         bytes[at] = byte;
         if let Ok(Some(end)) = end_of(&bytes, &[]) {
-            // Control characters in trailers, and trailers generally, are where the simple second reader is lax.
+            // Control characters in trailers, and trailers generally, are where the simple second
+            // reader is lax.
             if let Some(theirs) = second_reader(&bytes) {
                 prop_assert_eq!(end, theirs, "{}", bytes.escape_ascii());
             }

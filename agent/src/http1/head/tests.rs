@@ -22,13 +22,16 @@ fn response(text: &str) -> Result<Head, Ambiguous> {
 
 #[test]
 fn what_routing_reads_of_a_request() {
-    let text = "GET /a?b=c HTTP/1.1\r\nHost: x\r\nX-Dev: \t a b \t\r\nEmpty:\r\nx-dev:c:d\r\n\r\nbody";
+    let text =
+        "GET /a?b=c HTTP/1.1\r\nHost: x\r\nX-Dev: \t a b \t\r\nEmpty:\r\nx-dev:c:d\r\n\r\nbody";
     let head = request(text).unwrap();
     assert_eq!(head.len, text.len() - 4);
     let view = head.request(text.as_bytes());
     assert_eq!((view.method, view.target()), (&b"GET"[..], &b"/a?b=c"[..]));
     let mut lines = Vec::new();
-    view.visit_headers(&mut |n, v| lines.push(format!("{}={}", n.escape_ascii(), v.escape_ascii())));
+    view.visit_headers(&mut |n, v| {
+        lines.push(format!("{}={}", n.escape_ascii(), v.escape_ascii()))
+    });
     assert_eq!(lines, ["Host=x", "X-Dev=a b", "Empty=", "x-dev=c:d"]);
 }
 
@@ -46,18 +49,32 @@ fn the_path_of_every_target_form() {
     ] {
         let text = format!("GET {target} HTTP/1.1\r\n\r\n");
         let head = request(&text).unwrap();
-        assert_eq!(head.request(text.as_bytes()).target(), path.as_bytes(), "{target}");
+        assert_eq!(
+            head.request(text.as_bytes()).target(),
+            path.as_bytes(),
+            "{target}"
+        );
     }
 }
 
 #[test]
 fn framing_and_persistence() {
-    let framing = |fields: &str| request(&format!("POST / HTTP/1.1\r\n{fields}\r\n")).map(|h| h.framing);
+    let framing =
+        |fields: &str| request(&format!("POST / HTTP/1.1\r\n{fields}\r\n")).map(|h| h.framing);
     assert_eq!(framing(""), Ok(Framing::Unsaid));
     assert_eq!(framing("Content-Length: 0\r\n"), Ok(Framing::Length(0)));
-    assert_eq!(framing("cOnTeNt-LeNgTh:\t 007 \r\n"), Ok(Framing::Length(7)));
-    assert_eq!(framing("Content-Length: 9223372036854775807\r\n"), Ok(Framing::Length(i64::MAX as u64)));
-    assert_eq!(framing("Transfer-Encoding: Chunked\r\n"), Ok(Framing::Chunked));
+    assert_eq!(
+        framing("cOnTeNt-LeNgTh:\t 007 \r\n"),
+        Ok(Framing::Length(7))
+    );
+    assert_eq!(
+        framing("Content-Length: 9223372036854775807\r\n"),
+        Ok(Framing::Length(i64::MAX as u64))
+    );
+    assert_eq!(
+        framing("Transfer-Encoding: Chunked\r\n"),
+        Ok(Framing::Chunked)
+    );
     for (text, persists) in [
         ("GET / HTTP/1.1\r\n\r\n", true),
         ("GET / HTTP/1.1\r\nConnection: Close\r\n\r\n", false),
@@ -67,43 +84,98 @@ fn framing_and_persistence() {
     ] {
         assert_eq!(request(text).unwrap().persists(), persists, "{text}");
     }
-    let head = request("GET / HTTP/1.1\r\nUpgrade: websocket\r\nExpect: 100-Continue\r\n\r\n").unwrap();
+    let head =
+        request("GET / HTTP/1.1\r\nUpgrade: websocket\r\nExpect: 100-Continue\r\n\r\n").unwrap();
     assert!(head.upgrade && head.expects_continue);
-    assert_eq!(request("HEAD / HTTP/1.1\r\n\r\n").unwrap().method(), Method::Head);
-    assert_eq!(request("CONNECT a:1 HTTP/1.1\r\n\r\n").unwrap().method(), Method::Connect);
+    assert_eq!(
+        request("HEAD / HTTP/1.1\r\n\r\n").unwrap().method(),
+        Method::Head
+    );
+    assert_eq!(
+        request("CONNECT a:1 HTTP/1.1\r\n\r\n").unwrap().method(),
+        Method::Connect
+    );
 }
 
 #[test]
 fn every_smuggling_vector_is_ambiguous() {
     let chunked = "Transfer-Encoding: chunked";
     for (fields, why) in [
-        (format!("Content-Length: 5\r\n{chunked}\r\n"), Ambiguous::Conflict),
-        (format!("{chunked}\r\nContent-Length: 5\r\n"), Ambiguous::Conflict),
-        ("Content-Length: 5\r\nContent-Length: 6\r\n".to_owned(), Ambiguous::Length),
-        ("Content-Length: 5\r\nContent-Length: 5\r\n".to_owned(), Ambiguous::Length),
+        (
+            format!("Content-Length: 5\r\n{chunked}\r\n"),
+            Ambiguous::Conflict,
+        ),
+        (
+            format!("{chunked}\r\nContent-Length: 5\r\n"),
+            Ambiguous::Conflict,
+        ),
+        (
+            "Content-Length: 5\r\nContent-Length: 6\r\n".to_owned(),
+            Ambiguous::Length,
+        ),
+        (
+            "Content-Length: 5\r\nContent-Length: 5\r\n".to_owned(),
+            Ambiguous::Length,
+        ),
         ("Content-Length: 5, 5\r\n".to_owned(), Ambiguous::Length),
         ("Content-Length: +5\r\n".to_owned(), Ambiguous::Length),
         ("Content-Length: -5\r\n".to_owned(), Ambiguous::Length),
         ("Content-Length: 0x5\r\n".to_owned(), Ambiguous::Length),
         ("Content-Length: 5 6\r\n".to_owned(), Ambiguous::Length),
-        ("Content-Length: 9223372036854775808\r\n".to_owned(), Ambiguous::Length),
-        ("Content-Length: 18446744073709551621\r\n".to_owned(), Ambiguous::Length),
+        (
+            "Content-Length: 9223372036854775808\r\n".to_owned(),
+            Ambiguous::Length,
+        ),
+        (
+            "Content-Length: 18446744073709551621\r\n".to_owned(),
+            Ambiguous::Length,
+        ),
         ("Content-Length:\r\n".to_owned(), Ambiguous::Length),
         (format!("{chunked}\r\n{chunked}\r\n"), Ambiguous::Coding),
-        ("Transfer-Encoding: xchunked\r\n".to_owned(), Ambiguous::Coding),
-        ("Transfer-Encoding: chunked, identity\r\n".to_owned(), Ambiguous::Coding),
-        ("Transfer-Encoding: gzip, chunked\r\n".to_owned(), Ambiguous::Coding),
-        ("Transfer-Encoding: \"chunked\"\r\n".to_owned(), Ambiguous::Coding),
-        ("Transfer-Encoding:\x0bchunked\r\n".to_owned(), Ambiguous::Value),
-        ("Transfer-Encoding : chunked\r\n".to_owned(), Ambiguous::Name),
-        ("Transfer-Encoding\t: chunked\r\n".to_owned(), Ambiguous::Name),
-        ("Transfer-Encoding\r\n : chunked\r\n".to_owned(), Ambiguous::Name),
-        ("X: a\r\n Transfer-Encoding: chunked\r\n".to_owned(), Ambiguous::Folded),
+        (
+            "Transfer-Encoding: xchunked\r\n".to_owned(),
+            Ambiguous::Coding,
+        ),
+        (
+            "Transfer-Encoding: chunked, identity\r\n".to_owned(),
+            Ambiguous::Coding,
+        ),
+        (
+            "Transfer-Encoding: gzip, chunked\r\n".to_owned(),
+            Ambiguous::Coding,
+        ),
+        (
+            "Transfer-Encoding: \"chunked\"\r\n".to_owned(),
+            Ambiguous::Coding,
+        ),
+        (
+            "Transfer-Encoding:\x0bchunked\r\n".to_owned(),
+            Ambiguous::Value,
+        ),
+        (
+            "Transfer-Encoding : chunked\r\n".to_owned(),
+            Ambiguous::Name,
+        ),
+        (
+            "Transfer-Encoding\t: chunked\r\n".to_owned(),
+            Ambiguous::Name,
+        ),
+        (
+            "Transfer-Encoding\r\n : chunked\r\n".to_owned(),
+            Ambiguous::Name,
+        ),
+        (
+            "X: a\r\n Transfer-Encoding: chunked\r\n".to_owned(),
+            Ambiguous::Folded,
+        ),
         ("X: a\r\n\tb\r\n".to_owned(), Ambiguous::Folded),
         (" Content-Length: 5\r\n".to_owned(), Ambiguous::Folded),
         ("X: a\nContent-Length: 5\r\n".to_owned(), Ambiguous::LineEnd),
         ("X: a\rContent-Length: 5\r\n".to_owned(), Ambiguous::LineEnd),
-        ("X: a\r\r\nContent-Length: 5\r\n".to_owned(), Ambiguous::LineEnd),
+        (
+            "X: a\r\r\nContent-Length: 5\r\n".to_owned(),
+            Ambiguous::LineEnd,
+        ),
         ("\rX: a\r\n".to_owned(), Ambiguous::LineEnd),
         ("X: a\0\r\n".to_owned(), Ambiguous::Value),
         ("X: a\x7f\r\n".to_owned(), Ambiguous::Value),
@@ -133,8 +205,14 @@ fn every_smuggling_vector_is_ambiguous() {
     ] {
         assert!(request(&format!("{line}\r\n")).is_err(), "{line:?}");
     }
-    assert_eq!(request("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n"), Err(Ambiguous::Conflict));
-    assert_eq!(request("CONNECT a:1 HTTP/1.1\r\nContent-Length: 5\r\n\r\n"), Err(Ambiguous::Conflict));
+    assert_eq!(
+        request("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n"),
+        Err(Ambiguous::Conflict)
+    );
+    assert_eq!(
+        request("CONNECT a:1 HTTP/1.1\r\nContent-Length: 5\r\n\r\n"),
+        Err(Ambiguous::Conflict)
+    );
 }
 
 #[test]
@@ -157,14 +235,26 @@ fn status_lines() {
         ("HTTP/1.1 599 \u{e4}", 599),
         ("HTTP/1.1 100 Continue", 100),
     ] {
-        assert_eq!(response(&format!("{line}\r\n\r\n")).unwrap().status(), status, "{line}");
+        assert_eq!(
+            response(&format!("{line}\r\n\r\n")).unwrap().status(),
+            status,
+            "{line}"
+        );
     }
-    for line in
-        ["HTTP/1.1 2000 OK", "HTTP/1.1 20 OK", "HTTP/1.1  200 OK", "HTTP/1.1 099 x", "HTTP/1.1 +20 x", "ICY 200 OK"]
-    {
+    for line in [
+        "HTTP/1.1 2000 OK",
+        "HTTP/1.1 20 OK",
+        "HTTP/1.1  200 OK",
+        "HTTP/1.1 099 x",
+        "HTTP/1.1 +20 x",
+        "ICY 200 OK",
+    ] {
         assert!(response(&format!("{line}\r\n\r\n")).is_err(), "{line}");
     }
-    assert_eq!(response("HTTP/1.1 204 x\r\nContent-Length: 5\r\n\r\n"), Err(Ambiguous::Conflict));
+    assert_eq!(
+        response("HTTP/1.1 204 x\r\nContent-Length: 5\r\n\r\n"),
+        Err(Ambiguous::Conflict)
+    );
     assert!(response("HTTP/1.1 304 x\r\nContent-Length: 5\r\n\r\n").is_ok());
 }
 
@@ -172,8 +262,14 @@ fn status_lines() {
 fn a_head_beyond_the_limit_is_oversized_whether_or_not_it_ends() {
     let long = format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "a".repeat(MAX_HEAD));
     assert_eq!(request(&long), Err(Ambiguous::Oversized));
-    assert_eq!(parse(Kind::Request, &long.as_bytes()[..MAX_HEAD]), Err(Ambiguous::Oversized));
-    assert_eq!(parse(Kind::Request, &long.as_bytes()[..MAX_HEAD - 1]), Ok(Step::More));
+    assert_eq!(
+        parse(Kind::Request, &long.as_bytes()[..MAX_HEAD]),
+        Err(Ambiguous::Oversized)
+    );
+    assert_eq!(
+        parse(Kind::Request, &long.as_bytes()[..MAX_HEAD - 1]),
+        Ok(Step::More)
+    );
 }
 
 /// Feeds a head byte by byte.
@@ -215,7 +311,8 @@ proptest! {
             Ok(Step::More) => Ok(None),
             Err(why) => Err(why),
         };
-        // What is wrong in a line that is incomplete yet may be noticed early, when the line comes whole.
+        // What is wrong in a line that is incomplete yet may be noticed early, when the line comes
+        // whole.
         match (whole, crawl(Kind::Request, &bytes)) {
             (Err(_), Err(_) | Ok(None)) => {}
             (whole, crawled) => prop_assert_eq!(whole, crawled),

@@ -15,7 +15,9 @@ pub(super) fn class(text: &str) -> Result<(String, &str), PatternError> {
     let body = out.len();
     let mut first = true;
     loop {
-        let Some(c) = rest.chars().next() else { return Err(syntax("missing closing ]", text)) };
+        let Some(c) = rest.chars().next() else {
+            return Err(syntax("missing closing ]", text));
+        };
         if c == ']' && !first {
             break;
         }
@@ -38,9 +40,16 @@ pub(super) fn class(text: &str) -> Result<(String, &str), PatternError> {
     Ok((out, rest.get(1..).unwrap_or_default()))
 }
 
-fn class_range<'p>(class: &'p str, text: &'p str, out: &mut String) -> Result<&'p str, PatternError> {
+fn class_range<'p>(
+    class: &'p str,
+    text: &'p str,
+    out: &mut String,
+) -> Result<&'p str, PatternError> {
     let (low, rest) = class_char(class, text)?;
-    let Some(after) = rest.strip_prefix('-').filter(|r| !r.is_empty() && !r.starts_with(']')) else {
+    let Some(after) = rest
+        .strip_prefix('-')
+        .filter(|r| !r.is_empty() && !r.starts_with(']'))
+    else {
         push_range(out, low, low);
         return Ok(rest);
     };
@@ -64,10 +73,12 @@ fn class_char<'p>(class: &'p str, text: &'p str) -> Result<(u32, &'p str), Patte
 /// `[:alpha:]` and its like; these are ASCII in both engines.
 fn posix_class(text: &str) -> Result<Option<(&str, &str)>, PatternError> {
     const NAMES: [&str; 14] = [
-        "alnum", "alpha", "ascii", "blank", "cntrl", "digit", "graph", "lower", "print", "punct", "space", "upper",
-        "word", "xdigit",
+        "alnum", "alpha", "ascii", "blank", "cntrl", "digit", "graph", "lower", "print", "punct",
+        "space", "upper", "word", "xdigit",
     ];
-    let Some(end) = text.strip_prefix("[:").and_then(|t| t.find(":]")) else { return Ok(None) };
+    let Some(end) = text.strip_prefix("[:").and_then(|t| t.find(":]")) else {
+        return Ok(None);
+    };
     let whole = text.get(..end + 4).unwrap_or(text);
     let name = text.get(2..end + 2).unwrap_or_default();
     if NAMES.contains(&name.strip_prefix('^').unwrap_or(name)) {
@@ -94,13 +105,16 @@ pub(super) fn named_class(text: &str) -> Result<Option<(String, &str)>, PatternE
 
 fn unicode_class(text: &str) -> Result<(String, &str), PatternError> {
     const CATEGORIES: [&str; 38] = [
-        "C", "Cc", "Cf", "Cn", "Co", "Cs", "L", "LC", "Ll", "Lm", "Lo", "Lt", "Lu", "M", "Mc", "Me", "Mn", "N", "Nd",
-        "Nl", "No", "P", "Pc", "Pd", "Pe", "Pf", "Pi", "Po", "Ps", "S", "Sc", "Sk", "Sm", "So", "Z", "Zl", "Zp", "Zs",
+        "C", "Cc", "Cf", "Cn", "Co", "Cs", "L", "LC", "Ll", "Lm", "Lo", "Lt", "Lu", "M", "Mc",
+        "Me", "Mn", "N", "Nd", "Nl", "No", "P", "Pc", "Pd", "Pe", "Pf", "Pi", "Po", "Ps", "S",
+        "Sc", "Sk", "Sm", "So", "Z", "Zl", "Zp", "Zs",
     ];
     let mut negated = text.starts_with(r"\P");
     let after = text.get(2..).unwrap_or_default();
     let (mut name, len) = if let Some(inside) = after.strip_prefix('{') {
-        let end = inside.find('}').ok_or_else(|| syntax("invalid character class range", text))?;
+        let end = inside
+            .find('}')
+            .ok_or_else(|| syntax("invalid character class range", text))?;
         (inside.get(..end).unwrap_or_default(), 2 + end + 2)
     } else {
         let len = after.chars().next().map_or(0, char::len_utf8);
@@ -133,7 +147,9 @@ fn unicode_class(text: &str) -> Result<(String, &str), PatternError> {
 pub(super) fn escaped_char(text: &str) -> Result<(u32, &str), PatternError> {
     let mut chars = text.chars();
     chars.next();
-    let Some(c) = chars.next() else { return Err(syntax("trailing backslash at end of expression", "")) };
+    let Some(c) = chars.next() else {
+        return Err(syntax("trailing backslash at end of expression", ""));
+    };
     let rest = chars.as_str();
     let simple = |value: u32| Ok((value, rest));
     match c {
@@ -144,7 +160,9 @@ pub(super) fn escaped_char(text: &str) -> Result<(u32, &str), PatternError> {
         't' => simple(9),
         'v' => simple(11),
         // A single digit other than 0 would be a back-reference, which neither engine has.
-        '1'..='7' if !rest.starts_with(|d: char| ('0'..='7').contains(&d)) => Err(bad_escape(text, rest)),
+        '1'..='7' if !rest.starts_with(|d: char| ('0'..='7').contains(&d)) => {
+            Err(bad_escape(text, rest))
+        }
         '0'..='7' => Ok(octal(text.get(1..).unwrap_or_default())),
         'x' => hexadecimal(text, rest),
         c if c.is_ascii() && !c.is_ascii_alphanumeric() => simple(u32::from(c)),
@@ -153,7 +171,11 @@ pub(super) fn escaped_char(text: &str) -> Result<(u32, &str), PatternError> {
 }
 
 fn octal(digits: &str) -> (u32, &str) {
-    let len = digits.bytes().take(3).take_while(|b| (b'0'..=b'7').contains(b)).count();
+    let len = digits
+        .bytes()
+        .take(3)
+        .take_while(|b| (b'0'..=b'7').contains(b))
+        .count();
     let (number, rest) = digits.split_at(len);
     (u32::from_str_radix(number, 8).unwrap_or_default(), rest)
 }
@@ -161,14 +183,27 @@ fn octal(digits: &str) -> (u32, &str) {
 fn hexadecimal<'p>(text: &'p str, after: &'p str) -> Result<(u32, &'p str), PatternError> {
     let (digits, rest) = match after.strip_prefix('{') {
         Some(inside) => inside.split_once('}').ok_or_else(|| bad_escape(text, ""))?,
-        None => (after.get(..2).ok_or_else(|| bad_escape(text, ""))?, after.get(2..).unwrap_or_default()),
+        None => (
+            after.get(..2).ok_or_else(|| bad_escape(text, ""))?,
+            after.get(2..).unwrap_or_default(),
+        ),
     };
-    let value = digits.bytes().all(|b| b.is_ascii_hexdigit()).then(|| u32::from_str_radix(digits, 16).ok()).flatten();
-    value.filter(|v| *v <= u32::from(char::MAX)).map(|v| (v, rest)).ok_or_else(|| bad_escape(text, rest))
+    let value = digits
+        .bytes()
+        .all(|b| b.is_ascii_hexdigit())
+        .then(|| u32::from_str_radix(digits, 16).ok())
+        .flatten();
+    value
+        .filter(|v| *v <= u32::from(char::MAX))
+        .map(|v| (v, rest))
+        .ok_or_else(|| bad_escape(text, rest))
 }
 
 fn bad_escape(text: &str, rest: &str) -> PatternError {
-    syntax("invalid escape sequence", text.get(..text.len() - rest.len()).unwrap_or(text))
+    syntax(
+        "invalid escape sequence",
+        text.get(..text.len() - rest.len()).unwrap_or(text),
+    )
 }
 
 pub(super) fn push_literal(out: &mut String, c: u32) {
@@ -182,10 +217,19 @@ pub(super) fn push_literal(out: &mut String, c: u32) {
     }
 }
 
-/// A range inside a class, the surrogates cut out of its ends because this engine has no words for them.
+/// A range inside a class, the surrogates cut out of its ends because this engine has no words for
+/// them.
 fn push_range(out: &mut String, low: u32, high: u32) {
-    let low = if (0xD800..=0xDFFF).contains(&low) { 0xE000 } else { low };
-    let high = if (0xD800..=0xDFFF).contains(&high) { 0xD7FF } else { high };
+    let low = if (0xD800..=0xDFFF).contains(&low) {
+        0xE000
+    } else {
+        low
+    };
+    let high = if (0xD800..=0xDFFF).contains(&high) {
+        0xD7FF
+    } else {
+        high
+    };
     if low <= high {
         let _ = write!(out, r"\x{{{low:X}}}-\x{{{high:X}}}");
     }

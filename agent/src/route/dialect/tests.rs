@@ -3,7 +3,9 @@
 use super::*;
 
 fn matches(pattern: &str, text: &str) -> bool {
-    compile(pattern).unwrap_or_else(|e| panic!("{pattern}: {e}")).is_match(text.as_bytes())
+    compile(pattern)
+        .unwrap_or_else(|e| panic!("{pattern}: {e}"))
+        .is_match(text.as_bytes())
 }
 
 #[test]
@@ -83,7 +85,10 @@ fn what_go_refuses_is_refused_with_its_words() {
         (r"[b-a]", "invalid character class range: `b-a`"),
         (r"[a--b]", "invalid character class range: `a--`"),
         (r"[[:foo:]]", "invalid character class range: `[:foo:]`"),
-        (r"\p{Alphabetic}", r"invalid character class range: `\p{Alphabetic}`"),
+        (
+            r"\p{Alphabetic}",
+            r"invalid character class range: `\p{Alphabetic}`",
+        ),
         (r"\p{greek}", r"invalid character class range: `\p{greek}`"),
         (r"\C", r"invalid escape sequence: `\C`"),
         (r"\Z", r"invalid escape sequence: `\Z`"),
@@ -120,8 +125,14 @@ proptest::proptest! {
 #[test]
 fn sizes_are_limited_with_a_message() {
     let long = "a".repeat(MAX_PATTERN + 1);
-    assert_eq!(compile(&long).unwrap_err(), PatternError::TooLong(MAX_PATTERN + 1));
-    assert_eq!(compile(r"(?:\pL{50}\pL{50}){10}").unwrap_err(), PatternError::TooLarge);
+    assert_eq!(
+        compile(&long).unwrap_err(),
+        PatternError::TooLong(MAX_PATTERN + 1)
+    );
+    assert_eq!(
+        compile(r"(?:\pL{50}\pL{50}){10}").unwrap_err(),
+        PatternError::TooLarge
+    );
     let deep = format!("{}a{}", "(".repeat(500), ")".repeat(500));
     assert_eq!(compile(&deep).unwrap_err(), PatternError::TooLarge);
 }

@@ -10,14 +10,22 @@ impl Request for Sample<'_> {
     }
 
     fn visit_headers<'a>(&'a self, visit: &mut dyn FnMut(&'a [u8], &'a [u8])) {
-        self.1.iter().for_each(|(name, value)| visit(name.as_bytes(), value));
+        self.1
+            .iter()
+            .for_each(|(name, value)| visit(name.as_bytes(), value));
     }
 }
 
 fn filters(headers: &[(&str, &str)], paths: &[&str]) -> Filters {
     Filters {
-        headers: headers.iter().map(|(n, v)| HeaderFilter::new(n, v)).collect(),
-        paths: paths.iter().map(|p| PathFilter::parse(p).unwrap()).collect(),
+        headers: headers
+            .iter()
+            .map(|(n, v)| HeaderFilter::new(n, v))
+            .collect(),
+        paths: paths
+            .iter()
+            .map(|p| PathFilter::parse(p).unwrap())
+            .collect(),
     }
 }
 
@@ -26,7 +34,11 @@ fn hit(f: &Filters, target: &str, headers: &[(&str, &[u8])]) -> bool {
     let request = Sample(target, headers);
     let view = View::new(&request, &names);
     let matched = f.matches(&view);
-    assert_eq!(matched, f.first_failure(&view).is_none(), "matches and first_failure must agree");
+    assert_eq!(
+        matched,
+        f.first_failure(&view).is_none(),
+        "matches and first_failure must agree"
+    );
     matched
 }
 
@@ -53,11 +65,23 @@ fn headers_match_by_the_documented_rules() {
         (&[("x-dev", "^..$")], &[("x-dev", b"\xff\xfe")], true),
         (&[("a", "1"), ("b", "2")], &[("a", b"1"), ("b", b"2")], true),
         (&[("a", "1"), ("b", "2")], &[("a", b"1")], false),
-        (&[("baggage", "session=adam")], &[("baggage", b"session=adam")], true),
-        (&[("baggage", r"\bsession=adam\b")], &[("baggage", b"k=v,session=adam,x=y")], true),
+        (
+            &[("baggage", "session=adam")],
+            &[("baggage", b"session=adam")],
+            true,
+        ),
+        (
+            &[("baggage", r"\bsession=adam\b")],
+            &[("baggage", b"k=v,session=adam,x=y")],
+            true,
+        ),
     ];
     for (wanted, sent, want) in rows {
-        assert_eq!(hit(&filters(wanted, &[]), "/", sent), *want, "{wanted:?} on {sent:?}");
+        assert_eq!(
+            hit(&filters(wanted, &[]), "/", sent),
+            *want,
+            "{wanted:?} on {sent:?}"
+        );
     }
 }
 
@@ -82,7 +106,11 @@ fn paths_match_without_their_query_as_received_and_decoded() {
         (&["/x", ":path-prefix:/y"], "/z", false),
     ];
     for (wanted, target, want) in rows {
-        assert_eq!(hit(&filters(&[], wanted), target, &[]), *want, "{wanted:?} on {target}");
+        assert_eq!(
+            hit(&filters(&[], wanted), target, &[]),
+            *want,
+            "{wanted:?} on {target}"
+        );
     }
 }
 
@@ -92,8 +120,16 @@ fn a_kubelet_probe_matches_only_a_filter_that_names_user_agent() {
     assert!(!hit(&filters(&[], &[":path-prefix:/"]), "/healthz", probe));
     assert!(!hit(&filters(&[("x", "1")], &[]), "/healthz", probe));
     assert!(!hit(&Filters::default(), "/healthz", probe));
-    assert!(hit(&filters(&[("user-agent", "^kube-probe/")], &[]), "/healthz", probe));
-    assert!(hit(&filters(&[("x", "1")], &[]), "/healthz", &[("user-agent", b"curl"), ("x", b"1")]));
+    assert!(hit(
+        &filters(&[("user-agent", "^kube-probe/")], &[]),
+        "/healthz",
+        probe
+    ));
+    assert!(hit(
+        &filters(&[("x", "1")], &[]),
+        "/healthz",
+        &[("user-agent", b"curl"), ("x", b"1")]
+    ));
 }
 
 #[test]
@@ -105,7 +141,10 @@ fn many_lines_of_wanted_names_are_all_looked_at() {
 
 #[test]
 fn a_too_large_header_pattern_is_refused_and_a_wrong_one_is_text() {
-    assert!(matches!(HeaderFilter::compile("x", &".".repeat(10_000)), Err(PatternError::TooLong(10_000))));
+    assert!(matches!(
+        HeaderFilter::compile("x", &".".repeat(10_000)),
+        Err(PatternError::TooLong(10_000))
+    ));
     assert!(!HeaderFilter::compile("x", "a(").unwrap().is_regex());
     assert!(HeaderFilter::compile("x", "a.c").unwrap().is_regex());
 }
@@ -142,6 +181,10 @@ fn overlap_of_paths() {
     ];
     for (a, b, want) in rows {
         let (p, q) = (PathFilter::parse(a).unwrap(), PathFilter::parse(b).unwrap());
-        assert_eq!((p.overlaps(&q), q.overlaps(&p)), (want, want), "{a} and {b}");
+        assert_eq!(
+            (p.overlaps(&q), q.overlaps(&p)),
+            (want, want),
+            "{a} and {b}"
+        );
     }
 }

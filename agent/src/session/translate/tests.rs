@@ -12,7 +12,9 @@ impl Request for Sent<'_> {
     }
 
     fn visit_headers<'a>(&'a self, visit: &mut dyn FnMut(&'a [u8], &'a [u8])) {
-        self.1.iter().for_each(|(n, v)| visit(n.as_bytes(), v.as_bytes()));
+        self.1
+            .iter()
+            .for_each(|(n, v)| visit(n.as_bytes(), v.as_bytes()));
     }
 }
 
@@ -56,7 +58,12 @@ impl Bench {
         let tables = targets.iter().map(|_| RouteTable::default()).collect();
         let containers = sidecar.containers.iter().map(|c| c.name.clone()).collect();
         let rules = Rules::new("web", "shop", containers, targets, remember);
-        Self { rules, tables, unreadable: vec![None; 3], now: Instant::now() }
+        Self {
+            rules,
+            tables,
+            unreadable: vec![None; 3],
+            now: Instant::now(),
+        }
     }
 
     fn shown(&mut self, infos: &[InterceptInfo]) -> Outcome {
@@ -73,15 +80,24 @@ impl Bench {
     }
 
     fn routed(&self, port: usize) -> Vec<(&str, State)> {
-        self.tables[port].entries().iter().map(|e| (e.intercept.id.as_str(), e.state)).collect()
+        self.tables[port]
+            .entries()
+            .iter()
+            .map(|e| (e.intercept.id.as_str(), e.state))
+            .collect()
     }
 
     fn active(&self, port: usize) -> Vec<&str> {
-        self.routed(port).into_iter().filter(|(_, s)| *s == State::Active).map(|(id, _)| id).collect()
+        self.routed(port)
+            .into_iter()
+            .filter(|(_, s)| *s == State::Active)
+            .map(|(id, _)| id)
+            .collect()
     }
 }
 
-/// `spec` is written as `mechanism identifier clause…`: a clause with `=` is a header, one with `/` a path.
+/// `spec` is written as `mechanism identifier clause…`: a clause with `=` is a header, one with `/`
+/// a path.
 fn info(id: &str, disposition: Disposition, spec: &str) -> InterceptInfo {
     let mut words = spec.split_whitespace();
     let mut spec = InterceptSpec {
@@ -100,15 +116,24 @@ fn info(id: &str, disposition: Disposition, spec: &str) -> InterceptInfo {
     for clause in words {
         match clause.split_once('=') {
             Some((name, value)) => {
-                spec.header_filters.insert(name.to_owned(), value.to_owned());
+                spec.header_filters
+                    .insert(name.to_owned(), value.to_owned());
             }
             None => spec.path_filters.push(clause.to_owned()),
         }
     }
     let id = format!("session-{id}:{id}");
-    let client_session =
-        Some(SessionInfo { session_id: id.split(':').next().unwrap().to_owned(), ..Default::default() });
-    InterceptInfo { id, disposition: disposition.into(), spec: Some(spec), client_session, ..Default::default() }
+    let client_session = Some(SessionInfo {
+        session_id: id.split(':').next().unwrap().to_owned(),
+        ..Default::default()
+    });
+    InterceptInfo {
+        id,
+        disposition: disposition.into(),
+        spec: Some(spec),
+        client_session,
+        ..Default::default()
+    }
 }
 
 fn waiting(id: &str, spec: &str) -> InterceptInfo {
@@ -136,13 +161,19 @@ fn a_waiting_intercept_is_accepted_and_routed_only_once_it_is_shown_active() {
     let mut bench = Bench::new();
     let outcome = bench.shown(&[waiting("a", "http http x-dev=a")]);
     assert_eq!(only_message(&outcome), "accepted");
-    assert_eq!(outcome.reviews[0].description, "HTTP requests with header x-dev: a");
+    assert_eq!(
+        outcome.reviews[0].description,
+        "HTTP requests with header x-dev: a"
+    );
     assert!(bench.active(0).is_empty());
     let outcome = bench.shown(&[active("a", "http http x-dev=a")]);
     assert!(outcome.reviews.is_empty());
     assert_eq!(bench.active(0), ["session-a:a"]);
     let intercept = Arc::clone(&bench.tables[0].entries()[0].intercept);
-    assert_eq!((intercept.client_session.as_str(), intercept.target_port), ("session-a", 8000));
+    assert_eq!(
+        (intercept.client_session.as_str(), intercept.target_port),
+        ("session-a", 8000)
+    );
     bench.shown(&[]);
     assert!(bench.active(0).is_empty());
 }
@@ -153,11 +184,25 @@ fn an_unchanged_snapshot_changes_no_table_and_keeps_the_counters() {
     bench.shown(&[active("a", "http http x-dev=a")]);
     let stats = Arc::clone(&bench.tables[0].entries()[0].intercept.stats);
     stats.hit(1);
-    let snapshot = [active("a", "http http x-dev=a")].into_iter().map(|i| (i.id.clone(), i)).collect();
-    assert!(bench.rules.apply(&snapshot, &[], bench.now).tables.is_empty());
+    let snapshot = [active("a", "http http x-dev=a")]
+        .into_iter()
+        .map(|i| (i.id.clone(), i))
+        .collect();
+    assert!(
+        bench
+            .rules
+            .apply(&snapshot, &[], bench.now)
+            .tables
+            .is_empty()
+    );
     bench.shown(&[active("a", "http http x-dev=b")]);
-    assert!(Arc::ptr_eq(&stats, &bench.tables[0].entries()[0].intercept.stats), "counters survive a changed spec");
-    let Decision::Client(_) = bench.tables[0].decide(&Sent("/", vec![("x-dev", "b")])) else { panic!("not routed") };
+    assert!(
+        Arc::ptr_eq(&stats, &bench.tables[0].entries()[0].intercept.stats),
+        "counters survive a changed spec"
+    );
+    let Decision::Client(_) = bench.tables[0].decide(&Sent("/", vec![("x-dev", "b")])) else {
+        panic!("not routed")
+    };
 }
 
 #[test]
@@ -187,17 +232,38 @@ fn every_waiting_order_gives_the_verdict_the_rules_ask_for() {
     let rows: &[(&[&str], &[&str])] = &[
         (
             &["tcp http", "tcp http"],
-            &[accepted, "Conflicts with the currently-waiting-to-be-served intercept \"session-0:0\""],
+            &[
+                accepted,
+                "Conflicts with the currently-waiting-to-be-served intercept \"session-0:0\"",
+            ],
         ),
         (&["tcp http", "tcp grpc"], &[accepted, accepted]),
-        (&["http http x=a", "tcp http"], &[accepted, "without filters"]),
-        (&["tcp http", "http http x=a"], &[accepted, "it has no filters"]),
+        (
+            &["http http x=a", "tcp http"],
+            &[accepted, "without filters"],
+        ),
+        (
+            &["tcp http", "http http x=a"],
+            &[accepted, "it has no filters"],
+        ),
         (&["http http x=a", "http http x=b"], &[accepted, accepted]),
-        (&["http http x=^a", "http http x=^b"], &[accepted, "include those"]),
-        (&["http http x=a /p", "http http x=a /q"], &[accepted, accepted]),
+        (
+            &["http http x=^a", "http http x=^b"],
+            &[accepted, "include those"],
+        ),
+        (
+            &["http http x=a /p", "http http x=a /q"],
+            &[accepted, accepted],
+        ),
         (&["http http x=a", "http http /p"], &[accepted, accepted]),
-        (&["http http /p", "http http :path-prefix:/"], &[accepted, "the paths overlap"]),
-        (&["http http x=a", "http alt x=a"], &[accepted, "include those"]),
+        (
+            &["http http /p", "http http :path-prefix:/"],
+            &[accepted, "the paths overlap"],
+        ),
+        (
+            &["http http x=a", "http alt x=a"],
+            &[accepted, "include those"],
+        ),
     ];
     for (specs, want) in rows {
         let mut bench = Bench::new();
@@ -227,11 +293,20 @@ fn a_tcp_intercept_is_chosen_as_the_stock_agent_chooses() {
     let mut bench = Bench::new();
     bench.shown(&[waiting("b", "tcp")]);
     let outcome = bench.shown(&[waiting("a", "tcp"), active("b", "tcp")]);
-    assert_eq!(only_message(&outcome), "Conflicts with the currently-served intercept \"session-b:b\"");
+    assert_eq!(
+        only_message(&outcome),
+        "Conflicts with the currently-served intercept \"session-b:b\""
+    );
     assert_eq!(bench.active(0), ["session-b:b"]);
     // Another replica refused the chosen one: it keeps its place, unrouted.
-    let outcome = bench.shown(&[waiting("a", "tcp"), info("b", Disposition::AgentError, "tcp")]);
-    assert_eq!(only_message(&outcome), "Conflicts with the currently-waiting-to-be-served intercept \"session-b:b\"");
+    let outcome = bench.shown(&[
+        waiting("a", "tcp"),
+        info("b", Disposition::AgentError, "tcp"),
+    ]);
+    assert_eq!(
+        only_message(&outcome),
+        "Conflicts with the currently-waiting-to-be-served intercept \"session-b:b\""
+    );
     assert!(bench.active(0).is_empty());
     // The snapshot that drops it adopts no other active one; the next does.
     bench.shown(&[active("a", "tcp")]);
@@ -244,21 +319,37 @@ fn a_tcp_intercept_is_chosen_as_the_stock_agent_chooses() {
 fn what_another_replica_accepted_is_served_here_too() {
     let mut bench = Bench::new();
     bench.shown(&[waiting("b", "http http x=a")]);
-    bench.shown(&[active("a", "http http x=a"), info("b", Disposition::AgentError, "http http x=a")]);
+    bench.shown(&[
+        active("a", "http http x=a"),
+        info("b", Disposition::AgentError, "http http x=a"),
+    ]);
     assert_eq!(bench.active(0), ["session-a:a"]);
     let mut bench = Bench::new();
     bench.shown(&[waiting("b", "http http x=a")]);
     let outcome = bench.shown(&[active("a", "http http x=a"), waiting("b", "http http x=a")]);
     assert_eq!(bench.active(0), ["session-a:a"]);
-    assert!(only_message(&outcome).starts_with("Conflicts with the currently-served intercept \"session-a:a\""));
+    assert!(
+        only_message(&outcome)
+            .starts_with("Conflicts with the currently-served intercept \"session-a:a\"")
+    );
 }
 
 #[test]
 fn intercepts_in_error_or_removed_are_neither_routed_nor_reviewed() {
-    for disposition in [Disposition::AgentError, Disposition::Removed, Disposition::NoAgent] {
+    for disposition in [
+        Disposition::AgentError,
+        Disposition::Removed,
+        Disposition::NoAgent,
+    ] {
         let mut bench = Bench::new();
-        let outcome = bench.shown(&[info("a", disposition, "tcp"), info("b", disposition, "http http x=a")]);
-        assert!(outcome.reviews.is_empty() && bench.active(0).is_empty(), "{disposition:?}");
+        let outcome = bench.shown(&[
+            info("a", disposition, "tcp"),
+            info("b", disposition, "http http x=a"),
+        ]);
+        assert!(
+            outcome.reviews.is_empty() && bench.active(0).is_empty(),
+            "{disposition:?}"
+        );
     }
 }
 
@@ -274,22 +365,42 @@ fn what_cannot_be_served_is_refused_with_what_to_do() {
             "no port nosuch of service web in this agent's configuration; it has \
             8080/TCP (web:http) (web:alt), 5353/UDP (web:dns), 9090/TCP (grpc)",
         ),
-        ("tcp http", &|i| i.spec.as_mut().unwrap().wiretap = true, false, "does not serve wiretaps"),
+        (
+            "tcp http",
+            &|i| i.spec.as_mut().unwrap().wiretap = true,
+            false,
+            "does not serve wiretaps",
+        ),
         (
             "tcp http",
             &|i| i.spec.as_mut().unwrap().container_name = "nope".to_owned(),
             false,
             "No match for container \"nope\"",
         ),
-        ("quic http", &|_| {}, false, "mechanism \"quic\" is not known to this agent; it offers tcp and http"),
-        ("http dns/UDP x=a", &|_| {}, false, "port 5353/UDP carries no HTTP requests"),
+        (
+            "quic http",
+            &|_| {},
+            false,
+            "mechanism \"quic\" is not known to this agent; it offers tcp and http",
+        ),
+        (
+            "http dns/UDP x=a",
+            &|_| {},
+            false,
+            "port 5353/UDP carries no HTTP requests",
+        ),
         (
             "http http :path-regex:(",
             &|_| {},
             true,
             "path filter \":path-regex:(\": error parsing regexp: missing closing ): `(`",
         ),
-        ("tcp http", &|i| i.spec.as_mut().unwrap().target_port = 0, true, "0 is no port of a workstation"),
+        (
+            "tcp http",
+            &|i| i.spec.as_mut().unwrap().target_port = 0,
+            true,
+            "0 is no port of a workstation",
+        ),
         (
             "http http",
             &|i| i.spec.as_mut().unwrap().mechanism_args = vec!["--colour=red".to_owned()],
@@ -317,8 +428,14 @@ fn what_cannot_be_served_is_refused_with_what_to_do() {
 fn a_tls_port_without_certificate_refuses_filters_but_not_whole_connections() {
     let mut bench = Bench::new();
     bench.unreadable[0] = Some("port 8080 speaks TLS; annotate".to_owned());
-    assert_eq!(only_message(&bench.shown(&[waiting("a", "http http x=a")])), "port 8080 speaks TLS; annotate");
-    assert_eq!(only_message(&bench.shown(&[waiting("b", "tcp")])), "accepted");
+    assert_eq!(
+        only_message(&bench.shown(&[waiting("a", "http http x=a")])),
+        "port 8080 speaks TLS; annotate"
+    );
+    assert_eq!(
+        only_message(&bench.shown(&[waiting("b", "tcp")])),
+        "accepted"
+    );
     bench.shown(&[active("c", "http http x=a")]);
     assert!(bench.active(0).is_empty());
 }
@@ -341,10 +458,26 @@ fn ports_are_found_by_service_port_by_container_port_and_by_number() {
         ("grpc", &plain, &[2]),
         ("grpc", &|_| {}, &[]),
         ("", &|s| s.container_port = 8080, &[0]),
-        ("", &|s| (s.container_port, s.protocol) = (5353, "UDP".to_owned()), &[1]),
-        ("", &|s| (s.container_port, s.protocol) = (5353, "TCP".to_owned()), &[]),
-        ("http", &|s| s.pod_ports = vec!["9090:7070".to_owned(), "5353/udp".to_owned()], &[0, 1, 2]),
-        ("http", &|s| (s.no_default_port, s.pod_ports) = (true, vec!["grpc".to_owned()]), &[2]),
+        (
+            "",
+            &|s| (s.container_port, s.protocol) = (5353, "UDP".to_owned()),
+            &[1],
+        ),
+        (
+            "",
+            &|s| (s.container_port, s.protocol) = (5353, "TCP".to_owned()),
+            &[],
+        ),
+        (
+            "http",
+            &|s| s.pod_ports = vec!["9090:7070".to_owned(), "5353/udp".to_owned()],
+            &[0, 1, 2],
+        ),
+        (
+            "http",
+            &|s| (s.no_default_port, s.pod_ports) = (true, vec!["grpc".to_owned()]),
+            &[2],
+        ),
     ];
     for (identifier, change, want) in rows {
         let mut wanted = active("a", "tcp");
@@ -364,7 +497,11 @@ fn an_extra_port_is_delivered_where_it_says() {
     wanted.spec.as_mut().unwrap().pod_ports = vec!["9090:7070".to_owned(), "5353/UDP".to_owned()];
     let mut bench = Bench::new();
     bench.shown(&[wanted]);
-    let delivered: Vec<_> = bench.tables.iter().map(|t| t.entries()[0].intercept.target_port).collect();
+    let delivered: Vec<_> = bench
+        .tables
+        .iter()
+        .map(|t| t.entries()[0].intercept.target_port)
+        .collect();
     assert_eq!(delivered, [8000, 5353, 7070]);
 }
 
@@ -372,28 +509,53 @@ fn an_extra_port_is_delivered_where_it_says() {
 fn flags_of_the_older_generation_are_understood() {
     let rows: &[(&[&str], &str)] = &[
         (&["--header=x-dev=a"], "HTTP requests with header x-dev: a"),
-        (&["--match", "x-dev=a", "--plaintext"], "HTTP requests with header x-dev: a"),
-        (&["--header=auto"], "HTTP requests with header x-telepresence-intercept-id: session-a:a"),
+        (
+            &["--match", "x-dev=a", "--plaintext"],
+            "HTTP requests with header x-dev: a",
+        ),
+        (
+            &["--header=auto"],
+            "HTTP requests with header x-telepresence-intercept-id: session-a:a",
+        ),
         (&["--header=all"], "all TCP connections"),
         (
             &["--header=y=2", "--header=x=1", "--path-prefix=/api"],
             "HTTP requests with header x: 1 and header y: 2 and path prefix /api",
         ),
-        (&["--path-equal=/a", "--meta=k=v"], "HTTP requests with path /a"),
-        (&["--header=all", "--path-regex=/a|/b"], "HTTP requests with path regex /a|/b"),
+        (
+            &["--path-equal=/a", "--meta=k=v"],
+            "HTTP requests with path /a",
+        ),
+        (
+            &["--header=all", "--path-regex=/a|/b"],
+            "HTTP requests with path regex /a|/b",
+        ),
     ];
     for (args, want) in rows {
         let mut wanted = waiting("a", "http");
-        wanted.spec.as_mut().unwrap().mechanism_args = args.iter().map(|a| (*a).to_owned()).collect();
+        wanted.spec.as_mut().unwrap().mechanism_args =
+            args.iter().map(|a| (*a).to_owned()).collect();
         let outcome = Bench::new().shown(&[wanted]);
-        assert_eq!((only_message(&outcome).as_str(), outcome.reviews[0].description.as_str()), ("accepted", *want));
+        assert_eq!(
+            (
+                only_message(&outcome).as_str(),
+                outcome.reviews[0].description.as_str()
+            ),
+            ("accepted", *want)
+        );
     }
     let mut whole = active("a", "http");
     whole.spec.as_mut().unwrap().mechanism_args = vec!["--path-regex=/a|/b".to_owned()];
     let mut bench = Bench::new();
     bench.shown(&[whole]);
-    assert!(matches!(bench.tables[0].decide(&Sent("/b", vec![])), Decision::Client(_)));
-    assert!(matches!(bench.tables[0].decide(&Sent("/bc", vec![])), Decision::App), "matched from end to end");
+    assert!(matches!(
+        bench.tables[0].decide(&Sent("/b", vec![])),
+        Decision::Client(_)
+    ));
+    assert!(
+        matches!(bench.tables[0].decide(&Sent("/bc", vec![])), Decision::App),
+        "matched from end to end"
+    );
 }
 
 #[test]
@@ -404,9 +566,20 @@ fn an_ended_intercept_is_remembered_until_its_deadline() {
     assert_eq!(bench.routed(0), [("session-a:a", State::Expired)]);
     assert!(bench.routed(1).is_empty(), "connections are not requests");
     let cleared = bench.rules.clear();
-    assert!(cleared.is_empty(), "losing the manager does not make it forget");
-    assert_eq!(bench.rules.next_expiry(), Some(bench.now + Duration::from_secs(60)));
-    assert!(bench.rules.expire(bench.now + Duration::from_secs(59)).is_empty());
+    assert!(
+        cleared.is_empty(),
+        "losing the manager does not make it forget"
+    );
+    assert_eq!(
+        bench.rules.next_expiry(),
+        Some(bench.now + Duration::from_secs(60))
+    );
+    assert!(
+        bench
+            .rules
+            .expire(bench.now + Duration::from_secs(59))
+            .is_empty()
+    );
     let tables = bench.rules.expire(bench.now + Duration::from_secs(60));
     bench.take(tables);
     assert!(bench.routed(0).is_empty());

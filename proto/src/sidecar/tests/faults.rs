@@ -13,41 +13,119 @@ fn faults(yaml: &str) -> Vec<String> {
 #[test]
 fn each_fault_names_path_value_place_and_remedy() {
     for (yaml, fault) in [
-        ("managerPort: 70000", "managerPort=70000: no port has this number (config.yaml line 1); write 1 to 65535"),
-        ("managerPort: -1", "managerPort=-1: no port has this number (config.yaml line 1); write 1 to 65535"),
-        ("apiPort: '80'", "apiPort=\"80\": not a port number (config.yaml line 1); write 1 to 65535, without quotes"),
-        ("apiPort: 089", "apiPort=089: not a port number (config.yaml line 1); write 1 to 65535, without quotes"),
-        ("apiPort: 80.5", "apiPort=80.5: not a port number (config.yaml line 1); write 1 to 65535, without quotes"),
-        ("apiPort: [1]", "apiPort=[…]: not a port number (config.yaml line 1); write 1 to 65535, without quotes"),
-        ("apiPort: 99999999999999999999999", "apiPort=99999999999999999999999: not a port number"),
-        ("agentName: [a]", "agentName=[…]: not a text (config.yaml line 1); write a text in quotes"),
-        ("enableMetrics: 1", "enableMetrics=1: neither true nor false (config.yaml line 1); write true or false"),
-        ("enableMetrics: 'yes'", "enableMetrics=\"yes\": neither true nor false"),
-        ("\n\nlogLevel: verbose", "logLevel=verbose: unknown log level (config.yaml line 3); write trace, debug,"),
+        (
+            "managerPort: 70000",
+            "managerPort=70000: no port has this number (config.yaml line 1); write 1 to 65535",
+        ),
+        (
+            "managerPort: -1",
+            "managerPort=-1: no port has this number (config.yaml line 1); write 1 to 65535",
+        ),
+        (
+            "apiPort: '80'",
+            "apiPort=\"80\": not a port number (config.yaml line 1); write 1 to 65535, without quotes",
+        ),
+        (
+            "apiPort: 089",
+            "apiPort=089: not a port number (config.yaml line 1); write 1 to 65535, without quotes",
+        ),
+        (
+            "apiPort: 80.5",
+            "apiPort=80.5: not a port number (config.yaml line 1); write 1 to 65535, without quotes",
+        ),
+        (
+            "apiPort: [1]",
+            "apiPort=[…]: not a port number (config.yaml line 1); write 1 to 65535, without quotes",
+        ),
+        (
+            "apiPort: 99999999999999999999999",
+            "apiPort=99999999999999999999999: not a port number",
+        ),
+        (
+            "agentName: [a]",
+            "agentName=[…]: not a text (config.yaml line 1); write a text in quotes",
+        ),
+        (
+            "enableMetrics: 1",
+            "enableMetrics=1: neither true nor false (config.yaml line 1); write true or false",
+        ),
+        (
+            "enableMetrics: 'yes'",
+            "enableMetrics=\"yes\": neither true nor false",
+        ),
+        (
+            "\n\nlogLevel: verbose",
+            "logLevel=verbose: unknown log level (config.yaml line 3); write trace, debug,",
+        ),
         ("logLevel: 5", "logLevel=5: unknown log level"),
-        ("envoy: {logLevel: x}", "envoy.logLevel=x: unknown log level"),
-        ("envoy: on", "envoy=on: not a map (config.yaml line 1); write key: value pairs"),
-        ("drain: {grace: 30x}", "drain.grace=30x: unknown unit \"x\" (config.yaml line 1); write a number and a unit"),
-        ("drain: {grace: '30'}", "drain.grace=\"30\": no unit (config.yaml line 1); write a number and a unit"),
-        ("drain: {lameDuck: 1d}", "drain.lameDuck=1d: unknown unit \"d\""),
-        ("sessionGrace: -1s", "sessionGrace=-1s: negative duration (config.yaml line 1); write 0s or more"),
+        (
+            "envoy: {logLevel: x}",
+            "envoy.logLevel=x: unknown log level",
+        ),
+        (
+            "envoy: on",
+            "envoy=on: not a map (config.yaml line 1); write key: value pairs",
+        ),
+        (
+            "drain: {grace: 30x}",
+            "drain.grace=30x: unknown unit \"x\" (config.yaml line 1); write a number and a unit",
+        ),
+        (
+            "drain: {grace: '30'}",
+            "drain.grace=\"30\": no unit (config.yaml line 1); write a number and a unit",
+        ),
+        (
+            "drain: {lameDuck: 1d}",
+            "drain.lameDuck=1d: unknown unit \"d\"",
+        ),
+        (
+            "sessionGrace: -1s",
+            "sessionGrace=-1s: negative duration (config.yaml line 1); write 0s or more",
+        ),
         ("sessionGrace: 1.5", "sessionGrace=1.5: not a duration"),
         ("sessionGrace: true", "sessionGrace=true: not a duration"),
-        ("expiredNotifications: {deadline: 1h 2m}", "expiredNotifications.deadline=1h 2m: unknown unit"),
+        (
+            "expiredNotifications: {deadline: 1h 2m}",
+            "expiredNotifications.deadline=1h 2m: unknown unit",
+        ),
         (
             "appProtocolStrategy: guess",
             "appProtocolStrategy=guess: unknown strategy (config.yaml line 1); write http2Probe",
         ),
-        ("mountPolicies: {/tmp: Lokal}", "mountPolicies[\"/tmp\"]=Lokal: unknown mount policy"),
-        ("mountPolicies: {/tmp: 4}", "mountPolicies[\"/tmp\"]=4: unknown mount policy"),
+        (
+            "mountPolicies: {/tmp: Lokal}",
+            "mountPolicies[\"/tmp\"]=Lokal: unknown mount policy",
+        ),
+        (
+            "mountPolicies: {/tmp: 4}",
+            "mountPolicies[\"/tmp\"]=4: unknown mount policy",
+        ),
         ("mountPolicies: [/tmp]", "mountPolicies=[…]: not a map"),
-        ("containers: {}", "containers={…}: not a list (config.yaml line 1); write a list"),
-        ("containers: [{}]", "containers[0].name: missing (config.yaml line 1); write the container's name"),
+        (
+            "containers: {}",
+            "containers={…}: not a list (config.yaml line 1); write a list",
+        ),
+        (
+            "containers: [{}]",
+            "containers[0].name: missing (config.yaml line 1); write the container's name",
+        ),
         ("containers: [app]", "containers[0]=app: not a map"),
-        ("containers: [{name: a, replace: 3}]", "containers[0].replace=3: unknown kind of replacement"),
-        ("containers: [{name: a, mounts: {/a: No}}]", "containers[0].mounts[\"/a\"]=No: unknown mount policy"),
-        ("containers: [{name: a, mounts: [[]]}]", "containers[0].mounts[0]=[…]: not a text"),
-        ("containers: [{name: a, mounts: /a}]", "containers[0].mounts=/a: not a map"),
+        (
+            "containers: [{name: a, replace: 3}]",
+            "containers[0].replace=3: unknown kind of replacement",
+        ),
+        (
+            "containers: [{name: a, mounts: {/a: No}}]",
+            "containers[0].mounts[\"/a\"]=No: unknown mount policy",
+        ),
+        (
+            "containers: [{name: a, mounts: [[]]}]",
+            "containers[0].mounts[0]=[…]: not a text",
+        ),
+        (
+            "containers: [{name: a, mounts: /a}]",
+            "containers[0].mounts=/a: not a map",
+        ),
         ("[]", "=[…]: not a map"),
         ("", "config.yaml: empty configuration"),
         ("a: [", "config.yaml: no valid YAML: "),
@@ -59,10 +137,18 @@ fn each_fault_names_path_value_place_and_remedy() {
     for (json, fault) in [
         ("", "AGENT_CONFIG: no valid JSON: EOF while parsing"),
         ("null", "AGENT_CONFIG: empty configuration"),
-        (r#"{"namespace": 5}"#, "namespace=5: not a text (AGENT_CONFIG); write a text in quotes"),
-        (r#"{"apiPort": "80"}"#, "apiPort=\"80\": not a port number (AGENT_CONFIG); write 1 to 65535, without quotes"),
+        (
+            r#"{"namespace": 5}"#,
+            "namespace=5: not a text (AGENT_CONFIG); write a text in quotes",
+        ),
+        (
+            r#"{"apiPort": "80"}"#,
+            "apiPort=\"80\": not a port number (AGENT_CONFIG); write 1 to 65535, without quotes",
+        ),
     ] {
-        let found = from_json(json, "AGENT_CONFIG", Role::Init).unwrap_err().to_string();
+        let found = from_json(json, "AGENT_CONFIG", Role::Init)
+            .unwrap_err()
+            .to_string();
         assert!(found.starts_with(fault), "{json}\n{found}");
     }
 }
@@ -78,9 +164,18 @@ fn faulty_ports_of_an_entry_are_named() {
             "containerPort: 80",
             "containers[0].intercepts[0].agentPort: missing (config.yaml line 4); write the port the agent",
         ),
-        ("containerPort: 0, agentPort: 9900", "containers[0].intercepts[0].containerPort=0: no port has the number 0"),
-        ("containerPort: 80, agentPort: 65536", "containers[0].intercepts[0].agentPort=65536: no port has this number"),
-        ("containerPort: http, agentPort: 1", "containers[0].intercepts[0].containerPort=http: not a port number"),
+        (
+            "containerPort: 0, agentPort: 9900",
+            "containers[0].intercepts[0].containerPort=0: no port has the number 0",
+        ),
+        (
+            "containerPort: 80, agentPort: 65536",
+            "containers[0].intercepts[0].agentPort=65536: no port has this number",
+        ),
+        (
+            "containerPort: http, agentPort: 1",
+            "containers[0].intercepts[0].containerPort=http: not a port number",
+        ),
         (
             "containerPort: 80, agentPort: 1, protocol: SCTP",
             "containers[0].intercepts[0].protocol=SCTP: unknown transport",
@@ -115,7 +210,10 @@ containers:
 - replace: maybe
 ";
     let found = agent(yaml).unwrap_err().to_string();
-    let keys: Vec<_> = found.lines().map(|line| line.split([':', '=']).next().unwrap()).collect();
+    let keys: Vec<_> = found
+        .lines()
+        .map(|line| line.split([':', '=']).next().unwrap())
+        .collect();
     assert_eq!(
         keys,
         [
@@ -138,7 +236,10 @@ containers:
 fn only_the_agent_needs_names_and_a_manager() {
     let found = agent("{}").unwrap_err().to_string();
     assert_eq!(found.lines().count(), 3);
-    assert!(found.starts_with("agentName: missing (config.yaml line 1); write the workload's name\n"), "{found}");
+    assert!(
+        found.starts_with("agentName: missing (config.yaml line 1); write the workload's name\n"),
+        "{found}"
+    );
     let sidecar = init("{}");
     assert_eq!((&*sidecar.agent_name, &*sidecar.manager_host), ("", ""));
 }
@@ -146,10 +247,16 @@ fn only_the_agent_needs_names_and_a_manager() {
 #[test]
 fn ports_in_each_others_way_are_faults() {
     let numeric = |container: u32, agent: u32| {
-        format!("containerPort: {container}, agentPort: {agent}, protocol: TCP, targetPortNumeric: true")
+        format!(
+            "containerPort: {container}, agentPort: {agent}, protocol: TCP, targetPortNumeric: true"
+        )
     };
-    let named = |container: u32, agent: u32| format!("containerPort: {container}, agentPort: {agent}, protocol: TCP");
-    let udp = |container: u32, agent: u32| format!("containerPort: {container}, agentPort: {agent}, protocol: UDP");
+    let named = |container: u32, agent: u32| {
+        format!("containerPort: {container}, agentPort: {agent}, protocol: TCP")
+    };
+    let udp = |container: u32, agent: u32| {
+        format!("containerPort: {container}, agentPort: {agent}, protocol: UDP")
+    };
     let path = |index: usize, key: &str| format!("containers[0].intercepts[{index}].{key}");
     for (list, fault) in [
         // One listener for two ports of the app.
@@ -163,13 +270,24 @@ fn ports_in_each_others_way_are_faults() {
         // The agent would listen where an app does.
         (
             vec![named(80, 9900), named(9900, 9901)],
-            format!("{}=9900: is also the containerPort of {}", path(0, "agentPort"), path(1, "")).replace(". ", " "),
+            format!(
+                "{}=9900: is also the containerPort of {}",
+                path(0, "agentPort"),
+                path(1, "")
+            )
+            .replace(". ", " "),
         ),
-        (vec![named(80, 80)], format!("{}=80: is also the containerPort of", path(0, "agentPort"))),
+        (
+            vec![named(80, 80)],
+            format!("{}=80: is also the containerPort of", path(0, "agentPort")),
+        ),
         // 65525 + 11 is 65536 even without counting the entry.
         (
             vec![numeric(80, 65525)],
-            format!("{}=65525: the proxy port 65537 (agentPort + 11 + 1 entries) is above 65535", path(0, "agentPort")),
+            format!(
+                "{}=65525: the proxy port 65537 (agentPort + 11 + 1 entries) is above 65535",
+                path(0, "agentPort")
+            ),
         ),
         // 9900 + 11 + 2 entries is 9913.
         (
@@ -187,8 +305,14 @@ fn ports_in_each_others_way_are_faults() {
             ),
         ),
         (
-            vec![numeric(80, 9900), format!("{}, inactivePort: 9913", numeric(81, 9901))],
-            format!("{}=9913: the proxy port is also the proxy port of agentPort 9900", path(1, "inactivePort")),
+            vec![
+                numeric(80, 9900),
+                format!("{}, inactivePort: 9913", numeric(81, 9901)),
+            ],
+            format!(
+                "{}=9913: the proxy port is also the proxy port of agentPort 9900",
+                path(1, "inactivePort")
+            ),
         ),
         (
             vec![
@@ -200,8 +324,14 @@ fn ports_in_each_others_way_are_faults() {
     ] {
         let list: Vec<&str> = list.iter().map(String::as_str).collect();
         let found = faults(&entries(&list));
-        let fault = fault.replace("intercepts[1].:", "intercepts[1]").trim_end_matches('.').to_owned();
-        assert!(found.iter().any(|line| line.starts_with(&fault)), "{list:?}\n{fault}\n{found:#?}");
+        let fault = fault
+            .replace("intercepts[1].:", "intercepts[1]")
+            .trim_end_matches('.')
+            .to_owned();
+        assert!(
+            found.iter().any(|line| line.starts_with(&fault)),
+            "{list:?}\n{fault}\n{found:#?}"
+        );
     }
     // Fine: names need no proxy port, and another transport is another port.
     for list in [
