@@ -1,6 +1,6 @@
 # `make demo` and `make test` need nothing but a Rust toolchain and, for missing packages, root on Debian or Ubuntu.
 
-.PHONY: screens compare-admin demo test packages bench bench-compare bench-scrape bench-counts budgets fuzz
+.PHONY: screens compare-admin demo test cluster cluster-down packages cluster-packages bench bench-compare bench-scrape bench-counts budgets fuzz
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,14 @@ test: packages ## Every test; installs the packages they need
 	cargo build --workspace --bins --example app
 	HARNESS_BUILT=1 cargo test --workspace
 
+cluster: cluster-packages ## A real Kubernetes that stays up, and the lines to try
+	tests/cluster/rig down
+	tests/cluster/rig up
+	@tests/cluster/try
+
+cluster-down: ## Ends it
+	tests/cluster/rig down
+
 screens: ## Screenshots of the admin pages in target/screens; needs chromium
 	cargo build --workspace --bins
 	tests/screens/run
@@ -24,6 +32,9 @@ compare-admin: ## The admin beside a real Envoy's; needs pip
 
 packages:
 	tests/install-packages
+
+cluster-packages:
+	tests/install-packages tests/packages.txt tests/cluster/packages.txt
 
 fuzz: ## Every parser under fire for a minute each
 	fuzz/run 60
