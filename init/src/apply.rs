@@ -1,30 +1,27 @@
-//! Rules into force, out of force, or compared with what is in force: by the backend asked for, or
-//! by the first one that this kernel and image have.
+//! Putting rules into force, taking them away, and comparing them with what is in force: by the
+//! backend asked for, or by the first one that this kernel and image have.
 //!
-//! Whatever ends badly leaves no rule of ours behind, and whatever ends well leaves ours in one
-//! place only.
+//! A run that fails leaves no rule of ours behind, and one that succeeds leaves ours in one place
+//! only.
 
 use rustix::io::Errno;
 
-use crate::args::Backend;
-use crate::error::Error;
+use crate::args::BackendChoice;
+use crate::error::{Error, REMEDIES};
+use crate::failure::Failure;
 use crate::iptables::{self, Flavour};
-use crate::nft::{self, leftovers};
+use crate::nft::{self, stale_rules};
 use crate::rule::{Family, Rule};
 use crate::{lock, permission};
 
-/// What remains to those whose nodes cannot redirect.
-pub const WAYS_OUT: &str = "there are two ways out: give the Service a named target port, which needs no redirect, or \
-                            inject the agent without the init container";
-
-/// A way to the kernel.
+/// Way to the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Means {
+enum Backend {
     Nft,
     Iptables(Flavour),
 }
 
-impl Means {
+impl Backend {
     fn word(self) -> &'static str {
         match self {
             Self::Nft => "nft",
@@ -33,64 +30,64 @@ impl Means {
         }
     }
 
-    fn apply(self, rules: &[Rule]) -> Result<(), iptables::Failure> {
+    fn apply(self, rules: &[Rule]) -> Result<(), Failure> {
         match self {
             Self::Nft => nft::apply(rules).map_err(explained),
             Self::Iptables(flavour) => {
                 permitted()?;
-                permission::hand_down();
+                permission::pass_capabilities();
                 iptables::apply(flavour, rules)
             }
         }
     }
 
     /// Takes our rules away. Says whether there were any.
-    fn remove(self) -> Result<bool, iptables::Failure> {
+    fn remove(self) -> Result<bool, Failure> {
         match self {
             Self::Nft => nft::remove().map_err(explained),
             Self::Iptables(Flavour::Legacy) => {
                 permitted()?;
-                permission::hand_down();
+                permission::pass_capabilities();
                 iptables::remove(Flavour::Legacy)
             }
             Self::Iptables(Flavour::Nft) => Family::ALL
                 .into_iter()
                 .try_fold(false, |any, family| {
-                    Ok(leftovers::remove_from(family)? | any)
+                    Ok(stale_rules::remove_from(family)? | any)
                 })
                 .map_err(explained),
         }
     }
 
-    fn differences(self, rules: &[Rule]) -> Result<Vec<String>, iptables::Failure> {
+    fn differences(self, rules: &[Rule]) -> Result<Vec<String>, Failure> {
         match self {
             Self::Nft => nft::differences(rules).map_err(explained),
             Self::Iptables(flavour) => {
                 permitted()?;
-                permission::hand_down();
+                permission::pass_capabilities();
                 iptables::differences(flavour, rules)
             }
         }
     }
 }
 
-const ALL: [Means; 3] = [
-    Means::Nft,
-    Means::Iptables(Flavour::Nft),
-    Means::Iptables(Flavour::Legacy),
+const ALL: [Backend; 3] = [
+    Backend::Nft,
+    Backend::Iptables(Flavour::Nft),
+    Backend::Iptables(Flavour::Legacy),
 ];
 
-fn permitted() -> Result<(), iptables::Failure> {
+fn permitted() -> Result<(), Failure> {
     if permission::may_program() {
         Ok(())
     } else {
-        Err(iptables::Failure::NotPermitted("no NET_ADMIN".to_owned()))
+        Err(Failure::NotPermitted("no NET_ADMIN".to_owned()))
     }
 }
 
-/// nf_tables' refusal in words: the rule, the kernel's answer, and what the kernel lacks when the
+/// Puts nf_tables' refusal into words: the rule, the kernel's answer, and what the kernel lacks when the
 /// answer suggests it.
-fn explained(failure: nft::Failure) -> iptables::Failure {
+fn explained(failure: nft::Refused) -> Failure {
     let text = format!("the kernel refused {}: {}", failure.what, failure.errno);
     let absent = [
         Errno::NOENT,
@@ -101,54 +98,52 @@ fn explained(failure: nft::Failure) -> iptables::Failure {
     ];
     match (failure.errno, failure.option) {
         // The right to program is asked for once, at the door; later it is about the object.
-        (Errno::PERM | Errno::ACCESS, _) if !failure.specific => {
-            iptables::Failure::NotPermitted(text)
-        }
+        (Errno::PERM | Errno::ACCESS, _) if !failure.specific => Failure::NotPermitted(text),
         (errno, Some(option)) if absent.contains(&errno) => {
-            iptables::Failure::Unusable(format!("{text}: it may lack {option}"))
+            Failure::Unusable(format!("{text}: it may lack {option}"))
         }
-        _ => iptables::Failure::Unusable(text),
+        _ => Failure::Unusable(text),
     }
 }
 
-/// The ways to try, in order.
-fn candidates(backend: Backend) -> Vec<Means> {
+/// Lists the backends to try, in order.
+fn candidates(choice: BackendChoice) -> Vec<Backend> {
     let iptables = || match iptables::detect() {
         Flavour::Nft => [
-            Means::Iptables(Flavour::Nft),
-            Means::Iptables(Flavour::Legacy),
+            Backend::Iptables(Flavour::Nft),
+            Backend::Iptables(Flavour::Legacy),
         ],
         Flavour::Legacy => [
-            Means::Iptables(Flavour::Legacy),
-            Means::Iptables(Flavour::Nft),
+            Backend::Iptables(Flavour::Legacy),
+            Backend::Iptables(Flavour::Nft),
         ],
     };
-    match backend {
-        Backend::Auto => vec![Means::Nft],
-        Backend::Nft => vec![Means::Nft],
-        Backend::Iptables => iptables().to_vec(),
-        Backend::IptablesNft => vec![Means::Iptables(Flavour::Nft)],
-        Backend::IptablesLegacy => vec![Means::Iptables(Flavour::Legacy)],
+    match choice {
+        BackendChoice::Auto => vec![Backend::Nft],
+        BackendChoice::Nft => vec![Backend::Nft],
+        BackendChoice::Iptables => iptables().to_vec(),
+        BackendChoice::IptablesNft => vec![Backend::Iptables(Flavour::Nft)],
+        BackendChoice::IptablesLegacy => vec![Backend::Iptables(Flavour::Legacy)],
     }
 }
 
 /// Puts `rules` into force and says by which backend.
 ///
 /// Errors: not permitted, or no backend took the rules; none of ours is in force then.
-pub fn apply(rules: &[Rule], backend: Backend) -> Result<&'static str, Error> {
+pub fn apply(rules: &[Rule], choice: BackendChoice) -> Result<&'static str, Error> {
     permission::may_program();
     let _lock = lock()?;
-    let done = first_that_works(rules, backend).and_then(|means| {
-        for other in ALL.into_iter().filter(|other| *other != means) {
+    let done = first_that_works(rules, choice).and_then(|backend| {
+        for other in ALL.into_iter().filter(|other| *other != backend) {
             match other.remove() {
-                Err(failure @ iptables::Failure::NotPermitted(_)) => {
+                Err(failure @ Failure::NotPermitted(_)) => {
                     return Err(not_permitted(failure));
                 }
                 // A backend that the kernel does not have holds nothing.
-                Ok(_) | Err(iptables::Failure::Unusable(_)) => {}
+                Ok(_) | Err(Failure::Unusable(_)) => {}
             }
         }
-        Ok(means.word())
+        Ok(backend.word())
     });
     done.map_err(|error| match (error, clear()) {
         (Error::Backend(text), Some(left)) => Error::Backend(format!("{text}. {left}")),
@@ -156,58 +151,57 @@ pub fn apply(rules: &[Rule], backend: Backend) -> Result<&'static str, Error> {
     })
 }
 
-fn first_that_works(rules: &[Rule], backend: Backend) -> Result<Means, Error> {
-    let mut candidates = candidates(backend);
+fn first_that_works(rules: &[Rule], choice: BackendChoice) -> Result<Backend, Error> {
+    let mut candidates = candidates(choice);
     let mut answers = Vec::new();
     let mut at = 0;
-    while let Some(means) = candidates.get(at).copied() {
-        match means.apply(rules) {
-            Ok(()) => return Ok(means),
-            Err(failure @ iptables::Failure::NotPermitted(_)) => {
+    while let Some(backend) = candidates.get(at).copied() {
+        match backend.apply(rules) {
+            Ok(()) => return Ok(backend),
+            Err(failure @ Failure::NotPermitted(_)) => {
                 return Err(not_permitted(failure));
             }
-            Err(iptables::Failure::Unusable(why)) => {
-                answers.push(format!("{}: {why}", means.word()))
-            }
+            Err(Failure::Unusable(why)) => answers.push(format!("{}: {why}", backend.word())),
         }
         at += 1;
-        if backend == Backend::Auto && at == 1 {
-            candidates.extend(self::candidates(Backend::Iptables));
+        if choice == BackendChoice::Auto && at == 1 {
+            candidates.extend(self::candidates(BackendChoice::Iptables));
         }
     }
     Err(Error::Backend(format!(
-        "the rules could not be programmed. {}. If the node cannot be helped, {WAYS_OUT}",
+        "the rules could not be programmed. {}. If the node cannot be helped, {REMEDIES}",
         answers.join(". ")
     )))
 }
 
-/// What of `rules` is not in force: a line for each difference, none when all is well; and the
-/// backend looked at.
-pub fn differences(rules: &[Rule], backend: Backend) -> Result<(Vec<String>, &'static str), Error> {
+/// Compares `rules` with what is in force: a line for each difference, none when all is well; and
+/// the backend looked at.
+pub fn differences(
+    rules: &[Rule],
+    choice: BackendChoice,
+) -> Result<(Vec<String>, &'static str), Error> {
     permission::may_program();
-    let candidates = if backend == Backend::Auto {
+    let candidates = if choice == BackendChoice::Auto {
         ALL.to_vec()
     } else {
-        candidates(backend)
+        candidates(choice)
     };
     let mut nearest: Option<(Vec<String>, &'static str)> = None;
     let mut answers = Vec::new();
-    for means in candidates {
-        match means.differences(rules) {
+    for backend in candidates {
+        match backend.differences(rules) {
             Ok(lines)
                 if nearest
                     .as_ref()
                     .is_none_or(|(best, _)| lines.len() < best.len()) =>
             {
-                nearest = Some((lines, means.word()));
+                nearest = Some((lines, backend.word()));
             }
             Ok(_) => {}
-            Err(failure @ iptables::Failure::NotPermitted(_)) => {
+            Err(failure @ Failure::NotPermitted(_)) => {
                 return Err(not_permitted(failure));
             }
-            Err(iptables::Failure::Unusable(why)) => {
-                answers.push(format!("{}: {why}", means.word()))
-            }
+            Err(Failure::Unusable(why)) => answers.push(format!("{}: {why}", backend.word())),
         }
     }
     nearest.ok_or_else(|| Error::Backend(answers.join(". ")))
@@ -218,43 +212,43 @@ pub fn remove() -> Result<Vec<&'static str>, Error> {
     permission::may_program();
     let _lock = lock()?;
     let mut from = Vec::new();
-    for means in ALL {
-        match means.remove() {
-            Ok(true) => from.push(means.word()),
+    for backend in ALL {
+        match backend.remove() {
+            Ok(true) => from.push(backend.word()),
             Ok(false) => {}
-            Err(failure @ iptables::Failure::NotPermitted(_)) => {
+            Err(failure @ Failure::NotPermitted(_)) => {
                 return Err(not_permitted(failure));
             }
             Err(failure) => {
-                left_behind(means, &failure).map_or(Ok(()), |left| Err(Error::Backend(left)))?
+                left_behind(backend, &failure).map_or(Ok(()), |left| Err(Error::Backend(left)))?
             }
         }
     }
     Ok(from)
 }
 
-/// After a failure elsewhere: nothing of ours stays, as far as that can be had.
-pub fn give_up() {
+/// Removes our rules after a failure elsewhere, as far as that can be had.
+pub fn remove_quietly() {
     // Without the lock another run would lose what it is about to put into force.
     let _lock = lock();
     clear();
 }
 
-/// Nothing of ours stays. Says what may have stayed all the same.
+/// Removes our rules, and says what may have stayed all the same.
 fn clear() -> Option<String> {
     let left = ALL
         .into_iter()
-        .filter_map(|means| left_behind(means, &means.remove().err()?));
+        .filter_map(|backend| left_behind(backend, &backend.remove().err()?));
     left.reduce(|all, one| format!("{all}. {one}"))
 }
 
-/// What a removal that failed leaves. A kernel without nf_tables holds nothing in it; tables of
+/// Describes what a removal that failed leaves. A kernel without nf_tables holds nothing in it; tables of
 /// x_tables that are there and cannot be read may hold rules of an earlier run.
-fn left_behind(means: Means, failure: &iptables::Failure) -> Option<String> {
-    match (means, failure) {
-        (Means::Iptables(Flavour::Legacy), iptables::Failure::Unusable(why)) => Some(format!(
+fn left_behind(backend: Backend, failure: &Failure) -> Option<String> {
+    match (backend, failure) {
+        (Backend::Iptables(Flavour::Legacy), Failure::Unusable(why)) => Some(format!(
             "Rules of an earlier run may be left in {}: {why}",
-            means.word()
+            backend.word()
         )),
         _ => None,
     }
@@ -269,8 +263,8 @@ fn lock() -> Result<lock::Lock, Error> {
     })
 }
 
-fn not_permitted(failure: iptables::Failure) -> Error {
-    let (iptables::Failure::NotPermitted(answer) | iptables::Failure::Unusable(answer)) = failure;
+fn not_permitted(failure: Failure) -> Error {
+    let (Failure::NotPermitted(answer) | Failure::Unusable(answer)) = failure;
     let mut text = format!("{answer}. {}", permission::explanation());
     if answer.contains("legacy") {
         text += ". The legacy programs of iptables also need NET_RAW when they do not run as root";
@@ -282,9 +276,9 @@ fn not_permitted(failure: iptables::Failure) -> Error {
 mod tests {
     use super::*;
 
-    fn failure(errno: Errno, specific: bool) -> iptables::Failure {
+    fn failure(errno: Errno, specific: bool) -> Failure {
         let what = "rule ip TEL_PREROUTING_TCP: tcp dport 8080 redirect to :9900".to_owned();
-        explained(nft::Failure {
+        explained(nft::Refused {
             what,
             errno,
             option: Some("CONFIG_NFT_REDIR (module nft_redir)"),
@@ -294,7 +288,7 @@ mod tests {
 
     #[test]
     fn what_the_kernel_lacks_is_named_with_the_rule_and_its_answer() {
-        let iptables::Failure::Unusable(text) = failure(Errno::NOENT, true) else {
+        let Failure::Unusable(text) = failure(Errno::NOENT, true) else {
             panic!("it is about the kernel")
         };
         for words in [
@@ -305,7 +299,7 @@ mod tests {
             assert!(text.contains(words), "{words}: {text}");
         }
         // An answer that says nothing about options makes no guess at one.
-        let iptables::Failure::Unusable(text) = failure(Errno::BUSY, true) else {
+        let Failure::Unusable(text) = failure(Errno::BUSY, true) else {
             panic!("it is about the kernel")
         };
         assert!(!text.contains("CONFIG"), "{text}");
@@ -315,11 +309,8 @@ mod tests {
     fn a_missing_right_is_told_from_an_object_that_refuses() {
         assert!(matches!(
             failure(Errno::PERM, false),
-            iptables::Failure::NotPermitted(_)
+            Failure::NotPermitted(_)
         ));
-        assert!(matches!(
-            failure(Errno::PERM, true),
-            iptables::Failure::Unusable(_)
-        ));
+        assert!(matches!(failure(Errno::PERM, true), Failure::Unusable(_)));
     }
 }

@@ -1,10 +1,10 @@
-//! The command line. Small enough to be read by hand, which keeps the program small.
+//! Command line of the program. Parsing by hand keeps the program small.
 
 use std::path::PathBuf;
 
 use crate::error::Error;
 
-/// What `--help` prints.
+/// Text of `--help`.
 pub const HELP: &str = "\
 agent-init: redirects the callers of numeric target ports to the traffic agent
 
@@ -30,9 +30,9 @@ Exit codes: 0 done; 64 bad usage or configuration; 69 the kernel has no usable b
 a rule; 77 NET_ADMIN is missing; 70 a bug.
 ";
 
-/// How rules reach the kernel.
+/// BackendChoice as asked for on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Backend {
+pub enum BackendChoice {
     /// Netlink where the kernel has nf_tables, else the iptables programs.
     Auto,
     /// Netlink.
@@ -45,7 +45,7 @@ pub enum Backend {
     IptablesLegacy,
 }
 
-/// The language of a dry run.
+/// Language of a dry run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
     /// Input of `iptables-restore`.
@@ -56,44 +56,44 @@ pub enum Form {
     Json,
 }
 
-/// What to do.
+/// Task of this run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// Put the rules into force.
+    /// Puts the rules into force.
     Apply,
-    /// Print them.
+    /// Prints them.
     DryRun(Form),
-    /// Compare them with what is in force.
+    /// Compares them with what is in force.
     Check,
-    /// Take ours away.
+    /// Takes ours away.
     Remove,
-    /// Print the help.
+    /// Prints the help.
     Help,
-    /// Print the version.
+    /// Prints the version.
     Version,
 }
 
-/// The command line, understood.
+/// Command line, understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Args {
-    /// What to do.
+    /// Task of this run.
     pub mode: Mode,
-    /// By which means.
-    pub backend: Backend,
-    /// The configuration's file, when named.
+    /// BackendChoice to use.
+    pub backend: BackendChoice,
+    /// File of the configuration, when named.
     pub config: Option<PathBuf>,
-    /// What stands before every path, when given.
+    /// Directory put before every path, when given.
     pub root: Option<PathBuf>,
 }
 
-/// Understands `words`, the program's name left out. Errors name the word and what may stand there.
+/// Parses `words`, the program's name left out. Errors name the word and what may stand there.
 pub fn parse(words: impl IntoIterator<Item = String>) -> Result<Args, Error> {
     let mut words = words.into_iter().peekable();
     // The image's entry point hands over the container's arguments, and those name the role.
     words.next_if(|word| word == "agent-init");
     let mut args = Args {
         mode: Mode::Apply,
-        backend: Backend::Auto,
+        backend: BackendChoice::Auto,
         config: None,
         root: None,
     };
@@ -146,13 +146,13 @@ pub fn parse(words: impl IntoIterator<Item = String>) -> Result<Args, Error> {
     Ok(args)
 }
 
-fn backend(word: &str) -> Result<Backend, Error> {
+fn backend(word: &str) -> Result<BackendChoice, Error> {
     Ok(match word {
-        "auto" => Backend::Auto,
-        "nft" => Backend::Nft,
-        "iptables" => Backend::Iptables,
-        "iptables-nft" => Backend::IptablesNft,
-        "iptables-legacy" => Backend::IptablesLegacy,
+        "auto" => BackendChoice::Auto,
+        "nft" => BackendChoice::Nft,
+        "iptables" => BackendChoice::Iptables,
+        "iptables-nft" => BackendChoice::IptablesNft,
+        "iptables-legacy" => BackendChoice::IptablesLegacy,
         _ => {
             return Err(Error::Usage(format!(
                 "--backend {word}: no such backend; there are auto, nft, iptables, iptables-nft and iptables-legacy"
@@ -161,11 +161,11 @@ fn backend(word: &str) -> Result<Backend, Error> {
     })
 }
 
-/// Without a word for it, the language of the backend that would be used.
-fn form(word: Option<&str>, backend: Backend) -> Result<Form, Error> {
+/// Reads the language of a dry run; by default it is that of the backend.
+fn form(word: Option<&str>, backend: BackendChoice) -> Result<Form, Error> {
     Ok(match (word, backend) {
         (Some("iptables"), _) => Form::Iptables,
-        (Some("nft"), _) | (None, Backend::Auto | Backend::Nft) => Form::Nft,
+        (Some("nft"), _) | (None, BackendChoice::Auto | BackendChoice::Nft) => Form::Nft,
         (Some("json"), _) => Form::Json,
         (None, _) => Form::Iptables,
         (Some(other), _) => {
@@ -200,7 +200,7 @@ mod tests {
             let args = parsed(line).unwrap();
             assert_eq!(
                 (args.backend, args.config, args.root),
-                (Backend::Nft, Some("a/b".into()), Some("/r".into()))
+                (BackendChoice::Nft, Some("a/b".into()), Some("/r".into()))
             );
         }
     }

@@ -1,4 +1,4 @@
-//! One run of the program, from the command line to the exit code.
+//! Run of the program, from the command line to the exit code.
 
 use std::io::Write;
 
@@ -9,6 +9,7 @@ use crate::args::{self, Args, Form, Mode};
 use crate::error::Error;
 use crate::facts::{self, Env, Interfaces, Process};
 use crate::plan::{self, Pod, PortPlan};
+use crate::render;
 use crate::settings::{self, Settings};
 
 /// Runs the command line `words` and gives the exit code: 0, 1 when `--check` found a difference,
@@ -61,9 +62,9 @@ fn dispatch(
             print(
                 out,
                 &match form {
-                    Form::Iptables => plan::iptables_text(&rules),
-                    Form::Nft => plan::nft_text(&rules),
-                    Form::Json => plan::json_text(&rules, &wanted.pod),
+                    Form::Iptables => render::iptables_text(&rules),
+                    Form::Nft => render::nft_text(&rules),
+                    Form::Json => render::json_text(&rules, &wanted.pod),
                 },
             )
         }
@@ -82,7 +83,7 @@ fn dispatch(
             // A failed run must not leave what an earlier one did: nobody would know which rules
             // hold.
             if matches!(error, Error::Config(_)) {
-                apply::give_up();
+                apply::remove_quietly();
             }
         }),
     }
@@ -96,7 +97,7 @@ fn put_into_force(args: &Args, env: Env<'_>, log: &mut Log<'_>) -> Result<u8, Er
             LogLevel::Info,
             "no port is asked for by number: nothing to redirect",
         );
-        apply::give_up();
+        apply::remove_quietly();
         return Ok(0);
     }
     let backend = apply::apply(&rules, args.backend)?;
@@ -110,7 +111,7 @@ fn put_into_force(args: &Args, env: Env<'_>, log: &mut Log<'_>) -> Result<u8, Er
     Ok(0)
 }
 
-/// What the configuration wants and what the pod is.
+/// Ports of the configuration and facts of the pod.
 struct Wanted {
     ports: Vec<PortPlan>,
     pod: Pod,
@@ -139,7 +140,7 @@ impl Wanted {
         plan::plan(&self.ports, &self.pod)
     }
 
-    /// The one line that says what became of a port.
+    /// Describes in one line what became of a port.
     fn told(&self, port: &PortPlan, backend: &str) -> String {
         let PortPlan {
             container,
@@ -165,19 +166,19 @@ impl Wanted {
 }
 
 fn print(out: &mut dyn Write, text: &str) -> Result<u8, Error> {
-    // Whoever closed our output does not want it.
+    // A reader that closed our output does not want it.
     let _ = out.write_all(text.as_bytes());
     Ok(0)
 }
 
-/// The log: one line for each event, down to a level.
+/// Log: one line for each event, down to a level.
 struct Log<'a> {
     to: &'a mut dyn Write,
     level: LogLevel,
 }
 
 impl Log<'_> {
-    /// The configuration's level wins over the environment's, as everywhere in this system.
+    /// Sets the level: the configuration's wins over the environment's, as everywhere in this system.
     fn obey(&mut self, env: Env<'_>, configured: Option<LogLevel>) {
         let named = env("LOG_LEVEL").and_then(|word| word.parse().ok());
         self.level = configured.or(named).unwrap_or(LogLevel::Info);

@@ -1,15 +1,19 @@
-//! Why the program ends without rules in force, and the exit code that says so.
+//! Reasons why the program ends without rules in force, and the exit code of each.
 
-/// The exit code of a panic, which is a fault of ours.
+/// Exit code of a panic, which is a fault of ours.
 pub const BUG: u8 = 70;
 
-/// What went wrong, with the remedy in its text.
+/// Remedies for those whose nodes cannot redirect.
+pub const REMEDIES: &str = "there are two ways out: give the Service a named target port, which needs no redirect, or \
+                            inject the agent without the init container";
+
+/// Fault that ends the run, with the remedy in its text.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The command line.
+    /// Mistake on the command line.
     #[error("{0}\nTry agent-init --help")]
     Usage(String),
-    /// The configuration or the environment.
+    /// Mistake in the configuration or the environment.
     #[error("{0}")]
     Config(String),
     /// The kernel (or the image) has no way to program the rules, or refused one of them.
@@ -21,7 +25,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The exit code: of `sysexits.h`, so that 64 to 77 never clash with a shell's own.
+    /// Exit code: of `sysexits.h`, so that 64 to 77 never clash with a shell's own.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) | Self::Config(_) => 64,

@@ -1,5 +1,5 @@
-//! What the pod is: its loopback interface, its addresses, and who its agent is. Asked of the
-//! kernel and the environment once; `plan` takes it from there.
+//! Facts of the pod: its loopback interface, its addresses, and the mark of its agent. The kernel and
+//! the environment are asked once; `plan` takes it from there.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -8,7 +8,7 @@ use crate::netlink::{Attributes, Socket, find, find_text};
 use crate::plan::Pod;
 use crate::rule::{Agent, Family};
 
-/// The subsystem of interfaces and routes is number 0, which is said by saying nothing.
+/// Subsystem of interfaces and routes: number 0, which rustix writes as none.
 const ROUTE: Option<rustix::net::Protocol> = None;
 const GET_LINK: u16 = 18;
 const GET_ADDRESS: u16 = 22;
@@ -21,16 +21,16 @@ const SCOPE_GLOBAL: u8 = 0;
 /// Reads a variable of the environment; a map in tests.
 pub type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 
-/// The interfaces of the namespace, as far as they matter here.
+/// Interfaces of the namespace, as far as they matter here.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Interfaces {
-    /// The loopback interface, found by its flag: the first that is up, else the first.
+    /// Loopback interface, found by its flag: the first that is up, else the first.
     pub loopback: Option<String>,
-    /// Every global address of the other interfaces.
+    /// Global addresses of the other interfaces.
     pub global: Vec<IpAddr>,
 }
 
-/// The process's own identity.
+/// Identity of this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Process {
     /// Effective user.
@@ -40,7 +40,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Of this process.
+    /// Identity of the calling process.
     pub fn current() -> Self {
         Self {
             uid: rustix::process::geteuid().as_raw(),
@@ -49,7 +49,7 @@ impl Process {
     }
 }
 
-/// The pod's facts, and a warning about what they do not tell, if any.
+/// Gathers the pod's facts, and a warning about what they do not tell, if any.
 ///
 /// Errors: a malformed address or id, a group that the app may have too, or no address at all.
 pub fn gather(
@@ -80,8 +80,9 @@ pub fn gather(
     ))
 }
 
-/// `POD_IPS` when set, else `POD_IP` and every global address of the interfaces; each once, and
-/// none that is loopback or link-local: no caller can use those from elsewhere.
+/// Lists the pod's addresses: `POD_IPS` when set, else `POD_IP` and every global address of the
+/// interfaces; each once, and none that is loopback or link-local: no caller can use those from
+/// elsewhere.
 fn addresses(env: Env<'_>, interfaces: &Interfaces) -> Result<Vec<IpAddr>, Error> {
     let mut named = Vec::new();
     let list = value(env, "POD_IPS");
@@ -128,7 +129,7 @@ fn is_global(address: IpAddr) -> bool {
     }
 }
 
-/// By what the kernel shall know the agent: its own group, else a user.
+/// Chooses the mark of the agent: its own group, else a user.
 fn agent(env: Env<'_>, process: Process) -> Result<(Agent, Option<String>), Error> {
     if let Some(gid) = id(env, "AGENT_GID")? {
         // The group must be the agent's alone. What this container has without being given it, the
@@ -170,7 +171,7 @@ fn id(env: Env<'_>, key: &str) -> Result<Option<u32>, Error> {
     }
 }
 
-/// A variable that is set to something.
+/// Value of a variable that is set to something.
 fn value(env: Env<'_>, key: &str) -> Option<String> {
     env(key)
         .map(|text| text.trim().to_owned())
@@ -218,7 +219,7 @@ fn read_interfaces(socket: &Socket) -> Result<Interfaces, rustix::io::Errno> {
     })
 }
 
-/// The interface's own address: `IFA_LOCAL` where there is a peer, else `IFA_ADDRESS`.
+/// Own address of an interface: `IFA_LOCAL` where there is a peer, else `IFA_ADDRESS`.
 fn address(attributes: &[u8]) -> Option<IpAddr> {
     let bytes = find(attributes, 2).or_else(|| find(attributes, 1))?;
     match bytes.len() {

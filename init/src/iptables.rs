@@ -1,49 +1,23 @@
-//! The backend that runs the iptables programs, for kernels without nf_tables and for those who
-//! want it.
+//! Backend that runs the iptables programs, for kernels without nf_tables and for those who want it.
 //!
 //! For each family: `iptables-save` to see what is ours, then one `iptables-restore --noflush`,
 //! which the kernel takes as a whole or not at all.
 
+pub(crate) mod flavour;
 mod program;
 mod saved;
 
+pub use flavour::Flavour;
 pub use saved::{Document, Saved};
 
-use crate::nft::leftovers;
-use crate::plan::by_family;
-use crate::rule::{Family, Rule};
-use program::Program;
+use crate::failure::Failure;
+use crate::nft::stale_rules;
+use crate::rule::{Family, Rule, by_family};
+use program::IptablesProgram;
 
-/// The two implementations of the programs, with tables of their own each.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Flavour {
-    /// Over nf_tables.
-    Nft,
-    /// Over x_tables.
-    Legacy,
-}
-
-impl Flavour {
-    /// As it stands in the programs' names.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Nft => "nft",
-            Self::Legacy => "legacy",
-        }
-    }
-}
-
-/// Why the rules could not be programmed this way.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Failure {
-    /// The process may not.
-    NotPermitted(String),
-    /// The image or the kernel cannot.
-    Unusable(String),
-}
-
-/// Attempts at a family whose table somebody else changed between our look and our transaction.
-const ATTEMPTS: usize = 3;
+/// Limit of attempts at a family whose table somebody else changed between our look and our
+/// transaction.
+const MAX_ATTEMPTS: usize = 3;
 
 /// Puts `rules` into force with this flavour, one family after the other.
 ///
@@ -68,7 +42,7 @@ pub fn apply(flavour: Flavour, rules: &[Rule]) -> Result<(), Failure> {
 
 fn attempt(flavour: Flavour, family: Family, rules: &[&Rule]) -> Result<(), Failure> {
     let mut failure = None;
-    for _ in 0..ATTEMPTS {
+    for _ in 0..MAX_ATTEMPTS {
         match transition(flavour, family, rules) {
             Err(Failure::Unusable(why)) => failure = Some(Failure::Unusable(why)),
             done => return done,
@@ -80,7 +54,7 @@ fn attempt(flavour: Flavour, family: Family, rules: &[&Rule]) -> Result<(), Fail
 fn transition(flavour: Flavour, family: Family, rules: &[&Rule]) -> Result<(), Failure> {
     let saved = save(flavour, family)?;
     let mark = match flavour {
-        Flavour::Nft => leftovers::mark(family)
+        Flavour::Nft => stale_rules::mark(family)
             .map_err(|it| Failure::Unusable(format!("{}: {}", it.what, it.errno)))?,
         Flavour::Legacy => None,
     };
@@ -103,11 +77,11 @@ fn remove_family(flavour: Flavour, family: Family) -> Result<bool, Failure> {
     match flavour {
         // The kernel tells and takes these without the program, and what the program created with
         // them.
-        Flavour::Nft => leftovers::remove_from(family)
+        Flavour::Nft => stale_rules::remove_from(family)
             .map_err(|it| Failure::Unusable(format!("{}: {}", it.what, it.errno))),
         Flavour::Legacy => match (
             legacy_in_use(family),
-            Program::find(flavour, family, "save"),
+            IptablesProgram::find(flavour, family, "save"),
         ) {
             // No such table, or none that a program of this image could have filled.
             (Use::No, _) | (_, Err(_)) => Ok(false),
@@ -122,7 +96,7 @@ fn remove_family(flavour: Flavour, family: Family) -> Result<bool, Failure> {
     }
 }
 
-/// What of `rules` is not in force in this flavour's tables: a line for each difference.
+/// Compares `rules` with this flavour's tables: a line for each that is missing or not wanted.
 pub fn differences(flavour: Flavour, rules: &[Rule]) -> Result<Vec<String>, Failure> {
     let mut lines = Vec::new();
     let wanted = by_family(rules);
@@ -147,10 +121,10 @@ pub fn differences(flavour: Flavour, rules: &[Rule]) -> Result<Vec<String>, Fail
     Ok(lines)
 }
 
-/// The flavour of the tables that hold the most rules; the nft flavour when none hold any and the
+/// Finds the flavour whose tables hold the most rules; the nft flavour when none hold any and the
 /// kernel has it.
 pub fn detect() -> Flavour {
-    let Ok(nft) = leftovers::rule_count() else {
+    let Ok(nft) = stale_rules::rule_count() else {
         return Flavour::Legacy;
     };
     let count = |family| save(Flavour::Legacy, family).map_or(0, |saved| saved.rule_count());
@@ -166,12 +140,12 @@ pub fn detect() -> Flavour {
     }
 }
 
-/// Whether x_tables has a `nat` table here.
+/// Presence of a `nat` table of x_tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Use {
     Yes,
     No,
-    /// Only root may know; anybody else has to ask the program.
+    /// Known to root only; anybody else has to ask the program.
     Unknown,
 }
 
@@ -189,7 +163,7 @@ fn legacy_in_use(family: Family) -> Use {
 }
 
 fn save(flavour: Flavour, family: Family) -> Result<Saved, Failure> {
-    let program = Program::find(flavour, family, "save")?;
+    let program = IptablesProgram::find(flavour, family, "save")?;
     let answer = program.run(&["-t", "nat"], "")?;
     if answer.ok {
         Ok(Saved::parse(&answer.output))
@@ -199,7 +173,7 @@ fn save(flavour: Flavour, family: Family) -> Result<Saved, Failure> {
 }
 
 fn restore(flavour: Flavour, family: Family, document: &Document) -> Result<(), Failure> {
-    let program = Program::find(flavour, family, "restore")?;
+    let program = IptablesProgram::find(flavour, family, "restore")?;
     let answer = program.run(&["--noflush", "--wait"], &document.text())?;
     if answer.ok {
         return Ok(());
@@ -212,7 +186,12 @@ fn restore(flavour: Flavour, family: Family, document: &Document) -> Result<(), 
     ))
 }
 
-fn refused(program: &Program, complaint: &str, family: Family, rule: Option<String>) -> Failure {
+fn refused(
+    program: &IptablesProgram,
+    complaint: &str,
+    family: Family,
+    rule: Option<String>,
+) -> Failure {
     let name = program.name();
     let complaint = complaint.split_whitespace().collect::<Vec<_>>().join(" ");
     if [

@@ -1,4 +1,4 @@
-//! One run at a time in each network namespace, without a file.
+//! Lock that allows one run at a time in each network namespace, without a file.
 //!
 //! The lock is the name of an abstract socket: the kernel keeps those per network namespace, which
 //! is what the rules belong to, and frees it when its holder dies, however it dies. Programs we
@@ -11,16 +11,16 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 const NAME: &[u8] = b"agent-init.rules";
-const PATIENCE: Duration = Duration::from_secs(60);
-const PAUSE: Duration = Duration::from_millis(10);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(60);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Held until dropped.
+/// Lock, held until dropped.
 #[derive(Debug)]
 pub struct Lock {
     _name: Option<OwnedFd>,
 }
 
-/// Another run holds the lock and does not come to its end.
+/// Error: another run holds the lock and does not come to its end.
 #[derive(Debug)]
 pub struct Busy;
 
@@ -30,7 +30,7 @@ pub fn take() -> Result<Lock, Busy> {
     let Ok(address) = SocketAddrUnix::new_abstract_name(NAME) else {
         return Ok(Lock { _name: None });
     };
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + LOCK_TIMEOUT;
     loop {
         let socket = rustix::net::socket_with(
             AddressFamily::UNIX,
@@ -42,7 +42,7 @@ pub fn take() -> Result<Lock, Busy> {
             return Ok(Lock { _name: None });
         };
         match rustix::net::bind(&socket, &address) {
-            Err(Errno::ADDRINUSE) if Instant::now() < deadline => std::thread::sleep(PAUSE),
+            Err(Errno::ADDRINUSE) if Instant::now() < deadline => std::thread::sleep(POLL_INTERVAL),
             Err(Errno::ADDRINUSE) => return Err(Busy),
             Err(_) => return Ok(Lock { _name: None }),
             Ok(()) => {

@@ -1,5 +1,5 @@
-//! The program: arguments and environment in, exit code out. A panic is a bug and says so with a
-//! code of its own.
+//! Program: arguments and environment in, exit code out. A panic is a bug and has an exit code of its
+//! own.
 
 use std::process::ExitCode;
 
@@ -16,7 +16,7 @@ fn main() -> ExitCode {
     match std::panic::catch_unwind(run) {
         Ok(code) => code.into(),
         Err(_) => {
-            agent_init::apply::give_up();
+            agent_init::apply::remove_quietly();
             agent_init::error::BUG.into()
         }
     }

@@ -15,25 +15,26 @@ use rustix::net::{
     AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt,
 };
 
-/// The message is a request to the kernel.
+/// Flag of a request to the kernel.
 pub const REQUEST: u16 = 0x1;
-/// Answer also when all went well.
+/// Flag that asks for an answer also when all went well.
 pub const ACK: u16 = 0x4;
-/// Answer with every object.
+/// Flag that asks for every object.
 pub const DUMP: u16 = 0x300;
-/// Create what does not exist.
+/// Flag that creates what does not exist.
 pub const CREATE: u16 = 0x400;
-/// Put it behind the others.
+/// Flag that puts the object behind the others.
 pub const APPEND: u16 = 0x800;
 
 const HEADER: usize = 16;
 const KIND_ERROR: u16 = 2;
 const KIND_DONE: u16 = 3;
 const FLAG_DUMP_INTERRUPTED: u16 = 0x10;
-/// The two upper bits of an attribute's kind are flags.
+/// Mask of an attribute's kind: its two upper bits are flags.
 const ATTRIBUTE_KIND: u16 = 0x3fff;
-/// The kernel answers at once or not at all; this only keeps a broken sandbox from hanging the pod.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Time for an answer: the kernel answers at once or not at all, and this keeps a broken sandbox from
+/// hanging the pod.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 const BUFFER: usize = 1 << 16;
 /// Room for one transaction with some thousand rules.
 const TRANSACTION_ROOM: usize = 8 << 20;
@@ -86,7 +87,7 @@ impl Attributes {
     }
 }
 
-/// The attributes in `bytes`: kind and payload. Stops at the first one that does not fit.
+/// Iterates over the attributes in `bytes`: kind and payload. Stops at the first one that does not fit.
 pub fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = usize::from(read16(bytes, 0)?);
@@ -97,14 +98,14 @@ pub fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     })
 }
 
-/// The payload of the first attribute of this kind.
+/// Payload of the first attribute of this kind.
 pub fn find(bytes: &[u8], kind: u16) -> Option<&[u8]> {
     attributes(bytes)
         .find(|(it, _)| *it == kind)
         .map(|(_, payload)| payload)
 }
 
-/// The text in the first attribute of this kind, without its closing zero.
+/// Text in the first attribute of this kind, without its closing zero.
 pub fn find_text(bytes: &[u8], kind: u16) -> Option<&str> {
     let payload = find(bytes, kind)?;
     let end = payload
@@ -114,7 +115,7 @@ pub fn find_text(bytes: &[u8], kind: u16) -> Option<&str> {
     std::str::from_utf8(&payload[..end]).ok()
 }
 
-/// The number in network order in the first attribute of this kind.
+/// Number in network order in the first attribute of this kind.
 pub fn find_be32(bytes: &[u8], kind: u16) -> Option<u32> {
     Some(u32::from_be_bytes(find(bytes, kind)?.try_into().ok()?))
 }
@@ -127,7 +128,7 @@ fn read32(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
-/// One message, ready to be sent.
+/// Builds one message, ready to be sent.
 pub fn message(kind: u16, flags: u16, sequence: u32, body: &Attributes) -> Vec<u8> {
     let length = u32::try_from(HEADER + body.0.len()).unwrap_or(u32::MAX);
     let mut bytes = Vec::with_capacity(HEADER + body.0.len());
@@ -140,7 +141,7 @@ pub fn message(kind: u16, flags: u16, sequence: u32, body: &Attributes) -> Vec<u
     bytes
 }
 
-/// One message received: its kind, flags, sequence number and body.
+/// Message received: its kind, flags, sequence number and body.
 struct Received<'a> {
     kind: u16,
     flags: u16,
@@ -164,7 +165,7 @@ fn received(mut bytes: &[u8]) -> impl Iterator<Item = Received<'_>> {
 }
 
 impl Received<'_> {
-    /// What the kernel says of our message: nothing wrong, or an error.
+    /// Verdict of the kernel on our message: nothing wrong, or an error.
     fn verdict(&self) -> Result<(), Errno> {
         match read32(self.body, 0).map_or(0, |code| code.cast_signed()) {
             0 => Ok(()),
@@ -173,12 +174,12 @@ impl Received<'_> {
     }
 }
 
-/// The kernel refused message `sequence` of a transaction, or all of it (`None`).
+/// Refusal by the kernel of message `sequence` of a transaction, or of all of it (`None`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Refusal {
-    /// Which message.
+    /// Number of the message.
     pub sequence: Option<u32>,
-    /// Why.
+    /// Error of the kernel.
     pub errno: Errno,
 }
 
@@ -191,7 +192,7 @@ impl From<Errno> for Refusal {
     }
 }
 
-/// A netlink socket to one subsystem of the kernel.
+/// Netlink socket to one subsystem of the kernel.
 #[derive(Debug)]
 pub struct Socket(OwnedFd);
 
@@ -205,11 +206,11 @@ impl Socket {
             protocol,
         )?;
         rustix::net::bind(&fd, &SocketAddrNetlink::new(0, 0))?;
-        sockopt::set_socket_timeout(&fd, sockopt::Timeout::Recv, Some(PATIENCE))?;
+        sockopt::set_socket_timeout(&fd, sockopt::Timeout::Recv, Some(ANSWER_TIMEOUT))?;
         Ok(Self(fd))
     }
 
-    /// All bodies the kernel answers a dump request with.
+    /// Requests a dump and gives all bodies of the answer.
     ///
     /// Errors: the kernel's; `EINTR` when the objects kept changing while they were read.
     pub fn dump(&self, kind: u16, body: &Attributes) -> Result<Vec<Vec<u8>>, Errno> {
@@ -222,7 +223,7 @@ impl Socket {
         Err(Errno::INTR)
     }
 
-    /// The answers to one dump request, or `None` when it has to be repeated.
+    /// Reads the answers to one dump request, or `None` when it has to be repeated.
     fn answers(&self, sequence: u32) -> Result<Option<Vec<Vec<u8>>>, Errno> {
         let mut all = Vec::new();
         let mut whole = true;
@@ -239,7 +240,7 @@ impl Socket {
         }
     }
 
-    /// The one body the kernel answers a question with.
+    /// Asks for one object and gives the body of the answer.
     pub fn ask(&self, kind: u16, body: &Attributes) -> Result<Vec<u8>, Errno> {
         let sequence = 77;
         self.send(&message(kind, REQUEST, sequence, body))?;

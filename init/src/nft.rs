@@ -5,172 +5,39 @@
 //! it was. The order against a mesh is by hook priority: inbound just behind its `-100`, outbound
 //! just before it.
 
+pub(crate) mod attribute;
+pub(crate) mod batch;
 pub mod expr;
-pub mod leftovers;
+pub(crate) mod hook;
+pub(crate) mod listing;
+pub mod stale_rules;
 
 use rustix::io::Errno;
-use rustix::net::netlink::NETFILTER;
 
-use crate::netlink::{
-    ACK, APPEND, Attributes, CREATE, REQUEST, Refusal, Socket, find, find_be32, find_text, message,
+use crate::netlink::{APPEND, Attributes, CREATE, Socket};
+use crate::rule::{Action, Chain, Family, Rule, by_family, chains};
+use attribute::{
+    CHAIN_HOOK, CHAIN_NAME, CHAIN_TABLE, CHAIN_TYPE, DELETE_TABLE, HOOK_NUMBER, HOOK_PRIORITY,
+    NEW_CHAIN, NEW_RULE, NEW_TABLE, RULE_CHAIN, RULE_EXPRESSIONS, RULE_TABLE, RULE_USERDATA,
+    TABLE_NAME,
 };
-use crate::plan::{by_family, chains};
-use crate::rule::{Action, Chain, Family, Rule};
-use expr::Expression;
+pub use batch::Refused;
+use batch::{Batch, of, open};
+use hook::{hook, hook_number};
+use listing::{has_table, list_chains, list_rules};
 
-/// The name of our table, in each family that has rules.
+/// Name of our table, in each family that has rules.
 pub const TABLE: &str = "tel_agent";
 
-const SUBSYSTEM: u16 = 10 << 8;
-const NEW_TABLE: u16 = SUBSYSTEM;
-const GET_TABLE: u16 = SUBSYSTEM | 1;
-const DELETE_TABLE: u16 = SUBSYSTEM | 2;
-const NEW_CHAIN: u16 = SUBSYSTEM | 3;
-const GET_CHAIN: u16 = SUBSYSTEM | 4;
-const DELETE_CHAIN: u16 = SUBSYSTEM | 5;
-const NEW_RULE: u16 = SUBSYSTEM | 6;
-const GET_RULE: u16 = SUBSYSTEM | 7;
-const DELETE_RULE: u16 = SUBSYSTEM | 8;
-const GET_GENERATION: u16 = SUBSYSTEM | 16;
-const BATCH_BEGIN: u16 = 16;
-const BATCH_END: u16 = 17;
-/// A comment `nft list` shows: kind 0 in the rule's user data, of at most this length with its
-/// closing zero.
-const COMMENT_LIMIT: usize = 127;
-
-/// The hook of nftables and the priority of a chain that has one.
-///
-/// Inbound `-99`: a mesh's redirect at `-100` wins, the caller meets the mesh first. Outbound
-/// `-101`: before a mesh, so that it neither captures the agent nor hides the pod's own port from
-/// us.
-pub fn hook(chain: Chain) -> Option<(&'static str, i32)> {
-    match chain {
-        Chain::Prerouting => Some(("prerouting", -99)),
-        Chain::Output => Some(("output", -101)),
-        _ => None,
-    }
-}
-
-fn hook_number(chain: Chain) -> u32 {
-    if chain == Chain::Output { 3 } else { 0 }
-}
-
-/// The kernel's number of the family.
-pub(crate) fn number(family: Family) -> u8 {
-    match family {
-        Family::V4 => 2,
-        Family::V6 => 10,
-    }
-}
-
-/// What the kernel refused, in our words: which step, why, and what it lacks.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
-    /// The rule, chain or table, or the socket.
-    pub what: String,
-    /// The kernel's answer.
-    pub errno: Errno,
-    /// The kernel option whose absence would give that answer.
-    pub option: Option<&'static str>,
-    /// Whether it is about one step only, so that it says nothing about the right to program.
-    pub specific: bool,
-}
-
-/// A transaction under construction, with the words for each of its messages.
-#[derive(Default)]
-struct Batch {
-    messages: Vec<(u16, u16, Attributes)>,
-    words: Vec<(String, Option<&'static str>)>,
-}
-
-impl Batch {
-    fn add(
-        &mut self,
-        kind: u16,
-        flags: u16,
-        body: Attributes,
-        what: String,
-        option: Option<&'static str>,
-    ) {
-        self.messages.push((kind, flags, body));
-        self.words.push((what, option));
-    }
-
-    fn delete(&mut self, kind: u16, body: Attributes, what: String) {
-        self.add(kind, 0, body, what, None);
-    }
-
-    fn is_empty(&self) -> bool {
-        self.messages.is_empty()
-    }
-
-    /// Commits all or nothing; with a `generation`, only when nobody changed anything since.
-    fn commit(self, socket: &Socket, generation: Option<u32>) -> Result<(), Failure> {
-        let frame = Attributes::default().fixed(&[0, 0, 0, 10]);
-        let begin = generation.map_or_else(|| frame.clone(), |it| frame.clone().be32(1, it));
-        let mut bytes = message(BATCH_BEGIN, REQUEST, 0, &begin);
-        let mut sequence = 0;
-        for (at, (kind, flags, body)) in self.messages.iter().enumerate() {
-            sequence += 1;
-            let ack = if at + 1 == self.messages.len() {
-                ACK
-            } else {
-                0
-            };
-            bytes.extend(message(*kind, REQUEST | ack | flags, sequence, body));
-        }
-        bytes.extend(message(BATCH_END, REQUEST, sequence + 1, &frame));
-        socket
-            .transact(&bytes, sequence)
-            .map_err(|refusal| self.explain(refusal))
-    }
-
-    fn explain(&self, refusal: Refusal) -> Failure {
-        let at = refusal
-            .sequence
-            .and_then(|it| usize::try_from(it).ok()?.checked_sub(1));
-        let Some((what, option)) = at.and_then(|at| self.words.get(at)) else {
-            return whole("the transaction", refusal.errno);
-        };
-        Failure {
-            what: what.clone(),
-            errno: refusal.errno,
-            option: *option,
-            specific: true,
-        }
-    }
-}
-
-/// A refusal that is not about one of our messages.
-fn whole(what: &str, errno: Errno) -> Failure {
-    Failure {
-        what: what.to_owned(),
-        errno,
-        option: Some("CONFIG_NF_TABLES (module nf_tables)"),
-        specific: false,
-    }
-}
-
-fn open() -> Result<Socket, Failure> {
-    Socket::open(Some(NETFILTER)).map_err(|errno| Failure {
-        what: "the netlink socket of netfilter".to_owned(),
-        errno,
-        option: Some("CONFIG_NETFILTER_NETLINK (module nfnetlink)"),
-        // The socket takes no right; a sandbox that refuses it is no reason to ask for one.
-        specific: true,
-    })
-}
-
-/// The fixed part in front of each nf_tables message.
-fn of(family: Family) -> Attributes {
-    Attributes::default().fixed(&[number(family), 0, 0, 0])
-}
+/// Length of a comment that `nft list` shows, with its closing zero: kind 0 in the rule's user
+/// data.
+const MAX_COMMENT: usize = 127;
 
 /// Puts `rules` into force, in place of whatever our tables held: one transaction over both
 /// families.
 ///
 /// Errors: the kernel's word on the first message it refused. Nothing changed then.
-pub fn apply(rules: &[Rule]) -> Result<(), Failure> {
+pub fn apply(rules: &[Rule]) -> Result<(), Refused> {
     match commit(rules, true) {
         // A kernel without counters is no reason to give up: they are for people only.
         Err(failure) if failure.errno == Errno::NOENT => commit(rules, false),
@@ -178,7 +45,7 @@ pub fn apply(rules: &[Rule]) -> Result<(), Failure> {
     }
 }
 
-fn commit(rules: &[Rule], counters: bool) -> Result<(), Failure> {
+fn commit(rules: &[Rule], counters: bool) -> Result<(), Refused> {
     let socket = open()?;
     let mut batch = Batch::default();
     let wanted = by_family(rules);
@@ -194,7 +61,7 @@ fn commit(rules: &[Rule], counters: bool) -> Result<(), Failure> {
         add_table(&mut batch, family);
         batch.delete(
             DELETE_TABLE,
-            of(family).text(1, TABLE),
+            of(family).text(TABLE_NAME, TABLE),
             format!("table {} {TABLE}", family.nft()),
         );
         if let Some(rules) = rules {
@@ -220,7 +87,7 @@ fn add_table(batch: &mut Batch, family: Family) {
     batch.add(
         NEW_TABLE,
         CREATE,
-        of(family).text(1, TABLE),
+        of(family).text(TABLE_NAME, TABLE),
         format!("table {} {TABLE}", family.nft()),
         Some(option),
     );
@@ -228,12 +95,14 @@ fn add_table(batch: &mut Batch, family: Family) {
 
 fn add_chains(batch: &mut Batch, family: Family, rules: &[&Rule]) {
     for chain in chains(rules) {
-        let mut body = of(family).text(1, TABLE).text(3, chain.name());
+        let mut body = of(family)
+            .text(CHAIN_TABLE, TABLE)
+            .text(CHAIN_NAME, chain.name());
         if let Some((_, priority)) = hook(chain) {
             let hook = Attributes::default()
-                .be32(1, hook_number(chain))
-                .be32(2, priority.cast_unsigned());
-            body = body.nest(4, hook).text(7, "nat");
+                .be32(HOOK_NUMBER, hook_number(chain))
+                .be32(HOOK_PRIORITY, priority.cast_unsigned());
+            body = body.nest(CHAIN_HOOK, hook).text(CHAIN_TYPE, "nat");
         }
         let what = format!("chain {} {TABLE} {}", family.nft(), chain.name());
         let option = chain
@@ -246,10 +115,10 @@ fn add_chains(batch: &mut Batch, family: Family, rules: &[&Rule]) {
 fn add_rule(batch: &mut Batch, rule: &Rule, counters: bool) {
     let list = expr::encode(&expr::expressions(rule, counters));
     let body = of(rule.family)
-        .text(1, TABLE)
-        .text(2, rule.chain.name())
-        .nest(4, list)
-        .bytes(7, &comment(rule));
+        .text(RULE_TABLE, TABLE)
+        .text(RULE_CHAIN, rule.chain.name())
+        .nest(RULE_EXPRESSIONS, list)
+        .bytes(RULE_USERDATA, &comment(rule));
     let option = match rule.then {
         Action::Redirect(_) => Some("CONFIG_NFT_REDIR (module nft_redir)"),
         Action::Translate(_) | Action::LeaveAlone => Some("CONFIG_NFT_NAT (module nft_nat)"),
@@ -264,7 +133,7 @@ fn add_rule(batch: &mut Batch, rule: &Rule, counters: bool) {
     );
 }
 
-/// A word for whoever lists the rules and wonders.
+/// Comment for readers of `nft list`.
 fn comment(rule: &Rule) -> Vec<u8> {
     let words = match rule.then {
         Action::Jump(Chain::Bypass) => "the agent's own traffic",
@@ -273,7 +142,7 @@ fn comment(rule: &Rule) -> Vec<u8> {
         Action::Translate(_) => "the agent reaches the app",
         Action::LeaveAlone => "no mesh captures it",
     };
-    debug_assert!(words.len() < COMMENT_LIMIT, "nft shows no longer comment");
+    debug_assert!(words.len() < MAX_COMMENT, "nft shows no longer comment");
     let mut bytes = vec![0, u8::try_from(words.len() + 1).unwrap_or(0)];
     bytes.extend_from_slice(words.as_bytes());
     bytes.push(0);
@@ -281,7 +150,7 @@ fn comment(rule: &Rule) -> Vec<u8> {
 }
 
 /// Takes our tables away. Says whether there was one.
-pub fn remove() -> Result<bool, Failure> {
+pub fn remove() -> Result<bool, Refused> {
     let socket = open()?;
     let mut batch = Batch::default();
     for family in Family::ALL {
@@ -289,7 +158,7 @@ pub fn remove() -> Result<bool, Failure> {
             add_table(&mut batch, family);
             batch.delete(
                 DELETE_TABLE,
-                of(family).text(1, TABLE),
+                of(family).text(TABLE_NAME, TABLE),
                 format!("table {} {TABLE}", family.nft()),
             );
         }
@@ -300,9 +169,8 @@ pub fn remove() -> Result<bool, Failure> {
     batch.commit(&socket, None).map(|()| true)
 }
 
-/// What of `rules` is not in force, or is in force without being wanted: a line for each
-/// difference.
-pub fn differences(rules: &[Rule]) -> Result<Vec<String>, Failure> {
+/// Compares `rules` with what is in force: a line for each that is missing or not wanted.
+pub fn differences(rules: &[Rule]) -> Result<Vec<String>, Refused> {
     let socket = open()?;
     let mut lines = Vec::new();
     let wanted = by_family(rules);
@@ -329,7 +197,7 @@ fn table_differences(
     socket: &Socket,
     family: Family,
     rules: &[&Rule],
-) -> Result<Vec<String>, Failure> {
+) -> Result<Vec<String>, Refused> {
     let mut lines = Vec::new();
     let listed_chains = list_chains(socket, family, TABLE)?;
     let listed_rules = list_rules(socket, family, TABLE)?;
@@ -378,66 +246,4 @@ fn table_differences(
         ));
     }
     Ok(lines)
-}
-
-/// A chain as the kernel lists it.
-pub(crate) struct ListedChain {
-    name: String,
-    /// Hook number and priority, when the kernel calls it.
-    hook: Option<(u32, i32)>,
-}
-
-/// A rule as the kernel lists it.
-pub(crate) struct ListedRule {
-    chain: String,
-    handle: Vec<u8>,
-    expressions: Vec<Expression>,
-}
-
-fn has_table(socket: &Socket, family: Family, name: &str) -> Result<bool, Failure> {
-    let tables = socket
-        .dump(GET_TABLE, &of(family))
-        .map_err(|errno| whole("the list of tables", errno))?;
-    Ok(tables
-        .iter()
-        .any(|it| it.first() == Some(&number(family)) && find_text(rest(it), 1) == Some(name)))
-}
-
-fn list_chains(socket: &Socket, family: Family, table: &str) -> Result<Vec<ListedChain>, Failure> {
-    let chains = socket
-        .dump(GET_CHAIN, &of(family))
-        .map_err(|errno| whole("the list of chains", errno))?;
-    let chains = chains
-        .iter()
-        .map(|it| rest(it))
-        .filter(|it| find_text(it, 1) == Some(table));
-    Ok(chains
-        .map(|it| ListedChain {
-            name: find_text(it, 3).unwrap_or_default().to_owned(),
-            hook: find(it, 4)
-                .and_then(|hook| Some((find_be32(hook, 1)?, find_be32(hook, 2)?.cast_signed()))),
-        })
-        .collect())
-}
-
-fn list_rules(socket: &Socket, family: Family, table: &str) -> Result<Vec<ListedRule>, Failure> {
-    let rules = socket
-        .dump(GET_RULE, &of(family).text(1, table))
-        .map_err(|errno| whole("the list of rules", errno))?;
-    let rules = rules
-        .iter()
-        .map(|it| rest(it))
-        .filter(|it| find_text(it, 1) == Some(table));
-    Ok(rules
-        .map(|it| ListedRule {
-            chain: find_text(it, 2).unwrap_or_default().to_owned(),
-            handle: find(it, 3).unwrap_or_default().to_vec(),
-            expressions: expr::decode(find(it, 4).unwrap_or_default()),
-        })
-        .collect())
-}
-
-/// The attributes of an nf_tables message.
-fn rest(body: &[u8]) -> &[u8] {
-    body.get(4..).unwrap_or_default()
 }

@@ -1,11 +1,11 @@
-//! Whether the process may program rules, and if not, which of the many reasons it is: whoever
-//! reads the message has a pod manifest to mend.
+//! Permission to program rules, and the reason when it is missing: the reader of the message has a pod
+//! manifest to mend.
 
 use rustix::thread::{
     CapabilitySet, capabilities, capability_is_in_bounding_set, no_new_privs, set_capabilities,
 };
 
-/// Whether NET_ADMIN is there. One that is merely permitted (a file capability can be) is made
+/// Checks for NET_ADMIN. One that is merely permitted (a file capability can be) is made
 /// effective.
 pub fn may_program() -> bool {
     let Ok(mut sets) = capabilities(None) else {
@@ -20,7 +20,7 @@ pub fn may_program() -> bool {
 
 /// Lets the programs we start keep the capabilities they need when we are not root: without this a
 /// program that is not root starts with none.
-pub fn hand_down() {
+pub fn pass_capabilities() {
     if rustix::process::geteuid().is_root() {
         return;
     }
@@ -37,7 +37,7 @@ pub fn hand_down() {
     }
 }
 
-/// Why the kernel says no, and what to write where.
+/// Explains the kernel's refusal: the cause, and the line to change.
 pub fn explanation() -> String {
     let uid = rustix::process::geteuid().as_raw();
     let effective =
@@ -64,5 +64,5 @@ pub fn explanation() -> String {
              root (runAsUser: 0) instead of uid {uid}, or with the file capability cap_net_admin+ep on the program"
         ),
     };
-    format!("{why}. Without that right {}", crate::apply::WAYS_OUT)
+    format!("{why}. Without that right {}", crate::error::REMEDIES)
 }

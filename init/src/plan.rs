@@ -1,48 +1,49 @@
-//! START HERE: the policy. What the config wants and what the pod is, in; an ordered list of rules,
-//! out. Pure.
+//! START HERE: the policy, a pure function from the configured ports and the pod to an ordered list
+//! of rules.
 //!
 //! ```text
 //! caller ──> app port C ──redirect──> agent port A ══> agent ══> proxy port X ──translate──> app port C
 //! ```
 //!
-//! Only ports with a numeric target are touched: a named one is taken over by the Service, without
-//! any rule.
+//! Ports with a numeric target are redirected; a named one is taken over by the Service, without any
+//! rule.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::rule::Test::{Carried, From, NotFrom, NotTo, Over, Port, To};
 use crate::rule::{Action, Agent, Chain, Family, Rule, TRANSPORTS, Test, Transport};
 
-/// What the plan needs to know of one port of an app container.
+/// One port of an app container, as far as the plan depends on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PortPlan {
-    /// The container the port belongs to, for messages.
+    /// Name of the container that has the port, for messages.
     pub container: String,
-    /// Where the app listens, and what callers ask for.
+    /// Port the app listens on and callers ask for.
     pub container_port: u16,
-    /// Where the agent listens.
+    /// Port the agent listens on.
     pub agent_port: u16,
-    /// What the agent dials to reach the app past our own redirect.
+    /// Port the agent dials to reach the app past our own redirect.
     pub proxy_port: u16,
-    /// Which transport.
+    /// Transport of all three.
     pub transport: Transport,
-    /// Whether callers come by the port's number (a numeric target port, or a Service without an
-    /// address of its own): only then is it redirected.
+    /// True when callers come by the port's number (a numeric target port, or a headless Service):
+    /// only then is it redirected.
     pub numeric: bool,
 }
 
-/// What the plan needs to know of the pod.
+/// The pod, as far as the plan depends on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pod {
-    /// The pod's own addresses; a family without an address gets no rule.
+    /// Own addresses; a family without an address gets no rule.
     pub addresses: Vec<IpAddr>,
-    /// The loopback interface's name.
+    /// Name of the loopback interface.
     pub loopback: String,
-    /// How the agent's sockets are told from the others.
+    /// Mark that tells the agent's sockets from all others.
     pub agent: Agent,
 }
 
-/// The whole policy, family by family, each in the order in which the kernel reads it.
+/// Lists the rules of the whole policy, family by family, in the order in which the kernel reads
+/// them.
 pub fn plan(ports: &[PortPlan], pod: &Pod) -> Vec<Rule> {
     let numeric: Vec<&PortPlan> = ports.iter().filter(|port| port.numeric).collect();
     if numeric.is_empty() {
@@ -138,108 +139,4 @@ fn localhost(family: Family) -> IpAddr {
         Family::V4 => Ipv4Addr::LOCALHOST.into(),
         Family::V6 => Ipv6Addr::LOCALHOST.into(),
     }
-}
-
-/// The plan as the input of `iptables-restore --noflush` and `ip6tables-restore --noflush` for an
-/// empty table.
-pub fn iptables_text(rules: &[Rule]) -> String {
-    let mut text = String::new();
-    for (family, rules) in by_family(rules) {
-        let program = if family == Family::V4 {
-            "iptables-restore"
-        } else {
-            "ip6tables-restore"
-        };
-        text += &format!("# {program} --noflush --wait\n*nat\n");
-        for chain in own_chains(&rules) {
-            text += &format!(":{} - [0:0]\n", chain.name());
-        }
-        let mut position = 0;
-        for rule in &rules {
-            text += &match rule.chain {
-                Chain::Output => {
-                    position += 1;
-                    format!("-I OUTPUT {position} {}\n", rule.iptables())
-                }
-                chain => format!("-A {} {}\n", chain.name(), rule.iptables()),
-            };
-        }
-        text += "COMMIT\n";
-    }
-    text
-}
-
-/// The plan as input of `nft -f`.
-pub fn nft_text(rules: &[Rule]) -> String {
-    let mut text = String::new();
-    for (family, rules) in by_family(rules) {
-        let table = format!("table {} {}", family.nft(), crate::nft::TABLE);
-        text += &format!("{table}\ndelete {table}\n{table} {{\n");
-        for chain in chains(&rules) {
-            text += &format!("\tchain {} {{\n", chain.name());
-            if let Some((hook, priority)) = crate::nft::hook(chain) {
-                text += &format!("\t\ttype nat hook {hook} priority {priority}; policy accept;\n");
-            }
-            for rule in rules.iter().filter(|rule| rule.chain == chain) {
-                text += &format!("\t\t{}\n", rule.nft());
-            }
-            text += "\t}\n";
-        }
-        text += "}\n";
-    }
-    text
-}
-
-/// The plan as JSON, for programs.
-pub fn json_text(rules: &[Rule], pod: &Pod) -> String {
-    let agent = match pod.agent {
-        Agent::Gid(id) => serde_json::json!({ "gid": id }),
-        Agent::Uid(id) => serde_json::json!({ "uid": id }),
-    };
-    let addresses: Vec<String> = pod.addresses.iter().map(ToString::to_string).collect();
-    let plan = serde_json::json!({
-        "pod": { "addresses": addresses, "loopback": pod.loopback, "agent": agent },
-        "rules": rules.iter().map(Rule::json).collect::<Vec<_>>(),
-    });
-    format!("{plan:#}\n")
-}
-
-/// The rules of each family that has any.
-pub fn by_family(rules: &[Rule]) -> Vec<(Family, Vec<&Rule>)> {
-    let of = |family| {
-        (
-            family,
-            rules
-                .iter()
-                .filter(|rule| rule.family == family)
-                .collect::<Vec<_>>(),
-        )
-    };
-    Family::ALL
-        .map(of)
-        .into_iter()
-        .filter(|(_, rules)| !rules.is_empty())
-        .collect()
-}
-
-/// The chains that `rules` stand in, each once: ours first, because the hooks' rules jump to them.
-pub fn chains(rules: &[&Rule]) -> Vec<Chain> {
-    let mut seen: Vec<Chain> = own_chains(rules);
-    for rule in rules {
-        if !seen.contains(&rule.chain) {
-            seen.push(rule.chain);
-        }
-    }
-    seen
-}
-
-/// The chains of our own that `rules` stand in, each once.
-pub fn own_chains(rules: &[&Rule]) -> Vec<Chain> {
-    let mut seen = Vec::new();
-    for rule in rules {
-        if !rule.chain.is_hook() && !seen.contains(&rule.chain) {
-            seen.push(rule.chain);
-        }
-    }
-    seen
 }

@@ -3,7 +3,7 @@
 //!
 //! Pure. The same rule goes to every backend, so that they cannot mean different things:
 //! `nft::expr` is the fourth spelling, the kernel's own. A line is written as `iptables-save`
-//! prints it, which makes "is it in force?" a comparison of text.
+//! prints it, so that comparing text is enough to see whether a rule is in force.
 
 use std::fmt::{self, Display, Formatter};
 use std::net::{IpAddr, SocketAddr};
@@ -20,10 +20,10 @@ pub enum Family {
 }
 
 impl Family {
-    /// Both, in the order in which they are programmed.
+    /// Families in the order in which they are programmed.
     pub const ALL: [Self; 2] = [Self::V4, Self::V6];
 
-    /// The family of `address`.
+    /// Family of `address`.
     pub fn of(address: IpAddr) -> Self {
         if address.is_ipv4() {
             Self::V4
@@ -32,11 +32,19 @@ impl Family {
         }
     }
 
-    /// nftables' word for the family, which is also its word for the header.
+    /// Name of the family in nftables, which is also its name of the header.
     pub fn nft(self) -> &'static str {
         match self {
             Self::V4 => "ip",
             Self::V6 => "ip6",
+        }
+    }
+
+    /// Number of the family in the kernel.
+    pub fn number(self) -> u8 {
+        match self {
+            Self::V4 => 2,
+            Self::V6 => 10,
         }
     }
 
@@ -57,10 +65,10 @@ impl Display for Family {
     }
 }
 
-/// Both transports, in the order in which they are programmed.
+/// Transports in the order in which they are programmed.
 pub const TRANSPORTS: [Transport; 2] = [Transport::Tcp, Transport::Udp];
 
-/// The transport as every rule language writes it.
+/// Name of the transport in every rule language.
 fn word(transport: Transport) -> &'static str {
     match transport {
         Transport::Tcp => "tcp",
@@ -68,12 +76,12 @@ fn word(transport: Transport) -> &'static str {
     }
 }
 
-/// The mark by which the kernel tells the agent's sockets from everybody else's.
+/// Mark by which the kernel tells the agent's sockets from all others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Agent {
-    /// The group only the agent runs as: the one sure mark.
+    /// Group that only the agent runs as: the one sure mark.
     Gid(u32),
-    /// The user the agent runs as; an app with the same user is taken for the agent.
+    /// User the agent runs as; an app with the same user is taken for the agent.
     Uid(u32),
 }
 
@@ -86,26 +94,26 @@ impl Display for Agent {
     }
 }
 
-/// Where a rule stands.
+/// Chain of rules: one of the kernel's hooks or one of our own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Chain {
-    /// The kernel's hook for what arrives from other hosts.
+    /// Kernel hook for packets that arrive.
     Prerouting,
-    /// The kernel's hook for what processes of the pod send.
+    /// Kernel hook for packets that processes of the pod send.
     Output,
-    /// Ours, reached from [`Chain::Prerouting`].
+    /// Own chain, reached from [`Chain::Prerouting`].
     Inbound(Transport),
-    /// Ours, reached from [`Chain::Output`].
+    /// Own chain, reached from [`Chain::Output`].
     Outbound(Transport),
-    /// Ours: the agent's own traffic ends here, before a mesh's chains see it.
+    /// Own chain: the agent's own traffic ends here, before a mesh's chains see it.
     Bypass,
 }
 
-/// Every chain of ours starts with this, and nobody else's does.
+/// Prefix of the names of our own chains.
 pub const PREFIX: &str = "TEL_";
 
 impl Chain {
-    /// The chain's name in the `nat` table of iptables; for our own chains also in our nftables
+    /// Name in the `nat` table of iptables; for our own chains also in our nftables
     /// table.
     pub fn name(self) -> &'static str {
         match self {
@@ -119,13 +127,13 @@ impl Chain {
         }
     }
 
-    /// Whether the kernel calls this chain itself.
+    /// True for a chain that the kernel calls itself.
     pub fn is_hook(self) -> bool {
         matches!(self, Self::Prerouting | Self::Output)
     }
 }
 
-/// One thing a packet must be. A rule's tests stand in the order of `iptables-save`.
+/// Condition on a packet. The tests of a rule are in the order of `iptables-save`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Test {
     /// Sent to this address.
@@ -134,7 +142,7 @@ pub enum Test {
     NotTo(IpAddr),
     /// Leaving over this interface.
     Over(String),
-    /// Of this transport, whatever the port.
+    /// Carried by this transport, whatever the port.
     Carried(Transport),
     /// Sent by the agent.
     From(Agent),
@@ -144,35 +152,35 @@ pub enum Test {
     Port(Transport, u16),
 }
 
-/// What becomes of a packet (in truth of its connection: translation looks at the first packet
-/// only).
+/// Treatment of a packet, and with it of its connection: translation looks at the first packet
+/// only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// Go on in a chain of ours; come back when nothing there matched.
+    /// Jump to a chain of ours, and back when nothing there matches.
     Jump(Chain),
-    /// To this port of the pod itself.
+    /// Redirect to this port of the pod itself.
     Redirect(u16),
-    /// To this address and port.
+    /// Translate the destination to this address and port.
     Translate(SocketAddr),
-    /// To where it was going, and no later chain may redirect it.
+    /// Keep the destination, and let no later chain redirect it.
     LeaveAlone,
 }
 
-/// A rule: in `chain`, a packet of `family` for which all of `when` holds gets `then`.
+/// Rule: in `chain`, a packet of `family` for which all of `when` holds gets `then`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
-    /// The family whose tables hold the rule.
+    /// Family whose tables hold the rule.
     pub family: Family,
-    /// Where it stands.
+    /// Chain that holds the rule.
     pub chain: Chain,
-    /// All of these must hold.
+    /// Tests that must all hold.
     pub when: Vec<Test>,
-    /// What happens then.
+    /// Action for a packet that passes them.
     pub then: Action,
 }
 
 impl Rule {
-    /// The rule as `iptables-save` prints it and `iptables-restore` reads it, without its chain.
+    /// Renders the rule as `iptables-save` prints and `iptables-restore` reads it, without its chain.
     ///
     /// `LeaveAlone` is `ACCEPT`: the mesh's rules of the same table stand behind ours and are not
     /// reached.
@@ -191,7 +199,7 @@ impl Rule {
         words.join(" ")
     }
 
-    /// The rule in the language of `nft`, without its chain.
+    /// Renders the rule in the language of `nft`, without its chain.
     ///
     /// `LeaveAlone` is a translation to the packet's own destination: an `accept` would end our
     /// chain only, and a mesh's chain that follows at a later priority would still capture the
@@ -207,7 +215,7 @@ impl Rule {
         words.join(" ")
     }
 
-    /// The rule for programs: typed fields, and both spellings.
+    /// Renders the rule for programs: typed fields, and both spellings.
     pub fn json(&self) -> serde_json::Value {
         let mut when = serde_json::Map::new();
         for test in &self.when {
@@ -232,7 +240,7 @@ impl Rule {
 }
 
 impl Display for Rule {
-    /// How messages name the rule: family, chain, and what it says.
+    /// Names the rule in messages: family, chain and text.
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         write!(
             f,
@@ -290,4 +298,45 @@ impl Test {
             Self::Port(transport, port) => ("port", format!("{}/{port}", word(*transport)).into()),
         }
     }
+}
+
+/// Groups `rules` by family; a family without rules is left out.
+pub fn by_family(rules: &[Rule]) -> Vec<(Family, Vec<&Rule>)> {
+    let of = |family| {
+        (
+            family,
+            rules
+                .iter()
+                .filter(|rule| rule.family == family)
+                .collect::<Vec<_>>(),
+        )
+    };
+    Family::ALL
+        .map(of)
+        .into_iter()
+        .filter(|(_, rules)| !rules.is_empty())
+        .collect()
+}
+
+/// Lists the chains that hold `rules`, each once: our own first, because the hooks' rules jump to
+/// them.
+pub fn chains(rules: &[&Rule]) -> Vec<Chain> {
+    let mut seen: Vec<Chain> = own_chains(rules);
+    for rule in rules {
+        if !seen.contains(&rule.chain) {
+            seen.push(rule.chain);
+        }
+    }
+    seen
+}
+
+/// Lists our own chains that hold `rules`, each once.
+pub fn own_chains(rules: &[&Rule]) -> Vec<Chain> {
+    let mut seen = Vec::new();
+    for rule in rules {
+        if !rule.chain.is_hook() && !seen.contains(&rule.chain) {
+            seen.push(rule.chain);
+        }
+    }
+    seen
 }

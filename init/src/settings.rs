@@ -1,4 +1,4 @@
-//! Where the sidecar configuration comes from, and what of it concerns the redirect.
+//! Sidecar configuration: its sources, and the part of it that concerns the redirect.
 
 use std::path::Path;
 
@@ -10,18 +10,18 @@ use crate::error::Error;
 use crate::facts::Env;
 use crate::plan::PortPlan;
 
-/// Where the injector mounts the configuration.
+/// Path at which the injector mounts the configuration.
 pub const FILE: &str = "/etc/traffic-agent/config.yaml";
 const VARIABLE: &str = "AGENT_CONFIG";
 
-/// What the configuration says to this program.
+/// Part of the configuration that this program needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// Every port that can be intercepted, numeric or named.
+    /// Ports that can be intercepted, numeric or named.
     pub ports: Vec<PortPlan>,
-    /// How much to log, if it says so.
+    /// Log level, if the configuration has one.
     pub log_level: Option<LogLevel>,
-    /// What is odd in it, one line each.
+    /// Oddities of the configuration, one line each.
     pub warnings: Vec<String>,
 }
 

@@ -1,10 +1,11 @@
-//! The plan held against the policy: golden texts for the documented examples, and for generated
+//! Comparison of the plan with the policy: golden texts for the documented examples, and for generated
 //! pods an independent reading of the policy, packet by packet.
 #![allow(clippy::unwrap_used)] // A test that cannot go on panics.
 
 use std::net::{IpAddr, SocketAddr};
 
-use agent_init::plan::{Pod, PortPlan, iptables_text, json_text, nft_text, plan};
+use agent_init::plan::{Pod, PortPlan, plan};
+use agent_init::render::{iptables_text, json_text, nft_text};
 use agent_init::rule::{Action, Agent, Chain, Family, Rule, Test, Transport};
 use proptest::prelude::*;
 
@@ -109,7 +110,7 @@ enum Fate {
     To(SocketAddr),
 }
 
-/// The kernel's reading of a chain.
+/// Evaluates a chain as the kernel does.
 fn fate(rules: &[Rule], chain: Chain, packet: Packet) -> Option<Fate> {
     let family = Family::of(packet.to.ip());
     for rule in rules
@@ -154,7 +155,7 @@ fn fate_of(rules: &[Rule], packet: Packet) -> Fate {
     fate(rules, hook, packet).unwrap_or(Fate::Untouched)
 }
 
-/// The policy in other words than the plan's.
+/// Policy in other words than the plan's.
 fn wanted(ports: &[PortPlan], pod: &Pod, packet: Packet) -> Fate {
     let numeric = || ports.iter().filter(|port| port.numeric);
     let has_family = pod
@@ -183,7 +184,7 @@ fn wanted(ports: &[PortPlan], pod: &Pod, packet: Packet) -> Fate {
     }
 }
 
-/// Every packet that could be treated differently by any of the rules.
+/// Packets that could be treated differently by any of the rules.
 fn packets(ports: &[PortPlan], pod: &Pod) -> Vec<Packet> {
     let elsewhere: [IpAddr; 4] =
         ["127.0.0.1", "::1", "192.0.2.7", "2001:db8::7"].map(|it| it.parse().expect("an address"));

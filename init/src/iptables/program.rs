@@ -1,4 +1,4 @@
-//! The programs of iptables: where they are, and running one of them.
+//! Programs of iptables: finding and running one of them.
 //!
 //! They are run without a shell and with what they need to work as any user and on a read-only file
 //! system.
@@ -11,26 +11,27 @@ use std::process::{Command, Stdio};
 
 use rustix::fs::MemfdFlags;
 
-use super::{Failure, Flavour};
+use super::flavour::Flavour;
+use crate::failure::Failure;
 use crate::rule::Family;
 
 const LOCK_FILE: &str = "/run/xtables.lock";
 const PLACES: &str = "/usr/sbin:/sbin:/usr/local/sbin:/usr/bin:/bin";
 
-/// What the program printed, and whether it was content.
+/// Output of the program, and its success.
 pub(super) struct Answer {
     pub(super) ok: bool,
     pub(super) output: String,
     pub(super) complaint: String,
 }
 
-/// One of the programs, found.
-pub(super) struct Program {
+/// Program that was found in the image.
+pub(super) struct IptablesProgram {
     path: PathBuf,
     flavour: Flavour,
 }
 
-impl Program {
+impl IptablesProgram {
     /// `what` is `save` or `restore`. Errors name what was looked for.
     pub(super) fn find(flavour: Flavour, family: Family, what: &str) -> Result<Self, Failure> {
         let base = if family == Family::V4 {
@@ -124,8 +125,7 @@ fn in_path(name: &str) -> Option<PathBuf> {
         .find(|it| it.is_file())
 }
 
-/// Which flavour a program of the plain name is; those from before the split say nothing and are
-/// legacy.
+/// Flavour of a program of the plain name; those from before the split say nothing and are legacy.
 fn flavour_of(path: &Path) -> Option<Flavour> {
     let done = Command::new(path)
         .arg("--version")

@@ -1,13 +1,12 @@
-//! What `iptables-save -t nat` printed, what of it is ours, and the one document for
-//! `iptables-restore --noflush` that leads from there to the plan. Pure.
+//! Reading of `iptables-save -t nat`, and the one document for `iptables-restore --noflush` that
+//! leads from there to the plan. Pure.
 //!
-//! Ours is a chain whose name starts with `TEL_`, whatever stands in it, and a rule elsewhere that
-//! jumps to one. All else is left where it is.
+//! A chain whose name starts with `TEL_` is ours with all its rules, and so is a rule elsewhere that
+//! jumps to one. All else is left in its place.
 
-use crate::plan::own_chains;
-use crate::rule::{Chain, PREFIX, Rule};
+use crate::rule::{Chain, PREFIX, Rule, own_chains};
 
-/// The `nat` table as printed.
+/// Table `nat` as printed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Saved {
     chains: Vec<String>,
@@ -28,14 +27,14 @@ impl SavedRule {
     }
 }
 
-/// The input of one `iptables-restore`, and what each line is about.
+/// Input of one `iptables-restore`, and the rule that each line is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Document {
     lines: Vec<(String, Option<String>)>,
 }
 
 impl Document {
-    /// What the program reads.
+    /// Text that the program reads.
     pub fn text(&self) -> String {
         self.lines
             .iter()
@@ -43,7 +42,7 @@ impl Document {
             .collect()
     }
 
-    /// The rule in the line that the program names in its error text, or the line itself.
+    /// Finds the rule in the line that the program names in its error text, or the line itself.
     pub fn line_blamed_by(&self, answer: &str) -> Option<String> {
         let mut words = answer
             .split_whitespace()
@@ -81,12 +80,12 @@ impl Saved {
         saved
     }
 
-    /// How many rules there are, whoever's.
+    /// Number of all rules, ours and others'.
     pub fn rule_count(&self) -> usize {
         self.rules.len()
     }
 
-    /// Whether anything of ours is there.
+    /// True when there is a chain or a jump of ours.
     pub fn has_ours(&self) -> bool {
         self.chains.iter().any(|name| name.starts_with(PREFIX))
             || self.rules.iter().any(SavedRule::is_our_jump)
@@ -96,10 +95,9 @@ impl Saved {
         self.rules.iter().filter(move |rule| rule.chain == chain)
     }
 
-    /// What of `rules` is not in force, or is in force without being wanted: a line for each
-    /// difference.
+    /// Compares `rules` with the table: a line for each that is missing or not wanted.
     ///
-    /// In force means: our chains hold their rules, our jumps are the first in `OUTPUT`, and each
+    /// Rules are in force when our chains hold their rules, our jumps are the first in `OUTPUT`, and each
     /// of those in `PREROUTING` is there once.
     pub fn differences(&self, rules: &[&Rule]) -> Vec<String> {
         let mut lines = Vec::new();
@@ -144,21 +142,21 @@ impl Saved {
             .chains
             .iter()
             .filter(is_other)
-            .filter(|name| !crate::nft::leftovers::is_mark(name))
+            .filter(|name| !crate::nft::stale_rules::is_mark(name))
         {
             lines.push(format!("not wanted: chain {name}"));
         }
         lines
     }
 
-    /// Whether our jumps in `PREROUTING` stand behind everybody else's.
+    /// True when our jumps in `PREROUTING` stand behind everybody else's.
     fn callers_meet_others_first(&self) -> bool {
         self.of("PREROUTING")
             .skip_while(|rule| !rule.is_our_jump())
             .all(SavedRule::is_our_jump)
     }
 
-    /// The document that makes `rules` all that is ours here, or `None` when they are already.
+    /// Makes the document that leaves `rules` as all that is ours here, or `None` when they are already.
     ///
     /// `mark` is an empty chain to leave beside them. What was ours goes and comes again in the
     /// same transaction: jumps are deleted and put in their places anew, so that they are never
@@ -217,8 +215,8 @@ impl Saved {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{Pod, PortPlan, by_family, plan};
-    use crate::rule::{Agent, Transport};
+    use crate::plan::{Pod, PortPlan, plan};
+    use crate::rule::{Agent, Transport, by_family};
 
     fn rules() -> Vec<Rule> {
         let port = PortPlan {
@@ -237,7 +235,7 @@ mod tests {
         plan(&[port], &pod)
     }
 
-    /// What the table holds after the document: a model of the program, for these tests.
+    /// Applies the document to the table: a model of the program, for these tests.
     fn after(saved: &Saved, document: &Document) -> Saved {
         let mut next = saved.clone();
         for line in document.text().lines() {

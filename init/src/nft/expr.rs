@@ -1,5 +1,5 @@
-//! A typed rule as the kernel's own list of expressions: load a field into a register, compare it,
-//! act. Pure.
+//! Translation of a typed rule to the kernel's own list of expressions: load a field into a
+//! register, compare it, act. Pure.
 //!
 //! Numbers of `linux/netfilter/nf_tables.h`. Traps: owner ids are in the host's byte order, ports
 //! and addresses in the network's; a value must be loaded before it is compared; register 0 is the
@@ -7,12 +7,14 @@
 
 use std::net::IpAddr;
 
+use super::attribute::{
+    COMPARE_DATA, COMPARE_OPERATION, COMPARE_SOURCE, DATA_VALUE, DATA_VERDICT, EXPRESSION_DATA,
+    EXPRESSION_NAME, IMMEDIATE_DATA, IMMEDIATE_DESTINATION, LIST_ELEMENT, META_DESTINATION,
+    META_KEY, NAT_ADDRESS, NAT_FAMILY, NAT_PORT, NAT_TYPE, PAYLOAD_BASE, PAYLOAD_DESTINATION,
+    PAYLOAD_LENGTH, PAYLOAD_OFFSET, REDIRECT_PORT, VERDICT_CHAIN, VERDICT_CODE,
+};
 use crate::netlink::{Attributes, attributes, find, find_text};
 use crate::rule::{Action, Agent, Family, Rule, Test};
-
-const LIST_ELEMENT: u16 = 1;
-const EXPRESSION_NAME: u16 = 1;
-const EXPRESSION_DATA: u16 = 2;
 
 const REGISTER_VERDICT: u32 = 0;
 const REGISTER_1: u32 = 1;
@@ -29,15 +31,14 @@ const PORT_OFFSET: u32 = 2;
 
 const EQUAL: u32 = 0;
 const NOT_EQUAL: u32 = 1;
+const NAT_TO_DESTINATION: u32 = 1;
 const VERDICT_JUMP: i32 = -3;
-const DATA_VALUE: u16 = 1;
-const DATA_VERDICT: u16 = 2;
 const INTERFACE_NAME_LENGTH: usize = 16;
 
-/// One expression: its name in the kernel and its attributes.
+/// Expression: its name in the kernel and its attributes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Expression {
-    /// The kernel's name, which is also the name of the module that brings it.
+    /// Name in the kernel, which is also the name of the module that brings it.
     pub name: String,
     data: Vec<u8>,
 }
@@ -50,7 +51,7 @@ impl Expression {
         }
     }
 
-    /// Whether the kernel's `other` does what this one says: it may tell more than we did, not
+    /// True when the kernel's `other` does what this one says: it may tell more than we did, not
     /// less, and a counter's count is its own affair.
     fn is_kept_by(&self, other: &Self) -> bool {
         let same = |(kind, payload): (u16, &[u8])| find(&other.data, kind) == Some(payload);
@@ -58,7 +59,7 @@ impl Expression {
     }
 }
 
-/// What `rule` is made of, with a packet counter in front of the action when asked.
+/// Lists the expressions of `rule`, with a packet counter in front of the action when asked.
 pub fn expressions(rule: &Rule, counter: bool) -> Vec<Expression> {
     let mut list = Vec::new();
     for test in &rule.when {
@@ -71,7 +72,7 @@ pub fn expressions(rule: &Rule, counter: bool) -> Vec<Expression> {
     list
 }
 
-/// The list as the attribute a rule carries.
+/// Encodes the list as the attribute a rule carries.
 pub fn encode(list: &[Expression]) -> Attributes {
     list.iter().fold(Attributes::default(), |all, one| {
         let data = Attributes(one.data.clone());
@@ -84,7 +85,7 @@ pub fn encode(list: &[Expression]) -> Attributes {
     })
 }
 
-/// The list in an attribute that the kernel gave.
+/// Decodes the list in an attribute that the kernel gave.
 pub fn decode(bytes: &[u8]) -> Vec<Expression> {
     attributes(bytes)
         .map(|(_, element)| Expression {
@@ -96,7 +97,7 @@ pub fn decode(bytes: &[u8]) -> Vec<Expression> {
         .collect()
 }
 
-/// Whether a rule that the kernel lists is `rule`, with or without a counter.
+/// True when a rule that the kernel lists is `rule`, with or without a counter.
 pub fn is_in_force(rule: &Rule, listed: &[Expression]) -> bool {
     let wanted = expressions(rule, false);
     let listed: Vec<_> = listed.iter().filter(|it| it.name != "counter").collect();
@@ -107,10 +108,13 @@ pub fn is_in_force(rule: &Rule, listed: &[Expression]) -> bool {
             .all(|(ours, theirs)| ours.is_kept_by(theirs))
 }
 
-/// The chain that a listed rule jumps to, if it does.
+/// Chain that a listed rule jumps to, if it does.
 pub fn jump_target(listed: &[Expression]) -> Option<&str> {
     let immediate = listed.iter().find(|it| it.name == "immediate")?;
-    find_text(find(find(&immediate.data, 2)?, DATA_VERDICT)?, 2)
+    find_text(
+        find(find(&immediate.data, IMMEDIATE_DATA)?, DATA_VERDICT)?,
+        VERDICT_CHAIN,
+    )
 }
 
 fn test_expressions(test: &Test, family: Family) -> Vec<Expression> {
@@ -152,19 +156,22 @@ fn action_expressions(rule: &Rule) -> Vec<Expression> {
     match rule.then {
         Action::Jump(chain) => {
             let verdict = Attributes::default()
-                .bytes(1, &VERDICT_JUMP.to_be_bytes())
-                .text(2, chain.name());
+                .bytes(VERDICT_CODE, &VERDICT_JUMP.to_be_bytes())
+                .text(VERDICT_CHAIN, chain.name());
             let data = Attributes::default().nest(DATA_VERDICT, verdict);
             vec![Expression::new(
                 "immediate",
                 Attributes::default()
-                    .be32(1, REGISTER_VERDICT)
-                    .nest(2, data),
+                    .be32(IMMEDIATE_DESTINATION, REGISTER_VERDICT)
+                    .nest(IMMEDIATE_DATA, data),
             )]
         }
         Action::Redirect(port) => vec![
             immediate(REGISTER_1, &port.to_be_bytes()),
-            Expression::new("redir", Attributes::default().be32(1, REGISTER_1)),
+            Expression::new(
+                "redir",
+                Attributes::default().be32(REDIRECT_PORT, REGISTER_1),
+            ),
         ],
         Action::Translate(to) => vec![
             immediate(REGISTER_1, &octets(to.ip())),
@@ -172,14 +179,17 @@ fn action_expressions(rule: &Rule) -> Vec<Expression> {
             Expression::new(
                 "nat",
                 translation(rule.family)
-                    .be32(3, REGISTER_1)
-                    .be32(5, REGISTER_2),
+                    .be32(NAT_ADDRESS, REGISTER_1)
+                    .be32(NAT_PORT, REGISTER_2),
             ),
         ],
         Action::LeaveAlone => {
             vec![
                 load_destination(rule.family),
-                Expression::new("nat", translation(rule.family).be32(3, REGISTER_1)),
+                Expression::new(
+                    "nat",
+                    translation(rule.family).be32(NAT_ADDRESS, REGISTER_1),
+                ),
             ]
         }
     }
@@ -188,15 +198,17 @@ fn action_expressions(rule: &Rule) -> Vec<Expression> {
 /// Type (destination) and family of a translation.
 fn translation(family: Family) -> Attributes {
     Attributes::default()
-        .be32(1, 1)
-        .be32(2, u32::from(super::number(family)))
+        .be32(NAT_TYPE, NAT_TO_DESTINATION)
+        .be32(NAT_FAMILY, u32::from(family.number()))
 }
 
 fn immediate(register: u32, value: &[u8]) -> Expression {
     let data = Attributes::default().bytes(DATA_VALUE, value);
     Expression::new(
         "immediate",
-        Attributes::default().be32(1, register).nest(2, data),
+        Attributes::default()
+            .be32(IMMEDIATE_DESTINATION, register)
+            .nest(IMMEDIATE_DATA, data),
     )
 }
 
@@ -205,25 +217,27 @@ fn compare(how: u32, value: &[u8]) -> Expression {
     Expression::new(
         "cmp",
         Attributes::default()
-            .be32(1, REGISTER_1)
-            .be32(2, how)
-            .nest(3, data),
+            .be32(COMPARE_SOURCE, REGISTER_1)
+            .be32(COMPARE_OPERATION, how)
+            .nest(COMPARE_DATA, data),
     )
 }
 
 fn load_meta(key: u32) -> Expression {
     Expression::new(
         "meta",
-        Attributes::default().be32(1, REGISTER_1).be32(2, key),
+        Attributes::default()
+            .be32(META_DESTINATION, REGISTER_1)
+            .be32(META_KEY, key),
     )
 }
 
 fn load_payload(base: u32, offset: u32, length: u32) -> Expression {
     let data = Attributes::default()
-        .be32(1, REGISTER_1)
-        .be32(2, base)
-        .be32(3, offset)
-        .be32(4, length);
+        .be32(PAYLOAD_DESTINATION, REGISTER_1)
+        .be32(PAYLOAD_BASE, base)
+        .be32(PAYLOAD_OFFSET, offset)
+        .be32(PAYLOAD_LENGTH, length);
     Expression::new("payload", data)
 }
 

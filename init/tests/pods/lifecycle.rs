@@ -1,5 +1,5 @@
-//! Twice equals once, a kill at any point is mended by the next run, and taking away leaves what
-//! was there before.
+//! Life of the rules: twice equals once, a kill at any point is mended by the next run, and taking
+//! away leaves the rules that were there before.
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
@@ -10,7 +10,7 @@ use crate::space::{Families, ROOT, Space, all_rules, privileged};
 const EARLIER: &[Port] = &[Port::tcp(9090, 9900), Port::udp(5353, 9901)];
 const LATER: &[Port] = &[Port::tcp(8080, 9900), Port::tcp(9090, 9901)];
 
-/// Somebody else's rules, in the tables of the iptables flavour.
+/// Adds rules of others to the tables of the iptables flavour.
 fn foreign_rules(space: &Space, flavour: &str) {
     space.sh(&format!(
         "for program in iptables ip6tables; do $program-{flavour}-restore --noflush <<END\n*nat\n:OTHER - [0:0]\n\
@@ -187,9 +187,9 @@ fn iptables_legacy_survives_a_kill_of_what_it_starts() {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Victims {
-    /// agent-init alone; what it started lives on without it.
+    /// Kills agent-init alone; what it started lives on without it.
     Program,
-    /// Each process at its own n-th system call.
+    /// Kills each process at its own n-th system call.
     Everything,
 }
 
@@ -262,7 +262,7 @@ fn killed_everywhere(backend: &str, victims: Victims, stride: usize) {
     assert!(!all_rules(&space).contains("TEL_"));
 }
 
-/// Every system call in the tracer's output as its name and its how-manieth of that name in its
+/// Lists the system calls in the tracer's output: name, and number among those of that name in the
 /// process, each once.
 fn system_calls(trace: &str, victims: Victims) -> Vec<(String, usize)> {
     let mut counts = std::collections::HashMap::new();

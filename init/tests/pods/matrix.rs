@@ -1,4 +1,4 @@
-//! Where connections land, by connecting: every backend, family, transport and number of ports.
+//! Destinations of connections, found by connecting: every backend, family, transport and number of ports.
 
 use agent_init::rule::Transport;
 
@@ -11,7 +11,7 @@ const AGENT: As = As {
     gid: 7439,
 };
 
-/// Sets a pod up and asks around in it.
+/// Sets a pod up and connects to every port in it.
 fn everybody_lands_where_the_plan_says(backend: &str, ports: &[Port], agent_mark: (&str, u32)) {
     if !privileged() {
         return;

@@ -1,4 +1,4 @@
-//! Beside a mesh: the published capture chains of Istio and of Linkerd, put there before or after
+//! Pods beside a mesh: the published capture chains of Istio and of Linkerd, put there before or after
 //! our rules, and little proxies that stand where the mesh's would.
 
 use std::net::SocketAddr;
@@ -21,7 +21,7 @@ const PORTS: &[Port] = &[Port::tcp(8080, 9900), Port::tcp(7070, 9901).named()];
 const OTHER: u16 = 6060;
 const FAR: u16 = 443;
 
-/// A mesh as far as the pod's rules know it.
+/// Mesh as far as the pod's rules know it.
 #[derive(Clone, Copy)]
 struct Mesh {
     name: &'static str,
@@ -99,7 +99,7 @@ impl Mesh {
         }
     }
 
-    /// Its two listeners: what comes in is carried to where it was going, from the address the
+    /// Starts its two listeners: what comes in is carried to its destination, from the address the
     /// mesh's own rules let pass; what goes out is announced.
     fn start(self, net: &Net) {
         let party = Party {
@@ -122,7 +122,7 @@ impl Mesh {
     }
 }
 
-/// What the mesh itself has in a flavour's tables.
+/// Lists the mesh's own rules in a flavour's tables.
 fn mesh_rules(space: &Space, flavour: &str) -> Vec<String> {
     let both = ["iptables", "ip6tables"]
         .map(|it| space.sh(&format!("{it}-{flavour}-save -t nat 2>/dev/null")));

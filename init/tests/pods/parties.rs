@@ -1,4 +1,4 @@
-//! Who lives in and around a pod: an app, an agent that carries its callers to the app, a mesh's
+//! Parties in and around a pod: an app, an agent that carries its callers to the app, a mesh's
 //! proxy, and callers. Each says in its answer who it is, so that an answer tells the way a
 //! connection went.
 
@@ -11,11 +11,11 @@ use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::space::{As, Net, Space};
 
-const DEADLINE: Duration = Duration::from_secs(20);
-/// More visits than this in one answer mean that a connection went in circles.
-const LOOP: usize = 10;
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+/// Limit of visits in one answer; more mean that a connection went in circles.
+const MAX_VISITS: usize = 10;
 
-/// Something that listens for as long as the test runs.
+/// Listener for as long as the test runs.
 pub(crate) struct Party<'a> {
     pub(crate) space: &'a Space,
     pub(crate) who: As,
@@ -89,12 +89,12 @@ fn serve_udp(
     });
 }
 
-/// Nobody is asked further.
+/// Last party of the way: asks no other.
 pub(crate) fn end_of_the_way(_: SocketAddr) -> String {
     String::new()
 }
 
-/// What `to` answers, or why it does not; to be called inside a namespace.
+/// Answer of `to`, or the reason why there is none; to be called inside a namespace.
 pub(crate) fn answer(transport: Transport, to: SocketAddr) -> String {
     let answer = match transport {
         Transport::Tcp => tcp_answer(None, to),
@@ -103,7 +103,7 @@ pub(crate) fn answer(transport: Transport, to: SocketAddr) -> String {
     or_why_not(answer)
 }
 
-/// What `to` answers over TCP to a connection from `source`.
+/// Answer of `to` over TCP to a connection from `source`.
 pub(crate) fn answer_to(source: Option<IpAddr>, to: SocketAddr) -> String {
     or_why_not(tcp_answer(source, to))
 }
@@ -120,9 +120,9 @@ fn tcp_answer(source: Option<IpAddr>, to: SocketAddr) -> std::io::Result<String>
     if let Some(source) = source {
         socket.bind(&SocketAddr::new(source, 0).into())?;
     }
-    socket.connect_timeout(&to.into(), DEADLINE)?;
+    socket.connect_timeout(&to.into(), ANSWER_TIMEOUT)?;
     let mut stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(DEADLINE))?;
+    stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
     Ok(text)
@@ -134,14 +134,14 @@ fn udp_answer(to: SocketAddr) -> std::io::Result<String> {
         .unwrap();
     let socket = UdpSocket::bind(any)?;
     socket.connect(to)?;
-    socket.set_read_timeout(Some(DEADLINE))?;
+    socket.set_read_timeout(Some(ANSWER_TIMEOUT))?;
     socket.send(b"who is there?")?;
     let mut buffer = [0; 2048];
     let got = socket.recv(&mut buffer)?;
     Ok(String::from_utf8_lossy(&buffer[..got]).into_owned())
 }
 
-/// What somebody in `space` gets from `address` and `port`.
+/// Answer that a process in `space` gets from `address` and `port`.
 pub(crate) fn asked(
     space: &Space,
     who: As,
@@ -153,13 +153,13 @@ pub(crate) fn asked(
     space.run(who, || answer(transport, to))
 }
 
-/// The addresses somebody in the pod can listen at.
+/// Addresses that a process in the pod can listen at.
 pub(crate) fn pod_addresses(net: &Net) -> Vec<IpAddr> {
     let texts = net.families.pod().into_iter().chain(["127.0.0.1", "::1"]);
     texts.map(|it| it.parse().unwrap()).collect()
 }
 
-/// An app at `port` of the pod.
+/// Starts an app at `port` of the pod.
 pub(crate) fn app(net: &Net, who: As, transport: Transport, port: u16) {
     let addresses = pod_addresses(net);
     Party {
@@ -175,7 +175,7 @@ pub(crate) fn app(net: &Net, who: As, transport: Transport, port: u16) {
     );
 }
 
-/// An agent at `port` of the pod, which carries on to the app by way of its proxy port.
+/// Starts an agent at `port` of the pod, which carries on to the app by way of its proxy port.
 pub(crate) fn agent(net: &Net, who: As, transport: Transport, port: u16, proxy_port: u16) {
     let pod: Vec<IpAddr> = net
         .families
@@ -189,7 +189,7 @@ pub(crate) fn agent(net: &Net, who: As, transport: Transport, port: u16, proxy_p
             .find(|it| it.is_ipv4() == at.is_ipv4())
             .unwrap_or(&pod[0]);
         let answer = answer(transport, SocketAddr::new(*to, proxy_port));
-        if answer.matches("agent").count() > LOOP {
+        if answer.matches("agent").count() > MAX_VISITS {
             "going in circles".to_owned()
         } else {
             answer
@@ -209,7 +209,7 @@ pub(crate) fn agent(net: &Net, who: As, transport: Transport, port: u16, proxy_p
     );
 }
 
-/// Somebody who listens outside the pod.
+/// Listener outside the pod.
 pub(crate) fn outsider(net: &Net, transport: Transport, port: u16) {
     let addresses: Vec<IpAddr> = net
         .families

@@ -43,7 +43,7 @@ impl Port {
         }
     }
 
-    /// What the agent dials to reach the app: the port's place behind all agent ports.
+    /// Port the agent dials to reach the app: it is behind all agent ports.
     pub(crate) fn proxy_port(&self, ports: &[Self]) -> u16 {
         self.agent_port + 11 + u16::try_from(ports.len()).unwrap()
     }
@@ -78,12 +78,12 @@ pub(crate) struct Program {
     pub(crate) path: PathBuf,
     pub(crate) arguments: Vec<String>,
     pub(crate) env: Vec<(String, String)>,
-    /// What is put in front of it, such as a tracer.
+    /// Command that is put in front of it, such as a tracer.
     pub(crate) under: Vec<String>,
 }
 
 impl Program {
-    /// With this configuration in `dir`, for a pod of these families.
+    /// Writes this configuration to `dir`, for a pod of these families.
     pub(crate) fn new(dir: &Path, ports: &[Port], families: Families, backend: &str) -> Self {
         let numbers: Vec<_> = ports.iter().take(4).map(|it| it.container_port).collect();
         let file = dir.join(format!("{numbers:?}.yaml"));

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use rustix::thread::LinkNameSpaceType;
 
-/// Who a thread's sockets belong to.
+/// Owner of a thread's sockets.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct As {
     pub(crate) uid: u32,
@@ -20,7 +20,7 @@ pub(crate) const APP: As = As {
     gid: 1000,
 };
 
-/// Whether namespaces can be made here. If not, the calling test is run again where they can, and
+/// Checks that namespaces can be made here. If not, the calling test is run again where they can, and
 /// its verdict is this one's: return at once.
 pub(crate) fn privileged() -> bool {
     const AGAIN: &str = "AGENT_INIT_TESTS_IN_USER_NAMESPACE";
@@ -122,7 +122,7 @@ impl Space {
     }
 }
 
-/// Which families a pod has addresses of.
+/// Families that a pod has addresses of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Families {
     V4,
@@ -196,7 +196,7 @@ impl Net {
     }
 }
 
-/// Everything the pod's kernel holds in the way of rules, without counters. An x_tables `nat` table
+/// Prints all rules in the pod's kernel, without counters. An x_tables `nat` table
 /// without rules counts for nothing: the kernel cannot unregister one.
 pub(crate) fn all_rules(space: &Space) -> String {
     let nft = space.sh("nft -s list ruleset 2>/dev/null");
