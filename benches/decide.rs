@@ -9,7 +9,7 @@ mod samples;
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use traffic_agent::http1::head::{Kind, Parser, Step};
+use traffic_core::http1::head::{Kind, Parser, Step};
 
 fn decide(c: &mut Criterion) {
     let Ok(Step::Complete(head)) = Parser::new(Kind::Request).parse(samples::BROWSER) else {
@@ -31,7 +31,7 @@ trait IsApp {
     fn is_app(&self) -> bool;
 }
 
-impl IsApp for traffic_agent::route::Decision<'_> {
+impl IsApp for traffic_core::routing::Decision<'_> {
     fn is_app(&self) -> bool {
         matches!(self, Self::App)
     }

@@ -7,7 +7,7 @@ mod samples;
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use traffic_agent::detect::prefix::{HTTP2_PREFACE, classify};
+use traffic_core::sniff::{HTTP2_PREFACE, classify};
 
 fn prefix(c: &mut Criterion) {
     let mut group = c.benchmark_group("prefix");

@@ -7,8 +7,8 @@ mod samples;
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use traffic_agent::http1::body::{Body, Chunk};
-use traffic_agent::http1::head::{Kind, Parser};
+use traffic_core::http1::body::{Body, Chunk};
+use traffic_core::http1::head::{Kind, Parser};
 
 fn head(c: &mut Criterion) {
     let large = samples::large();

@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use tokio::net::{TcpListener, TcpStream};
-use traffic_agent::route::RouteTable;
+use traffic_core::routing::RouteTable;
 
 const AT_ONCE: usize = 32;
 

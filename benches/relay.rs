@@ -12,9 +12,10 @@ use std::task::{Context, Poll};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
-use traffic_agent::conn::{Conn, Io};
-use traffic_agent::metrics::PortMetrics;
-use traffic_agent::relay::{self, First};
+use traffic_agent::io::conn::{Conn, Io};
+use traffic_agent::io::relay;
+use traffic_agent::io::relay::PendingBytes;
+use traffic_agent::telemetry::metrics::PortMetrics;
 
 const BULK: usize = 16 << 20;
 
@@ -67,7 +68,7 @@ async fn relayed(spliced: bool) -> (TcpStream, TcpStream) {
         relay::both(
             &mut down,
             &mut up,
-            First::default(),
+            PendingBytes::default(),
             &PortMetrics::default(),
         )
         .await;

@@ -8,18 +8,21 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use futures_util::future::BoxFuture;
 use rustls::pki_types::ServerName;
 use tokio::net::{TcpListener, TcpStream};
-use traffic_agent::metrics::PortMetrics;
-use traffic_agent::tls::annotations::{self, AppPort};
-use traffic_agent::tls::store::Stores;
-use traffic_agent::tls::{self, AppAway, Arrival, Offer};
+use traffic_agent::telemetry::metrics::PortMetrics;
+use traffic_agent::tls;
+use traffic_agent::tls::alpn::{AlpnOffer, AppUnavailable};
+use traffic_agent::tls::secrets::annotations;
+use traffic_agent::tls::secrets::annotations::AppPort;
+use traffic_agent::tls::secrets::store::Stores;
+use traffic_agent::tls::server::accept::Arrival;
 
 /// An app in clear text that speaks HTTP/1 only.
 #[derive(Debug)]
 struct App;
 
-impl tls::App for App {
-    fn offers(&self) -> BoxFuture<'_, Result<Offer, AppAway>> {
-        Box::pin(std::future::ready(Ok(Offer {
+impl tls::alpn::AppTls for App {
+    fn offers(&self) -> BoxFuture<'_, Result<AlpnOffer, AppUnavailable>> {
+        Box::pin(std::future::ready(Ok(AlpnOffer {
             h2: false,
             http1: true,
         })))
@@ -52,16 +55,16 @@ fn handshake(c: &mut Criterion) {
     };
     let mut plans = annotations::plans(&BTreeMap::from([annotation]), "web", root.path(), &[app]);
     let plan = plans.ports.pop().expect("one port");
-    let port = tls::Port::new(
+    let port = tls::server::accept::TlsPort::new(
         &plan,
         &mut Stores::default(),
         Arc::new(App),
-        tls::Limits::default(),
+        tls::server::accept::HandshakeLimits::default(),
     );
 
     let mut trusted = rustls::RootCertStore::empty();
     trusted.add(made.cert.der().clone()).expect("a root");
-    let client = rustls::ClientConfig::builder_with_provider(tls::provider())
+    let client = rustls::ClientConfig::builder_with_provider(tls::alpn::provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .expect("TLS 1.3")
         .with_root_certificates(trusted)

@@ -1,415 +1,269 @@
-//! Who may import whom. The agent's modules stand in layers, and a module imports only what stands
-//! below it; the data path knows neither the session nor gRPC; pure modules know no sockets; no
-//! crate leans on another's program. Violations are found in the sources, so this test says which
-//! line to mend.
+//! Import rules, read from the sources. Folders are the layers of the agent: a folder imports only
+//! lower ones, `proxy` and `control` do not see each other, and gRPC types stay in `control`. No
+//! crate has an import cycle between its files, a parent file counted apart from its children.
+//! Violations are named by file, so this test says which line to mend.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Every module of the agent, each with what it may import at most: all that stands above it in
-/// this list, as far as its group allows. A submodule that is named here is judged by its own line,
-/// others belong to their parent.
-const LAYERS: &[(&str, Group)] = &[
-    ("addr", Group::Words),
-    ("outcome", Group::Words),
-    ("drain", Group::Words),
-    ("limited", Group::Words),
-    ("ready", Group::Words),
-    ("metrics", Group::Words),
-    ("route", Group::Pure),
-    ("http1::head", Group::Pure),
-    ("http1::body", Group::Pure),
-    ("detect::prefix", Group::Pure),
-    ("http2::frames", Group::Pure),
-    ("access", Group::Means),
-    ("conn", Group::Means),
-    ("buffers", Group::Means),
-    ("switch", Group::Means),
-    ("relay", Group::Means),
-    ("spare", Group::Means),
-    ("tls", Group::Means),
-    ("upstream", Group::Means),
-    ("lane", Group::Protocols),
-    ("opaque", Group::Protocols),
-    ("detect", Group::Protocols),
-    ("udp", Group::Protocols),
-    ("http1", Group::Protocols),
-    ("http2", Group::Protocols),
-    ("port", Group::Doors),
-    ("session", Group::Doors),
-    ("share", Group::Doors),
-    ("logging", Group::Doors),
-    ("admin", Group::Doors),
-    ("settings", Group::Root),
-    ("status", Group::Root),
-    ("leaving", Group::Root),
-    ("app", Group::Root),
-    ("main", Group::Root),
+/// Folders and top-level files of `agent/src`, lowest first; those of one row do not see each
+/// other, except the words of the first row, which have no order among them but no cycle either.
+const LAYERS: &[&[&str]] = &[
+    &["addr", "drain", "outcome", "ready", "routes"],
+    &["telemetry"],
+    &["io"],
+    &["tls"],
+    &["upstream"],
+    &["proxy", "control"],
+    &["admin"],
+    &["app", "main"],
 ];
 
-/// What a door may use besides means and below; the other doors see no protocol.
-const DOORS: &[(&str, &[&str])] = &[
-    (
-        "port",
-        &["lane", "opaque", "detect", "udp", "http1", "http2"],
-    ),
-    ("session", &[]),
-    ("share", &[]),
-    ("logging", &[]),
-    // It shows the ports, and turns the knobs of the log.
-    ("admin", &["lane", "logging"]),
+/// Crates and the crates of ours that they may depend on, tests aside.
+const CRATES: &[(&str, &[&str])] = &[
+    ("proto", &[]),
+    ("core", &["traffic-proto"]),
+    ("agent", &["traffic-proto", "traffic-core"]),
+    ("init", &["traffic-proto"]),
+    ("manager", &["traffic-proto", "injector"]),
+    ("client", &["traffic-proto"]),
 ];
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Group {
-    Words,
-    Pure,
-    Means,
-    Protocols,
-    Doors,
-    Root,
-}
+/// Dependencies that the pure crates must not have.
+const IMPURE: &[&str] = &[
+    "tokio", "socket2", "rustix", "libc", "mio", "tonic", "hyper",
+];
 
 #[test]
-fn the_agents_modules_import_only_what_stands_below_them() {
-    assert_clean(
-        sources()
-            .iter()
-            .flat_map(|(path, text)| imports_out_of_order(path, text)),
-    );
-}
-
-#[test]
-fn the_agents_modules_form_no_cycle() {
-    let mut edges: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for (path, text) in sources() {
-        let from = line_of(&module_path(&path)).0;
-        for import in imports(&path, &text) {
-            let to = line_of(&import).0;
-            if to != from {
-                edges.entry(from.clone()).or_default().insert(to);
+fn a_folder_of_the_agent_imports_only_lower_layers() {
+    let modules = modules("agent");
+    let mut wrong = Vec::new();
+    for (from, file) in &modules {
+        for import in imports(from, &file.code, &modules) {
+            if let Some(problem) = out_of_order(from, &import) {
+                wrong.push(format!("{}: {problem}", file.path.display()));
             }
         }
     }
-    assert!(edges.len() > 15, "the sources were not found: {edges:?}");
-    assert_eq!(cycle(&edges), None);
+    assert_clean(&wrong);
 }
 
 #[test]
-fn the_data_path_knows_no_grpc_and_spawns_only_through_the_drain() {
-    assert_clean(
-        sources()
-            .iter()
-            .flat_map(|(path, text)| forbidden_words(path, text)),
-    );
-}
-
-#[test]
-fn every_module_has_its_place() {
-    let known: BTreeSet<_> = LAYERS.iter().map(|(name, _)| *name).collect();
-    let lib = fs::read_to_string(root().join("agent/src/lib.rs")).unwrap();
-    let declared: Vec<_> = lib
-        .lines()
-        .filter_map(|l| l.strip_prefix("pub mod ")?.strip_suffix(';'))
-        .collect();
-    assert!(declared.len() > 20, "{declared:?}");
-    for module in declared {
+fn every_folder_of_the_agent_has_its_layer() {
+    for module in modules("agent").keys().filter(|m| *m != "lib") {
         assert!(
-            known.contains(module),
-            "module {module} has no line in LAYERS of {}",
+            layer(module).is_some(),
+            "{module}: no layer in LAYERS of {}",
             file!()
         );
     }
 }
 
 #[test]
-fn no_crate_leans_on_another_ones_program() {
-    for name in ["proto", "agent", "init", "manager", "client"] {
-        let manifest = fs::read_to_string(root().join(name).join("Cargo.toml")).unwrap();
-        assert_clean(crate_dependencies(name, &manifest).into_iter());
+fn no_crate_has_an_import_cycle() {
+    for (name, _) in CRATES {
+        let modules = modules(name);
+        let edges: BTreeMap<_, _> = modules
+            .iter()
+            .map(|(from, file)| (from.clone(), imports(from, &file.code, &modules)))
+            .collect();
+        assert_eq!(cycle(&edges), None, "import cycle in {name}/src");
     }
 }
 
 #[test]
-fn the_checks_see_what_they_are_for() {
-    let order = |path: &str, text: &str| imports_out_of_order(Path::new(path), text).len();
-    assert_eq!(
-        order("route.rs", "use crate::addr::Caller;\nuse std::fmt;"),
-        0
-    );
-    assert_eq!(order("route.rs", "use crate::upstream::Io;"), 1);
-    assert_eq!(order("relay.rs", "fn f() { crate::tls::accept() }"), 1);
-    assert_eq!(
-        order(
-            "http1.rs",
-            "use crate::{relay, opaque::{self, carry}, http2};"
-        ),
-        1
-    );
-    assert_eq!(order("http1/head.rs", "use super::exchange;"), 1);
-    assert_eq!(
-        order(
-            "http1/exchange.rs",
-            "use super::head::Head;\nuse crate::http1::body;"
-        ),
-        0
-    );
-    assert_eq!(order("session/live.rs", "use crate::port::Ports;"), 1);
-    assert_eq!(order("session/live.rs", "use super::super::http1;"), 1);
-    assert_eq!(
-        order("session.rs", "use crate::lane::Lane;\nuse crate::share;"),
-        2
-    );
-    assert_eq!(order("admin.rs", "use crate::lane::Lane;"), 0);
-    assert_eq!(order("admin.rs", "use crate::settings::Settings;"), 1);
-    assert_eq!(order("app.rs", "use crate::{session, admin, port};"), 0);
-    assert_eq!(
-        order(
-            "addr.rs",
-            "// crate::session is no import\n#[cfg(test)]\nmod tests { use crate::session; }"
-        ),
-        0
-    );
-    let words = |path: &str, text: &str| forbidden_words(Path::new(path), text).len();
-    assert_eq!(words("http2.rs", "tokio::spawn(task);"), 1);
-    assert_eq!(
-        words("port.rs", "use traffic_proto::manager::AgentInfo;"),
-        1
-    );
-    assert_eq!(words("upstream.rs", "fn f(s: tonic::Status) {}"), 1);
-    assert_eq!(words("route/matcher.rs", "use tokio::sync::watch;"), 1);
-    assert_eq!(words("http1/body.rs", "use std::net::TcpStream;"), 1);
-    assert_eq!(words("session/live.rs", "use tonic::Status;"), 0);
-    assert_eq!(words("drain.rs", "tokio::spawn(task);"), 0);
-    assert_eq!(
-        crate_dependencies(
-            "agent",
-            "[dependencies]\ntraffic-manager.workspace = true\n"
-        )
-        .len(),
-        1
-    );
-    assert_eq!(
-        crate_dependencies(
-            "agent",
-            "[dev-dependencies]\ntraffic-proto = { workspace = true }\n"
-        )
-        .len(),
-        0
-    );
-    assert_eq!(
-        crate_dependencies(
-            "agent",
-            "[dev-dependencies]\ntraffic-manager.workspace = true\n"
-        )
-        .len(),
-        0
-    );
-    let ring = [("a", "b"), ("b", "c"), ("c", "a")]
-        .map(|(a, b)| (a.to_owned(), BTreeSet::from([b.to_owned()])));
-    assert!(cycle(&BTreeMap::from(ring)).is_some());
-}
-
-fn assert_clean(found: impl Iterator<Item = String>) {
-    let found: Vec<_> = found.collect();
-    assert!(found.is_empty(), "\n{}\n", found.join("\n"));
-}
-
-fn imports_out_of_order(path: &Path, text: &str) -> Vec<String> {
-    let (from, group, place) = line_of(&module_path(path));
+fn grpc_types_of_the_agent_stay_in_the_control_path() {
+    let data = ["routes", "telemetry", "io", "tls", "upstream", "proxy"];
     let mut wrong = Vec::new();
-    for import in imports(path, text) {
-        let (to, to_group, to_place) = line_of(&import);
-        let of_door = DOORS
-            .iter()
-            .find(|(door, _)| *door == from)
-            .map(|(_, allowed)| *allowed);
-        let allowed = from == to
-            || match (group, of_door) {
-                (Group::Root, _) => true,
-                (_, Some(allowed)) => to_group <= Group::Means || allowed.contains(&to.as_str()),
-                _ => to_place < place,
-            };
-        if !allowed {
-            wrong.push(format!(
-                "agent/src/{}: {from} must not import {to} (crate::{import})",
-                path.display()
-            ));
-        }
-    }
-    wrong
-}
-
-fn forbidden_words(path: &Path, text: &str) -> Vec<String> {
-    let (module, group, _) = line_of(&module_path(path));
-    let data_path = group < Group::Doors || module == "port";
-    let mut words: Vec<(&str, &str)> = Vec::new();
-    if data_path {
-        words.extend(
-            ["tonic", "traffic_proto::manager", "traffic_proto::agent"]
-                .map(|w| (w, "gRPC stops in session")),
-        );
-    }
-    if (data_path || module == "session") && module != "drain" {
-        let why = "every task is known to the drain: drain.spawn";
-        words.extend(
-            [
-                "tokio::spawn",
-                "tokio::task::spawn",
-                "spawn_local",
-                "JoinSet",
-            ]
-            .map(|w| (w, why)),
-        );
-    }
-    if group == Group::Pure {
-        let why = "this module is pure";
-        words.extend(
-            [
-                "tokio",
-                "socket2",
-                "rustix",
-                "std::net::Tcp",
-                "std::net::Udp",
-                "std::fs",
-            ]
-            .map(|w| (w, why)),
-        );
-    }
-    let code = code(text);
-    let found = words.iter().filter(|(word, _)| mentions(&code, word));
-    found
-        .map(|(word, why)| format!("agent/src/{}: {word}: {why}", path.display()))
-        .collect()
-}
-
-/// Whether a path that starts with `word` stands in `code`.
-fn mentions(code: &str, word: &str) -> bool {
-    code.match_indices(word).any(|(at, _)| {
-        let before = code[..at]
-            .chars()
-            .next_back()
-            .is_none_or(|c| !c.is_alphanumeric() && c != '_' && c != ':');
-        let after = code[at + word.len()..].chars().next();
-        // `std::net::Tcp` stands for all that begin so.
-        before
-            && (word.ends_with("Tcp")
-                || word.ends_with("Udp")
-                || after.is_none_or(|c| !c.is_alphanumeric() && c != '_'))
-    })
-}
-
-fn crate_dependencies(name: &str, manifest: &str) -> Vec<String> {
-    let ours = [
-        "traffic-agent",
-        "agent-init",
-        "traffic-manager",
-        "intercept",
-        "harness",
-    ];
-    let mut inside = false;
-    let mut found = Vec::new();
-    for line in manifest.lines() {
-        if line.starts_with('[') {
-            // Tests may bring the programs together.
-            inside = line.ends_with("dependencies]") && !line.contains("dev-dependencies");
-        }
-        let dependency = line.split(['.', '=', ' ']).next().unwrap_or_default();
-        if inside && ours.contains(&dependency) {
-            found.push(format!(
-                "{name}/Cargo.toml: {dependency}: crates meet in proto, programs in tests only"
-            ));
-        }
-    }
-    found
-}
-
-/// Name, group and place of the line that a module path belongs to: the longest one that it starts
-/// with.
-fn line_of(module: &str) -> (String, Group, usize) {
-    let fits = |name: &str| {
-        module == name
-            || module
-                .strip_prefix(name)
-                .is_some_and(|rest| rest.starts_with("::"))
-    };
-    let line = LAYERS
-        .iter()
-        .enumerate()
-        .filter(|(_, (name, _))| fits(name))
-        .max_by_key(|(_, (name, _))| name.len());
-    match line {
-        Some((place, (name, group))) => ((*name).to_owned(), *group, place),
-        // The crate's root: constants, which anybody may use.
-        None => ("lib".to_owned(), Group::Words, 0),
-    }
-}
-
-/// Absolute module paths (two segments at most) that a file imports or mentions.
-fn imports(path: &Path, text: &str) -> BTreeSet<String> {
-    let code = code(text);
-    let own: Vec<String> = module_path(path).split("::").map(str::to_owned).collect();
-    let mut found = BTreeSet::new();
-    for (at, start) in code
-        .match_indices("crate::")
-        .chain(code.match_indices("super::"))
-    {
-        let whole_word = code[..at]
-            .chars()
-            .next_back()
-            .is_none_or(|c| !c.is_alphanumeric() && c != '_');
-        // The later ones of `super::super::` are counted with the first.
-        if !whole_word || code[..at].ends_with("super::") {
+    for (module, file) in modules("agent") {
+        if !data.contains(&top(&module)) {
             continue;
         }
-        let mut rest = &code[at + start.len()..];
-        let mut base: Vec<String> = Vec::new();
-        if start == "super::" {
-            base = own[..own.len() - 1].to_vec();
+        for word in ["tonic", "traffic_proto::manager", "traffic_proto::agent"] {
+            if mentions(&file.code, word) {
+                wrong.push(format!(
+                    "{}: {word} belongs to control",
+                    file.path.display()
+                ));
+            }
+        }
+    }
+    assert_clean(&wrong);
+}
+
+#[test]
+fn crates_depend_on_each_other_only_as_the_architecture_says() {
+    let ours: Vec<_> = [
+        "traffic-proto",
+        "traffic-core",
+        "traffic-agent",
+        "agent-init",
+    ]
+    .into_iter()
+    .chain(["injector", "traffic-manager", "intercept", "harness"])
+    .collect();
+    let mut wrong = Vec::new();
+    for (name, allowed) in CRATES {
+        for dependency in dependencies(name) {
+            if ours.contains(&dependency.as_str()) && !allowed.contains(&dependency.as_str()) {
+                wrong.push(format!(
+                    "{name}/Cargo.toml: must not depend on {dependency}"
+                ));
+            }
+            let pure = ["core", "injector"].contains(name);
+            if pure && IMPURE.contains(&dependency.as_str()) {
+                wrong.push(format!("{name}/Cargo.toml: {dependency} in a pure crate"));
+            }
+        }
+    }
+    assert_clean(&wrong);
+}
+
+#[test]
+fn the_checks_see_what_they_are_for() {
+    assert!(out_of_order("proxy::opaque", "control::tunnels").is_some());
+    assert!(out_of_order("control::session", "proxy::context").is_some());
+    assert!(out_of_order("io::relay", "upstream").is_some());
+    assert!(out_of_order("tls::stream", "io::conn").is_none());
+    assert!(out_of_order("admin::views", "proxy::context").is_none());
+    assert!(out_of_order("app", "admin").is_none());
+    let module = |code: &str| Module {
+        path: PathBuf::new(),
+        code: self::code(code),
+    };
+    let known: BTreeMap<_, _> = ["a", "a::b", "a::c", "d"]
+        .map(|name| (name.to_owned(), module("")))
+        .into();
+    let found = |text: &str| imports("a::b", &code(text), &known);
+    let set = |names: &[&str]| {
+        names
+            .iter()
+            .map(|n| (*n).to_owned())
+            .collect::<BTreeSet<_>>()
+    };
+    assert_eq!(found("use crate::a::Word;"), set(&["a"]));
+    assert_eq!(
+        found("use crate::{d::X, a::c::{self, Y}};"),
+        set(&["d", "a::c"])
+    );
+    assert_eq!(found("fn f() { super::c::go() }"), set(&["a::c"]));
+    assert_eq!(found("use super::Word;"), set(&["a"]));
+    assert_eq!(
+        found("// crate::d\n#[cfg(test)]\nmod tests { use crate::d; }"),
+        set(&[])
+    );
+    let ring = [("a", "b"), ("b", "c"), ("c", "a")]
+        .map(|(from, to)| (from.to_owned(), BTreeSet::from([to.to_owned()])));
+    assert!(cycle(&BTreeMap::from(ring)).is_some());
+    assert!(mentions("use tonic::Status;", "tonic") && !mentions("tonical()", "tonic"));
+}
+
+/// A source file: where it stands, and its text without comments and tests.
+struct Module {
+    path: PathBuf,
+    code: String,
+}
+
+fn assert_clean(wrong: &[String]) {
+    assert!(wrong.is_empty(), "\n{}\n", wrong.join("\n"));
+}
+
+fn top(module: &str) -> &str {
+    module.split("::").next().unwrap_or(module)
+}
+
+fn layer(module: &str) -> Option<usize> {
+    LAYERS.iter().position(|row| row.contains(&top(module)))
+}
+
+fn out_of_order(from: &str, to: &str) -> Option<String> {
+    let (Some(here), Some(there)) = (layer(from), layer(to)) else {
+        return None;
+    };
+    let allowed = top(from) == top(to) || there < here || (here == 0 && there == 0);
+    (!allowed).then(|| format!("{from} must not import {to}"))
+}
+
+/// Modules of a crate by their path. Files named `tests.rs` are left out.
+fn modules(name: &str) -> BTreeMap<String, Module> {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join(name).join("src");
+    let mut found = BTreeMap::new();
+    let mut folders = vec![src.clone()];
+    while let Some(folder) = folders.pop() {
+        let Ok(entries) = fs::read_dir(&folder) else {
+            continue;
+        };
+        for path in entries.map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == "rs") && !path.ends_with("tests.rs") {
+                let below = path.strip_prefix(&src).unwrap().with_extension("");
+                let parts = below.components().map(|c| c.as_os_str().to_string_lossy());
+                let module = parts.collect::<Vec<_>>().join("::");
+                let code = code(&fs::read_to_string(&path).unwrap());
+                found.insert(module, Module { path, code });
+            }
+        }
+    }
+    assert!(!found.is_empty(), "no sources in {}", src.display());
+    found
+}
+
+/// Modules that a file imports or mentions, each the deepest that its path names.
+fn imports(from: &str, code: &str, modules: &BTreeMap<String, Module>) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for root in ["crate::", "super::"] {
+        for (at, _) in code.match_indices(root) {
+            let before = code[..at].chars().next_back();
+            if before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':') {
+                continue;
+            }
+            let mut base: Vec<&str> = from.split("::").collect();
+            let mut rest = &code[at..];
+            if root == "crate::" {
+                base.clear();
+                rest = &rest[root.len()..];
+            }
             while let Some(further) = rest.strip_prefix("super::") {
                 base.pop();
                 rest = further;
             }
-        }
-        for tail in heads(rest) {
-            let full: Vec<_> = base.iter().cloned().chain(tail).take(2).collect();
-            if full
-                .first()
-                .is_some_and(|f| f.starts_with(char::is_lowercase))
-            {
-                found.insert(full.join("::"));
+            for path in paths(rest) {
+                let full: Vec<_> = base.iter().map(|s| (*s).to_owned()).chain(path).collect();
+                let named = (1..=full.len()).rev().map(|n| full[..n].join("::"));
+                found.extend(named.into_iter().find(|name| modules.contains_key(name)));
             }
         }
     }
+    found.remove(from);
     found
 }
 
-/// The first two segments of each path that begins here; braces make several.
-fn heads(text: &str) -> Vec<Vec<String>> {
-    let Some(inside) = text.strip_prefix('{') else {
-        let name: String = text
-            .chars()
-            .take_while(|c| c.is_alphanumeric() || *c == '_')
-            .collect();
-        let rest = &text[name.len()..];
-        let next = rest.strip_prefix("::").map(heads).unwrap_or_default();
-        let below: Vec<_> = next
-            .into_iter()
-            .filter_map(|n| n.first().cloned())
-            .collect();
-        if below.is_empty() {
-            return vec![vec![name]];
-        }
-        return below.into_iter().map(|b| vec![name.clone(), b]).collect();
-    };
-    let (mut depth, mut from, mut parts) = (0, 0, Vec::new());
+/// Paths that begin here; braces make several.
+fn paths(text: &str) -> Vec<Vec<String>> {
+    if let Some(inside) = text.strip_prefix('{') {
+        return members(inside).into_iter().flat_map(paths).collect();
+    }
+    let end = text.find(|c: char| !c.is_alphanumeric() && c != '_');
+    let (name, rest) = text.split_at(end.unwrap_or(text.len()));
+    let below = rest.strip_prefix("::").map(paths).unwrap_or_default();
+    if below.is_empty() {
+        return vec![vec![name.to_owned()]];
+    }
+    let with_name = |path: Vec<String>| [vec![name.to_owned()], path].concat();
+    below.into_iter().map(with_name).collect()
+}
+
+/// The members of a brace group, whose opening brace has been taken.
+fn members(inside: &str) -> Vec<&str> {
+    let (mut depth, mut from, mut found) = (0, 0, Vec::new());
     for (at, c) in inside.char_indices() {
         match c {
             '{' => depth += 1,
             ',' | '}' if depth == 0 => {
-                parts.push(inside[from..at].trim());
+                found.push(inside[from..at].trim());
                 from = at + 1;
                 if c == '}' {
                     break;
@@ -419,31 +273,44 @@ fn heads(text: &str) -> Vec<Vec<String>> {
             _ => {}
         }
     }
-    parts
-        .into_iter()
-        .filter(|p| !p.is_empty() && *p != "self")
-        .flat_map(heads)
-        .collect()
+    found
 }
 
 /// A source without its comments and its own tests, which stand at the end.
 fn code(text: &str) -> String {
     let shipped = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
     let without_comment = |line: &str| line.split("//").next().unwrap_or_default().to_owned();
-    shipped
-        .lines()
-        .map(without_comment)
-        .collect::<Vec<_>>()
-        .join("\n")
+    let lines: Vec<_> = shipped.lines().map(without_comment).collect();
+    lines.join("\n")
 }
 
-/// `session/live.rs` is `session::live`.
-fn module_path(path: &Path) -> String {
-    path.with_extension("")
-        .components()
-        .map(|c| c.as_os_str().to_string_lossy())
-        .collect::<Vec<_>>()
-        .join("::")
+/// Says if `code` has a path that starts with `word`.
+fn mentions(code: &str, word: &str) -> bool {
+    let part = |c: char| c.is_alphanumeric() || c == '_';
+    code.match_indices(word).any(|(at, _)| {
+        let before = code[..at].chars().next_back();
+        let after = code[at + word.len()..].chars().next();
+        !before.is_some_and(|c| part(c) || c == ':') && !after.is_some_and(part)
+    })
+}
+
+/// Names in the dependency tables of a crate's manifest, those of tests aside.
+fn dependencies(name: &str) -> Vec<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join(name)
+        .join("Cargo.toml");
+    let manifest = fs::read_to_string(path).unwrap();
+    let mut inside = false;
+    let mut found = Vec::new();
+    for line in manifest.lines() {
+        if line.starts_with('[') {
+            inside = line.ends_with("dependencies]") && !line.contains("dev-dependencies");
+        } else if inside {
+            let dependency = line.split(['.', '=', ' ']).next().unwrap_or_default();
+            found.push(dependency.to_owned());
+        }
+    }
+    found
 }
 
 fn cycle(edges: &BTreeMap<String, BTreeSet<String>>) -> Option<Vec<String>> {
@@ -461,13 +328,11 @@ fn cycle(edges: &BTreeMap<String, BTreeSet<String>>) -> Option<Vec<String>> {
             return false;
         }
         trail.push(at);
-        if edges
-            .get(at)
-            .into_iter()
-            .flatten()
-            .any(|to| walk(to, edges, trail, done))
-        {
-            return true;
+        let targets = edges.get(at).into_iter().flatten();
+        for to in targets {
+            if walk(to, edges, trail, done) {
+                return true;
+            }
         }
         trail.pop();
         false
@@ -477,32 +342,4 @@ fn cycle(edges: &BTreeMap<String, BTreeSet<String>>) -> Option<Vec<String>> {
         walk(start, edges, &mut trail, &mut BTreeSet::new())
             .then(|| trail.into_iter().map(str::to_owned).collect())
     })
-}
-
-/// Every source of the agent, by its path below `agent/src`; files of tests left out.
-fn sources() -> Vec<(PathBuf, String)> {
-    let src = root().join("agent/src");
-    let mut found = Vec::new();
-    let mut folders = vec![src.clone()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|e| e == "rs") && !path.ends_with("tests.rs") {
-                let text = fs::read_to_string(&path).unwrap();
-                found.push((path.strip_prefix(&src).unwrap().to_owned(), text));
-            }
-        }
-    }
-    assert!(
-        found.len() > 50,
-        "the agent's sources were not found in {}",
-        src.display()
-    );
-    found
-}
-
-fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }

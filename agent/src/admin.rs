@@ -7,6 +7,7 @@ pub mod explain;
 pub mod exposition;
 pub mod html;
 pub mod memory;
+pub mod request;
 pub mod server;
 pub mod stats;
 pub mod views;
@@ -19,10 +20,10 @@ use std::time::Instant;
 use tokio::sync::Notify;
 
 use crate::drain::Drain;
-use crate::lane::Shared;
-use crate::logging::Control;
-use crate::metrics::ControlMetrics;
+use crate::proxy::context::PortContext;
 use crate::ready::Ready;
+use crate::telemetry::logging::LogControl;
+use crate::telemetry::metrics::ControlMetrics;
 
 /// A certificate the agent serves or presents.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,7 +75,7 @@ pub struct ListenerInfo {
 
 /// What an operator may ask the agent to do.
 #[derive(Debug, Default)]
-pub struct Orders {
+pub struct AdminCommands {
     /// `/quitquitquit`: end in order, as after SIGTERM.
     pub quit: Notify,
     /// `/drain_listeners`: stop accepting at once and leave open connections alone; with `graceful`
@@ -105,7 +106,7 @@ pub struct Agent {
     /// Every listening socket.
     pub listeners: Vec<ListenerInfo>,
     /// The ports.
-    pub ports: Vec<Arc<Shared>>,
+    pub ports: Vec<Arc<PortContext>>,
     /// Counters of the control side.
     pub control: Arc<ControlMetrics>,
     /// Loaded certificates.
@@ -115,11 +116,11 @@ pub struct Agent {
     /// Drain state.
     pub drain: Drain,
     /// Log levels.
-    pub log: Control,
+    pub log: LogControl,
     /// The configuration in force, secrets already taken out.
     pub config: serde_json::Value,
     /// What was asked of the agent.
-    pub orders: Arc<Orders>,
+    pub orders: Arc<AdminCommands>,
 }
 
 impl Agent {

@@ -4,8 +4,11 @@
 mod certificates;
 mod control;
 mod listeners;
+mod page_release;
 mod ports;
-mod start_up;
+pub mod settings;
+pub mod shutdown;
+pub mod status;
 mod summary;
 
 use std::io;
@@ -16,22 +19,23 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use traffic_proto::fault::Faults;
 
-use crate::access::{Access, AccessLog};
-use crate::admin::{self, ListenerInfo, Orders};
+use crate::admin;
+use crate::admin::{AdminCommands, ListenerInfo};
+use crate::app::settings::Settings;
+use crate::app::shutdown::Shutdown;
 use crate::drain::Drain;
-use crate::lane::Shared;
-use crate::leaving::{self, Leaving};
-use crate::logging::Control;
-use crate::metrics::ControlMetrics;
-use crate::port::listen::BindError;
-use crate::port::workers::Ports;
+use crate::proxy::context::PortContext;
+use crate::proxy::listener::bind::BindError;
+use crate::proxy::listener::workers::Ports;
 use crate::ready::Ready;
-use crate::settings::Settings;
-use crate::tls::store::Watch;
+use crate::telemetry::access_log::{Access, AccessLog};
+use crate::telemetry::logging::LogControl;
+use crate::telemetry::metrics::ControlMetrics;
+use crate::tls::secrets::store::FolderWatch;
 use crate::upstream::{OpenTunnel, Transport};
 
-use listeners::{Servers, ServersError, UdpPort};
-use ports::Port;
+use crate::app::listeners::{Servers, ServersError, UdpPort};
+use crate::app::ports::BoundPort;
 
 /// Why the agent could not start.
 #[derive(Debug, thiserror::Error)]
@@ -51,9 +55,9 @@ pub enum StartError {
 
 /// The agent with everything bound and nothing served yet.
 #[derive(Debug)]
-pub struct App {
+pub struct RunningAgent {
     settings: Settings,
-    ports: Vec<Port>,
+    ports: Vec<BoundPort>,
     tcp: Ports,
     udp: Vec<UdpPort>,
     servers: Servers,
@@ -61,8 +65,8 @@ pub struct App {
     control: Arc<ControlMetrics>,
     ready: Ready,
     drain: Drain,
-    log: Control,
-    _secrets: Option<Watch>,
+    log: LogControl,
+    _secrets: Option<FolderWatch>,
 }
 
 /// Annotations that cannot be followed. A running agent leaves them out, for the sake of the other
@@ -82,7 +86,7 @@ pub fn summary(settings: &Settings) -> String {
 ///
 /// # Errors
 /// A port is taken, or the process may not have another thread.
-pub fn build(settings: Settings, log: Control) -> Result<App, StartError> {
+pub fn build(settings: Settings, log: LogControl) -> Result<RunningAgent, StartError> {
     let drain = Drain::default();
     let control = Arc::new(ControlMetrics::default());
     let tunnels = control::Tunnels::new(control.clone());
@@ -98,7 +102,7 @@ pub fn build(settings: Settings, log: Control) -> Result<App, StartError> {
     servers.write_ports_file(&settings);
     let secrets = stores.watch()?;
     let ready = Ready::default();
-    Ok(App {
+    Ok(RunningAgent {
         settings,
         ports,
         tcp,
@@ -113,7 +117,7 @@ pub fn build(settings: Settings, log: Control) -> Result<App, StartError> {
     })
 }
 
-impl App {
+impl RunningAgent {
     /// Where the container ports are listened on, TCP before UDP.
     #[must_use]
     pub fn port_addrs(&self) -> Vec<SocketAddr> {
@@ -134,7 +138,7 @@ impl App {
         let settings = &self.settings;
         let running = self.tcp.run(&self.drain)?;
         let udp = listeners::serve_udp(self.udp, &self.drain)?;
-        let orders = Arc::new(Orders::default());
+        let orders = Arc::new(AdminCommands::default());
         let agent = Arc::new(admin::Agent {
             version: crate::VERSION,
             workload: settings.sidecar.agent_name.clone(),
@@ -146,7 +150,7 @@ impl App {
             listeners,
             ports: self.ports.iter().map(|p| p.shared.clone()).collect(),
             control: self.control.clone(),
-            certificates: Arc::new(certificates::Loaded::of(&self.ports)),
+            certificates: Arc::new(certificates::LoadedCertificates::of(&self.ports)),
             ready: self.ready.clone(),
             drain: self.drain.clone(),
             log: self.log.clone(),
@@ -157,7 +161,7 @@ impl App {
             .ports
             .iter()
             .filter(|p| p.shared.transport == Transport::Tcp);
-        let leaving = Leaving {
+        let leaving = Shutdown {
             drain: self.drain.clone(),
             ready: self.ready.clone(),
             orders,
@@ -172,7 +176,7 @@ impl App {
         let code = runtime.block_on(async {
             let stop = CancellationToken::new();
             Servers::serve_admin(self.servers.admin, &agent, &stop);
-            let control = control::Control {
+            let control = control::ControlPath {
                 settings,
                 ports: &self.ports,
                 tunnels: self.tunnels,
@@ -183,8 +187,11 @@ impl App {
             };
             let depart = control.start(&tasks);
             let ports = self.ports.iter().map(|p| p.shared.clone()).collect();
-            tasks.spawn(start_up::forget(ports, self.ready.clone()));
-            leaving.run(leaving::signals(), depart).await.exit_code()
+            tasks.spawn(page_release::release_startup_pages(
+                ports,
+                self.ready.clone(),
+            ));
+            leaving.run(shutdown::signals(), depart).await.exit_code()
         });
         tasks.kill();
         // A name that is still being resolved would otherwise hold up the end.
@@ -234,7 +241,7 @@ fn access(settings: &Settings) -> Access {
     }
 }
 
-fn info(shared: &Shared, address: SocketAddr, transport: &'static str) -> ListenerInfo {
+fn info(shared: &PortContext, address: SocketAddr, transport: &'static str) -> ListenerInfo {
     ListenerInfo {
         name: format!("port_{}", shared.container_port),
         address,

@@ -32,16 +32,16 @@ struct Phase {
 
 /// Counts a connection as carried until dropped.
 #[derive(Debug)]
-struct Open(Arc<Phase>);
+struct OpenTasks(Arc<Phase>);
 
-impl Open {
+impl OpenTasks {
     fn of(phase: &Arc<Phase>) -> Self {
         phase.open.fetch_add(1, Ordering::Relaxed);
         Self(Arc::clone(phase))
     }
 }
 
-impl Drop for Open {
+impl Drop for OpenTasks {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Ordering::Relaxed);
     }
@@ -91,7 +91,7 @@ impl Drain {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        self.start_task(Box::pin(task), Some(Open::of(&self.phase)));
+        self.start_task(Box::pin(task), Some(OpenTasks::of(&self.phase)));
     }
 
     /// Spawns a task on the current runtime; it is dropped where it stands when the grace is over.
@@ -104,7 +104,7 @@ impl Drain {
 
     /// The task comes in a box, because an async block keeps room for what it captures beside what
     /// it works on: every idle connection would be paid for twice.
-    fn start_task<F>(&self, mut task: Pin<Box<F>>, open: Option<Open>)
+    fn start_task<F>(&self, mut task: Pin<Box<F>>, open: Option<OpenTasks>)
     where
         F: Future<Output = ()> + Send + 'static,
     {

@@ -1,58 +1,44 @@
 //! The sidecar: one listening port stands for one container port, and every connection is carried
-//! to the app as if nobody stood between, unless an intercept sends a request through a tunnel to a
-//! workstation.
+//! to the app as if nobody stood between, unless an intercept sends a request through a tunnel to
+//! a workstation.
 //!
 //! ```text
-//! data     caller ─> accept ─> (tls) ─> detect ─> http1 | http2 | opaque ─> route ─┬─> app
-//!                    port.rs   tls.rs   detect.rs                           route.rs └─> tunnel ─> workstation
-//!                                                                              ▲
-//! control  manager ─> session ─> translate ─> RouteTable   (one swapped pointer; nothing else crosses)
+//! data     caller -> proxy::listener -> tls -> detect -> http1 | http2 | opaque -> routing -+-> app
+//!                    START HERE: proxy/connection.rs                                        +-> tunnel -> workstation
+//!                                                                          ^
+//! control  manager -> control::session -> control::intercepts -> RouteTable
+//!          (routes.rs: one swapped pointer, nothing else crosses)
 //! ```
 //!
-//! The modules below stand in reading order of their layers: a module imports only what stands
-//! above it.
+//! Folders are the layers, lowest first; a folder imports only folders above it in this list.
+//! `proxy` and `control` stand side by side and do not see each other. What decides without I/O is
+//! the crate `traffic-core`.
 
 /// The agent's version as peers are told it.
 pub const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
 
-// Layer 0: words.
+// Words that every layer uses.
 pub mod addr;
 pub mod drain;
-pub mod limited;
-pub mod metrics;
 pub mod outcome;
 pub mod ready;
+pub mod routes;
 
-// Layer 1: pure.
-pub mod route;
+// Counters and logs, byte movers, certificates, ways to the app and to workstations.
+pub mod telemetry;
 
-// Layer 2: means.
-pub mod access;
-pub mod buffers;
-pub mod conn;
-pub mod relay;
-pub mod spare;
-pub mod switch;
+pub mod io;
+
 pub mod tls;
+
 pub mod upstream;
 
-// Layer 3: protocols.
-pub mod detect;
-pub mod http1;
-pub mod http2;
-pub mod lane;
-pub mod opaque;
-pub mod udp;
+// The data path and the control path, which do not see each other.
+pub mod proxy;
 
-// Layer 4: doors.
+pub mod control;
+
+// The read-only view of both, and the composition root.
 pub mod admin;
-pub mod logging;
-pub mod port;
-pub mod session;
-pub mod share;
 
-// Layer 5: root.
 pub mod app;
-pub mod leaving;
-pub mod settings;
-pub mod status;

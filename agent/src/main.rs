@@ -6,11 +6,15 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use traffic_agent::app::{self, StartError};
-use traffic_agent::logging::{self, Format, Levels};
-use traffic_agent::settings::cli::{self, AgentArgs, Command};
-use traffic_agent::settings::{Settings, env::Env};
-use traffic_agent::status;
+use traffic_agent::app;
+use traffic_agent::app::StartError;
+use traffic_agent::app::settings::Settings;
+use traffic_agent::app::settings::cli;
+use traffic_agent::app::settings::cli::{AgentArgs, Command};
+use traffic_agent::app::settings::env::Env;
+use traffic_agent::app::status;
+use traffic_agent::telemetry::logging;
+use traffic_agent::telemetry::logging::{Levels, LogFormat};
 
 /// Wrong configuration or usage.
 const USAGE: u8 = 64;
@@ -61,15 +65,15 @@ fn agent(args: &AgentArgs) -> u8 {
     let log = logging::start(
         levels,
         if settings.log_json {
-            Format::Json
+            LogFormat::Json
         } else {
-            Format::Text
+            LogFormat::Text
         },
     );
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
-    match app::build(settings, log).and_then(app::App::run) {
+    match app::build(settings, log).and_then(app::RunningAgent::run) {
         Ok(code) => code,
         Err(error) => {
             tracing::error!("{error}");

@@ -94,6 +94,22 @@ impl Drop for Blocker {
     }
 }
 
+/// The readiness probe is a `stat` by whichever user runs it, so both are open to all.
+pub(crate) fn create_ready_file(path: &std::path::Path) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    if let Some(directory) = path.parent().filter(|d| !d.exists()) {
+        std::fs::create_dir_all(directory)?;
+        std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o777))?;
+    }
+    std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)?;
+    // One that another user left behind cannot be changed and need not be.
+    let _ = std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666));
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,10 +2,11 @@
 //! a tunnel through [`OpenTunnel`]; the control side provides it, and neither imports the other.
 
 pub mod app;
-pub mod originate;
+pub mod app_tls;
 pub mod probe;
 pub mod tunnel;
 
+use crate::tls::alpn::TlsInfo;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,11 +17,9 @@ use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 
 use crate::addr::Caller;
-use crate::conn::Conn;
-use crate::metrics::FailOpen;
-use crate::route::Intercept;
-
-pub use crate::tls::Hello;
+use crate::io::conn::Conn;
+use crate::telemetry::metrics::FailOpen;
+use traffic_core::routing::Intercept;
 
 /// Why a connection to the app could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +53,7 @@ pub enum AppError {
 /// Opens connections to one port's app.
 pub trait DialApp: Send + Sync + fmt::Debug {
     /// Dials; `hello` is what the caller's TLS handshake found, if there was one.
-    fn dial<'a>(&'a self, hello: Option<&'a Hello>) -> BoxFuture<'a, Result<Conn, AppError>>;
+    fn dial<'a>(&'a self, hello: Option<&'a TlsInfo>) -> BoxFuture<'a, Result<Conn, AppError>>;
 
     /// Dials without TLS of ours, whatever is configured: for bytes that are relayed untouched, TLS
     /// of the caller's own among them.
@@ -73,7 +72,7 @@ pub trait DialApp: Send + Sync + fmt::Debug {
 
     /// Whether the app is spoken to in TLS, so that a workstation in its place is too. May ask the
     /// app once.
-    fn speaks_tls<'a>(&'a self, _hello: Option<&'a Hello>) -> BoxFuture<'a, bool> {
+    fn speaks_tls<'a>(&'a self, _hello: Option<&'a TlsInfo>) -> BoxFuture<'a, bool> {
         Box::pin(std::future::ready(false))
     }
 
@@ -82,8 +81,8 @@ pub trait DialApp: Send + Sync + fmt::Debug {
     /// then, so ask [`Self::speaks_tls`] first.
     fn tls_to_workstation<'a>(
         &'a self,
-        tunnel: Box<dyn crate::conn::Io>,
-        hello: Option<&'a Hello>,
+        tunnel: Box<dyn crate::io::conn::Io>,
+        hello: Option<&'a TlsInfo>,
     ) -> Option<BoxFuture<'a, std::io::Result<Conn>>>;
 }
 

@@ -11,22 +11,21 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use traffic_agent::addr::{AppAddr, Caller};
-use traffic_agent::admin::{Agent, ListenerInfo, NoCertificates, Orders, server};
-use traffic_agent::conn::{Conn, Io};
-use traffic_agent::lane::{Declared, Shared, Source, Spoken};
-use traffic_agent::logging::Control;
-use traffic_agent::metrics::{Class, Protocol, Route};
-use traffic_agent::route::matcher::{Filters, HeaderFilter};
-use traffic_agent::route::{Entry, Intercept, Mechanism, RouteTable, State};
-use traffic_agent::upstream::{
-    AppError, DialApp, Hello, OpenTunnel, Transport, TunnelError, TunnelIo,
-};
+use traffic_agent::admin::{AdminCommands, Agent, ListenerInfo, NoCertificates, server};
+use traffic_agent::io::conn::{Conn, Io};
+use traffic_agent::proxy::context::{AppProtocol, DetectedProtocol, PortContext, ProtocolSource};
+use traffic_agent::telemetry::logging::LogControl;
+use traffic_agent::telemetry::metrics::{Class, Protocol, Route};
+use traffic_agent::tls::alpn::TlsInfo;
+use traffic_agent::upstream::{AppError, DialApp, OpenTunnel, Transport, TunnelError, TunnelIo};
+use traffic_core::routing::matcher::{Filters, HeaderFilter};
+use traffic_core::routing::{Entry, Intercept, Mechanism, RouteTable, State};
 
 #[derive(Debug)]
 struct Nowhere;
 
 impl DialApp for Nowhere {
-    fn dial<'a>(&'a self, _: Option<&'a Hello>) -> BoxFuture<'a, Result<Conn, AppError>> {
+    fn dial<'a>(&'a self, _: Option<&'a TlsInfo>) -> BoxFuture<'a, Result<Conn, AppError>> {
         let addr = AppAddr("127.0.0.1:1".parse().unwrap());
         Box::pin(async move {
             Err(AppError::Timeout {
@@ -41,7 +40,7 @@ impl DialApp for Nowhere {
     fn tls_to_workstation<'a>(
         &'a self,
         _: Box<dyn Io>,
-        _: Option<&'a Hello>,
+        _: Option<&'a TlsInfo>,
     ) -> Option<BoxFuture<'a, std::io::Result<Conn>>> {
         None
     }
@@ -81,16 +80,16 @@ fn intercept(name: &str, value: &str) -> Entry {
     }
 }
 
-fn port() -> Arc<Shared> {
-    Arc::new(Shared {
+fn port() -> Arc<PortContext> {
+    Arc::new(PortContext {
         container_port: 8080,
         agent_port: 9900,
         routes: Arc::default(),
         transport: Transport::Tcp,
-        spoken: Spoken::new(Declared::Http1, Source::Declared),
+        spoken: DetectedProtocol::new(AppProtocol::Http1, ProtocolSource::AppProtocol),
         app: Arc::new(Nowhere),
         tls: None,
-        access: traffic_agent::access::Access::default(),
+        access: traffic_agent::telemetry::access_log::Access::default(),
         tunnels: Arc::new(Nowhere),
         metrics: Arc::default(),
         drain: traffic_agent::drain::Drain::default(),
@@ -130,9 +129,9 @@ async fn start() -> Running {
         certificates: Arc::new(NoCertificates),
         ready: traffic_agent::ready::Ready::default(),
         drain: traffic_agent::drain::Drain::default(),
-        log: Control::detached(),
+        log: LogControl::detached(),
         config: serde_json::json!({ "agentName": "echo" }),
-        orders: Arc::new(Orders::default()),
+        orders: Arc::new(AdminCommands::default()),
     });
     let stop = CancellationToken::new();
     tokio::spawn(server::serve(listener, agent.clone(), stop.clone()));

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
-use traffic_agent::conn::Io;
+use traffic_agent::io::conn::Io;
 use traffic_agent::upstream::tunnel::Tunnel;
 use traffic_agent::upstream::{Role, TunnelError, TunnelIo};
 use traffic_proto::agent::agent_client::AgentClient;

@@ -15,17 +15,17 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use traffic_agent::buffers::Buf;
-use traffic_agent::conn::Conn;
-use traffic_agent::lane::Shared;
-use traffic_agent::metrics::{FailOpen, OpaqueReason};
-use traffic_agent::opaque;
+use traffic_agent::io::buffers::Buf;
+use traffic_agent::io::conn::Conn;
 use traffic_agent::outcome::Ended;
-use traffic_agent::route::RouteTable;
+use traffic_agent::proxy::context::PortContext;
+use traffic_agent::proxy::opaque;
+use traffic_agent::telemetry::metrics::{FailOpen, OpaqueReason};
 use traffic_agent::upstream::Transport;
+use traffic_core::routing::RouteTable;
 use traffic_proto::tunnel::Message;
 
-async fn call(shared: &Arc<Shared>) -> (TcpStream, JoinHandle<Ended>) {
+async fn call(shared: &Arc<PortContext>) -> (TcpStream, JoinHandle<Ended>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (caller, accepted) = tokio::join!(
         TcpStream::connect(listener.local_addr().unwrap()),

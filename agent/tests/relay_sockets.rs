@@ -11,10 +11,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use traffic_agent::buffers::Buf;
-use traffic_agent::conn::{Conn, Io};
-use traffic_agent::metrics::PortMetrics;
-use traffic_agent::relay::{self, First, Relayed, Side, splice};
+use traffic_agent::io::buffers::Buf;
+use traffic_agent::io::conn::{Conn, Io};
+use traffic_agent::io::relay::{PendingBytes, Relayed, Side};
+use traffic_agent::io::{relay, splice};
+use traffic_agent::telemetry::metrics::PortMetrics;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -77,7 +78,7 @@ struct Relay {
     task: JoinHandle<(Relayed, u64)>,
 }
 
-async fn relay(first: First, spliced: bool) -> Relay {
+async fn relay(first: PendingBytes, spliced: bool) -> Relay {
     let ((caller, down), (up, app)) = (pair().await, pair().await);
     let (mut down, mut up) = if spliced {
         (Conn::Tcp(down), Conn::Tcp(up))
@@ -144,7 +145,7 @@ fn pattern(len: usize, seed: u64) -> Vec<u8> {
 
 #[tokio::test]
 async fn a_caller_that_half_closes_still_gets_the_whole_answer() {
-    let mut r = relay(First::default(), true).await;
+    let mut r = relay(PendingBytes::default(), true).await;
     r.caller.write_all(b"question").await.unwrap();
     r.caller.shutdown().await.unwrap();
     assert_eq!(rest_of(&mut r.app).await.unwrap(), b"question");
@@ -158,7 +159,7 @@ async fn a_caller_that_half_closes_still_gets_the_whole_answer() {
 
 #[tokio::test]
 async fn an_app_that_half_closes_still_hears_the_caller() {
-    let mut r = relay(First::default(), true).await;
+    let mut r = relay(PendingBytes::default(), true).await;
     r.app.write_all(b"bye").await.unwrap();
     r.app.shutdown().await.unwrap();
     assert_eq!(rest_of(&mut r.caller).await.unwrap(), b"bye");
@@ -170,7 +171,7 @@ async fn an_app_that_half_closes_still_hears_the_caller() {
 
 #[tokio::test]
 async fn bytes_read_before_the_relay_come_first_in_both_directions() {
-    let first = First {
+    let first = PendingBytes {
         from_down: buf_of(b"down, "),
         from_up: buf_of(b"up, "),
     };
@@ -186,7 +187,7 @@ async fn bytes_read_before_the_relay_come_first_in_both_directions() {
 
 #[tokio::test]
 async fn a_caller_s_reset_reaches_the_app_as_a_reset() {
-    let mut r = relay(First::default(), true).await;
+    let mut r = relay(PendingBytes::default(), true).await;
     r.caller.write_all(b"half a").await.unwrap();
     let mut six = [0; 6];
     r.app.read_exact(&mut six).await.unwrap();
@@ -198,7 +199,7 @@ async fn a_caller_s_reset_reaches_the_app_as_a_reset() {
 
 #[tokio::test]
 async fn an_app_s_reset_reaches_the_caller_as_a_reset() {
-    let mut r = relay(First::default(), true).await;
+    let mut r = relay(PendingBytes::default(), true).await;
     r.app.write_all(b"half an answer").await.unwrap();
     let mut seen = [0; 14];
     r.caller.read_exact(&mut seen).await.unwrap();
@@ -213,7 +214,7 @@ async fn an_app_s_reset_reaches_the_caller_as_a_reset() {
 
 #[tokio::test]
 async fn an_app_that_stops_listening_resets_a_caller_that_keeps_sending() {
-    let mut r = relay(First::default(), true).await;
+    let mut r = relay(PendingBytes::default(), true).await;
     r.caller.write_all(b"unread").await.unwrap();
     r.app.readable().await.unwrap();
     drop(r.app); // with unread bytes: the kernel resets
@@ -238,7 +239,7 @@ async fn an_app_that_stops_listening_resets_a_caller_that_keeps_sending() {
 
 async fn bulk_both_ways(spliced: bool) -> u64 {
     const LEN: usize = 64 << 20;
-    let r = relay(First::default(), spliced).await;
+    let r = relay(PendingBytes::default(), spliced).await;
     let (up, down) = (pattern(LEN, 1), pattern(LEN, 2));
     let run = |socket: TcpStream, send: Vec<u8>, want: Vec<u8>| async move {
         let (mut read, mut write) = socket.into_split();
@@ -277,7 +278,7 @@ async fn bulk_that_cannot_be_spliced_is_copied_unchanged() {
 
 #[tokio::test]
 async fn small_messages_are_never_spliced() {
-    let mut r = relay(First::default(), true).await;
+    let mut r = relay(PendingBytes::default(), true).await;
     let mut back = [0; 100];
     for _ in 0..1000 {
         r.caller.write_all(&[7; 100]).await.unwrap();
@@ -313,7 +314,7 @@ async fn accepted_by_a_stalled_relay(spliced: bool) -> u64 {
         relay::both(
             &mut down,
             &mut up,
-            First::default(),
+            PendingBytes::default(),
             &PortMetrics::default(),
         )
         .await;

@@ -11,10 +11,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
-use traffic_agent::buffers::Buf;
-use traffic_agent::conn::{Conn, Io};
-use traffic_agent::metrics::{FailOpen, PortMetrics};
-use traffic_agent::relay::{self, First, Side};
+use traffic_agent::io::buffers::Buf;
+use traffic_agent::io::conn::{Conn, Io};
+use traffic_agent::io::relay;
+use traffic_agent::io::relay::{PendingBytes, Side};
+use traffic_agent::telemetry::metrics::{FailOpen, PortMetrics};
 use traffic_agent::upstream::tunnel::{CHUNK, DialFailure, Tunnel};
 use traffic_agent::upstream::{Role, TunnelError, TunnelIo};
 use traffic_proto::tunnel::Message;
@@ -310,7 +311,7 @@ async fn carried(role: Role) -> Carried {
     let (t, far) = tunnel(role, 50);
     let task = tokio::spawn(async move {
         let (mut down, mut up) = (Conn::Tcp(accepted.unwrap().0), Conn::Other(Box::new(t)));
-        let first = First {
+        let first = PendingBytes {
             from_down: Buf::default(),
             from_up: Buf::default(),
         };

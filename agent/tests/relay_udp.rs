@@ -14,11 +14,12 @@ use bytes::Bytes;
 use support::{Far, PATIENCE, Workstation, global, port};
 use tokio::net::UdpSocket;
 use tokio::time::timeout;
-use traffic_agent::lane::Shared;
-use traffic_agent::metrics::{FailOpen, Limit};
-use traffic_agent::route::RouteTable;
-use traffic_agent::udp::{self, Limits};
+use traffic_agent::proxy::context::PortContext;
+use traffic_agent::proxy::udp;
+use traffic_agent::proxy::udp::UdpLimits;
+use traffic_agent::telemetry::metrics::{FailOpen, Limit};
 use traffic_agent::upstream::Transport;
+use traffic_core::routing::RouteTable;
 use traffic_proto::tunnel::Message;
 
 /// An app that answers each datagram with the address of its peer and what it said.
@@ -41,11 +42,11 @@ async fn app() -> SocketAddr {
 
 struct Agent {
     addr: SocketAddr,
-    shared: Arc<Shared>,
+    shared: Arc<PortContext>,
     task: tokio::task::JoinHandle<std::io::Result<()>>,
 }
 
-async fn agent(bind: &str, tunnels: Arc<Workstation>, limits: Limits) -> Agent {
+async fn agent(bind: &str, tunnels: Arc<Workstation>, limits: UdpLimits) -> Agent {
     let shared = port(app().await, Transport::Udp, tunnels);
     let socket = UdpSocket::bind(bind).await.unwrap();
     let addr = socket.local_addr().unwrap();
@@ -91,7 +92,7 @@ async fn until(what: &str, mut done: impl FnMut() -> bool) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_callers_each_get_their_own_answers_over_their_own_flow() {
-    let agent = agent("127.0.0.1:0", Workstation::away(), Limits::default()).await;
+    let agent = agent("127.0.0.1:0", Workstation::away(), UdpLimits::default()).await;
     let mut callers = Vec::new();
     for _ in 0..1000 {
         callers.push(caller(agent.addr).await);
@@ -118,7 +119,7 @@ async fn a_thousand_callers_each_get_their_own_answers_over_their_own_flow() {
 #[tokio::test]
 async fn answers_come_from_the_address_the_caller_used() {
     // Connected callers drop everything from elsewhere, so an answer is the proof.
-    let agent = agent("0.0.0.0:0", Workstation::away(), Limits::default()).await;
+    let agent = agent("0.0.0.0:0", Workstation::away(), UdpLimits::default()).await;
     for ip in ["127.0.0.1", "127.0.0.9", "127.5.5.5"] {
         ask(
             &caller(SocketAddr::new(ip.parse().unwrap(), agent.addr.port())).await,
@@ -126,7 +127,7 @@ async fn answers_come_from_the_address_the_caller_used() {
         )
         .await;
     }
-    let agent = self::agent("[::]:0", Workstation::away(), Limits::default()).await;
+    let agent = self::agent("[::]:0", Workstation::away(), UdpLimits::default()).await;
     for ip in ["::1", "127.0.0.9"] {
         ask(
             &caller(SocketAddr::new(ip.parse().unwrap(), agent.addr.port())).await,
@@ -138,9 +139,9 @@ async fn answers_come_from_the_address_the_caller_used() {
 
 #[tokio::test]
 async fn a_quiet_flow_is_forgotten_and_a_busy_one_is_not() {
-    let limits = Limits {
+    let limits = UdpLimits {
         idle: Duration::from_millis(400),
-        ..Limits::default()
+        ..UdpLimits::default()
     };
     let agent = agent("127.0.0.1:0", Workstation::away(), limits).await;
     let (quiet, busy) = (caller(agent.addr).await, caller(agent.addr).await);
@@ -163,9 +164,9 @@ async fn a_quiet_flow_is_forgotten_and_a_busy_one_is_not() {
 
 #[tokio::test]
 async fn beyond_the_limit_no_flow_is_made_and_it_is_counted() {
-    let limits = Limits {
+    let limits = UdpLimits {
         flows: 2,
-        ..Limits::default()
+        ..UdpLimits::default()
     };
     let agent = agent("127.0.0.1:0", Workstation::away(), limits).await;
     let (one, two, three) = (
@@ -201,7 +202,7 @@ async fn hears(far: &mut Far) -> Bytes {
 #[tokio::test]
 async fn a_known_caller_s_next_datagram_follows_a_new_intercept_and_its_end() {
     let (workstation, mut opened) = Workstation::there();
-    let agent = agent("127.0.0.1:0", workstation, Limits::default()).await;
+    let agent = agent("127.0.0.1:0", workstation, UdpLimits::default()).await;
     let caller = caller(agent.addr).await;
     ask(&caller, "before").await;
 
@@ -249,7 +250,7 @@ async fn a_known_caller_s_next_datagram_follows_a_new_intercept_and_its_end() {
 
 #[tokio::test]
 async fn datagrams_whose_tunnel_cannot_be_opened_go_to_the_app() {
-    let agent = agent("127.0.0.1:0", Workstation::away(), Limits::default()).await;
+    let agent = agent("127.0.0.1:0", Workstation::away(), UdpLimits::default()).await;
     agent.shared.routes.store(global("i"));
     ask(&caller(agent.addr).await, "hello").await;
     assert_eq!(
@@ -260,7 +261,7 @@ async fn datagrams_whose_tunnel_cannot_be_opened_go_to_the_app() {
 
 #[tokio::test]
 async fn draining_ends_the_service_once_it_is_quiet() {
-    let agent = agent("127.0.0.1:0", Workstation::away(), Limits::default()).await;
+    let agent = agent("127.0.0.1:0", Workstation::away(), UdpLimits::default()).await;
     let caller = caller(agent.addr).await;
     ask(&caller, "x").await;
     agent.shared.drain.start();

@@ -10,13 +10,15 @@ use futures_util::future::BoxFuture;
 use tokio::net::{TcpListener, TcpStream};
 use traffic_agent::addr::{AppAddr, Caller};
 use traffic_agent::drain::Drain;
-use traffic_agent::lane::{Declared, Lane, Shared, Source, Spoken};
-use traffic_agent::metrics::PortMetrics;
-use traffic_agent::port;
-use traffic_agent::route::{Intercept, RouteTable};
-use traffic_agent::switch::Routes;
+use traffic_agent::proxy::context::{
+    AppProtocol, ConnContext, DetectedProtocol, PortContext, ProtocolSource,
+};
+use traffic_agent::proxy::listener::socket::Listener;
+use traffic_agent::routes::CurrentRoutes;
+use traffic_agent::telemetry::metrics::PortMetrics;
 use traffic_agent::upstream::app::PlainApp;
 use traffic_agent::upstream::{OpenTunnel, Transport, TunnelError, TunnelIo};
+use traffic_core::routing::{Intercept, RouteTable};
 
 #[derive(Debug)]
 struct Nobody;
@@ -35,33 +37,33 @@ impl OpenTunnel for Nobody {
 }
 
 /// A port in front of `app`.
-pub fn shared(app: SocketAddr, routes: RouteTable) -> Arc<Shared> {
-    let table = Routes::default();
+pub fn shared(app: SocketAddr, routes: RouteTable) -> Arc<PortContext> {
+    let table = CurrentRoutes::default();
     table.store(routes);
-    Arc::new(Shared {
+    Arc::new(PortContext {
         container_port: app.port(),
         agent_port: 0,
         routes: Arc::new(table),
         transport: Transport::Tcp,
-        spoken: Spoken::new(Declared::Unknown, Source::Bytes),
+        spoken: DetectedProtocol::new(AppProtocol::Unknown, ProtocolSource::Bytes),
         app: Arc::new(PlainApp::new(AppAddr(app))),
         tunnels: Arc::new(Nobody),
         tls: None,
-        access: traffic_agent::access::Access::default(),
+        access: traffic_agent::telemetry::access_log::Access::default(),
         metrics: Arc::new(PortMetrics::default()),
         drain: Drain::default(),
     })
 }
 
 /// Serves the port on the current runtime, and says where.
-pub async fn serve(shared: Arc<Shared>) -> SocketAddr {
+pub async fn serve(shared: Arc<PortContext>) -> SocketAddr {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a loopback port");
     let addr = listener
         .local_addr()
         .expect("a bound listener has an address");
     listener.set_nonblocking(true).expect("a mode of sockets");
-    tokio::spawn(port::accept(
-        port::Listener::new(listener).expect("room to watch it"),
+    tokio::spawn(traffic_agent::proxy::listener::accept::accept(
+        Listener::new(listener).expect("room to watch it"),
         shared,
     ));
     addr
@@ -83,8 +85,8 @@ pub async fn pair() -> (TcpStream, TcpStream) {
 }
 
 /// One connection's share of a port.
-pub fn lane(shared: &Arc<Shared>, caller: SocketAddr) -> Lane {
-    Lane {
+pub fn lane(shared: &Arc<PortContext>, caller: SocketAddr) -> ConnContext {
+    ConnContext {
         caller: Caller::new(caller),
         port: shared.clone(),
         hello: None,

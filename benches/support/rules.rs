@@ -5,8 +5,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use traffic_agent::route::matcher::{Filters, HeaderFilter};
-use traffic_agent::route::{Entry, Intercept, Mechanism, RouteTable, State};
+use traffic_core::routing::matcher::{Filters, HeaderFilter};
+use traffic_core::routing::{Entry, Intercept, Mechanism, RouteTable, State};
 
 /// A rule named `id`.
 pub fn rule(id: &str, filters: Filters, mechanism: Mechanism) -> Entry {

@@ -3,7 +3,7 @@
 //! of size lines sees it.
 
 use libfuzzer_sys::fuzz_target;
-use fuzz::http1::body::{Body, Chunk, Malformed};
+use traffic_core::http1::body::{Body, Chunk, Malformed};
 
 fn end_of(bytes: &[u8], cuts: &[usize]) -> Result<Option<usize>, Malformed> {
     let mut body = Body::Chunked(Chunk::Start);

@@ -1,8 +1,8 @@
 #![no_main]
 //! A head that is accepted ends where httparse says, with the same fields, and it does not matter
 //! how it is cut.
-use fuzz::http1::head::{Kind, MAX_HEAD, Parser, Step};
-use fuzz::route::Request;
+use traffic_core::http1::head::{Kind, MAX_HEAD, Parser, Step};
+use traffic_core::routing::Request;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: (u8, bool, &[u8])| {

@@ -1,8 +1,8 @@
 #![no_main]
 //! Any filter compiles or is refused, and what it says of a request agrees with its own
 //! explanation.
-use fuzz::route::Request;
-use fuzz::route::matcher::{Filters, HeaderFilter, Names, PathFilter, View};
+use traffic_core::routing::Request;
+use traffic_core::routing::matcher::{Filters, HeaderFilter, Names, PathFilter, View};
 use libfuzzer_sys::fuzz_target;
 
 struct Asked<'a>(&'a [u8], &'a [u8]);

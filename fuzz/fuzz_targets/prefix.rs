@@ -1,6 +1,6 @@
 #![no_main]
 //! A verdict goes from "need more" to its final value and never changes, however the bytes arrive.
-use fuzz::detect::prefix::{Verdict, classify};
+use traffic_core::sniff::{FirstBytes, classify};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -9,7 +9,7 @@ fuzz_target!(|bytes: &[u8]| {
     for cut in 0..=bytes.len() {
         let verdict = classify(&bytes[..cut]);
         match &settled {
-            None if verdict != Verdict::NeedMore => settled = Some(verdict),
+            None if verdict != FirstBytes::NeedMore => settled = Some(verdict),
             None => {}
             Some(before) => assert_eq!(*before, verdict, "at {cut}"),
         }

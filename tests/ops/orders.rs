@@ -60,7 +60,7 @@ fn levels_counters_and_health_change_under_load_and_closed_listeners_leave_the_r
     assert!(
         agent.lines("")[silent..]
             .iter()
-            .all(|line| line.contains("traffic_agent::port"))
+            .all(|line| line.contains("traffic_agent::proxy::connection"))
     );
     post(system, "/logging?level=info");
 

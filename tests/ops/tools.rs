@@ -68,7 +68,7 @@ fn help_has_examples_every_variable_and_every_exit_code() {
     let text = String::from_utf8(output.stdout).unwrap();
     let documents =
         std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
-    for (name, meaning) in traffic_agent::settings::env::TABLE {
+    for (name, meaning) in traffic_agent::app::settings::env::TABLE {
         assert!(
             text.contains(name) && text.contains(meaning.trim()),
             "{name}"

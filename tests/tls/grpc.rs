@@ -32,7 +32,7 @@ async fn serve(name: &'static str, authority: &Authority) -> SocketAddr {
     roots
         .add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap())
         .unwrap();
-    let provider = traffic_agent::tls::provider();
+    let provider = traffic_agent::tls::alpn::provider();
     let verifier =
         rustls::server::WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone());
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
@@ -78,11 +78,12 @@ async fn channel(to: SocketAddr, authority: &str) -> Channel {
     roots
         .add(CertificateDer::from_pem_slice(authority.as_bytes()).unwrap())
         .unwrap();
-    let mut config = rustls::ClientConfig::builder_with_provider(traffic_agent::tls::provider())
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+    let mut config =
+        rustls::ClientConfig::builder_with_provider(traffic_agent::tls::alpn::provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
     config.alpn_protocols = vec![b"h2".to_vec()];
     let connector = Connector {
         to,

@@ -85,7 +85,7 @@ async fn an_idle_tls_connection_costs_little() {
     roots
         .add(CertificateDer::from_pem_slice(rig.authority.pem().as_bytes()).unwrap())
         .unwrap();
-    let config = rustls::ClientConfig::builder_with_provider(traffic_agent::tls::provider())
+    let config = rustls::ClientConfig::builder_with_provider(traffic_agent::tls::alpn::provider())
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_root_certificates(roots)

@@ -4,48 +4,11 @@ use std::fmt::Write as _;
 
 use serde_json::json;
 
-use super::stats::{self, Value};
-use super::{Agent, explain, exposition, html, views};
-use crate::logging;
-
-/// One request, as far as the admin cares.
-#[derive(Debug)]
-pub struct Asked<'a> {
-    /// Whether the method is POST.
-    pub post: bool,
-    /// The method, for messages.
-    pub method: &'a str,
-    /// The path.
-    pub path: &'a str,
-    /// What follows the question mark.
-    pub query: &'a str,
-    /// The `Accept` header.
-    pub accept: &'a str,
-    /// Whether a browser sends it on behalf of another site.
-    pub cross_site: bool,
-}
-
-/// One answer.
-#[derive(Debug)]
-pub struct Page {
-    /// Status code.
-    pub status: u16,
-    /// Media type.
-    pub content_type: &'static str,
-    /// The body.
-    pub body: String,
-}
-
-/// A path and who answers it.
-pub struct Endpoint {
-    /// The path.
-    pub path: &'static str,
-    /// Whether it changes something, so that only POST is taken.
-    pub post: bool,
-    /// What it is for.
-    pub help: &'static str,
-    answer: fn(&Asked<'_>, &Agent) -> Page,
-}
+use crate::admin::request::{AdminRequest, Endpoint, Page};
+use crate::admin::stats;
+use crate::admin::stats::Value;
+use crate::admin::{Agent, explain, exposition, html, views};
+use crate::telemetry::logging;
 
 /// In the order of the index page.
 pub const ENDPOINTS: &[Endpoint] = &[
@@ -53,7 +16,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
         path: "/",
         post: false,
         help: "Admin home page",
-        answer: |_, _| html_page(html::index()),
+        answer: |_, _| html_page(html::index(ENDPOINTS)),
     },
     Endpoint {
         path: "/certs",
@@ -179,7 +142,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
 
 /// Answers one request.
 #[must_use]
-pub fn answer(asked: &Asked<'_>, agent: &Agent) -> Page {
+pub fn answer(asked: &AdminRequest<'_>, agent: &Agent) -> Page {
     let path = if asked.path.len() > 1 {
         asked.path.trim_end_matches('/')
     } else {
@@ -209,7 +172,7 @@ pub fn answer(asked: &Asked<'_>, agent: &Agent) -> Page {
     (endpoint.answer)(asked, agent)
 }
 
-impl Asked<'_> {
+impl AdminRequest<'_> {
     /// The decoded value of a query parameter; a parameter without `=` has an empty one.
     #[must_use]
     pub fn param(&self, name: &str) -> Option<String> {
@@ -296,7 +259,7 @@ fn help_text() -> String {
     out
 }
 
-fn ready(_: &Asked<'_>, agent: &Agent) -> Page {
+fn ready(_: &AdminRequest<'_>, agent: &Agent) -> Page {
     let state = agent.state();
     text(
         if state == "LIVE" { 200 } else { 503 },
@@ -304,7 +267,7 @@ fn ready(_: &Asked<'_>, agent: &Agent) -> Page {
     )
 }
 
-fn listeners(asked: &Asked<'_>, agent: &Agent) -> Page {
+fn listeners(asked: &AdminRequest<'_>, agent: &Agent) -> Page {
     if asked.wants_json() {
         json_page(&views::listeners_json(agent))
     } else {
@@ -312,7 +275,7 @@ fn listeners(asked: &Asked<'_>, agent: &Agent) -> Page {
     }
 }
 
-fn clusters(asked: &Asked<'_>, agent: &Agent) -> Page {
+fn clusters(asked: &AdminRequest<'_>, agent: &Agent) -> Page {
     if asked.wants_json() {
         json_page(&views::clusters_json(agent))
     } else {
@@ -320,7 +283,7 @@ fn clusters(asked: &Asked<'_>, agent: &Agent) -> Page {
     }
 }
 
-fn intercepts(asked: &Asked<'_>, agent: &Agent) -> Page {
+fn intercepts(asked: &AdminRequest<'_>, agent: &Agent) -> Page {
     if asked.wants_html() {
         html_page(html::intercepts(agent))
     } else {
@@ -328,7 +291,7 @@ fn intercepts(asked: &Asked<'_>, agent: &Agent) -> Page {
     }
 }
 
-fn explained(asked: &Asked<'_>, agent: &Agent) -> Page {
+fn explained(asked: &AdminRequest<'_>, agent: &Agent) -> Page {
     if asked.wants_html() {
         return html_page(html::explain(agent, asked));
     }
@@ -341,7 +304,7 @@ fn explained(asked: &Asked<'_>, agent: &Agent) -> Page {
     }
 }
 
-fn drain(asked: &Asked<'_>, agent: &Agent) -> Page {
+fn drain(asked: &AdminRequest<'_>, agent: &Agent) -> Page {
     agent.orders.graceful.store(
         asked.params().any(|(n, _)| n == "graceful"),
         std::sync::atomic::Ordering::Relaxed,
@@ -350,7 +313,7 @@ fn drain(asked: &Asked<'_>, agent: &Agent) -> Page {
     ok()
 }
 
-fn logging_levels(asked: &Asked<'_>, agent: &Agent) -> Page {
+fn logging_levels(asked: &AdminRequest<'_>, agent: &Agent) -> Page {
     match change_levels(asked, agent) {
         Ok(()) => {
             let mut body = "active loggers:\n".to_owned();
@@ -369,7 +332,7 @@ fn logging_levels(asked: &Asked<'_>, agent: &Agent) -> Page {
     }
 }
 
-fn change_levels(asked: &Asked<'_>, agent: &Agent) -> Result<(), logging::LevelError> {
+fn change_levels(asked: &AdminRequest<'_>, agent: &Agent) -> Result<(), logging::LevelError> {
     for (name, value) in asked.params() {
         match name.as_str() {
             "level" => agent.log.set_all(logging::parse_level(&value)?),
@@ -387,7 +350,7 @@ fn change_levels(asked: &Asked<'_>, agent: &Agent) -> Result<(), logging::LevelE
     Ok(())
 }
 
-fn stats_page(asked: &Asked<'_>, agent: &Agent) -> Page {
+fn stats_page(asked: &AdminRequest<'_>, agent: &Agent) -> Page {
     if asked.param("format").as_deref() == Some("prometheus") {
         return prometheus(asked, agent);
     }
@@ -424,7 +387,7 @@ fn stats_page(asked: &Asked<'_>, agent: &Agent) -> Page {
     text(200, body)
 }
 
-fn filtered(asked: &Asked<'_>, agent: &Agent) -> Result<Vec<stats::Stat>, Page> {
+fn filtered(asked: &AdminRequest<'_>, agent: &Agent) -> Result<Vec<stats::Stat>, Page> {
     let mut list = stats::collect(agent);
     if let Some(filter) = asked.param("filter") {
         let regex = regex::RegexBuilder::new(&filter)
@@ -440,7 +403,7 @@ fn filtered(asked: &Asked<'_>, agent: &Agent) -> Result<Vec<stats::Stat>, Page> 
     Ok(list)
 }
 
-fn prometheus(asked: &Asked<'_>, agent: &Agent) -> Page {
+fn prometheus(asked: &AdminRequest<'_>, agent: &Agent) -> Page {
     let list = match filtered(asked, agent) {
         Ok(list) => list,
         Err(page) => return page,

@@ -3,9 +3,9 @@
 
 use serde_json::{Value as Json, json};
 
-use super::Agent;
-use super::endpoints::Asked;
-use crate::route::{Decision, Request};
+use crate::admin::Agent;
+use crate::admin::request::AdminRequest;
+use traffic_core::routing::{Decision, Request};
 
 /// A request made of query parameters.
 struct Imagined {
@@ -30,7 +30,7 @@ impl Request for Imagined {
 ///
 /// # Errors
 /// A parameter is missing or malformed; the text says which, and what to write.
-pub fn explain(agent: &Agent, asked: &Asked<'_>) -> Result<Json, String> {
+pub fn explain(agent: &Agent, asked: &AdminRequest<'_>) -> Result<Json, String> {
     let known = || {
         agent
             .ports

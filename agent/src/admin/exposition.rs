@@ -10,7 +10,7 @@ use prometheus_client::encoding::{
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-use super::stats::{Stat, Value, in_seconds};
+use crate::admin::stats::{Stat, Value, in_seconds};
 
 /// The content type of [`render`]'s text, for whoever asks for it.
 pub const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use serde_json::Value as Json;
 
-use super::endpoints::{Asked, ENDPOINTS};
-use super::{Agent, explain as explanation, views};
+use crate::admin::request::{AdminRequest, Endpoint};
+use crate::admin::{Agent, explain as explanation, views};
 
 const HEAD: &str = "<!DOCTYPE html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>\n\
 <meta name='viewport' content='width=device-width, initial-scale=1'>\n<link rel='icon' href='data:,'>\n<style>\n\
@@ -39,9 +39,9 @@ fn escape(text: &str) -> String {
 
 /// The index: every path, with a button where it changes something.
 #[must_use]
-pub fn index() -> String {
+pub fn index(endpoints: &[Endpoint]) -> String {
     let mut rows = String::from("<table>\n<tr><th>Command</th><th>Description</th></tr>\n");
-    for e in ENDPOINTS {
+    for e in endpoints {
         let command = if e.post {
             format!(
                 "<form action='{0}' method='post'><button>{0}</button></form>",
@@ -126,7 +126,7 @@ fn clauses(intercept: &Json) -> String {
 
 /// A form that asks which rule decides, and the answer.
 #[must_use]
-pub fn explain(agent: &Agent, asked: &Asked<'_>) -> String {
+pub fn explain(agent: &Agent, asked: &AdminRequest<'_>) -> String {
     let value = |name: &str, default: &str| {
         escape(&asked.param(name).unwrap_or_else(|| default.to_owned()))
     };
@@ -166,7 +166,7 @@ pub fn explain(agent: &Agent, asked: &Asked<'_>) -> String {
         .join("&");
     match explanation::explain(
         agent,
-        &Asked {
+        &AdminRequest {
             query: &kept,
             ..*asked
         },

@@ -13,12 +13,13 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::{Agent, endpoints};
+use crate::admin::request::AdminRequest;
+use crate::admin::{Agent, endpoints};
 
 /// How long a connection may take to send a request head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long one answer may take, the reading of it included.
-const CONNECTION_LIMIT: Duration = Duration::from_secs(300);
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Serves `listener` until `stop`; connections are HTTP/1 as Envoy's admin speaks it.
 pub async fn serve(listener: TcpListener, agent: Arc<Agent>, stop: CancellationToken) {
@@ -50,7 +51,7 @@ async fn connection(socket: tokio::net::TcpStream, agent: Arc<Agent>, stop: Canc
         .header_read_timeout(HEAD_TIMEOUT)
         .serve_connection(TokioIo::new(socket), service);
     tokio::select! {
-        _ = tokio::time::timeout(CONNECTION_LIMIT, serving) => {}
+        _ = tokio::time::timeout(CONNECTION_TIMEOUT, serving) => {}
         () = stop.cancelled() => {}
     }
 }
@@ -63,7 +64,7 @@ fn answer(request: &Request<Incoming>, agent: &Agent) -> Response<Full<Bytes>> {
             .and_then(|v| v.to_str().ok())
             .unwrap_or_default()
     };
-    let asked = endpoints::Asked {
+    let asked = AdminRequest {
         post: request.method() == hyper::Method::POST,
         method: request.method().as_str(),
         path: request.uri().path(),

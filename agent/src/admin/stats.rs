@@ -2,10 +2,10 @@
 //! `/stats`, and metric names with labels for Prometheus. Where the meaning is Envoy's, so is the
 //! name.
 
-use super::Agent;
-use crate::access::AccessLog;
-use crate::lane::Shared;
-use crate::metrics::{Class, LATENCY_BOUNDS_US, Label, Latency, PerLabel, Route};
+use crate::admin::Agent;
+use crate::proxy::context::PortContext;
+use crate::telemetry::access_log::AccessLog;
+use crate::telemetry::metrics::{Class, LATENCY_BOUNDS_US, Label, Latency, PerLabel, Route};
 
 /// A value with its kind.
 #[derive(Clone, Debug, PartialEq)]
@@ -126,7 +126,7 @@ type Labels = Vec<(&'static str, String)>;
 
 fn server(agent: &Agent, list: &mut List) {
     let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-    let memory = super::memory::read();
+    let memory = crate::admin::memory::read();
     let c = &agent.control;
     let open: i64 = agent.ports.iter().map(|p| p.metrics.active.get()).sum();
     for (name, metric, help, value) in [
@@ -259,7 +259,7 @@ fn server(agent: &Agent, list: &mut List) {
     }
 }
 
-fn port_stats(port: &Shared, list: &mut List) {
+fn port_stats(port: &PortContext, list: &mut List) {
     let m = &port.metrics;
     let prefix = format!("port_{}", port.container_port);
     let http = vec![("envoy_http_conn_manager_prefix", prefix.clone())];
@@ -338,7 +338,7 @@ fn port_stats(port: &Shared, list: &mut List) {
     own_stats(port, list);
 }
 
-fn upstream_stats(port: &Shared, list: &mut List) {
+fn upstream_stats(port: &PortContext, list: &mut List) {
     let m = &port.metrics;
     let cluster = format!("app_{}", port.container_port);
     let labels = vec![("envoy_cluster_name", cluster.clone())];
@@ -399,7 +399,7 @@ fn upstream_stats(port: &Shared, list: &mut List) {
     }
 }
 
-fn own_stats(port: &Shared, list: &mut List) {
+fn own_stats(port: &PortContext, list: &mut List) {
     let m = &port.metrics;
     let base = format!("traffic_agent.port_{}", port.container_port);
     let labels = vec![("port", port.container_port.to_string())];

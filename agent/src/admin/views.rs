@@ -6,13 +6,13 @@ use std::sync::atomic::Ordering;
 
 use serde_json::{Value as Json, json};
 
-use super::stats::Value;
-use super::{Agent, memory as process_memory};
-use crate::lane::Shared;
-use crate::metrics::Route;
-use crate::route::matcher::PathFilter;
-use crate::route::{Entry, Mechanism, State};
+use crate::admin::stats::Value;
+use crate::admin::{Agent, memory as process_memory};
+use crate::proxy::context::PortContext;
+use crate::telemetry::metrics::Route;
 use crate::upstream::Transport;
+use traffic_core::routing::matcher::PathFilter;
+use traffic_core::routing::{Entry, Mechanism, State};
 
 /// A statistic as one number.
 #[must_use]
@@ -70,13 +70,13 @@ fn socket_address(address: SocketAddr) -> Json {
     json!({ "socket_address": { "address": address.ip().to_string(), "port_value": address.port() } })
 }
 
-fn app_address(port: &Shared) -> String {
+fn app_address(port: &PortContext) -> String {
     port.app
         .plain_addr()
         .map_or_else(|| format!("app:{}", port.container_port), |a| a.to_string())
 }
 
-fn host_stats(port: &Shared) -> [(&'static str, &'static str, u64); 4] {
+fn host_stats(port: &PortContext) -> [(&'static str, &'static str, u64); 4] {
     let m = &port.metrics;
     let requests = m.http1_requests.at(Route::App).get()
         + m.http2_requests.at(Route::App).get()

@@ -3,17 +3,17 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::ports::Port;
-use crate::access::format::rfc3339;
 use crate::admin::{Certificate, Certificates};
+use crate::app::ports::BoundPort;
+use crate::telemetry::access_log::format::rfc3339;
 use crate::tls;
 
 /// Ports with secrets.
 #[derive(Debug)]
-pub(super) struct Loaded(Vec<(u16, Arc<tls::Port>)>);
+pub(crate) struct LoadedCertificates(Vec<(u16, Arc<tls::server::accept::TlsPort>)>);
 
-impl Loaded {
-    pub(super) fn of(ports: &[Port]) -> Self {
+impl LoadedCertificates {
+    pub(crate) fn of(ports: &[BoundPort]) -> Self {
         let with_tls = ports
             .iter()
             .filter_map(|p| Some((p.shared.container_port, p.shared.tls.clone()?)));
@@ -21,7 +21,7 @@ impl Loaded {
     }
 }
 
-impl Certificates for Loaded {
+impl Certificates for LoadedCertificates {
     fn certificates(&self) -> Vec<Certificate> {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)

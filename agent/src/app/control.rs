@@ -5,39 +5,42 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-use super::listeners::Server;
-use super::ports::{self, Port};
+use crate::app::listeners::ApiListener;
+use crate::app::ports;
+use crate::app::ports::BoundPort;
+use crate::app::settings::Settings;
+use crate::control::api;
+use crate::control::config::{ControlConfig, LevelSwitch};
+use crate::control::container_env;
+use crate::control::dns::Dns;
 use crate::drain::Drain;
-use crate::logging;
-use crate::metrics::ControlMetrics;
 use crate::ready::Blocker;
-use crate::session::{self, LevelSwitch, Session, dns::Dns, serve};
-use crate::settings::Settings;
-use crate::share;
+use crate::telemetry::logging;
+use crate::telemetry::metrics::ControlMetrics;
 
-pub(super) use crate::session::streams::Tunnels;
+pub(crate) use crate::control::tunnels::Tunnels;
 
 /// What the control side is made of.
-pub(super) struct Control<'a> {
-    pub(super) settings: &'a Settings,
-    pub(super) ports: &'a [Port],
-    pub(super) tunnels: Tunnels,
-    pub(super) metrics: Arc<ControlMetrics>,
-    pub(super) log: logging::Control,
+pub(crate) struct ControlPath<'a> {
+    pub(crate) settings: &'a Settings,
+    pub(crate) ports: &'a [BoundPort],
+    pub(crate) tunnels: Tunnels,
+    pub(crate) metrics: Arc<ControlMetrics>,
+    pub(crate) log: logging::LogControl,
     /// Holds readiness back until the first arrival.
-    pub(super) blocker: Blocker,
+    pub(crate) blocker: Blocker,
     /// The gRPC API's sockets.
-    pub(super) grpc: Server,
+    pub(crate) grpc: ApiListener,
 }
 
-impl Control<'_> {
+impl ControlPath<'_> {
     /// Starts the session and the gRPC API on the current runtime, as tasks of `tasks`. The future
     /// ends the session: all to the app, then farewell. The API is there until the runtime ends,
     /// because tunnels lead through it.
-    pub(super) fn start(self, tasks: &Drain) -> impl Future<Output = ()> + use<> {
+    pub(crate) fn start(self, tasks: &Drain) -> impl Future<Output = ()> + use<> {
         let (stop, departed) = (CancellationToken::new(), CancellationToken::new());
         let dns = Arc::new(Dns::default());
-        let service = serve::Service::new(
+        let service = api::Service::new(
             self.tunnels.clone(),
             Arc::clone(&dns),
             tasks.clone(),
@@ -51,11 +54,11 @@ impl Control<'_> {
             .filter_map(|l| tokio::net::TcpListener::from_std(l).ok());
         let listeners: Vec<_> = listeners.collect();
         tasks.spawn(async move {
-            if let Err(error) = serve::serve(service, listeners, CancellationToken::new()).await {
+            if let Err(error) = api::serve(service, listeners, CancellationToken::new()).await {
                 tracing::error!(%error, "the agent's gRPC API is not served any more; restart the pod");
             }
         });
-        let session = Session {
+        let session = ControlConfig {
             identity: identity(self.settings, api_port),
             manager: manager_address(self.settings),
             grace: self.settings.sidecar.session_grace,
@@ -87,7 +90,7 @@ impl Control<'_> {
 }
 
 /// `host:port` of the traffic-manager, an IPv6 address in brackets.
-pub(super) fn manager_address(settings: &Settings) -> String {
+pub(crate) fn manager_address(settings: &Settings) -> String {
     let (host, port) = (
         &settings.sidecar.manager_host,
         settings.sidecar.manager_port,
@@ -99,19 +102,19 @@ pub(super) fn manager_address(settings: &Settings) -> String {
     }
 }
 
-fn level_switch(log: logging::Control) -> LevelSwitch {
+fn level_switch(log: logging::LogControl) -> LevelSwitch {
     LevelSwitch(Box::new(move |level| log.wish(level)))
 }
 
-fn identity(settings: &Settings, api_port: u16) -> session::Identity {
-    let container = |s: share::Shared| session::Container {
+fn identity(settings: &Settings, api_port: u16) -> crate::control::config::AgentIdentity {
+    let container = |s: container_env::SharedContainer| crate::control::config::Container {
         name: s.name,
         environment: s.environment,
         mount_point: s.mount_point,
         mounts: s.mounts,
     };
-    let shared = share::containers(&settings.sidecar, &settings.environment);
-    session::Identity {
+    let shared = container_env::containers(&settings.sidecar, &settings.environment);
+    crate::control::config::AgentIdentity {
         name: settings.sidecar.agent_name.clone(),
         namespace: settings.sidecar.namespace.clone(),
         workload_kind: settings.sidecar.workload_kind.clone(),

@@ -9,13 +9,13 @@ use tokio_util::sync::CancellationToken;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::ports::Port;
 use crate::admin::{Agent, server};
+use crate::app::ports::BoundPort;
+use crate::app::settings::{Bind, Settings};
 use crate::drain::Drain;
-use crate::lane::Shared;
-use crate::port::listen::BindError;
-use crate::settings::{Bind, Settings};
-use crate::udp;
+use crate::proxy::context::PortContext;
+use crate::proxy::listener::bind::BindError;
+use crate::proxy::udp;
 use crate::upstream::Transport;
 
 /// How many ports after the wanted one are tried.
@@ -23,10 +23,10 @@ const FOLLOWING: u16 = 20;
 
 /// A UDP port, bound.
 #[derive(Debug)]
-pub(super) struct UdpPort {
+pub(crate) struct UdpPort {
     socket: UdpSocket,
-    pub(super) address: SocketAddr,
-    pub(super) shared: Arc<Shared>,
+    pub(crate) address: SocketAddr,
+    pub(crate) shared: Arc<PortContext>,
 }
 
 /// No port could be had for a server of ours.
@@ -43,23 +43,23 @@ pub struct ServersError {
 
 /// The listeners of one server, one for each address family, on the same port.
 #[derive(Debug)]
-pub(super) struct Server {
-    pub(super) listeners: Vec<TcpListener>,
-    pub(super) port: u16,
+pub(crate) struct ApiListener {
+    pub(crate) listeners: Vec<TcpListener>,
+    pub(crate) port: u16,
 }
 
 /// Both servers of the agent.
 #[derive(Debug)]
-pub(super) struct Servers {
+pub(crate) struct Servers {
     /// The gRPC API.
-    pub(super) grpc: Server,
+    pub(crate) grpc: ApiListener,
     /// The admin.
-    pub(super) admin: Server,
+    pub(crate) admin: ApiListener,
 }
 
 impl Servers {
     /// Binds both, on the wanted ports where they are free, else on the next free ones.
-    pub(super) fn bind(settings: &Settings) -> Result<Self, ServersError> {
+    pub(crate) fn bind(settings: &Settings) -> Result<Self, ServersError> {
         let bind = |name, key, wanted| {
             bind_near(settings.bind, wanted).map_err(|source| ServersError {
                 name,
@@ -84,7 +84,7 @@ impl Servers {
     }
 
     /// Serves the admin on the current runtime.
-    pub(super) fn serve_admin(admin: Server, agent: &Arc<Agent>, stop: &CancellationToken) {
+    pub(crate) fn serve_admin(admin: ApiListener, agent: &Arc<Agent>, stop: &CancellationToken) {
         for listener in admin.listeners {
             match tokio::net::TcpListener::from_std(listener) {
                 Ok(listener) => {
@@ -98,7 +98,7 @@ impl Servers {
     }
 
     /// Tells other programs of the pod which ports are used.
-    pub(super) fn write_ports_file(&self, settings: &Settings) {
+    pub(crate) fn write_ports_file(&self, settings: &Settings) {
         let dir = settings.rooted("/tmp/agent");
         let text = format!(
             "{{\"server\": {}, \"admin\": {}}}\n",
@@ -116,7 +116,7 @@ impl Servers {
     }
 }
 
-fn bind_near(bind: Bind, wanted: u16) -> io::Result<Server> {
+fn bind_near(bind: Bind, wanted: u16) -> io::Result<ApiListener> {
     let last = wanted.saturating_add(if wanted == 0 { 0 } else { FOLLOWING });
     let mut answer = bind_families(bind, wanted);
     for port in wanted.saturating_add(1)..=last {
@@ -129,7 +129,7 @@ fn bind_near(bind: Bind, wanted: u16) -> io::Result<Server> {
 }
 
 /// IPv4 and, where the pod has it, IPv6 on the same port.
-fn bind_families(bind: Bind, port: u16) -> io::Result<Server> {
+fn bind_families(bind: Bind, port: u16) -> io::Result<ApiListener> {
     let (v4, v6) = match bind {
         Bind::Pod => (Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST),
         Bind::All => (Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED),
@@ -143,7 +143,7 @@ fn bind_families(bind: Bind, port: u16) -> io::Result<Server> {
         // A pod without IPv6.
         Err(_) => {}
     }
-    Ok(Server { listeners, port })
+    Ok(ApiListener { listeners, port })
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
@@ -162,7 +162,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Binds every UDP port.
-pub(super) fn bind_udp(ports: &[Port]) -> Result<Vec<UdpPort>, BindError> {
+pub(crate) fn bind_udp(ports: &[BoundPort]) -> Result<Vec<UdpPort>, BindError> {
     let of_udp = ports
         .iter()
         .filter(|p| p.shared.transport == Transport::Udp);
@@ -212,7 +212,7 @@ fn datagrams(port: u16) -> io::Result<UdpSocket> {
 
 /// Serves all UDP ports on a thread of their own; `None` when there are none. Their datagrams are
 /// carried like connections: waited for while the agent leaves, and cut at the deadline.
-pub(super) fn serve_udp(ports: Vec<UdpPort>, drain: &Drain) -> io::Result<Option<JoinHandle<()>>> {
+pub(crate) fn serve_udp(ports: Vec<UdpPort>, drain: &Drain) -> io::Result<Option<JoinHandle<()>>> {
     if ports.is_empty() {
         return Ok(None);
     }
@@ -226,7 +226,7 @@ pub(super) fn serve_udp(ports: Vec<UdpPort>, drain: &Drain) -> io::Result<Option
                 drain.carry(async move {
                     let number = port.shared.agent_port;
                     let served = match tokio::net::UdpSocket::from_std(port.socket) {
-                        Ok(socket) => udp::serve(socket, port.shared, udp::Limits::default()).await,
+                        Ok(socket) => udp::serve(socket, port.shared, udp::UdpLimits::default()).await,
                         Err(error) => Err(error),
                     };
                     if let Err(error) = served {

@@ -12,42 +12,44 @@ use futures_util::future::BoxFuture;
 use traffic_proto::port::Transport as Wire;
 use traffic_proto::sidecar::{AppProtocolStrategy, Replace, Target};
 
-use crate::access::Access;
 use crate::addr::AppAddr;
-use crate::conn::{Conn, Io};
+use crate::app::settings::{Settings, protocol};
+use crate::control::intercepts::publisher::{PortHandle, ProbeFuture};
 use crate::drain::Drain;
-use crate::lane::{Declared, Shared, Source, Spoken};
-use crate::port::listen::PortSpec;
-use crate::port::probing;
-use crate::session::{self, PortLink};
-use crate::settings::{Settings, protocol};
-use crate::tls::Hello;
-use crate::tls::annotations::{self, AppPort, Plans, PortPlan};
-use crate::tls::store::Stores;
+use crate::io::conn::{Conn, Io};
+use crate::proxy::context::{AppProtocol, DetectedProtocol, PortContext, ProtocolSource};
+use crate::proxy::listener::bind::PortSpec;
+use crate::proxy::protocol_probe;
+use crate::telemetry::access_log::Access;
+use crate::tls::alpn::TlsInfo;
+use crate::tls::secrets::annotations;
+use crate::tls::secrets::annotations::{AppPort, Plans, PortPlan};
+use crate::tls::secrets::store::Stores;
 use crate::upstream::app::PlainApp;
-use crate::upstream::originate::{self, ClearHttp};
+use crate::upstream::app_tls;
+use crate::upstream::app_tls::ClearHttp;
 use crate::upstream::{AppError, DialApp, OpenTunnel, Transport};
 
 /// How long an app may take to say what it speaks before an intercept is reviewed without knowing
 /// it.
-const ASKING: Duration = Duration::from_secs(4);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// One port with what its connections share.
 #[derive(Debug)]
-pub(super) struct Port {
+pub(crate) struct BoundPort {
     /// As configured.
-    pub(super) target: Target,
+    pub(crate) target: Target,
     /// What its connections share.
-    pub(super) shared: Arc<Shared>,
+    pub(crate) shared: Arc<PortContext>,
 }
 
 /// Builds every port; what is odd about annotations is logged here, once.
-pub(super) fn build(
+pub(crate) fn build(
     settings: &Settings,
     access: &Access,
     drain: &Drain,
     tunnels: &Arc<dyn OpenTunnel>,
-) -> (Vec<Port>, Stores) {
+) -> (Vec<BoundPort>, Stores) {
     let mut stores = Stores::default();
     let plans = tls_plans(settings);
     let ports = settings
@@ -78,7 +80,7 @@ pub(super) fn build(
                 terminates_tls = shared.tls.as_ref().is_some_and(|t| t.terminates()),
                 "port"
             );
-            Port {
+            BoundPort {
                 target: target.clone(),
                 shared,
             }
@@ -88,8 +90,8 @@ pub(super) fn build(
 }
 
 /// What to listen on for TCP.
-pub(super) fn tcp(settings: &Settings, ports: &[Port]) -> Vec<(PortSpec, Arc<Shared>)> {
-    let spec = |port: &Port| PortSpec {
+pub(crate) fn tcp(settings: &Settings, ports: &[BoundPort]) -> Vec<(PortSpec, Arc<PortContext>)> {
+    let spec = |port: &BoundPort| PortSpec {
         port: port.shared.agent_port,
         owner: port.owner(),
         addr: None,
@@ -102,9 +104,9 @@ pub(super) fn tcp(settings: &Settings, ports: &[Port]) -> Vec<(PortSpec, Arc<Sha
         .collect()
 }
 
-impl Port {
+impl BoundPort {
     /// Whose port it is, for messages.
-    pub(super) fn owner(&self) -> String {
+    pub(crate) fn owner(&self) -> String {
         format!(
             "container {} port {}/{}",
             self.target.container, self.target.container_port, self.target.transport
@@ -119,7 +121,7 @@ fn share(
     stores: &mut Stores,
     drain: Drain,
     tunnels: Arc<dyn OpenTunnel>,
-) -> Shared {
+) -> PortContext {
     let strategy = settings.sidecar.app_protocol_strategy;
     let (declared, source, odd) = protocol::of(target, &settings.annotations, strategy);
     if let Some(odd) = odd {
@@ -130,12 +132,12 @@ fn share(
     let (tls, app): (_, Arc<dyn DialApp>) = match plan {
         _ if replaced => (None, Arc::new(NoApp(addr))),
         Some(plan) => {
-            let (tls, app) = originate::compose(plan, addr, clear_http(settings, declared), stores);
+            let (tls, app) = app_tls::compose(plan, addr, clear_http(settings, declared), stores);
             (Some(tls), app)
         }
         None => (None, Arc::new(PlainApp::new(addr))),
     };
-    Shared {
+    PortContext {
         container_port: target.container_port.get(),
         // A replaced container is gone, and the agent stands at its very port.
         agent_port: if replaced {
@@ -149,7 +151,7 @@ fn share(
         } else {
             Transport::Tcp
         },
-        spoken: Spoken::new(declared, source),
+        spoken: DetectedProtocol::new(declared, source),
         app,
         tls,
         tunnels,
@@ -159,23 +161,23 @@ fn share(
     }
 }
 
-pub(super) fn app_addr(settings: &Settings, target: &Target) -> AppAddr {
+pub(crate) fn app_addr(settings: &Settings, target: &Target) -> AppAddr {
     let ip = settings.pod_ip.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
     AppAddr(SocketAddr::new(ip, settings.app_port(target)))
 }
 
-fn clear_http(settings: &Settings, declared: Declared) -> ClearHttp {
+fn clear_http(settings: &Settings, declared: AppProtocol) -> ClearHttp {
     let may_ask = may_ask_in_clear_text(settings);
     match declared {
-        Declared::Http1 => ClearHttp::Http1,
-        Declared::Http2 => ClearHttp::Http2,
-        Declared::Opaque => ClearHttp::Neither,
+        AppProtocol::Http1 => ClearHttp::Http1,
+        AppProtocol::Http2 => ClearHttp::Http2,
+        AppProtocol::Opaque => ClearHttp::Neither,
         _ if may_ask => ClearHttp::Ask,
         _ => ClearHttp::DoNotAsk,
     }
 }
 
-pub(super) fn may_ask_in_clear_text(settings: &Settings) -> bool {
+pub(crate) fn may_ask_in_clear_text(settings: &Settings) -> bool {
     settings.sidecar.enable_h2c_probing
         && settings.sidecar.app_protocol_strategy == AppProtocolStrategy::Http2Probe
 }
@@ -195,7 +197,7 @@ fn tls_plans(settings: &Settings) -> BTreeMap<u16, PortPlan> {
 }
 
 /// What annotations ask of the ports about TLS.
-pub(super) fn read_tls_annotations(settings: &Settings) -> Plans {
+pub(crate) fn read_tls_annotations(settings: &Settings) -> Plans {
     let ports: Vec<_> = settings
         .targets
         .iter()
@@ -253,21 +255,21 @@ fn is_replaced(settings: &Settings, target: &Target) -> bool {
 }
 
 /// The port as the session puts rules in force on it.
-pub(super) fn link(settings: &Settings, port: &Port) -> PortLink {
+pub(crate) fn link(settings: &Settings, port: &BoundPort) -> PortHandle {
     let shared = Arc::clone(&port.shared);
     let routes = Arc::clone(&shared.routes);
-    let asking = Arc::new(Asking {
+    let asking = Arc::new(ProtocolProbe {
         may_ask: may_ask_in_clear_text(settings),
         tls_seen: AtomicBool::new(false),
         shared,
     });
     let told = Arc::clone(&asking);
-    let ask = move || -> session::Asking {
+    let ask = move || -> ProbeFuture {
         let asking = Arc::clone(&asking);
         // An app that does not answer in time is one whose protocol nobody knows.
-        Box::pin(async move { drop(tokio::time::timeout(ASKING, asking.ask()).await) })
+        Box::pin(async move { drop(tokio::time::timeout(PROBE_TIMEOUT, asking.ask()).await) })
     };
-    PortLink {
+    PortHandle {
         routes,
         unreadable: Box::new(move || told.unreadable()),
         ask: Box::new(ask),
@@ -275,15 +277,15 @@ pub(super) fn link(settings: &Settings, port: &Port) -> PortLink {
 }
 
 /// What the session wants to know of a port before it reviews an intercept with filters.
-struct Asking {
-    shared: Arc<Shared>,
+struct ProtocolProbe {
+    shared: Arc<PortContext>,
     may_ask: bool,
     /// The app of a port that is declared to speak HTTP/2, which says nothing of TLS, answered in
     /// TLS.
     tls_seen: AtomicBool,
 }
 
-impl Asking {
+impl ProtocolProbe {
     async fn ask(&self) {
         let shared = &*self.shared;
         let reads = shared.tls.as_ref().is_some_and(|tls| tls.in_force());
@@ -291,10 +293,12 @@ impl Asking {
             return;
         }
         match shared.spoken.get() {
-            (Declared::Unknown, _) | (_, Source::Probe) => drop(probing::ask(shared).await),
-            (Declared::Http2, _) => self
+            (AppProtocol::Unknown, _) | (_, ProtocolSource::Probe) => {
+                protocol_probe::probe(shared).await;
+            }
+            (AppProtocol::Http2, _) => self
                 .tls_seen
-                .store(probing::speaks_tls(shared).await, Ordering::Relaxed),
+                .store(protocol_probe::speaks_tls(shared).await, Ordering::Relaxed),
             _ => {}
         }
     }
@@ -303,7 +307,7 @@ impl Asking {
     /// certificate for it.
     fn unreadable(&self) -> Option<String> {
         let (shared, tls) = (&*self.shared, self.shared.tls.as_ref());
-        let speaks_tls = shared.spoken.get().0 == Declared::Tls
+        let speaks_tls = shared.spoken.get().0 == AppProtocol::Tls
             || self.tls_seen.load(Ordering::Relaxed)
             || tls.is_some_and(|tls| tls.is_certain());
         if !speaks_tls || tls.is_some_and(|tls| tls.in_force()) {
@@ -317,10 +321,10 @@ impl Asking {
 }
 
 /// Whether the app may be asked what it speaks: where nothing else says it.
-fn asks(settings: &Settings, shared: &Shared) -> bool {
+fn asks(settings: &Settings, shared: &PortContext) -> bool {
     shared.transport == Transport::Tcp
         && shared.tls.is_none()
-        && shared.spoken.get().0 == Declared::Unknown
+        && shared.spoken.get().0 == AppProtocol::Unknown
         && may_ask_in_clear_text(settings)
 }
 
@@ -330,7 +334,7 @@ fn asks(settings: &Settings, shared: &Shared) -> bool {
 struct NoApp(AppAddr);
 
 impl DialApp for NoApp {
-    fn dial<'a>(&'a self, _hello: Option<&'a Hello>) -> BoxFuture<'a, Result<Conn, AppError>> {
+    fn dial<'a>(&'a self, _hello: Option<&'a TlsInfo>) -> BoxFuture<'a, Result<Conn, AppError>> {
         let refused = io::Error::new(
             io::ErrorKind::ConnectionRefused,
             "the container is replaced by an intercept",
@@ -349,7 +353,7 @@ impl DialApp for NoApp {
     fn tls_to_workstation<'a>(
         &'a self,
         _tunnel: Box<dyn Io>,
-        _hello: Option<&'a Hello>,
+        _hello: Option<&'a TlsInfo>,
     ) -> Option<BoxFuture<'a, io::Result<Conn>>> {
         None
     }

@@ -5,21 +5,22 @@ use std::fmt::Write as _;
 
 use traffic_proto::port::Transport;
 
-use super::ports;
-use crate::lane::{self, Declared};
-use crate::settings::{Bind, Settings, protocol};
-use crate::tls::annotations::{CallerAuth, PortPlan, ToApp};
-use crate::tls::secret::Source;
+use crate::app::ports;
+use crate::app::settings::{Bind, Settings, protocol};
+use crate::proxy::context;
+use crate::proxy::context::AppProtocol;
+use crate::tls::secrets::annotations::{CallerAuth, PortPlan, ToApp};
+use crate::tls::secrets::secret::SecretSource;
 
 /// Everything, a line or two for each port, warnings last.
-pub(super) fn of(settings: &Settings) -> String {
+pub(crate) fn of(settings: &Settings) -> String {
     let s = &settings.sidecar;
     let mut text = format!(
         "configuration: {}\nagent: {}.{}, manager {}\n",
         settings.source,
         s.agent_name,
         s.namespace,
-        super::control::manager_address(settings)
+        crate::app::control::manager_address(settings)
     );
     let plans = ports::read_tls_annotations(settings);
     for target in &settings.targets {
@@ -64,16 +65,16 @@ pub(super) fn of(settings: &Settings) -> String {
     text
 }
 
-fn spoken(settings: &Settings, declared: Declared, source: lane::Source) -> String {
+fn spoken(settings: &Settings, declared: AppProtocol, source: context::ProtocolSource) -> String {
     match declared {
-        Declared::Unknown if ports::may_ask_in_clear_text(settings) => {
+        AppProtocol::Unknown if ports::may_ask_in_clear_text(settings) => {
             "not declared; each caller's first bytes decide, and the app is asked when an intercept comes".to_owned()
         }
-        Declared::Unknown => "not declared; each caller's first bytes decide".to_owned(),
-        Declared::Opaque => {
+        AppProtocol::Unknown => "not declared; each caller's first bytes decide".to_owned(),
+        AppProtocol::Opaque => {
             format!("tcp by {}; nothing is looked into, intercepts take whole connections", source.word())
         }
-        Declared::Http2 => format!("http2 by {}; whether in TLS, each caller's first bytes say", source.word()),
+        AppProtocol::Http2 => format!("http2 by {}; whether in TLS, each caller's first bytes say", source.word()),
         known => format!("{} by {}", known.word(), source.word()),
     }
 }
@@ -107,7 +108,7 @@ fn tls(plan: &PortPlan) -> String {
 }
 
 /// A secret by the name that people gave it, and whether it is there.
-fn named(source: &Source) -> String {
+fn named(source: &SecretSource) -> String {
     let there = source.dirs.iter().any(|dir| dir.exists());
     format!(
         "{}{}",

@@ -12,7 +12,7 @@ const MAX_VALUE: usize = 4096;
 
 /// A verified caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
+pub struct CallerIdentity {
     header_value: String,
 }
 
@@ -27,7 +27,7 @@ pub enum IdentityError {
     Expired,
 }
 
-impl Identity {
+impl CallerIdentity {
     /// Reads a certificate that has been verified; `now` is in seconds since 1970.
     ///
     /// # Errors

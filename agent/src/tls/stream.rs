@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::conn::Io;
+use crate::io::conn::Io;
 
 /// Bytes of clear text and of records that may wait in rustls for a slow peer.
 const BUFFER_LIMIT: usize = 32 * 1024;

@@ -17,19 +17,20 @@ use rustix::io::Errno;
 use socket2::{Domain, Socket, Type};
 use tokio::net::TcpStream;
 
-use super::{AppError, DialApp, Hello};
 use crate::addr::AppAddr;
-use crate::conn::{Conn, Io};
-use crate::metrics::PortMetrics;
+use crate::io::conn::{Conn, Io};
+use crate::io::fd_reserve;
 use crate::outcome::{Ended, Stage};
-use crate::spare;
+use crate::telemetry::metrics::PortMetrics;
+use crate::tls::alpn::TlsInfo;
+use crate::upstream::{AppError, DialApp};
 
 /// How long [`DialApp::dial`] waits for an app that neither accepts nor refuses: its backlog is
 /// full, or its packets are dropped.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long to wait before trying again when descriptors have run out.
-const EXHAUSTED: Duration = Duration::from_millis(50);
+const EXHAUSTED_DELAY: Duration = Duration::from_millis(50);
 
 /// An app that is reached in clear text.
 #[derive(Clone, Copy, Debug)]
@@ -46,7 +47,7 @@ impl PlainApp {
 }
 
 impl DialApp for PlainApp {
-    fn dial<'a>(&'a self, _hello: Option<&'a Hello>) -> BoxFuture<'a, Result<Conn, AppError>> {
+    fn dial<'a>(&'a self, _hello: Option<&'a TlsInfo>) -> BoxFuture<'a, Result<Conn, AppError>> {
         Box::pin(async move { connect(self.addr).await.map(Conn::Tcp) })
     }
 
@@ -57,7 +58,7 @@ impl DialApp for PlainApp {
     fn tls_to_workstation<'a>(
         &'a self,
         _tunnel: Box<dyn Io>,
-        _hello: Option<&'a Hello>,
+        _hello: Option<&'a TlsInfo>,
     ) -> Option<BoxFuture<'a, io::Result<Conn>>> {
         None
     }
@@ -82,7 +83,7 @@ fn start(addr: AppAddr, sent_at_once: bool) -> io::Result<TcpStream> {
         )
     };
     let socket = match make() {
-        Err(e) if is_out_of_descriptors(&e) && spare::use_up() => make()?,
+        Err(e) if is_out_of_descriptors(&e) && fd_reserve::release() => make()?,
         made => made?,
     };
     socket.set_tcp_nodelay(true)?;
@@ -101,7 +102,7 @@ fn start(addr: AppAddr, sent_at_once: bool) -> io::Result<TcpStream> {
 async fn begin_when_possible(addr: AppAddr) -> io::Result<TcpStream> {
     loop {
         match begin(addr) {
-            Err(e) if is_out_of_descriptors(&e) => tokio::time::sleep(EXHAUSTED).await,
+            Err(e) if is_out_of_descriptors(&e) => tokio::time::sleep(EXHAUSTED_DELAY).await,
             begun => return begun,
         }
     }
@@ -170,12 +171,12 @@ pub fn ended_by_app(error: &io::Error) -> Ended {
 /// A connection's way to the app: not asked for yet, under way, there, or failed.
 pub struct AppLeg {
     app: Arc<dyn DialApp>,
-    hello: Option<Arc<Hello>>,
+    hello: Option<Arc<TlsInfo>>,
     metrics: Arc<PortMetrics>,
-    state: State,
+    state: DialState,
 }
 
-enum State {
+enum DialState {
     Idle,
     /// TLS, or out of descriptors; else a plain connect is `Up` at once.
     Dialing(BoxFuture<'static, Result<Conn, AppError>>),
@@ -188,14 +189,14 @@ impl AppLeg {
     #[must_use]
     pub fn new(
         app: Arc<dyn DialApp>,
-        hello: Option<Arc<Hello>>,
+        hello: Option<Arc<TlsInfo>>,
         metrics: Arc<PortMetrics>,
     ) -> Self {
         Self {
             app,
             hello,
             metrics,
-            state: State::Idle,
+            state: DialState::Idle,
         }
     }
 
@@ -209,8 +210,8 @@ impl AppLeg {
     pub fn begin_with(&mut self, sent_at_once: bool) {
         self.state = match self.app.plain_addr() {
             Some(addr) => match start(addr, sent_at_once) {
-                Ok(socket) => State::Up(Conn::Tcp(socket)),
-                Err(e) if is_out_of_descriptors(&e) => State::Dialing(Box::pin(async move {
+                Ok(socket) => DialState::Up(Conn::Tcp(socket)),
+                Err(e) if is_out_of_descriptors(&e) => DialState::Dialing(Box::pin(async move {
                     let begun = begin_when_possible(addr).await;
                     begun
                         .map(Conn::Tcp)
@@ -220,7 +221,7 @@ impl AppLeg {
             },
             None => {
                 let (app, hello) = (Arc::clone(&self.app), self.hello.clone());
-                State::Dialing(Box::pin(async move { app.dial(hello.as_deref()).await }))
+                DialState::Dialing(Box::pin(async move { app.dial(hello.as_deref()).await }))
             }
         };
     }
@@ -231,12 +232,12 @@ impl AppLeg {
     /// # Errors
     /// Why there is none; the same answer again until [`Self::begin`] is called.
     pub fn poll_conn(&mut self, cx: &mut Context<'_>) -> Poll<Result<&mut Conn, Ended>> {
-        if matches!(self.state, State::Idle) {
+        if matches!(self.state, DialState::Idle) {
             self.begin();
         }
-        if let State::Dialing(dial) = &mut self.state {
+        if let DialState::Dialing(dial) = &mut self.state {
             self.state = match std::task::ready!(dial.as_mut().poll(cx)) {
-                Ok(conn) => State::Up(conn),
+                Ok(conn) => DialState::Up(conn),
                 Err(error) => {
                     tracing::debug!(%error, "the app could not be reached");
                     self.failed(error.ended())
@@ -244,17 +245,17 @@ impl AppLeg {
             };
         }
         Poll::Ready(match &mut self.state {
-            State::Up(conn) => Ok(conn),
-            State::Failed(ended) => Err(*ended),
+            DialState::Up(conn) => Ok(conn),
+            DialState::Failed(ended) => Err(*ended),
             // Both were left above.
-            State::Idle | State::Dialing(_) => Err(Ended::Bug),
+            DialState::Idle | DialState::Dialing(_) => Err(Ended::Bug),
         })
     }
 
     /// The connection, if it is there.
     pub fn up(&mut self) -> Option<&mut Conn> {
         match &mut self.state {
-            State::Up(conn) => Some(conn),
+            DialState::Up(conn) => Some(conn),
             _ => None,
         }
     }
@@ -262,18 +263,18 @@ impl AppLeg {
     /// Whether nobody has asked for a connection, or it was given up.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        matches!(self.state, State::Idle)
+        matches!(self.state, DialState::Idle)
     }
 
     /// Whether the last dial failed.
     #[must_use]
     pub fn has_failed(&self) -> bool {
-        matches!(self.state, State::Failed(_))
+        matches!(self.state, DialState::Failed(_))
     }
 
     /// Drops the connection; the next use dials again.
     pub fn give_up(&mut self) {
-        self.state = State::Idle;
+        self.state = DialState::Idle;
     }
 
     /// Notes that the connection failed before anything was sent or received on it.
@@ -294,25 +295,25 @@ impl AppLeg {
     /// Why there is none.
     pub async fn into_conn(mut self) -> Result<Conn, Ended> {
         std::future::poll_fn(|cx| self.poll_conn(cx).map_ok(|_| ())).await?;
-        match std::mem::replace(&mut self.state, State::Idle) {
-            State::Up(conn) => Ok(conn),
+        match std::mem::replace(&mut self.state, DialState::Idle) {
+            DialState::Up(conn) => Ok(conn),
             _ => Err(Ended::Bug),
         }
     }
 
-    fn failed(&self, ended: Ended) -> State {
+    fn failed(&self, ended: Ended) -> DialState {
         self.metrics.app_connect_failures.inc();
-        State::Failed(ended)
+        DialState::Failed(ended)
     }
 }
 
 impl fmt::Debug for AppLeg {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match &self.state {
-            State::Idle => "AppLeg::Idle",
-            State::Dialing(_) => "AppLeg::Dialing",
-            State::Up(_) => "AppLeg::Up",
-            State::Failed(_) => "AppLeg::Failed",
+            DialState::Idle => "AppLeg::Idle",
+            DialState::Dialing(_) => "AppLeg::Dialing",
+            DialState::Up(_) => "AppLeg::Up",
+            DialState::Failed(_) => "AppLeg::Failed",
         })
     }
 }

@@ -12,16 +12,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use super::AppError;
-use super::app::connect_marked;
 use crate::addr::AppAddr;
 use crate::tls;
+use crate::upstream::AppError;
+use crate::upstream::app::connect_marked;
 
 /// How long an app of which nothing is known may take to answer a ClientHello. It answers in
 /// milliseconds as a rule; a busy one must not be taken for one that speaks clear text.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The whole of a clear-text question.
-const CLEAR_TEXT: Duration = Duration::from_secs(1);
+const CLEAR_TEXT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What the app answered to a TLS handshake.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,7 +63,7 @@ pub async fn tls(
 }
 
 /// Whether a failed handshake shows that the other side speaks TLS all the same.
-pub(super) fn read_failure(error: &io::Error) -> TlsAnswer {
+pub(crate) fn read_failure(error: &io::Error) -> TlsAnswer {
     use rustls::Error as E;
     match error.get_ref().and_then(|inner| inner.downcast_ref::<E>()) {
         None => TlsAnswer::Closed,
@@ -107,7 +107,7 @@ pub async fn h2c(app: AppAddr) -> Result<Option<bool>, AppError> {
         }
         io::Result::Ok(settings)
     };
-    match timeout(CLEAR_TEXT, question).await {
+    match timeout(CLEAR_TEXT_TIMEOUT, question).await {
         Ok(answer) => Ok(Some(answer.unwrap_or(false))),
         Err(_) => Ok(None),
     }
@@ -131,12 +131,12 @@ pub enum Speaks {
 /// The app does not listen.
 pub async fn speaks(app: AppAddr) -> Result<Option<Speaks>, AppError> {
     let name = ServerName::IpAddress(app.0.ip().into());
-    let config = tls::client::anonymous(&[tls::H2, tls::HTTP1]);
+    let config = tls::client::config::anonymous(&[tls::alpn::H2, tls::alpn::HTTP1]);
     let config = config.map_err(|e| AppError::Tls {
         addr: app,
         source: io::Error::other(e),
     })?;
-    match self::tls(app, &config, &name, PATIENCE).await? {
+    match self::tls(app, &config, &name, PROBE_TIMEOUT).await? {
         TlsAnswer::Tls(_) | TlsAnswer::Refused => return Ok(Some(Speaks::Tls)),
         TlsAnswer::NotTls | TlsAnswer::Closed | TlsAnswer::Mute => {}
     }
@@ -153,7 +153,7 @@ pub async fn greets(app: AppAddr) -> Result<bool, AppError> {
     let (mut conn, _own) = connect_marked(app).await?;
     let mut first = [0; 1];
     Ok(matches!(
-        timeout(CLEAR_TEXT, conn.read(&mut first)).await,
+        timeout(CLEAR_TEXT_TIMEOUT, conn.read(&mut first)).await,
         Ok(Ok(1))
     ))
 }

@@ -18,11 +18,11 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::PollSender;
 use traffic_proto::tunnel::{self, Message};
 
-use super::{OpenTunnel, Role, Transport, TunnelError, TunnelIo};
 use crate::addr::Caller;
-use crate::conn::Io;
-use crate::metrics::{FailOpen, PortMetrics};
-use crate::route::Intercept;
+use crate::io::conn::Io;
+use crate::telemetry::metrics::{FailOpen, PortMetrics};
+use crate::upstream::{OpenTunnel, Role, Transport, TunnelError, TunnelIo};
+use traffic_core::routing::Intercept;
 
 /// The most data put into one message: enough to make its cost per byte small, little enough that a
 /// full queue stays a few MiB.
@@ -30,9 +30,9 @@ pub const CHUNK: usize = 64 * 1024;
 /// Messages without data taken in one go before other tasks get their turn.
 const IGNORED_AT_ONCE: u32 = 64;
 /// How long a dial may take where the intercept's spec has no dial timeout.
-const DIAL_DEFAULT: Duration = Duration::from_secs(2);
+const DEFAULT_DIAL_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a dial may take at most; a caller is waiting.
-const DIAL_MOST: Duration = Duration::from_secs(5);
+const MAX_DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a call is kept after its tunnel was dropped, for what is still queued towards a slow
 /// workstation.
 const LINGER: Duration = Duration::from_secs(60);
@@ -114,12 +114,12 @@ impl DialFailure {
 #[must_use]
 pub fn dial_budget(intercept: &Intercept) -> Duration {
     if intercept.dial_timeout.is_zero() {
-        return DIAL_DEFAULT;
+        return DEFAULT_DIAL_TIMEOUT;
     }
     intercept
         .dial_timeout
         .saturating_add(intercept.roundtrip_latency)
-        .min(DIAL_MOST)
+        .min(MAX_DIAL_TIMEOUT)
 }
 
 /// Opens a tunnel for `intercept` and counts it, or its failure.

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use traffic_agent::addr::AppAddr;
-use traffic_agent::port::{BindError, PortSpec, Ports};
+use traffic_agent::proxy::listener::bind::{BindError, PortSpec};
+use traffic_agent::proxy::listener::workers::Ports;
 use traffic_agent::upstream::OpenTunnel;
 
 use crate::rig::{Desk, Expect, Rig, Script, Workstation, eventually, shared};

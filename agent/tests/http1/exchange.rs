@@ -1,9 +1,9 @@
 //! Single exchanges with the app: order, early answers, ends, upgrades, refusals.
 
 use tokio::io::AsyncWriteExt;
-use traffic_agent::lane::Declared;
-use traffic_agent::metrics::{Limit, OpaqueReason, Protocol};
 use traffic_agent::outcome::Ended;
+use traffic_agent::proxy::context::AppProtocol;
+use traffic_agent::telemetry::metrics::{Limit, OpaqueReason, Protocol};
 
 use crate::rig::{Desk, Expect, Rig, Script, eventually};
 
@@ -127,7 +127,7 @@ async fn an_answer_cut_short_by_the_app_is_cut_short_for_the_caller() {
     caller
         .expect("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort")
         .await;
-    traffic_agent::conn::Io::abort(&mut socket);
+    traffic_agent::io::conn::Io::abort(&mut socket);
     drop(socket);
     caller.expect_reset().await;
 }
@@ -143,7 +143,7 @@ async fn a_caller_that_resets_resets_the_app() {
     let mut app = app.accept().await;
     app.expect("POST / HTTP/1.1\r\nContent-Length: 100\r\n\r\npart")
         .await;
-    traffic_agent::conn::Io::abort(&mut caller.socket);
+    traffic_agent::io::conn::Io::abort(&mut caller.socket);
     drop(caller);
     app.expect_reset().await;
     eventually("counted", || {
@@ -383,23 +383,23 @@ async fn what_is_no_http_reaches_the_app_and_a_declared_port_is_not_looked_at() 
     let app = Script::listen().await;
     for (declared, text, reason) in [
         (
-            Declared::Unknown,
+            AppProtocol::Unknown,
             "*1\r\n$4\r\nPING\r\n",
             OpaqueReason::NotHttp,
         ),
         (
-            Declared::Unknown,
+            AppProtocol::Unknown,
             "\u{16}\u{3}\u{1}\u{2}\0\u{1}",
             OpaqueReason::TlsRelayed,
         ),
-        (Declared::Http1, "\0\0\0\u{8}", OpaqueReason::NotHttp),
+        (AppProtocol::Http1, "\0\0\0\u{8}", OpaqueReason::NotHttp),
         (
-            Declared::Tls,
+            AppProtocol::Tls,
             "GET / HTTP/1.1\r\n\r\n",
             OpaqueReason::NotHttp,
         ),
         (
-            Declared::Opaque,
+            AppProtocol::Opaque,
             "GET / HTTP/1.1\r\n\r\n",
             OpaqueReason::Declared,
         ),

@@ -7,13 +7,14 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use traffic_agent::access::{Access, AccessLog};
-use traffic_agent::admin::endpoints::{Asked, answer};
-use traffic_agent::admin::{Agent, NoCertificates, Orders};
-use traffic_agent::lane::Declared;
-use traffic_agent::logging::Control;
-use traffic_agent::route::matcher::PathFilter;
-use traffic_agent::route::{Entry, Intercept, RouteTable, State};
+use traffic_agent::admin::endpoints::answer;
+use traffic_agent::admin::request::AdminRequest;
+use traffic_agent::admin::{AdminCommands, Agent, NoCertificates};
+use traffic_agent::proxy::context::AppProtocol;
+use traffic_agent::telemetry::access_log::{Access, AccessLog};
+use traffic_agent::telemetry::logging::LogControl;
+use traffic_core::routing::matcher::PathFilter;
+use traffic_core::routing::{Entry, Intercept, RouteTable, State};
 
 use crate::rig::{Desk, Expect, PATIENCE, Rig, Script, intercept, named_server};
 
@@ -87,9 +88,9 @@ fn agent(rig: &Rig) -> Agent {
         certificates: Arc::new(NoCertificates),
         ready: traffic_agent::ready::Ready::default(),
         drain: rig.port.drain.clone(),
-        log: Control::detached(),
+        log: LogControl::detached(),
         config: serde_json::Value::Null,
-        orders: Arc::new(Orders::default()),
+        orders: Arc::new(AdminCommands::default()),
     }
 }
 
@@ -112,7 +113,7 @@ async fn explanations_agree_with_what_happens_for_a_thousand_tables_and_requests
         log: None,
         pod: "echo-1".into(),
     };
-    let rig = Rig::telling(app, Declared::Unknown, Desk::Dials(desk), access);
+    let rig = Rig::telling(app, AppProtocol::Unknown, Desk::Dials(desk), access);
     let agent = agent(&rig);
     let mut caller = BufReader::new(rig.call().await.socket);
     let mut dice = Dice(7);
@@ -165,7 +166,7 @@ async fn explanations_agree_with_what_happens_for_a_thousand_tables_and_requests
                 );
             }
         }
-        let asked = Asked {
+        let asked = AdminRequest {
             post: false,
             method: "GET",
             path: "/explain",
@@ -275,7 +276,7 @@ async fn the_access_log_says_where_each_request_went_and_why() {
         log: Some(Arc::new(log)),
         pod: "echo-1".into(),
     };
-    let rig = Rig::telling(app, Declared::Unknown, Desk::Dials(desk), access);
+    let rig = Rig::telling(app, AppProtocol::Unknown, Desk::Dials(desk), access);
     let mut caller = BufReader::new(rig.call().await.socket);
     let mut ask = async |headers: &str, body: &str| {
         let request = format!(
@@ -349,7 +350,7 @@ async fn a_request_that_fails_open_says_so_in_the_log_and_to_the_owner() {
         log: Some(Arc::new(log)),
         pod: "echo-1".into(),
     };
-    let rig = Rig::telling(app, Declared::Unknown, Desk::Rejects, access);
+    let rig = Rig::telling(app, AppProtocol::Unknown, Desk::Rejects, access);
     let _: Arc<Intercept> = rig.intercept();
     let mut caller = BufReader::new(rig.call().await.socket);
     let request = "GET / HTTP/1.1\r\nx-dev: a\r\nx-traffic-agent-explain: session\r\n\r\n";

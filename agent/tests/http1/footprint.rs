@@ -1,9 +1,9 @@
 //! What an idle connection costs.
 
 use traffic_agent::addr::Caller;
-use traffic_agent::conn::NewSocket;
-use traffic_agent::lane::Lane;
-use traffic_agent::port;
+use traffic_agent::io::conn::UnregisteredSocket;
+use traffic_agent::proxy::connection;
+use traffic_agent::proxy::context::ConnContext;
 
 use crate::rig::{Rig, named_server};
 
@@ -17,12 +17,13 @@ const BUDGET: usize = 968;
 async fn the_future_of_a_connection_stays_small() {
     let rig = Rig::start(named_server("app").await);
     let socket = rig.call().await.socket;
-    let lane = Lane {
+    let lane = ConnContext {
         caller: Caller::new(rig.addr),
         port: rig.port.clone(),
         hello: None,
     };
-    let connection = port::connection(NewSocket::new(socket.into_std().unwrap()), lane);
+    let connection =
+        connection::connection(UnregisteredSocket::new(socket.into_std().unwrap()), lane);
     let size = size_of_val(&connection);
     assert!(size <= BUDGET, "{size} bytes");
 }

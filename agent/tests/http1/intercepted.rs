@@ -4,10 +4,10 @@
 use std::sync::atomic::Ordering;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use traffic_agent::lane::Declared;
-use traffic_agent::metrics::{FailOpen, OpaqueReason, Route};
 use traffic_agent::outcome::Ended;
-use traffic_agent::route::State;
+use traffic_agent::proxy::context::AppProtocol;
+use traffic_agent::telemetry::metrics::{FailOpen, OpaqueReason, Route};
+use traffic_core::routing::State;
 
 use crate::rig::{Desk, Expect, Rig, Script, eventually, named_server};
 
@@ -22,7 +22,7 @@ fn named(name: &str) -> String {
 }
 
 async fn rig(desk: Desk) -> Rig {
-    let rig = Rig::with(named_server("app").await, Declared::Unknown, desk);
+    let rig = Rig::with(named_server("app").await, AppProtocol::Unknown, desk);
     rig.intercept();
     rig
 }
@@ -52,7 +52,7 @@ async fn requests_of_one_connection_go_where_their_headers_say_over_one_tunnel()
 async fn hundreds_of_old_connections_follow_each_change_of_rules_with_their_next_request() {
     let rig = Rig::with(
         named_server("app").await,
-        Declared::Unknown,
+        AppProtocol::Unknown,
         Desk::Dials(named_server("desk").await),
     );
     let mut callers = Vec::new();
@@ -101,7 +101,7 @@ async fn without_a_workstation_the_app_answers_and_the_reason_is_counted() {
             body.len()
         );
         let app = Script::listen().await;
-        let rig = Rig::with(app.addr(), Declared::Unknown, desk);
+        let rig = Rig::with(app.addr(), AppProtocol::Unknown, desk);
         rig.intercept();
         drop(caller);
         caller = rig.call().await;
@@ -128,7 +128,7 @@ async fn an_app_that_is_away_does_not_keep_a_workstation_from_answering() {
     let gone = Script::listen().await.addr();
     let rig = Rig::with(
         gone,
-        Declared::Unknown,
+        AppProtocol::Unknown,
         Desk::Dials(named_server("desk").await),
     );
     rig.intercept();
@@ -148,7 +148,7 @@ async fn an_app_that_starts_later_gets_the_next_request_of_an_old_connection() {
     drop(reserved);
     let rig = Rig::with(
         addr,
-        Declared::Unknown,
+        AppProtocol::Unknown,
         Desk::Dials(named_server("desk").await),
     );
     rig.intercept();
@@ -164,7 +164,7 @@ async fn an_app_that_starts_later_gets_the_next_request_of_an_old_connection() {
 #[tokio::test]
 async fn a_tunnel_lost_amid_an_answer_resets_the_caller_and_nothing_is_sent_twice() {
     let (app, desk) = (Script::listen().await, Script::listen().await);
-    let rig = Rig::with(app.addr(), Declared::Unknown, Desk::Dials(desk.addr()));
+    let rig = Rig::with(app.addr(), AppProtocol::Unknown, Desk::Dials(desk.addr()));
     rig.intercept();
     for partial in ["", "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\npart"] {
         let mut caller = rig.call().await;
@@ -227,7 +227,7 @@ async fn a_tunnel_that_ended_while_idle_is_opened_again() {
 #[tokio::test]
 async fn an_app_that_closed_while_a_workstation_answered_is_dialled_again() {
     let (app, desk) = (Script::listen().await, named_server("desk").await);
-    let rig = Rig::with(app.addr(), Declared::Unknown, Desk::Dials(desk));
+    let rig = Rig::with(app.addr(), AppProtocol::Unknown, Desk::Dials(desk));
     rig.intercept();
     let mut caller = rig.call().await;
     let first = app.accept().await;
@@ -375,7 +375,7 @@ async fn an_expired_rule_answers_503_and_the_connection_goes_on() {
 async fn where_a_workstation_takes_everything_a_server_there_may_speak_first() {
     let desk = Script::listen().await;
     let app = Script::listen().await;
-    let rig = Rig::with(app.addr(), Declared::Unknown, Desk::Dials(desk.addr()));
+    let rig = Rig::with(app.addr(), AppProtocol::Unknown, Desk::Dials(desk.addr()));
     rig.rule(&[], State::Active);
     let mut caller = rig.call().await;
     let mut at_desk = desk.accept().await;

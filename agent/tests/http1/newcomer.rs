@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use tokio::task::JoinHandle;
 use traffic_agent::addr::Caller;
-use traffic_agent::conn::NewSocket;
-use traffic_agent::lane::{Declared, Lane};
+use traffic_agent::io::conn::UnregisteredSocket;
 use traffic_agent::outcome::Ended;
-use traffic_agent::port;
+use traffic_agent::proxy::connection;
+use traffic_agent::proxy::context::{AppProtocol, ConnContext};
 
 use crate::rig::{Caller1, Desk, Expect, PATIENCE, Rig, Script};
 
@@ -22,12 +22,15 @@ fn asks(rig: &Rig, request: &str) -> (Caller1, JoinHandle<Ended>) {
     let (accepted, peer) = listener.accept().unwrap();
     accepted.peek(&mut [0]).unwrap();
     accepted.set_nonblocking(true).unwrap();
-    let lane = Lane {
+    let lane = ConnContext {
         caller: Caller::new(peer),
         port: Arc::clone(&rig.port),
         hello: None,
     };
-    let carried = tokio::spawn(port::connection(NewSocket::new(accepted), lane));
+    let carried = tokio::spawn(connection::connection(
+        UnregisteredSocket::new(accepted),
+        lane,
+    ));
     (
         Caller1 {
             socket: tokio::net::TcpStream::from_std(caller).unwrap(),
@@ -50,7 +53,7 @@ async fn a_caller_that_leaves_while_its_first_answer_is_awaited_is_noticed() {
     let (mut caller, carried) = asks(&rig, "GET / HTTP/1.1\r\n\r\n");
     let mut socket = app.accept().await;
     socket.expect("GET / HTTP/1.1\r\n\r\n").await;
-    traffic_agent::conn::Io::abort(&mut caller.socket);
+    traffic_agent::io::conn::Io::abort(&mut caller.socket);
     drop(caller);
     socket.expect_reset().await;
     assert_eq!(ended(carried).await, Ended::CallerReset);
@@ -114,7 +117,7 @@ async fn an_answer_that_is_reset_behind_its_end_is_reset_for_the_caller() {
     caller
         .expect("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
         .await;
-    traffic_agent::conn::Io::abort(&mut socket);
+    traffic_agent::io::conn::Io::abort(&mut socket);
     drop(socket);
     caller.expect_reset().await;
     assert_eq!(ended(carried).await, Ended::AppReset);
@@ -135,7 +138,7 @@ async fn a_large_first_answer_arrives_whole_by_a_caller_that_reads_late() {
             .unwrap();
         socket.write_all(&sent).unwrap();
     });
-    let rig = Rig::with(addr, Declared::Http1, Desk::Away);
+    let rig = Rig::with(addr, AppProtocol::Http1, Desk::Away);
     let (mut caller, carried) = asks(&rig, "GET / HTTP/1.0\r\n\r\n");
     // Until the app is held up, because nobody takes its answer.
     let mut stalled = 0;

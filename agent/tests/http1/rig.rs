@@ -12,17 +12,18 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use traffic_agent::access::Access;
 use traffic_agent::addr::{AppAddr, Caller};
 use traffic_agent::drain::Drain;
-use traffic_agent::lane::{Declared, Shared, Source, Spoken};
-use traffic_agent::metrics::PortMetrics;
-use traffic_agent::port::{PortSpec, Ports, Running};
-use traffic_agent::route::matcher::{Filters, HeaderFilter};
-use traffic_agent::route::{Entry, Intercept, Mechanism, RouteTable, State};
-use traffic_agent::switch::Routes;
+use traffic_agent::proxy::context::{AppProtocol, DetectedProtocol, PortContext, ProtocolSource};
+use traffic_agent::proxy::listener::bind::PortSpec;
+use traffic_agent::proxy::listener::workers::{Ports, RunningWorkers};
+use traffic_agent::routes::CurrentRoutes;
+use traffic_agent::telemetry::access_log::Access;
+use traffic_agent::telemetry::metrics::PortMetrics;
 use traffic_agent::upstream::app::PlainApp;
 use traffic_agent::upstream::{OpenTunnel, Role, Transport, TunnelError, TunnelIo};
+use traffic_core::routing::matcher::{Filters, HeaderFilter};
+use traffic_core::routing::{Entry, Intercept, Mechanism, RouteTable, State};
 use traffic_proto::tunnel::Message;
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -140,13 +141,13 @@ async fn work(
 }
 
 /// What the connections of a port share.
-pub(crate) fn shared(app: AppAddr, tunnels: Arc<dyn OpenTunnel>) -> Arc<Shared> {
-    Arc::new(Shared {
+pub(crate) fn shared(app: AppAddr, tunnels: Arc<dyn OpenTunnel>) -> Arc<PortContext> {
+    Arc::new(PortContext {
         container_port: app.0.port(),
         agent_port: 0,
-        routes: Arc::new(Routes::default()),
+        routes: Arc::new(CurrentRoutes::default()),
         transport: Transport::Tcp,
-        spoken: Spoken::new(Declared::Unknown, Source::Bytes),
+        spoken: DetectedProtocol::new(AppProtocol::Unknown, ProtocolSource::Bytes),
         app: Arc::new(PlainApp::new(app)),
         tunnels,
         tls: None,
@@ -159,22 +160,27 @@ pub(crate) fn shared(app: AppAddr, tunnels: Arc<dyn OpenTunnel>) -> Arc<Shared> 
 /// A running port.
 pub(crate) struct Rig {
     pub(crate) addr: SocketAddr,
-    pub(crate) port: Arc<Shared>,
+    pub(crate) port: Arc<PortContext>,
     pub(crate) workstation: Arc<Workstation>,
-    running: Option<Running>,
+    running: Option<RunningWorkers>,
 }
 
 impl Rig {
     pub(crate) fn start(app: SocketAddr) -> Self {
-        Self::with(app, Declared::Unknown, Desk::Away)
+        Self::with(app, AppProtocol::Unknown, Desk::Away)
     }
 
-    pub(crate) fn with(app: SocketAddr, declared: Declared, desk: Desk) -> Self {
+    pub(crate) fn with(app: SocketAddr, declared: AppProtocol, desk: Desk) -> Self {
         Self::telling(app, declared, desk, Access::default())
     }
 
     /// With an access log, or a pod's name.
-    pub(crate) fn telling(app: SocketAddr, declared: Declared, desk: Desk, access: Access) -> Self {
+    pub(crate) fn telling(
+        app: SocketAddr,
+        declared: AppProtocol,
+        desk: Desk,
+        access: Access,
+    ) -> Self {
         let workstation = Workstation::new(desk);
         let mut port = shared(
             AppAddr(app),
@@ -183,7 +189,7 @@ impl Rig {
         Arc::get_mut(&mut port)
             .expect("nobody else has it yet")
             .access = access;
-        port.spoken.set(declared, Source::Declared);
+        port.spoken.set(declared, ProtocolSource::AppProtocol);
         let spec = PortSpec {
             port: 0,
             owner: "test".to_owned(),

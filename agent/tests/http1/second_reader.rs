@@ -9,8 +9,8 @@ use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use traffic_agent::http1::body::Body;
-use traffic_agent::http1::head::{Kind, Parser, Step};
+use traffic_core::http1::body::Body;
+use traffic_core::http1::head::{Kind, Parser, Step};
 
 use crate::generate::{Rng, exchange};
 

@@ -28,7 +28,7 @@ async fn thousands_of_odd_exchanges_pass_unchanged_beside_a_rule_that_does_not_m
     let rig = Rig::start(app.addr());
     rig.rule(
         &[("x-nobody", "sends-this")],
-        traffic_agent::route::State::Active,
+        traffic_core::routing::State::Active,
     );
     run(&rig, &app, 2).await;
     assert_eq!(

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::Ordering;
 
-use traffic_agent::metrics::OpaqueReason;
+use traffic_agent::telemetry::metrics::OpaqueReason;
 
 use crate::rig::{Desk, Expect, Rig, Script, eventually, named_server};
 
@@ -75,7 +75,7 @@ async fn every_vector_goes_whole_to_the_app_and_never_to_the_workstation() {
     let app = Script::listen().await;
     let rig = Rig::with(
         app.addr(),
-        traffic_agent::lane::Declared::Unknown,
+        traffic_agent::proxy::context::AppProtocol::Unknown,
         Desk::Dials(named_server("desk").await),
     );
     rig.intercept();
@@ -108,7 +108,7 @@ async fn a_chunk_that_breaks_off_later_is_cut_for_the_workstation_and_left_to_th
     let desk = Script::listen().await;
     let rig = Rig::with(
         app.addr(),
-        traffic_agent::lane::Declared::Unknown,
+        traffic_agent::proxy::context::AppProtocol::Unknown,
         Desk::Dials(desk.addr()),
     );
     rig.intercept();
@@ -139,7 +139,7 @@ async fn an_unclear_answer_is_relayed_and_no_later_request_is_routed() {
     let app = Script::listen().await;
     let rig = Rig::with(
         app.addr(),
-        traffic_agent::lane::Declared::Unknown,
+        traffic_agent::proxy::context::AppProtocol::Unknown,
         Desk::Dials(named_server("desk").await),
     );
     rig.intercept();

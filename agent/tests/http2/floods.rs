@@ -5,9 +5,9 @@ use h2::Reason;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use traffic_agent::http2::frames::{END_HEADERS, END_STREAM, Head, PREFACE, kind};
-use traffic_agent::metrics::Limit;
 use traffic_agent::outcome::Ended;
+use traffic_agent::telemetry::metrics::Limit;
+use traffic_core::http2::frames::{END_HEADERS, END_STREAM, FrameHeader, PREFACE, kind};
 
 use crate::app::App;
 use crate::base::PATIENCE;
@@ -15,7 +15,7 @@ use crate::rig::{Caller, Rig, request};
 use crate::streams::intercepted;
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = Head {
+    let mut bytes = FrameHeader {
         length: payload.len() as u32,
         kind,
         flags,
@@ -56,7 +56,7 @@ async fn flood(
     let read = async {
         let mut head = [0; 9];
         while from.read_exact(&mut head).await.is_ok() {
-            let head = Head::parse(head);
+            let head = FrameHeader::parse(head);
             let mut payload = vec![0; head.length as usize];
             if from.read_exact(&mut payload).await.is_err() {
                 break;

@@ -5,8 +5,8 @@ use h2::Reason;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
-use traffic_agent::http2::frames::{ACK, END_HEADERS, END_STREAM, PREFACE, kind};
-use traffic_agent::metrics::Limit;
+use traffic_agent::telemetry::metrics::Limit;
+use traffic_core::http2::frames::{ACK, END_HEADERS, END_STREAM, PREFACE, kind};
 
 use crate::app::App;
 use crate::base::{PATIENCE, Workstation};
@@ -178,7 +178,7 @@ async fn offer(to: &mut tokio::net::tcp::OwnedWriteHalf, dev: bool, most: u32) -
             } else {
                 (kind::CONTINUATION, last)
             };
-            let head = traffic_agent::http2::frames::Head {
+            let head = traffic_core::http2::frames::FrameHeader {
                 length: chunk.len() as u32,
                 kind,
                 flags,
@@ -234,7 +234,7 @@ async fn heads_that_wait_for_a_tunnel_have_a_bound() {
         let mut head = [0; 9];
         loop {
             from.read_exact(&mut head).await.unwrap();
-            let head = traffic_agent::http2::frames::Head::parse(head);
+            let head = traffic_core::http2::frames::FrameHeader::parse(head);
             let mut payload = vec![0; head.length as usize];
             from.read_exact(&mut payload).await.unwrap();
             if head.kind == kind::RST_STREAM {

@@ -4,8 +4,9 @@ use http::{HeaderMap, HeaderValue, Request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
-use traffic_agent::http2::frames::{self, END_HEADERS, Head, PREFACE, kind};
 use traffic_agent::outcome::Ended;
+use traffic_core::http2::frames;
+use traffic_core::http2::frames::{END_HEADERS, FrameHeader, PREFACE, kind};
 
 use crate::app::App;
 use crate::base::PATIENCE;
@@ -20,7 +21,7 @@ async fn bytes_are_relayed_as_they_are_whatever_they_are_and_half_close_is_passe
 
     let mut up = PREFACE.to_vec();
     up.extend_from_slice(
-        &Head {
+        &FrameHeader {
             length: 3,
             kind: 77,
             flags: 255,
@@ -59,7 +60,7 @@ async fn bytes_are_relayed_as_they_are_whatever_they_are_and_half_close_is_passe
 
 #[tokio::test]
 async fn a_reset_by_either_side_is_a_reset_on_the_other() {
-    use traffic_agent::conn::Io as _;
+    use traffic_agent::io::conn::Io as _;
     for by_caller in [true, false] {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut rig = Rig::new(listener.local_addr().unwrap(), None).await;
@@ -129,7 +130,7 @@ async fn a_change_that_needs_no_requests_leaves_the_connection_alone() {
     assert_eq!(
         rig.metrics()
             .carried
-            .at(traffic_agent::metrics::Protocol::Http2)
+            .at(traffic_agent::telemetry::metrics::Protocol::Http2)
             .get(),
         1
     );
@@ -202,7 +203,7 @@ impl ByHand {
 }
 
 pub async fn send(to: &mut TcpStream, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
-    let mut bytes = Head {
+    let mut bytes = FrameHeader {
         length: payload.len() as u32,
         kind,
         flags,
@@ -214,13 +215,13 @@ pub async fn send(to: &mut TcpStream, kind: u8, flags: u8, stream: u32, payload:
     to.write_all(&bytes).await.unwrap();
 }
 
-pub async fn next(from: &mut TcpStream) -> (Head, Vec<u8>) {
+pub async fn next(from: &mut TcpStream) -> (FrameHeader, Vec<u8>) {
     let mut head = [0; 9];
     timeout(PATIENCE, from.read_exact(&mut head))
         .await
         .expect("a frame")
         .unwrap();
-    let head = Head::parse(head);
+    let head = FrameHeader::parse(head);
     let mut payload = vec![0; head.length as usize];
     timeout(PATIENCE, from.read_exact(&mut payload))
         .await
@@ -242,7 +243,7 @@ async fn goaway_waits_for_the_gap_between_two_frames_and_header_sections() {
     send(&mut app, kind::HEADERS, 0, 1, b"hea").await;
     assert_eq!(next(&mut caller).await.1, b"hea");
     let rest = [
-        &Head {
+        &FrameHeader {
             length: 2,
             kind: kind::CONTINUATION,
             flags: END_HEADERS,

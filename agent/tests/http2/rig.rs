@@ -12,22 +12,22 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
-use traffic_agent::buffers::Buf;
-use traffic_agent::conn::Conn;
-use traffic_agent::http2;
-use traffic_agent::lane::Shared;
-use traffic_agent::metrics::PortMetrics;
+use traffic_agent::io::buffers::Buf;
+use traffic_agent::io::conn::Conn;
 use traffic_agent::outcome::Ended;
-use traffic_agent::route::matcher::{Filters, HeaderFilter};
-use traffic_agent::route::{Entry, Intercept, Mechanism, RouteTable, State};
+use traffic_agent::proxy::context::PortContext;
+use traffic_agent::proxy::http2;
+use traffic_agent::telemetry::metrics::PortMetrics;
 use traffic_agent::upstream::Transport;
+use traffic_core::routing::matcher::{Filters, HeaderFilter};
+use traffic_core::routing::{Entry, Intercept, Mechanism, RouteTable, State};
 use traffic_proto::tunnel::Message;
 
 use crate::base::{self, Far, PATIENCE, Workstation};
 
 pub struct Rig {
     pub addr: SocketAddr,
-    pub port: Arc<Shared>,
+    pub port: Arc<PortContext>,
     pub ended: mpsc::UnboundedReceiver<Ended>,
 }
 

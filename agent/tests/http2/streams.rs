@@ -10,9 +10,9 @@ use http::{HeaderMap, HeaderValue, Method, Request, Version};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
-use traffic_agent::metrics::{FailOpen, Route};
 use traffic_agent::outcome::Ended;
-use traffic_agent::route::RouteTable;
+use traffic_agent::telemetry::metrics::{FailOpen, Route};
+use traffic_core::routing::RouteTable;
 use traffic_proto::tunnel::Message;
 
 use crate::app::{App, send_all};
@@ -58,7 +58,7 @@ async fn matching_requests_go_to_the_workstation_and_all_others_to_the_app_on_on
     assert_eq!(
         rig.metrics()
             .responses
-            .at(traffic_agent::metrics::Class::C2xx)
+            .at(traffic_agent::telemetry::metrics::Class::C2xx)
             .get(),
         40
     );
@@ -729,7 +729,7 @@ async fn an_app_that_dies_takes_its_callers_connection_with_it() {
         .await
         .unwrap();
     socket.read_exact(&mut [0; 40]).await.unwrap();
-    traffic_agent::conn::Io::abort(&mut socket);
+    traffic_agent::io::conn::Io::abort(&mut socket);
     drop(socket);
     assert!(timeout(PATIENCE, response).await.expect("an end").is_err());
     assert!(caller.over().await.is_err());

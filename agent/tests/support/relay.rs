@@ -14,16 +14,19 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use traffic_agent::addr::{AppAddr, Caller};
-use traffic_agent::conn::{Conn, Io};
 use traffic_agent::drain::Drain;
-use traffic_agent::lane::{Declared, Lane, Shared, Source, Spoken};
-use traffic_agent::metrics::PortMetrics;
-use traffic_agent::route::matcher::Filters;
-use traffic_agent::route::{Entry, Intercept, Mechanism, RouteTable, State};
-use traffic_agent::switch::Routes;
-use traffic_agent::upstream::{
-    AppError, DialApp, Hello, OpenTunnel, Role, Transport, TunnelError, TunnelIo,
+use traffic_agent::io::conn::{Conn, Io};
+use traffic_agent::proxy::context::{
+    AppProtocol, ConnContext, DetectedProtocol, PortContext, ProtocolSource,
 };
+use traffic_agent::routes::CurrentRoutes;
+use traffic_agent::telemetry::metrics::PortMetrics;
+use traffic_agent::tls::alpn::TlsInfo;
+use traffic_agent::upstream::{
+    AppError, DialApp, OpenTunnel, Role, Transport, TunnelError, TunnelIo,
+};
+use traffic_core::routing::matcher::Filters;
+use traffic_core::routing::{Entry, Intercept, Mechanism, RouteTable, State};
 
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -100,7 +103,7 @@ impl OpenTunnel for Workstation {
 struct App(SocketAddr);
 
 impl DialApp for App {
-    fn dial<'a>(&'a self, _hello: Option<&'a Hello>) -> BoxFuture<'a, Result<Conn, AppError>> {
+    fn dial<'a>(&'a self, _hello: Option<&'a TlsInfo>) -> BoxFuture<'a, Result<Conn, AppError>> {
         Box::pin(async move {
             TcpStream::connect(self.0)
                 .await
@@ -119,30 +122,30 @@ impl DialApp for App {
     fn tls_to_workstation<'a>(
         &'a self,
         _tunnel: Box<dyn Io>,
-        _hello: Option<&'a Hello>,
+        _hello: Option<&'a TlsInfo>,
     ) -> Option<BoxFuture<'a, std::io::Result<Conn>>> {
         None
     }
 }
 
-pub fn port(app: SocketAddr, transport: Transport, tunnels: Arc<Workstation>) -> Arc<Shared> {
-    Arc::new(Shared {
+pub fn port(app: SocketAddr, transport: Transport, tunnels: Arc<Workstation>) -> Arc<PortContext> {
+    Arc::new(PortContext {
         container_port: app.port(),
         agent_port: 0,
-        routes: Arc::new(Routes::default()),
+        routes: Arc::new(CurrentRoutes::default()),
         transport,
-        spoken: Spoken::new(Declared::Unknown, Source::Bytes),
+        spoken: DetectedProtocol::new(AppProtocol::Unknown, ProtocolSource::Bytes),
         app: Arc::new(App(app)),
         tunnels,
         tls: None,
-        access: traffic_agent::access::Access::default(),
+        access: traffic_agent::telemetry::access_log::Access::default(),
         metrics: Arc::new(PortMetrics::default()),
         drain: Drain::default(),
     })
 }
 
-pub fn lane(port: &Arc<Shared>, caller: SocketAddr) -> Lane {
-    Lane {
+pub fn lane(port: &Arc<PortContext>, caller: SocketAddr) -> ConnContext {
+    ConnContext {
         caller: Caller::new(caller),
         port: port.clone(),
         hello: None,

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use traffic_agent::tls::annotations::{AppPort, CallerAuth, Plans, PortPlan, ToApp, plans};
+use traffic_agent::tls::secrets::annotations::{
+    AppPort, CallerAuth, Plans, PortPlan, ToApp, plans,
+};
 
 /// 8443: TLS behind service port 443, named "web"; 9000: undeclared; 8080: declared clear text.
 fn ports() -> Vec<AppPort> {
@@ -42,7 +44,7 @@ fn good(annotations: &[(&str, &str)]) -> BTreeMap<u16, PortPlan> {
 }
 
 fn dirs(plan: &PortPlan) -> (Vec<String>, Vec<String>) {
-    let shown = |source: &traffic_agent::tls::secret::Source| {
+    let shown = |source: &traffic_agent::tls::secrets::secret::SecretSource| {
         source
             .dirs
             .iter()
@@ -136,7 +138,7 @@ fn annotations_without_a_port_hold_for_every_port_not_declared_clear_text() {
         "kubernetes.io/http",
     ] {
         assert!(
-            traffic_agent::tls::annotations::is_clear_text(clear),
+            traffic_agent::tls::secrets::annotations::is_clear_text(clear),
             "{clear}"
         );
     }
@@ -151,7 +153,7 @@ fn annotations_without_a_port_hold_for_every_port_not_declared_clear_text() {
         "mystery",
     ] {
         assert!(
-            !traffic_agent::tls::annotations::is_clear_text(other),
+            !traffic_agent::tls::secrets::annotations::is_clear_text(other),
             "{other}"
         );
     }

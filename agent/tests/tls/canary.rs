@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use std::fs;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use traffic_agent::tls::secret::{Source, Want, load};
-use traffic_agent::tls::store::Stores;
+use traffic_agent::tls::secrets::secret::{SecretSource, Want, load};
+use traffic_agent::tls::secrets::store::Stores;
 
 use crate::certs::{self, Ca, Issued, write_secret};
 use crate::handshakes::{connect, echo};
@@ -110,7 +110,7 @@ async fn no_key_is_in_any_log_line_dump_or_error() {
             .unwrap(),
             _ => {}
         }
-        let source = Source {
+        let source = SecretSource {
             dirs: vec![secrets.join("web")],
             ..plan.terminating[0].clone()
         };

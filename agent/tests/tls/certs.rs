@@ -174,7 +174,7 @@ impl Projected {
 
 /// A client configuration that trusts `ca`.
 pub fn client(ca: &Ca, alpn: &[&[u8]], certificate: Option<&Issued>) -> Arc<rustls::ClientConfig> {
-    let builder = rustls::ClientConfig::builder_with_provider(traffic_agent::tls::provider())
+    let builder = rustls::ClientConfig::builder_with_provider(traffic_agent::tls::alpn::provider())
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_root_certificates(ca.roots());

@@ -8,8 +8,8 @@ use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
-use traffic_agent::metrics::{Limit, TlsFailure};
-use traffic_agent::tls::Limits;
+use traffic_agent::telemetry::metrics::{Limit, TlsFailure};
+use traffic_agent::tls::server::accept::HandshakeLimits;
 
 use crate::certs::{self, Ca};
 use crate::listener::{Listener, eventually, plan};
@@ -60,7 +60,7 @@ struct Setup {
     _root: tempfile::TempDir,
 }
 
-async fn terminating(limits: Limits) -> Setup {
+async fn terminating(limits: HandshakeLimits) -> Setup {
     let ca = Ca::default();
     let root = tempfile::tempdir().unwrap();
     certs::write_secret(
@@ -102,7 +102,7 @@ async fn a_handshake_is_rehearsed_whether_or_not_callers_need_a_certificate() {
         listener.tls.rehearse().unwrap();
         listener
             .tls
-            .warm_up(&traffic_agent::tls::hello().unwrap())
+            .warm_up(&traffic_agent::tls::server::accept::hello().unwrap())
             .unwrap();
         assert!(listener.tls.warm_up(b"\x16\x03\x01\x00\x02no").is_err());
     }
@@ -110,7 +110,7 @@ async fn a_handshake_is_rehearsed_whether_or_not_callers_need_a_certificate() {
 
 #[tokio::test]
 async fn tls_is_terminated_and_the_end_of_either_side_arrives() {
-    let setup = terminating(Limits::default()).await;
+    let setup = terminating(HandshakeLimits::default()).await;
     let config = certs::client(&setup.ca, &[], None);
     let mut stream = connect(setup.listener.addr, config, "web.test")
         .await
@@ -124,7 +124,7 @@ async fn tls_is_terminated_and_the_end_of_either_side_arrives() {
 
 #[tokio::test]
 async fn clear_text_on_a_tls_port_reaches_the_app_and_is_counted() {
-    let setup = terminating(Limits::default()).await;
+    let setup = terminating(HandshakeLimits::default()).await;
     let mut socket = TcpStream::connect(setup.listener.addr).await.unwrap();
     echoes(&mut socket).await;
     assert_eq!(
@@ -209,7 +209,7 @@ async fn a_caller_of_an_app_that_is_away_is_turned_away_without_a_certificate() 
 
 #[tokio::test]
 async fn a_hello_in_single_bytes_is_a_hello() {
-    let setup = terminating(Limits::default()).await;
+    let setup = terminating(HandshakeLimits::default()).await;
     let socket = TcpStream::connect(setup.listener.addr).await.unwrap();
     socket.set_nodelay(true).unwrap();
     let name = ServerName::try_from("web.test").unwrap();
@@ -230,10 +230,10 @@ async fn a_hello_in_single_bytes_is_a_hello() {
 
 #[tokio::test]
 async fn slow_and_oversized_hellos_are_ended_while_others_get_through() {
-    let limits = Limits {
+    let limits = HandshakeLimits {
         handshake: Duration::from_millis(1500),
         concurrent: 8,
-        ..Limits::default()
+        ..HandshakeLimits::default()
     };
     let setup = terminating(limits).await;
     let metrics = &setup.listener.metrics;

@@ -9,19 +9,21 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use traffic_agent::addr::AppAddr;
-use traffic_agent::conn::Conn;
-use traffic_agent::metrics::PortMetrics;
-use traffic_agent::tls::annotations::{self, AppPort, PortPlan};
-use traffic_agent::tls::store::{Stores, Watch};
-use traffic_agent::tls::{self, Arrival};
+use traffic_agent::io::conn::Conn;
+use traffic_agent::telemetry::metrics::PortMetrics;
+use traffic_agent::tls;
+use traffic_agent::tls::secrets::annotations;
+use traffic_agent::tls::secrets::annotations::{AppPort, PortPlan};
+use traffic_agent::tls::secrets::store::{FolderWatch, Stores};
+use traffic_agent::tls::server::accept::Arrival;
 use traffic_agent::upstream::DialApp;
-use traffic_agent::upstream::originate::{ClearHttp, Originate};
+use traffic_agent::upstream::app_tls::{ClearHttp, Originate};
 
 pub struct Listener {
     pub addr: SocketAddr,
     pub metrics: Arc<PortMetrics>,
-    pub tls: Arc<tls::Port>,
-    _watch: Option<Watch>,
+    pub tls: Arc<tls::server::accept::TlsPort>,
+    _watch: Option<FolderWatch>,
     task: JoinHandle<()>,
 }
 
@@ -49,10 +51,14 @@ pub fn plan(root: &Path, annotations: &[(&str, &str)], app_protocol: &str) -> Po
 
 impl Listener {
     pub async fn start(plan: PortPlan, app: SocketAddr) -> Self {
-        Self::with_limits(plan, app, tls::Limits::default()).await
+        Self::with_limits(plan, app, tls::server::accept::HandshakeLimits::default()).await
     }
 
-    pub async fn with_limits(plan: PortPlan, app: SocketAddr, limits: tls::Limits) -> Self {
+    pub async fn with_limits(
+        plan: PortPlan,
+        app: SocketAddr,
+        limits: tls::server::accept::HandshakeLimits,
+    ) -> Self {
         let mut stores = Stores::default();
         let app = Arc::new(Originate::new(
             &plan,
@@ -60,10 +66,10 @@ impl Listener {
             ClearHttp::Ask,
             &mut stores,
         ));
-        let tls = Arc::new(tls::Port::new(
+        let tls = Arc::new(tls::server::accept::TlsPort::new(
             &plan,
             &mut stores,
-            Arc::clone(&app) as Arc<dyn tls::App>,
+            Arc::clone(&app) as Arc<dyn tls::alpn::AppTls>,
             limits,
         ));
         let watch = stores.watch().unwrap();
@@ -94,7 +100,7 @@ impl Listener {
 
 async fn carry(
     socket: TcpStream,
-    tls: &tls::Port,
+    tls: &tls::server::accept::TlsPort,
     app: &Originate,
     metrics: &PortMetrics,
 ) -> Result<(), String> {

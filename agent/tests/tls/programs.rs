@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use traffic_agent::metrics::TlsFailure;
-use traffic_agent::tls::annotations::PortPlan;
+use traffic_agent::telemetry::metrics::TlsFailure;
+use traffic_agent::tls::secrets::annotations::PortPlan;
 
 use crate::certs::{Ca, Issued, write_secret};
 use crate::handshakes::echo;

@@ -252,7 +252,7 @@ async fn the_end_of_a_certificate_is_told_from_seven_days_before() {
             None,
         );
         let plan = plan(root.path(), &[(SECRET, &secret)], "http");
-        let mut stores = traffic_agent::tls::store::Stores::default();
+        let mut stores = traffic_agent::tls::secrets::store::Stores::default();
         let store = stores.all_of(&plan).remove(0);
         let left =
             store.not_after().unwrap() - std::time::UNIX_EPOCH.elapsed().unwrap().as_secs() as i64;

@@ -6,19 +6,19 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rcgen::{KeyPair, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PKCS_RSA_SHA256};
-use traffic_agent::tls::secret::{Fault, Loaded, Source, Want, load};
+use traffic_agent::tls::secrets::secret::{Fault, LoadedSecret, SecretSource, Want, load};
 
 use crate::certs::{self, Ca, Issued, write_secret};
 
-fn source(dir: &Path) -> Source {
-    Source {
+fn source(dir: &Path) -> SecretSource {
+    SecretSource {
         annotation: "telepresence.io/downstream-tls-secret.8443".into(),
         value: "web-tls".into(),
         dirs: vec![PathBuf::from("/nonexistent/first"), dir.to_owned()],
     }
 }
 
-fn read(dir: &Path) -> Result<Loaded, Fault> {
+fn read(dir: &Path) -> Result<LoadedSecret, Fault> {
     let now = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap()

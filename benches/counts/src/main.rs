@@ -11,10 +11,10 @@ mod samples;
 use std::hint::black_box;
 use std::time::Duration;
 
-use traffic_agent::detect::prefix::classify;
-use traffic_agent::http1::body::{Body, Chunk};
-use traffic_agent::http1::head::{Kind, Parser, Step};
-use traffic_agent::route::RouteTable;
+use traffic_core::sniff::classify;
+use traffic_core::http1::body::{Body, Chunk};
+use traffic_core::http1::head::{Kind, Parser, Step};
+use traffic_core::routing::RouteTable;
 use traffic_proto::conn_id::ConnId;
 use traffic_proto::port::Transport;
 use traffic_proto::tunnel::{Message, StreamInfo, normal_from};
@@ -37,7 +37,7 @@ fn decide(table: RouteTable) -> Box<dyn FnMut()> {
     };
     Box::new(move || {
         let request = head.request(samples::BROWSER);
-        black_box(matches!(table.decide(black_box(&request)), traffic_agent::route::Decision::App));
+        black_box(matches!(table.decide(black_box(&request)), traffic_core::routing::Decision::App));
     })
 }
 

@@ -1,0 +1,112 @@
+//! Gives back what only the start needed: the code and tables that parsed the command line and the
+//! configuration, built everything and met the manager stay mapped for ever otherwise, and are most
+//! of what an idle agent seems to use.
+// `madvise` is unsafe in general, because it can throw away data. Parts of a file that nobody can
+// have written to are read again from the page cache when they are next used, so nothing can be
+// lost here.
+#![allow(unsafe_code)]
+
+use std::ffi::c_void;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::mm::{Advice, madvise};
+
+use crate::proxy::context::PortContext;
+use crate::ready::Ready;
+use crate::tls;
+
+/// When: as soon as everything is listening, when the manager has been met, and when the first
+/// snapshots are through.
+const AFTER: [Duration; 3] = [
+    Duration::ZERO,
+    Duration::from_millis(300),
+    Duration::from_secs(10),
+];
+
+/// Forgets the start in steps. Where TLS is ended here a handshake is rehearsed first, and what it
+/// needs of the server is brought back once the agent is ready: it is a good deal, and the first
+/// caller is not to wait for it. An agent that still looks for its manager uses other code, and is
+/// not to hold both.
+pub(crate) async fn release_startup_pages(ports: Vec<Arc<PortContext>>, ready: Ready) {
+    let tls: Vec<_> = ports
+        .iter()
+        .filter_map(|port| Some((port.container_port, port.tls.as_ref()?)))
+        .collect();
+    let warn = |port, error| tracing::warn!(port, %error, "a TLS handshake was tried, and would fail for callers");
+    for (port, tls) in &tls {
+        tls.rehearse().unwrap_or_else(|error| warn(*port, error));
+    }
+    let hello = if tls.is_empty() {
+        Vec::new()
+    } else {
+        tls::server::accept::hello().unwrap_or_default()
+    };
+    for after in AFTER {
+        tokio::time::sleep(after).await;
+        drop_clean_pages();
+        for (port, tls) in tls.iter().filter(|_| ready.is_ready()) {
+            tls.warm_up(&hello)
+                .unwrap_or_else(|error| warn(*port, error));
+        }
+    }
+}
+
+/// Unmaps all code and constants; what is still in use comes back with its next use, from the page
+/// cache. Nothing happens where `/proc` is not to be read.
+fn drop_clean_pages() {
+    let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else {
+        return;
+    };
+    for (start, len) in maps.lines().filter_map(unwritten) {
+        // SAFETY: the range is a private mapping of a part of a program's file that is never
+        // written to, not by the dynamic linker either, and such mappings are not taken away while
+        // the program runs. Dropped pages are read from the file again.
+        let _ = unsafe { madvise(start as *mut c_void, len, Advice::LinuxDontNeed) };
+    }
+}
+
+/// Start and length, where a line describes the code of a file, or the constants at its beginning.
+/// Other parts that are not writable may have been, before the linker had relocated them.
+fn unwritten(line: &str) -> Option<(usize, usize)> {
+    let mut fields = line.split_ascii_whitespace();
+    let (start, end) = fields.next()?.split_once('-')?;
+    let (access, offset) = (fields.next()?, fields.next()?);
+    let is_unwritten = access == "r-xp" || access == "r--p" && offset.bytes().all(|b| b == b'0');
+    let is_of_program = fields.nth(2)?.starts_with('/');
+    let (start, end) = (
+        usize::from_str_radix(start, 16).ok()?,
+        usize::from_str_radix(end, 16).ok()?,
+    );
+    (is_unwritten && is_of_program).then_some((start, end.checked_sub(start)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_nobody_has_written_to_is_found_in_the_list_of_mappings() {
+        for file in [
+            "7f0000001000-7f0000003000 r-xp 00001000 fe:00 10 /usr/lib/libc.so.6",
+            "7f0000001000-7f0000003000 r--p 00000000 fe:00 10 /usr/lib/libc.so.6",
+        ] {
+            assert_eq!(unwritten(file), Some((0x7f00_0000_1000, 0x2000)), "{file}");
+        }
+        for other in [
+            "7f0000001000-7f0000003000 r--p 00001000 fe:00 10 /usr/lib/libc.so.6",
+            "7f0000001000-7f0000003000 rw-p 00001000 fe:00 10 /usr/lib/libc.so.6",
+            "7ffd00001000-7ffd00003000 r-xp 00000000 00:00 0 [vdso]",
+            "7f0000001000-7f0000003000 r-xp 00000000 00:00 0",
+            "",
+        ] {
+            assert_eq!(unwritten(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn the_program_goes_on_without_its_pages() {
+        drop_clean_pages();
+        assert_eq!("still here".to_uppercase(), "STILL HERE");
+    }
+}

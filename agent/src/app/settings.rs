@@ -1,0 +1,382 @@
+//! Sidecar config, annotations and environment to what each part needs. Reading never stops at the
+//! first mistake: every fault is collected with its key, value and remedy, so that an operator
+//! mends all of them in one restart.
+
+pub mod cli;
+pub mod env;
+pub mod protocol;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use traffic_proto::fault::{Fault, Faults};
+use traffic_proto::log_level::LogLevel;
+use traffic_proto::sidecar::{self, Role, Sidecar, Target, annotations};
+
+use crate::app::settings::env::Env;
+
+/// The file of the newest managers (2.25 and later): the pod's annotations, the configuration among
+/// them.
+pub const PODINFO_ANNOTATIONS: &str = "/etc/podinfo/annotations";
+/// The annotations as older injectors mount them; these hold no configuration.
+pub const TEL_POD_INFO_ANNOTATIONS: &str = "/tel_pod_info/annotations";
+/// The file of managers up to 2.21.
+pub const CONFIG_FILE: &str = "/etc/traffic-agent/config.yaml";
+
+/// What the agent runs with; nothing in it needs checking again.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Put before every path that is opened.
+    pub root: PathBuf,
+    /// Where the configuration was found.
+    pub source: String,
+    /// The configuration, with what the environment overrides already in it.
+    pub sidecar: Sidecar,
+    /// The ports.
+    pub targets: Vec<Target>,
+    /// The pod's annotations; empty where there is no file of them.
+    pub annotations: BTreeMap<String, String>,
+    /// The pod's address; none in benches and tests, where the app is on loopback.
+    pub pod_ip: Option<IpAddr>,
+    /// The pod's name.
+    pub pod_name: String,
+    /// The pod's uid.
+    pub pod_uid: String,
+    /// Where the admin and the agent's gRPC API listen.
+    pub bind: Bind,
+    /// The whole agent's log level.
+    pub log_level: LogLevel,
+    /// Whether log lines are JSON.
+    pub log_json: bool,
+    /// `off`, `text`, `json` or a format string.
+    pub access_log: String,
+    /// Headers whose values may appear in the access log.
+    pub access_log_headers: Vec<String>,
+    /// Wanted port of the agent's gRPC API; 0: any free one.
+    pub server_port: u16,
+    /// Wanted port of the admin; 0: any free one.
+    pub admin_port: u16,
+    /// Data-path worker threads.
+    pub workers: usize,
+    /// The whole environment; what intercepts report to workstations is taken from it.
+    pub environment: BTreeMap<String, String>,
+    /// What is odd but harmless, to be logged once.
+    pub warnings: Vec<Fault>,
+}
+
+/// Who can reach the admin and the agent's gRPC API.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Bind {
+    /// The pod itself and port-forwards: loopback.
+    #[default]
+    Pod,
+    /// Everybody.
+    All,
+}
+
+impl Settings {
+    /// Reads everything.
+    ///
+    /// # Errors
+    /// Every fault found.
+    pub fn load(args: &cli::AgentArgs, env: &Env) -> Result<Self, Faults> {
+        let root = args.root.clone().unwrap_or_else(|| PathBuf::from("/"));
+        let mut faults = Faults::default();
+        let mut warnings = Vec::new();
+        let found = find_config(args.config.as_deref(), &root, env);
+        let (source, sidecar) = match found {
+            Ok((source, sidecar)) => (source, Some(sidecar)),
+            Err(more) => {
+                faults.append(more);
+                (String::new(), None)
+            }
+        };
+        let annotations = read_annotations(&root, &mut warnings);
+        let own = Own::read(env, &mut faults);
+        let sidecar = sidecar.map(|s| own.override_config(s));
+        let (Some(mut sidecar), true) = (sidecar, faults.is_empty()) else {
+            return Err(faults);
+        };
+        warnings.append(&mut sidecar.warnings);
+        let targets = sidecar.targets();
+        if targets.is_empty() {
+            warnings.push(Fault::missing(
+                "containers",
+                "no port to stand for",
+                "check the workload's intercepts",
+            ));
+        }
+        Ok(Self {
+            source,
+            targets,
+            annotations,
+            pod_ip: own.pod_ip,
+            pod_name: own.pod_name,
+            pod_uid: own.pod_uid,
+            bind: own.bind,
+            log_level: sidecar
+                .log_level
+                .or(own.log_level)
+                .unwrap_or(LogLevel::Info),
+            log_json: own.log_json,
+            access_log: own.access_log,
+            access_log_headers: own.access_log_headers,
+            server_port: own
+                .server_port
+                .or(sidecar.envoy.server_port)
+                .unwrap_or(18_000),
+            admin_port: own
+                .admin_port
+                .or(sidecar.envoy.admin_port)
+                .unwrap_or(19_000),
+            workers: own.workers.unwrap_or_else(default_workers),
+            environment: env.all().clone(),
+            warnings,
+            sidecar,
+            root,
+        })
+    }
+
+    /// `path` (absolute) below the configured root.
+    #[must_use]
+    pub fn rooted(&self, path: &str) -> PathBuf {
+        below(&self.root, path)
+    }
+
+    /// How long ended intercepts are remembered, where they are.
+    #[must_use]
+    pub fn remember(&self) -> Option<Duration> {
+        let expired = self.sidecar.expired_notifications;
+        expired.enabled.then_some(expired.deadline)
+    }
+
+    /// The configuration in force as the admin shows it.
+    #[must_use]
+    pub fn to_json(&self) -> serde_json::Value {
+        let s = &self.sidecar;
+        let ports: Vec<_> = self
+            .targets
+            .iter()
+            .map(|t| {
+                serde_json::json!({
+                    "container": t.container, "containerPort": t.container_port.get(), "agentPort": t.agent_port.get(),
+                    "protocol": t.transport.name(), "appPort": self.app_port(t), "appProtocol": t.app_protocol,
+                    "numeric": t.numeric, "headless": t.headless,
+                })
+            })
+            .collect();
+        serde_json::json!({
+            "source": self.source, "agentName": s.agent_name, "namespace": s.namespace,
+            "workloadName": s.workload_name, "workloadKind": s.workload_kind,
+            "managerHost": s.manager_host, "managerPort": s.manager_port,
+            "logLevel": self.log_level.to_string(), "envoy": {
+                "logLevel": s.envoy.log_level.map(|l| l.to_string()),
+                "serverPort": self.server_port, "adminPort": self.admin_port,
+            },
+            "appProtocolStrategy": s.app_protocol_strategy.to_string(), "enableH2cProbing": s.enable_h2c_probing,
+            "expiredNotifications": {
+                "enabled": s.expired_notifications.enabled,
+                "deadline": format!("{:?}", s.expired_notifications.deadline),
+            },
+            "sessionGrace": format!("{:?}", s.session_grace),
+            "drain": { "lameDuck": format!("{:?}", s.drain.lame_duck), "grace": format!("{:?}", s.drain.grace) },
+            "bind": if self.bind == Bind::Pod { "pod" } else { "all" },
+            "accessLog": self.access_log, "accessLogHeaders": self.access_log_headers, "workers": self.workers,
+            "containers": s.containers.iter().map(|c| c.name.as_str()).collect::<Vec<_>>(), "ports": ports,
+        })
+    }
+
+    /// The port at which the app is reached past the redirect.
+    #[must_use]
+    pub fn app_port(&self, target: &Target) -> u16 {
+        target
+            .proxy_port
+            .map_or(target.container_port.get(), |p| p.get())
+    }
+}
+
+/// Puts `root` before an absolute path.
+#[must_use]
+pub fn below(root: &Path, path: &str) -> PathBuf {
+    root.join(path.trim_start_matches('/'))
+}
+
+/// The CPU quota in whole cores, 2 at most: one worker of this agent outruns the apps of most pods.
+fn default_workers() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get().min(2))
+}
+
+/// The first configuration there is: the file named on the command line, the annotation file of the
+/// newest managers, the environment variable, the file of the oldest.
+fn find_config(
+    explicit: Option<&Path>,
+    root: &Path,
+    env: &Env,
+) -> Result<(String, Sidecar), Faults> {
+    if let Some(path) = explicit {
+        let shown = path.display().to_string();
+        let text = std::fs::read_to_string(path).map_err(|e| unreadable("--config", &shown, &e))?;
+        return sidecar::from_yaml(&text, &shown, Role::Agent).map(|s| (shown, s));
+    }
+    if let Some(text) = read_if_there(&below(root, PODINFO_ANNOTATIONS), PODINFO_ANNOTATIONS)?
+        && let Some(sidecar) = sidecar::from_annotations(&text, PODINFO_ANNOTATIONS, Role::Agent)?
+    {
+        return Ok((
+            format!("{PODINFO_ANNOTATIONS}: {}", annotations::AGENT_CONFIG),
+            sidecar,
+        ));
+    }
+    if let Some(json) = env.get(env::AGENT_CONFIG) {
+        return sidecar::from_json(json, env::AGENT_CONFIG, Role::Agent)
+            .map(|s| (env::AGENT_CONFIG.to_owned(), s));
+    }
+    if let Some(text) = read_if_there(&below(root, CONFIG_FILE), CONFIG_FILE)? {
+        return sidecar::from_yaml(&text, CONFIG_FILE, Role::Agent)
+            .map(|s| (CONFIG_FILE.to_owned(), s));
+    }
+    Err(Fault::missing(
+        "configuration",
+        format!(
+            "none found in {PODINFO_ANNOTATIONS} ({}), {} or {CONFIG_FILE}",
+            annotations::AGENT_CONFIG,
+            env::AGENT_CONFIG
+        ),
+        "inject the agent with a traffic-manager, or name a file with --config",
+    )
+    .into())
+}
+
+fn read_if_there(path: &Path, shown: &str) -> Result<Option<String>, Faults> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(e)
+            if matches!(
+                e.kind(),
+                std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(e) => Err(unreadable("configuration", shown, &e)),
+    }
+}
+
+fn unreadable(key: &str, path: &str, error: &std::io::Error) -> Faults {
+    Fault::text(
+        key,
+        path,
+        format!("cannot be read: {error}"),
+        "check the path and its permissions",
+    )
+    .into()
+}
+
+fn read_annotations(root: &Path, warnings: &mut Vec<Fault>) -> BTreeMap<String, String> {
+    for path in [PODINFO_ANNOTATIONS, TEL_POD_INFO_ANNOTATIONS] {
+        if let Ok(text) = std::fs::read_to_string(below(root, path)) {
+            let mut read = annotations::parse(&text, path);
+            warnings.append(&mut read.warnings);
+            return read.entries;
+        }
+    }
+    BTreeMap::new()
+}
+
+/// The agent's own variables.
+#[derive(Default)]
+struct Own {
+    pod_ip: Option<IpAddr>,
+    pod_name: String,
+    pod_uid: String,
+    bind: Bind,
+    log_level: Option<LogLevel>,
+    log_json: bool,
+    access_log: String,
+    access_log_headers: Vec<String>,
+    server_port: Option<u16>,
+    admin_port: Option<u16>,
+    workers: Option<usize>,
+    strategy: Option<sidecar::AppProtocolStrategy>,
+    data_level: Option<LogLevel>,
+    expired: Option<bool>,
+    expired_deadline: Option<Duration>,
+    session_grace: Option<Duration>,
+    lame_duck: Option<Duration>,
+    grace: Option<Duration>,
+}
+
+impl Own {
+    fn read(env: &Env, faults: &mut Faults) -> Self {
+        let levels = "use trace, debug, info, warning, error, critical or off";
+        Self {
+            pod_ip: env.parsed(env::POD_IP, "no IP address", "pass status.podIP", faults),
+            pod_name: env.get(env::POD_NAME).unwrap_or_default().to_owned(),
+            pod_uid: env.get(env::POD_UID).unwrap_or_default().to_owned(),
+            bind: env
+                .one_of(env::BIND, &[("pod", Bind::Pod), ("all", Bind::All)], faults)
+                .unwrap_or_default(),
+            log_level: env.parsed(env::LOG_LEVEL, "unknown level", levels, faults),
+            log_json: env
+                .one_of(env::LOG_FORMAT, &[("text", false), ("json", true)], faults)
+                .unwrap_or_default(),
+            access_log: access_log(env, faults),
+            access_log_headers: env.list(env::ACCESS_LOG_HEADERS),
+            server_port: env.parsed(
+                env::SERVER_PORT,
+                "no port",
+                "use 1 to 65535, or 0 for any free port",
+                faults,
+            ),
+            admin_port: env.parsed(
+                env::ADMIN_PORT,
+                "no port",
+                "use 1 to 65535, or 0 for any free port",
+                faults,
+            ),
+            workers: env.within(env::WORKERS, 1..=64, faults),
+            strategy: env.parsed(
+                env::STRATEGY,
+                "unknown strategy",
+                "use http2Probe, portName, http or http2",
+                faults,
+            ),
+            data_level: env.parsed(env::DATA_LEVEL, "unknown level", levels, faults),
+            expired: env.one_of(env::EXPIRED, &[("true", true), ("false", false)], faults),
+            expired_deadline: env.duration(env::EXPIRED_DEADLINE, faults),
+            session_grace: env.duration(env::SESSION_GRACE, faults),
+            lame_duck: env.duration(env::LAME_DUCK, faults),
+            grace: env.duration(env::GRACE, faults),
+        }
+    }
+
+    /// The environment wins over the configuration.
+    fn override_config(&self, mut s: Sidecar) -> Sidecar {
+        let set = |slot: &mut Duration, value: Option<Duration>| *slot = value.unwrap_or(*slot);
+        s.app_protocol_strategy = self.strategy.unwrap_or(s.app_protocol_strategy);
+        s.envoy.log_level = self.data_level.or(s.envoy.log_level);
+        s.expired_notifications.enabled = self.expired.unwrap_or(s.expired_notifications.enabled);
+        set(&mut s.expired_notifications.deadline, self.expired_deadline);
+        set(&mut s.session_grace, self.session_grace);
+        set(&mut s.drain.lame_duck, self.lame_duck);
+        set(&mut s.drain.grace, self.grace);
+        s
+    }
+}
+
+fn access_log(env: &Env, faults: &mut Faults) -> String {
+    let setting = env.get(env::ACCESS_LOG).unwrap_or("off").to_owned();
+    if let Err(problem) = crate::telemetry::access_log::format::Format::parse(&setting) {
+        faults.push(Fault::text(
+            env::ACCESS_LOG,
+            &setting,
+            problem.to_string(),
+            "use off, text, json or a format string of the documented operators",
+        ));
+    }
+    setting
+}
+
+#[cfg(test)]
+mod tests;

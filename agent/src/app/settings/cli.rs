@@ -1,0 +1,69 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+/// The sidecar of an intercepted pod: what no intercept matches reaches the app as if nobody stood
+/// between.
+///
+/// The configuration is looked for in this order: --config FILE; /etc/podinfo/annotations
+/// (telepresence.io/agent-config); AGENT_CONFIG; /etc/traffic-agent/config.yaml.
+#[derive(Debug, Parser)]
+#[command(
+    name = "traffic-agent",
+    version,
+    args_conflicts_with_subcommands = false
+)]
+pub struct Cli {
+    /// What to do; without it: agent.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// The agent's own options.
+    #[command(flatten)]
+    pub agent: AgentArgs,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the sidecar (the default).
+    Agent,
+    /// Start the init program beside this one with the arguments that follow.
+    #[command(disable_help_flag = true, disable_help_subcommand = true)]
+    AgentInit {
+        /// Handed on as they are.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+    /// Show what the running agent does: ports, protocols, intercepts, traffic.
+    Status {
+        /// The running agent's admin port; by default as in <root>/tmp/agent/ports.json.
+        #[arg(long, value_name = "PORT")]
+        admin_port: Option<u16>,
+    },
+}
+
+/// Options of the agent.
+#[derive(Clone, Debug, Default, Args)]
+pub struct AgentArgs {
+    /// Read the configuration from this file (YAML or JSON).
+    #[arg(long, value_name = "FILE", global = true)]
+    pub config: Option<PathBuf>,
+    /// Check the configuration, say what it amounts to, and end.
+    #[arg(long, global = true)]
+    pub check: bool,
+    /// Put DIR before every well-known absolute path (not before --config FILE).
+    #[arg(long, value_name = "DIR", global = true)]
+    pub root: Option<PathBuf>,
+}
+
+/// Reads the command line.
+///
+/// # Errors
+/// Usage errors, and the texts of `--help` and `--version`.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    let command = Cli::command().after_help(crate::app::settings::env::help());
+    Cli::from_arg_matches(&command.try_get_matches_from(args)?)
+}

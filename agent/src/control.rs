@@ -1,0 +1,15 @@
+//! The control path: a session with the manager, intercepts that become route tables, tunnels to
+//! workstations, and what a workstation gets besides traffic.
+
+pub mod api;
+pub mod config;
+pub mod container_env;
+mod context;
+mod dialer;
+pub mod dns;
+pub mod intercepts;
+mod keyed_lock;
+mod log_once;
+mod session;
+pub mod supervisor;
+pub mod tunnels;

@@ -1,0 +1,200 @@
+//! The agent's own gRPC service: workstations attach here (by a port-forward) to be asked for
+//! dials, to answer them, and to have the agent dial into the cluster for them.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt, stream};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+use tonic::{Request, Response, Status, Streaming};
+use traffic_proto::agent::agent_server::{Agent, AgentServer};
+use traffic_proto::manager::{
+    DialRequest, LookupRequest, LookupResponse, SessionInfo, TunnelMessage, VersionInfo2,
+};
+use traffic_proto::tunnel::{GRPC_LIMIT, Message, STREAM_VERSION, StreamInfo};
+
+use crate::control::config::PRODUCT_NAME;
+use crate::control::dialer;
+use crate::control::dns::Dns;
+use crate::control::tunnels::{QUEUE, TunnelDirection, Tunnels, answering, metered_incoming};
+use crate::drain::Drain;
+use crate::telemetry::metrics::ControlMetrics;
+use crate::upstream::{Role, TunnelIo};
+
+/// How long a call may be silent before its first message.
+const FIRST_MESSAGE: Duration = Duration::from_secs(10);
+/// What a workstation may send into one tunnel ahead of its reader.
+const STREAM_WINDOW: u32 = 256 * 1024;
+/// Tunnels share a connection: with a window for all of them, a few stalled ones would stop the
+/// rest.
+const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
+
+/// The service; clone freely.
+#[derive(Clone)]
+pub struct Service {
+    tunnels: Tunnels,
+    dns: Arc<Dns>,
+    drain: Drain,
+    metrics: Arc<ControlMetrics>,
+}
+
+impl Service {
+    /// Tasks that carry what workstations dial are spawned on `drain`.
+    #[must_use]
+    pub fn new(
+        tunnels: Tunnels,
+        dns: Arc<Dns>,
+        drain: Drain,
+        metrics: Arc<ControlMetrics>,
+    ) -> Self {
+        Self {
+            tunnels,
+            dns,
+            drain,
+            metrics,
+        }
+    }
+}
+
+/// Serves the agent's API and gRPC health on `listeners` until `stop`.
+///
+/// # Errors
+/// What the transport reports; single connections' errors are theirs alone.
+pub async fn serve(
+    service: Service,
+    listeners: Vec<TcpListener>,
+    stop: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<AgentServer<Service>>().await;
+    let api = AgentServer::new(service)
+        .max_decoding_message_size(GRPC_LIMIT)
+        .max_encoding_message_size(GRPC_LIMIT);
+    let routes = Routes::new(api).add_service(health_service);
+    let accepting = stream::select_all(
+        listeners
+            .into_iter()
+            .map(|listener| Box::pin(accepted(listener))),
+    );
+    tonic::transport::Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(accepting, stop.cancelled_owned())
+        .await
+}
+
+fn accepted(listener: TcpListener) -> impl Stream<Item = std::io::Result<TcpStream>> + Send {
+    stream::unfold(listener, |listener| async {
+        loop {
+            match listener.accept().await {
+                Ok((socket, _)) => {
+                    let _ = socket.set_nodelay(true);
+                    return Some((Ok(socket), listener));
+                }
+                // Out of descriptors, usually; an error handed on would end the server.
+                Err(error) => {
+                    tracing::debug!(%error, "agent API: accept failed");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    })
+}
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Agent for Service {
+    type TunnelStream = Answers<TunnelMessage>;
+    type WatchDialStream = Answers<DialRequest>;
+
+    async fn tunnel(
+        &self,
+        request: Request<Streaming<TunnelMessage>>,
+    ) -> Result<Response<Self::TunnelStream>, Status> {
+        let mut incoming = request.into_inner();
+        let info = first_message(&mut incoming).await?;
+        if info.session_id.is_empty() {
+            return Err(Status::unauthenticated(
+                "a tunnel without a session id; send the client's session",
+            ));
+        }
+        let (tx, queue) = mpsc::channel(QUEUE);
+        // The queue is empty and has room for more than one.
+        let _ = tx.try_send(Message::StreamOk(STREAM_VERSION).encode());
+        let towards = if self.tunnels.awaited(&info) {
+            TunnelDirection::Workstation
+        } else {
+            TunnelDirection::Cluster
+        };
+        let meter = self.tunnels.meter(&info.session_id, towards);
+        let io = TunnelIo {
+            tx,
+            rx: metered_incoming(incoming, Arc::clone(&meter)),
+            role: Role::Server,
+        };
+        match (towards, self.tunnels.answer(&info, io)) {
+            (_, Ok(())) => {}
+            (TunnelDirection::Workstation, Err(_)) => {
+                return Err(Status::cancelled("the caller has gone"));
+            }
+            (TunnelDirection::Cluster, Err(io)) => {
+                self.metrics.dials.inc();
+                self.drain
+                    .spawn(dialer::dial_and_carry(info.conn_id, info.dial_timeout, io));
+            }
+        }
+        Ok(Response::new(Box::pin(answering(queue, meter))))
+    }
+
+    async fn watch_dial(
+        &self,
+        request: Request<SessionInfo>,
+    ) -> Result<Response<Self::WatchDialStream>, Status> {
+        let session = request.into_inner().session_id;
+        if session.is_empty() {
+            return Err(Status::invalid_argument(
+                "no session id; send the client's session",
+            ));
+        }
+        tracing::debug!(session, "a workstation watches for dials");
+        Ok(Response::new(Box::pin(self.tunnels.watch(&session))))
+    }
+
+    async fn version(&self, _: Request<()>) -> Result<Response<VersionInfo2>, Status> {
+        Ok(Response::new(VersionInfo2 {
+            name: PRODUCT_NAME.to_owned(),
+            version: crate::VERSION.to_owned(),
+        }))
+    }
+
+    async fn lookup(
+        &self,
+        request: Request<LookupRequest>,
+    ) -> Result<Response<LookupResponse>, Status> {
+        let ips = self.dns.addresses(&request.into_inner().name).await?;
+        Ok(Response::new(LookupResponse { ips }))
+    }
+}
+
+async fn first_message(incoming: &mut Streaming<TunnelMessage>) -> Result<StreamInfo, Status> {
+    let first = tokio::time::timeout(FIRST_MESSAGE, incoming.next())
+        .await
+        .map_err(|_| Status::deadline_exceeded("no StreamInfo in time"))?
+        .ok_or_else(|| Status::failed_precondition("the tunnel ended before its StreamInfo"))??;
+    match Message::decode(first.payload) {
+        Ok(Message::StreamInfo(info)) => Ok(info),
+        Ok(other) => Err(Status::failed_precondition(format!(
+            "code {} came before StreamInfo",
+            other.code()
+        ))),
+        Err(error) => Err(Status::failed_precondition(format!(
+            "no StreamInfo: {error}"
+        ))),
+    }
+}

@@ -1,0 +1,128 @@
+//! Dials into the cluster on behalf of workstations: any agent may be asked to, for any
+//! destination, TCP and UDP.
+
+use std::time::Duration;
+
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::sync::mpsc;
+use traffic_proto::conn_id::ConnId;
+use traffic_proto::port::Transport;
+use traffic_proto::tunnel::{MAX_DATAGRAM, Message, TCP_IDLE, UDP_IDLE};
+
+use crate::io::conn::Conn;
+use crate::io::relay;
+use crate::io::relay::PendingBytes;
+use crate::telemetry::metrics::PortMetrics;
+use crate::upstream::TunnelIo;
+use crate::upstream::tunnel::Tunnel;
+
+/// How long a dial may take where the request does not say.
+const DEFAULT_DIAL_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a dial may take at most.
+const MAX_DIAL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Connects to the destination of `conn_id`, says how that went, and carries bytes until either
+/// side is done.
+pub(crate) async fn dial_and_carry(conn_id: ConnId, dial_timeout: Duration, io: TunnelIo) {
+    match conn_id.transport() {
+        Transport::Tcp => tcp(conn_id, dial_timeout, io).await,
+        Transport::Udp => udp(conn_id, io).await,
+    }
+}
+
+async fn tcp(conn_id: ConnId, dial_timeout: Duration, io: TunnelIo) {
+    let budget = if dial_timeout.is_zero() {
+        DEFAULT_DIAL_TIMEOUT
+    } else {
+        dial_timeout.min(MAX_DIAL_TIMEOUT)
+    };
+    let connected = tokio::time::timeout(budget, TcpStream::connect(conn_id.destination())).await;
+    let socket = match connected {
+        Ok(Ok(socket)) => socket,
+        Ok(Err(error)) => return reject(&io.tx, conn_id, &error.to_string()).await,
+        Err(_) => return reject(&io.tx, conn_id, "no answer in time").await,
+    };
+    let _ = socket.set_nodelay(true);
+    if io.tx.send(Message::DialOk.encode()).await.is_err() {
+        return;
+    }
+    let metrics = PortMetrics::default();
+    let (mut workstation, mut destination) =
+        (Conn::Other(Box::new(Tunnel::new(io))), Conn::Tcp(socket));
+    let carried = relay::both(
+        &mut workstation,
+        &mut destination,
+        PendingBytes::default(),
+        &metrics,
+    );
+    tokio::select! {
+        ended = carried => tracing::debug!(%conn_id, in_ = ended.bytes_in, out = ended.bytes_out, "dialled connection ended"),
+        () = idle(&metrics, TCP_IDLE) => tracing::debug!(%conn_id, "dialled connection was idle for {TCP_IDLE:?}"),
+    }
+}
+
+/// Resolves when nothing moved for `limit`; looked at twice in that time.
+async fn idle(metrics: &PortMetrics, limit: Duration) {
+    let moved = || metrics.bytes_in.get() + metrics.bytes_out.get();
+    let mut seen = moved();
+    let mut quiet = Duration::ZERO;
+    while quiet < limit {
+        tokio::time::sleep(limit / 2).await;
+        quiet = if moved() == seen {
+            quiet + limit / 2
+        } else {
+            Duration::ZERO
+        };
+        seen = moved();
+    }
+}
+
+async fn udp(conn_id: ConnId, io: TunnelIo) {
+    let destination = conn_id.destination();
+    let any: std::net::SocketAddr = if destination.is_ipv4() {
+        ([0, 0, 0, 0], 0).into()
+    } else {
+        (std::net::Ipv6Addr::UNSPECIFIED, 0).into()
+    };
+    let socket = match UdpSocket::bind(any).await {
+        Ok(socket) => socket,
+        Err(error) => return reject(&io.tx, conn_id, &error.to_string()).await,
+    };
+    if let Err(error) = socket.connect(destination).await {
+        return reject(&io.tx, conn_id, &error.to_string()).await;
+    }
+    if io.tx.send(Message::DialOk.encode()).await.is_err() {
+        return;
+    }
+    let mut tunnel = Tunnel::new(io);
+    let mut datagram = vec![0; MAX_DATAGRAM];
+    loop {
+        let moved = tokio::time::timeout(UDP_IDLE, async {
+            tokio::select! {
+                sent = tunnel.recv_datagram() => match sent {
+                    Ok(Some(payload)) => {
+                        // What the network refuses is lost, as datagrams are.
+                        let _ = socket.send(&payload).await;
+                        true
+                    }
+                    Ok(None) | Err(_) => false,
+                },
+                received = socket.recv(&mut datagram) => {
+                    // An ICMP error of an earlier datagram shows here once.
+                    if let Some(payload) = received.ok().and_then(|n| datagram.get(..n)) {
+                        tunnel.send_datagram(payload);
+                    }
+                    true
+                }
+            }
+        });
+        if !matches!(moved.await, Ok(true)) {
+            return;
+        }
+    }
+}
+
+async fn reject(tx: &mpsc::Sender<bytes::Bytes>, conn_id: ConnId, why: &str) {
+    tracing::debug!(%conn_id, "dial for a workstation failed: {why}");
+    let _ = tx.send(Message::DialReject.encode()).await;
+}

@@ -1,0 +1,265 @@
+//! Names resolved from inside the pod, for workstations: the pod's search path and resolver decide,
+//! and records go back in wire format without compression.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hickory_proto::op::ResponseCode;
+use hickory_proto::rr::rdata::TXT;
+use hickory_proto::rr::{Name, RData, Record, RecordType};
+use hickory_proto::serialize::binary::{BinEncodable, BinEncoder, NameEncoding};
+use hickory_resolver::config::{LookupIpStrategy, ResolverOpts};
+use hickory_resolver::net::{DnsError, NetError};
+use hickory_resolver::{ResolverBuilder, TokioResolver, net::runtime::TokioRuntimeProvider};
+use tokio::sync::OnceCell;
+use tonic::Status;
+
+/// Seconds for which an answer may be kept.
+const TTL: u32 = 4;
+/// The manager waits a second for an answer.
+const QUERY_TIMEOUT: Duration = Duration::from_millis(450);
+/// How long a workstation's own question may take.
+const LOOKUP_TIMEOUT: Duration = Duration::from_millis(250);
+
+/// The pod's resolver, set up from the system's configuration when first asked.
+#[derive(Default)]
+pub struct Dns {
+    resolver: OnceCell<TokioResolver>,
+}
+
+/// What the manager is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct DnsAnswer {
+    pub(crate) r_code: i32,
+    pub(crate) rrs: Vec<u8>,
+}
+
+impl Dns {
+    /// Asks the name servers of `builder` instead of the system's.
+    ///
+    /// # Errors
+    /// The configuration is unusable.
+    pub fn with(builder: ResolverBuilder<TokioRuntimeProvider>) -> Result<Self, NetError> {
+        Ok(Self {
+            resolver: OnceCell::new_with(Some(build(builder)?)),
+        })
+    }
+
+    async fn resolver(&self) -> Result<&TokioResolver, NetError> {
+        self.resolver
+            .get_or_try_init(|| async { build(TokioResolver::builder_tokio()?) })
+            .await
+    }
+
+    /// Answers a question that came by way of the manager; `None` where nothing is to be sent:
+    /// other record types, and failures that another agent or a later try may not have.
+    pub(crate) async fn answer(&self, name: &str, record_type: u32) -> Option<DnsAnswer> {
+        let record_type = u16::try_from(record_type).ok().map(RecordType::from)?;
+        let found = match record_type {
+            RecordType::A | RecordType::AAAA => {
+                self.by_dots(name, DnsQuestion::Address(record_type)).await
+            }
+            RecordType::CNAME => {
+                self.by_dots(name, DnsQuestion::Records(RecordType::CNAME))
+                    .await
+            }
+            RecordType::MX | RecordType::NS => self.records(without_dot(name), record_type).await,
+            RecordType::SRV => self.services(without_dot(name)).await,
+            RecordType::TXT => self.records(name, record_type).await.map(one_text),
+            RecordType::PTR => self.pointers(name).await,
+            _ => return None,
+        };
+        match found {
+            Ok(found) => Some(DnsAnswer {
+                r_code: 0,
+                rrs: encoded(name, &found)?,
+            }),
+            Err(error) if is_not_found(&error) => Some(DnsAnswer {
+                r_code: 3,
+                rrs: Vec::new(),
+            }),
+            Err(error) => {
+                tracing::debug!(name, %record_type, %error, "lookup failed");
+                None
+            }
+        }
+    }
+
+    /// Addresses of `name`, which ends with a dot, for a workstation that asks this agent itself.
+    pub(crate) async fn addresses(&self, name: &str) -> Result<Vec<Bytes>, Status> {
+        let bare = name.strip_suffix('.').filter(|n| !n.is_empty());
+        let bare = bare.ok_or_else(|| {
+            Status::invalid_argument(format!("{name:?} is no name that ends with a dot"))
+        })?;
+        let lookup = async { self.resolver().await?.lookup_ip(bare).await };
+        let found = tokio::time::timeout(LOOKUP_TIMEOUT, lookup)
+            .await
+            .map_err(|_| {
+                Status::deadline_exceeded(format!(
+                    "{name} was not resolved within {LOOKUP_TIMEOUT:?}"
+                ))
+            })?;
+        match found {
+            Ok(found) => Ok(found.iter().map(octets).collect()),
+            Err(error) if is_not_found(&error) => {
+                Err(Status::not_found(format!("no such host {name}")))
+            }
+            Err(NetError::Timeout) => Err(Status::deadline_exceeded(format!(
+                "{name}: no answer in time"
+            ))),
+            Err(error) => Err(Status::unavailable(format!("{name}: {error}"))),
+        }
+    }
+
+    /// The number of dots says whether the search path may help: with one (the last) it has to,
+    /// with a few it is tried first, with more the name is complete.
+    async fn by_dots(&self, name: &str, asked: DnsQuestion) -> Result<Vec<RData>, NetError> {
+        match name.matches('.').count() {
+            0 | 1 => self.ask(without_dot(name), asked).await,
+            2..=4 => match self.ask(without_dot(name), asked).await {
+                Ok(found) => Ok(found),
+                Err(_) => self.ask(name, asked).await,
+            },
+            _ => self.ask(name, asked).await,
+        }
+    }
+
+    async fn ask(&self, name: &str, asked: DnsQuestion) -> Result<Vec<RData>, NetError> {
+        match asked {
+            DnsQuestion::Records(record_type) => self.records(name, record_type).await,
+            DnsQuestion::Address(wanted) => {
+                let found = self.resolver().await?.lookup_ip(name).await?;
+                Ok(found
+                    .iter()
+                    .map(RData::from)
+                    .filter(|data| data.record_type() == wanted)
+                    .collect())
+            }
+        }
+    }
+
+    async fn records(&self, name: &str, record_type: RecordType) -> Result<Vec<RData>, NetError> {
+        let found = self.resolver().await?.lookup(name, record_type).await?;
+        let data = found.answers().iter().map(|record| record.data.clone());
+        Ok(data
+            .filter(|data| data.record_type() == record_type)
+            .collect())
+    }
+
+    /// A service's short name is completed by way of the address of what offers it.
+    async fn services(&self, name: &str) -> Result<Vec<RData>, NetError> {
+        let error = match self.records(name, RecordType::SRV).await {
+            Err(error) if is_not_found(&error) => error,
+            other => return other,
+        };
+        let mut labels = name.splitn(3, '.');
+        let (Some(service), Some(protocol), Some(host)) =
+            (labels.next(), labels.next(), labels.next())
+        else {
+            return Err(error);
+        };
+        let Ok(found) = self.resolver().await?.lookup_ip(host).await else {
+            return Err(error);
+        };
+        let complete = found.query().name().to_ascii();
+        self.records(&format!("{service}.{protocol}.{complete}"), RecordType::SRV)
+            .await
+    }
+
+    async fn pointers(&self, name: &str) -> Result<Vec<RData>, NetError> {
+        match without_dot(name).parse::<IpAddr>() {
+            Ok(ip) => {
+                self.records(&Name::from(ip).to_ascii(), RecordType::PTR)
+                    .await
+            }
+            Err(_) => self.records(name, RecordType::PTR).await,
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum DnsQuestion {
+    Address(RecordType),
+    Records(RecordType),
+}
+
+fn build(mut builder: ResolverBuilder<TokioRuntimeProvider>) -> Result<TokioResolver, NetError> {
+    let options: &mut ResolverOpts = builder.options_mut();
+    options.timeout = QUERY_TIMEOUT;
+    options.attempts = 2;
+    options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
+    options.positive_max_ttl = Some(Duration::from_secs(u64::from(TTL)));
+    options.negative_max_ttl = Some(Duration::from_secs(1));
+    builder.build()
+}
+
+fn is_not_found(error: &NetError) -> bool {
+    match error {
+        NetError::Dns(DnsError::NoRecordsFound(none)) => {
+            matches!(
+                none.response_code,
+                ResponseCode::NXDomain | ResponseCode::NoError
+            )
+        }
+        NetError::Dns(DnsError::ResponseCode(code)) => *code == ResponseCode::NXDomain,
+        _ => false,
+    }
+}
+
+fn without_dot(name: &str) -> &str {
+    name.strip_suffix('.').unwrap_or(name)
+}
+
+/// All strings in one record.
+fn one_text(found: Vec<RData>) -> Vec<RData> {
+    let texts = found.iter().filter_map(|data| match data {
+        RData::TXT(text) => Some(
+            text.txt_data
+                .iter()
+                .map(|t| String::from_utf8_lossy(t).into_owned()),
+        ),
+        _ => None,
+    });
+    vec![RData::TXT(TXT::new(texts.flatten().collect()))]
+}
+
+/// Records in wire format, back to back; every one belongs to the name that was asked for.
+fn encoded(name: &str, found: &[RData]) -> Option<Vec<u8>> {
+    let mut owner = Name::from_ascii(name)
+        .or_else(|_| Name::from_utf8(name))
+        .ok()?;
+    owner.set_fqdn(true);
+    let mut wire = Vec::new();
+    let mut encoder = BinEncoder::new(&mut wire);
+    encoder.set_name_encoding(NameEncoding::Uncompressed);
+    for data in found {
+        Record::from_rdata(owner.clone(), TTL, data.clone())
+            .emit(&mut encoder)
+            .ok()?;
+    }
+    Some(wire)
+}
+
+fn octets(ip: IpAddr) -> Bytes {
+    fn v4(ip: Ipv4Addr) -> Bytes {
+        Bytes::copy_from_slice(&ip.octets())
+    }
+    fn v6(ip: Ipv6Addr) -> Bytes {
+        ip.to_ipv4_mapped()
+            .map_or_else(|| Bytes::copy_from_slice(&ip.octets()), v4)
+    }
+    match ip {
+        IpAddr::V4(ip) => v4(ip),
+        IpAddr::V6(ip) => v6(ip),
+    }
+}
+
+impl std::fmt::Debug for Dns {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Dns").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

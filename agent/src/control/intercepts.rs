@@ -1,0 +1,7 @@
+//! Intercepts: a snapshot from the manager becomes the route tables of the ports, and reviews to
+//! send back. `translate`, `spec` and `conflict` are pure; `publisher` puts tables in force.
+
+mod conflict;
+pub(crate) mod publisher;
+mod spec;
+pub mod translate;

@@ -1,0 +1,164 @@
+//! Puts rules in force: holds what the last snapshot said, keeps it for a grace time when the
+//! manager is lost, and lets remembered intercepts expire.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::{BoxFuture, join_all};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use traffic_proto::manager::{InterceptDispositionType, InterceptInfo};
+
+use crate::control::intercepts::translate::{Review, Rules, Snapshot};
+use crate::routes::CurrentRoutes;
+use traffic_core::routing::RouteTable;
+
+/// Resolves once a port knows what it has to know.
+pub type ProbeFuture = BoxFuture<'static, ()>;
+
+/// One port, as far as rules are put in force on it.
+pub struct PortHandle {
+    /// Where its table goes.
+    pub routes: Arc<CurrentRoutes>,
+    /// Why single requests cannot be told apart on it at the moment, if they cannot: a text for the
+    /// intercept's owner.
+    pub unreadable: Box<dyn Fn() -> Option<String> + Send + Sync>,
+    /// Finds out what the app speaks where nothing declares it, before anybody is told that
+    /// requests can be told apart; bounded in time.
+    pub ask: Box<dyn Fn() -> ProbeFuture + Send + Sync>,
+}
+
+pub(crate) struct RoutePublisher {
+    ports: Vec<PortHandle>,
+    grace: Duration,
+    state: Mutex<PublishedState>,
+    /// Some deadline has changed.
+    changed: Notify,
+}
+
+struct PublishedState {
+    rules: Rules,
+    /// When the tables in force lose their backing; none while a session backs them.
+    grace_ends: Option<Instant>,
+}
+
+impl RoutePublisher {
+    pub(crate) fn new(ports: Vec<PortHandle>, rules: Rules, grace: Duration) -> Self {
+        let state = Mutex::new(PublishedState {
+            rules,
+            grace_ends: None,
+        });
+        Self {
+            ports,
+            grace,
+            state,
+            changed: Notify::new(),
+        }
+    }
+
+    /// Asks the apps whatever the review of a waiting intercept has to know.
+    pub(crate) async fn prepare(&self, snapshot: &Snapshot) {
+        let http = |info: &InterceptInfo| {
+            info.disposition() == InterceptDispositionType::Waiting
+                && info
+                    .spec
+                    .as_ref()
+                    .is_some_and(|spec| spec.mechanism != "tcp")
+        };
+        if snapshot.values().any(http) {
+            join_all(self.ports.iter().map(|port| (port.ask)())).await;
+        }
+    }
+
+    /// Takes in a snapshot at once and says what to answer.
+    pub(crate) fn snapshot(&self, snapshot: &Snapshot) -> Vec<Review> {
+        let unreadable: Vec<_> = self.ports.iter().map(|p| (p.unreadable)()).collect();
+        let mut state = self.lock();
+        state.grace_ends = None;
+        let outcome = state
+            .rules
+            .apply(snapshot, &unreadable, Instant::now().into_std());
+        self.publish(outcome.tables);
+        drop(state);
+        for change in &outcome.changes {
+            tracing::info!("{change}");
+        }
+        self.changed.notify_one();
+        outcome.reviews
+    }
+
+    /// The session is lost: the tables stay for the grace time, counted from the first loss.
+    pub(crate) fn lost(&self) {
+        let mut state = self.lock();
+        state.rules.forget_promises();
+        if state.grace_ends.is_none() {
+            state.grace_ends = Some(Instant::now() + self.grace);
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// All to the app.
+    pub(crate) fn clear(&self) {
+        let mut state = self.lock();
+        let tables = state.rules.clear();
+        self.publish(tables);
+    }
+
+    /// Watches the deadlines; never returns.
+    pub(crate) async fn keep_time(&self) {
+        loop {
+            let next = self.pass(Instant::now());
+            let sleep = async {
+                match next {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = sleep => {}
+                () = self.changed.notified() => {}
+            }
+        }
+    }
+
+    /// Does what is due and says when something is due next.
+    fn pass(&self, now: Instant) -> Option<Instant> {
+        let mut state = self.lock();
+        if state.grace_ends.is_some_and(|at| at <= now) {
+            state.grace_ends = None;
+            let tables = state.rules.clear();
+            if !tables.is_empty() {
+                tracing::warn!(
+                    "no manager for {:?}: intercepts are suspended, all traffic goes to the app",
+                    self.grace
+                );
+            }
+            self.publish(tables);
+        }
+        let tables = state.rules.expire(now.into_std());
+        self.publish(tables);
+        let expiry = state.rules.next_expiry().map(Instant::from_std);
+        state.grace_ends.into_iter().chain(expiry).min()
+    }
+
+    fn publish(&self, tables: Vec<(usize, RouteTable)>) {
+        for (index, table) in tables {
+            if let Some(port) = self.ports.get(index) {
+                port.routes.store(table);
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, PublishedState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for PortHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PortHandle").finish_non_exhaustive()
+    }
+}

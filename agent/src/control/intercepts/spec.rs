@@ -1,0 +1,354 @@
+//! One intercept's spec in our words: how it takes traffic, which requests it means, in one
+//! sentence for people, and which of the pod's ports it is about. Pure.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use traffic_proto::manager::{InterceptInfo, InterceptSpec};
+use traffic_proto::port::Transport;
+use traffic_proto::port_identifier::PortIdentifier;
+use traffic_proto::sidecar::{InterceptEntry, Target};
+use traffic_proto::tunnel::duration_from_nanos;
+
+use traffic_core::routing::matcher::{Filters, HeaderFilter, PathFilter};
+use traffic_core::routing::{Intercept, Mechanism, Stats};
+
+/// The header that the filter word `auto` stands for; its value is the intercept's id.
+const AUTO_HEADER: &str = "x-telepresence-intercept-id";
+
+/// A spec, understood.
+#[derive(Clone, Debug)]
+pub(crate) struct Rule {
+    pub(crate) mechanism: Mechanism,
+    pub(crate) filters: Filters,
+    pub(crate) plaintext: bool,
+}
+
+/// Why an intercept cannot be served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    /// The spec is at fault, not this agent.
+    pub(crate) bad_args: bool,
+    /// What is wrong and what to do.
+    pub(crate) message: String,
+}
+
+impl Refusal {
+    pub(crate) fn of_agent(message: String) -> Self {
+        Self {
+            bad_args: false,
+            message,
+        }
+    }
+
+    fn of_spec(message: String) -> Self {
+        Self {
+            bad_args: true,
+            message,
+        }
+    }
+}
+
+/// Understands a spec.
+pub(crate) fn rule(info: &InterceptInfo, spec: &InterceptSpec) -> Result<Rule, Refusal> {
+    if spec.wiretap {
+        return Err(Refusal::of_agent(
+            "this agent does not serve wiretaps; create the intercept without --wiretap".to_owned(),
+        ));
+    }
+    let mut filters = Filters::default();
+    for (name, value) in &spec.header_filters {
+        filters.headers.push(header(name, value)?);
+    }
+    for path in &spec.path_filters {
+        filters
+            .paths
+            .push(PathFilter::parse(path).map_err(|e| bad_path(path, &e))?);
+    }
+    let mut plaintext = spec.plaintext;
+    let mechanism = match spec.mechanism.as_str() {
+        "tcp" | "" if filters.is_empty() => Mechanism::Tcp,
+        "tcp" | "" | "http" => {
+            plaintext |= read_args(info, spec, &mut filters)?;
+            Mechanism::Http
+        }
+        other => {
+            return Err(Refusal::of_agent(format!(
+                "mechanism {other:?} is not known to this agent; it offers tcp and http"
+            )));
+        }
+    };
+    filters.headers.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(Rule {
+        mechanism,
+        filters,
+        plaintext,
+    })
+}
+
+fn header(name: &str, value: &str) -> Result<HeaderFilter, Refusal> {
+    if name.is_empty()
+        || !name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
+    {
+        return Err(Refusal::of_spec(format!(
+            "{name:?} is no header name; give the filter as NAME=VALUE"
+        )));
+    }
+    HeaderFilter::compile(name, value)
+        .map_err(|e| Refusal::of_spec(format!("header filter {name}: {e}")))
+}
+
+fn bad_path(path: &str, error: &traffic_core::routing::go_regex::PatternError) -> Refusal {
+    let shown: String = path.chars().take(100).collect();
+    Refusal::of_spec(format!("path filter {shown:?}: {error}"))
+}
+
+/// Reads the command-line flags by which the older generation of clients describes its filters.
+/// Says whether `--plaintext` is among them.
+fn read_args(
+    info: &InterceptInfo,
+    spec: &InterceptSpec,
+    filters: &mut Filters,
+) -> Result<bool, Refusal> {
+    let mut plaintext = false;
+    let mut args = spec.mechanism_args.iter();
+    while let Some(arg) = args.next() {
+        let (flag, inline) = match arg.split_once('=') {
+            Some((flag, value)) => (flag, Some(value)),
+            None => (arg.as_str(), None),
+        };
+        let mut value = || {
+            let value = inline.or_else(|| args.next().map(String::as_str));
+            value.ok_or_else(|| {
+                Refusal::of_spec(format!(
+                    "mechanism argument {arg:?} has no value; write {flag}=VALUE"
+                ))
+            })
+        };
+        let path = |filter: Result<PathFilter, _>| filter.map_err(|e| bad_path(arg, &e));
+        match flag.trim_start_matches('-') {
+            "header" | "match" => header_arg(&info.id, value()?, filters)?,
+            "path-equal" => filters.paths.push(PathFilter::Equal(value()?.to_owned())),
+            "path-prefix" => filters.paths.push(PathFilter::Prefix(value()?.to_owned())),
+            "path-regex" => filters.paths.push(path(PathFilter::whole(value()?))?),
+            "plaintext" => plaintext = inline.is_none_or(|v| v == "true"),
+            "meta" => {
+                value()?;
+            }
+            _ => {
+                return Err(Refusal::of_spec(format!(
+                    "mechanism argument {arg:?} is not known; use --header, --path-equal, --path-prefix, --path-regex, \
+                     --plaintext or --meta"
+                )));
+            }
+        }
+    }
+    Ok(plaintext)
+}
+
+fn header_arg(id: &str, value: &str, filters: &mut Filters) -> Result<(), Refusal> {
+    match value.split_once('=') {
+        Some((name, pattern)) => filters.headers.push(header(name, pattern)?),
+        None if value == "all" => {}
+        None if value == "auto" => filters.headers.push(header(AUTO_HEADER, id)?),
+        None => {
+            return Err(Refusal::of_spec(format!(
+                "header filter {value:?} is not NAME=VALUE, all or auto"
+            )));
+        }
+    }
+    Ok(())
+}
+
+impl Rule {
+    /// What the intercept takes, for its owner.
+    pub(crate) fn description(&self) -> String {
+        if self.filters.is_empty() {
+            return "all TCP connections".to_owned();
+        }
+        let headers: Vec<_> = self
+            .filters
+            .headers
+            .iter()
+            .map(|h| format!("header {}: {}", h.name, h.text))
+            .collect();
+        let paths: Vec<_> = self.filters.paths.iter().map(ToString::to_string).collect();
+        let clauses = [headers.join(" and "), paths.join(" or ")];
+        let clauses: Vec<_> = clauses.into_iter().filter(|c| !c.is_empty()).collect();
+        format!("HTTP requests with {}", clauses.join(" and "))
+    }
+
+    /// The filters as the owner's own tools read them back from the review.
+    pub(crate) fn header_map(&self) -> BTreeMap<String, String> {
+        let mut map: BTreeMap<_, _> = self
+            .filters
+            .headers
+            .iter()
+            .map(|h| (h.name.clone(), h.text.clone()))
+            .collect();
+        if let [path] = self.filters.paths.as_slice() {
+            let (key, text) = match path {
+                PathFilter::Equal(p) => (":path-equal:", p),
+                PathFilter::Prefix(p) => (":path-prefix:", p),
+                PathFilter::Regex(p, _) => (":path-regex:", p),
+            };
+            map.insert(key.to_owned(), text.clone());
+        }
+        map
+    }
+
+    /// The rule of one port, ready for a table.
+    pub(crate) fn intercept(
+        &self,
+        info: &InterceptInfo,
+        spec: &InterceptSpec,
+        target_port: u16,
+        stats: Arc<Stats>,
+    ) -> Intercept {
+        Intercept {
+            id: info.id.clone(),
+            name: spec.name.clone(),
+            client: spec.client.clone(),
+            client_session: owner_session(info).to_owned(),
+            mechanism: self.mechanism,
+            filters: self.filters.clone(),
+            plaintext: self.plaintext,
+            target_host: if spec.target_host.is_empty() {
+                "127.0.0.1".to_owned()
+            } else {
+                spec.target_host.clone()
+            },
+            target_port,
+            roundtrip_latency: duration_from_nanos(spec.roundtrip_latency),
+            dial_timeout: non_negative(spec.dial_timeout),
+            stats,
+        }
+    }
+}
+
+fn non_negative(nanos: i64) -> Duration {
+    duration_from_nanos(nanos)
+}
+
+/// The session of the intercept's owner; ids begin with it where the field is missing.
+fn owner_session(info: &InterceptInfo) -> &str {
+    match &info.client_session {
+        Some(session) if !session.session_id.is_empty() => &session.session_id,
+        _ => info.id.split_once(':').map_or("", |(session, _)| session),
+    }
+}
+
+/// The workstation's port for what arrives at `target`, when the intercept is about that port.
+pub(crate) fn delivers_to(spec: &InterceptSpec, target: &Target) -> Option<i64> {
+    if !spec.no_default_port && target.entries.iter().any(|e| is_about(spec, e)) {
+        return Some(i64::from(spec.target_port));
+    }
+    spec.pod_ports
+        .iter()
+        .find_map(|pod_port| extra_port(pod_port, target))
+}
+
+/// `PORT[:port][/proto]`: a port of the pod beside the intercept's main one, and the workstation's
+/// port where it differs.
+fn extra_port(pod_port: &str, target: &Target) -> Option<i64> {
+    let (ports, protocol) = match pod_port.split_once('/') {
+        Some((ports, protocol)) => (ports, format!("/{protocol}")),
+        None => (pod_port, String::new()),
+    };
+    let (port, delivered) = match ports.split_once(':') {
+        Some((port, delivered)) => (port, Some(delivered)),
+        None => (ports, None),
+    };
+    let identifier: PortIdentifier = format!("{port}{protocol}").parse().ok()?;
+    let number = target.container_port.get();
+    let named = target.entries.iter().any(|e| {
+        identifier.names(
+            &e.container_port_name,
+            Some(number),
+            identifier.transport_or_tcp(),
+        )
+    });
+    if !named || identifier.transport_or_tcp() != target.transport {
+        return None;
+    }
+    Some(delivered.map_or(i64::from(number), |d| d.parse().unwrap_or(-1)))
+}
+
+/// Whether the intercept means this entry: by service, then by the identifier its user gave, else
+/// by the container port that the manager found.
+fn is_about(spec: &InterceptSpec, entry: &InterceptEntry) -> bool {
+    if !spec.service_name.is_empty() && spec.service_name != entry.service_name {
+        return false;
+    }
+    if spec.port_identifier.is_empty() {
+        return spec.container_port == i32::from(entry.container_port.get())
+            && same_protocol(spec, entry.transport);
+    }
+    let Ok(identifier) = spec.port_identifier.parse::<PortIdentifier>() else {
+        return false;
+    };
+    if spec.service_uid.is_empty() {
+        identifier.names(
+            &entry.container_port_name,
+            Some(entry.container_port.get()),
+            entry.transport,
+        )
+    } else {
+        identifier.names(
+            &entry.service_port_name,
+            entry.service_port,
+            entry.transport,
+        )
+    }
+}
+
+fn same_protocol(spec: &InterceptSpec, transport: Transport) -> bool {
+    spec.protocol.is_empty() || spec.protocol.eq_ignore_ascii_case(transport.name())
+}
+
+/// What the pod has instead of the port that was asked for.
+pub(crate) fn unknown_port(spec: &InterceptSpec, targets: &[Target]) -> Refusal {
+    let wanted = if !spec.port_identifier.is_empty() {
+        spec.port_identifier.clone()
+    } else if spec.container_port != 0 {
+        spec.container_port.to_string()
+    } else {
+        spec.pod_ports.join(", ")
+    };
+    let service = if spec.service_name.is_empty() {
+        String::new()
+    } else {
+        format!(" of service {}", spec.service_name)
+    };
+    let known: Vec<_> = targets.iter().map(described).collect();
+    let known = if known.is_empty() {
+        "none".to_owned()
+    } else {
+        known.join(", ")
+    };
+    Refusal::of_agent(format!(
+        "no port {wanted}{service} in this agent's configuration; it has {known}"
+    ))
+}
+
+fn described(target: &Target) -> String {
+    let mut text = format!("{}/{}", target.container_port, target.transport);
+    for entry in &target.entries {
+        if !entry.service_name.is_empty() {
+            let port = if entry.service_port_name.is_empty() {
+                entry
+                    .service_port
+                    .map_or_else(String::new, |p| p.to_string())
+            } else {
+                entry.service_port_name.clone()
+            };
+            text.push_str(&format!(" ({}:{port})", entry.service_name));
+        } else if !entry.container_port_name.is_empty() {
+            text.push_str(&format!(" ({})", entry.container_port_name));
+        }
+    }
+    text
+}

@@ -1,0 +1,591 @@
+//! A manager snapshot to one route table for each port and the reviews to send back. Pure: time
+//! comes in as a value, so every rule of conflict and precedence is a row in a table test.
+//!
+//! What a port has promised to serve it keeps (`held`): an intercept is routed while it is held and
+//! the manager shows it as ACTIVE; a waiting one is accepted when nothing held conflicts with it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use traffic_proto::manager::{
+    InterceptDispositionType as Disposition, InterceptInfo, InterceptSpec,
+};
+use traffic_proto::port::Transport;
+use traffic_proto::sidecar::Target;
+
+use crate::control::intercepts::conflict;
+use crate::control::intercepts::spec;
+use crate::control::intercepts::spec::{Refusal, Rule};
+use traffic_core::routing::{Entry, Intercept, Mechanism, RouteTable, State};
+
+/// Everything the agent's manager said, by intercept id.
+pub type Snapshot = BTreeMap<String, InterceptInfo>;
+
+/// The rules of all ports, kept from snapshot to snapshot.
+#[derive(Debug)]
+pub struct Rules {
+    agent: String,
+    namespace: String,
+    containers: Vec<String>,
+    targets: Vec<Target>,
+    ports: Vec<PortRules>,
+    /// How long an ended intercept is remembered; none: not at all.
+    remember: Option<Duration>,
+}
+
+/// What one snapshot means.
+#[derive(Debug, Default)]
+pub struct Translation {
+    /// Ports (by index) whose rules changed, with their tables.
+    pub tables: Vec<(usize, RouteTable)>,
+    /// An answer for each waiting intercept.
+    pub reviews: Vec<Review>,
+    /// What began and ended, for the log.
+    pub changes: Vec<String>,
+}
+
+/// The agent's answer to one waiting intercept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Review {
+    /// The intercept.
+    pub id: String,
+    /// What it takes, for its owner.
+    pub description: String,
+    /// The answer.
+    pub verdict: Verdict,
+}
+
+/// Whether an intercept will be served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It will.
+    Accept {
+        /// The container whose environment and volumes its owner gets.
+        container: String,
+        /// The filters, as the owner's tools read them back.
+        headers: BTreeMap<String, String>,
+    },
+    /// It will not.
+    Refuse {
+        /// The spec itself is wrong.
+        bad_args: bool,
+        /// What is wrong and what to do.
+        message: String,
+    },
+}
+
+#[derive(Debug, Default)]
+struct PortRules {
+    held: Vec<HeldIntercept>,
+    known: HashMap<String, KnownIntercept>,
+    /// What the last table routes.
+    served: Vec<Arc<Intercept>>,
+    /// Ended intercepts and until when their matches are told so.
+    remembered: Vec<(Arc<Intercept>, Instant)>,
+    published: Vec<(Arc<Intercept>, State)>,
+}
+
+#[derive(Debug)]
+struct HeldIntercept {
+    id: String,
+    mechanism: Mechanism,
+    since: Instant,
+}
+
+/// A spec compiled for one port; kept while the spec stays the same.
+#[derive(Debug)]
+struct KnownIntercept {
+    spec: InterceptSpec,
+    rule: Result<Compiled, Refusal>,
+}
+
+#[derive(Clone, Debug)]
+struct Compiled {
+    rule: Rule,
+    intercept: Arc<Intercept>,
+}
+
+/// An intercept of the snapshot that is about the port at hand.
+struct Candidate<'s> {
+    info: &'s InterceptInfo,
+    spec: &'s InterceptSpec,
+    rule: Result<Compiled, Refusal>,
+}
+
+impl Rules {
+    /// No rule yet. `remember` is how long matches of an ended intercept are told so.
+    #[must_use]
+    pub fn new(
+        agent: &str,
+        namespace: &str,
+        containers: Vec<String>,
+        targets: Vec<Target>,
+        remember: Option<Duration>,
+    ) -> Self {
+        let ports = targets.iter().map(|_| PortRules::default()).collect();
+        Self {
+            agent: agent.to_owned(),
+            namespace: namespace.to_owned(),
+            containers,
+            targets,
+            ports,
+            remember,
+        }
+    }
+
+    /// Takes in a complete snapshot. `unreadable` tells for each port why requests cannot be told
+    /// apart on it, if they cannot.
+    pub fn apply(
+        &mut self,
+        snapshot: &Snapshot,
+        unreadable: &[Option<String>],
+        now: Instant,
+    ) -> Translation {
+        let mut outcome = Translation::default();
+        let mut reviews: BTreeMap<&str, Review> = BTreeMap::new();
+        let ours: Vec<_> = snapshot
+            .values()
+            .filter_map(|i| Some((i, self.own_spec(i)?)))
+            .collect();
+        for (index, (port, target)) in self.ports.iter_mut().zip(&self.targets).enumerate() {
+            let unreadable = unreadable.get(index).and_then(Option::as_deref);
+            let candidates = port.candidates(&ours, target, &self.containers, unreadable);
+            port.hold(&candidates, now);
+            port.route(
+                &candidates,
+                self.remember,
+                now,
+                target,
+                &mut outcome.changes,
+            );
+            port.review(&candidates, target, now, &mut reviews);
+            outcome
+                .tables
+                .extend(port.changed_table().map(|table| (index, table)));
+        }
+        for (info, spec) in ours
+            .iter()
+            .filter(|(i, _)| i.disposition() == Disposition::Waiting)
+        {
+            reviews.entry(&info.id).or_insert_with(|| {
+                let refused = spec::rule(info, spec)
+                    .err()
+                    .unwrap_or_else(|| spec::unknown_port(spec, &self.targets));
+                refusal(&info.id, "", refused)
+            });
+        }
+        outcome.reviews = reviews.into_values().collect();
+        outcome
+    }
+
+    /// The session is gone, and with it all promises; what is routed stays until a snapshot or
+    /// [`Self::clear`].
+    pub fn forget_promises(&mut self) {
+        self.ports.iter_mut().for_each(|port| port.held.clear());
+    }
+
+    /// Sends everything to the app again; intercepts that had ended before stay remembered.
+    pub fn clear(&mut self) -> Vec<(usize, RouteTable)> {
+        self.ports.iter_mut().for_each(|port| {
+            port.held.clear();
+            port.served.clear();
+        });
+        self.changed_tables()
+    }
+
+    /// Forgets ended intercepts whose time is over.
+    pub fn expire(&mut self, now: Instant) -> Vec<(usize, RouteTable)> {
+        self.ports
+            .iter_mut()
+            .for_each(|port| port.remembered.retain(|(_, until)| now < *until));
+        self.changed_tables()
+    }
+
+    /// When [`Self::expire`] has something to do next.
+    #[must_use]
+    pub fn next_expiry(&self) -> Option<Instant> {
+        self.ports
+            .iter()
+            .flat_map(|port| port.remembered.iter().map(|(_, until)| *until))
+            .min()
+    }
+
+    fn changed_tables(&mut self) -> Vec<(usize, RouteTable)> {
+        let changed = |(index, port): (usize, &mut PortRules)| {
+            port.changed_table().map(|table| (index, table))
+        };
+        self.ports
+            .iter_mut()
+            .enumerate()
+            .filter_map(changed)
+            .collect()
+    }
+
+    /// The spec of an intercept of this agent's workload; a manager sends no others, but one that
+    /// does must not harm.
+    fn own_spec<'s>(&self, info: &'s InterceptInfo) -> Option<&'s InterceptSpec> {
+        info.spec.as_ref().filter(|s| {
+            (s.agent.is_empty() || s.agent == self.agent)
+                && (s.namespace.is_empty() || s.namespace == self.namespace)
+        })
+    }
+}
+
+/// Whether this pod and port can serve a spec that is in itself in order.
+fn fits(
+    compiled: Compiled,
+    spec: &InterceptSpec,
+    target: &Target,
+    containers: &[String],
+    unreadable: Option<&str>,
+) -> Result<Compiled, Refusal> {
+    if !spec.container_name.is_empty() && !containers.contains(&spec.container_name) {
+        return Err(Refusal::of_agent(format!(
+            "No match for container {:?}",
+            spec.container_name
+        )));
+    }
+    if compiled.rule.filters.is_empty() {
+        return Ok(compiled);
+    }
+    if target.transport == Transport::Udp {
+        let port = target.container_port;
+        return Err(Refusal::of_agent(format!(
+            "port {port}/UDP carries no HTTP requests; intercept it without header and path filters"
+        )));
+    }
+    match unreadable {
+        Some(why) => Err(Refusal::of_agent(why.to_owned())),
+        None => Ok(compiled),
+    }
+}
+
+impl PortRules {
+    fn candidates<'s>(
+        &mut self,
+        ours: &[(&'s InterceptInfo, &'s InterceptSpec)],
+        target: &Target,
+        containers: &[String],
+        unreadable: Option<&str>,
+    ) -> Vec<Candidate<'s>> {
+        self.known
+            .retain(|id, _| ours.iter().any(|(info, _)| info.id == *id));
+        let about = |(info, spec): &(&'s InterceptInfo, &'s InterceptSpec)| {
+            let delivered = spec::delivers_to(spec, target)?;
+            let rule = self.compile(info, spec, delivered);
+            let rule = rule.and_then(|c| fits(c, spec, target, containers, unreadable));
+            Some(Candidate { info, spec, rule })
+        };
+        ours.iter().filter_map(about).collect()
+    }
+
+    fn compile(
+        &mut self,
+        info: &InterceptInfo,
+        spec: &InterceptSpec,
+        delivered: i64,
+    ) -> Result<Compiled, Refusal> {
+        let previous = self.known.get(&info.id);
+        if let Some(known) = previous.filter(|k| k.spec == *spec) {
+            return known.rule.clone();
+        }
+        let stats = previous
+            .and_then(|k| k.rule.as_ref().ok())
+            .map(|c| Arc::clone(&c.intercept.stats));
+        let rule = spec::rule(info, spec).and_then(|rule| {
+            let port = u16::try_from(delivered)
+                .ok()
+                .filter(|port| *port != 0)
+                .ok_or_else(|| Refusal {
+                    bad_args: true,
+                    message: format!("{delivered} is no port of a workstation; use 1 to 65535"),
+                })?;
+            let intercept = Arc::new(rule.intercept(info, spec, port, stats.unwrap_or_default()));
+            Ok(Compiled { rule, intercept })
+        });
+        self.known.insert(
+            info.id.clone(),
+            KnownIntercept {
+                spec: spec.clone(),
+                rule: rule.clone(),
+            },
+        );
+        rule
+    }
+
+    fn hold(&mut self, candidates: &[Candidate<'_>], now: Instant) {
+        let had_tcp = self
+            .held
+            .iter()
+            .any(|held| held.mechanism == Mechanism::Tcp);
+        self.keep_held(candidates);
+        self.adopt_active(candidates, had_tcp, now);
+    }
+
+    /// Lets go of what is gone. A held TCP intercept that another replica refused stays held,
+    /// unrouted, until its owner removes it, as the stock agent has it.
+    fn keep_held(&mut self, candidates: &[Candidate<'_>]) {
+        self.held.retain(|held| {
+            find(candidates, &held.id).is_some_and(|c| match (&c.rule, c.info.disposition()) {
+                (Err(_), _) | (_, Disposition::Removed) => false,
+                (Ok(_), Disposition::Active | Disposition::Waiting) => true,
+                (Ok(_), _) => held.mechanism == Mechanism::Tcp,
+            })
+        });
+    }
+
+    /// Takes on what other replicas accepted. A TCP intercept only where none was held before the
+    /// snapshot: one that drops the held intercept does not adopt another in the same pass, as the
+    /// stock agent has it. A filtered one also instead of promises that the manager has not
+    /// confirmed.
+    fn adopt_active(&mut self, candidates: &[Candidate<'_>], had_tcp: bool, now: Instant) {
+        for candidate in candidates
+            .iter()
+            .filter(|c| c.info.disposition() == Disposition::Active)
+        {
+            let Ok(compiled) = &candidate.rule else {
+                continue;
+            };
+            let mechanism = compiled.rule.mechanism;
+            if self.holds(&candidate.info.id) || (mechanism == Mechanism::Tcp && had_tcp) {
+                continue;
+            }
+            let rivals: Vec<_> = self
+                .rivals(candidates, compiled)
+                .map(|(c, _)| (c.info.id.clone(), firm(c)))
+                .collect();
+            if rivals.iter().any(|(_, firm)| *firm) {
+                continue;
+            }
+            self.held
+                .retain(|held| rivals.iter().all(|(id, _)| *id != held.id));
+            self.held.push(HeldIntercept {
+                id: candidate.info.id.clone(),
+                mechanism,
+                since: now,
+            });
+        }
+    }
+
+    /// Decides what is routed, and remembers what has ended.
+    fn route(
+        &mut self,
+        candidates: &[Candidate<'_>],
+        remember: Option<Duration>,
+        now: Instant,
+        target: &Target,
+        changes: &mut Vec<String>,
+    ) {
+        let active = |held: &HeldIntercept| {
+            let candidate = find(candidates, &held.id)
+                .filter(|c| c.info.disposition() == Disposition::Active)?;
+            candidate
+                .rule
+                .as_ref()
+                .ok()
+                .map(|c| Arc::clone(&c.intercept))
+        };
+        // Some managers show an intercept as removed for a while before they show it no longer.
+        let gone = |id: &str| {
+            find(candidates, id).is_none_or(|c| c.info.disposition() == Disposition::Removed)
+        };
+        let served: Vec<_> = self.held.iter().filter_map(active).collect();
+        let port = target.container_port;
+        for started in served
+            .iter()
+            .filter(|s| self.served.iter().all(|old| old.id != s.id))
+        {
+            changes.push(format!(
+                "port {port}: intercept {} of {} started",
+                started.id, started.client
+            ));
+        }
+        for ended in self
+            .served
+            .iter()
+            .filter(|old| served.iter().all(|s| s.id != old.id))
+        {
+            changes.push(format!(
+                "port {port}: intercept {} of {} ended",
+                ended.id, ended.client
+            ));
+            if let Some(deadline) =
+                remember.filter(|_| gone(&ended.id) && ended.mechanism == Mechanism::Http)
+            {
+                self.remembered.push((Arc::clone(ended), now + deadline));
+            }
+        }
+        self.remembered
+            .retain(|(r, until)| now < *until && gone(&r.id));
+        self.served = served;
+    }
+
+    fn review<'s>(
+        &mut self,
+        candidates: &[Candidate<'s>],
+        target: &Target,
+        now: Instant,
+        reviews: &mut BTreeMap<&'s str, Review>,
+    ) {
+        for candidate in candidates
+            .iter()
+            .filter(|c| c.info.disposition() == Disposition::Waiting)
+        {
+            let review = self.reviewed(candidate, candidates, target, now);
+            let refused_elsewhere = reviews
+                .get(candidate.info.id.as_str())
+                .is_some_and(|r| matches!(r.verdict, Verdict::Refuse { .. }));
+            if !refused_elsewhere {
+                reviews.insert(&candidate.info.id, review);
+            }
+        }
+    }
+
+    fn reviewed(
+        &mut self,
+        candidate: &Candidate<'_>,
+        all: &[Candidate<'_>],
+        target: &Target,
+        now: Instant,
+    ) -> Review {
+        let id = &candidate.info.id;
+        let compiled = match &candidate.rule {
+            Ok(compiled) => compiled,
+            Err(refused) => return refusal(id, "", refused.clone()),
+        };
+        let description = compiled.rule.description();
+        if !self.holds(id) {
+            if let Some((rival, reason)) = self.rivals(all, compiled).next() {
+                let message = self.conflict_message(rival, compiled, reason, now);
+                return refusal(id, &description, Refusal::of_agent(message));
+            }
+            self.held.push(HeldIntercept {
+                id: id.clone(),
+                mechanism: compiled.rule.mechanism,
+                since: now,
+            });
+        }
+        let named = &candidate.spec.container_name;
+        let container = if named.is_empty() {
+            target.container.clone()
+        } else {
+            named.clone()
+        };
+        let headers = compiled.rule.header_map();
+        Review {
+            id: id.clone(),
+            description,
+            verdict: Verdict::Accept { container, headers },
+        }
+    }
+
+    fn conflict_message(
+        &self,
+        rival: &Candidate<'_>,
+        wanted: &Compiled,
+        reason: &str,
+        now: Instant,
+    ) -> String {
+        let id = &rival.info.id;
+        let both_tcp = wanted.rule.mechanism == Mechanism::Tcp
+            && rival
+                .rule
+                .as_ref()
+                .is_ok_and(|c| c.rule.mechanism == Mechanism::Tcp);
+        if both_tcp {
+            let state = if rival.info.disposition() == Disposition::Active {
+                "currently-served"
+            } else {
+                "currently-waiting-to-be-served"
+            };
+            return format!("Conflicts with the {state} intercept \"{id}\"");
+        }
+        let since = self
+            .held
+            .iter()
+            .find(|h| h.id == *id)
+            .map_or(now, |h| h.since);
+        let age = Duration::from_secs(now.saturating_duration_since(since).as_secs());
+        let owner = &rival.spec.client;
+        format!(
+            "Conflicts with the currently-served intercept \"{id}\" of {owner}: {reason} (held for {age:?})"
+        )
+    }
+
+    /// What is held and conflicts with `wanted`, in the order of acceptance.
+    fn rivals<'c, 's>(
+        &'c self,
+        candidates: &'c [Candidate<'s>],
+        wanted: &'c Compiled,
+    ) -> impl Iterator<Item = (&'c Candidate<'s>, &'static str)> {
+        self.held.iter().filter_map(|held| {
+            let candidate = find(candidates, &held.id)?;
+            let rule = &candidate.rule.as_ref().ok()?.rule;
+            Some((
+                candidate,
+                conflict::between(&rule.filters, &wanted.rule.filters)?,
+            ))
+        })
+    }
+
+    fn holds(&self, id: &str) -> bool {
+        self.held.iter().any(|held| held.id == id)
+    }
+
+    /// The table, if it differs from the one given out last.
+    fn changed_table(&mut self) -> Option<RouteTable> {
+        let active = self.served.iter().map(|i| (i, State::Active));
+        let ended = self.remembered.iter().map(|(i, _)| (i, State::Expired));
+        let entries: Vec<_> = active
+            .chain(ended)
+            .map(|(i, state)| Entry {
+                intercept: Arc::clone(i),
+                state,
+            })
+            .collect();
+        let same = self.published.len() == entries.len()
+            && self
+                .published
+                .iter()
+                .zip(&entries)
+                .all(|((i, state), e)| Arc::ptr_eq(i, &e.intercept) && *state == e.state);
+        if same {
+            return None;
+        }
+        self.published = entries
+            .iter()
+            .map(|e| (Arc::clone(&e.intercept), e.state))
+            .collect();
+        Some(RouteTable::new(entries))
+    }
+}
+
+/// Whether a rival's promise is more than a wish: the manager confirmed it, or it is a TCP
+/// intercept, which keeps its place even unserved.
+fn firm(candidate: &Candidate<'_>) -> bool {
+    candidate.info.disposition() == Disposition::Active
+        || candidate
+            .rule
+            .as_ref()
+            .is_ok_and(|c| c.rule.mechanism == Mechanism::Tcp)
+}
+
+fn find<'c, 's>(candidates: &'c [Candidate<'s>], id: &str) -> Option<&'c Candidate<'s>> {
+    candidates.iter().find(|c| c.info.id == id)
+}
+
+fn refusal(id: &str, description: &str, refused: Refusal) -> Review {
+    let verdict = Verdict::Refuse {
+        bad_args: refused.bad_args,
+        message: refused.message,
+    };
+    Review {
+        id: id.to_owned(),
+        description: description.to_owned(),
+        verdict,
+    }
+}
+
+#[cfg(test)]
+mod tests;

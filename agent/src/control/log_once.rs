@@ -1,0 +1,57 @@
+//! Says once what happened: a condition that comes back again and again is one line a minute, with
+//! a count.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::telemetry::rate_limit::LogLimiter;
+
+/// How long repetitions of a condition are only counted.
+const QUIET_PERIOD: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Default)]
+pub(crate) struct LogOnce(Mutex<HashMap<&'static str, LogLimiter>>);
+
+impl LogOnce {
+    /// Whether `condition` is to be said, and how often it was kept back since it was said last.
+    fn admits(&self, condition: &'static str) -> Option<u64> {
+        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        said.entry(condition)
+            .or_insert_with(|| LogLimiter::every(QUIET_PERIOD))
+            .pass()
+    }
+
+    pub(crate) fn warn(&self, condition: &'static str, text: &str) {
+        match self.admits(condition) {
+            None => tracing::debug!("{text}"),
+            Some(0) => tracing::warn!("{text}"),
+            Some(more) => tracing::warn!("{text} (and {more} times before, unsaid)"),
+        }
+    }
+
+    pub(crate) fn info(&self, condition: &'static str, text: &str) {
+        match self.admits(condition) {
+            None => tracing::debug!("{text}"),
+            Some(0) => tracing::info!("{text}"),
+            Some(more) => tracing::info!("{text} (and {more} times before, unsaid)"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_condition_is_said_once_whatever_the_others_are() {
+        let journal = LogOnce::default();
+        assert_eq!(journal.admits("lost"), Some(0));
+        assert_eq!(journal.admits("lost"), None);
+        assert_eq!(journal.admits("connect"), Some(0));
+        assert_eq!(
+            (journal.admits("lost"), journal.admits("connect")),
+            (None, None)
+        );
+    }
+}

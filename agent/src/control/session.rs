@@ -1,0 +1,399 @@
+//! The loops of a live session: remain, intercepts and their reviews, dials, DNS, log level,
+//! reports.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use tonic::transport::Channel;
+use tonic::{Code, Response, Status, Streaming};
+use traffic_proto::conn_id::ConnId;
+use traffic_proto::log_level::LogLevel;
+use traffic_proto::manager::manager_client::ManagerClient;
+use traffic_proto::manager::{
+    DialRequest, DnsAgentResponse, DnsRequest, DnsResponse,
+    InterceptDispositionType as Disposition, LogLevelRequest, RemainRequest,
+    ReviewInterceptRequest, SessionInfo,
+};
+use traffic_proto::tunnel::{StreamInfo, duration_from_nanos};
+
+use crate::control::context::{SessionContext, SessionLost};
+use crate::control::intercepts::translate::{Review, Snapshot, Verdict};
+use crate::control::tunnels::{ManagerLink, TunnelDirection};
+use crate::control::{dialer, tunnels};
+
+/// How often the manager hears that we are there; older managers forget an agent after 15 s.
+const REMAIN_INTERVAL: Duration = Duration::from_secs(5);
+/// How long one answer may take.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Answers in a row that may fail before the session counts as lost.
+const MISSED: u32 = 3;
+/// How long a report of a finished tunnel may take.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+/// Before a side watch that ended is opened again; longer each time.
+const REOPEN_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
+
+/// A session the manager has granted.
+pub(crate) struct Live<'a> {
+    pub(crate) context: &'a Arc<SessionContext>,
+    pub(crate) client: ManagerClient<Channel>,
+    pub(crate) link: ManagerLink,
+    pub(crate) session: SessionInfo,
+}
+
+impl Live<'_> {
+    /// Lives until the session is lost.
+    pub(crate) async fn run(&self) -> SessionLost {
+        tokio::select! {
+            lost = self.intercepts() => lost,
+            lost = self.remain() => lost,
+            () = self.dials() => SessionLost::Ended("unreachable".to_owned()),
+            () = self.questions() => SessionLost::Ended("unreachable".to_owned()),
+            () = self.log_levels() => SessionLost::Ended("unreachable".to_owned()),
+            () = self.reports() => SessionLost::Ended("unreachable".to_owned()),
+        }
+    }
+
+    async fn remain(&self) -> SessionLost {
+        let mut missed = 0;
+        loop {
+            tokio::time::sleep(REMAIN_INTERVAL).await;
+            let request = RemainRequest {
+                session: Some(self.session.clone()),
+                ..RemainRequest::default()
+            };
+            match with_timeout(ANSWER_TIMEOUT, self.client.clone().remain(request)).await {
+                Ok(_) => missed = 0,
+                Err(status) if status.code() == Code::NotFound => {
+                    return SessionLost::Ended("it does not know our session any more".to_owned());
+                }
+                Err(status) => {
+                    missed += 1;
+                    if missed == MISSED {
+                        return SessionLost::Ended(format!(
+                            "no answer to {MISSED} heartbeats: {}",
+                            status_text(&status)
+                        ));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The watch that the session stands and falls with. Newer managers send changes, older ones
+    /// everything.
+    async fn intercepts(&self) -> SessionLost {
+        match self.deltas().await {
+            Err(status) if status.code() == Code::Unimplemented => {}
+            ended => return watch_ended(ended),
+        }
+        watch_ended(self.snapshots().await)
+    }
+
+    async fn deltas(&self) -> Result<(), Status> {
+        let mut deltas = self
+            .client
+            .clone()
+            .watch_intercepts_delta(self.session.clone())
+            .await?
+            .into_inner();
+        // The first message of a stream holds everything, so nothing is carried over from an
+        // earlier one.
+        let mut snapshot = Snapshot::new();
+        while let Some(delta) = deltas.message().await? {
+            snapshot.extend(delta.upserts);
+            for id in &delta.removals {
+                snapshot.remove(id);
+            }
+            self.take(&snapshot).await;
+        }
+        Ok(())
+    }
+
+    async fn snapshots(&self) -> Result<(), Status> {
+        let mut snapshots = self
+            .client
+            .clone()
+            .watch_intercepts(self.session.clone())
+            .await?
+            .into_inner();
+        while let Some(message) = snapshots.message().await? {
+            self.take(
+                &message
+                    .intercepts
+                    .into_iter()
+                    .map(|i| (i.id.clone(), i))
+                    .collect(),
+            )
+            .await;
+        }
+        Ok(())
+    }
+
+    async fn take(&self, snapshot: &Snapshot) {
+        self.context.keeper.prepare(snapshot).await;
+        let metrics = &self.context.metrics;
+        metrics.snapshots.inc();
+        metrics
+            .intercepts
+            .set(i64::try_from(snapshot.len()).unwrap_or(i64::MAX));
+        for review in self.context.keeper.snapshot(snapshot) {
+            metrics.reviews.inc();
+            self.send(review);
+        }
+    }
+
+    /// In a task of its own: a slow answer must not hold up the next snapshot.
+    fn send(&self, review: Review) {
+        let (mut client, context) = (self.client.clone(), Arc::clone(self.context));
+        let request = self.reviewed(review);
+        self.context.control.spawn(async move {
+            let id = request.id.clone();
+            match with_timeout(ANSWER_TIMEOUT, client.review_intercept(request)).await {
+                Ok(_) => {}
+                // Its owner has removed it meanwhile.
+                Err(status) if status.code() == Code::NotFound => {}
+                Err(status) => {
+                    let text = format!(
+                        "the traffic-manager did not take the review of {id}: {}",
+                        status_text(&status)
+                    );
+                    context.journal.warn("review", &text);
+                }
+            }
+        });
+    }
+
+    fn reviewed(&self, review: Review) -> ReviewInterceptRequest {
+        let identity = &self.context.identity;
+        let mut request = ReviewInterceptRequest {
+            session: Some(self.session.clone()),
+            id: review.id,
+            mechanism_args_desc: review.description,
+            ..ReviewInterceptRequest::default()
+        };
+        match review.verdict {
+            Verdict::Accept { container, headers } => {
+                tracing::debug!(id = request.id, "intercept accepted");
+                request.set_disposition(Disposition::Active);
+                request.pod_ip.clone_from(&identity.pod_ip);
+                request.headers = headers;
+                if let Some(shared) = identity.containers.iter().find(|c| c.name == container) {
+                    request.mount_point.clone_from(&shared.mount_point);
+                    request.environment.clone_from(&shared.environment);
+                    request.mounts.clone_from(&shared.mounts);
+                }
+            }
+            Verdict::Refuse { bad_args, message } => {
+                tracing::debug!(id = request.id, message, "intercept refused");
+                request.set_disposition(if bad_args {
+                    Disposition::BadArgs
+                } else {
+                    Disposition::AgentError
+                });
+                request.message = message;
+            }
+        }
+        request
+    }
+
+    /// Connections that the manager wants this agent to open into the cluster. Older managers wait
+    /// for this watch without limit, newer ones do not have it.
+    async fn dials(&self) {
+        let open = || {
+            let mut client = self.client.clone();
+            let session = self.session.clone();
+            async move { client.watch_dial(session).await }
+        };
+        self.side_watch("dials", open, |request| self.dial(&request))
+            .await;
+    }
+
+    fn dial(&self, request: &DialRequest) {
+        let conn_id = match ConnId::parse(&request.conn_id) {
+            Ok(conn_id) => conn_id,
+            Err(error) => {
+                self.context.journal.warn(
+                    "dial",
+                    &format!("the traffic-manager asked for a dial of nothing: {error}"),
+                );
+                return;
+            }
+        };
+        self.context.metrics.dials.inc();
+        let (latency, timeout) = (
+            duration_from_nanos(request.roundtrip_latency),
+            duration_from_nanos(request.dial_timeout),
+        );
+        let info = StreamInfo::new(conn_id, self.link.session.as_str(), latency, timeout);
+        let (link, context) = (self.link.clone(), Arc::clone(self.context));
+        self.context.control.spawn(async move {
+            let meter = context.tunnels.meter("", TunnelDirection::Cluster);
+            let budget = (latency + timeout).max(ANSWER_TIMEOUT);
+            match tokio::time::timeout(budget, tunnels::call(&link, info, meter)).await {
+                Ok(Ok(io)) => dialer::dial_and_carry(conn_id, timeout, io).await,
+                Ok(Err(error)) => tracing::debug!(%conn_id, %error, "no tunnel for a dial"),
+                Err(_) => tracing::debug!(%conn_id, "no tunnel for a dial within {budget:?}"),
+            }
+        });
+    }
+
+    async fn questions(&self) {
+        let open = || {
+            let mut client = self.client.clone();
+            let session = self.session.clone();
+            async move { client.watch_lookup_dns(session).await }
+        };
+        self.side_watch("DNS questions", open, |question| self.answer(question))
+            .await;
+    }
+
+    fn answer(&self, question: DnsRequest) {
+        let (mut client, context, session) = (
+            self.client.clone(),
+            Arc::clone(self.context),
+            self.session.clone(),
+        );
+        self.context.control.spawn(async move {
+            let Some(answer) = context.dns.answer(&question.name, question.r#type).await else {
+                return;
+            };
+            context.metrics.lookups.inc();
+            let response = DnsResponse {
+                r_code: answer.r_code,
+                rrs: answer.rrs.into(),
+            };
+            let answer = DnsAgentResponse {
+                session: Some(session),
+                request: Some(question),
+                response: Some(response),
+            };
+            if let Err(status) =
+                with_timeout(ANSWER_TIMEOUT, client.agent_lookup_dns_response(answer)).await
+            {
+                context.journal.warn(
+                    "dns",
+                    &format!("a DNS answer was not taken: {}", status_text(&status)),
+                );
+            }
+        });
+    }
+
+    async fn log_levels(&self) {
+        let open = || {
+            let mut client = self.client.clone();
+            async move { client.watch_log_level(()).await }
+        };
+        self.side_watch("log levels", open, |wish| self.set_level(&wish))
+            .await;
+    }
+
+    /// An empty level ends the manager's wish; an unknown one means info. With a duration it ends
+    /// by itself, also when the session does not last as long.
+    fn set_level(&self, wish: &LogLevelRequest) {
+        let level = (!wish.log_level.is_empty()).then(|| LogLevel::lenient(&wish.log_level));
+        let levels = Arc::clone(&self.context.levels);
+        let wish_number = levels.set(level);
+        let lasts = wish
+            .duration
+            .as_ref()
+            .and_then(|d| Duration::try_from(*d).ok())
+            .filter(|d| !d.is_zero());
+        if let Some(lasts) = lasts.filter(|_| level.is_some()) {
+            self.context.control.spawn(async move {
+                tokio::time::sleep(lasts).await;
+                levels.restore_after(wish_number);
+            });
+        }
+    }
+
+    /// Tells the manager what finished tunnels carried.
+    async fn reports(&self) {
+        let mut reports = self.context.reports.lock().await;
+        while let Some(report) = reports.recv().await {
+            if let Err(status) =
+                with_timeout(REPORT_INTERVAL, self.client.clone().report_metrics(report)).await
+            {
+                tracing::debug!("a tunnel's report was not taken: {}", status_text(&status));
+            }
+        }
+        std::future::pending().await
+    }
+
+    /// Keeps a watch open that the session can do without: one the manager does not have is left
+    /// alone, one that ends is opened again after a pause (never a second beside the first, which
+    /// would split its messages).
+    async fn side_watch<M, F>(
+        &self,
+        what: &'static str,
+        open: impl Fn() -> F,
+        mut each: impl FnMut(M),
+    ) where
+        F: Future<Output = Result<Response<Streaming<M>>, Status>>,
+    {
+        let mut pause = REOPEN_BACKOFF.0;
+        loop {
+            let ended = async {
+                let mut stream = open().await?.into_inner();
+                while let Some(message) = stream.next().await {
+                    each(message?);
+                    pause = REOPEN_BACKOFF.0;
+                }
+                Ok::<(), Status>(())
+            };
+            match ended.await {
+                Err(status) if status.code() == Code::Unimplemented => {
+                    self.context.journal.info(
+                        what,
+                        &format!("the traffic-manager has no watch for {what}: not needed"),
+                    );
+                    return std::future::pending().await;
+                }
+                Ok(()) => tracing::debug!("watch for {what} ended"),
+                Err(status) => tracing::debug!("watch for {what} ended: {}", status_text(&status)),
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(REOPEN_BACKOFF.1);
+        }
+    }
+}
+
+fn watch_ended(ended: Result<(), Status>) -> SessionLost {
+    SessionLost::Ended(match ended {
+        Ok(()) => "it ended the watch of intercepts".to_owned(),
+        Err(status) => format!("the watch of intercepts broke: {}", status_text(&status)),
+    })
+}
+
+/// An answer within `limit`.
+pub(crate) async fn with_timeout<T>(
+    limit: Duration,
+    answer: impl Future<Output = Result<T, Status>>,
+) -> Result<T, Status> {
+    tokio::time::timeout(limit, answer)
+        .await
+        .unwrap_or_else(|_| {
+            Err(Status::deadline_exceeded(format!(
+                "no answer within {limit:?}"
+            )))
+        })
+}
+
+/// Code and message, with the transport's own reason where there is one.
+pub(crate) fn status_text(status: &Status) -> String {
+    let mut text = format!("{:?}", status.code());
+    if !status.message().is_empty() {
+        text.push_str(": ");
+        text.push_str(status.message());
+    }
+    let mut source = std::error::Error::source(status);
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}

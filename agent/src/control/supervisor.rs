@@ -1,0 +1,328 @@
+//! The manager session's supervisor: connect, arrive, live, depart, back off, again, for ever.
+//! Whatever happens here, app traffic goes on; what it writes is the ports' route tables.
+
+use std::hash::{BuildHasher, Hasher};
+use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tonic::Code;
+use tonic::transport::{Channel, Endpoint};
+use traffic_proto::manager::SessionInfo;
+use traffic_proto::manager::manager_client::ManagerClient;
+use traffic_proto::tunnel::GRPC_LIMIT;
+
+use crate::control::config::ControlConfig;
+use crate::control::context::{LevelRequests, SessionContext, SessionLost, error_chain};
+use crate::control::intercepts::publisher::RoutePublisher;
+pub use crate::control::intercepts::publisher::{PortHandle, ProbeFuture};
+use crate::control::log_once::LogOnce;
+use crate::control::session::{Live, status_text, with_timeout};
+use crate::control::tunnels::ManagerLink;
+use crate::ready::Blocker;
+
+/// How long a connection or an answer may take while a session begins.
+const BEGIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the farewell may take.
+const DEPART_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a departure waits for open tunnels at most: some managers end a departed agent's
+/// tunnels. The end of the drain, which cuts what is open, ends this wait too.
+const TUNNELS_TIMEOUT: Duration = Duration::from_secs(600);
+/// Pauses between attempts: the first, and the longest.
+const RECONNECT_BACKOFF: (Duration, Duration) =
+    (Duration::from_millis(250), Duration::from_secs(8));
+/// A session that lasted this long was a good one: the next pause is short again.
+const STABLE_SESSION_AGE: Duration = Duration::from_secs(10);
+/// What one tunnel may receive ahead of its reader.
+const STREAM_WINDOW: u32 = 256 * 1024;
+/// Tunnels share a connection: with a window for all of them, a few stalled ones would stop the
+/// rest.
+const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
+
+impl ControlConfig {
+    /// Keeps a session with the manager until `stop`; then sends all traffic to the app and
+    /// departs.
+    pub async fn run(self, stop: CancellationToken) {
+        let (supervisor, context) = Supervisor::new(self);
+        tokio::select! {
+            () = supervisor.run(&stop) => {}
+            () = context.keeper.keep_time() => {}
+        }
+    }
+}
+
+struct Supervisor {
+    context: Arc<SessionContext>,
+    manager: String,
+    ready: Mutex<Option<Blocker>>,
+    ready_file: PathBuf,
+    /// The last session granted, until it is departed from.
+    granted: Mutex<Option<(ManagerClient<Channel>, SessionInfo)>>,
+}
+
+impl Supervisor {
+    fn new(session: ControlConfig) -> (Self, Arc<SessionContext>) {
+        let containers = session
+            .identity
+            .containers
+            .iter()
+            .map(|c| c.name.clone())
+            .collect();
+        let identity = &session.identity;
+        let rules = crate::control::intercepts::translate::Rules::new(
+            &identity.name,
+            &identity.namespace,
+            containers,
+            session.targets,
+            session.remember,
+        );
+        // A second session on the same tunnels would have nothing to report.
+        let reports = session
+            .tunnels
+            .take_reports()
+            .unwrap_or_else(|| mpsc::channel(1).1);
+        let context = Arc::new(SessionContext {
+            identity: session.identity,
+            keeper: RoutePublisher::new(session.ports, rules, session.grace),
+            tunnels: session.tunnels,
+            dns: session.dns,
+            control: session.control,
+            metrics: session.metrics,
+            journal: LogOnce::default(),
+            levels: Arc::new(LevelRequests {
+                switch: session.set_level,
+                wishes: AtomicU64::new(0),
+            }),
+            reports: tokio::sync::Mutex::new(reports),
+        });
+        let supervisor = Self {
+            context: Arc::clone(&context),
+            manager: session.manager,
+            ready: Mutex::new(session.ready),
+            ready_file: session.ready_file,
+            granted: Mutex::new(None),
+        };
+        (supervisor, context)
+    }
+
+    async fn run(&self, stop: &CancellationToken) {
+        let mut pause = RECONNECT_BACKOFF.0;
+        loop {
+            let began = Instant::now();
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                lost = self.attempt() => self.note(&lost),
+            }
+            if began.elapsed() >= STABLE_SESSION_AGE {
+                pause = RECONNECT_BACKOFF.0;
+            }
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = tokio::time::sleep(jittered(pause)) => {}
+            }
+            pause = (pause * 2).min(RECONNECT_BACKOFF.1);
+        }
+        self.leave().await;
+    }
+
+    /// One session from its beginning to its end.
+    async fn attempt(&self) -> SessionLost {
+        match self.begin().await {
+            Ok(live) => {
+                let connected = self.context.metrics.connected.hold();
+                let lost = live.run().await;
+                drop(connected);
+                lost
+            }
+            Err(lost) => lost,
+        }
+    }
+
+    async fn begin(&self) -> Result<Live<'_>, SessionLost> {
+        let endpoint = self.endpoint()?;
+        let channel = endpoint
+            .connect()
+            .await
+            .map_err(|e| SessionLost::Connect(error_chain(&e)))?;
+        let mut client = limited(ManagerClient::new(channel));
+        let version = with_timeout(BEGIN_TIMEOUT, client.version(()))
+            .await
+            .map_err(SessionLost::Refused)?
+            .into_inner();
+        if !is_version(&version.version) {
+            return Err(SessionLost::Version(version.version));
+        }
+        let session = self.arrive(&mut client).await?;
+        // Tunnels have a connection of their own: one that stalls must not hold up the session's
+        // calls.
+        let tunnels = limited(ManagerClient::new(endpoint.connect_lazy()));
+        let link = ManagerLink {
+            client: tunnels,
+            session: session.session_id.clone(),
+        };
+        self.context.tunnels.set_manager(Some(link.clone()));
+        let text = format!(
+            "arrived at {} {} ({})",
+            version.name, version.version, self.manager
+        );
+        self.context.journal.info("arrived", &text);
+        self.become_ready();
+        Ok(Live {
+            context: &self.context,
+            client,
+            link,
+            session,
+        })
+    }
+
+    fn endpoint(&self) -> Result<Endpoint, SessionLost> {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.manager)).map_err(|e| {
+            SessionLost::Connect(format!(
+                "managerHost and managerPort make no address: {}",
+                error_chain(&e)
+            ))
+        })?;
+        Ok(endpoint
+            .connect_timeout(BEGIN_TIMEOUT)
+            .tcp_nodelay(true)
+            .tcp_keepalive(Some(Duration::from_secs(30)))
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW))
+    }
+
+    /// Arrives anew. A manager that still knows an earlier session of this pod (it keys agents by
+    /// the pod's uid) is asked to forget it first.
+    async fn arrive(
+        &self,
+        client: &mut ManagerClient<Channel>,
+    ) -> Result<SessionInfo, SessionLost> {
+        let previous = lock(&self.granted).take().map(|(_, session)| session);
+        let info = self.context.identity.info();
+        let arrived = match with_timeout(BEGIN_TIMEOUT, client.arrive_as_agent(info.clone())).await
+        {
+            Err(status) if status.code() == Code::AlreadyExists => {
+                let by_uid = SessionInfo {
+                    session_id: format!("agent:{}", self.context.identity.pod_uid),
+                    ..SessionInfo::default()
+                };
+                let leftover = previous.clone().unwrap_or(by_uid);
+                let _ = with_timeout(DEPART_TIMEOUT, client.depart(leftover)).await;
+                with_timeout(BEGIN_TIMEOUT, client.arrive_as_agent(info)).await
+            }
+            other => other,
+        };
+        let session = arrived.map_err(SessionLost::Refused)?.into_inner();
+        self.context.metrics.arrivals.inc();
+        *lock(&self.granted) = Some((client.clone(), session.clone()));
+        if let Some(previous) = previous.filter(|p| p.session_id != session.session_id) {
+            // Arrive first, then depart: a workload without any agent would lose its intercepts'
+            // clients.
+            let _ = with_timeout(DEPART_TIMEOUT, client.depart(previous)).await;
+        }
+        Ok(session)
+    }
+
+    fn become_ready(&self) {
+        let Some(blocker) = lock(&self.ready).take() else {
+            return;
+        };
+        if let Err(error) = crate::ready::create_ready_file(&self.ready_file) {
+            tracing::error!(
+                "{}: {error}: the pod will not become ready; make its directory writable",
+                self.ready_file.display()
+            );
+        }
+        drop(blocker);
+    }
+
+    /// Says what happened, once, and starts the grace of the tables.
+    fn note(&self, lost: &SessionLost) {
+        self.context.metrics.failures.inc();
+        self.context.keeper.lost();
+        let manager = &self.manager;
+        let journal = &self.context.journal;
+        match lost {
+            SessionLost::Connect(error) => {
+                // Requests go to the app at once instead of waiting for a manager that is away.
+                self.context.tunnels.set_manager(None);
+                journal.warn("connect", &format!("traffic-manager {manager} cannot be reached: {error}; retrying"));
+            }
+            SessionLost::Version(version) => journal.warn(
+                "version",
+                &format!("traffic-manager {manager} has version {version:?}, which is no version number; retrying"),
+            ),
+            SessionLost::Refused(status) => {
+                let text = format!("traffic-manager {manager} did not accept us: {}; retrying", status_text(status));
+                journal.warn("refused", &text);
+            }
+            SessionLost::Ended(why) => {
+                journal.warn("lost", &format!("session with traffic-manager {manager} lost: {why}; arriving again"));
+            }
+        }
+    }
+
+    /// All to the app; what is in flight in tunnels may finish; farewell.
+    async fn leave(&self) {
+        self.context.keeper.clear();
+        let granted = lock(&self.granted).take();
+        let Some((mut client, session)) = granted else {
+            return;
+        };
+        if tokio::time::timeout(TUNNELS_TIMEOUT, self.context.tunnels.all_closed())
+            .await
+            .is_err()
+        {
+            tracing::info!(
+                "{} tunnels are still open at departure",
+                self.context.tunnels.open_count()
+            );
+        }
+        match with_timeout(DEPART_TIMEOUT, client.depart(session)).await {
+            Ok(_) => tracing::info!("departed from the traffic-manager"),
+            Err(status) => tracing::info!(
+                "the traffic-manager did not hear our departure: {}",
+                status_text(&status)
+            ),
+        }
+    }
+}
+
+fn limited(client: ManagerClient<Channel>) -> ManagerClient<Channel> {
+    client
+        .max_decoding_message_size(GRPC_LIMIT)
+        .max_encoding_message_size(GRPC_LIMIT)
+}
+
+/// One to three numbers, a `v` before and a pre-release or build suffix behind allowed: development
+/// builds of managers are lax about it.
+fn is_version(text: &str) -> bool {
+    let text = text.strip_prefix('v').unwrap_or(text);
+    let end = text.find(['-', '+']).unwrap_or(text.len());
+    let (numbers, suffix) = text.split_at(end);
+    let numbers: Vec<_> = numbers.split('.').collect();
+    let missing = ".0".repeat(3_usize.saturating_sub(numbers.len()));
+    numbers.len() <= 3
+        && semver::Version::parse(&format!("{}{missing}{suffix}", numbers.join("."))).is_ok()
+}
+
+/// Between half and the whole of `pause`, so that a manager's return is not met by all agents at
+/// once.
+fn jittered(pause: Duration) -> Duration {
+    let random = std::collections::hash_map::RandomState::new()
+        .build_hasher()
+        .finish();
+    let half = pause / 2;
+    half + half.mul_f64(f64::from((random >> 32) as u32) / f64::from(u32::MAX))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

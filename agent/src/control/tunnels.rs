@@ -1,0 +1,505 @@
+//! Opens tunnels over what there is: a workstation that watches this agent for dials, else the
+//! manager. Also keeps count of what is open, so that a departure can wait for it.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::ArcSwapOption;
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::{Stream, StreamExt};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Status, Streaming};
+use traffic_proto::conn_id::ConnId;
+use traffic_proto::manager::manager_client::ManagerClient;
+use traffic_proto::manager::{DialRequest, TunnelMessage, TunnelMetrics};
+use traffic_proto::port::Transport as Protocol;
+use traffic_proto::tunnel::{Message, STREAM_VERSION, StreamInfo, nanos_from_duration};
+
+use crate::addr::Caller;
+use crate::control::keyed_lock::{KeyGuard, KeyedLock};
+use crate::telemetry::metrics::ControlMetrics;
+use crate::upstream::{OpenTunnel, Role, Transport, TunnelError, TunnelIo};
+use traffic_core::routing::Intercept;
+
+/// Messages that may wait in one direction of one tunnel.
+pub(crate) const QUEUE: usize = 16;
+/// Dial requests that may wait for one workstation to take them.
+const DIALS: usize = 256;
+/// Reports of finished tunnels that may wait; more are dropped, they are only statistics.
+const REPORTS: usize = 256;
+
+/// The way to workstations; clone freely.
+#[derive(Clone)]
+pub struct Tunnels(Arc<TunnelHub>);
+
+/// The manager, as far as tunnels need it.
+#[derive(Clone)]
+pub(crate) struct ManagerLink {
+    pub(crate) client: ManagerClient<Channel>,
+    /// The agent's own session.
+    pub(crate) session: String,
+}
+
+struct TunnelHub {
+    manager: ArcSwapOption<ManagerLink>,
+    watchers: Mutex<HashMap<String, Watcher>>,
+    waiters: Mutex<HashMap<WaiterKey, Waiter>>,
+    turns: KeyedLock<WaiterKey>,
+    numbers: AtomicU64,
+    open: watch::Sender<usize>,
+    reports: mpsc::Sender<TunnelMetrics>,
+    pending_reports: Mutex<Option<mpsc::Receiver<TunnelMetrics>>>,
+    metrics: Arc<ControlMetrics>,
+}
+
+/// A workstation's session and the connection it is to dial.
+type WaiterKey = (String, ConnId);
+
+struct Watcher {
+    number: u64,
+    dials: mpsc::Sender<DialRequest>,
+}
+
+/// Who waits for a workstation to answer a dial request.
+struct Waiter {
+    number: u64,
+    /// The tunnel, from the gRPC call that answers, to the data path.
+    tunnel_tx: oneshot::Sender<TunnelIo>,
+}
+
+impl Tunnels {
+    /// No way anywhere yet.
+    #[must_use]
+    pub fn new(metrics: Arc<ControlMetrics>) -> Self {
+        let (reports, pending_reports) = mpsc::channel(REPORTS);
+        Self(Arc::new(TunnelHub {
+            manager: ArcSwapOption::empty(),
+            watchers: Mutex::default(),
+            waiters: Mutex::default(),
+            turns: KeyedLock::default(),
+            numbers: AtomicU64::new(0),
+            open: watch::Sender::new(0),
+            reports,
+            pending_reports: Mutex::new(Some(pending_reports)),
+            metrics,
+        }))
+    }
+
+    /// How many tunnels of intercepts are open.
+    #[must_use]
+    pub fn open_count(&self) -> usize {
+        *self.0.open.borrow()
+    }
+
+    /// Resolves when no tunnel of an intercept is open.
+    pub async fn all_closed(&self) {
+        let mut open = self.0.open.subscribe();
+        // The sender lives in `self`, so waiting cannot fail.
+        let _ = open.wait_for(|open| *open == 0).await;
+    }
+
+    /// Whether workstation `session` watches this agent directly.
+    #[must_use]
+    pub fn watches(&self, session: &str) -> bool {
+        lock(&self.0.watchers).contains_key(session)
+    }
+
+    pub(crate) fn set_manager(&self, link: Option<ManagerLink>) {
+        self.0.manager.store(link.map(Arc::new));
+    }
+
+    /// The queue of finished tunnels to report; there is one taker.
+    pub(crate) fn take_reports(&self) -> Option<mpsc::Receiver<TunnelMetrics>> {
+        lock(&self.0.pending_reports).take()
+    }
+
+    /// A workstation begins to watch for dials; it replaces an earlier watch of the same session.
+    pub(crate) fn watch(&self, session: &str) -> DialStream {
+        let (dials, queue) = mpsc::channel(DIALS);
+        let number = self.0.number();
+        lock(&self.0.watchers).insert(session.to_owned(), Watcher { number, dials });
+        self.0.metrics.workstations.add(1);
+        DialStream {
+            queue,
+            number,
+            session: session.to_owned(),
+            hub: Arc::clone(&self.0),
+        }
+    }
+
+    /// Hands an answering call to whoever waits for it; gives the call back when nobody does.
+    pub(crate) fn answer(&self, info: &StreamInfo, io: TunnelIo) -> Result<(), TunnelIo> {
+        let waiter = lock(&self.0.waiters).remove(&(info.session_id.clone(), info.conn_id));
+        match waiter {
+            Some(waiter) => waiter.tunnel_tx.send(io),
+            None => Err(io),
+        }
+    }
+
+    /// Whether somebody waits for this call.
+    pub(crate) fn awaited(&self, info: &StreamInfo) -> bool {
+        lock(&self.0.waiters).contains_key(&(info.session_id.clone(), info.conn_id))
+    }
+
+    /// Counts what `tunnel` carries on behalf of `client` and reports it when the tunnel has ended.
+    pub(crate) fn meter(&self, client: &str, towards: TunnelDirection) -> Arc<Meter> {
+        if towards == TunnelDirection::Workstation {
+            self.0.open.send_modify(|n| *n += 1);
+        }
+        Arc::new(Meter {
+            client: client.to_owned(),
+            towards,
+            sent: AtomicU64::new(0),
+            received: AtomicU64::new(0),
+            hub: Arc::clone(&self.0),
+        })
+    }
+}
+
+impl OpenTunnel for Tunnels {
+    fn open(
+        &self,
+        intercept: Arc<Intercept>,
+        caller: Caller,
+        transport: Transport,
+    ) -> BoxFuture<'static, Result<TunnelIo, TunnelError>> {
+        let tunnels = self.clone();
+        Box::pin(async move {
+            let budget = intercept.dial_budget();
+            let opening = tunnels.open_any(&intercept, caller, transport);
+            tokio::time::timeout(budget, opening)
+                .await
+                .unwrap_or(Err(TunnelError::Timeout(budget)))
+        })
+    }
+}
+
+impl Tunnels {
+    async fn open_any(
+        &self,
+        intercept: &Intercept,
+        caller: Caller,
+        transport: Transport,
+    ) -> Result<TunnelIo, TunnelError> {
+        let protocol = match transport {
+            Transport::Tcp => Protocol::Tcp,
+            Transport::Udp => Protocol::Udp,
+        };
+        let target = SocketAddr::new(
+            target_ip(&intercept.target_host).await?,
+            intercept.target_port,
+        );
+        let conn_id = ConnId::new(protocol, caller.0, target);
+        let turn = self
+            .0
+            .turns
+            .take((intercept.client_session.clone(), conn_id))
+            .await;
+        let (io, how) = match self.open_direct(intercept, conn_id).await? {
+            Some(io) => (io, 2),
+            None => (
+                until_answered(self.open_through_manager(intercept, conn_id).await?, turn),
+                1,
+            ),
+        };
+        intercept.stats.tunnel.store(how, Ordering::Relaxed);
+        Ok(io)
+    }
+
+    /// Asks the workstation itself; `None` when it does not watch this agent.
+    async fn open_direct(
+        &self,
+        intercept: &Intercept,
+        conn_id: ConnId,
+    ) -> Result<Option<TunnelIo>, TunnelError> {
+        let session = &intercept.client_session;
+        let Some(dials) = lock(&self.0.watchers).get(session).map(|w| w.dials.clone()) else {
+            return Ok(None);
+        };
+        let (waiting, tunnel) = Waiting::new(&self.0, (session.clone(), conn_id));
+        let request = DialRequest {
+            conn_id: conn_id.to_bytes(),
+            roundtrip_latency: nanos_from_duration(intercept.roundtrip_latency),
+            dial_timeout: nanos_from_duration(intercept.dial_timeout),
+            ..DialRequest::default()
+        };
+        if dials.send(request).await.is_err() {
+            return Ok(None);
+        }
+        let io = tunnel
+            .await
+            .map_err(|_| TunnelError::Broken("another connection took its place".to_owned()));
+        drop(waiting);
+        io.map(Some)
+    }
+
+    async fn open_through_manager(
+        &self,
+        intercept: &Intercept,
+        conn_id: ConnId,
+    ) -> Result<TunnelIo, TunnelError> {
+        let Some(link) = self.0.manager.load_full() else {
+            return Err(TunnelError::NoPath(
+                "not connected to the traffic-manager".to_owned(),
+            ));
+        };
+        if intercept.client_session.is_empty() {
+            return Err(TunnelError::NoPath(
+                "the intercept names no client session".to_owned(),
+            ));
+        }
+        let info = StreamInfo::new(
+            conn_id,
+            link.session.as_str(),
+            intercept.roundtrip_latency,
+            intercept.dial_timeout,
+        );
+        let meter = self.meter(&intercept.client_session, TunnelDirection::Workstation);
+        let io = call(&link, info, meter).await?;
+        let named = io
+            .tx
+            .send(Message::Session(intercept.client_session.clone()).encode())
+            .await;
+        named.map_err(|_| TunnelError::Broken("the traffic-manager ended the call".to_owned()))?;
+        Ok(io)
+    }
+}
+
+/// Keeps the turn until the workstation's first word, or the end: only then has the manager brought
+/// both ends together.
+fn until_answered(io: TunnelIo, turn: KeyGuard<WaiterKey>) -> TunnelIo {
+    let mut turn = Some(turn);
+    let rx = Box::pin(io.rx.inspect(move |_| drop(turn.take())));
+    TunnelIo { rx, ..io }
+}
+
+/// Opens a tunnel call to the manager and exchanges StreamInfo and StreamOK.
+pub(crate) async fn call(
+    link: &ManagerLink,
+    info: StreamInfo,
+    meter: Arc<Meter>,
+) -> Result<TunnelIo, TunnelError> {
+    let (tx, queue) = mpsc::channel(QUEUE);
+    let broken = |s: Status| TunnelError::Broken(format!("{:?}: {}", s.code(), s.message()));
+    let hello = Message::StreamInfo(info).encode();
+    // The queue is empty and has room for more than one.
+    let _ = tx.try_send(hello);
+    let outgoing = metered_outgoing(queue, Arc::clone(&meter));
+    let mut incoming = link
+        .client
+        .clone()
+        .tunnel(outgoing)
+        .await
+        .map_err(broken)?
+        .into_inner();
+    let first = incoming.message().await.map_err(broken)?;
+    let first =
+        first.ok_or_else(|| TunnelError::Broken("ended before its first message".to_owned()))?;
+    match Message::decode(first.payload) {
+        Ok(Message::StreamOk(STREAM_VERSION)) => {}
+        other => {
+            return Err(TunnelError::Broken(format!(
+                "answered with {other:?} instead of StreamOK"
+            )));
+        }
+    }
+    Ok(TunnelIo {
+        tx,
+        rx: metered_incoming(incoming, meter),
+        role: Role::Caller,
+    })
+}
+
+fn metered_outgoing(
+    queue: mpsc::Receiver<Bytes>,
+    meter: Arc<Meter>,
+) -> impl Stream<Item = TunnelMessage> + Send + 'static {
+    ReceiverStream::new(queue).map(move |payload| {
+        meter.sent.fetch_add(body_len(&payload), Ordering::Relaxed);
+        TunnelMessage { payload }
+    })
+}
+
+/// The sending half of a call that the workstation opened.
+pub(crate) fn answering(
+    queue: mpsc::Receiver<Bytes>,
+    meter: Arc<Meter>,
+) -> impl Stream<Item = Result<TunnelMessage, Status>> + Send + 'static {
+    metered_outgoing(queue, meter).map(Ok)
+}
+
+/// The receiving half of a call.
+pub(crate) fn metered_incoming(
+    incoming: Streaming<TunnelMessage>,
+    meter: Arc<Meter>,
+) -> std::pin::Pin<Box<dyn Stream<Item = Result<Bytes, TunnelError>> + Send>> {
+    Box::pin(incoming.map(move |message| match message {
+        Ok(message) => {
+            meter
+                .received
+                .fetch_add(body_len(&message.payload), Ordering::Relaxed);
+            Ok(message.payload)
+        }
+        Err(status) => Err(TunnelError::Broken(format!(
+            "{:?}: {}",
+            status.code(),
+            status.message()
+        ))),
+    }))
+}
+
+fn body_len(payload: &Bytes) -> u64 {
+    (payload.len() as u64).saturating_sub(1)
+}
+
+/// The workstation's address as it sees it itself. Names other than localhost are looked up here,
+/// because a connection id holds addresses only.
+async fn target_ip(host: &str) -> Result<IpAddr, TunnelError> {
+    if let Ok(ip) = host.parse() {
+        return Ok(ip);
+    }
+    if host.eq_ignore_ascii_case("localhost") {
+        return Ok(IpAddr::from([127, 0, 0, 1]));
+    }
+    let found = tokio::net::lookup_host((host, 0))
+        .await
+        .ok()
+        .and_then(|mut found| found.next());
+    found.map(|address| address.ip()).ok_or_else(|| {
+        TunnelError::NoPath(format!(
+            "the target host {host:?} has no address here; intercept to an address instead"
+        ))
+    })
+}
+
+impl TunnelHub {
+    fn number(&self) -> u64 {
+        self.numbers.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// A waiter's place in the list, given up when the wait is over, however it ends: a later
+/// connection with the same addresses must not be handed to a dead waiter.
+struct Waiting {
+    number: u64,
+    key: WaiterKey,
+    hub: Arc<TunnelHub>,
+}
+
+impl Waiting {
+    fn new(hub: &Arc<TunnelHub>, key: WaiterKey) -> (Self, oneshot::Receiver<TunnelIo>) {
+        let (tunnel_tx, tunnel) = oneshot::channel();
+        let number = hub.number();
+        lock(&hub.waiters).insert(key.clone(), Waiter { number, tunnel_tx });
+        (
+            Self {
+                number,
+                key,
+                hub: Arc::clone(hub),
+            },
+            tunnel,
+        )
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let mut waiters = lock(&self.hub.waiters);
+        if waiters
+            .get(&self.key)
+            .is_some_and(|w| w.number == self.number)
+        {
+            waiters.remove(&self.key);
+        }
+    }
+}
+
+/// The dial requests for one workstation; dropping it ends the watch, unless a later one has
+/// replaced it.
+pub(crate) struct DialStream {
+    queue: mpsc::Receiver<DialRequest>,
+    number: u64,
+    session: String,
+    hub: Arc<TunnelHub>,
+}
+
+impl Stream for DialStream {
+    type Item = Result<DialRequest, Status>;
+
+    fn poll_next(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Self::Item>> {
+        self.queue.poll_recv(cx).map(|request| request.map(Ok))
+    }
+}
+
+impl Drop for DialStream {
+    fn drop(&mut self) {
+        self.hub.metrics.workstations.add(-1);
+        let mut watchers = lock(&self.hub.watchers);
+        if watchers
+            .get(&self.session)
+            .is_some_and(|w| w.number == self.number)
+        {
+            watchers.remove(&self.session);
+        }
+    }
+}
+
+/// What a tunnel is for: it decides which count is called what in a report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TunnelDirection {
+    /// Intercepted traffic: what is sent to the workstation went into its network.
+    Workstation,
+    /// A connection that the workstation opened into the cluster: what it sent is what goes in.
+    Cluster,
+}
+
+/// Counts one tunnel's bytes; the last owner to go reports them.
+pub(crate) struct Meter {
+    client: String,
+    towards: TunnelDirection,
+    sent: AtomicU64,
+    received: AtomicU64,
+    hub: Arc<TunnelHub>,
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        let (sent, received) = (*self.sent.get_mut(), *self.received.get_mut());
+        let (ingress_bytes, egress_bytes) = match self.towards {
+            TunnelDirection::Workstation => {
+                self.hub.open.send_modify(|n| *n -= 1);
+                (sent, received)
+            }
+            TunnelDirection::Cluster => (received, sent),
+        };
+        let client_session_id = std::mem::take(&mut self.client);
+        if !client_session_id.is_empty() && (sent, received) != (0, 0) {
+            let _ = self.hub.reports.try_send(TunnelMetrics {
+                client_session_id,
+                ingress_bytes,
+                egress_bytes,
+            });
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl fmt::Debug for Tunnels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tunnels")
+            .field("open", &self.open_count())
+            .finish_non_exhaustive()
+    }
+}

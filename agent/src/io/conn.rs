@@ -1,0 +1,330 @@
+//! One end of a carried connection: a TCP socket, or anything that reads and writes like one (TLS,
+//! a tunnel).
+
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::AsFd;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use futures_util::FutureExt as _;
+use rustix::net::{RecvFlags, SendFlags};
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
+use tokio::net::TcpStream;
+
+/// A byte stream that can also be broken off so that the peer notices.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {
+    /// Arranges that dropping the stream resets it: RST on a socket, Disconnect in a tunnel.
+    fn abort(&mut self);
+}
+
+/// A connection, downstream or upstream.
+pub enum Conn {
+    /// A plain socket, which the kernel can splice.
+    Tcp(TcpStream),
+    /// A caller's plain socket that the runtime has not been told of yet, so that nobody would be
+    /// woken by it. Reading it, or writing more than there is room for, makes it [`Self::Tcp`]. A
+    /// caller that has asked before it was accepted and gets its last answer at once never costs
+    /// the two system calls of being watched.
+    New(UnregisteredSocket),
+    /// TLS over a socket, or a tunnel.
+    Other(Box<dyn Io>),
+}
+
+impl Conn {
+    /// The socket, where there is nothing but a socket.
+    #[must_use]
+    pub fn as_tcp(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Tcp(socket) => Some(socket),
+            Self::New(_) | Self::Other(_) => None,
+        }
+    }
+
+    /// Whether the runtime has not been told of the socket yet.
+    #[must_use]
+    pub fn is_new(&self) -> bool {
+        matches!(self, Self::New(_))
+    }
+
+    /// Tells the runtime of a new socket; nothing where it knows.
+    ///
+    /// # Errors
+    /// The kernel watches no more descriptors for this process or user.
+    pub fn watch(&mut self) -> io::Result<()> {
+        if let Self::New(socket) = self {
+            *self = Self::Tcp(socket.watch()?);
+        }
+        Ok(())
+    }
+
+    /// Writes the last bytes before the socket is closed, whatever the runtime knows of it: they
+    /// wait for the close, at most 200 ms, and leave in one packet with it. Plain sockets only.
+    ///
+    /// # Errors
+    /// As [`write_now`]; `Unsupported` where there is more than a socket.
+    pub fn write_last(&self, bytes: &[u8]) -> io::Result<usize> {
+        let socket = match self {
+            Self::Tcp(socket) => socket.as_fd(),
+            Self::New(socket) => socket.get()?.as_fd(),
+            Self::Other(_) => return Err(io::ErrorKind::Unsupported.into()),
+        };
+        Ok(rustix::net::send(
+            socket,
+            bytes,
+            SendFlags::DONTWAIT | SendFlags::NOSIGNAL | SendFlags::MORE,
+        )?)
+    }
+
+    /// Makes the coming drop visible to the peer as a reset instead of an orderly close.
+    pub fn abort(&mut self) {
+        match self {
+            Self::Tcp(socket) => socket.abort(),
+            Self::New(UnregisteredSocket(Some(socket))) => reset_when_dropped(socket),
+            Self::New(UnregisteredSocket(None)) => {}
+            Self::Other(io) => io.abort(),
+        }
+    }
+}
+
+/// A socket in nonblocking mode that the runtime has not been told of; see [`Conn::New`].
+#[derive(Debug)]
+pub struct UnregisteredSocket(Option<std::net::TcpStream>);
+
+impl UnregisteredSocket {
+    /// Takes a socket in nonblocking mode.
+    #[must_use]
+    pub fn new(socket: std::net::TcpStream) -> Self {
+        Self(Some(socket))
+    }
+
+    /// The socket.
+    ///
+    /// # Errors
+    /// Telling the runtime of it has failed, and it was closed.
+    pub fn get(&self) -> io::Result<&std::net::TcpStream> {
+        self.0
+            .as_ref()
+            .ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+
+    /// Tells the runtime of it.
+    ///
+    /// # Errors
+    /// The kernel watches no more descriptors for this process or user; the socket is closed.
+    pub fn watched(mut self) -> io::Result<TcpStream> {
+        self.watch()
+    }
+
+    fn watch(&mut self) -> io::Result<TcpStream> {
+        TcpStream::from_std(self.0.take().ok_or(io::ErrorKind::NotConnected)?)
+    }
+}
+
+/// Whether the peer is known to have ended its side properly, and everything before that has been
+/// read. False says nothing: the runtime may not have been told yet.
+#[must_use]
+pub fn has_ended(socket: &TcpStream) -> bool {
+    // A read that did not fill its buffer has taken the mark of readable data away, unless more was
+    // announced since.
+    let marks = socket
+        .ready(Interest::READABLE | Interest::WRITABLE)
+        .now_or_never();
+    matches!(marks, Some(Ok(marks)) if marks.is_read_closed() && !marks.is_write_closed() && marks & Ready::READABLE == Ready::EMPTY)
+}
+
+/// Reads what the kernel has already, whatever the runtime knows of it: a caller has often spoken
+/// before it is accepted, and asking is cheaper than being told.
+///
+/// # Errors
+/// `WouldBlock`, where there is nothing yet; else the connection is over.
+pub fn read_now(socket: impl AsFd, into: &mut [u8]) -> io::Result<usize> {
+    Ok(rustix::net::recv(socket, into, RecvFlags::DONTWAIT)?.0)
+}
+
+/// Writes at once, whatever the runtime knows of the socket: within one host a connect is done when
+/// its call returns, so the first bytes need not wait to be told so.
+///
+/// # Errors
+/// `WouldBlock`, while the socket is not connected or has no room; else the connection is over.
+pub fn write_now(socket: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
+    Ok(rustix::net::send(
+        socket,
+        bytes,
+        SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
+    )?)
+}
+
+/// As [`AsyncRead::poll_read`], with a system call of our own: the C library's costs a process with
+/// threads two atomic exchanges more. For room that is initialised.
+fn poll_read_socket(
+    socket: &TcpStream,
+    cx: &mut Context<'_>,
+    buf: &mut ReadBuf<'_>,
+) -> Poll<io::Result<()>> {
+    let room = buf.initialize_unfilled();
+    loop {
+        ready!(socket.poll_read_ready(cx))?;
+        let mut n = 0;
+        let read = socket.try_io(Interest::READABLE, || {
+            n = read_now(socket, room)?;
+            some_of(n, room.len())
+        });
+        match read {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock && n == 0 => {}
+            Err(e) if e.kind() != io::ErrorKind::WouldBlock => return Poll::Ready(Err(e)),
+            _ => {
+                buf.advance(n);
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+}
+
+/// As [`AsyncWrite::poll_write`], in the same way.
+fn poll_write_socket(
+    socket: &TcpStream,
+    cx: &mut Context<'_>,
+    bytes: &[u8],
+) -> Poll<io::Result<usize>> {
+    loop {
+        let mut n = 0;
+        let written = socket.try_io(Interest::WRITABLE, || {
+            n = write_now(socket, bytes)?;
+            some_of(n, bytes.len())
+        });
+        match written {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock && n == 0 => {
+                ready!(socket.poll_write_ready(cx))?
+            }
+            Err(e) if e.kind() != io::ErrorKind::WouldBlock => return Poll::Ready(Err(e)),
+            _ => return Poll::Ready(Ok(n)),
+        }
+    }
+}
+
+/// What the runtime is to be told of `n` bytes out of `asked`: a socket that did less than it was
+/// asked for has no more to give, or no more room, until the kernel says otherwise; trying it again
+/// would be in vain.
+fn some_of(n: usize, asked: usize) -> io::Result<()> {
+    if 0 < n && n < asked {
+        Err(io::ErrorKind::WouldBlock.into())
+    } else {
+        Ok(())
+    }
+}
+
+impl Io for TcpStream {
+    fn abort(&mut self) {
+        reset_when_dropped(&*self);
+    }
+}
+
+/// Arranges that closing the socket resets its connection.
+pub fn reset_when_dropped(socket: &impl AsFd) {
+    // A socket that is gone already has nothing left to reset.
+    let _ = SockRef::from(socket).set_linger(Some(std::time::Duration::ZERO));
+}
+
+impl Io for Conn {
+    fn abort(&mut self) {
+        Conn::abort(self);
+    }
+}
+
+impl std::fmt::Debug for Conn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Tcp(_) => "Conn::Tcp",
+            Self::New(_) => "Conn::New",
+            Self::Other(_) => "Conn::Other",
+        })
+    }
+}
+
+impl AsyncRead for Conn {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        this.watch()?;
+        match this {
+            Self::Tcp(socket) if buf.initialized().len() == buf.capacity() => {
+                poll_read_socket(socket, cx, buf)
+            }
+            Self::Tcp(socket) => Pin::new(socket).poll_read(cx, buf),
+            // There are none after watching.
+            Self::New(_) => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+            Self::Other(io) => Pin::new(io).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Conn {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if let Self::New(socket) = this {
+            match write_now(socket.get()?, buf) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => this.watch()?,
+                written => return Poll::Ready(written),
+            }
+        }
+        match this {
+            Self::Tcp(socket) => poll_write_socket(socket, cx, buf),
+            // There are none after watching.
+            Self::New(_) => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+            Self::Other(io) => Pin::new(io).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(socket) => Pin::new(socket).poll_flush(cx),
+            Self::New(_) => Poll::Ready(Ok(())),
+            Self::Other(io) => Pin::new(io).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let shut = match self.get_mut() {
+            Self::Tcp(socket) => Pin::new(socket).poll_shutdown(cx),
+            Self::New(socket) => Poll::Ready(socket.get()?.shutdown(Shutdown::Write)),
+            Self::Other(io) => return Pin::new(io).poll_shutdown(cx),
+        };
+        match shut {
+            // Both sides have ended already; there is nothing left to say and nothing is wrong.
+            Poll::Ready(Err(e)) if e.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
+            shut => shut,
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        this.watch()?;
+        match this {
+            Self::Tcp(socket) => Pin::new(socket).poll_write_vectored(cx, bufs),
+            // There are none after watching.
+            Self::New(_) => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+            Self::Other(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Tcp(socket) => socket.is_write_vectored(),
+            Self::New(_) => true,
+            Self::Other(io) => io.is_write_vectored(),
+        }
+    }
+}

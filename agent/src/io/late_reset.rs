@@ -1,0 +1,65 @@
+//! A reset behind an end: once a peer has ended its side, reading from its socket says "the end"
+//! for ever, and only the socket's error state tells that the peer has broken off after all. While
+//! the other direction has nothing to write, nobody would notice.
+
+use std::future::Future;
+use std::io;
+use std::os::fd::AsFd;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+/// Watches one socket for a break, from the first poll on; costs nothing before.
+#[derive(Default)]
+pub(crate) enum LateReset {
+    #[default]
+    Unwatched,
+    Watched(Pin<Box<dyn Future<Output = io::Error> + Send>>),
+    /// Out of descriptors: a break shows when something is written.
+    Unwatchable,
+}
+
+impl LateReset {
+    /// Ready when the socket has failed. Always the same socket for one value.
+    pub(crate) fn poll_broken(
+        &mut self,
+        socket: &TcpStream,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Error> {
+        if matches!(self, Self::Unwatched) {
+            *self = match copy(socket) {
+                Ok(copy) => Self::Watched(Box::pin(broken(copy))),
+                Err(_) => Self::Unwatchable,
+            };
+        }
+        match self {
+            Self::Watched(watch) => watch.as_mut().poll(cx),
+            Self::Unwatched | Self::Unwatchable => Poll::Pending,
+        }
+    }
+}
+
+/// The socket under another number, because the runtime keeps the readers and writers of the first
+/// one only.
+fn copy(socket: &TcpStream) -> io::Result<TcpStream> {
+    TcpStream::from_std(socket.as_fd().try_clone_to_owned()?.into())
+}
+
+async fn broken(socket: TcpStream) -> io::Error {
+    loop {
+        if let Err(error) = socket.ready(Interest::ERROR).await {
+            return error;
+        }
+        match socket.take_error() {
+            Ok(Some(error)) | Err(error) => return error,
+            // Not an error of the connection; forgotten, so that the next one is waited for.
+            Ok(None) => {
+                let _ = socket.try_io(Interest::ERROR, || {
+                    Err::<(), _>(io::ErrorKind::WouldBlock.into())
+                });
+            }
+        }
+    }
+}

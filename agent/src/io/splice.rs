@@ -1,0 +1,222 @@
+//! The kernel's shortcut: `splice(2)` moves bytes from socket to socket through a pipe, without a
+//! copy into our memory. A pipe is borrowed only while bytes are in it, from a small stock of each
+//! worker thread; where none can be had (out of descriptors, refused by a sandbox) the caller
+//! copies instead. `rustix` wraps the calls safely.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::task::{Context, Poll, ready};
+
+use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+use tokio::task::coop;
+
+/// What a pipe is asked to hold. Unprivileged users share a total, so less may be granted; the
+/// kernel's default of 64 KiB works as well, with more calls.
+const WANTED: usize = 512 * 1024;
+/// What is asked of one call: more than a pipe holds, the kernel stops by itself.
+const AT_ONCE: usize = 1 << 20;
+const STOCK: usize = 8;
+
+thread_local! {
+    static POOL: RefCell<Vec<Pipe>> = const { RefCell::new(Vec::new()) };
+}
+
+#[derive(Debug)]
+struct Pipe {
+    out: OwnedFd,
+    into: OwnedFd,
+}
+
+/// The pipe between two sockets, present only while it holds bytes (or is about to).
+///
+/// Fill and drain alternate: [`Self::poll_fill`] is to be called only while nothing is held,
+/// because the kernel answers a full pipe and an empty socket alike.
+#[derive(Debug, Default)]
+pub struct SplicePipe {
+    pipe: Option<Pipe>,
+    held: usize,
+}
+
+impl SplicePipe {
+    /// Bytes taken from the source and not yet delivered.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Takes what the socket has, at most `limit` bytes; `Ok(0)` is the end of the stream.
+    ///
+    /// # Errors
+    /// What the socket answers; or a refusal ([`is_refused`]), after which nothing was taken and
+    /// copying is the way on.
+    pub fn poll_fill(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &TcpStream,
+        limit: u64,
+    ) -> Poll<io::Result<usize>> {
+        debug_assert_eq!(self.held, 0, "fill and drain alternate");
+        let progress = ready!(coop::poll_proceed(cx));
+        let len = usize::try_from(limit).unwrap_or(AT_ONCE).min(AT_ONCE);
+        loop {
+            ready!(from.poll_read_ready(cx))?;
+            let pipe = match &self.pipe {
+                Some(pipe) => pipe,
+                None => self.pipe.insert(take().map_err(refused)?),
+            };
+            match from.try_io(Interest::READABLE, || move_bytes(from, &pipe.into, len)) {
+                Ok(n) => {
+                    progress.made_progress();
+                    self.held = n;
+                    return Poll::Ready(Ok(n));
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(e)
+                    if matches!(
+                        e.kind(),
+                        io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported
+                    ) =>
+                {
+                    return Poll::Ready(Err(refused(e)));
+                }
+                Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                    return Poll::Ready(Err(refused(e)));
+                }
+                Err(e) => return Poll::Ready(Err(e)),
+            }
+        }
+    }
+
+    /// Delivers held bytes; `Ok(n)` says how many went.
+    ///
+    /// # Errors
+    /// What the socket answers.
+    pub fn poll_drain(&mut self, cx: &mut Context<'_>, to: &TcpStream) -> Poll<io::Result<usize>> {
+        let Some(pipe) = self.pipe.as_ref().filter(|_| self.held > 0) else {
+            return Poll::Ready(Ok(0));
+        };
+        let progress = ready!(coop::poll_proceed(cx));
+        loop {
+            ready!(to.poll_write_ready(cx))?;
+            match to.try_io(Interest::WRITABLE, || move_bytes(&pipe.out, to, self.held)) {
+                Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Ok(n) => {
+                    progress.made_progress();
+                    self.held -= n.min(self.held);
+                    return Poll::Ready(Ok(n));
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(e) => return Poll::Ready(Err(e)),
+            }
+        }
+    }
+
+    /// Gives the pipe back while nothing is held: an idle direction owns no descriptors.
+    pub fn rest(&mut self) {
+        if self.held > 0 {
+            return;
+        }
+        if let Some(pipe) = self.pipe.take() {
+            // A thread that is ending has no stock left to put it into.
+            let _ = POOL.try_with(|pool| {
+                let mut pool = pool.borrow_mut();
+                if pool.len() < STOCK {
+                    pool.push(pipe);
+                }
+            });
+        }
+    }
+}
+
+impl Drop for SplicePipe {
+    /// A pipe with bytes in it must never serve another connection: it is closed instead.
+    fn drop(&mut self) {
+        self.rest();
+    }
+}
+
+/// Whether an error of [`SplicePipe::poll_fill`] or [`exactly`] says that splicing is not to be had here,
+/// and nothing else.
+#[must_use]
+pub fn is_refused(error: &io::Error) -> bool {
+    error
+        .get_ref()
+        .is_some_and(|inner| inner.is::<SpliceRefused>())
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the kernel does not splice here: {0}")]
+struct SpliceRefused(io::Error);
+
+fn refused(error: io::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::Unsupported, SpliceRefused(error))
+}
+
+/// How [`exactly`] ended, when not with all bytes delivered.
+#[derive(Debug)]
+pub enum Short {
+    /// The source ended after so many bytes.
+    Ended(u64),
+    /// The source failed. With a refusal ([`is_refused`]) `moved` bytes have gone, none is lost,
+    /// and the rest can be copied.
+    From {
+        /// Bytes delivered.
+        moved: u64,
+        /// What the source answered.
+        error: io::Error,
+    },
+    /// The sink failed.
+    To(io::Error),
+}
+
+/// Moves exactly `n` bytes from one socket to the other, for message bodies whose length is known.
+/// Everything read from `from` before (in a buffer) has to be delivered first. Both sockets are
+/// only borrowed, so the other direction can be served meanwhile by the same task (`try_read`,
+/// `try_write`); two tasks must not wait on the same direction of a socket at once.
+///
+/// Worth it from about 64 KiB on; below, one read and one write are cheaper than two splices.
+///
+/// # Errors
+/// [`Short`] says how far it came.
+pub async fn exactly(from: &TcpStream, to: &TcpStream, n: u64) -> Result<(), Short> {
+    let mut hop = SplicePipe::default();
+    let mut moved = 0;
+    while moved < n {
+        match poll_fn(|cx| hop.poll_fill(cx, from, n - moved)).await {
+            Ok(0) => return Err(Short::Ended(moved)),
+            Ok(_) => {}
+            Err(error) => return Err(Short::From { moved, error }),
+        }
+        while hop.held() > 0 {
+            moved += poll_fn(|cx| hop.poll_drain(cx, to))
+                .await
+                .map_err(Short::To)? as u64;
+        }
+    }
+    Ok(())
+}
+
+fn move_bytes(from: impl AsFd, to: impl AsFd, len: usize) -> io::Result<usize> {
+    Ok(splice(
+        from,
+        None,
+        to,
+        None,
+        len,
+        SpliceFlags::MOVE | SpliceFlags::NONBLOCK,
+    )?)
+}
+
+fn take() -> io::Result<Pipe> {
+    if let Some(pipe) = POOL.with_borrow_mut(Vec::pop) {
+        return Ok(pipe);
+    }
+    let (out, into) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+    // Best effort: past the user's soft limit the kernel says no, and a small pipe does as well.
+    let _ = fcntl_setpipe_size(&into, WANTED);
+    Ok(Pipe { out, into })
+}

@@ -1,0 +1,333 @@
+//! START HERE: one listening port, its accept loop, then one connection from end to end.
+
+use std::future::{Future, poll_fn, ready};
+use std::io;
+use std::sync::Arc;
+use std::task::Poll;
+
+use futures_util::FutureExt as _;
+
+use crate::addr::Caller;
+use crate::io::buffers::Buf;
+use crate::io::conn::{Conn, UnregisteredSocket};
+use crate::io::relay;
+use crate::outcome::{Ended, Stage};
+use crate::proxy::context::{AppProtocol, ConnContext, PortContext};
+use crate::proxy::detect;
+use crate::proxy::detect::Protocol;
+use crate::proxy::listener::bind::Accepted;
+use crate::proxy::{http1, http2, opaque};
+use crate::telemetry::metrics;
+use crate::telemetry::metrics::{Label as _, OpaqueReason};
+use crate::telemetry::rate_limit::limited;
+use crate::tls;
+use crate::upstream::DialApp;
+use crate::upstream::app::{AppLeg, OwnPort};
+use crate::upstream::app_tls::Passthrough;
+use traffic_core::routing::Mechanism;
+use traffic_core::sniff::{FirstBytes, classify};
+
+/// The task of one connection.
+pub(crate) fn carry(accepted: Accepted, port: Arc<PortContext>) -> impl Future<Output = ()> + Send {
+    let lane = ConnContext {
+        caller: accepted.caller,
+        port: Arc::clone(&port),
+        hello: None,
+    };
+    let carried = ConnGuard::begin(port, accepted.caller);
+    connection(UnregisteredSocket::new(accepted.io), lane).map(|ended| carried.end(ended))
+}
+
+/// One connection, from its first byte to its end. Every open one holds room for it, so one step
+/// takes the room of the other; an async function would keep both.
+pub fn connection(io: UnregisteredSocket, lane: ConnContext) -> impl Future<Output = Ended> + Send {
+    begin(io, lane).then(|begun| match begun {
+        Ok(begun) => begun.carry().left_future(),
+        Err(ended) => ready(ended).right_future(),
+    })
+}
+
+/// A connection of which it is known what it carries.
+struct ReadyConn {
+    down: Conn,
+    app: AppLeg,
+    own: Option<OwnPort>,
+    protocol: Protocol,
+    first: relay::PendingBytes,
+    lane: ConnContext,
+}
+
+/// TLS where annotations ask for it, the app's connection, and the first bytes.
+async fn begin(io: UnregisteredSocket, mut lane: ConnContext) -> Result<ReadyConn, Ended> {
+    let (mut down, dial) = match &lane.port.tls {
+        None => (Conn::New(io), Arc::clone(&lane.port.app)),
+        // Boxed: a handshake needs much room for a short time.
+        Some(_) => Box::pin(accept_tls(io, &mut lane)).await?,
+    };
+    let port = &lane.port;
+    let mut app = AppLeg::new(dial, lane.hello.clone(), Arc::clone(&port.metrics));
+    let declared = port.spoken.get().0;
+    let mut spoken = Buf::default();
+    if read_available(&mut down, &mut spoken).await.is_err() {
+        return Err(Ended::CallerReset);
+    }
+    if !workstation_takes_all(port) {
+        // At once, also for a silent caller: the app may speak first.
+        app.begin_with(classify(spoken.unread()) != FirstBytes::NeedMore);
+    }
+    let own = OwnPort::of(&mut app);
+    if declared == AppProtocol::Opaque {
+        down.watch().map_err(|_| Ended::CallerReset)?;
+        let first = relay::PendingBytes {
+            from_down: spoken,
+            ..relay::PendingBytes::default()
+        };
+        return Ok(ReadyConn {
+            down,
+            app,
+            own,
+            protocol: Protocol::Opaque(OpaqueReason::Declared),
+            first,
+            lane,
+        });
+    }
+    let first = match detect::first_bytes(&mut down, spoken, &mut app, &lane).await {
+        Ok(first) => first,
+        Err(ended) => {
+            if ended.resets_caller() {
+                down.abort();
+            }
+            return Err(ended);
+        }
+    };
+    report(port, first.protocol);
+    if first.protocol != Protocol::Http1 {
+        down.watch().map_err(|_| Ended::CallerReset)?;
+    }
+    let (protocol, first) = (
+        first.protocol,
+        relay::PendingBytes {
+            from_down: first.from_caller,
+            from_up: first.from_app,
+        },
+    );
+    Ok(ReadyConn {
+        down,
+        app,
+        own,
+        protocol,
+        first,
+        lane,
+    })
+}
+
+impl ReadyConn {
+    /// All but HTTP/1 is boxed, so that the many connections that carry HTTP/1 do not hold room for
+    /// it.
+    fn carry(self) -> impl Future<Output = Ended> + Send {
+        let Self {
+            down,
+            app,
+            own,
+            protocol,
+            first,
+            lane,
+        } = self;
+        match protocol {
+            Protocol::Http1 => {
+                http1::exchanges::exchanges(down, first.from_down, app, lane).left_future()
+            }
+            Protocol::Http2 => http2(down, app, first, lane).boxed().right_future(),
+            Protocol::Opaque(reason) => relay_opaque(down, app, first, lane, reason)
+                .boxed()
+                .right_future(),
+        }
+        .inspect(move |_| drop(own))
+    }
+}
+
+async fn http2(
+    mut down: Conn,
+    app: AppLeg,
+    first: relay::PendingBytes,
+    lane: ConnContext,
+) -> Ended {
+    match app.into_conn().await {
+        Ok(app) => http2::carry(down, first.from_down, app, first.from_up, &lane).await,
+        Err(ended) => {
+            down.abort();
+            ended
+        }
+    }
+}
+
+/// What the caller has said already, if anything: known to the runtime, or only to the kernel.
+async fn read_available(down: &mut Conn, spoken: &mut Buf) -> io::Result<()> {
+    if let Conn::New(socket) = down {
+        let heard = spoken.fill_now(socket.get()?)?;
+        // Whoever has said nothing yet has to be waited for.
+        return if heard.is_some_and(|n| n > 0) {
+            Ok(())
+        } else {
+            down.watch()
+        };
+    }
+    match (
+        poll_fn(|cx| Poll::Ready(spoken.poll_fill(down, cx))).await,
+        &*down,
+    ) {
+        (Poll::Pending, Conn::Tcp(socket)) => spoken.fill_now(socket).map(drop),
+        (Poll::Ready(read), _) => read.map(drop),
+        (Poll::Pending, _) => Ok(()),
+    }
+}
+
+/// Says once for each port and protocol what callers are found to speak.
+fn report(port: &PortContext, found: Protocol) {
+    let (carried, reason) = match found {
+        Protocol::Http1 => (metrics::Protocol::Http1, ""),
+        Protocol::Http2 => (metrics::Protocol::Http2, ""),
+        Protocol::Opaque(reason) => (metrics::Protocol::Opaque, reason.label()),
+    };
+    if port.metrics.carried.at(carried).get() == 0 {
+        let (declared, source) = port.spoken.get();
+        tracing::info!(
+            port = port.container_port,
+            carried = carried.label(),
+            reason,
+            declared = declared.word(),
+            source = source.word(),
+            "first connection of its kind"
+        );
+    }
+}
+
+/// TLS, where annotations ask for it: what the caller speaks, who it is, and how the app is dialled
+/// for it.
+async fn accept_tls(
+    io: UnregisteredSocket,
+    lane: &mut ConnContext,
+) -> Result<(Conn, Arc<dyn DialApp>), Ended> {
+    let port = Arc::clone(&lane.port);
+    let Some(tls) = &port.tls else {
+        return Ok((Conn::New(io), Arc::clone(&port.app)));
+    };
+    let io = io.watched().map_err(|_| Ended::CallerReset)?;
+    let arrival = tokio::select! {
+        biased;
+        arrival = tls.accept(io, port.routes.load().is_empty(), &port.metrics) => arrival,
+        // Whoever has not said anything by then will not be missed by the app.
+        () = port.drain.draining() => return Err(Ended::Drained),
+    };
+    match arrival {
+        Ok(tls::server::accept::Arrival::Terminated(conn, hello)) => {
+            lane.hello = Some(Arc::new(hello));
+            Ok((conn, Arc::clone(&port.app)))
+        }
+        Ok(tls::server::accept::Arrival::Clear(io, hello)) => {
+            lane.hello = hello.map(Arc::new);
+            Ok((Conn::Tcp(io), Arc::clone(&port.app)))
+        }
+        Ok(tls::server::accept::Arrival::Untouched(io)) => {
+            Ok((Conn::Tcp(io), Arc::new(Passthrough(Arc::clone(&port.app)))))
+        }
+        Err(refused) => {
+            limited!(port.metrics.lines.handshake, info, port = port.container_port, caller = %lane.caller, "{refused}");
+            Err(refused.ended)
+        }
+    }
+}
+
+/// A connection that is not looked into. What the app has said already binds it to the app. What is
+/// not understood could tell the app who the caller is, where the agent has to vouch for that; TLS
+/// of the caller's own is between the two, and so is what the port is declared to carry.
+async fn relay_opaque(
+    mut down: Conn,
+    app: AppLeg,
+    first: relay::PendingBytes,
+    lane: ConnContext,
+    reason: OpaqueReason,
+) -> Ended {
+    let lane = &lane;
+    if !matches!(reason, OpaqueReason::TlsRelayed | OpaqueReason::Declared)
+        && lane.identity().is_some()
+    {
+        lane.port.metrics.opaque.at(reason).inc();
+        down.abort();
+        return Ended::Malformed;
+    }
+    if app.is_idle() {
+        return opaque::carry(down, first.from_down, None, lane, reason).await;
+    }
+    match app.into_conn().await {
+        Ok(app) if first.from_up.is_empty() => {
+            opaque::carry(down, first.from_down, Some(app), lane, reason).await
+        }
+        Ok(app) => opaque::to_app(down, first, app, lane, reason).await,
+        Err(ended) => {
+            down.abort();
+            ended
+        }
+    }
+}
+
+/// Whether a rule sends every connection that is not understood to a workstation, so that the app
+/// may not be needed.
+fn workstation_takes_all(port: &PortContext) -> bool {
+    port.routes
+        .load()
+        .global()
+        .is_some_and(|i| i.mechanism == Mechanism::Tcp)
+}
+
+/// Counts a connection as open until dropped, and reports how it ended, also when it was dropped
+/// amid its work: by a panic, or by the drain.
+struct ConnGuard {
+    port: Arc<PortContext>,
+    caller: Caller,
+    ended: Option<Ended>,
+}
+
+impl ConnGuard {
+    fn begin(port: Arc<PortContext>, caller: Caller) -> Self {
+        port.metrics.active.add(1);
+        Self {
+            port,
+            caller,
+            ended: None,
+        }
+    }
+
+    fn end(mut self, ended: Ended) {
+        self.ended = Some(ended);
+    }
+}
+
+impl Drop for ConnGuard {
+    fn drop(&mut self) {
+        self.port.metrics.active.add(-1);
+        let ended = match self.ended {
+            Some(ended) => ended,
+            None if std::thread::panicking() => Ended::Bug,
+            None => Ended::Drained,
+        };
+        self.port.metrics.ended.at(ended).inc();
+        let (port, caller, label) = (self.port.container_port, self.caller, ended.label());
+        let lines = &self.port.metrics.lines;
+        match ended {
+            Ended::Bug => tracing::error!(port, %caller, ended = label, "connection"),
+            Ended::Drained => tracing::info!(port, %caller, ended = label, "connection"),
+            Ended::TunnelLost => {
+                limited!(lines.tunnel, info, port, %caller, ended = label, "connection")
+            }
+            Ended::Limit => {
+                limited!(lines.refused, warn, port, %caller, ended = label, "connection")
+            }
+            Ended::AppRefused | Ended::TimedOut(Stage::AppConnect) => limited!(
+                lines.app, warn, port, %caller, ended = label,
+                "the app does not take connections; its callers are refused as without the agent"
+            ),
+            _ => tracing::debug!(port, %caller, ended = label, "connection"),
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! What carrying one connection needs: who called, what its port shares, and what the handshake
+//! found. Protocols take a [`ConnContext`] instead of a bag of everything.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use crate::addr::Caller;
+use crate::drain::Drain;
+use crate::routes::CurrentRoutes;
+use crate::telemetry::access_log::Access;
+use crate::telemetry::access_log::record::AccessRecord;
+use crate::telemetry::explain_header::Explanation;
+use crate::telemetry::metrics::{Label as _, OpaqueReason, PortMetrics};
+use crate::tls::alpn::TlsInfo;
+use crate::tls::identity::CallerIdentity;
+use crate::upstream::{DialApp, OpenTunnel, Transport};
+use traffic_core::routing::{Intercept, Request, RouteTable, Routed};
+
+/// The app protocol a port was declared, annotated or probed to speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum AppProtocol {
+    /// Nothing is known: the caller's own bytes decide.
+    Unknown,
+    /// No look at all.
+    Opaque,
+    /// HTTP/1 in clear text.
+    Http1,
+    /// HTTP/2; a TLS record or a preface from the caller says which form.
+    Http2,
+    /// TLS; the version of HTTP inside by ALPN.
+    Tls,
+}
+
+/// How it became known what a port speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum ProtocolSource {
+    /// Nothing is known but what each caller's own bytes say.
+    #[default]
+    Bytes = 0,
+    /// The Service port's `appProtocol`.
+    AppProtocol = 1,
+    /// The per-port annotation.
+    Annotation = 2,
+    /// The configured strategy (`portName`, `http`, `http2`).
+    Strategy = 3,
+    /// The app was asked.
+    Probe = 4,
+}
+
+impl ProtocolSource {
+    /// The word shown in the log and by the admin.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Bytes => "bytes",
+            Self::AppProtocol => "declared",
+            Self::Annotation => "annotation",
+            Self::Strategy => "strategy",
+            Self::Probe => "probe",
+        }
+    }
+}
+
+impl AppProtocol {
+    /// The word shown in the log and by the admin.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Opaque => "tcp",
+            Self::Http1 => "http",
+            Self::Http2 => "http2",
+            Self::Tls => "https",
+        }
+    }
+}
+
+/// What a port speaks as far as it is known, and how that became known. A probe may change it while
+/// the port serves.
+#[derive(Debug)]
+pub struct DetectedProtocol(AtomicU16);
+
+impl DetectedProtocol {
+    /// Starts with what the configuration says.
+    #[must_use]
+    pub fn new(declared: AppProtocol, source: ProtocolSource) -> Self {
+        Self(AtomicU16::new(packed(declared, source)))
+    }
+
+    /// What is known.
+    #[must_use]
+    pub fn get(&self) -> (AppProtocol, ProtocolSource) {
+        let [declared, source] = self.0.load(Ordering::Relaxed).to_be_bytes();
+        let declared = match declared {
+            1 => AppProtocol::Opaque,
+            2 => AppProtocol::Http1,
+            3 => AppProtocol::Http2,
+            4 => AppProtocol::Tls,
+            _ => AppProtocol::Unknown,
+        };
+        let source = match source {
+            1 => ProtocolSource::AppProtocol,
+            2 => ProtocolSource::Annotation,
+            3 => ProtocolSource::Strategy,
+            4 => ProtocolSource::Probe,
+            _ => ProtocolSource::Bytes,
+        };
+        (declared, source)
+    }
+
+    /// Keeps what a probe found, or forgets it again (`AppProtocol::Unknown` by `ProtocolSource::Bytes`).
+    pub fn set(&self, declared: AppProtocol, source: ProtocolSource) {
+        self.0.store(packed(declared, source), Ordering::Relaxed);
+    }
+}
+
+fn packed(declared: AppProtocol, source: ProtocolSource) -> u16 {
+    let declared = match declared {
+        AppProtocol::Unknown => 0,
+        AppProtocol::Opaque => 1,
+        AppProtocol::Http1 => 2,
+        AppProtocol::Http2 => 3,
+        AppProtocol::Tls => 4,
+    };
+    u16::from_be_bytes([declared, source as u8])
+}
+
+/// What all connections of one port share.
+#[derive(Debug)]
+pub struct PortContext {
+    /// The app's port, as people know it.
+    pub container_port: u16,
+    /// The port the agent listens on.
+    pub agent_port: u16,
+    /// The rules in force.
+    pub routes: Arc<CurrentRoutes>,
+    /// TCP or UDP.
+    pub transport: Transport,
+    /// What the app speaks, as far as it is known.
+    pub spoken: DetectedProtocol,
+    /// The way to the app.
+    pub app: Arc<dyn DialApp>,
+    /// The way to workstations.
+    pub tunnels: Arc<dyn OpenTunnel>,
+    /// Certificates and limits where the port's annotations ask for TLS; `None` on all other ports.
+    pub tls: Option<Arc<crate::tls::server::accept::TlsPort>>,
+    /// The access log, and what explanations say of this pod.
+    pub access: Access,
+    /// Counters.
+    pub metrics: Arc<PortMetrics>,
+    /// When to leave.
+    pub drain: Drain,
+}
+
+/// One connection's share of its port.
+#[derive(Clone, Debug)]
+pub struct ConnContext {
+    /// Who opened the connection.
+    pub caller: Caller,
+    /// What all connections of the port share.
+    pub port: Arc<PortContext>,
+    /// What the TLS handshake found, where the agent terminated TLS.
+    pub hello: Option<Arc<TlsInfo>>,
+}
+
+impl ConnContext {
+    /// AccessRecord for the access log where it is on, and for an explanation where `request` asked for
+    /// one; else none.
+    #[must_use]
+    pub fn notes<R: Request + ?Sized>(
+        &self,
+        verdict: &Routed<'_>,
+        table: &RouteTable,
+        request: &R,
+        method: &[u8],
+        protocol: &'static str,
+    ) -> Option<Box<AccessRecord>> {
+        let access = &self.port.access;
+        if access.log.is_none() && !verdict.asks_why {
+            return None;
+        }
+        let line = access.log.as_ref().map(|log| {
+            (
+                log.clone(),
+                log.begin(request, method, protocol, self.caller),
+            )
+        });
+        let explanation = verdict.asks_why.then(|| {
+            let (declared, source) = self.port.spoken.get();
+            let protocol = format_args!("{protocol} ({} by {})", declared.word(), source.word());
+            Explanation::of(
+                &access.pod,
+                self.port.container_port,
+                protocol,
+                table,
+                request,
+            )
+        });
+        let mut notes = AccessRecord::new(line, explanation);
+        notes.decided(&verdict.decision, table, &self.app_address());
+        Some(notes)
+    }
+
+    /// AccessRecord for the access log's line of a connection that nobody looks into, where the log is on.
+    /// It goes to the app, or to `intercept`'s workstation.
+    #[must_use]
+    pub fn unread_notes(
+        &self,
+        why: OpaqueReason,
+        intercept: Option<&Intercept>,
+    ) -> Option<Box<AccessRecord>> {
+        let log = self.port.access.log.as_ref()?;
+        let mut notes =
+            AccessRecord::new(Some((log.clone(), log.begin_connection(self.caller))), None);
+        notes.unread(why.label(), intercept, &self.app_address());
+        Some(notes)
+    }
+
+    /// Where the app is, for people.
+    #[must_use]
+    pub fn app_address(&self) -> String {
+        self.port
+            .app
+            .plain_addr()
+            .map_or_else(|| "app".to_owned(), |a| a.to_string())
+    }
+
+    /// The request header in which this port hands verified callers' identities on, and this
+    /// caller's, where it has one. Whatever a caller itself sends under that name must not reach
+    /// anybody.
+    #[must_use]
+    pub fn identity(&self) -> Option<(&str, Option<&CallerIdentity>)> {
+        let name = self.port.tls.as_ref()?.identity_header()?;
+        Some((
+            name,
+            self.hello
+                .as_ref()
+                .and_then(|hello| hello.identity.as_deref()),
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_port_speaks_reads_back_as_it_was_set() {
+        for declared in [
+            AppProtocol::Unknown,
+            AppProtocol::Opaque,
+            AppProtocol::Http1,
+            AppProtocol::Http2,
+            AppProtocol::Tls,
+        ] {
+            for source in [
+                ProtocolSource::Bytes,
+                ProtocolSource::AppProtocol,
+                ProtocolSource::Annotation,
+                ProtocolSource::Strategy,
+                ProtocolSource::Probe,
+            ] {
+                assert_eq!(
+                    DetectedProtocol::new(declared, source).get(),
+                    (declared, source)
+                );
+            }
+        }
+    }
+}

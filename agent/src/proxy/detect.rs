@@ -1,0 +1,208 @@
+//! The first bytes, looked at while the app is connected and may already speak.
+//!
+//! The caller's own bytes decide. Bytes that come from the app before they have mean a protocol in
+//! which the server speaks first, and such a connection is relayed unread. While the caller is
+//! silent there is no hurry: the app is connected and nothing is held back. From its first byte on
+//! there is one deadline and one size; out of either means opaque.
+
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::time::Sleep;
+
+use crate::io::buffers::Buf;
+use crate::io::conn::Conn;
+use crate::outcome::Ended;
+use crate::proxy::context::{AppProtocol, ConnContext, ProtocolSource};
+use crate::telemetry::metrics::OpaqueReason;
+use crate::upstream::app::{AppLeg, ended_by_app};
+use traffic_core::sniff::{self, FirstBytes};
+
+/// How long a prefix that may become a usual request is held back from the app. Whoever sends a
+/// request line sends it in one piece, so this only ever delays a protocol that begins like one and
+/// then waits for an answer.
+pub const DEADLINE: Duration = Duration::from_secs(3);
+
+/// How long a prefix is held back that no usual request begins with: some other protocol's most
+/// likely, which is not to be slow; a request with a method of somebody's own, torn apart on the
+/// way, is the app's.
+pub const UNFAMILIAR_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// How long a silent caller is waited for where a workstation takes every connection of the port:
+/// long enough for every client that speaks first, little beside a login where the server does.
+pub const SILENCE_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// What a connection is carried as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.0 or 1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+    /// Not understood, or not to be.
+    Opaque(OpaqueReason),
+}
+
+/// The decision, with the bytes that were read for it.
+#[derive(Debug)]
+pub struct Detected {
+    /// What the connection is carried as.
+    pub protocol: Protocol,
+    /// What the caller has sent.
+    pub from_caller: Buf,
+    /// What the app has sent.
+    pub from_app: Buf,
+}
+
+/// Reads until it is clear what the connection is, beginning with what the caller has `spoken`
+/// already. Nothing is consumed.
+///
+/// # Errors
+/// The connection is over: the caller is gone, or the app refused while no rule could send a
+/// request elsewhere.
+pub async fn first_bytes(
+    down: &mut Conn,
+    spoken: Buf,
+    app: &mut AppLeg,
+    lane: &ConnContext,
+) -> Result<Detected, Ended> {
+    // Only a caller that has HTTP to say is sure to speak first.
+    let (declared, source) = lane.port.spoken.get();
+    let client_first = matches!(declared, AppProtocol::Http1 | AppProtocol::Http2)
+        && source != ProtocolSource::Probe;
+    let awaits_workstation = app.is_idle() && !client_first && spoken.is_empty();
+    let (from_caller, from_app) = (spoken, Buf::default());
+    let mut look = Look {
+        down,
+        app,
+        lane,
+        from_caller,
+        from_app,
+        awaits_workstation,
+        doubted: false,
+        deadline: None,
+    };
+    let protocol = match look.protocol(sniff::classify(look.from_caller.unread())) {
+        Some(protocol) => protocol,
+        None => poll_fn(|cx| look.poll(cx)).await?,
+    };
+    Ok(Detected {
+        protocol,
+        from_caller: look.from_caller,
+        from_app: look.from_app,
+    })
+}
+
+struct Look<'a> {
+    down: &'a mut Conn,
+    app: &'a mut AppLeg,
+    lane: &'a ConnContext,
+    from_caller: Buf,
+    from_app: Buf,
+    /// The app is not dialled, because a workstation takes every connection of the port.
+    awaits_workstation: bool,
+    /// The caller's bytes are no beginning of a usual request.
+    doubted: bool,
+    deadline: Option<Pin<Box<Sleep>>>,
+}
+
+impl Look<'_> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Protocol, Ended>> {
+        if let Poll::Ready(decided) = self.poll_caller(cx) {
+            return Poll::Ready(decided);
+        }
+        if let Poll::Ready(decided) = self.poll_app(cx) {
+            return Poll::Ready(decided);
+        }
+        if !self.doubted && !sniff::is_familiar(self.from_caller.unread()) {
+            (self.doubted, self.deadline) = (true, None);
+        }
+        let (wait, reason) = if self.doubted {
+            (UNFAMILIAR_TIMEOUT, OpaqueReason::Undecided)
+        } else if !self.from_caller.is_empty() || !self.from_app.is_empty() {
+            (DEADLINE, OpaqueReason::Undecided)
+        } else if self.awaits_workstation {
+            (SILENCE_TIMEOUT, OpaqueReason::ServerFirst)
+        } else {
+            return Poll::Pending;
+        };
+        let deadline = self
+            .deadline
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(wait)));
+        deadline
+            .as_mut()
+            .poll(cx)
+            .map(|()| Ok(Protocol::Opaque(reason)))
+    }
+
+    fn poll_caller(&mut self, cx: &mut Context<'_>) -> Poll<Result<Protocol, Ended>> {
+        loop {
+            match std::task::ready!(self.from_caller.poll_fill(self.down, cx)) {
+                // The end of a caller that said nothing decisive, or a full buffer: the app is to
+                // see it.
+                Ok(0) => return Poll::Ready(Ok(Protocol::Opaque(OpaqueReason::Undecided))),
+                Ok(_) => {}
+                Err(_) => {
+                    self.app.abort();
+                    return Poll::Ready(Err(Ended::CallerReset));
+                }
+            }
+            // The caller speaks: from here on it is the usual deadline that runs.
+            self.deadline = self
+                .deadline
+                .take()
+                .filter(|_| !std::mem::take(&mut self.awaits_workstation));
+            if let Some(protocol) = self.protocol(sniff::classify(self.from_caller.unread())) {
+                return Poll::Ready(Ok(protocol));
+            }
+        }
+    }
+
+    /// What a verdict means on this port. The bytes win over a declaration, which may be mistaken,
+    /// except that a port declared to speak TLS is not asked for clear text behind its app's back.
+    fn protocol(&self, verdict: FirstBytes) -> Option<Protocol> {
+        let ends_tls = self.lane.hello.is_some();
+        Some(match verdict {
+            FirstBytes::NeedMore => return None,
+            // The app said something that only a caller with a preface understands.
+            FirstBytes::Http1 | FirstBytes::Tls | FirstBytes::Other
+                if !self.from_app.is_empty() =>
+            {
+                Protocol::Opaque(OpaqueReason::ServerFirst)
+            }
+            FirstBytes::Tls if !ends_tls => Protocol::Opaque(OpaqueReason::TlsRelayed),
+            FirstBytes::Tls | FirstBytes::Other => Protocol::Opaque(OpaqueReason::NotHttp),
+            _ if self.lane.port.spoken.get().0 == AppProtocol::Tls && !ends_tls => {
+                Protocol::Opaque(OpaqueReason::NotHttp)
+            }
+            FirstBytes::Http1 => Protocol::Http1,
+            FirstBytes::Http2 => Protocol::Http2,
+        })
+    }
+
+    fn poll_app(&mut self, cx: &mut Context<'_>) -> Poll<Result<Protocol, Ended>> {
+        if self.app.is_idle() || self.app.has_failed() {
+            return Poll::Pending;
+        }
+        let failure = match std::task::ready!(self.app.poll_conn(cx)) {
+            Ok(conn) => match std::task::ready!(self.from_app.poll_fill(conn, cx)) {
+                // Some HTTP/2 servers greet with their SETTINGS before they have seen the preface.
+                Ok(n) if n > 0 && sniff::may_be_settings(self.from_app.unread()) => {
+                    return self.poll_app(cx);
+                }
+                Ok(_) => return Poll::Ready(Ok(Protocol::Opaque(OpaqueReason::ServerFirst))),
+                Err(e) => ended_by_app(&e),
+            },
+            Err(ended) => ended,
+        };
+        self.app.fail(failure);
+        // While there are rules, a request may yet turn out to be a workstation's.
+        if self.lane.port.routes.load().is_empty() {
+            Poll::Ready(Err(failure))
+        } else {
+            Poll::Pending
+        }
+    }
+}

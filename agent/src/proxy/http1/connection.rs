@@ -1,0 +1,81 @@
+//! The state of one caller's HTTP/1 connection: the caller, the app, the tunnels, and the buffers
+//! between them.
+
+use std::future::poll_fn;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt as _;
+
+use crate::io::conn::Conn;
+use crate::outcome::Ended;
+use crate::proxy::context::ConnContext;
+use crate::proxy::http1::pipe::Pipe;
+use crate::proxy::http1::tunnels::TunnelPool;
+use crate::telemetry::access_log::record::AccessRecord;
+use crate::telemetry::metrics::OpaqueReason;
+use crate::upstream::app::AppLeg;
+use traffic_core::http1::head::Ambiguous;
+
+/// How long a head may take from its first byte on; a slower one is relayed unread.
+pub const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long, and how many bytes, a caller is listened to after its last answer.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
+const MAX_LINGER_BYTES: usize = 4 << 20;
+
+/// One caller's connection with its ways upstream.
+pub(crate) struct Connection {
+    pub(crate) lane: ConnContext,
+    pub(crate) down: Conn,
+    pub(crate) app: AppLeg,
+    /// A workstation has answered since the app last did, so the app may rightly have closed an
+    /// idle connection that the caller still uses.
+    pub(crate) stale_app: bool,
+    pub(crate) workstations: TunnelPool,
+    pub(crate) request: Pipe,
+    pub(crate) answer: Pipe,
+    /// The caller will send nothing more.
+    pub(crate) caller_done: bool,
+    /// Of the exchange under way, where there is anything to note.
+    pub(crate) notes: Option<Box<AccessRecord>>,
+}
+
+/// Where the current exchange goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Upstream {
+    App,
+    /// An open tunnel, by its place in [`TunnelPool`].
+    Tunnel(usize),
+}
+
+impl Connection {
+    /// Closes towards the caller so that it gets the whole answer: what it still sends is read for
+    /// a while, because closing over unread bytes would reset the connection.
+    pub(crate) async fn linger(&mut self) -> Ended {
+        if self.down.shutdown().await.is_err() {
+            return Ended::CallerReset;
+        }
+        let mut left = MAX_LINGER_BYTES;
+        let reading = poll_fn(|cx| {
+            loop {
+                self.request.buf.consume(usize::MAX);
+                match std::task::ready!(self.request.buf.poll_fill(&mut self.down, cx)) {
+                    Ok(n) if n > 0 && left > 0 => left = left.saturating_sub(n),
+                    _ => return Poll::Ready(()),
+                }
+            }
+        });
+        // Either way the answer has had its time.
+        let _ = tokio::time::timeout(LINGER_TIMEOUT, reading).await;
+        Ended::Clean
+    }
+}
+
+impl From<Ambiguous> for OpaqueReason {
+    fn from(why: Ambiguous) -> Self {
+        match why {
+            Ambiguous::Oversized => Self::OversizedHead,
+            _ => Self::Ambiguous,
+        }
+    }
+}

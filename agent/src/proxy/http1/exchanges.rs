@@ -1,0 +1,223 @@
+//! The loop of exchanges on one connection.
+
+use std::future::{Future, poll_fn};
+use std::sync::Arc;
+use std::task::Poll;
+
+use tokio::time::Instant;
+
+use crate::io::buffers::Buf;
+use crate::io::conn::Conn;
+use crate::io::relay;
+use crate::io::relay::PendingBytes;
+use crate::outcome::Ended;
+use crate::proxy::context::ConnContext;
+use crate::proxy::http1::exchange::{Exchange, Outcome};
+use crate::proxy::http1::idle::{Idle, NextHead};
+use crate::proxy::http1::pipe::Pipe;
+use crate::proxy::http1::tunnels::TunnelPool;
+use crate::proxy::opaque;
+use crate::telemetry::metrics::{OpaqueReason, Protocol, Route};
+use crate::upstream::app::AppLeg;
+use traffic_core::http1::body::Body;
+use traffic_core::http1::head::Head;
+use traffic_core::routing::{Decision, Intercept};
+
+use crate::proxy::http1::connection::{Connection, Upstream};
+
+/// Carries a connection whose first bytes are a request line; `first` holds what has been read of
+/// it.
+pub fn exchanges(
+    down: Conn,
+    first: Buf,
+    app: AppLeg,
+    lane: ConnContext,
+) -> impl Future<Output = Ended> + Send {
+    lane.port.metrics.carried.at(Protocol::Http1).inc();
+    let mut connection = Connection {
+        lane,
+        down,
+        app,
+        stale_app: false,
+        workstations: TunnelPool::default(),
+        request: Pipe::starting_with(first),
+        answer: Pipe::empty(),
+        caller_done: false,
+        notes: None,
+    };
+    // Made outside, because an async function would keep room for its arguments beside it.
+    async move {
+        let ended = connection.run().await;
+        if let Some(notes) = connection.notes.take() {
+            notes.end(ended);
+        }
+        if ended.resets_caller() {
+            connection.down.abort();
+        }
+        ended
+    }
+}
+
+impl Connection {
+    /// What is rare is boxed, so that idle connections do not hold room for it.
+    async fn run(&mut self) -> Ended {
+        let port = Arc::clone(&self.lane.port);
+        let mut idle = Idle::new(&port.drain);
+        loop {
+            let head = match poll_fn(|cx| idle.poll_next(self, cx)).await {
+                NextHead::Request(head) => head,
+                NextHead::Unclear(reason) => return Box::pin(self.relay_to_app(reason)).await,
+                NextHead::End(ended) => return ended,
+            };
+            let started = Instant::now();
+            let Some(head) = self.vouch(head) else {
+                return Ended::Limit;
+            };
+            let mut body = Body::of_request(&head);
+            if self.request.clear_head(head.len, &mut body).is_err() {
+                return Box::pin(self.relay_to_app(OpaqueReason::Ambiguous)).await;
+            }
+            let upstream = match self.route(&head) {
+                None => Upstream::App,
+                Some((intercept, Route::Expired)) => {
+                    self.lane
+                        .port
+                        .metrics
+                        .http1_requests
+                        .at(Route::Expired)
+                        .inc();
+                    match Box::pin(self.expired(intercept, head, body)).await {
+                        None => {
+                            self.notes = None;
+                            continue;
+                        }
+                        Some(ended) => return ended,
+                    }
+                }
+                Some((intercept, _)) => Box::pin(self.workstation(intercept)).await,
+            };
+            let route = if upstream == Upstream::App {
+                Route::App
+            } else {
+                Route::Client
+            };
+            self.lane.port.metrics.http1_requests.at(route).inc();
+            if upstream == Upstream::App {
+                self.ready_app().await;
+            }
+            let mut exchange = Exchange::new(
+                &head,
+                body,
+                upstream,
+                self.lane.identity().is_none(),
+                started,
+            );
+            match poll_fn(|cx| exchange.poll(self, cx)).await {
+                Outcome::Next => {
+                    self.stale_app = upstream != Upstream::App;
+                    if let Some(notes) = self.notes.take() {
+                        notes.end(Ended::Clean);
+                    }
+                }
+                Outcome::End(ended) => return ended,
+                Outcome::Close => return Box::pin(self.linger()).await,
+                Outcome::Relay(reason) => return Box::pin(self.relay(upstream, reason)).await,
+            }
+        }
+    }
+
+    /// Puts in who the caller is, where the port says so; `None` where there is no room for it.
+    fn vouch(&mut self, head: Head) -> Option<Head> {
+        match self.lane.identity() {
+            None => Some(head),
+            Some((name, caller)) => {
+                super::identity_header::replace(&mut self.request.buf, &head, name, caller)
+            }
+        }
+    }
+
+    /// Decides one request; `None` is the app. The table is read once and held for nothing else.
+    fn route(&mut self, head: &Head) -> Option<(Arc<Intercept>, Route)> {
+        let table = self.lane.port.routes.load();
+        if table.is_empty() && self.lane.port.access.log.is_none() {
+            return None;
+        }
+        let request = head.request(self.request.buf.unread());
+        let verdict = table.judge(&request);
+        let version = if head.minor == 0 {
+            "HTTP/1.0"
+        } else {
+            "HTTP/1.1"
+        };
+        self.notes = self
+            .lane
+            .notes(&verdict, &table, &request, request.method, version);
+        match verdict.decision {
+            Decision::App => None,
+            Decision::Client(intercept) => Some((Arc::clone(intercept), Route::Client)),
+            Decision::Expired(intercept) => Some((Arc::clone(intercept), Route::Expired)),
+        }
+    }
+
+    /// Sees to it that a request does not meet an app's connection that was closed while a
+    /// workstation served the caller, nor one that was refused for an earlier request.
+    async fn ready_app(&mut self) {
+        if self.stale_app {
+            poll_fn(|cx| {
+                super::idle::drop_closed_app(self, cx);
+                Poll::Ready(())
+            })
+            .await;
+        }
+        if self.app.has_failed() {
+            self.app.begin();
+        }
+    }
+
+    /// Relays the rest of the connection unread, to the app; not where a caller could so tell the
+    /// app who it is.
+    async fn relay_to_app(&mut self, reason: OpaqueReason) -> Ended {
+        if self.lane.identity().is_some() {
+            self.lane.port.metrics.opaque.at(reason).inc();
+            self.app.abort();
+            return Ended::Malformed;
+        }
+        self.relay(Upstream::App, Some(reason)).await
+    }
+
+    /// Relays the rest of the connection unread, what has been read already included.
+    async fn relay(&mut self, upstream: Upstream, reason: Option<OpaqueReason>) -> Ended {
+        let metrics = &self.lane.port.metrics;
+        if let Some(reason) = reason {
+            metrics.opaque.at(reason).inc();
+            if self.notes.is_none() {
+                self.notes = self.lane.unread_notes(reason, None);
+            }
+        }
+        let up = match upstream {
+            Upstream::App => match poll_fn(|cx| self.app.poll_conn(cx).map_ok(|_| ())).await {
+                Ok(()) => self.app.up(),
+                Err(ended) => return ended,
+            },
+            Upstream::Tunnel(at) => Some(self.workstations.at(at)),
+        };
+        let Some(up) = up else { return Ended::Bug };
+        let ((from_down, inward), (from_up, outward)) = (self.request.take(), self.answer.take());
+        let first = PendingBytes { from_down, from_up };
+        let relayed = Box::pin(relay::resumed(
+            &mut self.down,
+            up,
+            first,
+            [inward, outward],
+            metrics,
+        ))
+        .await;
+        if let Some(notes) = &mut self.notes {
+            notes.moved(relayed.bytes_in, relayed.bytes_out);
+        }
+        match upstream {
+            Upstream::App => opaque::ended(&relayed, opaque::app_failed(&relayed, metrics)),
+            Upstream::Tunnel(_) => opaque::ended(&relayed, Ended::TunnelLost),
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! Between two exchanges: the next head is awaited while the app's connection and the tunnels are
+//! watched, so that a close of theirs is acted on as it would be without an agent.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use tokio::io::AsyncWrite;
+use tokio::time::Sleep;
+use tokio_util::sync::WaitForCancellationFuture;
+
+use crate::drain::Drain;
+use crate::outcome::Ended;
+use crate::proxy::http1::connection::{Connection, HEAD_TIMEOUT};
+use crate::telemetry::metrics::{Limit, OpaqueReason};
+use crate::upstream::app::ended_by_app;
+use traffic_core::http1::head::{Head, Kind, MAX_HEAD, Parser, Step};
+
+/// How long an idle connection stays after the drain has begun.
+const IDLE_DRAIN_GRACE: Duration = Duration::from_secs(1);
+
+/// What comes next on a connection.
+#[derive(Debug)]
+pub(crate) enum NextHead {
+    /// A request, whose head is at the front of the buffer.
+    Request(Head),
+    /// Something that only the app can judge.
+    Unclear(OpaqueReason),
+    /// The end.
+    End(Ended),
+}
+
+/// What is kept while waiting.
+pub(crate) struct Idle<'d> {
+    parser: Parser,
+    /// Runs while a head is incomplete.
+    deadline: Option<Pin<Box<Sleep>>>,
+    drain: &'d Drain,
+    draining: Option<Pin<Box<WaitForCancellationFuture<'d>>>>,
+    /// Who has been registered for the drain's start.
+    asked: Option<Waker>,
+    /// Runs once the drain has begun: a request that is on its way is still answered.
+    farewell: Option<Pin<Box<Sleep>>>,
+}
+
+impl<'d> Idle<'d> {
+    pub(crate) fn new(drain: &'d Drain) -> Self {
+        let parser = Parser::new(Kind::Request);
+        Self {
+            parser,
+            deadline: None,
+            drain,
+            draining: None,
+            asked: None,
+            farewell: None,
+        }
+    }
+
+    pub(crate) fn poll_next(&mut self, c: &mut Connection, cx: &mut Context<'_>) -> Poll<NextHead> {
+        // Behind its last answer the app has ended: the caller is not asked for more.
+        if c.answer.has_ended()
+            && c.request.buf.is_empty()
+            && let Some(next) = watch_app(c, cx)
+        {
+            return Poll::Ready(next);
+        }
+        if let Some(next) = self.read_head(c, cx) {
+            self.parser = Parser::new(Kind::Request);
+            self.deadline = None;
+            return Poll::Ready(next);
+        }
+        if let Some(next) = watch_app(c, cx) {
+            return Poll::Ready(next);
+        }
+        c.workstations.drop_ended(cx);
+        if c.request.buf.is_empty() {
+            return self.poll_draining(cx).map(|()| NextHead::End(Ended::Clean));
+        }
+        let deadline = self
+            .deadline
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(HEAD_TIMEOUT)));
+        deadline.as_mut().poll(cx).map(|()| {
+            c.lane.port.metrics.limits.at(Limit::HeadTime).inc();
+            NextHead::Unclear(OpaqueReason::Undecided)
+        })
+    }
+
+    fn read_head(&mut self, c: &mut Connection, cx: &mut Context<'_>) -> Option<NextHead> {
+        loop {
+            if !c.request.buf.is_empty() {
+                match self.parser.parse(c.request.buf.unread()) {
+                    Ok(Step::Complete(head)) => return Some(NextHead::Request(head)),
+                    Ok(Step::More) if c.request.buf.is_full() => c.request.buf.grow(MAX_HEAD),
+                    Ok(Step::More) => {}
+                    Err(why) => {
+                        let reason = OpaqueReason::from(why);
+                        if reason == OpaqueReason::OversizedHead {
+                            c.lane.port.metrics.limits.at(Limit::HeadBytes).inc();
+                        }
+                        return Some(NextHead::Unclear(reason));
+                    }
+                }
+            }
+            if c.caller_done {
+                return None;
+            }
+            match c.request.poll_read(&mut c.down, 0, cx) {
+                Poll::Ready(Ok(0)) => return self.caller_done(c, cx),
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(_)) => {
+                    c.app.abort();
+                    return Some(NextHead::End(Ended::CallerReset));
+                }
+                Poll::Pending => return None,
+            }
+        }
+    }
+
+    /// The caller has ended its side: the app is told, and the connection is over once the app ends
+    /// its own.
+    fn caller_done(&mut self, c: &mut Connection, cx: &mut Context<'_>) -> Option<NextHead> {
+        c.caller_done = true;
+        if !c.request.buf.is_empty() {
+            return Some(NextHead::Unclear(OpaqueReason::Ambiguous));
+        }
+        match c.app.up() {
+            Some(app) if !c.stale_app => {
+                // Where TLS has to wait for room, its closing alert is given up; the socket's end
+                // follows anyway.
+                let _ = Pin::new(app).poll_shutdown(cx);
+                None
+            }
+            _ => Some(NextHead::End(Ended::Clean)),
+        }
+    }
+
+    /// Ready once the drain has begun and no request came for a while, which would have been told
+    /// that its answer is the last one. The registration takes locks, so it is made once for each
+    /// task.
+    fn poll_draining(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.drain.is_draining() {
+            let farewell = self
+                .farewell
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep(IDLE_DRAIN_GRACE)));
+            return farewell.as_mut().poll(cx);
+        }
+        if self
+            .asked
+            .as_ref()
+            .is_some_and(|waker| waker.will_wake(cx.waker()))
+        {
+            return Poll::Pending;
+        }
+        self.asked = Some(cx.waker().clone());
+        let drain = self.drain;
+        match self
+            .draining
+            .get_or_insert_with(|| Box::pin(drain.draining()))
+            .as_mut()
+            .poll(cx)
+        {
+            Poll::Ready(()) => self.poll_draining(cx),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+/// What the app does while no request of its own is under way.
+fn watch_app(c: &mut Connection, cx: &mut Context<'_>) -> Option<NextHead> {
+    if c.stale_app {
+        drop_closed_app(c, cx);
+        return c.caller_done.then_some(NextHead::End(Ended::Clean));
+    }
+    if c.app.is_idle() || c.app.has_failed() {
+        return c.caller_done.then_some(NextHead::End(Ended::Clean));
+    }
+    let failure = match c.app.poll_conn(cx) {
+        Poll::Pending => return None,
+        Poll::Ready(Err(ended)) => ended,
+        // More than the answer has come with it.
+        Poll::Ready(Ok(_)) if !c.answer.buf.is_empty() => {
+            return Some(NextHead::Unclear(OpaqueReason::Ambiguous));
+        }
+        Poll::Ready(Ok(conn)) => {
+            let read = match c.answer.take_end() {
+                Some(end) => Poll::Ready(end.map(|()| 0)),
+                None => c.answer.poll_read(conn, 0, cx),
+            };
+            match read {
+                Poll::Pending => return None,
+                Poll::Ready(Ok(0)) => return Some(NextHead::End(Ended::Clean)),
+                // An answer without a question, a timeout's 408 for instance.
+                Poll::Ready(Ok(_)) => return Some(NextHead::Unclear(OpaqueReason::Ambiguous)),
+                Poll::Ready(Err(e)) => ended_by_app(&e),
+            }
+        }
+    };
+    if failure == Ended::AppReset {
+        return Some(NextHead::End(failure));
+    }
+    c.app.fail(failure);
+    // While there are rules, the next request may yet be a workstation's.
+    c.lane
+        .port
+        .routes
+        .load()
+        .is_empty()
+        .then_some(NextHead::End(failure))
+}
+
+/// Gives up an app's connection that has ended, or speaks unasked, while a workstation served the
+/// caller: the caller has nothing to do with it.
+pub(crate) fn drop_closed_app(c: &mut Connection, cx: &mut Context<'_>) {
+    let Some(conn) = c.app.up() else { return };
+    if c.answer.poll_read(conn, 0, cx).is_ready() {
+        c.answer.buf.consume(usize::MAX);
+        c.app.give_up();
+    }
+}

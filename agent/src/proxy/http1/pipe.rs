@@ -1,0 +1,240 @@
+//! One direction of an exchange: bytes are read into one buffer, cleared for forwarding by whoever
+//! follows their framing, and written on. At any time a direction either reads or writes, so a slow
+//! reader slows its sender and a direction never holds more than one buffer. A long plain stretch
+//! of a body between two sockets is moved by the kernel instead, through a pipe.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::AsyncWrite;
+
+use crate::io::buffers::{Buf, SIZE};
+use crate::io::conn;
+use crate::io::conn::Conn;
+use crate::io::relay::Pace;
+use crate::io::splice;
+use crate::io::splice::SplicePipe;
+use crate::telemetry::metrics::PortMetrics;
+use traffic_core::http1::body::{Body, Malformed};
+
+/// A stretch of a body at least this long is worth a pipe; below, one read and one write are
+/// cheaper.
+const LONG: u64 = 64 * 1024;
+
+/// One direction.
+#[derive(Debug, Default)]
+pub(crate) struct Pipe {
+    /// What has been read and not yet written.
+    pub(crate) buf: Buf,
+    /// How many bytes at the front of `buf` may be written.
+    cleared: usize,
+    /// Body bytes in the kernel, which may be written; only ever while `buf` is empty.
+    hop: SplicePipe,
+    pace: Pace,
+    /// The kernel refused to splice.
+    copies_only: bool,
+    /// Nothing was written yet, so the socket it goes to may be so new that the runtime knows
+    /// nothing of it.
+    fresh: bool,
+    /// How the source has ended, where that was found out while the last bytes were still to be
+    /// written.
+    end: Option<io::Result<()>>,
+    /// Something was written since the last flush.
+    dirty: bool,
+    /// Bytes written since they were last counted.
+    uncounted: u64,
+    /// How many of them went through the kernel's pipe.
+    spliced: u64,
+}
+
+impl Pipe {
+    pub(crate) fn starting_with(buf: Buf) -> Self {
+        Self {
+            buf,
+            fresh: true,
+            ..Self::empty()
+        }
+    }
+
+    pub(crate) fn empty() -> Self {
+        Self {
+            pace: Pace::hopeful(),
+            ..Self::default()
+        }
+    }
+
+    /// What is held, for a relay that takes over.
+    pub(crate) fn take(&mut self) -> (Buf, SplicePipe) {
+        (std::mem::take(&mut self.buf), std::mem::take(&mut self.hop))
+    }
+
+    /// Looks whether the source has ended behind a message after which it is expected to, so that
+    /// what is left to be written leaves together with the close.
+    pub(crate) fn look_for_end(&mut self, from: &Conn) {
+        if let (Conn::Tcp(source), None, false) = (from, &self.end, self.buf.is_full()) {
+            if conn::has_ended(source) {
+                self.end = Some(Ok(()));
+                return;
+            }
+            self.end = match self.buf.fill_now(source) {
+                Ok(Some(0)) => Some(Ok(())),
+                Ok(_) => None,
+                Err(error) => Some(Err(error)),
+            };
+        }
+    }
+
+    /// Whether [`Self::look_for_end`] has found one.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.end.is_some()
+    }
+
+    /// The end that [`Self::look_for_end`] has found.
+    pub(crate) fn take_end(&mut self) -> Option<io::Result<()>> {
+        self.end.take()
+    }
+
+    /// Clears a head and as much of its body as is there.
+    pub(crate) fn clear_head(&mut self, head: usize, body: &mut Body) -> Result<(), Malformed> {
+        let rest = self.buf.unread().get(head..).unwrap_or_default();
+        let sound = if body.is_done() {
+            0
+        } else {
+            body.advance(rest)?
+        };
+        self.cleared = head + sound;
+        Ok(())
+    }
+
+    /// Clears what belongs to `body` of the bytes that are there.
+    pub(crate) fn clear(&mut self, body: &mut Body) -> Result<(), Malformed> {
+        self.cleared = body.advance(self.buf.unread())?;
+        Ok(())
+    }
+
+    /// Clears everything that is there.
+    pub(crate) fn clear_all(&mut self) {
+        self.cleared = self.buf.len();
+    }
+
+    /// Takes away what is cleared without writing it.
+    pub(crate) fn discard_cleared(&mut self) {
+        self.buf.consume(self.cleared);
+        self.cleared = 0;
+    }
+
+    /// Whether everything cleared has been written and flushed.
+    pub(crate) fn is_written(&self) -> bool {
+        self.cleared == 0 && !self.dirty && self.hop.held() == 0
+    }
+
+    /// Writes what is cleared and flushes behind it.
+    pub(crate) fn poll_write(
+        &mut self,
+        to: &mut Conn,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        while self.cleared > 0 {
+            let bytes = self.buf.unread().get(..self.cleared).unwrap_or_default();
+            let last = matches!(self.end, Some(Ok(()))) && bytes.len() == self.buf.len();
+            let n = match &*to {
+                // Where not all of it found room, the rest goes the usual way, and takes this with
+                // it.
+                Conn::Tcp(_) | Conn::New(_) if last && !self.dirty => match to.write_last(bytes) {
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                        self.dirty = true;
+                        continue;
+                    }
+                    written => written?,
+                },
+                Conn::Tcp(socket) if std::mem::take(&mut self.fresh) => {
+                    match conn::write_now(socket, bytes) {
+                        Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
+                        written => written?,
+                    }
+                }
+                _ => ready!(Pin::new(&mut *to).poll_write(cx, bytes))?,
+            };
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.buf.consume(n);
+            self.cleared -= n;
+            self.uncounted += n as u64;
+            self.dirty = true;
+        }
+        // Only a pair of sockets ever puts bytes into the hop, and sockets need no flush.
+        while let (Conn::Tcp(sink), true) = (&*to, self.hop.held() > 0) {
+            let n = ready!(self.hop.poll_drain(cx, sink))? as u64;
+            self.uncounted += n;
+            self.spliced += n;
+        }
+        if self.dirty {
+            ready!(Pin::new(to).poll_flush(cx))?;
+            self.dirty = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads once; a long plain stretch ahead asks for a large buffer.
+    pub(crate) fn poll_read(
+        &mut self,
+        from: &mut Conn,
+        ahead: u64,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        self.buf.prefer_large(ahead > SIZE as u64);
+        self.buf.poll_fill(from, cx)
+    }
+
+    /// Reads a body on. A long plain stretch between two sockets is taken by the kernel, and `body`
+    /// then knows it.
+    pub(crate) fn poll_read_body(
+        &mut self,
+        from: &mut Conn,
+        to: &mut Conn,
+        body: &mut Body,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        let ahead = body.plain_ahead();
+        if ahead >= LONG {
+            // Where that fails the next write tells.
+            let _ = to.watch();
+        }
+        if let (Conn::Tcp(source), Conn::Tcp(_)) = (&*from, &*to)
+            && ahead >= LONG
+            && self.pace.is_busy()
+            && !self.copies_only
+        {
+            match self.hop.poll_fill(cx, source, ahead) {
+                Poll::Ready(Ok(n)) => {
+                    body.pass(n as u64);
+                    self.pace.saw(n);
+                    return Poll::Ready(Ok(n));
+                }
+                Poll::Ready(Err(e)) if splice::is_refused(&e) => self.copies_only = true,
+                Poll::Pending => {
+                    self.hop.rest();
+                    return Poll::Pending;
+                }
+                failed => return failed,
+            }
+        }
+        let n = ready!(self.poll_read(from, ahead, cx))?;
+        if ahead >= LONG {
+            self.pace.saw(n);
+        }
+        Poll::Ready(Ok(n))
+    }
+
+    /// How many bytes were written since the last call.
+    pub(crate) fn take_written(&mut self, metrics: &PortMetrics) -> u64 {
+        let spliced = std::mem::take(&mut self.spliced);
+        if spliced > 0 {
+            metrics.bytes_spliced.add(spliced);
+            self.hop.rest();
+        }
+        std::mem::take(&mut self.uncounted)
+    }
+}

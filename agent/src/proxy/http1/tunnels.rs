@@ -1,0 +1,43 @@
+//! Open tunnels of one caller's connection: kept between exchanges, dropped when they have ended.
+
+use std::sync::Arc;
+use std::task::Context;
+
+use crate::io::buffers::Buf;
+use crate::io::conn::Conn;
+use traffic_core::routing::Intercept;
+
+/// The open tunnels.
+#[derive(Debug, Default)]
+pub(crate) struct TunnelPool {
+    pub(crate) open: Vec<PooledTunnel>,
+}
+
+#[derive(Debug)]
+pub(crate) struct PooledTunnel {
+    pub(crate) intercept: Arc<Intercept>,
+    pub(crate) conn: Conn,
+}
+
+impl TunnelPool {
+    /// The tunnel at a place that the choice of an upstream has given for the exchange under way.
+    pub(crate) fn at(&mut self, at: usize) -> &mut Conn {
+        // Places change only between exchanges.
+        &mut self.open[at].conn
+    }
+
+    /// Drops the tunnels that have ended (or speak unasked) between exchanges.
+    pub(crate) fn drop_ended(&mut self, cx: &mut Context<'_>) {
+        self.open
+            .retain_mut(|leg| Buf::default().poll_fill(&mut leg.conn, cx).is_pending());
+    }
+
+    pub(crate) fn find(&self, intercept: &Intercept) -> Option<usize> {
+        self.open.iter().position(|leg| {
+            leg.intercept.id == intercept.id
+                && leg.intercept.target_host == intercept.target_host
+                && leg.intercept.target_port == intercept.target_port
+                && leg.intercept.plaintext == intercept.plaintext
+        })
+    }
+}

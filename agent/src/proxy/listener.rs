@@ -1,0 +1,6 @@
+//! Listeners: ports are bound, connections accepted, and worker threads run them.
+
+pub mod accept;
+pub mod bind;
+pub mod socket;
+pub mod workers;

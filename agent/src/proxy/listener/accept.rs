@@ -1,0 +1,110 @@
+//! The accept loop of one listening port: connections are admitted until the drain begins, and
+//! every admitted one becomes a task.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+
+use crate::io::fd_reserve;
+use crate::outcome::Ended;
+use crate::proxy::connection::carry;
+use crate::proxy::context::PortContext;
+use crate::proxy::listener::bind::{self, Accepted};
+use crate::proxy::listener::socket::Listener;
+use crate::telemetry::metrics::Limit;
+use crate::telemetry::rate_limit::limited;
+
+/// Open connections on one port; more are refused. Far above what a pod serves, far below what its
+/// memory holds.
+pub const MAX_CONNECTIONS: i64 = 32 * 1024;
+/// How long accepting rests when descriptors have run out.
+const EXHAUSTED_DELAY: Duration = Duration::from_millis(50);
+
+/// How long callers that are in the kernel's queue when accepting ends are still taken in: closing
+/// resets them.
+const BACKLOG_DRAIN_TIMEOUT: Duration = Duration::from_millis(50);
+
+/// Accepts until the drain says not to. Every connection is one task.
+pub async fn accept(listener: Listener, port: Arc<PortContext>) {
+    // Asked for each time, because a crowd that is never all accepted would keep the other branch
+    // from its turn.
+    while !port.drain.is_closed() {
+        if !fd_reserve::ensure() {
+            pause_accepting(&port, &Errno::MFILE.into()).await;
+            continue;
+        }
+        let accepted = tokio::select! {
+            biased;
+            accepted = listener.accept() => accepted,
+            () = port.drain.closed() => break,
+        };
+        match accepted {
+            Ok(accepted) => admit(accepted, &port),
+            Err(error) if bind::is_exhausted(&error) => pause_accepting(&port, &error).await,
+            // The caller was gone before it was accepted.
+            Err(error) => tracing::debug!(port = port.agent_port, %error, "accept"),
+        }
+    }
+    drain_backlog(&listener, &port);
+}
+
+/// Accepts who has come already, without waiting for anybody.
+fn drain_backlog(listener: &Listener, port: &Arc<PortContext>) {
+    let end = Instant::now() + BACKLOG_DRAIN_TIMEOUT;
+    while Instant::now() < end {
+        match listener.accept_now() {
+            Ok(accepted) => admit(accepted, port),
+            Err(error)
+                if error.kind() == io::ErrorKind::WouldBlock || bind::is_exhausted(&error) =>
+            {
+                return;
+            }
+            // Gone before its turn; others may wait behind it.
+            Err(_) => {}
+        }
+    }
+}
+
+/// Lets callers wait in the kernel's queue for a while, until connections have ended.
+async fn pause_accepting(port: &PortContext, error: &io::Error) {
+    // The reserve may be the last descriptor there is, and callers that another worker has accepted
+    // wait for one.
+    fd_reserve::release();
+    port.metrics.limits.at(Limit::Descriptors).inc();
+    limited!(
+        port.metrics.lines.refused, warn, port = port.agent_port, %error,
+        "accepting rests, new callers wait; raise the limit of open descriptors (ulimit -n), two for each connection"
+    );
+    tokio::select! {
+        () = tokio::time::sleep(EXHAUSTED_DELAY) => {}
+        () = port.drain.closed() => {}
+    }
+}
+
+fn admit(accepted: Accepted, port: &Arc<PortContext>) {
+    port.metrics.connections.inc();
+    if port.metrics.active.get() >= MAX_CONNECTIONS {
+        port.metrics.limits.at(Limit::Connections).inc();
+        port.metrics.ended.at(Ended::Limit).inc();
+        limited!(
+            port.metrics.lines.refused, warn, port = port.agent_port, caller = %accepted.caller, open = MAX_CONNECTIONS,
+            "a connection is refused: the port has as many as it takes"
+        );
+        return accepted.refuse();
+    }
+    if accepted.is_our_own(port.app.app_addr()) {
+        port.metrics.self_connections.inc();
+        limited!(
+            port.metrics.lines.refused,
+            error,
+            port = port.agent_port,
+            caller = %accepted.caller,
+            "the redirect sends the agent's own connections to the app back to the agent; this one is cut. \
+             The init container has to run with the agent's uid or gid"
+        );
+        return accepted.refuse();
+    }
+    port.drain.carry(carry(accepted, Arc::clone(port)));
+}

@@ -1,0 +1,192 @@
+//! Binds a port with the socket options the data path wants, and accepts.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+
+use crate::addr::{AppAddr, Caller};
+use crate::io::conn::reset_when_dropped;
+use crate::upstream::app::OwnPort;
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use socket2::{Domain, SockRef, Socket, Type};
+
+/// Connections that wait to be accepted; the kernel caps it at `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+
+/// A port to listen on.
+#[derive(Clone, Debug)]
+pub struct PortSpec {
+    /// The port; 0 lets the kernel choose.
+    pub port: u16,
+    /// Whose port it is, for messages: the container and its port.
+    pub owner: String,
+    /// The address to listen on; `None` for every address of both families.
+    pub addr: Option<IpAddr>,
+    /// Whether the app may be asked in clear text if it speaks HTTP/2, when an intercept makes that
+    /// worth knowing.
+    pub probes: bool,
+}
+
+/// A port that could not be bound.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Somebody else has it.
+    #[error(
+        "agent port {port} for {owner} is already in use in this pod; free it, or give this entry another agentPort"
+    )]
+    Taken {
+        /// The port.
+        port: u16,
+        /// Whose it is.
+        owner: String,
+    },
+    /// The kernel refused for another reason.
+    #[error("agent port {port} for {owner} cannot be bound: {source}")]
+    Refused {
+        /// The port.
+        port: u16,
+        /// Whose it is.
+        owner: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+/// An accepted connection.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The socket, in nonblocking mode. The runtime has not been told of it.
+    pub io: TcpStream,
+    /// Who opened it.
+    pub caller: Caller,
+}
+
+impl PortSpec {
+    /// Binds one listener for each worker. More than one share the port (`SO_REUSEPORT`), which is
+    /// why it is first bound without sharing: a port that belongs to another process, or to another
+    /// instance of the agent, is to be noticed.
+    ///
+    /// # Errors
+    /// See [`BindError`].
+    pub fn bind(&self, workers: usize) -> Result<Vec<TcpListener>, BindError> {
+        let failed = |source| self.failed(source);
+        let first = self
+            .somewhere(self.port, |addr| bind(addr, false))
+            .map_err(failed)?;
+        if workers < 2 {
+            return Ok(vec![first]);
+        }
+        let port = first.local_addr().map_err(failed)?.port();
+        drop(first);
+        (0..workers)
+            .map(|_| {
+                self.somewhere(port, |addr| bind(addr, true))
+                    .map_err(failed)
+            })
+            .collect()
+    }
+
+    fn failed(&self, source: io::Error) -> BindError {
+        let (port, owner) = (self.port, self.owner.clone());
+        match source.kind() {
+            io::ErrorKind::AddrInUse => BindError::Taken { port, owner },
+            _ => BindError::Refused {
+                port,
+                owner,
+                source,
+            },
+        }
+    }
+
+    fn somewhere<T>(&self, port: u16, bind: impl Fn(SocketAddr) -> io::Result<T>) -> io::Result<T> {
+        if let Some(addr) = self.addr {
+            return bind(SocketAddr::new(addr, port));
+        }
+        match bind(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port)) {
+            // No IPv6 in this kernel, or switched off for this pod.
+            Err(e)
+                if [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL]
+                    .iter()
+                    .any(|errno| e.raw_os_error() == Some(errno.raw_os_error())) =>
+            {
+                bind(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port))
+            }
+            bound => bound,
+        }
+    }
+}
+
+fn bind(addr: SocketAddr, share: bool) -> io::Result<TcpListener> {
+    let socket = Socket::new(
+        Domain::for_address(addr),
+        Type::STREAM.nonblocking().cloexec(),
+        None,
+    )?;
+    both_families(&socket, addr)?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(share)?;
+    // Accepted sockets inherit it, which saves a system call for each.
+    socket.set_tcp_nodelay(true)?;
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn both_families(socket: &Socket, addr: SocketAddr) -> io::Result<()> {
+    if addr.is_ipv6() {
+        socket.set_only_v6(addr.ip() != IpAddr::V6(Ipv6Addr::UNSPECIFIED))
+    } else {
+        Ok(())
+    }
+}
+
+impl Accepted {
+    /// Resets the connection.
+    pub fn refuse(self) {
+        reset_when_dropped(&self.io);
+    }
+
+    /// Whether this is one of our own connections to the app, sent back to us by the redirect.
+    /// Carrying it would open the next one, and so on.
+    #[must_use]
+    pub fn is_our_own(&self, app: Option<AppAddr>) -> bool {
+        let Some(app) = app else { return false };
+        if self.caller.0.ip() != app.0.ip() || !OwnPort::is_marked(self.caller.0.port()) {
+            return false;
+        }
+        // Another process of the pod may use the same address and port towards somewhere else, so
+        // the destination has to agree too: as dialled where the kernel remembers a translation,
+        // else as accepted.
+        let socket = SockRef::from(&self.io);
+        let dialled = socket
+            .original_dst_v4()
+            .or_else(|_| socket.original_dst_v6())
+            .ok()
+            .and_then(|a| a.as_socket());
+        dialled
+            .or_else(|| self.io.local_addr().ok())
+            .is_some_and(|to| Caller::new(to).0 == app.0)
+    }
+}
+
+/// Lets this process open as many descriptors as it is allowed to: each connection takes two.
+pub fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        },
+    ) {
+        tracing::debug!(%error, "the limit of open descriptors stays as it is");
+    }
+}
+
+/// Whether accepting failed for want of descriptors or memory, which passes when connections end.
+#[must_use]
+pub fn is_exhausted(error: &io::Error) -> bool {
+    [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM]
+        .iter()
+        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}

@@ -1,0 +1,60 @@
+//! Accepts callers without telling the runtime of their sockets: many a caller has asked already,
+//! gets one answer and is gone, and watching it would cost it two system calls.
+// Watching a descriptor is unsafe in general, because it might be closed meanwhile and its number
+// be given to another. The listener that owns it lives in the watcher, and nobody else gets it.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+
+use rustix::net::{SocketFlags, acceptfrom_with};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::addr::Caller;
+use crate::proxy::listener::bind::Accepted;
+
+/// A listening port, as one worker watches it.
+#[derive(Debug)]
+pub struct Listener(AsyncFd<TcpListener>);
+
+impl Listener {
+    /// Watches `listener`.
+    ///
+    /// # Errors
+    /// The kernel watches no more descriptors.
+    pub fn new(listener: TcpListener) -> io::Result<Self> {
+        // SAFETY: the watcher owns the listener, which keeps its descriptor open and never changes
+        // it; only a shared reference is ever lent.
+        let watched = unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) };
+        Ok(Self(watched.map_err(io::Error::from)?))
+    }
+
+    /// Waits for the next caller.
+    ///
+    /// # Errors
+    /// See [`crate::proxy::listener::bind::is_exhausted`]; else the caller was gone before it was accepted.
+    pub async fn accept(&self) -> io::Result<Accepted> {
+        self.0.async_io(Interest::READABLE, accepted).await
+    }
+
+    /// Takes in who has come already.
+    ///
+    /// # Errors
+    /// `WouldBlock` where there is nobody; else as [`Self::accept`].
+    pub fn accept_now(&self) -> io::Result<Accepted> {
+        accepted(self.0.get_ref())
+    }
+}
+
+fn accepted(listener: &TcpListener) -> io::Result<Accepted> {
+    let (io, peer) = acceptfrom_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?;
+    // TCP sockets of either family have such an address.
+    let peer = peer
+        .and_then(|peer| SocketAddr::try_from(peer).ok())
+        .ok_or(io::ErrorKind::NotConnected)?;
+    Ok(Accepted {
+        io: TcpStream::from(io),
+        caller: Caller::new(peer),
+    })
+}

@@ -1,0 +1,158 @@
+//! The threads that carry connections: each has a single-threaded runtime and its own listener of
+//! every port, so that a connection stays on one thread for its whole life.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use crate::drain::Drain;
+use crate::proxy::context::PortContext;
+use crate::proxy::listener::bind;
+use crate::proxy::listener::bind::{BindError, PortSpec};
+use crate::proxy::listener::socket::Listener;
+
+/// More threads than this are not started by themselves: a sidecar is paid for by every pod.
+const MOST_WORKERS: usize = 2;
+
+/// How many workers to start: one for each CPU of the quota and the affinity, at most two.
+#[must_use]
+pub fn worker_count() -> usize {
+    // The standard library reads the cgroup's quota, of either version, and the affinity mask.
+    std::thread::available_parallelism()
+        .map_or(1, usize::from)
+        .clamp(1, MOST_WORKERS)
+}
+
+/// Every listening port, bound and not yet served.
+#[derive(Debug)]
+pub struct Ports {
+    bound: Vec<Bound>,
+    workers: usize,
+}
+
+#[derive(Debug)]
+struct Bound {
+    addr: SocketAddr,
+    /// One for each worker.
+    listeners: Vec<std::net::TcpListener>,
+    port: Arc<PortContext>,
+    probes: bool,
+}
+
+/// The threads at work.
+#[derive(Debug)]
+pub struct RunningWorkers {
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Ports {
+    /// Binds every port for `workers` threads.
+    ///
+    /// # Errors
+    /// The first port that could not be bound.
+    pub fn bind(
+        specs: Vec<(PortSpec, Arc<PortContext>)>,
+        workers: usize,
+    ) -> Result<Self, BindError> {
+        bind::raise_descriptor_limit();
+        let workers = workers.max(1);
+        let bound = specs
+            .into_iter()
+            .map(|(spec, port)| Bound::new(&spec, port, workers))
+            .collect::<Result<_, BindError>>()?;
+        Ok(Self { bound, workers })
+    }
+
+    /// Where each port listens, in the order they were given.
+    #[must_use]
+    pub fn addrs(&self) -> Vec<SocketAddr> {
+        self.bound.iter().map(|bound| bound.addr).collect()
+    }
+
+    /// Starts the threads. They end when `drain` has begun and the last connection has ended, or
+    /// been ended by it.
+    ///
+    /// # Errors
+    /// A thread or a runtime could not be made.
+    pub fn run(mut self, drain: &Drain) -> io::Result<RunningWorkers> {
+        let mut threads = Vec::new();
+        for n in 0..self.workers {
+            let mine: Vec<_> = self
+                .bound
+                .iter_mut()
+                .filter_map(|b| Some((b.listeners.pop()?, Arc::clone(&b.port))))
+                .collect();
+            let asking: Vec<_> = self
+                .bound
+                .iter()
+                .filter(|b| b.probes && n == 0)
+                .map(|b| Arc::clone(&b.port))
+                .collect();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            let drain = drain.clone();
+            let work = move || runtime.block_on(serve(mine, asking, drain));
+            threads.push(
+                std::thread::Builder::new()
+                    .name(format!("worker-{n}"))
+                    .spawn(work)?,
+            );
+        }
+        Ok(RunningWorkers { threads })
+    }
+}
+
+impl Bound {
+    fn new(spec: &PortSpec, port: Arc<PortContext>, workers: usize) -> Result<Self, BindError> {
+        let listeners = spec.bind(workers)?;
+        let addr = listeners.first().map_or(
+            Err(io::ErrorKind::NotFound.into()),
+            std::net::TcpListener::local_addr,
+        );
+        let addr = addr.map_err(|source| BindError::Refused {
+            port: spec.port,
+            owner: spec.owner.clone(),
+            source,
+        })?;
+        Ok(Self {
+            addr,
+            listeners,
+            port,
+            probes: spec.probes,
+        })
+    }
+}
+
+impl RunningWorkers {
+    /// Waits for the threads to end; false when one of them panicked.
+    pub fn join(self) -> bool {
+        let panicked = self
+            .threads
+            .into_iter()
+            .map(JoinHandle::join)
+            .filter(Result::is_err)
+            .count();
+        panicked == 0
+    }
+}
+
+async fn serve(
+    listeners: Vec<(std::net::TcpListener, Arc<PortContext>)>,
+    asking: Vec<Arc<PortContext>>,
+    drain: Drain,
+) {
+    for (listener, port) in listeners {
+        match Listener::new(listener) {
+            Ok(listener) => drain.spawn(super::accept::accept(listener, port)),
+            // Only a runtime that cannot take another descriptor does this.
+            Err(error) => tracing::error!(port = port.agent_port, %error, "the port is not served"),
+        }
+    }
+    for port in asking {
+        drain.spawn(crate::proxy::protocol_probe::ask_when_needed(port));
+    }
+    drain.draining().await;
+    drain.finished().await;
+}

@@ -1,0 +1,199 @@
+//! A connection nobody needs to read: to the app, or whole to a workstation where a TCP-mechanism
+//! intercept takes every connection of the port when it begins. A connection stays where it was
+//! put, so that no change of rules resets it.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::io::buffers::Buf;
+use crate::io::conn::Conn;
+use crate::io::relay;
+use crate::io::relay::{PendingBytes, Relayed, Side};
+use crate::outcome::{Ended, Stage};
+use crate::proxy::context::ConnContext;
+use crate::telemetry::access_log::record::AccessRecord;
+use crate::telemetry::metrics::{FailOpen, Label as _, OpaqueReason, PortMetrics, Protocol};
+use crate::telemetry::rate_limit::limited;
+use crate::upstream::app::ended_by_app;
+use crate::upstream::{AppError, Transport, tunnel};
+use traffic_core::routing::{Intercept, Mechanism};
+
+/// Carries a connection of which nothing has been passed on yet. `first` is what the caller has
+/// sent; `app` is the app's connection where one was opened meanwhile. It goes to the workstation
+/// when a TCP-mechanism intercept takes the port and its tunnel can be opened, else to the app.
+pub async fn carry(
+    mut down: Conn,
+    first: Buf,
+    app: Option<Conn>,
+    lane: &ConnContext,
+    reason: OpaqueReason,
+) -> Ended {
+    let global = lane
+        .port
+        .routes
+        .load()
+        .global()
+        .filter(|i| i.mechanism == Mechanism::Tcp)
+        .cloned();
+    if let Some(intercept) = global {
+        match to_workstation(&intercept, lane).await {
+            Ok(mut workstation) => {
+                drop(app);
+                count(lane, OpaqueReason::TcpIntercept);
+                intercept.stats.hit(now_unix());
+                let first = PendingBytes {
+                    from_down: first,
+                    from_up: Buf::default(),
+                };
+                let notes = lane.unread_notes(OpaqueReason::TcpIntercept, Some(&intercept));
+                let relayed =
+                    relay::both(&mut down, &mut workstation, first, &lane.port.metrics).await;
+                if matches!(relayed.broken, Some((Side::Up, _))) {
+                    lane.port.metrics.tunnel_failures.inc();
+                }
+                return noted(notes, &relayed, Ended::TunnelLost);
+            }
+            Err((why, error)) => {
+                lane.port.metrics.fail_open.at(why).inc();
+                limited!(
+                    lane.port.metrics.lines.fail_open, info, port = lane.port.container_port, caller = %lane.caller,
+                    intercept = %intercept.id, reason = why.label(), %error, "no workstation: the app gets it"
+                );
+            }
+        }
+    }
+    let app = match app {
+        Some(app) => app,
+        None => match dial_app(lane).await {
+            Ok(app) => app,
+            Err(ended) => {
+                down.abort();
+                if let Some(notes) = lane.unread_notes(reason, None) {
+                    notes.end(ended);
+                }
+                return ended;
+            }
+        },
+    };
+    to_app(
+        down,
+        PendingBytes {
+            from_down: first,
+            from_up: Buf::default(),
+        },
+        app,
+        lane,
+        reason,
+    )
+    .await
+}
+
+/// Carries a connection that already belongs to the app: something was exchanged on it, or its
+/// reason allows no other place.
+pub async fn to_app(
+    mut down: Conn,
+    first: PendingBytes,
+    mut app: Conn,
+    lane: &ConnContext,
+    reason: OpaqueReason,
+) -> Ended {
+    count(lane, reason);
+    let notes = lane.unread_notes(reason, None);
+    let relayed = relay::both(&mut down, &mut app, first, &lane.port.metrics).await;
+    noted(notes, &relayed, app_failed(&relayed, &lane.port.metrics))
+}
+
+/// What a failing app means. Its socket may still have been connecting when the relay began, so
+/// that a refusal shows there.
+#[must_use]
+pub fn app_failed(relayed: &Relayed, metrics: &PortMetrics) -> Ended {
+    let failed = match &relayed.broken {
+        Some((Side::Up, error)) if relayed.bytes_in + relayed.bytes_out == 0 => ended_by_app(error),
+        _ => Ended::AppReset,
+    };
+    if failed != Ended::AppReset {
+        metrics.app_connect_failures.inc();
+    }
+    failed
+}
+
+/// As [`ended`], with the access log's line.
+fn noted(notes: Option<Box<AccessRecord>>, relayed: &Relayed, upstream_failed: Ended) -> Ended {
+    let ended = ended(relayed, upstream_failed);
+    if let Some(mut notes) = notes {
+        notes.moved(relayed.bytes_in, relayed.bytes_out);
+        notes.end(ended);
+    }
+    ended
+}
+
+/// What the end of a relay means, where `upstream_failed` is what a failing upstream means.
+#[must_use]
+pub fn ended(relayed: &Relayed, upstream_failed: Ended) -> Ended {
+    match relayed.broken {
+        None => Ended::Clean,
+        Some((Side::Down, _)) => Ended::CallerReset,
+        Some((Side::Up, _)) => upstream_failed,
+    }
+}
+
+/// An open tunnel, with TLS inside where the app would be spoken to in TLS. The dial's answer is
+/// not waited for: bytes go at once, and a rejection resets the caller.
+async fn to_workstation(
+    intercept: &Arc<Intercept>,
+    lane: &ConnContext,
+) -> Result<Conn, (FailOpen, Box<dyn std::error::Error + Send + Sync>)> {
+    let port = &lane.port;
+    let tunnel = tunnel::open(
+        &*port.tunnels,
+        &port.metrics,
+        intercept,
+        lane.caller,
+        Transport::Tcp,
+    )
+    .await
+    .map_err(|e| (e.fail_open(), e.into()))?;
+    if intercept.plaintext {
+        return Ok(Conn::Other(Box::new(tunnel)));
+    }
+    let tunnel = Box::new(tunnel);
+    if !port.app.speaks_tls(lane.hello.as_deref()).await {
+        return Ok(Conn::Other(tunnel));
+    }
+    match port.app.tls_to_workstation(tunnel, lane.hello.as_deref()) {
+        Some(handshake) => handshake
+            .await
+            .map_err(|e: io::Error| (FailOpen::Handshake, e.into())),
+        None => Err((
+            FailOpen::Handshake,
+            "no TLS towards the workstation is configured".into(),
+        )),
+    }
+}
+
+async fn dial_app(lane: &ConnContext) -> Result<Conn, Ended> {
+    lane.port
+        .app
+        .dial(lane.hello.as_deref())
+        .await
+        .map_err(|error| {
+            lane.port.metrics.app_connect_failures.inc();
+            tracing::debug!(caller = %lane.caller, %error, "app not reached");
+            match error {
+                AppError::Timeout { .. } => Ended::TimedOut(Stage::AppConnect),
+                AppError::Connect { .. } | AppError::Tls { .. } => Ended::AppRefused,
+            }
+        })
+}
+
+fn count(lane: &ConnContext, reason: OpaqueReason) {
+    lane.port.metrics.carried.at(Protocol::Opaque).inc();
+    lane.port.metrics.opaque.at(reason).inc();
+}
+
+fn now_unix() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs())
+}

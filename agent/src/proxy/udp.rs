@@ -1,0 +1,191 @@
+//! UDP: flows by caller, each to the app through a socket of its own, or into a tunnel where an
+//! intercept takes the port. A flow that is quiet for a minute is forgotten; the number of flows is
+//! bounded. New datagrams of a known caller follow the rules in force at once, while late answers
+//! from the former side still reach it for a moment. All flows of one listening socket live in the
+//! task that reads it.
+
+mod flow;
+pub mod packet;
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::io::Interest;
+use tokio::net::UdpSocket;
+use tokio::time::Instant;
+
+use crate::proxy::context::PortContext;
+use crate::proxy::udp::flow::{Flow, FlowFuture, FlowKey, Reply};
+use crate::proxy::udp::packet::Received;
+use crate::telemetry::metrics;
+
+/// What one listening socket allows itself.
+#[derive(Clone, Copy, Debug)]
+pub struct UdpLimits {
+    /// How long a flow may be quiet.
+    pub idle: Duration,
+    /// How many flows there may be at once.
+    pub flows: usize,
+}
+
+impl Default for UdpLimits {
+    /// A minute, as peers give a UDP stream, and flows for a thousand busy callers with room to
+    /// spare.
+    fn default() -> Self {
+        Self {
+            idle: traffic_proto::tunnel::UDP_IDLE,
+            flows: 4096,
+        }
+    }
+}
+
+/// How long everything has to be quiet while draining before nothing is taken to be under way any
+/// more.
+const QUIET_PERIOD: Duration = Duration::from_secs(1);
+/// Datagrams taken in one go before flows get their turn.
+const AT_ONCE: usize = 64;
+
+/// Serves datagrams arriving at `socket` until the drain begins and traffic has ceased.
+///
+/// # Errors
+/// The kernel does not report destinations, or the socket failed.
+pub async fn serve(
+    socket: UdpSocket,
+    shared: Arc<PortContext>,
+    limits: UdpLimits,
+) -> io::Result<()> {
+    packet::report_destination(socket.as_fd(), socket.local_addr()?.is_ipv6())?;
+    let mut server = Server {
+        socket: Arc::new(socket),
+        shared: shared.clone(),
+        limits,
+        flows: HashMap::new(),
+        running: FuturesUnordered::new(),
+        started: 0,
+        active: Instant::now(),
+        draining: false,
+    };
+    let mut buf = vec![0; traffic_proto::tunnel::MAX_DATAGRAM];
+    loop {
+        let quiet_until = server.active + QUIET_PERIOD;
+        tokio::select! {
+            got = next(&server.socket, &mut buf) => server.take_all(got?, &mut buf),
+            Some((key, id)) = server.running.next() => server.forget(key, id),
+            () = shared.drain.draining(), if !server.draining => server.draining = true,
+            () = tokio::time::sleep_until(quiet_until), if server.draining => return Ok(()),
+        }
+    }
+}
+
+struct Server {
+    socket: Arc<UdpSocket>,
+    shared: Arc<PortContext>,
+    limits: UdpLimits,
+    /// Where the next datagram of a caller goes.
+    flows: HashMap<FlowKey, Flow>,
+    /// Every flow's own work, also of flows that were replaced and still bring answers.
+    running: FuturesUnordered<FlowFuture>,
+    started: u64,
+    active: Instant,
+    draining: bool,
+}
+
+async fn next(socket: &UdpSocket, buf: &mut [u8]) -> io::Result<Received> {
+    socket
+        .async_io(Interest::READABLE, || receive(socket, buf))
+        .await
+}
+
+/// Receives, passing over errors that belong to an earlier send (a caller whose port is closed).
+fn receive(socket: &UdpSocket, buf: &mut [u8]) -> io::Result<Received> {
+    loop {
+        match packet::recv(socket.as_fd(), buf) {
+            Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {}
+            other => return other,
+        }
+    }
+}
+
+impl Server {
+    fn take_all(&mut self, first: Received, buf: &mut [u8]) {
+        self.take(first, buf.get(..first.len).unwrap_or_default());
+        let socket = self.socket.clone();
+        for _ in 1..AT_ONCE {
+            // A failure here shows again at the next wait.
+            let Ok(got) = socket.try_io(Interest::READABLE, || receive(&socket, buf)) else {
+                break;
+            };
+            self.take(got, buf.get(..got.len).unwrap_or_default());
+        }
+    }
+
+    fn take(&mut self, got: Received, datagram: &[u8]) {
+        let metrics = self.shared.metrics.clone();
+        metrics.datagrams_in.inc();
+        metrics.bytes_in.add(datagram.len() as u64);
+        let key = (got.from, got.to);
+        let intercept = self.shared.routes.load().global().cloned();
+        if let Some(flow) = self
+            .flows
+            .get(&key)
+            .filter(|flow| flow.leads_to(intercept.as_deref()))
+        {
+            // Who is told nothing while draining holds nothing up.
+            self.active = Instant::now();
+            flow.send(datagram);
+            return;
+        }
+        if let Some(former) = self.flows.remove(&key) {
+            former.replace();
+        }
+        if self.draining {
+            return;
+        }
+        if self.running.len() >= self.limits.flows {
+            metrics.limits.at(metrics::Limit::UdpFlows).inc();
+            return;
+        }
+        self.started += 1;
+        let reply = Reply {
+            socket: self.socket.clone(),
+            caller: got.from,
+            local: got.to,
+        };
+        let started = match intercept {
+            Some(intercept) => Ok(flow::to_workstation(
+                self.shared.clone(),
+                intercept,
+                reply,
+                self.limits.idle,
+            )),
+            None => flow::to_app(self.shared.clone(), reply, self.limits.idle),
+        };
+        match started {
+            Ok((flow, work)) => {
+                let id = self.started;
+                self.running.push(Box::pin(async move {
+                    work.await;
+                    (key, id)
+                }));
+                flow.send(datagram);
+                self.flows.insert(key, flow.numbered(id));
+            }
+            Err(error) => {
+                metrics.app_connect_failures.inc();
+                tracing::debug!(caller = %got.from, %error, "no socket towards the app for this datagram");
+            }
+        }
+    }
+
+    fn forget(&mut self, key: FlowKey, id: u64) {
+        self.active = Instant::now();
+        if self.flows.get(&key).is_some_and(|flow| flow.id() == id) {
+            self.flows.remove(&key);
+        }
+    }
+}

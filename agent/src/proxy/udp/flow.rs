@@ -1,0 +1,359 @@
+//! One caller's flow: where its datagrams go, and the work that brings the answers back.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsFd;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use socket2::SockRef;
+use tokio::net::UdpSocket;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use crate::addr::Caller;
+use crate::proxy::context::PortContext;
+use crate::proxy::udp::packet;
+use crate::proxy::udp::packet::Local;
+use crate::telemetry::rate_limit::limited;
+use crate::upstream::Transport;
+use crate::upstream::tunnel;
+use crate::upstream::tunnel::Tunnel;
+use traffic_core::routing::Intercept;
+
+/// Datagrams kept for a tunnel that is being opened or does not keep up; more are dropped, as
+/// networks do.
+const QUEUE: usize = 64;
+/// How long answers still pass after the caller's datagrams began to go elsewhere.
+const LATE_ANSWER_GRACE: Duration = Duration::from_secs(5);
+/// Answers passed on in one go before other flows get their turn.
+const AT_ONCE: usize = 64;
+
+/// One caller, and the address of ours it uses.
+pub(crate) type FlowKey = (SocketAddr, Option<Local>);
+
+/// A flow's work; ends when the flow does, and says which one it was.
+pub(crate) type FlowFuture = Pin<Box<dyn Future<Output = (FlowKey, u64)> + Send>>;
+type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+thread_local! {
+    /// One buffer for all flows of a thread: a datagram is passed on before the next one is read.
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Where a caller's datagrams go.
+pub(crate) struct Flow {
+    id: u64,
+    intercept: Option<Arc<Intercept>>,
+    way: FlowTarget,
+    clock: Arc<Clock>,
+    replaced: CancellationToken,
+}
+
+enum FlowTarget {
+    App(Arc<UdpSocket>),
+    Queue(mpsc::Sender<Bytes>),
+}
+
+/// When a flow last carried something.
+struct Clock {
+    start: Instant,
+    last_ms: AtomicU64,
+}
+
+/// The way back to the caller, from the address it used.
+pub(crate) struct Reply {
+    pub(crate) socket: Arc<UdpSocket>,
+    pub(crate) caller: SocketAddr,
+    pub(crate) local: Option<Local>,
+}
+
+impl Flow {
+    fn new(intercept: Option<Arc<Intercept>>, way: FlowTarget) -> Self {
+        Self {
+            id: 0,
+            intercept,
+            way,
+            clock: Arc::default(),
+            replaced: CancellationToken::new(),
+        }
+    }
+
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub(crate) fn numbered(mut self, id: u64) -> Self {
+        self.id = id;
+        self
+    }
+
+    /// Whether this is where the rules send the caller's datagrams.
+    pub(crate) fn leads_to(&self, wanted: Option<&Intercept>) -> bool {
+        match (&self.intercept, wanted) {
+            (None, None) => true,
+            (Some(has), Some(wants)) => {
+                has.id == wants.id
+                    && has.client_session == wants.client_session
+                    && has.target_host == wants.target_host
+                    && has.target_port == wants.target_port
+            }
+            _ => false,
+        }
+    }
+
+    /// Passes a datagram on, or drops it where there is no room.
+    pub(crate) fn send(&self, datagram: &[u8]) {
+        self.clock.tick();
+        match &self.way {
+            FlowTarget::App(socket) => send_to_app(socket, datagram),
+            FlowTarget::Queue(queue) => drop(queue.try_send(Bytes::copy_from_slice(datagram))),
+        }
+    }
+
+    /// Lets the flow end after the answers that are under way.
+    pub(crate) fn replace(self) {
+        self.replaced.cancel();
+    }
+}
+
+/// A flow to the app, through a socket of its own so that the app sees one peer for each caller.
+pub(crate) fn to_app(
+    shared: Arc<PortContext>,
+    reply: Reply,
+    idle: Duration,
+) -> io::Result<(Flow, Work)> {
+    let socket = Arc::new(app_socket(&shared)?);
+    let flow = Flow::new(None, FlowTarget::App(socket.clone()));
+    let (clock, replaced) = (flow.clock.clone(), flow.replaced.clone());
+    let work = async move {
+        let _live = shared.metrics.udp_flows.hold();
+        tokio::select! {
+            () = answers_of_app(&socket, &reply, &shared, &clock) => {}
+            () = clock.idle(idle) => {}
+            () = late(&replaced) => {}
+        }
+    };
+    Ok((flow, Box::pin(work)))
+}
+
+/// A flow into a tunnel, which is opened meanwhile; where it cannot be, the flow goes to the app.
+pub(crate) fn to_workstation(
+    shared: Arc<PortContext>,
+    intercept: Arc<Intercept>,
+    reply: Reply,
+    idle: Duration,
+) -> (Flow, Work) {
+    let (queue_tx, mut queue_rx) = mpsc::channel(QUEUE);
+    let flow = Flow::new(Some(intercept.clone()), FlowTarget::Queue(queue_tx));
+    let (clock, replaced) = (flow.clock.clone(), flow.replaced.clone());
+    let work = async move {
+        let _live = shared.metrics.udp_flows.hold();
+        let carried = async {
+            let caller = Caller::new(reply.caller);
+            match tunnel::open(
+                &*shared.tunnels,
+                &shared.metrics,
+                &intercept,
+                caller,
+                Transport::Udp,
+            )
+            .await
+            {
+                Ok(tunnel) => {
+                    intercept.stats.hit(now_unix());
+                    through(tunnel, &mut queue_rx, &reply, &shared, &clock).await;
+                }
+                Err(error) => {
+                    shared.metrics.fail_open.at(error.fail_open()).inc();
+                    limited!(
+                        shared.metrics.lines.fail_open, info, port = shared.container_port, %caller,
+                        intercept = %intercept.id, %error, "no workstation: the app gets the datagrams"
+                    );
+                    instead_to_app(&mut queue_rx, &reply, &shared, &clock).await;
+                }
+            }
+        };
+        tokio::select! {
+            () = carried => {}
+            () = clock.idle(idle) => {}
+            () = late(&replaced) => {}
+        }
+    };
+    (flow, Box::pin(work))
+}
+
+/// Both directions of an open tunnel, until it ends.
+async fn through(
+    mut tunnel: Tunnel,
+    queue: &mut mpsc::Receiver<Bytes>,
+    reply: &Reply,
+    shared: &PortContext,
+    clock: &Clock,
+) {
+    let mut more = true;
+    loop {
+        tokio::select! {
+            datagram = queue.recv(), if more => match datagram {
+                Some(datagram) => {
+                    tunnel.send_datagram(&datagram);
+                }
+                // The caller's datagrams go elsewhere; answers may still come.
+                None => more = false,
+            },
+            answer = tunnel.recv_datagram() => match answer {
+                Ok(Some(answer)) => {
+                    clock.tick();
+                    reply.send(&answer, shared);
+                }
+                Ok(None) => return,
+                Err(error) => {
+                    shared.metrics.tunnel_failures.inc();
+                    tracing::debug!(caller = %reply.caller, %error, "tunnel of a UDP flow ended");
+                    return;
+                }
+            },
+        }
+    }
+}
+
+async fn instead_to_app(
+    queue: &mut mpsc::Receiver<Bytes>,
+    reply: &Reply,
+    shared: &PortContext,
+    clock: &Clock,
+) {
+    let socket = match app_socket(shared) {
+        Ok(socket) => socket,
+        Err(error) => {
+            shared.metrics.app_connect_failures.inc();
+            tracing::debug!(caller = %reply.caller, %error, "no socket towards the app for this flow");
+            return;
+        }
+    };
+    let outward = async {
+        while let Some(datagram) = queue.recv().await {
+            send_to_app(&socket, &datagram);
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = outward => {}
+        () = answers_of_app(&socket, reply, shared, clock) => {}
+    }
+}
+
+/// Passes on what the app answers, for as long as the socket lasts.
+async fn answers_of_app(socket: &UdpSocket, reply: &Reply, shared: &PortContext, clock: &Clock) {
+    while socket.readable().await.is_ok() {
+        for _ in 0..AT_ONCE {
+            let received = SCRATCH.with_borrow_mut(|buf| {
+                buf.resize(traffic_proto::tunnel::MAX_DATAGRAM, 0);
+                let n = socket.try_recv(buf)?;
+                clock.tick();
+                reply.send(buf.get(..n).unwrap_or_default(), shared);
+                io::Result::Ok(())
+            });
+            match received {
+                // Nothing listens at the app's port (yet): the next datagram asks again.
+                Ok(()) => {}
+                Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => {
+                    tracing::debug!(caller = %reply.caller, %error, "socket towards the app failed");
+                    return;
+                }
+            }
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Sends once more where the first try only brought the news that an earlier datagram was refused.
+/// Asks the kernel and not the reactor, which does not know a socket this young to be writable.
+fn send_to_app(socket: &UdpSocket, datagram: &[u8]) {
+    let socket = SockRef::from(socket);
+    if socket
+        .send(datagram)
+        .is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
+    {
+        // A second failure is a lost datagram, which is what networks do.
+        let _ = socket.send(datagram);
+    }
+}
+
+fn app_socket(shared: &PortContext) -> io::Result<UdpSocket> {
+    let app = shared
+        .app
+        .plain_addr()
+        .ok_or_else(|| io::Error::other("the app's port has TLS, which UDP has not"))?
+        .0;
+    let any: SocketAddr = if app.is_ipv4() {
+        (Ipv4Addr::UNSPECIFIED, 0).into()
+    } else {
+        (Ipv6Addr::UNSPECIFIED, 0).into()
+    };
+    let socket = std::net::UdpSocket::bind(any)?;
+    socket.connect(app)?;
+    socket.set_nonblocking(true)?;
+    UdpSocket::from_std(socket)
+}
+
+async fn late(replaced: &CancellationToken) {
+    replaced.cancelled().await;
+    tokio::time::sleep(LATE_ANSWER_GRACE).await;
+}
+
+impl Reply {
+    fn send(&self, datagram: &[u8], shared: &PortContext) {
+        match packet::send(self.socket.as_fd(), datagram, self.caller, self.local) {
+            Ok(()) => {
+                shared.metrics.datagrams_out.inc();
+                shared.metrics.bytes_out.add(datagram.len() as u64);
+            }
+            Err(error) => {
+                tracing::trace!(caller = %self.caller, %error, "datagram to the caller dropped")
+            }
+        }
+    }
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self {
+            start: Instant::now(),
+            last_ms: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Clock {
+    fn tick(&self) {
+        let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last_ms.store(now, Ordering::Relaxed);
+    }
+
+    /// Resolves when nothing has passed for `idle`.
+    async fn idle(&self, idle: Duration) {
+        loop {
+            let until =
+                self.start + Duration::from_millis(self.last_ms.load(Ordering::Relaxed)) + idle;
+            if until <= Instant::now() {
+                return;
+            }
+            sleep_until(until).await;
+        }
+    }
+}
+
+fn now_unix() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs())
+}

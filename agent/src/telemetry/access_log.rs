@@ -1,0 +1,251 @@
+//! The access log: one line when an exchange ends, in Envoy's default format, as JSON, or as a
+//! format string of Envoy's operators says. Off by default; header values appear only where the
+//! operator listed the header.
+//!
+//! Lines go through a bounded queue to a thread of their own: a reader that stalls costs lines,
+//! which are counted, and never a request.
+
+mod entry;
+pub mod format;
+pub mod record;
+
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
+
+use crate::addr::Caller;
+use crate::outcome::{Ended, Stage};
+pub use crate::telemetry::access_log::entry::Entry;
+use crate::telemetry::access_log::format::{Format, FormatError};
+use crate::telemetry::metrics::Counter;
+use traffic_core::routing::Request;
+
+/// Lines that may wait for the writer.
+const QUEUE: usize = 4096;
+
+/// What a port tells of single requests; nothing by default.
+#[derive(Clone, Debug, Default)]
+pub struct Access {
+    /// The access log, where it is on.
+    pub log: Option<Arc<AccessLog>>,
+    /// The pod's name, for explanations.
+    pub pod: Arc<str>,
+}
+
+/// Envoy's response flag for an ending: `UF` no connection to the upstream, `UC` the upstream broke
+/// off, `DC` the caller left, `DPE` the caller broke the protocol, `LR` the agent cut it (drain,
+/// limit, bug), `-` a clean end.
+#[must_use]
+pub fn flag(ended: Ended) -> &'static str {
+    match ended {
+        Ended::Clean => "-",
+        Ended::CallerLeft | Ended::CallerReset | Ended::Handshake => "DC",
+        Ended::Malformed => "DPE",
+        Ended::AppRefused | Ended::TimedOut(Stage::AppConnect) => "UF",
+        Ended::AppReset | Ended::TunnelLost => "UC",
+        Ended::TimedOut(_) | Ended::Limit | Ended::Drained | Ended::Bug => "LR",
+    }
+}
+
+/// Writes lines; shared by all ports.
+#[derive(Debug)]
+pub struct AccessLog {
+    format: Format,
+    listed: Vec<String>,
+    lines: SyncSender<String>,
+    /// Lines that found the queue full.
+    pub dropped: Counter,
+}
+
+impl AccessLog {
+    /// Reads the setting (`off`, `text`, `json` or a format string) and starts the writer to `out`.
+    ///
+    /// # Errors
+    /// A format string with an operator that is not in the documented subset.
+    pub fn start(
+        setting: &str,
+        listed: &[String],
+        mut out: impl std::io::Write + Send + 'static,
+    ) -> Result<Option<Self>, FormatError> {
+        let Some(format) = Format::parse(setting)? else {
+            return Ok(None);
+        };
+        let (lines, queue) = sync_channel::<String>(QUEUE);
+        let writer = std::thread::Builder::new()
+            .name("access-log".to_owned())
+            .spawn(move || {
+                while let Ok(line) = queue.recv() {
+                    let more = queue.try_iter().take(QUEUE);
+                    let batch = more.fold(line, |mut batch, line| {
+                        batch.push_str(&line);
+                        batch
+                    });
+                    if out
+                        .write_all(batch.as_bytes())
+                        .and_then(|()| out.flush())
+                        .is_err()
+                    {
+                        return;
+                    }
+                }
+            });
+        if let Err(error) = writer {
+            tracing::error!(%error, "access log: no thread for its writer; it stays off");
+            return Ok(None);
+        }
+        let listed = listed.iter().map(|h| h.to_ascii_lowercase()).collect();
+        Ok(Some(Self {
+            format,
+            listed,
+            lines,
+            dropped: Counter::default(),
+        }))
+    }
+
+    /// Notes a connection that nobody looks into: it has no method, no path and no status, only
+    /// bytes and an end.
+    #[must_use]
+    pub fn begin_connection(&self, caller: Caller) -> Box<Entry> {
+        Box::new(Entry::of(caller))
+    }
+
+    /// Notes an exchange whose request head is complete.
+    pub fn begin<R: Request + ?Sized>(
+        &self,
+        request: &R,
+        method: &[u8],
+        protocol: &'static str,
+        caller: Caller,
+    ) -> Box<Entry> {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let mut authority = String::new();
+        let mut headers = Vec::new();
+        request.visit_headers(&mut |name, value| {
+            if name.eq_ignore_ascii_case(b"host") || name == b":authority" {
+                authority = text(value);
+            }
+            if self
+                .listed
+                .iter()
+                .any(|l| name.eq_ignore_ascii_case(l.as_bytes()))
+            {
+                headers.push((text(name).to_ascii_lowercase(), text(value)));
+            }
+        });
+        let (method, target) = (text(method), text(request.target()));
+        Box::new(Entry {
+            method,
+            target,
+            authority,
+            protocol,
+            headers,
+            ..Entry::of(caller)
+        })
+    }
+
+    /// Writes the line of an exchange that has ended.
+    pub fn end(&self, entry: &Entry) {
+        let line = self.format.render(entry, entry.clock.elapsed());
+        if self.lines.try_send(line).is_err() {
+            self.dropped.inc();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+    use std::time::{Duration, Instant};
+
+    struct Head;
+    impl Request for Head {
+        fn target(&self) -> &[u8] {
+            b"/a?q=1"
+        }
+        fn visit_headers<'a>(&'a self, visit: &mut dyn FnMut(&'a [u8], &'a [u8])) {
+            visit(b"Host", b"shop");
+            visit(b"X-Dev", b"a");
+            visit(b"Authorization", b"secret-token");
+        }
+    }
+
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+    impl std::io::Write for Sink {
+        fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(buf);
+            Ok(buf.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn line_of(setting: &str, listed: &[&str]) -> String {
+        let sink = Sink::default();
+        let listed: Vec<String> = listed.iter().map(ToString::to_string).collect();
+        let log = AccessLog::start(setting, &listed, sink.clone())
+            .unwrap()
+            .unwrap();
+        let mut entry = log.begin(
+            &Head,
+            b"GET",
+            "HTTP/1.1",
+            Caller("10.0.0.9:1234".parse().unwrap()),
+        );
+        (entry.status, entry.sent, entry.route) = (200, 17, "client");
+        entry.reason = "header x-dev: a".to_owned();
+        log.end(&entry);
+        drop(log);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let text = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
+            if text.ends_with('\n') || Instant::now() > deadline {
+                return text;
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn the_default_format_is_envoys_and_hides_what_is_not_listed() {
+        let line = line_of("text", &[]);
+        assert!(
+            line.contains("\"GET /a?q=1 HTTP/1.1\" 200 - 0 17 "),
+            "{line}"
+        );
+        assert!(line.contains("\"shop\""), "{line}");
+        assert!(!line.contains("secret-token"), "{line}");
+    }
+
+    #[test]
+    fn json_names_route_and_reason_and_only_listed_headers() {
+        let line: serde_json::Value = serde_json::from_str(&line_of("json", &["X-Dev"])).unwrap();
+        assert_eq!(line["route"], "client");
+        assert_eq!(line["reason"], "header x-dev: a");
+        assert_eq!(line["headers"]["x-dev"], "a");
+        assert!(!line.to_string().contains("secret-token"));
+    }
+
+    #[test]
+    fn a_format_string_takes_envoys_operators() {
+        assert_eq!(
+            line_of(
+                "%REQ(:METHOD)% %RESPONSE_CODE% %REQ(X-DEV)% %REQ(AUTHORIZATION)% %ROUTE% 100%%",
+                &["x-dev"]
+            ),
+            "GET 200 a - client 100%\n"
+        );
+        let error = Format::parse("%NO_SUCH_OPERATOR%").unwrap_err().to_string();
+        assert!(error.contains("NO_SUCH_OPERATOR"), "{error}");
+    }
+
+    #[test]
+    fn off_is_nothing() {
+        assert!(
+            AccessLog::start("off", &[], std::io::sink())
+                .unwrap()
+                .is_none()
+        );
+    }
+}

@@ -1,0 +1,137 @@
+//! What is noted of one request beyond the counters: its line in the access log, and the
+//! explanation it asked for. Most requests have no notes at all; those that have carry them from
+//! the decision to the end of the answer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::outcome::Ended;
+use crate::telemetry::access_log::{AccessLog, Entry, flag};
+use crate::telemetry::explain_header::Explanation;
+use crate::telemetry::metrics::{FailOpen, Label as _};
+use traffic_core::routing::{Decision, Intercept, RouteTable};
+
+/// The notes of one request. The line is written when they are dropped; a request that nobody ended
+/// was cut.
+#[derive(Debug, Default)]
+pub struct AccessRecord {
+    line: Option<(Arc<AccessLog>, Box<Entry>)>,
+    explanation: Option<Explanation>,
+    failed_open: Option<FailOpen>,
+}
+
+impl AccessRecord {
+    /// AccessRecord for the access log (where it is on) and for an explanation (where the request asked
+    /// for one).
+    #[must_use]
+    pub fn new(
+        line: Option<(Arc<AccessLog>, Box<Entry>)>,
+        explanation: Option<Explanation>,
+    ) -> Box<Self> {
+        let mut notes = Box::new(Self {
+            line,
+            explanation,
+            failed_open: None,
+        });
+        notes.entry(|e| e.flags = flag(Ended::Drained));
+        notes
+    }
+
+    /// Where the request is to go, and why.
+    pub fn decided(&mut self, decision: &Decision<'_>, table: &RouteTable, app: &str) {
+        self.entry(|e| match decision {
+            Decision::App => {
+                e.route = "app";
+                e.reason = if table.is_empty() {
+                    "nothing intercepted"
+                } else {
+                    "no match"
+                }
+                .to_owned();
+                e.upstream = app.to_owned();
+            }
+            Decision::Client(i) => {
+                (e.route, e.intercept, e.upstream) =
+                    ("client", Some(i.id.clone()), "tunnel".to_owned());
+                e.reason = format!("matched {}", i.name);
+            }
+            Decision::Expired(i) => {
+                (e.route, e.intercept, e.flags) = ("expired", Some(i.id.clone()), "NR");
+                e.reason = format!("{} has expired", i.name);
+            }
+        });
+    }
+
+    /// The connection is carried without being looked into, to the app or to a workstation.
+    pub fn unread(&mut self, why: &str, intercept: Option<&Intercept>, app: &str) {
+        self.entry(|e| match intercept {
+            None => (e.reason, e.upstream) = (format!("not looked into: {why}"), app.to_owned()),
+            Some(i) => {
+                (e.route, e.intercept, e.upstream) =
+                    ("client", Some(i.id.clone()), "tunnel".to_owned());
+                e.reason = format!("matched {}", i.name);
+            }
+        });
+    }
+
+    /// The workstation could not be reached: the app answers.
+    pub fn failed_open(&mut self, why: FailOpen, app: &str) {
+        self.failed_open = Some(why);
+        self.entry(|e| {
+            e.route = "app";
+            e.reason = format!("{}, {}", e.reason, why.label());
+            e.upstream = app.to_owned();
+        });
+    }
+
+    /// The final status, and how long the upstream took for its first byte.
+    pub fn answered(&mut self, status: u16, after: Option<Duration>) {
+        self.entry(|e| {
+            e.status = status;
+            e.upstream_time = after;
+        });
+    }
+
+    /// Body bytes that went either way.
+    pub fn moved(&mut self, received: u64, sent: u64) {
+        self.entry(|e| {
+            e.received += received;
+            e.sent += sent;
+        });
+    }
+
+    /// The value of the header that explains, where one was asked for.
+    #[must_use]
+    pub fn explained(&self) -> Option<String> {
+        self.explanation.as_ref().map(|e| e.value(self.failed_open))
+    }
+
+    /// The same as a whole line of HTTP/1.
+    #[must_use]
+    pub fn explained_line(&self) -> Option<String> {
+        self.explanation.as_ref().map(|e| e.line(self.failed_open))
+    }
+
+    /// The request is over.
+    pub fn end(mut self, ended: Ended) {
+        self.entry(|e| {
+            if e.flags != "NR" {
+                e.flags = flag(ended);
+            }
+        });
+    }
+
+    fn entry(&mut self, note: impl FnOnce(&mut Entry)) {
+        if let Some((_, entry)) = &mut self.line {
+            note(entry);
+        }
+    }
+}
+
+impl Drop for AccessRecord {
+    fn drop(&mut self) {
+        if let Some((log, entry)) = self.line.take() {
+            log.end(&entry);
+        }
+    }
+}

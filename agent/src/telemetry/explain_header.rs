@@ -1,0 +1,178 @@
+//! The answer to a request that asks why it goes where it goes: one header line that names the pod,
+//! what the port speaks and how that is known, the route, and for every rule that was asked the
+//! first clause that failed.
+//!
+//! Rules are named as their owners named them, never by id: an id is what entitles to ask.
+
+use std::fmt::Write as _;
+
+use crate::telemetry::metrics::{FailOpen, Label as _};
+use traffic_core::routing::{Decision, Request, RouteTable};
+
+/// The name of the header that answers.
+pub const HEADER: &str = "x-traffic-agent-explained";
+/// The longest value, in bytes; what would be longer ends in `...`.
+pub const MAX: usize = 1024;
+
+/// What is known of a request once it has been decided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Explanation {
+    before: String,
+    route: &'static str,
+    after: String,
+}
+
+impl Explanation {
+    /// Explains how `table` decides `request`; `protocol` says what the connection and the port
+    /// speak.
+    #[must_use]
+    pub fn of<R: Request + ?Sized>(
+        pod: &str,
+        port: u16,
+        protocol: std::fmt::Arguments<'_>,
+        table: &RouteTable,
+        request: &R,
+    ) -> Self {
+        let (decision, considered) = table.explain(request);
+        let (route, intercept) = match decision {
+            Decision::App => ("app", None),
+            Decision::Client(i) => ("client", Some(&i.name)),
+            Decision::Expired(i) => ("expired", Some(&i.name)),
+        };
+        let before = format!("pod={pod}; port={port}; protocol={protocol}");
+        let mut after = String::new();
+        if let Some(name) = intercept {
+            let _ = write!(after, "; intercept={name}");
+        }
+        for c in considered {
+            let said = c.failed.as_deref().unwrap_or("matches");
+            let _ = write!(after, "; {}: {said}", c.name);
+        }
+        Self {
+            before,
+            route,
+            after,
+        }
+    }
+
+    /// The header's value, once it is known whether a matched request had to go to the app after
+    /// all.
+    #[must_use]
+    pub fn value(&self, failed_open: Option<FailOpen>) -> String {
+        let Self {
+            before,
+            route,
+            after,
+        } = self;
+        let text = match failed_open {
+            Some(why) => format!(
+                "{before}; route=app instead of {route} ({}){after}",
+                why.label()
+            ),
+            None => format!("{before}; route={route}{after}"),
+        };
+        visible(&text)
+    }
+
+    /// The whole header line of HTTP/1, its end of line included.
+    #[must_use]
+    pub fn line(&self, failed_open: Option<FailOpen>) -> String {
+        format!("{HEADER}: {}\r\n", self.value(failed_open))
+    }
+}
+
+/// Filters and names come from people: anything but visible ASCII and single blanks becomes a
+/// question mark.
+fn visible(text: &str) -> String {
+    let mut out: String = text
+        .chars()
+        .map(|c| if matches!(c, ' '..='~') { c } else { '?' })
+        .take(MAX)
+        .collect();
+    if text.chars().nth(MAX).is_some() {
+        out.truncate(MAX - 3);
+        out.push_str("...");
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::time::Duration;
+    use traffic_core::routing::matcher::{Filters, HeaderFilter};
+    use traffic_core::routing::{Entry, Intercept, Mechanism, State};
+
+    struct Sample(&'static str);
+
+    impl Request for Sample {
+        fn target(&self) -> &[u8] {
+            b"/"
+        }
+
+        fn visit_headers<'a>(&'a self, visit: &mut dyn FnMut(&'a [u8], &'a [u8])) {
+            visit(b"x-dev", self.0.as_bytes());
+        }
+    }
+
+    fn rule(name: &str, value: &str) -> Entry {
+        let intercept = Intercept {
+            id: format!("secret-session:{name}"),
+            name: name.to_owned(),
+            client: "jane@host".to_owned(),
+            client_session: "secret-session".to_owned(),
+            mechanism: Mechanism::Http,
+            filters: Filters {
+                headers: vec![HeaderFilter::new("x-dev", value)],
+                paths: Vec::new(),
+            },
+            plaintext: false,
+            target_host: "127.0.0.1".to_owned(),
+            target_port: 3000,
+            roundtrip_latency: Duration::ZERO,
+            dial_timeout: Duration::ZERO,
+            stats: Arc::default(),
+        };
+        Entry {
+            intercept: Arc::new(intercept),
+            state: State::Active,
+        }
+    }
+
+    fn explained(rules: Vec<Entry>, sent: &'static str) -> Explanation {
+        Explanation::of(
+            "echo-1",
+            8080,
+            format_args!("http1"),
+            &RouteTable::new(rules),
+            &Sample(sent),
+        )
+    }
+
+    #[test]
+    fn it_names_the_first_clause_that_fails_and_nobodys_id() {
+        let e = explained(vec![rule("one", "a"), rule("two", "b")], "b");
+        assert_eq!(
+            e.value(None),
+            "pod=echo-1; port=8080; protocol=http1; route=client; intercept=two; one: header x-dev: a; two: matches"
+        );
+        assert!(
+            e.value(Some(FailOpen::NoTunnel))
+                .contains("route=app instead of client (no_tunnel)")
+        );
+    }
+
+    #[test]
+    fn what_people_wrote_cannot_forge_a_header_and_the_length_is_bounded() {
+        let e = explained(vec![rule("a\r\nset-cookie: x", "v\u{e4}")], "b");
+        assert!(
+            e.value(None).bytes().all(|b| (b' '..=b'~').contains(&b)),
+            "{}",
+            e.value(None)
+        );
+        assert_eq!(e.line(None).matches("\r\n").count(), 1);
+        let e = explained(vec![rule(&"n".repeat(5000), "v")], "b");
+        assert!(e.value(None).len() == MAX && e.value(None).ends_with("..."));
+    }
+}

@@ -1,0 +1,318 @@
+//! Log output: text or JSON on standard error, with levels that the admin and the manager change at
+//! run time.
+//!
+//! One filter stands behind everything: the agent's level, the data path's level (`envoy.logLevel`)
+//! for the modules that carry traffic, and levels of single modules set by an operator. The filter
+//! alone is reloaded.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, Registry, fmt, reload};
+use traffic_proto::log_level::LogLevel;
+
+/// The modules that carry traffic: `envoy.logLevel` holds for these.
+pub const DATA_PATH: [&str; 10] = [
+    "port", "detect", "tls", "http1", "http2", "opaque", "udp", "relay", "upstream", "access",
+];
+
+/// The modules of the control side.
+pub const CONTROL: [&str; 5] = ["session", "admin", "app", "settings", "share"];
+
+const CRATE: &str = "traffic_agent";
+
+/// How lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Time, level, module, message and fields.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The levels in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Levels {
+    /// The agent's.
+    pub agent: LogLevel,
+    /// The data path's; `None` follows the agent's.
+    pub data: Option<LogLevel>,
+    /// Single modules', by name as in [`DATA_PATH`] and [`CONTROL`].
+    pub modules: BTreeMap<String, LogLevel>,
+    /// The manager's wish, which stands in for the agent's level as long as it lasts.
+    pub wish: Option<LogLevel>,
+}
+
+impl Levels {
+    /// Levels without a wish of the manager's or of an operator's.
+    #[must_use]
+    pub fn new(agent: LogLevel, data: Option<LogLevel>) -> Self {
+        Self {
+            agent,
+            data,
+            modules: BTreeMap::new(),
+            wish: None,
+        }
+    }
+
+    /// The agent's level in force.
+    fn of_agent(&self) -> LogLevel {
+        self.wish.unwrap_or(self.agent)
+    }
+
+    /// The data path's level in force.
+    fn of_data(&self) -> LogLevel {
+        self.data.unwrap_or_else(|| self.of_agent())
+    }
+}
+
+/// Changes levels while the agent runs; clone freely.
+#[derive(Clone, Debug)]
+pub struct LogControl {
+    configured: Arc<Levels>,
+    current: Arc<Mutex<Levels>>,
+    filter: Option<reload::Handle<Targets, Registry>>,
+}
+
+/// A module or level that does not exist.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum LevelError {
+    /// The level's name is unknown.
+    #[error("unknown logger level {0:?}: use trace, debug, info, warning, error, critical or off")]
+    Level(String),
+    /// The module's name is unknown.
+    #[error("unknown logger {0:?}: see the list that POST /logging prints")]
+    Module(String),
+}
+
+/// Starts logging to standard error. A second call in one process (tests) changes nothing but
+/// returns a working handle on its own state.
+#[must_use]
+pub fn start(levels: Levels, format: LogFormat) -> LogControl {
+    let (filter, handle) = reload::Layer::new(targets(&levels));
+    let registry = tracing_subscriber::registry();
+    let started = match format {
+        LogFormat::Text => registry
+            .with(
+                fmt::layer()
+                    .with_writer(std::io::stderr)
+                    .with_ansi(false)
+                    .with_filter(filter),
+            )
+            .try_init(),
+        LogFormat::Json => registry
+            .with(
+                fmt::layer()
+                    .json()
+                    .flatten_event(true)
+                    .with_current_span(false)
+                    .with_span_list(false)
+                    .with_writer(std::io::stderr)
+                    .with_filter(filter),
+            )
+            .try_init(),
+    };
+    LogControl::new(levels, started.ok().map(|()| handle))
+}
+
+impl LogControl {
+    fn new(levels: Levels, filter: Option<reload::Handle<Targets, Registry>>) -> Self {
+        Self {
+            configured: Arc::new(levels.clone()),
+            current: Arc::new(Mutex::new(levels)),
+            filter,
+        }
+    }
+
+    /// A control that changes nothing, for compositions without logging.
+    #[must_use]
+    pub fn detached() -> Self {
+        Self::new(Levels::new(LogLevel::Info, None), None)
+    }
+
+    /// Sets every module to `level`.
+    pub fn set_all(&self, level: LogLevel) {
+        self.change(|l| *l = Levels::new(level, None));
+    }
+
+    /// Sets the agent's level as the manager wishes, and leaves what was set for the data path and
+    /// for single modules. `None` ends the wish: the level is again what it was, or what an
+    /// operator has made it meanwhile.
+    pub fn wish(&self, level: Option<LogLevel>) {
+        self.change(|l| l.wish = level);
+    }
+
+    /// Back to the configured levels.
+    pub fn restore(&self) {
+        self.change(|l| *l = (*self.configured).clone());
+    }
+
+    /// Sets one module.
+    ///
+    /// # Errors
+    /// The module does not exist.
+    pub fn set_module(&self, module: &str, level: LogLevel) -> Result<(), LevelError> {
+        if !DATA_PATH.contains(&module) && !CONTROL.contains(&module) {
+            return Err(LevelError::Module(module.to_owned()));
+        }
+        self.change(|l| {
+            l.modules.insert(module.to_owned(), level);
+        });
+        Ok(())
+    }
+
+    /// The configured level of the agent.
+    #[must_use]
+    pub fn configured(&self) -> LogLevel {
+        self.configured.agent
+    }
+
+    /// Every module with its level, in name order.
+    #[must_use]
+    pub fn loggers(&self) -> BTreeMap<&'static str, LogLevel> {
+        let levels = self.lock().clone();
+        CONTROL
+            .iter()
+            .map(|m| (*m, levels.of_agent()))
+            .chain(DATA_PATH.iter().map(|m| (*m, levels.of_data())))
+            .map(|(m, level)| (m, levels.modules.get(m).copied().unwrap_or(level)))
+            .collect()
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Levels)) {
+        let mut current = self.lock();
+        change(&mut current);
+        if let Some(filter) = &self.filter {
+            // The handle only fails when the subscriber is gone, and then nobody reads the lines.
+            let _ = filter.reload(targets(&current));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Levels> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Reads a level by any name users know (Envoy's and the common synonyms).
+///
+/// # Errors
+/// The name is unknown.
+pub fn parse_level(name: &str) -> Result<LogLevel, LevelError> {
+    name.parse().map_err(|_| LevelError::Level(name.to_owned()))
+}
+
+fn targets(levels: &Levels) -> Targets {
+    // Libraries below the agent speak only when it is asked to tell everything.
+    let agent = levels.of_agent();
+    let others = if agent == LogLevel::Trace {
+        LevelFilter::DEBUG
+    } else {
+        filter_of(agent).min(LevelFilter::WARN)
+    };
+    let mut targets = Targets::new()
+        .with_default(others)
+        .with_target(CRATE, filter_of(agent));
+    for module in DATA_PATH {
+        targets = targets.with_target(path_of(module), filter_of(levels.of_data()));
+    }
+    for (module, level) in &levels.modules {
+        targets = targets.with_target(path_of(module), filter_of(*level));
+    }
+    targets
+}
+
+fn path_of(module: &str) -> String {
+    format!("{CRATE}::{module}")
+}
+
+fn filter_of(level: LogLevel) -> LevelFilter {
+    match level {
+        LogLevel::Off => LevelFilter::OFF,
+        // Nothing of ours is milder than an error and worse than a warning: what is critical is
+        // logged as an error.
+        LogLevel::Critical | LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warning => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn levels() -> Levels {
+        Levels::new(LogLevel::Info, Some(LogLevel::Warning))
+    }
+
+    #[test]
+    fn the_data_path_has_a_level_of_its_own_and_a_module_may_differ() {
+        let control = LogControl::new(levels(), None);
+        assert_eq!(control.loggers()["session"], LogLevel::Info);
+        assert_eq!(control.loggers()["http1"], LogLevel::Warning);
+        control.set_module("http1", LogLevel::Trace).unwrap();
+        assert_eq!(control.loggers()["http1"], LogLevel::Trace);
+        control.set_all(LogLevel::Error);
+        assert!(control.loggers().values().all(|l| *l == LogLevel::Error));
+        control.restore();
+        assert_eq!(*control.lock(), levels());
+    }
+
+    #[test]
+    fn a_wish_of_the_manager_ends_where_the_operator_has_brought_the_levels() {
+        let control = LogControl::new(levels(), None);
+        control.wish(Some(LogLevel::Trace));
+        assert_eq!(
+            (control.loggers()["session"], control.loggers()["http1"]),
+            (LogLevel::Trace, LogLevel::Warning)
+        );
+        control.wish(None);
+        assert_eq!(*control.lock(), levels());
+        control.set_all(LogLevel::Error);
+        control.wish(Some(LogLevel::Trace));
+        control.wish(None);
+        assert!(
+            control.loggers().values().all(|l| *l == LogLevel::Error),
+            "not the configured level"
+        );
+        control.wish(Some(LogLevel::Trace));
+        control.set_all(LogLevel::Debug);
+        assert!(
+            control.loggers().values().all(|l| *l == LogLevel::Debug),
+            "who orders last is obeyed"
+        );
+    }
+
+    #[test]
+    fn an_unknown_module_or_level_is_named() {
+        let control = LogControl::detached();
+        assert_eq!(
+            control.set_module("nope", LogLevel::Info),
+            Err(LevelError::Module("nope".to_owned()))
+        );
+        assert!(
+            parse_level("bogus")
+                .unwrap_err()
+                .to_string()
+                .contains("bogus")
+        );
+    }
+
+    #[test]
+    fn the_filter_lets_through_what_the_levels_say() {
+        let mut l = levels();
+        l.modules.insert("udp".to_owned(), LogLevel::Off);
+        let t = targets(&l);
+        assert!(t.would_enable("traffic_agent::session::live", &tracing::Level::INFO));
+        assert!(!t.would_enable("traffic_agent::http1::head", &tracing::Level::INFO));
+        assert!(t.would_enable("traffic_agent::http1::head", &tracing::Level::WARN));
+        assert!(!t.would_enable("traffic_agent::udp", &tracing::Level::ERROR));
+        assert!(!t.would_enable("h2::proto", &tracing::Level::INFO));
+    }
+}

@@ -1,0 +1,524 @@
+//! Counters of the data path: plain atomics in arrays indexed by closed enums, so that counting is
+//! one relaxed add and a scrape reads them without touching the path. Names and the exposition
+//! format live with the admin.
+
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+use crate::outcome::Ended;
+use crate::telemetry::rate_limit::LogLimiter;
+
+/// A monotone counter.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds one.
+    pub fn inc(&self) {
+        self.add(1);
+    }
+
+    /// Adds `n`.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// The current value.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Back to zero (the admin's `/reset_counters`).
+    pub fn reset(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+}
+
+/// A value that goes up and down.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicI64);
+
+impl Gauge {
+    /// Counts one up until the guard is dropped.
+    #[must_use]
+    pub fn hold(&self) -> GaugeGuard<'_> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        GaugeGuard(self)
+    }
+
+    /// Adds `n`, which may be negative.
+    pub fn add(&self, n: i64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Sets the value.
+    pub fn set(&self, n: i64) {
+        self.0.store(n, Ordering::Relaxed);
+    }
+
+    /// The current value.
+    #[must_use]
+    pub fn get(&self) -> i64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Counts a gauge down when dropped.
+#[derive(Debug)]
+pub struct GaugeGuard<'a>(&'a Gauge);
+
+impl Drop for GaugeGuard<'_> {
+    fn drop(&mut self) {
+        self.0.add(-1);
+    }
+}
+
+/// An enum whose values index an array of counters.
+pub trait Label: Copy + 'static {
+    /// Every value, in index order.
+    const ALL: &'static [Self];
+    /// The position in [`Self::ALL`].
+    fn index(self) -> usize;
+    /// The label value in the exposition.
+    fn label(self) -> &'static str;
+}
+
+/// One counter for each value of `L`.
+#[derive(Debug)]
+pub struct PerLabel<L: Label> {
+    counters: Box<[Counter]>,
+    _label: std::marker::PhantomData<L>,
+}
+
+impl<L: Label> Default for PerLabel<L> {
+    fn default() -> Self {
+        Self {
+            counters: L::ALL.iter().map(|_| Counter::default()).collect(),
+            _label: std::marker::PhantomData,
+        }
+    }
+}
+
+impl<L: Label> PerLabel<L> {
+    /// The counter of `label`.
+    #[must_use]
+    pub fn at(&self, label: L) -> &Counter {
+        // `index` is a position in `ALL`, and there is one counter for each entry of `ALL`.
+        &self.counters[label.index()]
+    }
+
+    /// Every counter back to zero.
+    pub fn reset(&self) {
+        self.counters.iter().for_each(Counter::reset);
+    }
+
+    /// Every label with its value.
+    pub fn iter(&self) -> impl Iterator<Item = (L, u64)> + '_ {
+        L::ALL.iter().map(|l| (*l, self.at(*l).get()))
+    }
+}
+
+macro_rules! labels {
+    ($(#[$meta:meta])* $name:ident { $($(#[$vmeta:meta])* $variant:ident = $label:literal),+ $(,)? }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name { $($(#[$vmeta])* $variant),+ }
+
+        impl Label for $name {
+            const ALL: &'static [Self] = &[$(Self::$variant),+];
+            fn index(self) -> usize { self as usize }
+            fn label(self) -> &'static str { match self { $(Self::$variant => $label),+ } }
+        }
+    };
+}
+
+labels! {
+    /// What a connection was carried as.
+    Protocol {
+        /// HTTP/1.0 or 1.1, followed message by message.
+        Http1 = "http1",
+        /// HTTP/2.
+        Http2 = "http2",
+        /// Bytes nobody looks into.
+        Opaque = "opaque",
+    }
+}
+
+labels! {
+    /// Where a request (or an opaque connection) went.
+    Route {
+        /// The app.
+        App = "app",
+        /// A workstation.
+        Client = "client",
+        /// Nowhere: answered with 503 because its intercept has expired.
+        Expired = "expired",
+    }
+}
+
+labels! {
+    /// Why a connection is carried without being understood.
+    OpaqueReason {
+        /// The port is declared to be no HTTP.
+        Declared = "declared",
+        /// The first bytes are no HTTP.
+        NotHttp = "not_http",
+        /// A TLS record on a port without a terminating secret.
+        TlsRelayed = "tls_relayed",
+        /// The app spoke first.
+        ServerFirst = "server_first",
+        /// Nothing decisive came in time.
+        Undecided = "undecided",
+        /// An HTTP/1 message two readers could understand differently.
+        Ambiguous = "ambiguous",
+        /// A head larger than the limit.
+        OversizedHead = "oversized_head",
+        /// After a 101 or a successful CONNECT.
+        Upgraded = "upgraded",
+        /// A TCP-mechanism intercept takes the whole connection.
+        TcpIntercept = "tcp_intercept",
+    }
+}
+
+labels! {
+    /// Why a matched request went to the app after all.
+    FailOpen {
+        /// No stream to the workstation could be opened.
+        NoTunnel = "no_tunnel",
+        /// The workstation refused the dial.
+        DialRejected = "dial_rejected",
+        /// The workstation did not answer the dial in time.
+        DialTimeout = "dial_timeout",
+        /// TLS towards the workstation failed before anything was sent.
+        Handshake = "handshake",
+        /// The tunnel ended before anything was sent into it.
+        Lost = "lost",
+    }
+}
+
+labels! {
+    /// Limits of ours that were hit.
+    Limit {
+        /// Open connections on a port.
+        Connections = "connections",
+        /// Out of file descriptors while accepting.
+        Descriptors = "descriptors",
+        /// TLS handshakes in progress.
+        Handshakes = "handshakes",
+        /// A head's bytes.
+        HeadBytes = "head_bytes",
+        /// A head that came too slowly.
+        HeadTime = "head_time",
+        /// HTTP/2 streams, resets, settings, pings, continuation frames or header lists beyond what
+        /// is sane.
+        Http2Flood = "http2_flood",
+        /// UDP flows.
+        UdpFlows = "udp_flows",
+    }
+}
+
+labels! {
+    /// Response classes.
+    Class {
+        /// 1xx.
+        C1xx = "1xx",
+        /// 2xx.
+        C2xx = "2xx",
+        /// 3xx.
+        C3xx = "3xx",
+        /// 4xx.
+        C4xx = "4xx",
+        /// 5xx.
+        C5xx = "5xx",
+    }
+}
+
+impl Class {
+    /// The class of a status code; codes outside 100–599 count as 5xx.
+    #[must_use]
+    pub fn of(status: u16) -> Self {
+        match status {
+            100..=199 => Self::C1xx,
+            200..=299 => Self::C2xx,
+            300..=399 => Self::C3xx,
+            400..=499 => Self::C4xx,
+            _ => Self::C5xx,
+        }
+    }
+}
+
+labels! {
+    /// Why a TLS handshake with a caller failed.
+    TlsFailure {
+        /// The caller spoke no TLS.
+        NotTls = "not_tls",
+        /// No protocol version in common.
+        Version = "version",
+        /// No cipher suite or key exchange in common.
+        Cipher = "cipher",
+        /// No certificate for the asked name, or the client certificate was missing or bad.
+        Certificate = "certificate",
+        /// It took too long.
+        Timeout = "timeout",
+        /// The caller closed.
+        Closed = "closed",
+        /// A ClientHello beyond the size limit, or malformed.
+        Malformed = "malformed",
+        /// Anything else.
+        Other = "other",
+    }
+}
+
+/// Upper bounds, in microseconds, of the latency histogram's buckets; a last one without bound
+/// follows.
+pub const LATENCY_BOUNDS_US: [u64; 14] = [
+    100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000,
+    1_000_000, 5_000_000,
+];
+
+/// A latency histogram with the fixed bounds of [`LATENCY_BOUNDS_US`].
+#[derive(Debug, Default)]
+pub struct Latency {
+    buckets: [Counter; LATENCY_BOUNDS_US.len() + 1],
+    sum_us: Counter,
+}
+
+impl Latency {
+    /// Counts one observation.
+    pub fn observe(&self, took: std::time::Duration) {
+        let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let at = LATENCY_BOUNDS_US.partition_point(|bound| *bound < us);
+        // `partition_point` is at most the number of bounds, and there is one bucket more than
+        // bounds.
+        self.buckets[at].inc();
+        self.sum_us.add(us);
+    }
+
+    /// Counts of each bucket (not cumulative) and the sum in microseconds.
+    #[must_use]
+    pub fn read(&self) -> ([u64; LATENCY_BOUNDS_US.len() + 1], u64) {
+        (
+            std::array::from_fn(|i| self.buckets[i].get()),
+            self.sum_us.get(),
+        )
+    }
+
+    /// Back to zero.
+    pub fn reset(&self) {
+        self.buckets.iter().for_each(Counter::reset);
+        self.sum_us.reset();
+    }
+}
+
+/// What is counted for one listening port.
+#[derive(Debug, Default)]
+pub struct PortMetrics {
+    /// Accepted connections.
+    pub connections: Counter,
+    /// Open connections.
+    pub active: Gauge,
+    /// Connections by what they were carried as.
+    pub carried: PerLabel<Protocol>,
+    /// Connections carried without being understood, by reason.
+    pub opaque: PerLabel<OpaqueReason>,
+    /// HTTP/1 requests by route.
+    pub http1_requests: PerLabel<Route>,
+    /// HTTP/2 requests by route, where streams are routed one by one.
+    pub http2_requests: PerLabel<Route>,
+    /// HTTP/2 requests relayed as frames.
+    pub http2_relayed: Counter,
+    /// Responses by class.
+    pub responses: PerLabel<Class>,
+    /// Bytes from callers.
+    pub bytes_in: Counter,
+    /// Bytes to callers.
+    pub bytes_out: Counter,
+    /// Bytes of either direction that the kernel moved without a copy through the agent.
+    pub bytes_spliced: Counter,
+    /// Request head forwarded → first byte of the answer (what the app or workstation took).
+    pub upstream_time: Latency,
+    /// Request head read → forwarded (what the agent itself took, a tunnel's opening included).
+    pub own_time: Latency,
+    /// Connections to the app that could not be made.
+    pub app_connect_failures: Counter,
+    /// Tunnels opened.
+    pub tunnels: Counter,
+    /// Tunnels that are open.
+    pub tunnels_active: Gauge,
+    /// Tunnels that could not be opened, or were lost.
+    pub tunnel_failures: Counter,
+    /// Matched requests that went to the app, by reason.
+    pub fail_open: PerLabel<FailOpen>,
+    /// TLS handshakes completed.
+    pub tls_handshakes: Counter,
+    /// TLS handshakes failed, by cause.
+    pub tls_failures: PerLabel<TlsFailure>,
+    /// Limits hit.
+    pub limits: PerLabel<Limit>,
+    /// Connections that came from the agent itself: a redirect loop. Stays 0.
+    pub self_connections: Counter,
+    /// Endings of connections.
+    pub ended: PerLabel<Ended>,
+    /// Datagrams from callers.
+    pub datagrams_in: Counter,
+    /// Datagrams to callers.
+    pub datagrams_out: Counter,
+    /// Live UDP flows.
+    pub udp_flows: Gauge,
+    /// Which of the port's log lines may be written.
+    pub lines: Lines,
+}
+
+/// Lines about a port that come back for every connection while something is wrong.
+#[derive(Debug, Default)]
+pub struct Lines {
+    /// The app does not take connections.
+    pub app: LogLimiter,
+    /// A request meant for a workstation went to the app.
+    pub fail_open: LogLimiter,
+    /// A tunnel was lost amid its work.
+    pub tunnel: LogLimiter,
+    /// A TLS handshake failed.
+    pub handshake: LogLimiter,
+    /// A connection could not be accepted, or was cut by a limit.
+    pub refused: LogLimiter,
+}
+
+impl PortMetrics {
+    /// Sets every counter and histogram to zero; gauges stay.
+    pub fn reset(&self) {
+        for counter in [
+            &self.connections,
+            &self.http2_relayed,
+            &self.bytes_in,
+            &self.bytes_out,
+            &self.bytes_spliced,
+            &self.app_connect_failures,
+            &self.tunnels,
+            &self.tunnel_failures,
+            &self.tls_handshakes,
+            &self.self_connections,
+            &self.datagrams_in,
+            &self.datagrams_out,
+        ] {
+            counter.reset();
+        }
+        self.carried.reset();
+        self.opaque.reset();
+        self.http1_requests.reset();
+        self.http2_requests.reset();
+        self.responses.reset();
+        self.fail_open.reset();
+        self.tls_failures.reset();
+        self.limits.reset();
+        self.ended.reset();
+        self.own_time.reset();
+        self.upstream_time.reset();
+    }
+}
+
+/// What is counted for the control side.
+#[derive(Debug, Default)]
+pub struct ControlMetrics {
+    /// 1 while a session with the manager is alive.
+    pub connected: Gauge,
+    /// Sessions begun.
+    pub arrivals: Counter,
+    /// Sessions lost, or attempts that failed.
+    pub failures: Counter,
+    /// Snapshots (or deltas) of intercepts received.
+    pub snapshots: Counter,
+    /// Intercepts in the last snapshot.
+    pub intercepts: Gauge,
+    /// Reviews sent.
+    pub reviews: Counter,
+    /// Workstations that watch for dials on the agent's own API.
+    pub workstations: Gauge,
+    /// Connections dialled on behalf of workstations.
+    pub dials: Counter,
+    /// DNS questions answered for the manager.
+    pub lookups: Counter,
+}
+
+impl ControlMetrics {
+    /// Sets every counter to zero; gauges stay.
+    pub fn reset(&self) {
+        let Self {
+            arrivals,
+            failures,
+            snapshots,
+            reviews,
+            dials,
+            lookups,
+            connected: _,
+            intercepts: _,
+            workstations: _,
+        } = self;
+        for counter in [arrivals, failures, snapshots, reviews, dials, lookups] {
+            counter.reset();
+        }
+    }
+}
+
+impl Label for Ended {
+    const ALL: &'static [Self] = {
+        use crate::outcome::Stage;
+        &[
+            Self::Clean,
+            Self::CallerLeft,
+            Self::CallerReset,
+            Self::AppRefused,
+            Self::AppReset,
+            Self::TunnelLost,
+            Self::TimedOut(Stage::Handshake),
+            Self::TimedOut(Stage::AppConnect),
+            Self::TimedOut(Stage::Head),
+            Self::TimedOut(Stage::Dial),
+            Self::Handshake,
+            Self::Malformed,
+            Self::Limit,
+            Self::Drained,
+            Self::Bug,
+        ]
+    };
+
+    fn index(self) -> usize {
+        // Every value stands in `ALL`; the first one answers for a value that somebody forgot to
+        // add there.
+        Self::ALL.iter().position(|e| *e == self).unwrap_or(0)
+    }
+
+    fn label(self) -> &'static str {
+        Ended::label(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn every_label_is_found_at_its_index() {
+        fn check<L: Label + PartialEq + std::fmt::Debug>() {
+            for (i, l) in L::ALL.iter().enumerate() {
+                assert_eq!(l.index(), i, "{l:?}");
+            }
+        }
+        check::<Protocol>();
+        check::<OpaqueReason>();
+        check::<Ended>();
+        check::<TlsFailure>();
+    }
+
+    #[test]
+    fn a_latency_on_a_bound_belongs_to_its_bucket() {
+        let l = Latency::default();
+        l.observe(Duration::from_micros(100));
+        l.observe(Duration::from_micros(101));
+        l.observe(Duration::from_secs(60));
+        let (buckets, sum) = l.read();
+        assert_eq!((buckets[0], buckets[1], buckets[14]), (1, 1, 1));
+        assert_eq!(sum, 60_000_201);
+    }
+}

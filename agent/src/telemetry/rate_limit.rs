@@ -1,0 +1,100 @@
+//! Log lines that repeat: one in a while is written, with the number of those that were not. What
+//! is wrong with an app, a workstation or a caller is wrong for every request, and nobody is helped
+//! by a line for each.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long repetitions on the data path are only counted.
+pub const LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Lets one line through in each interval.
+#[derive(Debug)]
+pub struct LogLimiter {
+    every: Duration,
+    /// Milliseconds on the process's clock from which the next line may be written.
+    next: AtomicU64,
+    held_back: AtomicU64,
+}
+
+/// Writes a line of `tracing` at the level `$level` if `$lines` (a [`LogLimiter`]) lets it through,
+/// with `repeated` where others were held back before; a line that is held back is still there at
+/// level debug.
+///
+/// ```
+/// use traffic_agent::limited::{LogLimiter, limited};
+/// let lines = LogLimiter::default();
+/// for port in 0..1000 {
+///     limited!(lines, warn, port, "something that happens for each request");
+/// }
+/// ```
+#[macro_export]
+macro_rules! limited {
+    ($lines:expr, $level:ident, $($line:tt)+) => {
+        match $lines.pass() {
+            None => tracing::debug!($($line)+),
+            Some(0) => tracing::$level!($($line)+),
+            Some(repeated) => tracing::$level!(repeated, $($line)+),
+        }
+    };
+}
+pub use limited;
+
+impl Default for LogLimiter {
+    fn default() -> Self {
+        Self::every(LOG_INTERVAL)
+    }
+}
+
+impl LogLimiter {
+    /// One line in each `every`.
+    #[must_use]
+    pub const fn every(every: Duration) -> Self {
+        Self {
+            every,
+            next: AtomicU64::new(0),
+            held_back: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether a line may be written: how many were held back since the last one that was.
+    pub fn pass(&self) -> Option<u64> {
+        self.pass_at(now())
+    }
+
+    /// The same at a moment of the process's clock.
+    fn pass_at(&self, now: u64) -> Option<u64> {
+        let next = self.next.load(Ordering::Relaxed);
+        let later = now.saturating_add(u64::try_from(self.every.as_millis()).unwrap_or(u64::MAX));
+        let first = now >= next
+            && self
+                .next
+                .compare_exchange(next, later, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok();
+        if first {
+            return Some(self.held_back.swap(0, Ordering::Relaxed));
+        }
+        self.held_back.fetch_add(1, Ordering::Relaxed);
+        None
+    }
+}
+
+fn now() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    u64::try_from(START.get_or_init(Instant::now).elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_line_in_an_interval_with_the_count_of_the_others() {
+        let lines = LogLimiter::every(Duration::from_secs(10));
+        assert_eq!(lines.pass_at(0), Some(0));
+        assert_eq!((lines.pass_at(1), lines.pass_at(9_999)), (None, None));
+        assert_eq!(lines.pass_at(10_000), Some(2));
+        assert_eq!(lines.pass_at(25_000), Some(0));
+    }
+}

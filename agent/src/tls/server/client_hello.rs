@@ -1,0 +1,161 @@
+//! The beginning of a handshake: whether there is one, the ClientHello within its bounds, what a
+//! failure is called, and how a caller is told.
+
+use std::io;
+use std::time::Duration;
+
+use rustls::server::{Accepted, Acceptor};
+use rustls::{AlertDescription, PeerIncompatible};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::telemetry::metrics::TlsFailure;
+use crate::tls::alpn::{H2, HTTP1, TlsInfo};
+use crate::tls::server::refusal::FailedHandshake;
+use crate::tls::server::refusal::HandshakeRefused;
+
+/// What the first bytes of a connection are.
+pub(crate) enum RecordKind {
+    /// The beginning of a handshake.
+    Tls,
+    /// Anything else. The hello says with which ALPN an app that wants TLS would be dialled.
+    Clear(Option<TlsInfo>),
+}
+
+impl RecordKind {
+    /// A handshake record (RFC 8446 section 5.1) starts with 22, which no text protocol does.
+    pub(crate) fn of(bytes: &[u8]) -> Self {
+        match bytes {
+            [22, 3, ..] | [22] => Self::Tls,
+            [b'P', b'R', b'I', ..] => Self::Clear(Some(TlsInfo {
+                alpn: Some(H2.to_vec()),
+                ..TlsInfo::default()
+            })),
+            [b'A'..=b'Z', b'A'..=b'Z', ..] => Self::Clear(Some(TlsInfo {
+                alpn: Some(HTTP1.to_vec()),
+                ..TlsInfo::default()
+            })),
+            _ => Self::Clear(None),
+        }
+    }
+}
+
+/// Fatal alert 70 (RFC 8446 section 6.2), for callers that lack what came with TLS 1.2: it says
+/// more than the general refusal they would get.
+const PROTOCOL_VERSION: &[u8] = &[21, 3, 1, 0, 2, 2, 70];
+
+/// Reads a ClientHello of at most `limit` bytes.
+pub(crate) async fn read_hello(
+    socket: &mut TcpStream,
+    limit: usize,
+) -> Result<Accepted, FailedHandshake> {
+    let quiet = |cause, detail: String| FailedHandshake::from(HandshakeRefused::new(cause, detail));
+    let mut acceptor = Acceptor::default();
+    let mut chunk = [0; 2048];
+    let mut total = 0;
+    loop {
+        let n = match socket.read(&mut chunk).await {
+            Ok(0) => {
+                return Err(quiet(
+                    TlsFailure::Closed,
+                    "the caller closed in its ClientHello".into(),
+                ));
+            }
+            Ok(n) => n,
+            Err(error) => return Err(quiet(TlsFailure::Closed, error.to_string())),
+        };
+        total += n;
+        let mut bytes = chunk.get(..n).unwrap_or_default();
+        while !bytes.is_empty() {
+            if acceptor.read_tls(&mut bytes).is_err() {
+                return Err(quiet(
+                    TlsFailure::Malformed,
+                    "the ClientHello is too large".into(),
+                ));
+            }
+        }
+        match acceptor.accept() {
+            Ok(Some(accepted)) => return Ok(accepted),
+            Ok(None) if total > limit => {
+                return Err(quiet(
+                    TlsFailure::Malformed,
+                    format!("the ClientHello has more than {limit} bytes"),
+                ));
+            }
+            Ok(None) => {}
+            Err((error, mut alert)) => {
+                let cause = classify(&error);
+                let mut bytes = Vec::new();
+                match cause {
+                    TlsFailure::Version => bytes.extend_from_slice(PROTOCOL_VERSION),
+                    // Writing to a vector does not fail.
+                    _ => drop(alert.write_all(&mut bytes)),
+                }
+                return Err(FailedHandshake {
+                    alert: bytes,
+                    ..HandshakeRefused::new(cause, error.to_string()).into()
+                });
+            }
+        }
+    }
+}
+
+/// Sends the alert and waits a little for the caller's end: closing over unread bytes would be a
+/// reset, and a reset can overtake the alert.
+pub(crate) async fn send_alert_and_close(mut socket: TcpStream, alert: &[u8]) {
+    let goodbye = async {
+        if !alert.is_empty() {
+            socket.write_all(alert).await?;
+        }
+        socket.shutdown().await?;
+        let mut rest = [0; 1024];
+        let mut patience = 64;
+        while patience > 0 && socket.read(&mut rest).await? > 0 {
+            patience -= 1;
+        }
+        io::Result::Ok(())
+    };
+    let _ = timeout(Duration::from_millis(500), goodbye).await;
+}
+
+/// The counter's word for a failed handshake.
+pub(crate) fn classify(error: &rustls::Error) -> TlsFailure {
+    use PeerIncompatible as P;
+    use rustls::Error as E;
+    match error {
+        E::PeerIncompatible(
+            P::Tls12NotOffered
+            | P::Tls12NotOfferedOrEnabled
+            | P::ServerTlsVersionIsDisabledByOurConfig
+            | P::ServerDoesNotSupportTls12Or13
+            | P::SupportedVersionsExtensionRequired
+            | P::SignatureAlgorithmsExtensionRequired,
+        )
+        | E::AlertReceived(AlertDescription::ProtocolVersion) => TlsFailure::Version,
+        E::PeerIncompatible(_)
+        | E::AlertReceived(
+            AlertDescription::HandshakeFailure | AlertDescription::InsufficientSecurity,
+        ) => TlsFailure::Cipher,
+        E::NoCertificatesPresented
+        | E::InvalidCertificate(_)
+        | E::General(_)
+        | E::AlertReceived(
+            AlertDescription::BadCertificate
+            | AlertDescription::UnsupportedCertificate
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::UnknownCA
+            | AlertDescription::UnrecognisedName
+            | AlertDescription::AccessDenied,
+        ) => TlsFailure::Certificate,
+        E::InvalidMessage(_)
+        | E::PeerMisbehaved(_)
+        | E::InappropriateMessage { .. }
+        | E::InappropriateHandshakeMessage { .. }
+        | E::DecryptError
+        | E::PeerSentOversizedRecord => TlsFailure::Malformed,
+        _ => TlsFailure::Other,
+    }
+}

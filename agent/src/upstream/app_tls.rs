@@ -1,0 +1,474 @@
+//! TLS towards the app and, with the same client certificate, towards workstations: with the server
+//! name and ALPN the caller used. Whether the app speaks TLS is declared, or asked once and kept
+//! until a connection fails.
+//!
+//! Spoken to the app, in this order: what a declared protocol says; what the app answered when it
+//! was asked. It is asked only where a secret is configured, and a caller in clear text is carried
+//! in TLS only where a client certificate is.
+
+use std::any::Any;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tokio::time::{Instant, timeout};
+use tokio_rustls::TlsConnector;
+
+use crate::addr::AppAddr;
+use crate::io::conn::{Conn, Io};
+use crate::tls;
+use crate::tls::alpn::{AlpnOffer, AppUnavailable, H2, HTTP1, TlsInfo};
+use crate::tls::client::config::{Client, Peer};
+use crate::tls::secrets::annotations::{PortPlan, ToApp};
+use crate::tls::secrets::store::{Store, Stores, all_good};
+use crate::tls::stream::ClientSide;
+use crate::upstream::app;
+use crate::upstream::app::connect_marked;
+use crate::upstream::probe;
+use crate::upstream::probe::TlsAnswer;
+use crate::upstream::{AppError, DialApp};
+
+/// A handshake with the app or a workstation takes no longer.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// No answer may be due to the app's being busy or just starting: asked again after this time.
+const SILENT_TTL: Duration = Duration::from_secs(5);
+/// A connection closed without a word is nearly always a protocol that cannot make sense of the
+/// question.
+const UNAVAILABLE_TTL: Duration = Duration::from_secs(60);
+
+/// Which HTTP versions an app in clear text is declared to speak.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ClearHttp {
+    /// HTTP/1 only.
+    Http1,
+    /// HTTP/2; HTTP/1 is left to the app.
+    Http2,
+    /// Not HTTP: the app takes no part in ALPN.
+    Neither,
+    /// The app is asked, by a preface.
+    #[default]
+    Ask,
+    /// Nobody says, and asking is switched off.
+    DoNotAsk,
+}
+
+/// Dials one port's app, in TLS where that is what it speaks.
+#[derive(Debug)]
+pub struct Originate {
+    addr: AppAddr,
+    client: Client,
+    /// Every secret of the port: unless all are good, callers are carried untouched, in clear text
+    /// of ours.
+    secrets: Vec<Arc<Store>>,
+    to_app: ToApp,
+    clear_http: ClearHttp,
+    probe_timeout: Duration,
+    known: Mutex<CachedAnswers>,
+    asking: tokio::sync::Mutex<()>,
+}
+
+/// What the app answered.
+#[derive(Debug, Default)]
+struct CachedAnswers {
+    speaks: Option<(AppAnswer, Option<Instant>)>,
+    offer: Option<(AlpnOffer, Option<Instant>)>,
+    greets: Option<(bool, Option<Instant>)>,
+    /// The last answer, whether or not it still holds.
+    last_offer: Option<AlpnOffer>,
+}
+
+impl CachedAnswers {
+    /// Whatever was known may be of a process that is gone.
+    fn forget(&mut self) {
+        *self = Self {
+            last_offer: self.last_offer,
+            ..Self::default()
+        };
+    }
+}
+
+/// What is spoken to the app.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AppAnswer {
+    /// Clear text.
+    Clear,
+    /// TLS.
+    Tls,
+}
+
+impl Originate {
+    /// Dials the app at `addr`.
+    #[must_use]
+    pub fn new(plan: &PortPlan, addr: AppAddr, clear_http: ClearHttp, stores: &mut Stores) -> Self {
+        Self {
+            addr,
+            client: Client::new(plan, stores),
+            secrets: stores.all_of(plan),
+            to_app: plan.to_app,
+            clear_http,
+            probe_timeout: plan.probe_timeout,
+            known: Mutex::default(),
+            asking: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// What the app speaks; asks it where that is not known.
+    ///
+    /// # Errors
+    /// The app does not listen.
+    pub async fn speaks(&self) -> Result<AppAnswer, AppError> {
+        if let Some(known) = self.known_speaks() {
+            return Ok(known);
+        }
+        let _one_at_a_time = self.asking.lock().await;
+        if let Some(known) = self.known_speaks() {
+            return Ok(known);
+        }
+        let (speaks, picked, doubt) = match self.ask_tls(&[H2, HTTP1]).await? {
+            TlsAnswer::Tls(picked) => (AppAnswer::Tls, Some(picked), None),
+            TlsAnswer::Refused => (AppAnswer::Tls, None, None),
+            TlsAnswer::NotTls => (AppAnswer::Clear, None, None),
+            TlsAnswer::Closed => (AppAnswer::Clear, None, Some(UNAVAILABLE_TTL)),
+            TlsAnswer::Mute => (AppAnswer::Clear, None, Some(SILENT_TTL)),
+        };
+        tracing::info!(
+            port = self.port(),
+            ?speaks,
+            sure = doubt.is_none(),
+            "the app was asked whether it speaks TLS"
+        );
+        let offer = match picked {
+            Some(picked) => Some(self.tls_offer(picked.as_deref()).await?),
+            None => None,
+        };
+        let mut known = self.lock();
+        known.speaks = Some((speaks, until(doubt)));
+        if let Some(offer) = offer {
+            known.offer = Some((offer, None));
+            known.last_offer = Some(offer);
+        }
+        Ok(speaks)
+    }
+
+    fn known_speaks(&self) -> Option<AppAnswer> {
+        match self.to_app {
+            ToApp::Clear => Some(AppAnswer::Clear),
+            _ => {
+                kept(&self.lock().speaks).or((self.to_app == ToApp::Tls).then_some(AppAnswer::Tls))
+            }
+        }
+    }
+
+    /// The offer of a TLS app, which picked `picked` of both: whether it would take HTTP/1.1 as
+    /// well is a question of its own.
+    async fn tls_offer(&self, picked: Option<&[u8]>) -> Result<AlpnOffer, AppError> {
+        Ok(match picked {
+            Some(H2) => {
+                let http1 = self.ask_tls(&[HTTP1]).await? == TlsAnswer::Tls(Some(HTTP1.to_vec()));
+                AlpnOffer { h2: true, http1 }
+            }
+            Some(HTTP1) => AlpnOffer {
+                h2: false,
+                http1: true,
+            },
+            _ => AlpnOffer::default(),
+        })
+    }
+
+    async fn ask_tls(&self, alpn: &[&[u8]]) -> Result<TlsAnswer, AppError> {
+        let config = self
+            .client
+            .probe_config(alpn)
+            .map_err(|error| self.tls_error(std::io::Error::other(error)))?;
+        let name = self.client.name(None, self.addr.0.ip());
+        probe::tls(self.addr, &config, &name, self.probe_timeout).await
+    }
+
+    async fn offer(&self) -> Result<AlpnOffer, AppError> {
+        if let Some(offer) = kept(&self.lock().offer) {
+            return Ok(offer);
+        }
+        let speaks = self.speaks().await?;
+        if let Some(offer) = kept(&self.lock().offer) {
+            return Ok(offer);
+        }
+        let http1 = AlpnOffer {
+            h2: false,
+            http1: true,
+        };
+        let (offer, doubt) = match speaks {
+            AppAnswer::Tls => match self.ask_tls(&[H2, HTTP1]).await? {
+                TlsAnswer::Tls(picked) => (self.tls_offer(picked.as_deref()).await?, None),
+                // It wants something of the caller's own, so what it would offer to the caller
+                // stays unknown.
+                TlsAnswer::Refused => (http1, None),
+                TlsAnswer::NotTls => {
+                    self.learn_clear_text();
+                    self.clear_offer().await?
+                }
+                TlsAnswer::Closed | TlsAnswer::Mute => (http1, Some(SILENT_TTL)),
+            },
+            AppAnswer::Clear => self.clear_offer().await?,
+        };
+        let sure = doubt.is_none();
+        tracing::info!(
+            port = self.port(),
+            h2 = offer.h2,
+            http1 = offer.http1,
+            sure,
+            "ALPN as the app would offer it"
+        );
+        let mut known = self.lock();
+        known.offer = Some((offer, until(doubt)));
+        known.last_offer = Some(offer);
+        drop(known);
+        Ok(offer)
+    }
+
+    /// An app in clear text takes no part in ALPN: `http/1.1` stays on offer beside `h2`, since an
+    /// app that does not speak it says so itself.
+    async fn clear_offer(&self) -> Result<(AlpnOffer, Option<Duration>), AppError> {
+        Ok(match self.clear_http {
+            ClearHttp::Http1 | ClearHttp::DoNotAsk => (
+                AlpnOffer {
+                    h2: false,
+                    http1: true,
+                },
+                None,
+            ),
+            ClearHttp::Neither => (AlpnOffer::default(), None),
+            ClearHttp::Http2 => (
+                AlpnOffer {
+                    h2: true,
+                    http1: true,
+                },
+                None,
+            ),
+            ClearHttp::Ask => {
+                let answer = probe::h2c(self.addr).await?;
+                (
+                    AlpnOffer {
+                        h2: answer.unwrap_or(false),
+                        http1: true,
+                    },
+                    answer.is_none().then_some(SILENT_TTL),
+                )
+            }
+        })
+    }
+
+    async fn dial_app(&self, hello: Option<&TlsInfo>) -> Result<Conn, AppError> {
+        if !self.wants_tls(hello) {
+            return self.dial_plain().await;
+        }
+        let dialled = match self.speaks().await {
+            Ok(AppAnswer::Clear) => self.dial_plain().await,
+            Ok(AppAnswer::Tls) => self.dial_tls(hello).await,
+            Err(error) => Err(error),
+        };
+        if dialled.is_err() {
+            self.lock().forget();
+        }
+        dialled
+    }
+
+    /// Whether TLS with the app comes into question: for callers who came in TLS, and wherever
+    /// there is a client certificate to show.
+    fn wants_tls(&self, hello: Option<&TlsInfo>) -> bool {
+        (hello.is_some() || self.client.has_certificate()) && all_good(&self.secrets)
+    }
+
+    async fn dial_plain(&self) -> Result<Conn, AppError> {
+        app::connect(self.addr).await.map(Conn::Tcp)
+    }
+
+    async fn dial_tls(&self, hello: Option<&TlsInfo>) -> Result<Conn, AppError> {
+        let (socket, own) = connect_marked(self.addr).await?;
+        let guard = own.map(|own| Box::new(own) as Box<dyn Any + Send>);
+        match self.connect(socket, Peer::App, hello, guard).await {
+            Ok(conn) => Ok(conn),
+            Err(error) if probe::read_failure(&error) == TlsAnswer::NotTls => {
+                self.learn_clear_text();
+                self.dial_plain().await
+            }
+            Err(error) => Err(self.tls_error(error)),
+        }
+    }
+
+    /// The app turned out to speak clear text, whatever was declared; nothing has been sent to it
+    /// yet.
+    fn learn_clear_text(&self) {
+        tracing::warn!(
+            port = self.port(),
+            "the app was to be spoken to in TLS, but it speaks clear text"
+        );
+        let mut known = self.lock();
+        known.forget();
+        known.speaks = Some((AppAnswer::Clear, None));
+    }
+
+    async fn connect<S: Io + 'static>(
+        &self,
+        io: S,
+        peer: Peer,
+        hello: Option<&TlsInfo>,
+        guard: Option<Box<dyn Any + Send>>,
+    ) -> std::io::Result<Conn> {
+        let alpn = hello.and_then(|hello| hello.alpn.as_deref());
+        let config = self
+            .client
+            .config(peer, alpn)
+            .map_err(std::io::Error::other)?;
+        let name = self.client.name(hello, self.addr.0.ip());
+        let connecting = TlsConnector::from(config).connect(name, io);
+        let stream = timeout(HANDSHAKE_TIMEOUT, connecting)
+            .await
+            .map_err(|_| std::io::ErrorKind::TimedOut)??;
+        Ok(Conn::Other(Box::new(ClientSide::new(stream, guard))))
+    }
+
+    fn port(&self) -> u16 {
+        self.addr.0.port()
+    }
+
+    fn tls_error(&self, source: std::io::Error) -> AppError {
+        AppError::Tls {
+            addr: self.addr,
+            source,
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, CachedAnswers> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn until(doubt: Option<Duration>) -> Option<Instant> {
+    doubt.map(|time| Instant::now() + time)
+}
+
+fn kept<T: Copy>(known: &Option<(T, Option<Instant>)>) -> Option<T> {
+    known
+        .as_ref()
+        .filter(|(_, until)| until.is_none_or(|until| Instant::now() < until))
+        .map(|(value, _)| *value)
+}
+
+impl DialApp for Originate {
+    fn dial<'a>(&'a self, hello: Option<&'a TlsInfo>) -> BoxFuture<'a, Result<Conn, AppError>> {
+        Box::pin(self.dial_app(hello))
+    }
+
+    fn dial_untouched(&self) -> BoxFuture<'_, Result<Conn, AppError>> {
+        Box::pin(self.dial_plain())
+    }
+
+    fn app_addr(&self) -> Option<AppAddr> {
+        Some(self.addr)
+    }
+
+    fn plain_addr(&self) -> Option<AppAddr> {
+        None
+    }
+
+    fn speaks_tls<'a>(&'a self, hello: Option<&'a TlsInfo>) -> BoxFuture<'a, bool> {
+        Box::pin(async move {
+            self.wants_tls(hello) && matches!(self.speaks().await, Ok(AppAnswer::Tls))
+        })
+    }
+
+    fn tls_to_workstation<'a>(
+        &'a self,
+        tunnel: Box<dyn Io>,
+        hello: Option<&'a TlsInfo>,
+    ) -> Option<BoxFuture<'a, std::io::Result<Conn>>> {
+        if !self.wants_tls(hello) || self.known_speaks() != Some(AppAnswer::Tls) {
+            return None;
+        }
+        Some(Box::pin(self.connect(
+            Conn::Other(tunnel),
+            Peer::Workstation,
+            hello,
+            None,
+        )))
+    }
+}
+
+impl tls::alpn::AppTls for Originate {
+    fn offers(&self) -> BoxFuture<'_, Result<AlpnOffer, AppUnavailable>> {
+        Box::pin(async {
+            match self.offer().await {
+                Ok(offer) => Ok(offer),
+                Err(AppError::Connect { .. } | AppError::Timeout { .. }) => {
+                    let declared = AlpnOffer {
+                        h2: self.clear_http == ClearHttp::Http2,
+                        http1: true,
+                    };
+                    Err(AppUnavailable {
+                        likely: self.lock().last_offer.unwrap_or(declared),
+                    })
+                }
+                // The app listens, but what it is cannot be found out: HTTP/1.1 is what most
+                // understand.
+                Err(AppError::Tls { .. }) => Ok(AlpnOffer {
+                    h2: false,
+                    http1: true,
+                }),
+            }
+        })
+    }
+
+    fn greets(&self) -> BoxFuture<'_, bool> {
+        Box::pin(async {
+            if let Some(greets) = kept(&self.lock().greets) {
+                return greets;
+            }
+            let Ok(greets) = probe::greets(self.addr).await else {
+                return false;
+            };
+            // Silence may be a slow start.
+            self.lock().greets = Some((greets, until((!greets).then_some(SILENT_TTL))));
+            greets
+        })
+    }
+}
+
+/// Both halves of a port's TLS: what accepts callers, and what dials the app.
+#[must_use]
+pub fn compose(
+    plan: &PortPlan,
+    addr: AppAddr,
+    clear_http: ClearHttp,
+    stores: &mut Stores,
+) -> (Arc<tls::server::accept::TlsPort>, Arc<Originate>) {
+    let app = Arc::new(Originate::new(plan, addr, clear_http, stores));
+    let port = tls::server::accept::TlsPort::new(
+        plan,
+        stores,
+        Arc::clone(&app) as Arc<dyn tls::alpn::AppTls>,
+        tls::server::accept::HandshakeLimits::default(),
+    );
+    (Arc::new(port), app)
+}
+
+/// Dials without TLS of ours, for a caller whose own TLS goes through to the app.
+#[derive(Debug)]
+pub struct Passthrough(pub Arc<dyn DialApp>);
+
+impl DialApp for Passthrough {
+    fn dial<'a>(&'a self, _: Option<&'a TlsInfo>) -> BoxFuture<'a, Result<Conn, AppError>> {
+        self.0.dial_untouched()
+    }
+
+    fn plain_addr(&self) -> Option<AppAddr> {
+        self.0.app_addr()
+    }
+
+    fn tls_to_workstation<'a>(
+        &'a self,
+        _: Box<dyn Io>,
+        _: Option<&'a TlsInfo>,
+    ) -> Option<BoxFuture<'a, std::io::Result<Conn>>> {
+        None
+    }
+}

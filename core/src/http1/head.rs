@@ -1,0 +1,576 @@
+//! Where a head ends, what routing needs of it, and how the body after it ends (RFC 9112 sections 2
+//! to 6). Bytes are looked at in place; nothing is copied, kept in a map or normalised.
+//!
+//! A head that two readers could understand differently is [`Ambiguous`]: whoever meets it leaves
+//! the judgement to the app. Being strict is therefore free: the worst that a refused head suffers
+//! is to be relayed unread.
+
+use memchr::memchr;
+
+/// The largest head, in bytes; a larger one is relayed unread. Servers commonly stop at 8 to 32
+/// KiB.
+pub const MAX_HEAD: usize = 64 * 1024;
+
+/// How a message's body ends, as far as its own head says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// Neither length nor transfer coding: no body in a request, until close in a response.
+    Unsaid,
+    /// `Content-Length`.
+    Length(u64),
+    /// `Transfer-Encoding: chunked`.
+    Chunked,
+}
+
+/// Why a head is left to the app's judgement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ambiguous {
+    /// The first line is no request line or status line of HTTP/1.0 or 1.1.
+    StartLine,
+    /// A line ends in LF alone, or a CR stands alone.
+    LineEnd,
+    /// A line that continues the one before it (obs-fold).
+    Folded,
+    /// A field name with a character that is none of a token's, white space before the colon
+    /// included.
+    Name,
+    /// A control character in a value.
+    Value,
+    /// A length that is repeated, signed, listed, too large or no number.
+    Length,
+    /// A transfer coding that is not exactly one `chunked`.
+    Coding,
+    /// A length beside a transfer coding, or framing where the message may have none.
+    Conflict,
+    /// More than [`MAX_HEAD`].
+    Oversized,
+}
+
+/// Methods that change how an answer is framed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// Its answer has no body.
+    Head,
+    /// A 2xx turns the connection into a tunnel.
+    Connect,
+    /// Any other, known or not.
+    Other,
+}
+
+/// A complete head, described by offsets into the bytes it was parsed from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// Bytes from the front to the end of the empty line.
+    pub len: usize,
+    /// What the first line says.
+    pub start: Start,
+    /// 0 for HTTP/1.0, 1 for HTTP/1.1.
+    pub minor: u8,
+    /// How the body ends.
+    pub framing: Framing,
+    /// `Connection: close`.
+    pub close: bool,
+    /// `Connection: keep-alive`.
+    pub keep_alive: bool,
+    /// An `Upgrade` field is present.
+    pub upgrade: bool,
+    /// `Expect: 100-continue`.
+    pub expects_continue: bool,
+    fields: usize,
+}
+
+/// The first line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// A request line; the target's offsets.
+    Request {
+        /// What matters of the method.
+        method: Method,
+        /// Where the method starts (behind an empty line that may precede it).
+        method_at: usize,
+        /// Where the target starts.
+        target: usize,
+        /// Where the target ends.
+        target_end: usize,
+    },
+    /// A status line.
+    Response {
+        /// The status code.
+        status: u16,
+    },
+}
+
+/// Whether more bytes are needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The head is not complete yet.
+    More,
+    /// The head is complete.
+    Complete(Head),
+}
+
+/// Which kind of message is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// From a caller.
+    Request,
+    /// From an app or workstation.
+    Response,
+}
+
+/// Parses one head from bytes that grow at their end. Every byte is searched once and every line
+/// parsed once, so a head that comes byte by byte costs no more than one that comes whole.
+#[derive(Clone, Debug)]
+pub struct Parser {
+    kind: Kind,
+    /// The start of the line that is not complete yet.
+    at: usize,
+    /// Up to where no line end was found.
+    searched: usize,
+    start: Option<Start>,
+    minor: u8,
+    fields: usize,
+    length: Option<u64>,
+    chunked: bool,
+    close: bool,
+    keep_alive: bool,
+    upgrade: bool,
+    expects_continue: bool,
+}
+
+impl Parser {
+    /// A parser at the front of a head.
+    #[must_use]
+    pub fn new(kind: Kind) -> Self {
+        Self {
+            kind,
+            at: 0,
+            searched: 0,
+            start: None,
+            minor: 0,
+            fields: 0,
+            length: None,
+            chunked: false,
+            close: false,
+            keep_alive: false,
+            upgrade: false,
+            expects_continue: false,
+        }
+    }
+
+    /// Reads on. `bytes` starts at the front of the head and holds everything that has come, more
+    /// than in the call before.
+    ///
+    /// # Errors
+    /// What makes the head ambiguous; found as soon as the line that holds it is complete.
+    pub fn parse(&mut self, bytes: &[u8]) -> Result<Step, Ambiguous> {
+        if self.searched > self.at
+            && memchr(b'\n', bytes.get(self.searched..).unwrap_or_default()).is_none()
+        {
+            self.searched = bytes.len();
+            return self.more(bytes);
+        }
+        loop {
+            let rest = bytes.get(self.at..).unwrap_or_default();
+            let line = match self.start {
+                None => start_line_end(rest)?,
+                Some(_) => field_line(rest)?,
+            };
+            let Some(line) = line else {
+                self.searched = bytes.len();
+                return self.more(bytes);
+            };
+            let next = self.at + line.end + 2;
+            if next > MAX_HEAD {
+                return Err(Ambiguous::Oversized);
+            }
+            match (self.start, line.end) {
+                (None, 0) if self.at == 0 && self.kind == Kind::Request => {}
+                (None, _) => self.first_line(rest.get(..line.end).unwrap_or_default(), next)?,
+                (Some(start), 0) => return self.complete(start, next),
+                (Some(_), _) => self.field(rest, line)?,
+            }
+            self.at = next;
+        }
+    }
+
+    /// More is awaited only behind bytes that may still become a head: others are not to be held
+    /// back.
+    fn more(&self, bytes: &[u8]) -> Result<Step, Ambiguous> {
+        if bytes.len() >= MAX_HEAD {
+            Err(Ambiguous::Oversized)
+        } else if self.start.is_none()
+            && !may_begin(self.kind, bytes.get(self.at..).unwrap_or_default())
+        {
+            Err(Ambiguous::StartLine)
+        } else {
+            Ok(Step::More)
+        }
+    }
+
+    fn first_line(&mut self, line: &[u8], next: usize) -> Result<(), Ambiguous> {
+        let (start, minor) = match self.kind {
+            Kind::Request => request_line(line, self.at),
+            Kind::Response => status_line(line),
+        }
+        .ok_or(Ambiguous::StartLine)?;
+        self.start = Some(start);
+        self.minor = minor;
+        self.fields = next;
+        Ok(())
+    }
+
+    fn field(&mut self, rest: &[u8], line: Line) -> Result<(), Ambiguous> {
+        // Most names are dismissed by their length.
+        if !matches!(line.colon, 6 | 7 | 10 | 14 | 17) {
+            return Ok(());
+        }
+        let name = rest.get(..line.colon).unwrap_or_default();
+        let value = || trimmed(rest.get(line.colon + 1..line.end).unwrap_or_default());
+        if name.eq_ignore_ascii_case(b"content-length") {
+            if self
+                .length
+                .replace(decimal(value()).ok_or(Ambiguous::Length)?)
+                .is_some()
+            {
+                return Err(Ambiguous::Length);
+            }
+        } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
+            if self.chunked || !value().eq_ignore_ascii_case(b"chunked") {
+                return Err(Ambiguous::Coding);
+            }
+            self.chunked = true;
+        } else if name.eq_ignore_ascii_case(b"connection") {
+            for token in value().split(|b| *b == b',').map(trimmed) {
+                self.close |= token.eq_ignore_ascii_case(b"close");
+                self.keep_alive |= token.eq_ignore_ascii_case(b"keep-alive");
+            }
+        } else if name.eq_ignore_ascii_case(b"upgrade") {
+            self.upgrade = true;
+        } else if name.eq_ignore_ascii_case(b"expect") {
+            self.expects_continue |= value().eq_ignore_ascii_case(b"100-continue");
+        }
+        Ok(())
+    }
+
+    fn complete(&self, start: Start, len: usize) -> Result<Step, Ambiguous> {
+        let framing = match (self.length, self.chunked) {
+            (None, false) => Framing::Unsaid,
+            (Some(n), false) => Framing::Length(n),
+            // A 1.0 peer knows no transfer coding and would read the chunks as the body (RFC 9112
+            // section 6.1).
+            (None, true) if self.minor == 1 => Framing::Chunked,
+            _ => return Err(Ambiguous::Conflict),
+        };
+        let bodyless = match start {
+            // Content of a CONNECT has no meaning that readers agree on (RFC 9110 section 9.3.6).
+            Start::Request { method, .. } => method == Method::Connect,
+            Start::Response { status } => status / 100 == 1 || status == 204,
+        };
+        if bodyless && !matches!(framing, Framing::Unsaid | Framing::Length(0)) {
+            return Err(Ambiguous::Conflict);
+        }
+        Ok(Step::Complete(Head {
+            len,
+            start,
+            minor: self.minor,
+            framing,
+            close: self.close,
+            keep_alive: self.keep_alive,
+            upgrade: self.upgrade,
+            expects_continue: self.expects_continue,
+            fields: self.fields,
+        }))
+    }
+}
+
+impl Head {
+    /// Whether the sender of this head means to keep the connection (RFC 9112 section 9.3).
+    #[must_use]
+    pub fn persists(&self) -> bool {
+        !self.close && (self.minor == 1 || self.keep_alive)
+    }
+
+    /// The status code; 0 in a request.
+    #[must_use]
+    pub fn status(&self) -> u16 {
+        match self.start {
+            Start::Response { status } => status,
+            Start::Request { .. } => 0,
+        }
+    }
+
+    /// What matters of the method; [`Method::Other`] in a response.
+    #[must_use]
+    pub fn method(&self) -> Method {
+        match self.start {
+            Start::Request { method, .. } => method,
+            Start::Response { .. } => Method::Other,
+        }
+    }
+
+    /// The first line, and the field lines with the empty line behind them; `bytes` are the head's
+    /// own.
+    #[must_use]
+    pub fn split<'b>(&self, bytes: &'b [u8]) -> (&'b [u8], &'b [u8]) {
+        bytes
+            .get(..self.len)
+            .and_then(|head| head.split_at_checked(self.fields))
+            .unwrap_or_default()
+    }
+
+    /// The request as routing reads it; `bytes` are the ones the head was parsed from.
+    #[must_use]
+    pub fn request<'b>(&self, bytes: &'b [u8]) -> RequestView<'b> {
+        let (method, target) = match self.start {
+            Start::Request {
+                method_at,
+                target,
+                target_end,
+                ..
+            } => (
+                bytes.get(method_at..target.saturating_sub(1)),
+                bytes.get(target..target_end),
+            ),
+            Start::Response { .. } => (None, None),
+        };
+        RequestView {
+            method: method.unwrap_or_default(),
+            target: target.unwrap_or_default(),
+            fields: bytes
+                .get(self.fields..self.len.saturating_sub(2))
+                .unwrap_or_default(),
+        }
+    }
+}
+
+/// A request head as routing and the access log read it.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestView<'b> {
+    /// The method as received.
+    pub method: &'b [u8],
+    /// The target as received.
+    pub target: &'b [u8],
+    fields: &'b [u8],
+}
+
+impl crate::routing::Request for RequestView<'_> {
+    fn target(&self) -> &[u8] {
+        origin_form(self.target)
+    }
+
+    fn visit_headers<'a>(&'a self, visit: &mut dyn FnMut(&'a [u8], &'a [u8])) {
+        let mut rest = self.fields;
+        // The lines have been parsed before: each has a colon and ends in CR LF.
+        while let Some(colon) = memchr(b':', rest) {
+            let (name, after) = rest.split_at(colon);
+            let end = memchr(b'\r', after).unwrap_or(after.len());
+            visit(name, trimmed(after.get(1..end).unwrap_or_default()));
+            rest = after.get(end + 2..).unwrap_or_default();
+        }
+    }
+}
+
+/// The path and query of a target: what follows the authority in absolute-form (RFC 9112 section
+/// 3.2.2), everything in the other forms.
+fn origin_form(target: &[u8]) -> &[u8] {
+    let Some(scheme) = target
+        .first()
+        .filter(|b| b.is_ascii_alphabetic())
+        .and_then(|_| memchr(b':', target))
+    else {
+        return target;
+    };
+    let Some(after) = target.get(scheme..).and_then(|t| t.strip_prefix(b"://")) else {
+        return target;
+    };
+    let path = after.iter().position(|b| matches!(b, b'/' | b'?' | b'#'));
+    match path.map(|at| after.split_at(at).1) {
+        Some(path) if path.first() == Some(&b'/') => path,
+        // An authority without a path asks for the root.
+        _ => b"/",
+    }
+}
+
+/// Where a line's parts are, relative to its start.
+#[derive(Clone, Copy)]
+struct Line {
+    /// The colon of a field line.
+    colon: usize,
+    /// The CR.
+    end: usize,
+}
+
+fn start_line_end(bytes: &[u8]) -> Result<Option<Line>, Ambiguous> {
+    line_end(bytes, 0).map(|end| end.map(|end| Line { colon: 0, end }))
+}
+
+/// Finds colon and end of a field line, `None` while it is incomplete; the empty line has its end
+/// at 0.
+fn field_line(bytes: &[u8]) -> Result<Option<Line>, Ambiguous> {
+    let Some(colon) = bytes.iter().position(|b| !is_token(*b)) else {
+        return Ok(None);
+    };
+    match (colon, bytes.get(colon).copied()) {
+        (0, Some(b'\r')) => Ok(line_end(bytes, 0)?.map(|end| Line { colon: 0, end })),
+        (0, Some(b' ' | b'\t')) => Err(Ambiguous::Folded),
+        (0, _) => Err(Ambiguous::Name),
+        (_, Some(b':')) => Ok(line_end(bytes, colon + 1)?.map(|end| Line { colon, end })),
+        _ => Err(Ambiguous::Name),
+    }
+}
+
+/// The offset of the CR LF that ends the line, looked for from `from` on; control characters before
+/// it are refused.
+fn line_end(bytes: &[u8], from: usize) -> Result<Option<usize>, Ambiguous> {
+    let mut at = from;
+    loop {
+        at += text_len(bytes.get(at..).unwrap_or_default());
+        match (bytes.get(at), bytes.get(at + 1)) {
+            (Some(b'\t'), _) => at += 1,
+            (Some(b'\r'), Some(b'\n')) => return Ok(Some(at)),
+            (None, _) | (Some(b'\r'), None) => return Ok(None),
+            (Some(b'\r' | b'\n'), _) => return Err(Ambiguous::LineEnd),
+            (Some(_), _) => return Err(Ambiguous::Value),
+        }
+    }
+}
+
+/// How many bytes at the front are neither control characters nor DEL; eight at a time.
+fn text_len(bytes: &[u8]) -> usize {
+    const ONES: u64 = u64::from_ne_bytes([1; 8]);
+    const HIGH: u64 = ONES << 7;
+    let (words, tail) = bytes.as_chunks::<8>();
+    for (i, word) in words.iter().enumerate() {
+        let w = u64::from_le_bytes(*word);
+        let del = w ^ (ONES * 0x7f);
+        // The usual tests for "a byte below 0x20" and "a zero byte"; the lowest flag is exact,
+        // higher ones need not be.
+        let flags = (w.wrapping_sub(ONES * 0x20) & !w | del.wrapping_sub(ONES) & !del) & HIGH;
+        if flags != 0 {
+            return i * 8 + (flags.trailing_zeros() / 8) as usize;
+        }
+    }
+    words.len() * 8
+        + tail
+            .iter()
+            .position(|b| *b < 0x20 || *b == 0x7f)
+            .unwrap_or(tail.len())
+}
+
+/// Whether an incomplete first line may still become one.
+fn may_begin(kind: Kind, bytes: &[u8]) -> bool {
+    match kind {
+        Kind::Request => match bytes.iter().position(|b| !is_token(*b)) {
+            Some(0) => bytes == b"\r",
+            Some(method) => bytes.get(method) == Some(&b' '),
+            None => true,
+        },
+        Kind::Response => bytes
+            .iter()
+            .zip(b"HTTP/1.")
+            .all(|(byte, want)| byte == want),
+    }
+}
+
+/// `method SP target SP HTTP/1.x`, with exactly one space at each place (RFC 9112 section 3).
+fn request_line(line: &[u8], offset: usize) -> Option<(Start, u8)> {
+    let method_end = memchr(b' ', line).filter(|end| *end > 0)?;
+    let method = line.get(..method_end)?;
+    if !method.iter().all(|b| is_token(*b)) {
+        return None;
+    }
+    let target = method_end + 1;
+    let target_end = target + memchr(b' ', line.get(target..)?).filter(|len| *len > 0)?;
+    if line.get(target..target_end)?.contains(&b'\t') {
+        return None;
+    }
+    let minor = version(line.get(target_end + 1..)?)?;
+    let method = match method {
+        b"HEAD" => Method::Head,
+        b"CONNECT" => Method::Connect,
+        _ => Method::Other,
+    };
+    Some((
+        Start::Request {
+            method,
+            method_at: offset,
+            target: offset + target,
+            target_end: offset + target_end,
+        },
+        minor,
+    ))
+}
+
+/// `HTTP/1.x SP 3DIGIT [SP reason]` (RFC 9112 section 4).
+fn status_line(line: &[u8]) -> Option<(Start, u8)> {
+    let (version_text, rest) = line.split_at_checked(8)?;
+    let minor = version(version_text)?;
+    let (digits, reason) = rest.strip_prefix(b" ")?.split_at_checked(3)?;
+    if !digits.iter().all(u8::is_ascii_digit) || !matches!(reason.first(), None | Some(b' ')) {
+        return None;
+    }
+    let status = digits.iter().fold(0, |n, d| n * 10 + u16::from(d - b'0'));
+    (status >= 100).then_some((Start::Response { status }, minor))
+}
+
+fn version(text: &[u8]) -> Option<u8> {
+    match text {
+        b"HTTP/1.1" => Some(1),
+        b"HTTP/1.0" => Some(0),
+        _ => None,
+    }
+}
+
+fn decimal(digits: &[u8]) -> Option<u64> {
+    let number = digits.iter().try_fold(0u64, |n, d| {
+        let digit = d.is_ascii_digit().then(|| u64::from(d - b'0'))?;
+        n.checked_mul(10)?.checked_add(digit)
+    })?;
+    // Lengths beyond a signed 64-bit number are read differently by different readers.
+    (!digits.is_empty() && i64::try_from(number).is_ok()).then_some(number)
+}
+
+fn trimmed(value: &[u8]) -> &[u8] {
+    let mut value = value;
+    while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = value {
+        value = rest;
+    }
+    value
+}
+
+/// Whether a byte may stand in a token: a method or a field name (RFC 9110 section 5.6.2).
+#[must_use]
+pub fn is_token(byte: u8) -> bool {
+    const TOKEN: [bool; 256] = {
+        let mut table = [false; 256];
+        let mut b = 0;
+        while b < 256 {
+            let c = b as u8;
+            table[b] = c.is_ascii_alphanumeric()
+                || matches!(
+                    c,
+                    b'!' | b'#'
+                        | b'$'
+                        | b'%'
+                        | b'&'
+                        | b'\''
+                        | b'*'
+                        | b'+'
+                        | b'-'
+                        | b'.'
+                        | b'^'
+                        | b'_'
+                        | b'`'
+                        | b'|'
+                        | b'~'
+                );
+            b += 1;
+        }
+        table
+    };
+    TOKEN[usize::from(byte)]
+}
+
+#[cfg(test)]
+mod tests;

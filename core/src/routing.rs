@@ -1,0 +1,459 @@
+//! Which upstream a request goes to. A [`RouteTable`] is built once per snapshot and port and never
+//! changes; it knows no sockets, no clock and no gRPC.
+
+pub mod go_regex;
+pub mod matcher;
+mod request;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::routing::matcher::Filters;
+pub use crate::routing::request::Request;
+
+/// How an intercept takes traffic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mechanism {
+    /// The whole port: every connection, or every request where the connection is understood as
+    /// HTTP.
+    Tcp,
+    /// Requests that match header and path filters.
+    Http,
+}
+
+/// One intercept of one port, compiled.
+#[derive(Debug)]
+pub struct Intercept {
+    /// `<client session>:<name>`, unique in the cluster.
+    pub id: String,
+    /// The name its owner gave it.
+    pub name: String,
+    /// The owner, `user@host`.
+    pub client: String,
+    /// The owner's session with the manager; tunnels are asked for in its name.
+    pub client_session: String,
+    /// How it takes traffic.
+    pub mechanism: Mechanism,
+    /// What a request must look like; empty for a global intercept.
+    pub filters: Filters,
+    /// No TLS towards the workstation although the port has an originating secret.
+    pub plaintext: bool,
+    /// Where the workstation dials: an address or name on the workstation's side.
+    pub target_host: String,
+    /// The port beside [`Self::target_host`].
+    pub target_port: u16,
+    /// How long a round trip to the workstation may take.
+    pub roundtrip_latency: Duration,
+    /// How long the workstation may take to dial; zero when the spec has none.
+    pub dial_timeout: Duration,
+    /// Hits and misses, kept when the table is rebuilt.
+    pub stats: Arc<Stats>,
+}
+
+impl Intercept {
+    /// How long a request waits for the workstation before the app answers instead: the dial
+    /// timeout plus latency, at most 5 s; 2 s when the intercept names no timeout.
+    #[must_use]
+    pub fn dial_budget(&self) -> Duration {
+        if self.dial_timeout.is_zero() {
+            Duration::from_secs(2)
+        } else {
+            self.dial_timeout
+                .saturating_add(self.roundtrip_latency)
+                .min(Duration::from_secs(5))
+        }
+    }
+}
+
+/// What happened to an intercept's rule; shared by successive tables.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// Requests (or connections) it decided.
+    pub hits: AtomicU64,
+    /// Requests that looked at it and went elsewhere.
+    pub misses: AtomicU64,
+    /// Seconds since the Unix epoch of the last hit; 0 for never.
+    pub last_match: AtomicU64,
+    /// 0 none yet, 1 through the manager, 2 direct: how the last tunnel was opened.
+    pub tunnel: AtomicU64,
+}
+
+/// Whether an intercept is served or only remembered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Matches go to the workstation.
+    Active,
+    /// Ended while expired notifications are on: matches are answered with 503.
+    Expired,
+}
+
+/// An intercept in a table.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// The rule.
+    pub intercept: Arc<Intercept>,
+    /// What becomes of its matches.
+    pub state: State,
+}
+
+/// Where one request goes.
+#[derive(Clone, Copy, Debug)]
+pub enum Decision<'t> {
+    /// The app.
+    App,
+    /// The workstation of this intercept.
+    Client(&'t Arc<Intercept>),
+    /// A 503: this intercept has expired.
+    Expired(&'t Arc<Intercept>),
+}
+
+/// A decision, and whether the caller wants to know how it came about.
+#[derive(Clone, Copy, Debug)]
+pub struct Routed<'t> {
+    /// Where the request goes.
+    pub decision: Decision<'t>,
+    /// The request carries the token of somebody who may know.
+    pub asks_why: bool,
+}
+
+/// The rules of one port: immutable, in the order in which they are asked.
+#[derive(Debug, Default)]
+pub struct RouteTable {
+    entries: Vec<Entry>,
+    names: matcher::Names,
+    any_http: bool,
+}
+
+impl RouteTable {
+    /// Orders `entries`: active before expired; within these, header-filtered before path-only
+    /// before global; then by id.
+    #[must_use]
+    pub fn new(mut entries: Vec<Entry>) -> Self {
+        entries.sort_by(|a, b| {
+            rank(a)
+                .cmp(&rank(b))
+                .then_with(|| a.intercept.id.cmp(&b.intercept.id))
+        });
+        let names = matcher::Names::of(entries.iter().map(|e| &e.intercept.filters));
+        let any_http = entries.iter().any(|e| !e.intercept.filters.is_empty());
+        Self {
+            entries,
+            names,
+            any_http,
+        }
+    }
+
+    /// Whether nothing is intercepted, so that requests need no look at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Whether single requests have to be told apart, so that HTTP/2 must be terminated.
+    #[must_use]
+    pub fn needs_requests(&self) -> bool {
+        !self.entries.is_empty()
+    }
+
+    /// Whether some rule has header or path filters.
+    #[must_use]
+    pub fn has_filters(&self) -> bool {
+        self.any_http
+    }
+
+    /// The intercept that takes whole connections of this port, if there is an active one without
+    /// filters.
+    #[must_use]
+    pub fn global(&self) -> Option<&Arc<Intercept>> {
+        self.entries
+            .iter()
+            .find(|e| e.state == State::Active && e.intercept.filters.is_empty())
+            .map(|e| &e.intercept)
+    }
+
+    /// Every rule, in the order in which they are asked.
+    #[must_use]
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// Decides one request. The first rule that matches wins; kubelet probes (`user-agent:
+    /// kube-probe/…`) stay with the app unless the rule has a filter on `user-agent`.
+    pub fn decide<R: Request + ?Sized>(&self, request: &R) -> Decision<'_> {
+        self.judge(request).decision
+    }
+
+    /// [`Self::decide`], and whether the request asks for an explanation: it carries
+    /// [`matcher::EXPLAIN`] with the id of one of this port's intercepts, or with the session of
+    /// its owner.
+    pub fn judge<R: Request + ?Sized>(&self, request: &R) -> Routed<'_> {
+        if self.entries.is_empty() {
+            return Routed {
+                decision: Decision::App,
+                asks_why: false,
+            };
+        }
+        let view = matcher::View::new(request, &self.names);
+        let asks_why = view.token().is_some_and(|token| self.knows(token));
+        Routed {
+            decision: self.first_match(&view),
+            asks_why,
+        }
+    }
+
+    fn knows(&self, token: &[u8]) -> bool {
+        !token.is_empty()
+            && self.entries.iter().any(|e| {
+                let i = &e.intercept;
+                token == i.id.as_bytes() || token == i.client_session.as_bytes()
+            })
+    }
+
+    fn first_match(&self, view: &matcher::View<'_>) -> Decision<'_> {
+        for entry in &self.entries {
+            if entry.intercept.filters.matches(view) {
+                return match entry.state {
+                    State::Active => Decision::Client(&entry.intercept),
+                    State::Expired => Decision::Expired(&entry.intercept),
+                };
+            }
+            entry.intercept.stats.misses.fetch_add(1, Ordering::Relaxed);
+        }
+        Decision::App
+    }
+
+    /// Like [`Self::decide`], without counting, and with the first clause that failed for each rule
+    /// asked.
+    pub fn explain<R: Request + ?Sized>(&self, request: &R) -> (Decision<'_>, Vec<RuleTrace>) {
+        let view = matcher::View::new(request, &self.names);
+        let mut considered = Vec::new();
+        let mut decision = Decision::App;
+        for entry in &self.entries {
+            let failed = entry.intercept.filters.first_failure(&view);
+            let matched = failed.is_none();
+            let (id, name) = (entry.intercept.id.clone(), entry.intercept.name.clone());
+            considered.push(RuleTrace {
+                id,
+                name,
+                matched,
+                failed,
+            });
+            if matched && matches!(decision, Decision::App) {
+                decision = match entry.state {
+                    State::Active => Decision::Client(&entry.intercept),
+                    State::Expired => Decision::Expired(&entry.intercept),
+                };
+            }
+        }
+        (decision, considered)
+    }
+}
+
+/// What [`RouteTable::explain`] says of one rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleTrace {
+    /// The intercept's id.
+    pub id: String,
+    /// The name its owner gave it.
+    pub name: String,
+    /// Whether every clause held.
+    pub matched: bool,
+    /// The first clause that did not hold.
+    pub failed: Option<String>,
+}
+
+impl Stats {
+    /// Counts a hit at `now_unix` (seconds since the epoch).
+    pub fn hit(&self, now_unix: u64) {
+        self.hits.fetch_add(1, Ordering::Relaxed);
+        self.last_match.store(now_unix, Ordering::Relaxed);
+    }
+}
+
+impl fmt::Display for Decision<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::App => f.write_str("app"),
+            Self::Client(i) => write!(f, "client {}", i.id),
+            Self::Expired(i) => write!(f, "expired {}", i.id),
+        }
+    }
+}
+
+fn rank(entry: &Entry) -> (bool, u8) {
+    let filters = &entry.intercept.filters;
+    let kind = match (filters.has_headers(), filters.is_empty()) {
+        (true, _) => 0,
+        (false, false) => 1,
+        (false, true) => 2,
+    };
+    (entry.state == State::Expired, kind)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::routing::matcher::{HeaderFilter, PathFilter};
+
+    struct Sample<'s>(&'s str, Vec<(&'s str, &'s str)>);
+
+    impl Request for Sample<'_> {
+        fn target(&self) -> &[u8] {
+            self.0.as_bytes()
+        }
+
+        fn visit_headers<'a>(&'a self, visit: &mut dyn FnMut(&'a [u8], &'a [u8])) {
+            self.1
+                .iter()
+                .for_each(|(n, v)| visit(n.as_bytes(), v.as_bytes()));
+        }
+    }
+
+    fn entry(id: &str, headers: &[(&str, &str)], paths: &[&str], state: State) -> Entry {
+        let filters = Filters {
+            headers: headers
+                .iter()
+                .map(|(n, v)| HeaderFilter::new(n, v))
+                .collect(),
+            paths: paths
+                .iter()
+                .map(|p| PathFilter::parse(p).unwrap())
+                .collect(),
+        };
+        let intercept = Intercept {
+            id: id.to_owned(),
+            name: id.to_owned(),
+            client: "dev@box".to_owned(),
+            client_session: "s".to_owned(),
+            mechanism: Mechanism::Http,
+            filters,
+            plaintext: false,
+            target_host: "127.0.0.1".to_owned(),
+            target_port: 8080,
+            roundtrip_latency: Duration::ZERO,
+            dial_timeout: Duration::ZERO,
+            stats: Arc::default(),
+        };
+        Entry {
+            intercept: Arc::new(intercept),
+            state,
+        }
+    }
+
+    fn decided(table: &RouteTable, target: &str, headers: &[(&str, &str)]) -> String {
+        let request = Sample(target, headers.to_vec());
+        let decision = table.decide(&request).to_string();
+        let (explained, considered) = table.explain(&request);
+        assert_eq!(
+            explained.to_string(),
+            decision,
+            "explain has to agree with decide"
+        );
+        assert_eq!(considered.iter().any(|c| c.matched), decision != "app");
+        decision
+    }
+
+    #[test]
+    fn headers_come_before_paths_before_global_before_expired_and_then_the_id_counts() {
+        let table = RouteTable::new(vec![
+            entry("d", &[], &[], State::Active),
+            entry("c", &[], &[":path-prefix:/api"], State::Active),
+            entry("b2", &[("x-dev", "a")], &[], State::Active),
+            entry("b1", &[("x-dev", "^a")], &[], State::Active),
+            entry("a", &[("x-old", "1")], &[], State::Expired),
+        ]);
+        assert_eq!(decided(&table, "/api", &[("x-dev", "a")]), "client b1");
+        assert_eq!(decided(&table, "/api/v1", &[]), "client c");
+        assert_eq!(decided(&table, "/", &[]), "client d");
+        assert_eq!(
+            decided(&table, "/", &[("user-agent", "kube-probe/1.30")]),
+            "app"
+        );
+        let table = RouteTable::new(vec![entry("a", &[("x-old", "1")], &[], State::Expired)]);
+        assert_eq!(decided(&table, "/", &[("x-old", "1")]), "expired a");
+        assert_eq!(decided(&table, "/", &[]), "app");
+        assert!(table.global().is_none() && table.has_filters());
+    }
+
+    #[test]
+    fn an_empty_table_sends_everything_to_the_app() {
+        let table = RouteTable::default();
+        assert!(table.is_empty() && !table.needs_requests() && !table.has_filters());
+        assert_eq!(decided(&table, "/", &[("x-dev", "a")]), "app");
+    }
+
+    #[test]
+    fn fifty_intercepts_are_told_apart() {
+        let entries = (0..50).map(|i| {
+            entry(
+                &format!("{i:02}"),
+                &[("x-dev", &format!("dev-{i}"))],
+                &[],
+                State::Active,
+            )
+        });
+        let table = RouteTable::new(entries.collect());
+        for i in 0..50 {
+            assert_eq!(
+                decided(&table, "/", &[("X-Dev", &format!("dev-{i}"))]),
+                format!("client {i:02}")
+            );
+        }
+        assert_eq!(decided(&table, "/", &[("x-dev", "dev-50")]), "app");
+    }
+
+    #[test]
+    fn the_explanation_names_the_first_clause_that_fails() {
+        let table = RouteTable::new(vec![
+            entry(
+                "a",
+                &[("x-dev", "a"), ("x-env", "t")],
+                &["/p"],
+                State::Active,
+            ),
+            entry("b", &[], &["/q", ":path-regex:z+"], State::Active),
+        ]);
+        let (_, considered) = table.explain(&Sample("/p", vec![("x-dev", "b")]));
+        let failed: Vec<_> = considered
+            .iter()
+            .map(|c| c.failed.as_deref().unwrap_or("-"))
+            .collect();
+        assert_eq!(failed, ["header x-dev: a", "path /q or path regex z+"]);
+        let (_, considered) = table.explain(&Sample("/x", vec![("x-dev", "a")]));
+        assert_eq!(
+            considered[0].failed.as_deref(),
+            Some("header x-env: t (header absent)")
+        );
+    }
+
+    #[test]
+    fn only_the_owner_of_an_intercept_may_ask_why() {
+        let table = RouteTable::new(vec![entry("s:mine", &[("x-dev", "a")], &[], State::Active)]);
+        let asks = |token: &str| {
+            table
+                .judge(&Sample("/", vec![("X-Traffic-Agent-Explain", token)]))
+                .asks_why
+        };
+        assert!(asks("s:mine") && asks("s"));
+        assert!(!asks("") && !asks("s:") && !asks("mine") && !asks("t"));
+        assert!(!table.judge(&Sample("/", vec![])).asks_why);
+        assert!(
+            !RouteTable::default()
+                .judge(&Sample("/", vec![("x-traffic-agent-explain", "s")]))
+                .asks_why
+        );
+    }
+
+    #[test]
+    fn the_budget_for_a_dial_is_bounded() {
+        let mut e = Arc::into_inner(entry("a", &[], &[], State::Active).intercept).unwrap();
+        assert_eq!(e.dial_budget(), Duration::from_secs(2));
+        e.dial_timeout = Duration::from_secs(1);
+        e.roundtrip_latency = Duration::from_millis(500);
+        assert_eq!(e.dial_budget(), Duration::from_millis(1500));
+        e.dial_timeout = Duration::from_secs(30);
+        assert_eq!(e.dial_budget(), Duration::from_secs(5));
+    }
+}

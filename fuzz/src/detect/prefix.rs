@@ -1,1 +1,0 @@
-../../../agent/src/detect/prefix.rs

@@ -1,1 +1,0 @@
-../../../agent/src/http1/head.rs

@@ -1,1 +1,0 @@
-../../../agent/src/http2/frames.rs

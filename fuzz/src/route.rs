@@ -1,1 +1,0 @@
-../../agent/src/route.rs
