@@ -15,13 +15,39 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, fmt, reload};
 use traffic_proto::log_level::LogLevel;
 
-/// The modules that carry traffic: `envoy.logLevel` holds for these.
+/// Loggers of the data path, as an operator names them: `envoy.logLevel` holds for these.
 pub const DATA_PATH: [&str; 10] = [
     "port", "detect", "tls", "http1", "http2", "opaque", "udp", "relay", "upstream", "access",
 ];
 
-/// The modules of the control side.
+/// Loggers of the control side, as an operator names them.
 pub const CONTROL: [&str; 5] = ["session", "admin", "app", "settings", "share"];
+
+/// Modules behind a logger's name, below the crate.
+fn modules_of(logger: &str) -> &[&str] {
+    match logger {
+        "port" => &[
+            "proxy::listener",
+            "proxy::connection",
+            "proxy::protocol_probe",
+        ],
+        "detect" => &["proxy::detect"],
+        "tls" => &["tls"],
+        "http1" => &["proxy::http1"],
+        "http2" => &["proxy::http2"],
+        "opaque" => &["proxy::opaque"],
+        "udp" => &["proxy::udp"],
+        "relay" => &["io"],
+        "upstream" => &["upstream"],
+        "access" => &["telemetry::access_log"],
+        "session" => &["control"],
+        "settings" => &["app::settings"],
+        "share" => &["control::container_env"],
+        "admin" => &["admin"],
+        "app" => &["app"],
+        _ => &[],
+    }
+}
 
 const CRATE: &str = "traffic_agent";
 
@@ -217,17 +243,17 @@ fn targets(levels: &Levels) -> Targets {
     let mut targets = Targets::new()
         .with_default(others)
         .with_target(CRATE, filter_of(agent));
-    for module in DATA_PATH {
-        targets = targets.with_target(path_of(module), filter_of(levels.of_data()));
-    }
-    for (module, level) in &levels.modules {
-        targets = targets.with_target(path_of(module), filter_of(*level));
+    let data = DATA_PATH.iter().map(|name| (*name, levels.of_data()));
+    let single = levels
+        .modules
+        .iter()
+        .map(|(name, level)| (name.as_str(), *level));
+    for (name, level) in data.chain(single) {
+        for module in modules_of(name) {
+            targets = targets.with_target(format!("{CRATE}::{module}"), filter_of(level));
+        }
     }
     targets
-}
-
-fn path_of(module: &str) -> String {
-    format!("{CRATE}::{module}")
 }
 
 fn filter_of(level: LogLevel) -> LevelFilter {
@@ -246,6 +272,18 @@ fn filter_of(level: LogLevel) -> LevelFilter {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_logger_stands_for_modules_that_exist() {
+        let src = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        for name in DATA_PATH.iter().chain(&CONTROL) {
+            assert!(!modules_of(name).is_empty(), "{name}");
+            for module in modules_of(name) {
+                let file = src.join(module.replace("::", "/")).with_extension("rs");
+                assert!(file.exists(), "{name}: no {}", file.display());
+            }
+        }
+    }
 
     fn levels() -> Levels {
         Levels::new(LogLevel::Info, Some(LogLevel::Warning))
@@ -309,10 +347,16 @@ mod tests {
         let mut l = levels();
         l.modules.insert("udp".to_owned(), LogLevel::Off);
         let t = targets(&l);
-        assert!(t.would_enable("traffic_agent::session::live", &tracing::Level::INFO));
-        assert!(!t.would_enable("traffic_agent::http1::head", &tracing::Level::INFO));
-        assert!(t.would_enable("traffic_agent::http1::head", &tracing::Level::WARN));
-        assert!(!t.would_enable("traffic_agent::udp", &tracing::Level::ERROR));
+        assert!(t.would_enable("traffic_agent::control::session", &tracing::Level::INFO));
+        assert!(!t.would_enable(
+            "traffic_agent::proxy::http1::exchange",
+            &tracing::Level::INFO
+        ));
+        assert!(t.would_enable(
+            "traffic_agent::proxy::http1::exchange",
+            &tracing::Level::WARN
+        ));
+        assert!(!t.would_enable("traffic_agent::proxy::udp", &tracing::Level::ERROR));
         assert!(!t.would_enable("h2::proto", &tracing::Level::INFO));
     }
 }
