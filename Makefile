@@ -1,6 +1,6 @@
 # `make demo` and `make test` need nothing but a Rust toolchain and, for missing packages, root on Debian or Ubuntu.
 
-.PHONY: screens compare-admin demo test cluster cluster-down packages cluster-packages bench bench-compare bench-scrape bench-counts budgets fuzz
+.PHONY: screens compare-admin demo test test-cluster cluster cluster-down packages cluster-packages bench bench-compare bench-scrape bench-counts budgets fuzz
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,10 @@ demo: ## The main job, end to end, in separate processes; SERVE=1 stays up
 test: packages ## Every test; installs the packages they need
 	cargo build --workspace --bins --example app
 	HARNESS_BUILT=1 cargo test --workspace
+
+test-cluster: cluster-packages ## The tests that need a real Kubernetes; about ten minutes more the first time
+	cargo build --workspace --bins --example app
+	HARNESS_BUILT=1 tests/cluster/test
 
 cluster: cluster-packages ## A real Kubernetes that stays up, and the lines to try
 	tests/cluster/rig down

@@ -1,0 +1,4 @@
+//! Tests on a real cluster, `make test-cluster`.
+#![allow(clippy::unwrap_used)]
+
+mod rig;
