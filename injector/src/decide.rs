@@ -1,0 +1,212 @@
+//! The decision about one pod.
+
+use std::collections::BTreeSet;
+
+use json_patch::Patch;
+use k8s_openapi::api::core::v1::Pod;
+
+use crate::agent::{Parts, apps};
+use crate::annotations::{self, Inject};
+use crate::explain::{Refusal, Skip};
+use crate::facts::{Kind, Surroundings, Wanted, Workload};
+use crate::patch;
+use crate::plan::{Plan, plan};
+use crate::settings::{InjectPolicy, Settings};
+
+/// The owner of a pod, as far as it could be found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OwnerOf<'a> {
+    /// A workload, and the desired state apart from its annotations.
+    Workload(&'a Workload, &'a Wanted),
+    /// Nobody.
+    Nobody,
+    /// Something whose pods get no agent.
+    Foreign {
+        /// Its kind.
+        kind: String,
+        /// Its name.
+        name: String,
+    },
+    /// Something that is not known yet.
+    Unknown {
+        /// Its kind.
+        kind: String,
+        /// Its name.
+        name: String,
+    },
+}
+
+/// What is done with a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It gets an agent, or another one.
+    Inject,
+    /// It is left alone.
+    Skip(Skip),
+    /// It is left alone although an agent is wanted.
+    Refuse(Refusal),
+}
+
+/// The decision about a pod.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decision {
+    /// What is done.
+    pub verdict: Verdict,
+    /// The desired agent, where there is one.
+    pub plan: Option<Plan>,
+    /// Operations on the pod; none: it stays as it is.
+    pub patch: Patch,
+    /// Why, one sentence each.
+    pub reasons: Vec<String>,
+    /// What somebody ought to do something about.
+    pub warnings: Vec<String>,
+}
+
+/// Decides about a pod as it is sent to the API server, or as it is there.
+pub fn decide(
+    pod: &Pod,
+    owner: &OwnerOf<'_>,
+    around: &Surroundings,
+    settings: &Settings,
+) -> Decision {
+    let (workload, replaced) = match wants(pod, owner, settings) {
+        Ok(found) => found,
+        Err(Stop::Skip(skip)) => return Decision::skip(skip),
+        Err(Stop::Refuse(refusal)) => return Decision::refuse(refusal),
+    };
+    let plan = match plan(workload, replaced, around, settings) {
+        Ok(plan) => plan,
+        Err(refusal) => return Decision::refuse(refusal),
+    };
+    let mut decision = Decision {
+        verdict: Verdict::Skip(Skip::UpToDate),
+        patch: Patch::default(),
+        reasons: plan.notes.iter().map(ToString::to_string).collect(),
+        warnings: plan
+            .notes
+            .iter()
+            .filter(|it| it.is_warning)
+            .map(ToString::to_string)
+            .collect(),
+        plan: None,
+    };
+    if patch::is_applied(pod, &plan.digest, plan.init, plan.native) {
+        decision.reasons.push(Skip::UpToDate.to_string());
+    } else {
+        decision.patch = make_patch(pod, workload, &plan, settings);
+        decision.verdict = Verdict::Inject;
+    }
+    decision.plan = Some(plan);
+    decision
+}
+
+enum Stop {
+    Skip(Skip),
+    Refuse(Refusal),
+}
+
+/// Whether the pod is to have an agent at all; the workload, and the containers to replace.
+fn wants<'a>(
+    pod: &Pod,
+    owner: &OwnerOf<'a>,
+    settings: &Settings,
+) -> Result<(&'a Workload, &'a BTreeSet<String>), Stop> {
+    static NONE: BTreeSet<String> = BTreeSet::new();
+    let empty = std::collections::BTreeMap::new();
+    let own = pod.metadata.annotations.as_ref().unwrap_or(&empty);
+    let annotated = annotations::inject(own).map_err(|faults| {
+        let name = pod
+            .metadata
+            .name
+            .as_ref()
+            .or(pod.metadata.generate_name.as_ref());
+        let name = name.map(String::as_str).unwrap_or_default();
+        let workload = format!("pod {name}");
+        Stop::Refuse(Refusal::Faults { workload, faults })
+    })?;
+    let skip = |skip| Err(Stop::Skip(skip));
+    match (annotated, settings.policy) {
+        (Inject::Disabled, _) => return skip(Skip::Disabled("disabled".to_owned())),
+        (Inject::Unset, InjectPolicy::WhenEnabled) => return skip(Skip::Policy("WhenEnabled")),
+        (Inject::Unset, InjectPolicy::Never) => return skip(Skip::Policy("Never")),
+        (Inject::Unset, InjectPolicy::OnDemand) | (Inject::Enabled, _) => {}
+    }
+    if settings.image.is_empty() {
+        return skip(Skip::NoImage);
+    }
+    let (workload, wanted) = match owner {
+        OwnerOf::Workload(workload, wanted) => (*workload, *wanted),
+        OwnerOf::Nobody => return skip(Skip::NoOwner),
+        OwnerOf::Foreign { kind, name } => {
+            return match kind.parse::<Kind>() {
+                Ok(kind) => skip(Skip::KindOff(kind)),
+                Err(_) => skip(Skip::ForeignOwner {
+                    kind: kind.clone(),
+                    name: name.clone(),
+                }),
+            };
+        }
+        OwnerOf::Unknown { kind, name } => {
+            return skip(Skip::OwnerUnknown {
+                kind: kind.clone(),
+                name: name.clone(),
+            });
+        }
+    };
+    if annotations::is_manual(own) {
+        return skip(Skip::Manual(workload.to_string()));
+    }
+    match (wanted, annotated) {
+        (Wanted::Manual, _) => skip(Skip::Manual(workload.to_string())),
+        (Wanted::Yes { replaced }, _) => Ok((workload, replaced)),
+        (Wanted::No, Inject::Enabled) => Ok((workload, &NONE)),
+        (Wanted::No, _) => skip(Skip::NotWanted(workload.to_string())),
+    }
+}
+
+fn make_patch(pod: &Pod, workload: &Workload, plan: &Plan, settings: &Settings) -> Patch {
+    // Those of the template made the plan, so these can be read as well.
+    let requests = annotations::read(&workload.template.annotations).unwrap_or_default();
+    let empty = std::collections::BTreeMap::new();
+    let own = pod.metadata.annotations.as_ref().unwrap_or(&empty);
+    let secrets = annotations::tls_secrets(own, &plan.config.agent_name);
+    let parts = Parts {
+        pod,
+        plan,
+        apps: apps(pod, plan),
+        requests: &requests,
+        secrets: &secrets,
+        settings,
+    };
+    patch::patch(&parts)
+}
+
+impl Decision {
+    fn skip(skip: Skip) -> Self {
+        // A missing image keeps everything from working; the other reasons are somebody's choice.
+        let is_fault = matches!(skip, Skip::NoImage | Skip::OwnerUnknown { .. });
+        let reasons = vec![skip.to_string()];
+        Self {
+            warnings: if is_fault {
+                reasons.clone()
+            } else {
+                Vec::new()
+            },
+            reasons,
+            verdict: Verdict::Skip(skip),
+            plan: None,
+            patch: Patch::default(),
+        }
+    }
+
+    fn refuse(refusal: Refusal) -> Self {
+        let reasons = vec![refusal.to_string()];
+        Self {
+            warnings: reasons.clone(),
+            reasons,
+            verdict: Verdict::Refuse(refusal),
+            plan: None,
+            patch: Patch::default(),
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! Decides for a pod: agent or not, with which configuration, by which patch, and why.
+//!
+//! Everything here is a pure function of its arguments: no clock, no sockets. The desired agent of
+//! a workload comes from its template, Services and the settings ([`plan`]); a pod is patched to
+//! have it ([`decide`]). A digest of these inputs, kept in an annotation, says whether a pod was
+//! made from them, so that what other webhooks do to it neither loops nor rolls anything.
+
+mod agent;
+pub mod annotations;
+pub mod config;
+mod decide;
+mod env;
+mod explain;
+mod facts;
+mod owner;
+mod patch;
+mod plan;
+mod ports;
+mod settings;
+
+pub use decide::{Decision, OwnerOf, Verdict, decide};
+pub use explain::{Note, Refusal, Skip};
+pub use facts::{
+    AGENT_CONTAINER, Container, ContainerPort, INIT_CONTAINER, Kind, PodSecurity, Service,
+    ServicePort, Surroundings, TargetPort, Template, UnsupportedKind, Wanted, Workload,
+};
+pub use json_patch::Patch;
+pub use owner::{Link, OwnerRef, Walk, controller, walk};
+pub use plan::{Plan, plan};
+pub use settings::{
+    AGENT_GROUP, AgentOptions, Carrier, InjectPolicy, Mesh, NativeSidecar, Settings,
+};
