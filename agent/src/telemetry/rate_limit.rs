@@ -23,7 +23,7 @@ pub struct LogLimiter {
 /// level debug.
 ///
 /// ```
-/// use traffic_agent::limited::{LogLimiter, limited};
+/// use traffic_agent::telemetry::rate_limit::{LogLimiter, limited};
 /// let lines = LogLimiter::default();
 /// for port in 0..1000 {
 ///     limited!(lines, warn, port, "something that happens for each request");
