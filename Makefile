@@ -1,6 +1,6 @@
 # `make demo` and `make test` need nothing but a Rust toolchain and, for missing packages, root on Debian or Ubuntu.
 
-.PHONY: screens compare-admin demo test test-cluster cluster cluster-down packages cluster-packages bench bench-compare bench-scrape bench-counts budgets fuzz
+.PHONY: shape screens compare-admin demo test test-cluster cluster cluster-down packages cluster-packages bench bench-compare bench-scrape bench-counts budgets fuzz
 .DEFAULT_GOAL := help
 
 help:
@@ -25,6 +25,9 @@ cluster: cluster-packages ## A real Kubernetes that stays up, and the lines to t
 
 cluster-down: ## Ends it
 	tests/cluster/rig down
+
+shape: ## Figures of the code's shape beside their limits; tests/shape --list KEY shows what is behind one
+	tests/shape
 
 screens: ## Screenshots of the admin pages in target/screens; needs chromium
 	cargo build --workspace --bins
