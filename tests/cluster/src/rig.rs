@@ -34,11 +34,14 @@ pub(crate) fn run(folder: &Path, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// Starts a cluster, which ends with this process at the latest.
 pub(crate) fn up(folder: &Path, kind: Kind) {
-    match kind {
-        Kind::ControlPlane => run(folder, &["up", "--control-plane"]),
-        Kind::Node => run(folder, &["up"]),
-    };
+    let process = std::process::id().to_string();
+    let mut arguments = vec!["up", "--owner", &process];
+    if kind == Kind::ControlPlane {
+        arguments.push("--control-plane");
+    }
+    run(folder, &arguments);
 }
 
 /// The lines NAME=VALUE of the folder's `facts`.
