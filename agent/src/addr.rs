@@ -1,22 +1,20 @@
-//! Addresses that cannot be swapped by mistake: who called, and where the app listens.
+//! Address newtypes that cannot be mixed up: the caller's address and the app's.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-/// The address of whoever opened a downstream connection; it becomes the source in a tunnel's
-/// connection id.
+/// The peer address of a downstream connection; the source in a tunnel's connection id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Caller(pub SocketAddr);
 
-/// Where the agent reaches the app: the pod's address, or loopback, with the port that passes the
-/// redirect.
+/// The app's address as the agent dials it: the pod's address or loopback, with the port that
+/// bypasses the redirect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AppAddr(pub SocketAddr);
 
 impl Caller {
-    /// Keeps the address with a v4-mapped IPv6 form (`::ffff:a.b.c.d`, as a dual-stack listener
-    /// reports it) turned back into IPv4, because peers key tunnels by the 13-byte form of IPv4
-    /// pairs.
+    /// Converts a v4-mapped IPv6 address (`::ffff:a.b.c.d`, as a dual-stack listener reports it) to
+    /// IPv4, because peers key tunnels by the 13-byte form of IPv4 pairs.
     #[must_use]
     pub fn new(peer: SocketAddr) -> Self {
         Self(SocketAddr::new(unmapped(peer.ip()), peer.port()))

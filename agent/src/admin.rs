@@ -1,6 +1,5 @@
-//! The admin server: Envoy's paths and shapes where the meaning is the same, and two questions of
-//! our own, what is intercepted and why a request went where it did. It reads the running agent;
-//! the few switches it has are POSTs.
+//! The admin server: Envoy's paths and formats where the meaning is the same, plus `/intercepts`
+//! and `/explain`. It reads the running agent; its few changes are POSTs.
 
 pub mod endpoints;
 pub mod explain;
@@ -28,31 +27,31 @@ use crate::telemetry::metrics::ControlMetrics;
 /// A certificate the agent serves or presents.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Certificate {
-    /// The directory it was read from.
+    /// Directory it was read from.
     pub source: String,
     /// `terminating` or `originating`.
     pub role: &'static str,
-    /// The container port it stands for.
+    /// Container port it belongs to.
     pub port: u16,
     /// Hexadecimal serial number.
     pub serial: String,
-    /// DNS names and addresses it is for.
+    /// DNS names and addresses it covers.
     pub names: Vec<String>,
     /// Start of validity, RFC 3339.
     pub valid_from: String,
     /// End of validity, RFC 3339.
     pub expires: String,
-    /// Seconds until the end of validity; negative afterwards.
+    /// Seconds until the end of validity; negative after it.
     pub seconds_until_expiry: i64,
 }
 
-/// Tells which certificates are loaded; the TLS stores implement it.
+/// Lists the loaded certificates; implemented by the TLS stores.
 pub trait Certificates: Send + Sync + fmt::Debug {
-    /// Every loaded certificate.
+    /// Returns all loaded certificates.
     fn certificates(&self) -> Vec<Certificate>;
 }
 
-/// No certificates at all.
+/// An empty list of certificates.
 #[derive(Debug)]
 pub struct NoCertificates;
 
@@ -67,45 +66,44 @@ impl Certificates for NoCertificates {
 pub struct ListenerInfo {
     /// `port_8080`, `server`, `admin`.
     pub name: String,
-    /// Where it listens.
+    /// Bound address.
     pub address: SocketAddr,
     /// TCP or UDP.
     pub transport: &'static str,
 }
 
-/// What an operator may ask the agent to do.
+/// Commands from an operator to the agent.
 #[derive(Debug, Default)]
 pub struct AdminCommands {
-    /// `/quitquitquit`: end in order, as after SIGTERM.
+    /// `/quitquitquit`: shut down as after SIGTERM.
     pub quit: Notify,
     /// `/drain_listeners`: stop accepting at once and leave open connections alone; with `graceful`
-    /// keep accepting for the lame-duck time, then ask open connections to end as well. The process
-    /// stays.
+    /// keep accepting for the lame-duck time, then end open connections as well. The process stays.
     pub drain: Notify,
-    /// Whether the drain that was asked for waits for the lame-duck time.
+    /// The requested drain waits for the lame-duck time.
     pub graceful: std::sync::atomic::AtomicBool,
 }
 
-/// The running agent, as far as it can be seen from outside.
+/// View of the running agent.
 #[derive(Debug)]
 pub struct Agent {
-    /// The program's version.
+    /// Program version.
     pub version: &'static str,
-    /// The workload's name.
+    /// Workload name.
     pub workload: String,
-    /// The workload's namespace.
+    /// Workload namespace.
     pub namespace: String,
-    /// The pod's name.
+    /// Pod name.
     pub pod: String,
-    /// `host:port` of the traffic-manager.
+    /// Manager address, `host:port`.
     pub manager: String,
-    /// When the process started.
+    /// Start time of the process.
     pub started: Instant,
     /// Data-path worker threads.
     pub workers: usize,
-    /// Every listening socket.
+    /// All listening sockets.
     pub listeners: Vec<ListenerInfo>,
-    /// The ports.
+    /// Listening ports with their shared state.
     pub ports: Vec<Arc<PortContext>>,
     /// Counters of the control side.
     pub control: Arc<ControlMetrics>,
@@ -117,14 +115,15 @@ pub struct Agent {
     pub drain: Drain,
     /// Log levels.
     pub log: LogControl,
-    /// The configuration in force, secrets already taken out.
+    /// The configuration in force, without secrets.
     pub config: serde_json::Value,
-    /// What was asked of the agent.
+    /// Commands for the shutdown logic.
     pub orders: Arc<AdminCommands>,
 }
 
 impl Agent {
-    /// Whole days until the first certificate expires; Envoy's largest value when there is none.
+    /// Returns whole days until the first certificate expires; Envoy's largest value if there is
+    /// none.
     #[must_use]
     pub fn days_until_first_expiry(&self) -> i64 {
         let first = self
@@ -136,7 +135,7 @@ impl Agent {
         first.map_or(i64::from(u32::MAX), |seconds| seconds.div_euclid(86_400))
     }
 
-    /// Envoy's state word.
+    /// Returns Envoy's state name.
     #[must_use]
     pub fn state(&self) -> &'static str {
         if self.drain.is_closed() || self.ready.is_failed() {

@@ -1,5 +1,5 @@
-//! Composition root: binds everything first, builds everything, then runs until it is told to
-//! leave. It alone knows all parts; none of them knows it.
+//! Composition root: binds everything first, builds everything, then runs until told to stop. It
+//! knows all parts; none of them knows it.
 
 mod certificates;
 mod control;
@@ -37,23 +37,23 @@ use crate::upstream::{OpenTunnel, Transport};
 use crate::app::listeners::{Servers, ServersError, UdpPort};
 use crate::app::ports::BoundPort;
 
-/// Why the agent could not start.
+/// Error that prevents the agent's start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// A port of a container cannot be listened on.
+    /// A container port cannot be bound.
     #[error(transparent)]
     Port(#[from] BindError),
-    /// Neither the wanted port nor any of the following ones is free.
+    /// A server port: neither the wanted one nor any of the following is free.
     #[error(transparent)]
     Servers(#[from] ServersError),
-    /// A thread or a runtime could not be made.
+    /// A thread or a runtime could not be created.
     #[error(
         "the agent's threads could not be started: {0}; check the pod's process and memory limits"
     )]
     Threads(#[from] io::Error),
 }
 
-/// The agent with everything bound and nothing served yet.
+/// The agent with all sockets bound and none served yet.
 #[derive(Debug)]
 pub struct RunningAgent {
     settings: Settings,
@@ -69,14 +69,14 @@ pub struct RunningAgent {
     _secrets: Option<FolderWatch>,
 }
 
-/// Annotations that cannot be followed. A running agent leaves them out, for the sake of the other
-/// ports; a check refuses them.
+/// Returns the invalid annotations. A running agent ignores them, for the sake of the other ports;
+/// `--check` refuses them.
 #[must_use]
 pub fn check(settings: &Settings) -> Faults {
     ports::read_tls_annotations(settings).faults
 }
 
-/// What the configuration amounts to, for people: ports, protocols, TLS, servers, times, warnings.
+/// Describes the effect of the configuration: ports, protocols, TLS, servers, times, warnings.
 #[must_use]
 pub fn summary(settings: &Settings) -> String {
     summary::of(settings)
@@ -84,8 +84,7 @@ pub fn summary(settings: &Settings) -> String {
 
 /// Binds and builds.
 ///
-/// # Errors
-/// A port is taken, or the process may not have another thread.
+/// # Errors A port is taken, or the process may not create another thread.
 pub fn build(settings: Settings, log: LogControl) -> Result<RunningAgent, StartError> {
     let drain = Drain::default();
     let control = Arc::new(ControlMetrics::default());
@@ -118,7 +117,7 @@ pub fn build(settings: Settings, log: LogControl) -> Result<RunningAgent, StartE
 }
 
 impl RunningAgent {
-    /// Where the container ports are listened on, TCP before UDP.
+    /// Returns the bound container ports, TCP before UDP.
     #[must_use]
     pub fn port_addrs(&self) -> Vec<SocketAddr> {
         self.tcp
@@ -128,10 +127,9 @@ impl RunningAgent {
             .collect()
     }
 
-    /// Runs until a signal or an order, and says with which code to exit.
+    /// Runs until a signal or an admin command, and returns the exit code.
     ///
-    /// # Errors
-    /// A thread or a runtime could not be made.
+    /// # Errors A thread or a runtime could not be created.
     pub fn run(self) -> Result<u8, StartError> {
         let blocker = self.ready.block("arrival at the traffic-manager");
         let listeners = self.listener_infos();
@@ -225,7 +223,7 @@ impl RunningAgent {
     }
 }
 
-/// Access log lines go to standard output, log lines to standard error.
+/// Opens the access log on standard output; log lines go to standard error.
 fn access(settings: &Settings) -> Access {
     // The format was checked with the other settings.
     let log = AccessLog::start(

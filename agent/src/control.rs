@@ -1,5 +1,5 @@
-//! The control path: a session with the manager, intercepts that become route tables, tunnels to
-//! workstations, and what a workstation gets besides traffic.
+//! The control path: the manager session, intercepts that become route tables, tunnels to
+//! workstations, and environment and mounts for workstations.
 
 pub mod api;
 pub mod config;

@@ -1,5 +1,5 @@
-//! Stop, grace, kill: the phases of leaving, and the only place that spawns connection tasks, so
-//! that at the end every task is known and counted.
+//! Shutdown phases of the data path: stop, grace, kill. Connection tasks are spawned only here, so
+//! that every task is known and counted at the end.
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -10,7 +10,7 @@ use std::task::{Poll, Waker};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 use tokio_util::task::TaskTracker;
 
-/// What tasks of the data path look at; clone freely.
+/// Shared handle on the drain phases; cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Drain {
     closed: CancellationToken,
@@ -19,14 +19,14 @@ pub struct Drain {
     phase: Arc<Phase>,
 }
 
-/// What the tokens know, readable without their locks: connections ask at every pause.
+/// Phase flags that can be read without the tokens' locks; connections check them at every pause.
 #[derive(Debug, Default)]
 struct Phase {
     draining: AtomicBool,
     killed: AtomicBool,
-    /// Here, because cloning a token takes a lock and every connection needs this one.
+    /// Copy of the kill token: cloning it takes a lock, and every connection needs it.
     kill: CancellationToken,
-    /// Connections that are carried.
+    /// Connections currently carried.
     open: AtomicUsize,
 }
 
@@ -48,8 +48,8 @@ impl Drop for OpenTasks {
 }
 
 impl Drain {
-    /// Whether new work is to be declined and connections are to end at the next pause (HTTP/1
-    /// after the answer in flight, HTTP/2 by GOAWAY).
+    /// Returns true once draining began: new work is declined and connections end at their next
+    /// pause (HTTP/1 after the response in flight, HTTP/2 by GOAWAY).
     #[must_use]
     pub fn is_draining(&self) -> bool {
         self.phase.draining.load(Ordering::Acquire)
@@ -60,19 +60,18 @@ impl Drain {
         self.draining.cancelled()
     }
 
-    /// Resolves when new connections are no longer to be accepted; at the latest when draining
-    /// begins.
+    /// Resolves when accepting stops, at the latest when draining begins.
     pub fn closed(&self) -> WaitForCancellationFuture<'_> {
         self.closed.cancelled()
     }
 
-    /// Whether new connections are no longer accepted.
+    /// Returns true once new connections are no longer accepted.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.closed.is_cancelled()
     }
 
-    /// Ends accepting and leaves the open connections alone.
+    /// Stops accepting; open connections continue.
     pub fn close(&self) {
         self.closed.cancel();
     }
@@ -85,8 +84,7 @@ impl Drain {
         self.tasks.close();
     }
 
-    /// Spawns the task that carries a connection; those are what is counted when they have to be
-    /// cut.
+    /// Spawns the task of a connection; only these are counted when they are killed.
     pub fn carry<F>(&self, task: F)
     where
         F: Future<Output = ()> + Send + 'static,
@@ -94,7 +92,7 @@ impl Drain {
         self.start_task(Box::pin(task), Some(OpenTasks::of(&self.phase)));
     }
 
-    /// Spawns a task on the current runtime; it is dropped where it stands when the grace is over.
+    /// Spawns a task on the current runtime; it is aborted when the grace is over.
     pub fn spawn<F>(&self, task: F)
     where
         F: Future<Output = ()> + Send + 'static,
@@ -102,8 +100,8 @@ impl Drain {
         self.start_task(Box::pin(task), None);
     }
 
-    /// The task comes in a box, because an async block keeps room for what it captures beside what
-    /// it works on: every idle connection would be paid for twice.
+    /// Spawns a boxed task. The box is needed because an async block reserves room for its captures
+    /// beside its locals, which would double the memory of every idle connection.
     fn start_task<F>(&self, mut task: Pin<Box<F>>, open: Option<OpenTasks>)
     where
         F: Future<Output = ()> + Send + 'static,
@@ -132,18 +130,18 @@ impl Drain {
         });
     }
 
-    /// How many connections are carried.
+    /// Number of connections carried.
     #[must_use]
     pub fn open(&self) -> usize {
         self.phase.open.load(Ordering::Relaxed)
     }
 
-    /// Resolves when no task is alive; only meaningful once draining.
+    /// Resolves when no task is alive; meaningful only once draining.
     pub async fn finished(&self) {
         self.tasks.wait().await;
     }
 
-    /// Ends every task that is still alive and says how many connections that cuts.
+    /// Aborts every task that is still alive and returns the number of connections cut.
     pub fn kill(&self) -> usize {
         let cut = self.open();
         self.phase.killed.store(true, Ordering::Release);
@@ -152,8 +150,8 @@ impl Drain {
     }
 }
 
-/// Spawns work that finishes something after its connection is gone, bounds itself to seconds, and
-/// is not waited for at the end. Nothing happens outside of a runtime.
+/// Spawns short cleanup work that outlives its connection. It must bound itself to seconds; the
+/// drain does not wait for it. Does nothing outside of a runtime.
 pub fn afterwards<F>(task: F)
 where
     F: Future<Output = ()> + Send + 'static,

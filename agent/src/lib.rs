@@ -14,7 +14,7 @@
 //! `proxy` and `control` stand side by side and do not see each other. What decides without I/O is
 //! the crate `traffic-core`.
 
-/// The agent's version as peers are told it.
+/// The agent's version as reported to peers.
 pub const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
 
 // Words that every layer uses.

@@ -1,5 +1,5 @@
-//! The program: command line and environment to settings, logging, then the agent's life, then an
-//! exit code.
+//! The program: reads command line and environment, starts logging, runs the agent, maps the result
+//! to an exit code.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -16,11 +16,11 @@ use traffic_agent::app::status;
 use traffic_agent::telemetry::logging;
 use traffic_agent::telemetry::logging::{Levels, LogFormat};
 
-/// Wrong configuration or usage.
+/// Exit code for wrong configuration or usage (`EX_USAGE`).
 const USAGE: u8 = 64;
-/// A listening port is taken, or a program beside us is missing.
+/// Exit code for a listening port in use or a missing program (`EX_UNAVAILABLE`).
 const UNAVAILABLE: u8 = 69;
-/// A bug.
+/// Exit code for a bug in the agent (`EX_SOFTWARE`).
 const SOFTWARE: u8 = 70;
 
 fn main() -> ExitCode {
@@ -85,7 +85,7 @@ fn agent(args: &AgentArgs) -> u8 {
     }
 }
 
-/// Becomes the init program that lies beside this one.
+/// Replaces this process with the init program that lies beside it.
 fn init(args: Vec<OsString>) -> u8 {
     let beside = std::env::current_exe()
         .ok()

@@ -1,31 +1,32 @@
-//! How a connection or an exchange ended: whose doing it was, as data. Modules say which [`Ended`]
-//! their errors mean; label, log level and whether the caller is reset are decided here alone.
+//! Outcome of a connection or exchange as data: the side that caused it and the reason. Modules map
+//! their errors to [`Ended`]; metric label, log level and whether the caller is reset are decided
+//! only here.
 
-/// What a deadline was waiting for.
+/// The operation a deadline applied to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Stage {
     /// The TLS handshake with the caller.
     Handshake,
     /// A TCP connection to the app.
     AppConnect,
-    /// A request head that arrives too slowly.
+    /// A request head that arrived too slowly.
     Head,
     /// The workstation's answer to a dial.
     Dial,
 }
 
-/// Whose doing an ending was, and what it was.
+/// Cause of an ending, named by the side responsible.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Ended {
-    /// Both sides finished.
+    /// Normal end: both sides finished.
     Clean,
-    /// The caller closed before its exchange was over.
+    /// The caller closed before its exchange was complete.
     CallerLeft,
     /// The caller reset the connection.
     CallerReset,
-    /// Nothing listens at the app's port.
+    /// The app's port refused the connection.
     AppRefused,
-    /// The app closed or reset in the middle of an exchange.
+    /// The app closed or reset during an exchange.
     AppReset,
     /// The tunnel broke after something had been sent into it.
     TunnelLost,
@@ -33,18 +34,18 @@ pub enum Ended {
     TimedOut(Stage),
     /// The TLS handshake failed.
     Handshake,
-    /// The caller's bytes were unclear where nobody but the agent could have judged them.
+    /// The caller's bytes were ambiguous in a place where the app could not be left to judge them.
     Malformed,
-    /// A limit of ours was hit.
+    /// A limit of the agent was reached.
     Limit,
-    /// The drain's deadline cut it.
+    /// The drain deadline cut it.
     Drained,
-    /// A panic of ours, caught.
+    /// A panic in the agent, caught.
     Bug,
 }
 
 impl Ended {
-    /// The metric label and log word.
+    /// The metric label and log value.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
@@ -66,7 +67,8 @@ impl Ended {
         }
     }
 
-    /// Whether the caller has to see a reset, because a quiet close would look like a proper end.
+    /// Returns true if the caller has to see a reset, because a clean close would look like a
+    /// complete response.
     #[must_use]
     pub fn resets_caller(self) -> bool {
         !matches!(self, Self::Clean | Self::CallerLeft | Self::CallerReset)

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
 
-/// Knows what is still awaited; clone freely.
+/// Handle on what is still awaited; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Ready {
     pending: Arc<Mutex<Vec<&'static str>>>,
@@ -31,7 +31,7 @@ impl Default for Ready {
 }
 
 impl Ready {
-    /// Registers something that must happen before the agent is ready.
+    /// Registers a task that must finish before the agent is ready.
     #[must_use]
     pub fn block(&self, what: &'static str) -> Blocker {
         self.lock().push(what);
@@ -42,26 +42,26 @@ impl Ready {
         }
     }
 
-    /// Whether nothing is awaited and nobody has declared the agent unfit (drain,
+    /// Returns true if nothing is awaited and the agent was not marked unhealthy (drain,
     /// `/healthcheck/fail`).
     #[must_use]
     pub fn is_ready(&self) -> bool {
         !*self.failed.borrow() && self.lock().is_empty()
     }
 
-    /// What is still awaited, for people.
+    /// Names of the tasks still awaited, for messages.
     #[must_use]
     pub fn pending(&self) -> Vec<&'static str> {
         self.lock().clone()
     }
 
-    /// Declares the agent unfit (`true`) or fit again; used by the drain and by the admin's health
-    /// switch.
+    /// Marks the agent unhealthy (`true`) or healthy again; used by the drain and the admin's
+    /// health switch.
     pub fn fail(&self, failed: bool) {
         self.failed.send_replace(failed);
     }
 
-    /// Whether the agent was declared unfit.
+    /// Returns true if the agent was marked unhealthy.
     #[must_use]
     pub fn is_failed(&self) -> bool {
         *self.failed.borrow()
@@ -94,7 +94,8 @@ impl Drop for Blocker {
     }
 }
 
-/// The readiness probe is a `stat` by whichever user runs it, so both are open to all.
+/// Creates the ready file and its folder with access for everyone, because the readiness probe may
+/// `stat` it as any user.
 pub(crate) fn create_ready_file(path: &std::path::Path) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     if let Some(directory) = path.parent().filter(|d| !d.exists()) {

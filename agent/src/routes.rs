@@ -1,5 +1,5 @@
-//! The one pointer that control writes and data reads: the current [`RouteTable`] of a port, with a
-//! wake-up for connections that have to act on a change at once.
+//! The pointer that control writes and data reads: the current [`RouteTable`] of a port, with a
+//! wake-up for connections that must act on a change at once.
 
 use std::sync::Arc;
 
@@ -25,24 +25,25 @@ impl Default for CurrentRoutes {
 }
 
 impl CurrentRoutes {
-    /// The table in force; a lock-free read. Hold it for one decision, not across an await.
+    /// Returns the current table by a lock-free read. Hold it for one decision, not across an
+    /// await.
     pub fn load(&self) -> Guard<Arc<RouteTable>> {
         self.table.load()
     }
 
-    /// The table in force, to keep.
+    /// Returns the current table as an owned pointer.
     #[must_use]
     pub fn load_full(&self) -> Arc<RouteTable> {
         self.table.load_full()
     }
 
-    /// Puts a table in force and wakes whoever watches.
+    /// Replaces the table and wakes all watchers.
     pub fn store(&self, table: RouteTable) {
         self.table.store(Arc::new(table));
         self.epoch.send_modify(|e| *e += 1);
     }
 
-    /// Wakes at every change; for connections that carry frames and must leave that state when a
+    /// Watches for changes; used by connections that relay frames and must stop doing so when a
     /// rule arrives.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<u64> {

@@ -1,4 +1,4 @@
-//! Telemetry: counters, the access log, the explanation header, and the log with its rate limits.
+//! Telemetry: counters, the access log, the explanation header, and logging with rate limits.
 
 pub mod access_log;
 pub mod explain_header;

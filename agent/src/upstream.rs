@@ -1,5 +1,5 @@
-//! Where connections are carried to: the app, or a tunnel to a workstation. The data path asks for
-//! a tunnel through [`OpenTunnel`]; the control side provides it, and neither imports the other.
+//! Upstreams: the app, or a tunnel to a workstation. The data path requests a tunnel through
+//! [`OpenTunnel`]; the control side provides it, and neither imports the other.
 
 pub mod app;
 pub mod app_tls;
@@ -21,23 +21,23 @@ use crate::io::conn::Conn;
 use crate::telemetry::metrics::FailOpen;
 use traffic_core::routing::Intercept;
 
-/// Why a connection to the app could not be made.
+/// Error of a connection to the app.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
-    /// The connect call failed; refused is the usual one while the app starts.
+    /// The connect call failed; usually refused while the app starts.
     #[error("connect to the app at {addr}: {source}")]
     Connect {
         /// The app's address.
         addr: crate::addr::AppAddr,
-        /// The kernel's answer.
+        /// The kernel's error.
         source: std::io::Error,
     },
-    /// The app did not answer the connect in time.
+    /// The app did not accept the connection in time.
     #[error("the app at {addr} did not accept within {after:?}")]
     Timeout {
         /// The app's address.
         addr: crate::addr::AppAddr,
-        /// How long was waited.
+        /// Time waited.
         after: std::time::Duration,
     },
     /// TLS towards the app failed.
@@ -45,33 +45,33 @@ pub enum AppError {
     Tls {
         /// The app's address.
         addr: crate::addr::AppAddr,
-        /// What rustls or the socket said.
+        /// Error of rustls or of the socket.
         source: std::io::Error,
     },
 }
 
 /// Opens connections to one port's app.
 pub trait DialApp: Send + Sync + fmt::Debug {
-    /// Dials; `hello` is what the caller's TLS handshake found, if there was one.
+    /// Dials; `hello` is the result of the caller's TLS handshake, if there was one.
     fn dial<'a>(&'a self, hello: Option<&'a TlsInfo>) -> BoxFuture<'a, Result<Conn, AppError>>;
 
-    /// Dials without TLS of ours, whatever is configured: for bytes that are relayed untouched, TLS
-    /// of the caller's own among them.
+    /// Dials without TLS of ours, whatever is configured: for bytes relayed unchanged, including
+    /// TLS of the caller's own.
     fn dial_untouched(&self) -> BoxFuture<'_, Result<Conn, AppError>> {
         self.dial(None)
     }
 
-    /// The address, when the app is reached without TLS, so that the hot path may connect without a
-    /// boxed future.
+    /// Returns the address if the app is reached without TLS, so that the hot path may connect
+    /// without a boxed future.
     fn plain_addr(&self) -> Option<crate::addr::AppAddr>;
 
-    /// The address, in whatever form the app is spoken to.
+    /// Returns the address, with or without TLS.
     fn app_addr(&self) -> Option<crate::addr::AppAddr> {
         self.plain_addr()
     }
 
-    /// Whether the app is spoken to in TLS, so that a workstation in its place is too. May ask the
-    /// app once.
+    /// Returns true if the app is spoken to in TLS; then so is a workstation in its place. May
+    /// probe the app once.
     fn speaks_tls<'a>(&'a self, _hello: Option<&'a TlsInfo>) -> BoxFuture<'a, bool> {
         Box::pin(std::future::ready(false))
     }
@@ -86,28 +86,27 @@ pub trait DialApp: Send + Sync + fmt::Debug {
     ) -> Option<BoxFuture<'a, std::io::Result<Conn>>>;
 }
 
-/// Which side of the gRPC call the agent is; it decides how "no more data" is said.
+/// The agent's side of the gRPC call; decides how the end of data is signalled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// The agent called (`Manager.Tunnel`): dropping the sender half-closes the call.
+    /// Client (`Manager.Tunnel`): dropping the sender half-closes the call.
     Caller,
-    /// The workstation called (`Agent.Tunnel`): a CloseSend message says it, the call stays open.
+    /// Server (`Agent.Tunnel`): a CloseSend message signals it, the call stays open.
     Server,
 }
 
-/// A tunnel that is open as far as gRPC is concerned (StreamInfo and StreamOK exchanged); payloads
-/// are encoded tunnel messages, code byte first. The dial at the workstation may still be under
-/// way.
+/// A tunnel after StreamInfo and StreamOK were exchanged; payloads are encoded tunnel messages,
+/// code byte first. The dial at the workstation may still be under way.
 pub struct TunnelIo {
-    /// Payloads to the workstation; bounded, a full queue slows its sender.
+    /// Payloads to the workstation; bounded, so a full queue slows its sender.
     pub tx: mpsc::Sender<Bytes>,
     /// Payloads from the workstation; an error or the end finishes the incoming direction.
     pub rx: Pin<Box<dyn Stream<Item = Result<Bytes, TunnelError>> + Send>>,
-    /// Which side of the call we are.
+    /// The agent's side of the call.
     pub role: Role,
 }
 
-/// Why a tunnel could not be opened, or broke.
+/// Error of opening a tunnel, or of an open one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TunnelError {
     /// The owner of the intercept is not connected, neither directly nor to the manager.
@@ -116,13 +115,13 @@ pub enum TunnelError {
     /// The stream ended with an error.
     #[error("the tunnel broke: {0}")]
     Broken(String),
-    /// Nobody answered in time.
+    /// The workstation did not answer in time.
     #[error("the workstation did not answer within {0:?}")]
     Timeout(std::time::Duration),
 }
 
 impl TunnelError {
-    /// The label under which what goes to the app for this reason is counted.
+    /// Returns the fail-open label of this error.
     #[must_use]
     pub fn fail_open(&self) -> FailOpen {
         match self {
@@ -135,7 +134,7 @@ impl TunnelError {
 /// Opens tunnels to workstations. Implemented by the session over a directly attached workstation,
 /// else over the manager.
 pub trait OpenTunnel: Send + Sync + fmt::Debug {
-    /// Opens a tunnel for `intercept` on behalf of `caller`. The future ends when StreamOK has been
+    /// Opens a tunnel for `intercept` on behalf of `caller`. Resolves when StreamOK has been
     /// exchanged (or the workstation has answered a dial request), within the intercept's dial
     /// timeout plus latency.
     fn open(
@@ -146,7 +145,7 @@ pub trait OpenTunnel: Send + Sync + fmt::Debug {
     ) -> BoxFuture<'static, Result<TunnelIo, TunnelError>>;
 }
 
-/// The IP protocol of a connection id.
+/// Transport protocol of a connection id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Transport {
     /// Protocol 6.

@@ -1,4 +1,4 @@
-//! Every path of the admin server in one table, and what answers it.
+//! All paths of the admin server in one table with their handlers.
 
 use std::fmt::Write as _;
 
@@ -10,7 +10,7 @@ use crate::admin::stats::Value;
 use crate::admin::{Agent, explain, exposition, html, views};
 use crate::telemetry::logging;
 
-/// In the order of the index page.
+/// Endpoints in the order of the index page.
 pub const ENDPOINTS: &[Endpoint] = &[
     Endpoint {
         path: "/",
@@ -173,13 +173,13 @@ pub fn answer(asked: &AdminRequest<'_>, agent: &Agent) -> Page {
 }
 
 impl AdminRequest<'_> {
-    /// The decoded value of a query parameter; a parameter without `=` has an empty one.
+    /// Returns the decoded value of a query parameter; empty for one without `=`.
     #[must_use]
     pub fn param(&self, name: &str) -> Option<String> {
         self.params().find(|(n, _)| n == name).map(|(_, v)| v)
     }
 
-    /// Every decoded query parameter, in order.
+    /// Iterates over the decoded query parameters in order.
     pub fn params(&self) -> impl Iterator<Item = (String, String)> + '_ {
         self.query.split('&').filter(|p| !p.is_empty()).map(|pair| {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));

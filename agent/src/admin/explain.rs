@@ -1,5 +1,5 @@
-//! `/explain`: which rule would decide a request, and for each rule the first clause that fails. It
-//! asks the very table that the data path asks.
+//! `/explain`: the rule that would decide a request, and for each rule the first clause that fails.
+//! It uses the table of the data path.
 
 use serde_json::{Value as Json, json};
 
@@ -7,7 +7,7 @@ use crate::admin::Agent;
 use crate::admin::request::AdminRequest;
 use traffic_core::routing::{Decision, Request};
 
-/// A request made of query parameters.
+/// A request built from query parameters.
 struct Imagined {
     target: String,
     headers: Vec<(String, String)>,
@@ -26,10 +26,9 @@ impl Request for Imagined {
 }
 
 /// Answers `?port=8080&method=GET&path=/x&header=x-dev:a`; `header` may repeat, `port` may be left
-/// out where there is but one.
+/// out if there is only one.
 ///
-/// # Errors
-/// A parameter is missing or malformed; the text says which, and what to write.
+/// # Errors A parameter is missing or malformed; the text names it and says what to write.
 pub fn explain(agent: &Agent, asked: &AdminRequest<'_>) -> Result<Json, String> {
     let known = || {
         agent

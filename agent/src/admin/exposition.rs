@@ -1,4 +1,4 @@
-//! The statistics in the OpenMetrics text format, written by the Prometheus project's own encoder.
+//! Statistics in the OpenMetrics text format, written by the Prometheus project's own encoder.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -12,7 +12,7 @@ use prometheus_client::registry::Registry;
 
 use crate::admin::stats::{Stat, Value, in_seconds};
 
-/// The content type of [`render`]'s text, for whoever asks for it.
+/// Content type of [`render`]'s text, served to clients that accept it.
 pub const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Renders `stats`, families in name order.
@@ -27,11 +27,10 @@ pub fn render(stats: Vec<Stat>) -> Result<String, std::fmt::Error> {
     Ok(out)
 }
 
-/// The same in the older Prometheus text format (0.0.4), which Envoy serves: types stand before the
+/// Renders the older Prometheus text format (0.0.4), which Envoy serves: types stand before the
 /// full sample name, and what OpenMetrics calls unknown are Envoy's counters.
 ///
-/// # Errors
-/// As [`render`].
+/// # Errors As [`render`].
 pub fn render_plain(stats: Vec<Stat>) -> Result<String, std::fmt::Error> {
     let open = render(stats)?;
     let mut out = String::with_capacity(open.len() + 1024);
@@ -93,9 +92,9 @@ impl Collector for Families {
     }
 }
 
-/// OpenMetrics wants counters to end in `_total`, and the encoder appends it. Envoy has counters
-/// that do not; these keep Envoy's name and are declared as of unknown type, which every dashboard
-/// takes.
+/// Returns name and type: OpenMetrics wants counters to end in `_total`, and the encoder appends
+/// it. Envoy's counters without that suffix keep their name and are declared as unknown type, which
+/// every dashboard accepts.
 fn typed_name<'a>(metric: &'a str, value: &Value) -> (&'a str, MetricType) {
     match value {
         Value::Counter(_) => metric

@@ -1,4 +1,4 @@
-//! The pages a person looks at: no script, no outside resource, everything escaped.
+//! HTML pages: no script, no external resource, everything escaped.
 
 use std::fmt::Write as _;
 
@@ -21,7 +21,7 @@ fn page(title: &str, body: &str) -> String {
     )
 }
 
-/// Makes text safe inside elements and quoted attributes.
+/// Escapes text for elements and quoted attributes.
 fn escape(text: &str) -> String {
     text.chars()
         .fold(String::with_capacity(text.len()), |mut out, c| {
@@ -37,7 +37,7 @@ fn escape(text: &str) -> String {
         })
 }
 
-/// The index: every path, with a button where it changes something.
+/// Renders the index: every path, with a button for those that change something.
 #[must_use]
 pub fn index(endpoints: &[Endpoint]) -> String {
     let mut rows = String::from("<table>\n<tr><th>Command</th><th>Description</th></tr>\n");
@@ -60,7 +60,7 @@ pub fn index(endpoints: &[Endpoint]) -> String {
     page("Admin", &rows)
 }
 
-/// What is intercepted, port by port.
+/// Renders the intercepts of every port.
 #[must_use]
 pub fn intercepts(agent: &Agent) -> String {
     let view = views::intercepts(agent);
@@ -124,7 +124,7 @@ fn clauses(intercept: &Json) -> String {
     }
 }
 
-/// A form that asks which rule decides, and the answer.
+/// Renders a form for `/explain` and its answer.
 #[must_use]
 pub fn explain(agent: &Agent, asked: &AdminRequest<'_>) -> String {
     let value = |name: &str, default: &str| {

@@ -1,6 +1,6 @@
-//! What the process occupies, from `/proc/self/statm` (proc(5)): the kernel's own view, in bytes.
+//! Memory of the process from `/proc/self/statm` (proc(5)), in bytes.
 
-/// Sizes in bytes; zero where `/proc` cannot be read.
+/// Sizes in bytes; zero if `/proc` cannot be read.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Memory {
     /// Virtual size.

@@ -1,43 +1,43 @@
-//! A request to the admin server, its answer, and the row of the endpoint table that joins them.
+//! Requests to the admin server, its responses, and the endpoint type that joins them.
 
 use crate::admin::Agent;
 
-/// One request, as far as the admin cares.
+/// Parts of a request that the admin uses.
 #[derive(Debug)]
 pub struct AdminRequest<'a> {
-    /// Whether the method is POST.
+    /// The method is POST.
     pub post: bool,
-    /// The method, for messages.
+    /// Method, for messages.
     pub method: &'a str,
-    /// The path.
+    /// Path without the query.
     pub path: &'a str,
-    /// What follows the question mark.
+    /// Query after the question mark.
     pub query: &'a str,
     /// The `Accept` header.
     pub accept: &'a str,
-    /// Whether a browser sends it on behalf of another site.
+    /// A browser sends it on behalf of another site.
     pub cross_site: bool,
 }
 
-/// One answer.
+/// A response.
 #[derive(Debug)]
 pub struct Page {
     /// Status code.
     pub status: u16,
     /// Media type.
     pub content_type: &'static str,
-    /// The body.
+    /// Response body.
     pub body: String,
 }
 
-/// A path of the admin server and the function that answers it.
+/// A path of the admin server and its handler.
 pub struct Endpoint {
-    /// The path.
+    /// Path that selects the endpoint.
     pub path: &'static str,
-    /// Whether it changes something, so that only POST is taken.
+    /// The endpoint changes something, so only POST is accepted.
     pub post: bool,
-    /// What it is for.
+    /// Description on the index page.
     pub help: &'static str,
-    /// The function that answers.
+    /// Handler of the endpoint.
     pub answer: fn(&AdminRequest<'_>, &Agent) -> Page,
 }

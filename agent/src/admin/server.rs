@@ -1,4 +1,4 @@
-//! The admin's HTTP server: accepts, bounds every request in time and size, and hands it to
+//! The admin's HTTP server: accepts, limits every request in time and size, and passes it to
 //! [`super::endpoints`].
 
 use std::convert::Infallible;
@@ -16,9 +16,9 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::request::AdminRequest;
 use crate::admin::{Agent, endpoints};
 
-/// How long a connection may take to send a request head.
+/// Time a connection may take to send a request head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long one answer may take, the reading of it included.
+/// Time of one response, including the client's reading of it.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Serves `listener` until `stop`; connections are HTTP/1 as Envoy's admin speaks it.

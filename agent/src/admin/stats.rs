@@ -1,5 +1,5 @@
-//! Every value that can be read from outside, as one list: dotted names in Envoy's tree for
-//! `/stats`, and metric names with labels for Prometheus. Where the meaning is Envoy's, so is the
+//! All values that can be read from outside, as one list: dotted names in Envoy's tree for
+//! `/stats`, metric names with labels for Prometheus. Values with Envoy's meaning have Envoy's
 //! name.
 
 use crate::admin::Agent;
@@ -10,22 +10,22 @@ use crate::telemetry::metrics::{Class, LATENCY_BOUNDS_US, Label, Latency, PerLab
 /// A value with its kind.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
-    /// Only grows (but for `/reset_counters`).
+    /// A value that only grows (except for `/reset_counters`).
     Counter(u64),
-    /// Goes up and down.
+    /// A value that goes up and down.
     Gauge(i64),
-    /// Not cumulative counts of each bucket, and the sum, in microseconds.
+    /// Bucket counts (not cumulative) and the sum, in microseconds.
     Latency(Vec<u64>, u64),
 }
 
-/// One value and its two names.
+/// One value with its two names.
 #[derive(Clone, Debug)]
 pub struct Stat {
-    /// Dotted, as in `http.port_8080.downstream_rq_total`.
+    /// Dotted name, as in `http.port_8080.downstream_rq_total`.
     pub name: String,
-    /// The Prometheus metric's name.
+    /// Prometheus metric name.
     pub metric: &'static str,
-    /// What it means.
+    /// Help text.
     pub help: &'static str,
     /// Prometheus labels.
     pub labels: Vec<(&'static str, String)>,
@@ -33,7 +33,7 @@ pub struct Stat {
     pub value: Value,
 }
 
-/// Reads everything.
+/// Collects all values.
 #[must_use]
 pub fn collect(agent: &Agent) -> Vec<Stat> {
     let mut list = List(Vec::with_capacity(64 + 96 * agent.ports.len()));
@@ -554,7 +554,7 @@ fn own_stats(port: &PortContext, list: &mut List) {
     );
 }
 
-/// The access log, which is one for all ports.
+/// Returns the access log, which all ports share.
 fn access_log(agent: &Agent) -> Option<&AccessLog> {
     agent
         .ports
@@ -573,7 +573,7 @@ pub fn reset(agent: &Agent) {
     }
 }
 
-/// Each bucket's bound in seconds with its own count, and the sum in seconds.
+/// Converts to seconds: each bucket's bound with its own count, and the sum.
 #[must_use]
 pub fn in_seconds(buckets: &[u64], sum_us: u64) -> (Vec<(f64, u64)>, f64) {
     #[allow(clippy::cast_precision_loss)] // a sum of microseconds stays far below 2^52

@@ -14,7 +14,7 @@ use crate::upstream::Transport;
 use traffic_core::routing::matcher::PathFilter;
 use traffic_core::routing::{Entry, Mechanism, State};
 
-/// A statistic as one number.
+/// Returns a statistic as one number.
 #[must_use]
 pub fn plain(value: &Value) -> Json {
     match value {
@@ -182,7 +182,7 @@ pub fn certs(agent: &Agent) -> Json {
     json!({ "certificates": list })
 }
 
-/// `/config_dump`: the sidecar's configuration and the routes in force.
+/// `/config_dump`: the sidecar's configuration and the current routes.
 #[must_use]
 pub fn config_dump(agent: &Agent) -> Json {
     json!({
@@ -193,7 +193,7 @@ pub fn config_dump(agent: &Agent) -> Json {
     })
 }
 
-/// `/memory`, in Envoy's shape: strings of bytes.
+/// `/memory`, in Envoy's shape: byte counts as strings.
 #[must_use]
 pub fn memory() -> Json {
     let m = process_memory::read();
@@ -207,7 +207,7 @@ pub fn memory() -> Json {
     })
 }
 
-/// `/intercepts`: every port with its protocol and what is intercepted on it.
+/// `/intercepts`: every port with its protocol and its intercepts.
 #[must_use]
 pub fn intercepts(agent: &Agent) -> Json {
     let ports: Vec<_> = agent

@@ -1,4 +1,4 @@
-//! The loaded certificates as the admin shows them.
+//! Loaded certificates for the admin pages.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -52,7 +52,7 @@ impl Certificates for LoadedCertificates {
     }
 }
 
-/// The annotation that named a secret says what it is for.
+/// Returns the role of a secret by the annotation that named it.
 fn role(annotation: &str) -> &'static str {
     if annotation.contains("terminating") || annotation.contains("downstream") {
         "terminating"

@@ -1,5 +1,5 @@
-//! The control side of the composition: the manager session, the agent's own gRPC API, and what
-//! both share with the data path.
+//! Control side of the composition: the manager session, the agent's own gRPC API, and their shared
+//! state with the data path.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use crate::telemetry::metrics::ControlMetrics;
 
 pub(crate) use crate::control::tunnels::Tunnels;
 
-/// What the control side is made of.
+/// Parts of the control side.
 pub(crate) struct ControlPath<'a> {
     pub(crate) settings: &'a Settings,
     pub(crate) ports: &'a [BoundPort],
@@ -29,14 +29,14 @@ pub(crate) struct ControlPath<'a> {
     pub(crate) log: logging::LogControl,
     /// Holds readiness back until the first arrival.
     pub(crate) blocker: Blocker,
-    /// The gRPC API's sockets.
+    /// Sockets of the gRPC API.
     pub(crate) grpc: ApiListener,
 }
 
 impl ControlPath<'_> {
-    /// Starts the session and the gRPC API on the current runtime, as tasks of `tasks`. The future
-    /// ends the session: all to the app, then farewell. The API is there until the runtime ends,
-    /// because tunnels lead through it.
+    /// Starts the session and the gRPC API on the current runtime, as tasks of `tasks`. The
+    /// returned future ends the session: all traffic to the app, then Depart. The API stays until
+    /// the runtime ends, because tunnels lead through it.
     pub(crate) fn start(self, tasks: &Drain) -> impl Future<Output = ()> + use<> {
         let (stop, departed) = (CancellationToken::new(), CancellationToken::new());
         let dns = Arc::new(Dns::default());
@@ -89,7 +89,7 @@ impl ControlPath<'_> {
     }
 }
 
-/// `host:port` of the traffic-manager, an IPv6 address in brackets.
+/// Returns the manager's `host:port`, an IPv6 address in brackets.
 pub(crate) fn manager_address(settings: &Settings) -> String {
     let (host, port) = (
         &settings.sidecar.manager_host,

@@ -1,4 +1,4 @@
-//! The sockets that belong to no TCP port: UDP ports, the agent's gRPC API, the admin.
+//! Sockets that belong to no TCP port: UDP ports, the agent's gRPC API, the admin.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
@@ -18,10 +18,10 @@ use crate::proxy::listener::bind::BindError;
 use crate::proxy::udp;
 use crate::upstream::Transport;
 
-/// How many ports after the wanted one are tried.
+/// Maximum of ports tried after the wanted one.
 const FOLLOWING: u16 = 20;
 
-/// A UDP port, bound.
+/// A bound UDP port.
 #[derive(Debug)]
 pub(crate) struct UdpPort {
     socket: UdpSocket,
@@ -29,7 +29,7 @@ pub(crate) struct UdpPort {
     pub(crate) shared: Arc<PortContext>,
 }
 
-/// No port could be had for a server of ours.
+/// A server port could not be bound.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "{name} port {wanted}: neither it nor one of the {FOLLOWING} following ones is free ({source}); set {key} to a free port"
@@ -41,7 +41,7 @@ pub struct ServersError {
     source: io::Error,
 }
 
-/// The listeners of one server, one for each address family, on the same port.
+/// Listeners of one server, one for each address family, on the same port.
 #[derive(Debug)]
 pub(crate) struct ApiListener {
     pub(crate) listeners: Vec<TcpListener>,
@@ -53,12 +53,12 @@ pub(crate) struct ApiListener {
 pub(crate) struct Servers {
     /// The gRPC API.
     pub(crate) grpc: ApiListener,
-    /// The admin.
+    /// The admin server.
     pub(crate) admin: ApiListener,
 }
 
 impl Servers {
-    /// Binds both, on the wanted ports where they are free, else on the next free ones.
+    /// Binds both servers, on the wanted ports if free, else on the next free ones.
     pub(crate) fn bind(settings: &Settings) -> Result<Self, ServersError> {
         let bind = |name, key, wanted| {
             bind_near(settings.bind, wanted).map_err(|source| ServersError {
@@ -97,7 +97,7 @@ impl Servers {
         }
     }
 
-    /// Tells other programs of the pod which ports are used.
+    /// Writes the used ports to a file for other programs of the pod.
     pub(crate) fn write_ports_file(&self, settings: &Settings) {
         let dir = settings.rooted("/tmp/agent");
         let text = format!(
@@ -128,7 +128,7 @@ fn bind_near(bind: Bind, wanted: u16) -> io::Result<ApiListener> {
     answer
 }
 
-/// IPv4 and, where the pod has it, IPv6 on the same port.
+/// Binds IPv4 and, if the pod has it, IPv6 on the same port.
 fn bind_families(bind: Bind, port: u16) -> io::Result<ApiListener> {
     let (v4, v6) = match bind {
         Bind::Pod => (Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST),
@@ -210,8 +210,8 @@ fn datagrams(port: u16) -> io::Result<UdpSocket> {
     }
 }
 
-/// Serves all UDP ports on a thread of their own; `None` when there are none. Their datagrams are
-/// carried like connections: waited for while the agent leaves, and cut at the deadline.
+/// Serves all UDP ports on a separate thread; `None` if there are none. Datagrams in flight count
+/// like connections: the drain waits for them until its deadline.
 pub(crate) fn serve_udp(ports: Vec<UdpPort>, drain: &Drain) -> io::Result<Option<JoinHandle<()>>> {
     if ports.is_empty() {
         return Ok(None);

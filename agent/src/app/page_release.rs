@@ -1,6 +1,6 @@
-//! Gives back what only the start needed: the code and tables that parsed the command line and the
-//! configuration, built everything and met the manager stay mapped for ever otherwise, and are most
-//! of what an idle agent seems to use.
+//! Releases memory pages used only during start-up: code and tables that parsed command line and
+//! configuration, built everything and met the manager would stay mapped, and are most of an idle
+//! agent's resident memory.
 // `madvise` is unsafe in general, because it can throw away data. Parts of a file that nobody can
 // have written to are read again from the page cache when they are next used, so nothing can be
 // lost here.
@@ -16,18 +16,17 @@ use crate::proxy::context::PortContext;
 use crate::ready::Ready;
 use crate::tls;
 
-/// When: as soon as everything is listening, when the manager has been met, and when the first
-/// snapshots are through.
+/// Delays of the releases: when everything is listening, when the manager was met, and when the
+/// first snapshots are through.
 const AFTER: [Duration; 3] = [
     Duration::ZERO,
     Duration::from_millis(300),
     Duration::from_secs(10),
 ];
 
-/// Forgets the start in steps. Where TLS is ended here a handshake is rehearsed first, and what it
-/// needs of the server is brought back once the agent is ready: it is a good deal, and the first
-/// caller is not to wait for it. An agent that still looks for its manager uses other code, and is
-/// not to hold both.
+/// Releases start-up pages in steps. If TLS is terminated here, a handshake self-test runs first,
+/// and its server pages are loaded again once the agent is ready, so that the first caller does not
+/// wait. While the manager is not reached that warm-up is skipped to keep resident memory low.
 pub(crate) async fn release_startup_pages(ports: Vec<Arc<PortContext>>, ready: Ready) {
     let tls: Vec<_> = ports
         .iter()
@@ -52,8 +51,8 @@ pub(crate) async fn release_startup_pages(ports: Vec<Arc<PortContext>>, ready: R
     }
 }
 
-/// Unmaps all code and constants; what is still in use comes back with its next use, from the page
-/// cache. Nothing happens where `/proc` is not to be read.
+/// Drops all clean pages of code and constants; pages still in use are reloaded from the page
+/// cache. Does nothing if `/proc` cannot be read.
 fn drop_clean_pages() {
     let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else {
         return;
@@ -66,8 +65,8 @@ fn drop_clean_pages() {
     }
 }
 
-/// Start and length, where a line describes the code of a file, or the constants at its beginning.
-/// Other parts that are not writable may have been, before the linker had relocated them.
+/// Returns start and length if a line describes the code of a file or the constants at its
+/// beginning. Other read-only parts may have been written before the linker relocated them.
 fn unwritten(line: &str) -> Option<(usize, usize)> {
     let mut fields = line.split_ascii_whitespace();
     let (start, end) = fields.next()?.split_once('-')?;

@@ -1,5 +1,4 @@
-//! Each target of the configuration becomes what its connections share: rules, protocol, ways to
-//! the app and to workstations, secrets.
+//! Builds the shared state of each configured target: rules, protocol, upstreams, secrets.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -30,20 +29,19 @@ use crate::upstream::app_tls;
 use crate::upstream::app_tls::ClearHttp;
 use crate::upstream::{AppError, DialApp, OpenTunnel, Transport};
 
-/// How long an app may take to say what it speaks before an intercept is reviewed without knowing
-/// it.
+/// Time for the app's answer to a protocol probe before an intercept is reviewed without it.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// One port with what its connections share.
+/// A port with the state its connections share.
 #[derive(Debug)]
 pub(crate) struct BoundPort {
-    /// As configured.
+    /// Target as configured.
     pub(crate) target: Target,
-    /// What its connections share.
+    /// State shared by its connections.
     pub(crate) shared: Arc<PortContext>,
 }
 
-/// Builds every port; what is odd about annotations is logged here, once.
+/// Builds all ports; problems of annotations are logged here, once.
 pub(crate) fn build(
     settings: &Settings,
     access: &Access,
@@ -89,7 +87,7 @@ pub(crate) fn build(
     (ports, stores)
 }
 
-/// What to listen on for TCP.
+/// Returns the TCP ports to listen on.
 pub(crate) fn tcp(settings: &Settings, ports: &[BoundPort]) -> Vec<(PortSpec, Arc<PortContext>)> {
     let spec = |port: &BoundPort| PortSpec {
         port: port.shared.agent_port,
@@ -105,7 +103,7 @@ pub(crate) fn tcp(settings: &Settings, ports: &[BoundPort]) -> Vec<(PortSpec, Ar
 }
 
 impl BoundPort {
-    /// Whose port it is, for messages.
+    /// Owner of the port for messages.
     pub(crate) fn owner(&self) -> String {
         format!(
             "container {} port {}/{}",
@@ -182,8 +180,7 @@ pub(crate) fn may_ask_in_clear_text(settings: &Settings) -> bool {
         && settings.sidecar.app_protocol_strategy == AppProtocolStrategy::Http2Probe
 }
 
-/// The plans by container port; what is wrong with the annotations is said, and those are not
-/// followed.
+/// Returns the TLS plans by container port; logs invalid annotations, which are ignored.
 fn tls_plans(settings: &Settings) -> BTreeMap<u16, PortPlan> {
     let plans = read_tls_annotations(settings);
     for fault in plans.faults.iter().chain(&plans.notes) {
@@ -196,7 +193,7 @@ fn tls_plans(settings: &Settings) -> BTreeMap<u16, PortPlan> {
         .collect()
 }
 
-/// What annotations ask of the ports about TLS.
+/// Reads the TLS annotations of the ports.
 pub(crate) fn read_tls_annotations(settings: &Settings) -> Plans {
     let ports: Vec<_> = settings
         .targets
@@ -235,7 +232,7 @@ pub(crate) fn read_tls_annotations(settings: &Settings) -> Plans {
     )
 }
 
-/// The per-port annotation stands above the declaration here as everywhere.
+/// Returns the declared protocol; the per-port annotation takes precedence, as everywhere.
 fn declared_protocol(settings: &Settings, target: &Target) -> String {
     let key = format!("{}.{}", protocol::ANNOTATION, target.container_port);
     settings
@@ -254,7 +251,7 @@ fn is_replaced(settings: &Settings, target: &Target) -> bool {
     container.is_some_and(|c| c.replace == Replace::Container)
 }
 
-/// The port as the session puts rules in force on it.
+/// Builds the handle through which the session publishes rules.
 pub(crate) fn link(settings: &Settings, port: &BoundPort) -> PortHandle {
     let shared = Arc::clone(&port.shared);
     let routes = Arc::clone(&shared.routes);
@@ -276,12 +273,11 @@ pub(crate) fn link(settings: &Settings, port: &BoundPort) -> PortHandle {
     }
 }
 
-/// What the session wants to know of a port before it reviews an intercept with filters.
+/// Probe of a port's protocol before an intercept with filters is reviewed.
 struct ProtocolProbe {
     shared: Arc<PortContext>,
     may_ask: bool,
-    /// The app of a port that is declared to speak HTTP/2, which says nothing of TLS, answered in
-    /// TLS.
+    /// The app of a port declared as HTTP/2, which leaves TLS open, answered in TLS.
     tls_seen: AtomicBool,
 }
 
@@ -303,8 +299,8 @@ impl ProtocolProbe {
         }
     }
 
-    /// Why requests cannot be told apart on the port: it speaks TLS, and the agent has no good
-    /// certificate for it.
+    /// Returns the reason requests cannot be told apart on the port: it speaks TLS, and the agent
+    /// has no valid certificate for it.
     fn unreadable(&self) -> Option<String> {
         let (shared, tls) = (&*self.shared, self.shared.tls.as_ref());
         let speaks_tls = shared.spoken.get().0 == AppProtocol::Tls
@@ -320,7 +316,7 @@ impl ProtocolProbe {
     }
 }
 
-/// Whether the app may be asked what it speaks: where nothing else says it.
+/// Returns true if the app may be probed, because nothing declares its protocol.
 fn asks(settings: &Settings, shared: &PortContext) -> bool {
     shared.transport == Transport::Tcp
         && shared.tls.is_none()
@@ -328,7 +324,7 @@ fn asks(settings: &Settings, shared: &PortContext) -> bool {
         && may_ask_in_clear_text(settings)
 }
 
-/// The app of a replaced container: there is none, and dialling its port would reach the agent
+/// The app of a replaced container: it does not exist, and dialling its port would reach the agent
 /// itself.
 #[derive(Clone, Copy, Debug)]
 struct NoApp(AppAddr);

@@ -1,6 +1,6 @@
-//! Sidecar config, annotations and environment to what each part needs. Reading never stops at the
-//! first mistake: every fault is collected with its key, value and remedy, so that an operator
-//! mends all of them in one restart.
+//! Settings from sidecar config, annotations and environment. Reading never stops at the first
+//! mistake: every fault is collected with its key, value and remedy, so that an operator can fix
+//! all of them in one restart.
 
 pub mod cli;
 pub mod env;
@@ -17,38 +17,37 @@ use traffic_proto::sidecar::{self, Role, Sidecar, Target, annotations};
 
 use crate::app::settings::env::Env;
 
-/// The file of the newest managers (2.25 and later): the pod's annotations, the configuration among
-/// them.
+/// Annotation file of the newest managers (2.25 and later); it includes the configuration.
 pub const PODINFO_ANNOTATIONS: &str = "/etc/podinfo/annotations";
-/// The annotations as older injectors mount them; these hold no configuration.
+/// Annotation file of older injectors, without the configuration.
 pub const TEL_POD_INFO_ANNOTATIONS: &str = "/tel_pod_info/annotations";
-/// The file of managers up to 2.21.
+/// Configuration file of managers up to 2.21.
 pub const CONFIG_FILE: &str = "/etc/traffic-agent/config.yaml";
 
-/// What the agent runs with; nothing in it needs checking again.
+/// Validated settings.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Put before every path that is opened.
+    /// Prefix of every path that is opened.
     pub root: PathBuf,
-    /// Where the configuration was found.
+    /// Source of the configuration.
     pub source: String,
-    /// The configuration, with what the environment overrides already in it.
+    /// Configuration with the overrides of the environment.
     pub sidecar: Sidecar,
-    /// The ports.
+    /// Ports.
     pub targets: Vec<Target>,
-    /// The pod's annotations; empty where there is no file of them.
+    /// Pod annotations; empty without a file of them.
     pub annotations: BTreeMap<String, String>,
-    /// The pod's address; none in benches and tests, where the app is on loopback.
+    /// Pod address; none in benches and tests, where the app is on loopback.
     pub pod_ip: Option<IpAddr>,
-    /// The pod's name.
+    /// Pod name.
     pub pod_name: String,
-    /// The pod's uid.
+    /// Pod uid.
     pub pod_uid: String,
-    /// Where the admin and the agent's gRPC API listen.
+    /// Addresses of the admin and the agent's gRPC API.
     pub bind: Bind,
-    /// The whole agent's log level.
+    /// Log level of the whole agent.
     pub log_level: LogLevel,
-    /// Whether log lines are JSON.
+    /// Log lines are JSON.
     pub log_json: bool,
     /// `off`, `text`, `json` or a format string.
     pub access_log: String,
@@ -60,27 +59,26 @@ pub struct Settings {
     pub admin_port: u16,
     /// Data-path worker threads.
     pub workers: usize,
-    /// The whole environment; what intercepts report to workstations is taken from it.
+    /// The whole environment; intercepts report a part of it to workstations.
     pub environment: BTreeMap<String, String>,
-    /// What is odd but harmless, to be logged once.
+    /// Harmless oddities, logged once.
     pub warnings: Vec<Fault>,
 }
 
-/// Who can reach the admin and the agent's gRPC API.
+/// Exposure of the admin and the agent's gRPC API.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Bind {
     /// The pod itself and port-forwards: loopback.
     #[default]
     Pod,
-    /// Everybody.
+    /// All addresses.
     All,
 }
 
 impl Settings {
-    /// Reads everything.
+    /// Reads all settings.
     ///
-    /// # Errors
-    /// Every fault found.
+    /// # Errors Every fault found.
     pub fn load(args: &cli::AgentArgs, env: &Env) -> Result<Self, Faults> {
         let root = args.root.clone().unwrap_or_else(|| PathBuf::from("/"));
         let mut faults = Faults::default();
@@ -139,20 +137,20 @@ impl Settings {
         })
     }
 
-    /// `path` (absolute) below the configured root.
+    /// Puts the configured root before the absolute `path`.
     #[must_use]
     pub fn rooted(&self, path: &str) -> PathBuf {
         below(&self.root, path)
     }
 
-    /// How long ended intercepts are remembered, where they are.
+    /// Returns the time ended intercepts are remembered, if they are.
     #[must_use]
     pub fn remember(&self) -> Option<Duration> {
         let expired = self.sidecar.expired_notifications;
         expired.enabled.then_some(expired.deadline)
     }
 
-    /// The configuration in force as the admin shows it.
+    /// Returns the configuration in force as the admin shows it.
     #[must_use]
     pub fn to_json(&self) -> serde_json::Value {
         let s = &self.sidecar;
@@ -188,7 +186,7 @@ impl Settings {
         })
     }
 
-    /// The port at which the app is reached past the redirect.
+    /// Returns the port at which the app is reached past the redirect.
     #[must_use]
     pub fn app_port(&self, target: &Target) -> u16 {
         target
@@ -203,12 +201,13 @@ pub fn below(root: &Path, path: &str) -> PathBuf {
     root.join(path.trim_start_matches('/'))
 }
 
-/// The CPU quota in whole cores, 2 at most: one worker of this agent outruns the apps of most pods.
+/// Returns the CPU quota in whole cores, at most 2: one worker of this agent outruns the apps of
+/// most pods.
 fn default_workers() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get().min(2))
 }
 
-/// The first configuration there is: the file named on the command line, the annotation file of the
+/// Finds the first configuration: the file named on the command line, the annotation file of the
 /// newest managers, the environment variable, the file of the oldest.
 fn find_config(
     explicit: Option<&Path>,
@@ -284,7 +283,7 @@ fn read_annotations(root: &Path, warnings: &mut Vec<Fault>) -> BTreeMap<String, 
     BTreeMap::new()
 }
 
-/// The agent's own variables.
+/// Variables of the agent itself.
 #[derive(Default)]
 struct Own {
     pod_ip: Option<IpAddr>,
@@ -351,7 +350,7 @@ impl Own {
         }
     }
 
-    /// The environment wins over the configuration.
+    /// Overrides the configuration by the environment.
     fn override_config(&self, mut s: Sidecar) -> Sidecar {
         let set = |slot: &mut Duration, value: Option<Duration>| *slot = value.unwrap_or(*slot);
         s.app_protocol_strategy = self.strategy.unwrap_or(s.app_protocol_strategy);

@@ -1,10 +1,9 @@
-//! How the agent leaves: not ready, departed from the manager and still accepting for the lame-duck
-//! time, then no longer accepting while what is open ends by itself, then cut.
+//! Shutdown of the agent: not ready, departed from the manager and still accepting for the
+//! lame-duck time; then no longer accepting while open connections end; then cut.
 //!
 //! The redirect to the agent outlives the agent's listener, so closing early would refuse callers
-//! who have not heard yet that the pod leaves. Only where the app itself no longer listens (a
-//! native sidecar is told to leave after the app) there is nobody to accept for, and the lame-duck
-//! time is skipped.
+//! that have not yet learned that the pod terminates. Only if the app itself no longer listens (a
+//! native sidecar is stopped after the app) the lame-duck time is skipped.
 
 use std::fs;
 use std::future::Future;
@@ -22,30 +21,29 @@ use crate::admin::AdminCommands;
 use crate::drain::Drain;
 use crate::ready::Ready;
 
-/// How often it is looked whether the app still listens.
+/// Interval of checking that the app still listens.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
-/// How long cut connections get to be dropped and counted.
+/// Time for cut connections to be dropped and counted.
 const KILL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What leaving needs to know.
+/// State and limits of the shutdown.
 #[derive(Debug)]
 pub struct Shutdown {
-    /// The phases, as the data path sees them.
+    /// Drain phases of the data path.
     pub drain: Drain,
     /// Readiness.
     pub ready: Ready,
-    /// What the admin was asked for.
+    /// Commands from the admin.
     pub orders: Arc<AdminCommands>,
-    /// How long connections are still accepted.
+    /// Time in which connections are still accepted.
     pub lame_duck: Duration,
-    /// How long open connections may then take.
+    /// Time for open connections to end afterwards.
     pub grace: Duration,
-    /// Ports of which at least one is listened on while the app is there; empty when that cannot be
-    /// told.
+    /// Ports of which at least one is listened on while the app runs; empty if that is unknown.
     pub app_ports: Vec<u16>,
 }
 
-/// SIGTERM and SIGINT, each time one comes.
+/// Stream of SIGTERM and SIGINT.
 pub fn signals() -> impl Stream<Item = ()> {
     let listen = |kind| {
         let signal = signal(kind)
@@ -64,7 +62,7 @@ pub fn signals() -> impl Stream<Item = ()> {
     )
 }
 
-/// How the agent left.
+/// Result of the shutdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShutdownReport {
     /// Connections that had to be cut.
@@ -74,8 +72,7 @@ pub struct ShutdownReport {
 }
 
 impl ShutdownReport {
-    /// The process's exit code: 0 for an orderly end, 1 where something was cut or a second signal
-    /// came.
+    /// Returns the exit code: 0 for an orderly end, 1 if something was cut or a second signal came.
     #[must_use]
     pub fn exit_code(self) -> u8 {
         u8::from(self.cut > 0 || self.hurried)
@@ -85,9 +82,9 @@ impl ShutdownReport {
 type Departure<'d> = Shared<Pin<Box<dyn Future<Output = ()> + Send + 'd>>>;
 
 impl Shutdown {
-    /// Waits for the first item of `signals` or the order to quit, then leaves; another signal cuts
-    /// what is left. `depart` is polled from then on: it sends all traffic to the app, lets open
-    /// tunnels finish and ends the session with the manager, beside the phases.
+    /// Waits for the first signal or the quit command, then shuts down; another signal cuts the
+    /// rest. `depart` is polled from then on: it sends all traffic to the app, lets open tunnels
+    /// finish and ends the session with the manager, beside the phases.
     pub async fn run<'d>(
         &self,
         signals: impl Stream<Item = ()>,
@@ -125,7 +122,7 @@ impl Shutdown {
         ShutdownReport { cut, hurried }
     }
 
-    /// Serves orders until it is time to leave.
+    /// Handles admin commands until the shutdown begins.
     async fn until_told(&self, signals: &mut (impl Stream<Item = ()> + Unpin)) {
         let mut closing: Option<Instant> = None;
         loop {
@@ -173,7 +170,7 @@ impl Shutdown {
         }
     }
 
-    /// Resolves when nothing listens on any of the app's ports.
+    /// Resolves when no app port is listened on.
     async fn app_gone(&self) {
         if self.app_ports.is_empty() {
             std::future::pending::<()>().await;
@@ -184,8 +181,8 @@ impl Shutdown {
     }
 }
 
-/// Whether a TCP socket of this network namespace listens on one of `ports`; true where that cannot
-/// be read.
+/// Returns true if a TCP socket of this network namespace listens on one of `ports`, or if that
+/// cannot be read.
 fn listened_on(ports: &[u16]) -> bool {
     let Ok(v4) = fs::read_to_string("/proc/net/tcp") else {
         return true;
@@ -197,7 +194,8 @@ fn listened_on(ports: &[u16]) -> bool {
         .any(|port| ports.contains(&port))
 }
 
-/// The ports of listening sockets in the kernel's table (proc(5), `/proc/net/tcp`): state `0A`.
+/// Returns the ports of listening sockets in the kernel's table (proc(5), `/proc/net/tcp`): state
+/// `0A`.
 fn listening(table: &str) -> impl Iterator<Item = u16> + '_ {
     table.lines().skip(1).filter_map(|line| {
         let mut fields = line.split_ascii_whitespace().skip(1);

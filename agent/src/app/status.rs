@@ -1,5 +1,4 @@
-//! `traffic-agent status`: asks the running agent's admin port and prints one compact table for a
-//! person.
+//! `traffic-agent status`: reads the running agent's admin port and prints a compact table.
 
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -13,32 +12,32 @@ use serde_json::Value as Json;
 use tokio::net::TcpStream;
 
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// The largest answer that is read, in bytes.
+/// Maximum size of a response, in bytes.
 const LIMIT: usize = 16 * 1024 * 1024;
 
-/// Why the status could not be had.
+/// Error of reading the status.
 #[derive(Debug, thiserror::Error)]
 pub enum StatusError {
-    /// The file that names the ports is missing or odd.
+    /// The file with the port numbers is missing or malformed.
     #[error(
         "{path}: {problem}; is the agent running here? Give its admin port with --admin-port N"
     )]
     Ports {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Problem with it.
         problem: String,
     },
-    /// The admin port did not answer as it should.
+    /// The admin port did not answer as expected.
     #[error(
         "admin port {address}{page}: {problem}; check that the agent runs and that this is its admin port"
     )]
     Admin {
-        /// Where it was asked.
+        /// Address of the admin port.
         address: SocketAddr,
-        /// The page.
+        /// Requested page.
         page: &'static str,
-        /// What went wrong.
+        /// Problem of the request.
         problem: String,
     },
 }
@@ -59,10 +58,9 @@ pub fn admin_port(root: &Path) -> Result<u16, StatusError> {
     port.ok_or_else(|| problem(format!("no port number under \"admin\" in {}", text.trim())))
 }
 
-/// Asks the admin port on loopback and renders the table.
+/// Requests the status from the admin port on loopback and renders the table.
 ///
-/// # Errors
-/// The port does not answer, or not as an agent does.
+/// # Errors The port does not answer, or not as an agent does.
 pub async fn table(port: u16) -> Result<String, StatusError> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let info = page(address, "/server_info").await?;

@@ -1,5 +1,4 @@
-//! What a configuration amounts to, in words: the text of `--check`. It says what would happen, not
-//! what was written.
+//! Text of `--check`: the effect of a configuration in words.
 
 use std::fmt::Write as _;
 
@@ -12,7 +11,7 @@ use crate::proxy::context::AppProtocol;
 use crate::tls::secrets::annotations::{CallerAuth, PortPlan, ToApp};
 use crate::tls::secrets::secret::SecretSource;
 
-/// Everything, a line or two for each port, warnings last.
+/// Describes everything: a line or two for each port, warnings last.
 pub(crate) fn of(settings: &Settings) -> String {
     let s = &settings.sidecar;
     let mut text = format!(
@@ -107,7 +106,7 @@ fn tls(plan: &PortPlan) -> String {
     text
 }
 
-/// A secret by the name that people gave it, and whether it is there.
+/// Names a secret as its user did, and says if it is present.
 fn named(source: &SecretSource) -> String {
     let there = source.dirs.iter().any(|dir| dir.exists());
     format!(
@@ -121,7 +120,7 @@ fn named(source: &SecretSource) -> String {
     )
 }
 
-/// What is not about a single port.
+/// Describes settings that belong to no single port.
 fn own(settings: &Settings, text: &mut String) {
     let s = &settings.sidecar;
     let port = |number: u16| {

@@ -1,5 +1,5 @@
-//! The agent's own gRPC service: workstations attach here (by a port-forward) to be asked for
-//! dials, to answer them, and to have the agent dial into the cluster for them.
+//! The agent's own gRPC service: workstations attach here (by a port-forward) to receive and answer
+//! dial requests, and to have the agent dial into the cluster for them.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -25,15 +25,15 @@ use crate::drain::Drain;
 use crate::telemetry::metrics::ControlMetrics;
 use crate::upstream::{Role, TunnelIo};
 
-/// How long a call may be silent before its first message.
+/// Time until the first message of a call has to arrive.
 const FIRST_MESSAGE: Duration = Duration::from_secs(10);
-/// What a workstation may send into one tunnel ahead of its reader.
+/// Bytes a workstation may send into one tunnel ahead of its reader.
 const STREAM_WINDOW: u32 = 256 * 1024;
-/// Tunnels share a connection: with a window for all of them, a few stalled ones would stop the
-/// rest.
+/// Connection window, effectively unlimited: tunnels share a connection, and a few stalled ones
+/// must not stop the rest.
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 
-/// The service; clone freely.
+/// The service; cheap to clone.
 #[derive(Clone)]
 pub struct Service {
     tunnels: Tunnels,
@@ -43,7 +43,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// Tasks that carry what workstations dial are spawned on `drain`.
+    /// Creates the service; connections dialled for workstations run as tasks of `drain`.
     #[must_use]
     pub fn new(
         tunnels: Tunnels,
@@ -62,8 +62,7 @@ impl Service {
 
 /// Serves the agent's API and gRPC health on `listeners` until `stop`.
 ///
-/// # Errors
-/// What the transport reports; single connections' errors are theirs alone.
+/// # Errors The transport's error; an error of a single connection ends only that connection.
 pub async fn serve(
     service: Service,
     listeners: Vec<TcpListener>,

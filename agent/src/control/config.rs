@@ -1,5 +1,4 @@
-//! The configuration of the control path: who this agent is, its ports, and how it reaches the
-//! manager.
+//! Configuration of the control path: identity of the agent, its ports, and the manager's address.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,77 +19,78 @@ use crate::drain::Drain;
 use crate::ready::Blocker;
 use crate::telemetry::metrics::ControlMetrics;
 
-/// What the agent's own API calls itself.
+/// Name the agent's own API reports.
 pub const PRODUCT_NAME: &str = "Rust Traffic Agent";
-/// Replicas of a workload have to agree on it, the stock agent included.
+/// Product name sent to the manager; replicas of a workload have to agree on it, including stock
+/// agents.
 const PRODUCT: &str = "telepresence";
 
-/// Who this agent is.
+/// Identity of this agent.
 #[derive(Clone, Debug, Default)]
 pub struct AgentIdentity {
-    /// The workload's name.
+    /// Workload name.
     pub name: String,
-    /// Its namespace.
+    /// Workload namespace.
     pub namespace: String,
-    /// Its kind, such as `Deployment`; may be empty.
+    /// Workload kind, such as `Deployment`; may be empty.
     pub workload_kind: String,
-    /// The pod's name.
+    /// Pod name.
     pub pod_name: String,
-    /// The pod's address; may be empty.
+    /// Pod address; may be empty.
     pub pod_ip: String,
-    /// The pod's uid; newer managers key agents by it.
+    /// Pod uid; newer managers key agents by it.
     pub pod_uid: String,
-    /// Where the agent's own gRPC API listens.
+    /// Port of the agent's own gRPC API.
     pub api_port: u16,
-    /// The app containers.
+    /// App containers.
     pub containers: Vec<Container>,
 }
 
-/// What an app container shares with the owner of an intercept.
+/// Data of an app container that is shared with the owner of an intercept.
 #[derive(Clone, Debug, Default)]
 pub struct Container {
-    /// Its name.
+    /// Container name.
     pub name: String,
-    /// Its environment.
+    /// Environment variables.
     pub environment: BTreeMap<String, String>,
-    /// Where a file server offers its volumes; empty when none does.
+    /// Mount point at which a file server offers its volumes; empty without one.
     pub mount_point: String,
     /// Mount path to policy number.
     pub mounts: BTreeMap<String, i32>,
 }
 
-/// Everything a session needs.
+/// Configuration of the manager session.
 #[derive(Debug)]
 pub struct ControlConfig {
-    /// Who we are.
+    /// Identity of this agent.
     pub identity: AgentIdentity,
-    /// `host:port` of the traffic-manager.
+    /// Manager address, `host:port`.
     pub manager: String,
-    /// How long the last tables stay in force without a manager.
+    /// Time the last tables stay in force without a manager.
     pub grace: Duration,
-    /// How long ended intercepts are remembered, if they are.
+    /// Time ended intercepts are remembered, if they are.
     pub remember: Option<Duration>,
-    /// The ports as configured.
+    /// Ports as configured.
     pub targets: Vec<Target>,
-    /// The same ports, in the same order, as rules are put in force on them.
+    /// Handles on the same ports, in the same order, for publishing rules.
     pub ports: Vec<PortHandle>,
-    /// The way to workstations, shared with the data path and the agent's own API.
+    /// Tunnels to workstations, shared with the data path and the agent's own API.
     pub tunnels: Tunnels,
-    /// The pod's resolver.
+    /// Resolver of the pod.
     pub dns: Arc<Dns>,
-    /// Where tasks of the control side are spawned.
+    /// Spawns tasks of the control side.
     pub control: Drain,
-    /// Counters.
+    /// Control-side counters.
     pub metrics: Arc<ControlMetrics>,
     /// Holds readiness back until the first arrival.
     pub ready: Option<Blocker>,
-    /// Created at the first arrival; the pod's readiness probe looks for it.
+    /// File created at the first arrival; the pod's readiness probe looks for it.
     pub ready_file: PathBuf,
-    /// Changes the log level as the manager wishes: `None` ends its wish.
+    /// Applies the manager's log level override; `None` removes it.
     pub set_level: LevelSwitch,
 }
 
-/// Changes the log level as the manager wishes: `None` ends its wish.
+/// Applies the manager's log level override; `None` removes it.
 pub struct LevelSwitch(pub Box<dyn Fn(Option<LogLevel>) + Send + Sync>);
 
 impl AgentIdentity {

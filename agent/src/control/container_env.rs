@@ -1,14 +1,13 @@
-//! Environment and volumes of the app containers, as a workstation gets them with an intercept of
-//! theirs.
+//! Environment and mounts of the app containers, as a workstation receives them with its intercept.
 
 use std::collections::BTreeMap;
 
 use traffic_proto::sidecar::{Container, MountPolicy, Sidecar};
 
-/// The app containers' variables reach the agent under this prefix, the container's own prefix
-/// behind it.
+/// Prefix of the app containers' variables in the agent's environment, followed by the container's
+/// own prefix.
 const APP_PREFIX: &str = "_TEL_APP_";
-/// The agent's own, which mean nothing on a workstation.
+/// Variables of the agent itself, which mean nothing on a workstation.
 const LEFT_OUT: [&str; 6] = [
     "HOME",
     "PATH",
@@ -18,24 +17,24 @@ const LEFT_OUT: [&str; 6] = [
     "TELEPRESENCE_API_HOST",
 ];
 
-/// What one container shares.
+/// Environment and mounts of one container.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SharedContainer {
-    /// The container.
+    /// Container name.
     pub name: String,
-    /// Its environment.
+    /// Environment variables.
     pub environment: BTreeMap<String, String>,
-    /// Its mount paths with the number of their policy.
+    /// Mount paths with their policy number.
     pub mounts: BTreeMap<String, i32>,
-    /// The directory in which a file server offers them; empty while none does.
+    /// Directory in which a file server offers them; empty without one.
     pub mount_point: String,
 }
 
-/// What every container shares. `environment` is the agent's own.
+/// Returns environment and mounts of all containers. `environment` is the agent's own.
 ///
-/// Nothing serves the volumes yet, so no mount point is named: a workstation that was told one
-/// would try to mount it. `TELEPRESENCE_API_PORT` stays out for the same reason: a workstation
-/// would start a server because of it.
+/// Volumes are not served, so no mount point is named: a workstation that was told one would try to
+/// mount it. `TELEPRESENCE_API_PORT` stays out for the same reason: a workstation would start a
+/// server because of it.
 #[must_use]
 pub fn containers(
     sidecar: &Sidecar,
@@ -100,7 +99,8 @@ fn container_environment(
     result
 }
 
-/// The configured mounts and those that the injector names in a variable of the container's prefix.
+/// Returns the configured mounts and those named by the injector in a variable with the container's
+/// prefix.
 fn mounts(container: &Container, own: &BTreeMap<String, String>) -> Vec<(String, MountPolicy)> {
     let mut mounts = container.mounts.clone();
     let listed = own

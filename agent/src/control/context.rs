@@ -1,4 +1,4 @@
-//! The state that all sessions of this process share, and the reasons a session ends for.
+//! State shared by all sessions of this process, and the reasons a session ends for.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,7 +16,7 @@ use crate::control::tunnels::Tunnels;
 use crate::drain::Drain;
 use crate::telemetry::metrics::ControlMetrics;
 
-/// What all sessions of this process share.
+/// State shared by all sessions of this process.
 pub(crate) struct SessionContext {
     pub(crate) identity: AgentIdentity,
     pub(crate) keeper: RoutePublisher,
@@ -29,34 +29,34 @@ pub(crate) struct SessionContext {
     pub(crate) reports: tokio::sync::Mutex<mpsc::Receiver<TunnelMetrics>>,
 }
 
-/// The manager's wishes for the log level, numbered so that one with a duration ends only itself.
+/// Log level overrides by the manager, numbered so that one with a duration ends only itself.
 pub(crate) struct LevelRequests {
     pub(crate) switch: LevelSwitch,
     pub(crate) wishes: AtomicU64,
 }
 
-/// Why an attempt came to its end.
+/// Reason a session attempt ended.
 #[derive(Debug)]
 pub(crate) enum SessionLost {
-    /// No connection.
+    /// Connecting failed.
     Connect(String),
-    /// The manager's version is no version.
+    /// The manager's version is invalid.
     Version(String),
-    /// The manager did not let us in.
+    /// The manager refused the arrival.
     Refused(Status),
-    /// The session was there and is gone.
+    /// The session was established and lost.
     Ended(String),
 }
 
 impl LevelRequests {
-    /// Sets a level and answers the wish's number.
+    /// Sets a level and returns the number of the override.
     pub(crate) fn set(&self, level: Option<LogLevel>) -> u64 {
         let number = self.wishes.fetch_add(1, Ordering::Relaxed) + 1;
         (self.switch.0)(level);
         number
     }
 
-    /// Ends the wish, unless another one came meanwhile.
+    /// Removes the override unless a later one replaced it.
     pub(crate) fn restore_after(&self, number: u64) {
         if self.wishes.load(Ordering::Relaxed) == number {
             (self.switch.0)(None);
@@ -64,7 +64,7 @@ impl LevelRequests {
     }
 }
 
-/// An error and its causes; transports repeat themselves, so what has been said is left out.
+/// Formats an error and its causes; transports repeat themselves, so repeated parts are left out.
 pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

@@ -16,12 +16,12 @@ use crate::telemetry::metrics::PortMetrics;
 use crate::upstream::TunnelIo;
 use crate::upstream::tunnel::Tunnel;
 
-/// How long a dial may take where the request does not say.
+/// Default dial timeout, if the request names none.
 const DEFAULT_DIAL_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long a dial may take at most.
+/// Maximum dial timeout.
 const MAX_DIAL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Connects to the destination of `conn_id`, says how that went, and carries bytes until either
+/// Connects to the destination of `conn_id`, reports the result, and carries bytes until either
 /// side is done.
 pub(crate) async fn dial_and_carry(conn_id: ConnId, dial_timeout: Duration, io: TunnelIo) {
     match conn_id.transport() {
@@ -61,7 +61,7 @@ async fn tcp(conn_id: ConnId, dial_timeout: Duration, io: TunnelIo) {
     }
 }
 
-/// Resolves when nothing moved for `limit`; looked at twice in that time.
+/// Resolves when nothing moved for `limit`; checked twice in that time.
 async fn idle(metrics: &PortMetrics, limit: Duration) {
     let moved = || metrics.bytes_in.get() + metrics.bytes_out.get();
     let mut seen = moved();

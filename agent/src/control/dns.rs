@@ -1,5 +1,5 @@
-//! Names resolved from inside the pod, for workstations: the pod's search path and resolver decide,
-//! and records go back in wire format without compression.
+//! Name resolution from inside the pod, for workstations: the pod's search path and resolver
+//! decide, and records are returned in wire format without compression.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
@@ -15,20 +15,20 @@ use hickory_resolver::{ResolverBuilder, TokioResolver, net::runtime::TokioRuntim
 use tokio::sync::OnceCell;
 use tonic::Status;
 
-/// Seconds for which an answer may be kept.
+/// TTL of answers in seconds.
 const TTL: u32 = 4;
-/// The manager waits a second for an answer.
+/// Time for a query of the manager, which waits one second for an answer.
 const QUERY_TIMEOUT: Duration = Duration::from_millis(450);
-/// How long a workstation's own question may take.
+/// Time for a workstation's own query.
 const LOOKUP_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// The pod's resolver, set up from the system's configuration when first asked.
+/// Resolver of the pod, set up from the system's configuration on first use.
 #[derive(Default)]
 pub struct Dns {
     resolver: OnceCell<TokioResolver>,
 }
 
-/// What the manager is told.
+/// Answer to the manager.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct DnsAnswer {
     pub(crate) r_code: i32,
@@ -36,7 +36,7 @@ pub(crate) struct DnsAnswer {
 }
 
 impl Dns {
-    /// Asks the name servers of `builder` instead of the system's.
+    /// Queries the name servers of `builder` instead of the system's.
     ///
     /// # Errors
     /// The configuration is unusable.
@@ -52,8 +52,8 @@ impl Dns {
             .await
     }
 
-    /// Answers a question that came by way of the manager; `None` where nothing is to be sent:
-    /// other record types, and failures that another agent or a later try may not have.
+    /// Answers a query of the manager; `None` if nothing is to be sent: other record types, and
+    /// failures that another agent or a later try may not have.
     pub(crate) async fn answer(&self, name: &str, record_type: u32) -> Option<DnsAnswer> {
         let record_type = u16::try_from(record_type).ok().map(RecordType::from)?;
         let found = match record_type {
@@ -86,7 +86,8 @@ impl Dns {
         }
     }
 
-    /// Addresses of `name`, which ends with a dot, for a workstation that asks this agent itself.
+    /// Returns the addresses of `name`, which ends with a dot, for a workstation that asks this
+    /// agent itself.
     pub(crate) async fn addresses(&self, name: &str) -> Result<Vec<Bytes>, Status> {
         let bare = name.strip_suffix('.').filter(|n| !n.is_empty());
         let bare = bare.ok_or_else(|| {
@@ -112,8 +113,8 @@ impl Dns {
         }
     }
 
-    /// The number of dots says whether the search path may help: with one (the last) it has to,
-    /// with a few it is tried first, with more the name is complete.
+    /// Resolves by the number of dots: with one (the last) the search path is required, with a few
+    /// it is tried first, with more the name is complete.
     async fn by_dots(&self, name: &str, asked: DnsQuestion) -> Result<Vec<RData>, NetError> {
         match name.matches('.').count() {
             0 | 1 => self.ask(without_dot(name), asked).await,
@@ -147,7 +148,7 @@ impl Dns {
             .collect())
     }
 
-    /// A service's short name is completed by way of the address of what offers it.
+    /// Resolves the short name of a service record by the addresses of its target.
     async fn services(&self, name: &str) -> Result<Vec<RData>, NetError> {
         let error = match self.records(name, RecordType::SRV).await {
             Err(error) if is_not_found(&error) => error,
@@ -211,7 +212,7 @@ fn without_dot(name: &str) -> &str {
     name.strip_suffix('.').unwrap_or(name)
 }
 
-/// All strings in one record.
+/// Joins all strings into one record.
 fn one_text(found: Vec<RData>) -> Vec<RData> {
     let texts = found.iter().filter_map(|data| match data {
         RData::TXT(text) => Some(
@@ -224,7 +225,7 @@ fn one_text(found: Vec<RData>) -> Vec<RData> {
     vec![RData::TXT(TXT::new(texts.flatten().collect()))]
 }
 
-/// Records in wire format, back to back; every one belongs to the name that was asked for.
+/// Encodes records in wire format, back to back, all under the queried name.
 fn encoded(name: &str, found: &[RData]) -> Option<Vec<u8>> {
     let mut owner = Name::from_ascii(name)
         .or_else(|_| Name::from_utf8(name))

@@ -1,5 +1,5 @@
-//! Intercepts: a snapshot from the manager becomes the route tables of the ports, and reviews to
-//! send back. `translate`, `spec` and `conflict` are pure; `publisher` puts tables in force.
+//! Intercepts: a snapshot from the manager becomes the ports' route tables and reviews to send
+//! back. `translate`, `spec` and `conflict` are pure; `publisher` puts tables in force.
 
 mod conflict;
 pub(crate) mod publisher;

@@ -1,7 +1,7 @@
-//! One at a time: who opens a tunnel waits while another with the same session and connection id is
+//! A lock by key: opening a tunnel waits while another with the same session and connection id is
 //! being opened. One caller may need several at once, because several intercepts of one workstation
-//! may lead to the same target, and whoever brings the two ends of a tunnel together, manager or
-//! agent, has nothing else to tell them apart by.
+//! may lead to the same target, and manager and agent match the two ends of a tunnel only by these
+//! keys.
 
 use std::collections::HashSet;
 use std::hash::Hash;
@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-/// The keys that somebody has the turn for.
+/// Keys currently locked.
 pub(crate) struct KeyedLock<K>(Arc<Inner<K>>);
 
 struct Inner<K> {
@@ -27,7 +27,7 @@ impl<K> Default for KeyedLock<K> {
 }
 
 impl<K: Clone + Eq + Hash> KeyedLock<K> {
-    /// Waits for the turn; whoever has it gives it back by dropping it.
+    /// Waits for the lock of `key`, which is released when the guard is dropped.
     pub(crate) async fn take(&self, key: K) -> KeyGuard<K> {
         loop {
             // Created before the look, so that no turn given back in between is missed.
@@ -49,7 +49,7 @@ impl<K> Inner<K> {
     }
 }
 
-/// The turn for one key.
+/// Guard of one locked key.
 pub(crate) struct KeyGuard<K: Eq + Hash> {
     key: K,
     turns: Arc<Inner<K>>,

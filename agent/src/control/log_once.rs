@@ -1,5 +1,4 @@
-//! Says once what happened: a condition that comes back again and again is one line a minute, with
-//! a count.
+//! Log lines by condition: a condition that repeats is one line a minute, with a count.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -7,14 +6,14 @@ use std::time::Duration;
 
 use crate::telemetry::rate_limit::LogLimiter;
 
-/// How long repetitions of a condition are only counted.
+/// Period in which repeats of a condition are only counted.
 const QUIET_PERIOD: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Default)]
 pub(crate) struct LogOnce(Mutex<HashMap<&'static str, LogLimiter>>);
 
 impl LogOnce {
-    /// Whether `condition` is to be said, and how often it was kept back since it was said last.
+    /// Returns the number of suppressed repeats if `condition` may be logged now.
     fn admits(&self, condition: &'static str) -> Option<u64> {
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         said.entry(condition)

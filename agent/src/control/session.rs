@@ -1,5 +1,4 @@
-//! The loops of a live session: remain, intercepts and their reviews, dials, DNS, log level,
-//! reports.
+//! Loops of a live session: remain, intercepts and their reviews, dials, DNS, log level, reports.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,18 +21,18 @@ use crate::control::intercepts::translate::{Review, Snapshot, Verdict};
 use crate::control::tunnels::{ManagerLink, TunnelDirection};
 use crate::control::{dialer, tunnels};
 
-/// How often the manager hears that we are there; older managers forget an agent after 15 s.
+/// Interval of the Remain call; older managers forget an agent after 15 s.
 const REMAIN_INTERVAL: Duration = Duration::from_secs(5);
-/// How long one answer may take.
+/// Time for one response of the manager.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// Answers in a row that may fail before the session counts as lost.
+/// Consecutive failed Remain calls after which the session counts as lost.
 const MISSED: u32 = 3;
-/// How long a report of a finished tunnel may take.
+/// Time for reporting a finished tunnel.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
-/// Before a side watch that ended is opened again; longer each time.
+/// Delay before a side watch is reopened, first and longest; doubles each time.
 const REOPEN_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 
-/// A session the manager has granted.
+/// A session granted by the manager.
 pub(crate) struct Live<'a> {
     pub(crate) context: &'a Arc<SessionContext>,
     pub(crate) client: ManagerClient<Channel>,
@@ -42,7 +41,7 @@ pub(crate) struct Live<'a> {
 }
 
 impl Live<'_> {
-    /// Lives until the session is lost.
+    /// Runs the session until it is lost.
     pub(crate) async fn run(&self) -> SessionLost {
         tokio::select! {
             lost = self.intercepts() => lost,
@@ -80,8 +79,8 @@ impl Live<'_> {
         }
     }
 
-    /// The watch that the session stands and falls with. Newer managers send changes, older ones
-    /// everything.
+    /// Watches the intercepts; the session ends with this watch. Newer managers send changes, older
+    /// ones everything.
     async fn intercepts(&self) -> SessionLost {
         match self.deltas().await {
             Err(status) if status.code() == Code::Unimplemented => {}
@@ -143,7 +142,7 @@ impl Live<'_> {
         }
     }
 
-    /// In a task of its own: a slow answer must not hold up the next snapshot.
+    /// Sends a review in a separate task: a slow response must not hold up the next snapshot.
     fn send(&self, review: Review) {
         let (mut client, context) = (self.client.clone(), Arc::clone(self.context));
         let request = self.reviewed(review);
@@ -197,8 +196,8 @@ impl Live<'_> {
         request
     }
 
-    /// Connections that the manager wants this agent to open into the cluster. Older managers wait
-    /// for this watch without limit, newer ones do not have it.
+    /// Watches for connections that the manager wants this agent to open into the cluster. Older
+    /// managers wait for this watch without limit, newer ones do not have it.
     async fn dials(&self) {
         let open = || {
             let mut client = self.client.clone();
@@ -288,8 +287,8 @@ impl Live<'_> {
             .await;
     }
 
-    /// An empty level ends the manager's wish; an unknown one means info. With a duration it ends
-    /// by itself, also when the session does not last as long.
+    /// Applies a log level request: an empty level ends the override, an unknown one means info.
+    /// One with a duration ends by itself, even if the session ends earlier.
     fn set_level(&self, wish: &LogLevelRequest) {
         let level = (!wish.log_level.is_empty()).then(|| LogLevel::lenient(&wish.log_level));
         let levels = Arc::clone(&self.context.levels);
@@ -307,7 +306,7 @@ impl Live<'_> {
         }
     }
 
-    /// Tells the manager what finished tunnels carried.
+    /// Reports the traffic of finished tunnels to the manager.
     async fn reports(&self) {
         let mut reports = self.context.reports.lock().await;
         while let Some(report) = reports.recv().await {
@@ -320,9 +319,8 @@ impl Live<'_> {
         std::future::pending().await
     }
 
-    /// Keeps a watch open that the session can do without: one the manager does not have is left
-    /// alone, one that ends is opened again after a pause (never a second beside the first, which
-    /// would split its messages).
+    /// Keeps an optional watch open: one the manager does not have is left alone, one that ends is
+    /// reopened after a pause (never a second beside the first, which would split its messages).
     async fn side_watch<M, F>(
         &self,
         what: &'static str,
@@ -365,7 +363,7 @@ fn watch_ended(ended: Result<(), Status>) -> SessionLost {
     })
 }
 
-/// An answer within `limit`.
+/// Awaits a response within `limit`.
 pub(crate) async fn with_timeout<T>(
     limit: Duration,
     answer: impl Future<Output = Result<T, Status>>,
@@ -379,7 +377,7 @@ pub(crate) async fn with_timeout<T>(
         })
 }
 
-/// Code and message, with the transport's own reason where there is one.
+/// Formats code and message, with the transport's own reason if there is one.
 pub(crate) fn status_text(status: &Status) -> String {
     let mut text = format!("{:?}", status.code());
     if !status.message().is_empty() {

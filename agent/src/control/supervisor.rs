@@ -1,5 +1,5 @@
-//! The manager session's supervisor: connect, arrive, live, depart, back off, again, for ever.
-//! Whatever happens here, app traffic goes on; what it writes is the ports' route tables.
+//! Supervisor of the manager session: connect, arrive, live, depart, back off, repeat. App traffic
+//! continues whatever happens here; it only writes the ports' route tables.
 
 use std::hash::{BuildHasher, Hasher};
 use std::path::PathBuf;
@@ -25,22 +25,22 @@ use crate::control::session::{Live, status_text, with_timeout};
 use crate::control::tunnels::ManagerLink;
 use crate::ready::Blocker;
 
-/// How long a connection or an answer may take while a session begins.
+/// Time for connecting and for each response while a session begins.
 const BEGIN_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the farewell may take.
+/// Time for the Depart call.
 const DEPART_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a departure waits for open tunnels at most: some managers end a departed agent's
-/// tunnels. The end of the drain, which cuts what is open, ends this wait too.
+/// Maximum wait of a departure for open tunnels: some managers end a departed agent's tunnels. The
+/// end of the drain ends this wait too.
 const TUNNELS_TIMEOUT: Duration = Duration::from_secs(600);
-/// Pauses between attempts: the first, and the longest.
+/// Pause between attempts: first and longest.
 const RECONNECT_BACKOFF: (Duration, Duration) =
     (Duration::from_millis(250), Duration::from_secs(8));
-/// A session that lasted this long was a good one: the next pause is short again.
+/// Minimum age of a successful session: after it the next pause is short again.
 const STABLE_SESSION_AGE: Duration = Duration::from_secs(10);
-/// What one tunnel may receive ahead of its reader.
+/// Bytes one tunnel may receive ahead of its reader.
 const STREAM_WINDOW: u32 = 256 * 1024;
-/// Tunnels share a connection: with a window for all of them, a few stalled ones would stop the
-/// rest.
+/// Connection window, effectively unlimited: tunnels share a connection, and a few stalled ones
+/// must not stop the rest.
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 
 impl ControlConfig {
@@ -60,7 +60,7 @@ struct Supervisor {
     manager: String,
     ready: Mutex<Option<Blocker>>,
     ready_file: PathBuf,
-    /// The last session granted, until it is departed from.
+    /// Last session granted and not departed from.
     granted: Mutex<Option<(ManagerClient<Channel>, SessionInfo)>>,
 }
 
@@ -130,7 +130,7 @@ impl Supervisor {
         self.leave().await;
     }
 
-    /// One session from its beginning to its end.
+    /// Runs one session from beginning to end.
     async fn attempt(&self) -> SessionLost {
         match self.begin().await {
             Ok(live) => {
@@ -196,7 +196,7 @@ impl Supervisor {
     }
 
     /// Arrives anew. A manager that still knows an earlier session of this pod (it keys agents by
-    /// the pod's uid) is asked to forget it first.
+    /// the pod's uid) is asked to drop it first.
     async fn arrive(
         &self,
         client: &mut ManagerClient<Channel>,
@@ -240,7 +240,7 @@ impl Supervisor {
         drop(blocker);
     }
 
-    /// Says what happened, once, and starts the grace of the tables.
+    /// Logs a lost session once and starts the grace of the tables.
     fn note(&self, lost: &SessionLost) {
         self.context.metrics.failures.inc();
         self.context.keeper.lost();
@@ -266,7 +266,7 @@ impl Supervisor {
         }
     }
 
-    /// All to the app; what is in flight in tunnels may finish; farewell.
+    /// Leaves: all traffic goes to the app, open tunnels may finish, then Depart is called.
     async fn leave(&self) {
         self.context.keeper.clear();
         let granted = lock(&self.granted).take();
@@ -298,8 +298,8 @@ fn limited(client: ManagerClient<Channel>) -> ManagerClient<Channel> {
         .max_encoding_message_size(GRPC_LIMIT)
 }
 
-/// One to three numbers, a `v` before and a pre-release or build suffix behind allowed: development
-/// builds of managers are lax about it.
+/// Checks a version: one to three numbers, with an optional `v` prefix and a pre-release or build
+/// suffix; development builds of managers are lax about it.
 fn is_version(text: &str) -> bool {
     let text = text.strip_prefix('v').unwrap_or(text);
     let end = text.find(['-', '+']).unwrap_or(text.len());
@@ -310,8 +310,8 @@ fn is_version(text: &str) -> bool {
         && semver::Version::parse(&format!("{}{missing}{suffix}", numbers.join("."))).is_ok()
 }
 
-/// Between half and the whole of `pause`, so that a manager's return is not met by all agents at
-/// once.
+/// Returns a random time between half and all of `pause`, so that agents do not reconnect to a
+/// restarted manager at once.
 fn jittered(pause: Duration) -> Duration {
     let random = std::collections::hash_map::RandomState::new()
         .build_hasher()

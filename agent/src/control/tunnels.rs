@@ -1,5 +1,5 @@
-//! Opens tunnels over what there is: a workstation that watches this agent for dials, else the
-//! manager. Also keeps count of what is open, so that a departure can wait for it.
+//! Opens tunnels over a workstation that watches this agent for dials, else over the manager. Also
+//! counts open tunnels, so that a departure can wait for them.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -27,14 +27,14 @@ use crate::telemetry::metrics::ControlMetrics;
 use crate::upstream::{OpenTunnel, Role, Transport, TunnelError, TunnelIo};
 use traffic_core::routing::Intercept;
 
-/// Messages that may wait in one direction of one tunnel.
+/// Messages queued in one direction of one tunnel.
 pub(crate) const QUEUE: usize = 16;
-/// Dial requests that may wait for one workstation to take them.
+/// Dial requests queued for one workstation.
 const DIALS: usize = 256;
-/// Reports of finished tunnels that may wait; more are dropped, they are only statistics.
+/// Queued reports of finished tunnels; more are dropped, since they are only statistics.
 const REPORTS: usize = 256;
 
-/// The way to workstations; clone freely.
+/// Tunnels to workstations; cheap to clone.
 #[derive(Clone)]
 pub struct Tunnels(Arc<TunnelHub>);
 
@@ -42,7 +42,7 @@ pub struct Tunnels(Arc<TunnelHub>);
 #[derive(Clone)]
 pub(crate) struct ManagerLink {
     pub(crate) client: ManagerClient<Channel>,
-    /// The agent's own session.
+    /// Session id of the agent.
     pub(crate) session: String,
 }
 
@@ -58,7 +58,7 @@ struct TunnelHub {
     metrics: Arc<ControlMetrics>,
 }
 
-/// A workstation's session and the connection it is to dial.
+/// Workstation session and the connection it is to dial.
 type WaiterKey = (String, ConnId);
 
 struct Watcher {
@@ -66,15 +66,15 @@ struct Watcher {
     dials: mpsc::Sender<DialRequest>,
 }
 
-/// Who waits for a workstation to answer a dial request.
+/// A tunnel waiting for a workstation's answer to a dial request.
 struct Waiter {
     number: u64,
-    /// The tunnel, from the gRPC call that answers, to the data path.
+    /// Passes the tunnel from the answering gRPC call to the data path.
     tunnel_tx: oneshot::Sender<TunnelIo>,
 }
 
 impl Tunnels {
-    /// No way anywhere yet.
+    /// Creates an instance without manager and workstations.
     #[must_use]
     pub fn new(metrics: Arc<ControlMetrics>) -> Self {
         let (reports, pending_reports) = mpsc::channel(REPORTS);
@@ -91,20 +91,20 @@ impl Tunnels {
         }))
     }
 
-    /// How many tunnels of intercepts are open.
+    /// Returns the number of open intercept tunnels.
     #[must_use]
     pub fn open_count(&self) -> usize {
         *self.0.open.borrow()
     }
 
-    /// Resolves when no tunnel of an intercept is open.
+    /// Resolves when no intercept tunnel is open.
     pub async fn all_closed(&self) {
         let mut open = self.0.open.subscribe();
         // The sender lives in `self`, so waiting cannot fail.
         let _ = open.wait_for(|open| *open == 0).await;
     }
 
-    /// Whether workstation `session` watches this agent directly.
+    /// Returns true if workstation `session` watches this agent directly.
     #[must_use]
     pub fn watches(&self, session: &str) -> bool {
         lock(&self.0.watchers).contains_key(session)
@@ -114,12 +114,12 @@ impl Tunnels {
         self.0.manager.store(link.map(Arc::new));
     }
 
-    /// The queue of finished tunnels to report; there is one taker.
+    /// Takes the queue of finished tunnels to report; there is one reader.
     pub(crate) fn take_reports(&self) -> Option<mpsc::Receiver<TunnelMetrics>> {
         lock(&self.0.pending_reports).take()
     }
 
-    /// A workstation begins to watch for dials; it replaces an earlier watch of the same session.
+    /// Starts a workstation's watch for dials; replaces an earlier watch of the same session.
     pub(crate) fn watch(&self, session: &str) -> DialStream {
         let (dials, queue) = mpsc::channel(DIALS);
         let number = self.0.number();
@@ -133,7 +133,7 @@ impl Tunnels {
         }
     }
 
-    /// Hands an answering call to whoever waits for it; gives the call back when nobody does.
+    /// Passes an answering call to its waiter; returns the call if there is none.
     pub(crate) fn answer(&self, info: &StreamInfo, io: TunnelIo) -> Result<(), TunnelIo> {
         let waiter = lock(&self.0.waiters).remove(&(info.session_id.clone(), info.conn_id));
         match waiter {
@@ -142,12 +142,13 @@ impl Tunnels {
         }
     }
 
-    /// Whether somebody waits for this call.
+    /// Returns true if a waiter exists for this call.
     pub(crate) fn awaited(&self, info: &StreamInfo) -> bool {
         lock(&self.0.waiters).contains_key(&(info.session_id.clone(), info.conn_id))
     }
 
-    /// Counts what `tunnel` carries on behalf of `client` and reports it when the tunnel has ended.
+    /// Counts the traffic of `tunnel` on behalf of `client` and reports it when the tunnel has
+    /// ended.
     pub(crate) fn meter(&self, client: &str, towards: TunnelDirection) -> Arc<Meter> {
         if towards == TunnelDirection::Workstation {
             self.0.open.send_modify(|n| *n += 1);
@@ -212,7 +213,7 @@ impl Tunnels {
         Ok(io)
     }
 
-    /// Asks the workstation itself; `None` when it does not watch this agent.
+    /// Opens a tunnel through the workstation's own watch; `None` if it does not watch this agent.
     async fn open_direct(
         &self,
         intercept: &Intercept,
@@ -271,8 +272,8 @@ impl Tunnels {
     }
 }
 
-/// Keeps the turn until the workstation's first word, or the end: only then has the manager brought
-/// both ends together.
+/// Holds the lock until the workstation's first message, or the end: only then has the manager
+/// joined both ends.
 fn until_answered(io: TunnelIo, turn: KeyGuard<WaiterKey>) -> TunnelIo {
     let mut turn = Some(turn);
     let rx = Box::pin(io.rx.inspect(move |_| drop(turn.take())));
@@ -326,7 +327,7 @@ fn metered_outgoing(
     })
 }
 
-/// The sending half of a call that the workstation opened.
+/// Creates the sending half of a call that the workstation opened.
 pub(crate) fn answering(
     queue: mpsc::Receiver<Bytes>,
     meter: Arc<Meter>,
@@ -334,7 +335,7 @@ pub(crate) fn answering(
     metered_outgoing(queue, meter).map(Ok)
 }
 
-/// The receiving half of a call.
+/// Creates the receiving half of a call.
 pub(crate) fn metered_incoming(
     incoming: Streaming<TunnelMessage>,
     meter: Arc<Meter>,
@@ -358,8 +359,8 @@ fn body_len(payload: &Bytes) -> u64 {
     (payload.len() as u64).saturating_sub(1)
 }
 
-/// The workstation's address as it sees it itself. Names other than localhost are looked up here,
-/// because a connection id holds addresses only.
+/// Resolves the workstation's target address as it sees it itself. Names other than localhost are
+/// looked up here, because a connection id holds addresses only.
 async fn target_ip(host: &str) -> Result<IpAddr, TunnelError> {
     if let Ok(ip) = host.parse() {
         return Ok(ip);
@@ -384,8 +385,8 @@ impl TunnelHub {
     }
 }
 
-/// A waiter's place in the list, given up when the wait is over, however it ends: a later
-/// connection with the same addresses must not be handed to a dead waiter.
+/// Entry of a waiter, removed when the wait ends in any way: a later connection with the same
+/// addresses must not reach a dead waiter.
 struct Waiting {
     number: u64,
     key: WaiterKey,
@@ -420,8 +421,8 @@ impl Drop for Waiting {
     }
 }
 
-/// The dial requests for one workstation; dropping it ends the watch, unless a later one has
-/// replaced it.
+/// Dial requests for one workstation; dropping it ends the watch, unless a later one has replaced
+/// it.
 pub(crate) struct DialStream {
     queue: mpsc::Receiver<DialRequest>,
     number: u64,
@@ -453,16 +454,16 @@ impl Drop for DialStream {
     }
 }
 
-/// What a tunnel is for: it decides which count is called what in a report.
+/// Purpose of a tunnel; decides how its counts are named in a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TunnelDirection {
-    /// Intercepted traffic: what is sent to the workstation went into its network.
+    /// Intercepted traffic: bytes sent to the workstation count as its ingress.
     Workstation,
-    /// A connection that the workstation opened into the cluster: what it sent is what goes in.
+    /// A connection that the workstation opened into the cluster: bytes it sent count as ingress.
     Cluster,
 }
 
-/// Counts one tunnel's bytes; the last owner to go reports them.
+/// Counts one tunnel's bytes; reports them when its last owner is dropped.
 pub(crate) struct Meter {
     client: String,
     towards: TunnelDirection,

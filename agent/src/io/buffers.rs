@@ -1,5 +1,5 @@
-//! Read buffers on loan: a connection holds one only while bytes are in it, so idle connections
-//! cost none. Each worker thread keeps a small stock.
+//! Pooled read buffers: a connection holds one only while bytes are in it, so idle connections cost
+//! none. Each worker thread keeps a small stock.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -11,15 +11,14 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::io::conn;
 
-/// Bytes in one buffer: room for any usual head, small enough that many connections can hold one at
-/// a time.
+/// Size of one buffer: room for any usual head, small enough for many connections at a time.
 pub const SIZE: usize = 16 * 1024;
-/// Bytes in a large buffer, for bulk transfers that the kernel cannot splice.
+/// Size of a large buffer, for bulk transfers that cannot be spliced.
 pub const LARGE: usize = 256 * 1024;
 const STOCK: usize = 64;
 const LARGE_STOCK: usize = 4;
-/// Large buffers on loan at a time in each worker, so that a crowd of stalled readers cannot hold
-/// much memory.
+/// Maximum of large buffers in use in each worker, so that many stalled readers cannot hold much
+/// memory.
 const LARGE_LOANS: usize = 16;
 
 thread_local! {
@@ -38,13 +37,13 @@ pub struct Buf {
 }
 
 impl Buf {
-    /// Which size is borrowed when the buffer next needs memory: [`LARGE`] for a busy flow (while
-    /// there are loans to give), else [`SIZE`].
+    /// Selects the size of the next buffer: [`LARGE`] for a busy flow (while any are left), else
+    /// [`SIZE`].
     pub fn prefer_large(&mut self, large: bool) {
         self.large = large;
     }
 
-    /// What has been read and not yet consumed.
+    /// Bytes read and not yet consumed.
     #[must_use]
     pub fn unread(&self) -> &[u8] {
         self.store
@@ -53,19 +52,19 @@ impl Buf {
             .unwrap_or_default()
     }
 
-    /// How many bytes are unread.
+    /// Number of unread bytes.
     #[must_use]
     pub fn len(&self) -> usize {
         self.end - self.start
     }
 
-    /// Whether nothing is unread.
+    /// Returns true if no byte is unread.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.start == self.end
     }
 
-    /// Marks `n` unread bytes as consumed; the memory goes back when the last one is.
+    /// Marks `n` unread bytes as consumed; the buffer is returned with the last one.
     pub fn consume(&mut self, n: usize) {
         self.start = self.end.min(self.start.saturating_add(n));
         if self.is_empty() {
@@ -75,8 +74,7 @@ impl Buf {
 
     /// Reads once. `Ok(0)` is the end of the stream, or a full buffer (see [`Self::is_full`]).
     ///
-    /// # Errors
-    /// What the stream answers.
+    /// # Errors The stream's error.
     pub fn poll_fill<R: AsyncRead + Unpin>(
         &mut self,
         from: &mut R,
@@ -103,11 +101,10 @@ impl Buf {
         Poll::Ready(Ok(n))
     }
 
-    /// Takes what the kernel has for this socket already; `None` where that is nothing, `Some(0)`
-    /// at the end of the stream, or of the room.
+    /// Reads what the kernel already holds for this socket; `None` if that is nothing, `Some(0)` at
+    /// the end of the stream or if the buffer is full.
     ///
-    /// # Errors
-    /// The connection failed.
+    /// # Errors The connection failed.
     pub fn fill_now(&mut self, from: impl AsFd) -> io::Result<Option<usize>> {
         let store = self.store.get_or_insert_with(|| borrow_from_pool(false));
         let read = conn::read_now(from, store.get_mut(self.end..).unwrap_or_default());
@@ -143,7 +140,7 @@ impl Buf {
         self.end = len;
     }
 
-    /// Puts `bytes` between the unread ones, in front of the one at `at`.
+    /// Inserts `bytes` among the unread ones, before index `at`.
     pub fn insert(&mut self, at: usize, bytes: &[u8]) {
         let len = self.len();
         let room = self.store.as_ref().map_or(0, |s| s.len());
@@ -166,7 +163,7 @@ impl Buf {
         self.end += bytes.len();
     }
 
-    /// Whether no room is left behind the unread bytes, which start at the front.
+    /// Returns true if no room is left after the unread bytes, which start at the front.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.start == 0 && self.store.as_ref().is_some_and(|s| s.len() == self.end)
@@ -213,7 +210,7 @@ fn borrow_from_pool(large: bool) -> Box<[u8]> {
 }
 
 impl From<&[u8]> for Buf {
-    /// A buffer that holds a copy of `bytes`.
+    /// Copies `bytes` into a new buffer.
     fn from(bytes: &[u8]) -> Self {
         let mut buf = Self::default();
         if !bytes.is_empty() {

@@ -1,4 +1,4 @@
-//! One end of a carried connection: a TCP socket, or anything that reads and writes like one (TLS,
+//! One end of a carried connection: a TCP socket, or a stream that reads and writes like one (TLS,
 //! a tunnel).
 
 use std::io;
@@ -13,27 +13,27 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 use tokio::net::TcpStream;
 
-/// A byte stream that can also be broken off so that the peer notices.
+/// A byte stream that can also be aborted so that the peer notices.
 pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {
-    /// Arranges that dropping the stream resets it: RST on a socket, Disconnect in a tunnel.
+    /// Makes dropping the stream reset it: RST on a socket, Disconnect in a tunnel.
     fn abort(&mut self);
 }
 
 /// A connection, downstream or upstream.
 pub enum Conn {
-    /// A plain socket, which the kernel can splice.
+    /// A plain socket, which can be spliced.
     Tcp(TcpStream),
-    /// A caller's plain socket that the runtime has not been told of yet, so that nobody would be
-    /// woken by it. Reading it, or writing more than there is room for, makes it [`Self::Tcp`]. A
-    /// caller that has asked before it was accepted and gets its last answer at once never costs
-    /// the two system calls of being watched.
+    /// An accepted socket not yet registered with the runtime (epoll), so it cannot wake a task.
+    /// Reading it, or writing more than fits, turns it into [`Self::Tcp`]. A caller whose request
+    /// is already there and whose response is the last one never costs the two system calls of
+    /// registration.
     New(UnregisteredSocket),
     /// TLS over a socket, or a tunnel.
     Other(Box<dyn Io>),
 }
 
 impl Conn {
-    /// The socket, where there is nothing but a socket.
+    /// Returns the socket if the connection is a plain one.
     #[must_use]
     pub fn as_tcp(&self) -> Option<&TcpStream> {
         match self {
@@ -42,16 +42,15 @@ impl Conn {
         }
     }
 
-    /// Whether the runtime has not been told of the socket yet.
+    /// Returns true if the socket is not yet registered with the runtime.
     #[must_use]
     pub fn is_new(&self) -> bool {
         matches!(self, Self::New(_))
     }
 
-    /// Tells the runtime of a new socket; nothing where it knows.
+    /// Registers an unregistered socket; does nothing for others.
     ///
-    /// # Errors
-    /// The kernel watches no more descriptors for this process or user.
+    /// # Errors The kernel watches no more descriptors for this process or user.
     pub fn watch(&mut self) -> io::Result<()> {
         if let Self::New(socket) = self {
             *self = Self::Tcp(socket.watch()?);
@@ -59,8 +58,8 @@ impl Conn {
         Ok(())
     }
 
-    /// Writes the last bytes before the socket is closed, whatever the runtime knows of it: they
-    /// wait for the close, at most 200 ms, and leave in one packet with it. Plain sockets only.
+    /// Writes the last bytes before the socket is closed, registered or not: they wait for the
+    /// close, at most 200 ms, and leave in one packet with it. Plain sockets only.
     ///
     /// # Errors
     /// As [`write_now`]; `Unsupported` where there is more than a socket.
@@ -88,31 +87,30 @@ impl Conn {
     }
 }
 
-/// A socket in nonblocking mode that the runtime has not been told of; see [`Conn::New`].
+/// A nonblocking socket not registered with the runtime; see [`Conn::New`].
 #[derive(Debug)]
 pub struct UnregisteredSocket(Option<std::net::TcpStream>);
 
 impl UnregisteredSocket {
-    /// Takes a socket in nonblocking mode.
+    /// Wraps a nonblocking socket.
     #[must_use]
     pub fn new(socket: std::net::TcpStream) -> Self {
         Self(Some(socket))
     }
 
-    /// The socket.
+    /// Returns the socket.
     ///
-    /// # Errors
-    /// Telling the runtime of it has failed, and it was closed.
+    /// # Errors Registration failed earlier and the socket was closed.
     pub fn get(&self) -> io::Result<&std::net::TcpStream> {
         self.0
             .as_ref()
             .ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 
-    /// Tells the runtime of it.
+    /// Registers the socket with the runtime.
     ///
-    /// # Errors
-    /// The kernel watches no more descriptors for this process or user; the socket is closed.
+    /// # Errors The kernel watches no more descriptors for this process or user; the socket is
+    /// closed.
     pub fn watched(mut self) -> io::Result<TcpStream> {
         self.watch()
     }
@@ -122,8 +120,8 @@ impl UnregisteredSocket {
     }
 }
 
-/// Whether the peer is known to have ended its side properly, and everything before that has been
-/// read. False says nothing: the runtime may not have been told yet.
+/// Returns true if the peer is known to have ended its side and everything before that has been
+/// read. False is no proof: the runtime may not know yet.
 #[must_use]
 pub fn has_ended(socket: &TcpStream) -> bool {
     // A read that did not fill its buffer has taken the mark of readable data away, unless more was
@@ -134,20 +132,19 @@ pub fn has_ended(socket: &TcpStream) -> bool {
     matches!(marks, Some(Ok(marks)) if marks.is_read_closed() && !marks.is_write_closed() && marks & Ready::READABLE == Ready::EMPTY)
 }
 
-/// Reads what the kernel has already, whatever the runtime knows of it: a caller has often spoken
-/// before it is accepted, and asking is cheaper than being told.
+/// Reads what the kernel already holds, whatever the runtime knows: a caller has often sent its
+/// request before it is accepted, and one call is cheaper than registration.
 ///
-/// # Errors
-/// `WouldBlock`, where there is nothing yet; else the connection is over.
+/// # Errors `WouldBlock` if nothing is there yet; else the connection is over.
 pub fn read_now(socket: impl AsFd, into: &mut [u8]) -> io::Result<usize> {
     Ok(rustix::net::recv(socket, into, RecvFlags::DONTWAIT)?.0)
 }
 
-/// Writes at once, whatever the runtime knows of the socket: within one host a connect is done when
-/// its call returns, so the first bytes need not wait to be told so.
+/// Writes at once, whatever the runtime knows: on one host a connect is complete when its call
+/// returns, so the first bytes need not wait for readiness.
 ///
-/// # Errors
-/// `WouldBlock`, while the socket is not connected or has no room; else the connection is over.
+/// # Errors `WouldBlock` while the socket is not connected or its buffer is full; else the
+/// connection is over.
 pub fn write_now(socket: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
     Ok(rustix::net::send(
         socket,
@@ -156,8 +153,8 @@ pub fn write_now(socket: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
     )?)
 }
 
-/// As [`AsyncRead::poll_read`], with a system call of our own: the C library's costs a process with
-/// threads two atomic exchanges more. For room that is initialised.
+/// Implements [`AsyncRead::poll_read`] with an own system call: the C library's costs a process
+/// with threads two more atomic exchanges. For initialised room.
 fn poll_read_socket(
     socket: &TcpStream,
     cx: &mut Context<'_>,
@@ -182,7 +179,7 @@ fn poll_read_socket(
     }
 }
 
-/// As [`AsyncWrite::poll_write`], in the same way.
+/// Implements [`AsyncWrite::poll_write`] in the same way.
 fn poll_write_socket(
     socket: &TcpStream,
     cx: &mut Context<'_>,
@@ -204,9 +201,8 @@ fn poll_write_socket(
     }
 }
 
-/// What the runtime is to be told of `n` bytes out of `asked`: a socket that did less than it was
-/// asked for has no more to give, or no more room, until the kernel says otherwise; trying it again
-/// would be in vain.
+/// Tells the runtime about a partial operation, `n` of `asked` bytes: the socket has no more data,
+/// or no more room, until the kernel says otherwise, so another try would fail.
 fn some_of(n: usize, asked: usize) -> io::Result<()> {
     if 0 < n && n < asked {
         Err(io::ErrorKind::WouldBlock.into())
@@ -221,7 +217,7 @@ impl Io for TcpStream {
     }
 }
 
-/// Arranges that closing the socket resets its connection.
+/// Makes closing the socket reset its connection (`SO_LINGER` 0).
 pub fn reset_when_dropped(socket: &impl AsFd) {
     // A socket that is gone already has nothing left to reset.
     let _ = SockRef::from(socket).set_linger(Some(std::time::Duration::ZERO));

@@ -1,7 +1,6 @@
-//! One descriptor in reserve for each worker. A connection needs two, the caller's and the app's;
-//! accepting waits for the reserve, so that whoever was accepted with the last descriptor is not
-//! turned away for want of the second. The others wait in the kernel's queue, where they would wait
-//! for a busy app.
+//! One reserved file descriptor for each worker. A connection needs two, the caller's and the
+//! app's; accepting waits for the reserve, so that a caller accepted with the last descriptor is
+//! not refused for lack of the second. Others wait in the backlog, as they would for a busy app.
 
 use std::cell::RefCell;
 use std::os::fd::OwnedFd;
@@ -12,8 +11,8 @@ thread_local! {
     static RESERVE: RefCell<Option<OwnedFd>> = const { RefCell::new(None) };
 }
 
-/// Sees to it that there is a reserve; false while no descriptor is to be had. It stands for
-/// nothing: a copy of some socket would keep that one open.
+/// Ensures that there is a reserve; false if no descriptor is available. It refers to no socket: a
+/// copy would keep that one open.
 pub fn ensure() -> bool {
     RESERVE.with_borrow_mut(|reserve| {
         if reserve.is_none() {
@@ -23,7 +22,7 @@ pub fn ensure() -> bool {
     })
 }
 
-/// Gives the reserve up; whether there was one, so that trying again is worth while.
+/// Releases the reserve; true if there was one, so that a retry makes sense.
 pub fn release() -> bool {
     RESERVE.with_borrow_mut(|reserve| reserve.take().is_some())
 }

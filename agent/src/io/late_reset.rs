@@ -1,6 +1,6 @@
-//! A reset behind an end: once a peer has ended its side, reading from its socket says "the end"
-//! for ever, and only the socket's error state tells that the peer has broken off after all. While
-//! the other direction has nothing to write, nobody would notice.
+//! Detects a reset after a half-close: once a peer has ended its side, reads report the end
+//! forever, and only the socket's error state shows a later reset, which goes unnoticed while the
+//! other direction has nothing to write.
 
 use std::future::Future;
 use std::io;
@@ -11,18 +11,18 @@ use std::task::{Context, Poll};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-/// Watches one socket for a break, from the first poll on; costs nothing before.
+/// Watches one socket for a reset, from the first poll on; costs nothing before.
 #[derive(Default)]
 pub(crate) enum LateReset {
     #[default]
     Unwatched,
     Watched(Pin<Box<dyn Future<Output = io::Error> + Send>>),
-    /// Out of descriptors: a break shows when something is written.
+    /// Out of descriptors: a reset shows at the next write.
     Unwatchable,
 }
 
 impl LateReset {
-    /// Ready when the socket has failed. Always the same socket for one value.
+    /// Ready when the socket has failed. One value must always get the same socket.
     pub(crate) fn poll_broken(
         &mut self,
         socket: &TcpStream,
@@ -41,8 +41,8 @@ impl LateReset {
     }
 }
 
-/// The socket under another number, because the runtime keeps the readers and writers of the first
-/// one only.
+/// Duplicates the descriptor, because the runtime keeps only one reader and writer for the first
+/// one.
 fn copy(socket: &TcpStream) -> io::Result<TcpStream> {
     TcpStream::from_std(socket.as_fd().try_clone_to_owned()?.into())
 }

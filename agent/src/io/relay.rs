@@ -1,7 +1,7 @@
-//! The only copy loop: two independent directions in one task, so that a stall stays on its side.
+//! The opaque copy loop: two independent directions in one task, so that a stall stays on its side.
 //! Half-close is kept, a reset is passed on as a reset, an idle direction holds no buffer, and a
-//! busy one between two sockets lets the kernel move the bytes. There is no idle timeout: a quiet
-//! connection is the peers' business.
+//! busy one between two sockets is spliced. There is no idle timeout: a quiet connection is the
+//! peers' decision.
 
 use std::future::poll_fn;
 use std::io;
@@ -17,12 +17,12 @@ use crate::io::late_reset::LateReset;
 use crate::io::splice::SplicePipe;
 use crate::telemetry::metrics::{Counter, PortMetrics};
 
-/// Bytes that were read from either end before the relay began, and still have to be passed on.
+/// Bytes read from either end before the relay began, still to be forwarded.
 #[derive(Debug, Default)]
 pub struct PendingBytes {
-    /// From the caller, to go upstream.
+    /// Bytes from the caller, to go upstream.
     pub from_down: Buf,
-    /// From upstream, to go to the caller.
+    /// Bytes from upstream, to go to the caller.
     pub from_up: Buf,
 }
 
@@ -31,24 +31,23 @@ pub struct PendingBytes {
 pub enum Side {
     /// The caller's connection.
     Down,
-    /// The app's, or the tunnel.
+    /// The app's connection, or the tunnel.
     Up,
 }
 
-/// How a relay ended.
+/// Result of a relay.
 #[derive(Debug)]
 pub struct Relayed {
-    /// The end that failed, and how; `None` when both directions came to their proper end.
+    /// The end that failed and its error; `None` if both directions ended properly.
     pub broken: Option<(Side, io::Error)>,
-    /// Bytes passed upstream.
+    /// Bytes forwarded upstream.
     pub bytes_in: u64,
-    /// Bytes passed to the caller.
+    /// Bytes forwarded to the caller.
     pub bytes_out: u64,
 }
 
-/// Carries bytes both ways until each direction has ended by itself, or one end fails. After a
-/// failure both ends are set to be reset when dropped, so that neither peer takes the break for a
-/// proper end.
+/// Carries bytes both ways until each direction has ended, or one end fails. After a failure both
+/// ends are reset when dropped, so that neither peer takes it for a proper end.
 pub async fn both(
     down: &mut Conn,
     up: &mut Conn,
@@ -65,8 +64,8 @@ pub async fn both(
     .await
 }
 
-/// As [`both`], where bytes may be on their way through the kernel already: from the caller, and
-/// from upstream. They go after those of `first`.
+/// Continues like [`both`] with bytes already in kernel pipes, from the caller and from upstream.
+/// They follow those of `first`.
 pub async fn resumed(
     down: &mut Conn,
     up: &mut Conn,
@@ -115,22 +114,20 @@ enum DirectionState {
     Done,
 }
 
-/// Bytes on their way from one end to the other: at any time in the buffer, or in the kernel's
-/// pipe, or in neither.
+/// Bytes on their way from one end to the other: in the buffer, in the kernel pipe, or in neither.
 struct Direction {
     stage: DirectionState,
     buf: Buf,
     hop: SplicePipe,
     pace: Pace,
-    /// Whether the kernel refused to splice, so that copying is the way for the rest of the
-    /// connection.
+    /// The kernel refused to splice; the rest of the connection is copied.
     copies_only: bool,
-    /// Whether something was written that a TLS writer may still hold back.
+    /// Bytes were written that a TLS writer may still hold back.
     unflushed: bool,
     moved: u64,
 }
 
-/// Which end of a direction failed.
+/// The failed end of a direction.
 enum Broken {
     From(io::Error),
     To(io::Error),
@@ -184,7 +181,7 @@ impl Direction {
         }
     }
 
-    /// Moves until the source ends.
+    /// Moves bytes until the source ends.
     fn poll_move(
         &mut self,
         cx: &mut Context<'_>,
@@ -227,7 +224,7 @@ impl Direction {
         }
     }
 
-    /// Writes out what is held.
+    /// Writes out the held bytes.
     fn poll_deliver(
         &mut self,
         cx: &mut Context<'_>,
@@ -255,8 +252,8 @@ impl Direction {
     }
 }
 
-/// Whether a direction is a bulk transfer: several reads in a row that filled a buffer. Small reads
-/// end it quickly, a pause alone does not, because a fast relay often outruns its source.
+/// Detects a bulk transfer: several reads in a row that filled a buffer. Small reads end it
+/// quickly; a pause alone does not, because a fast relay often outruns its source.
 #[derive(Debug, Default)]
 pub struct Pace(u8);
 
@@ -265,13 +262,13 @@ impl Pace {
     const MOST: u8 = 8;
     const SMALL: usize = 4 * 1024;
 
-    /// A direction that is taken to be busy until it shows otherwise.
+    /// Starts as busy until small reads show otherwise.
     #[must_use]
     pub fn hopeful() -> Self {
         Self(Self::BUSY)
     }
 
-    /// Notes a read of `n` bytes.
+    /// Records a read of `n` bytes.
     pub fn saw(&mut self, n: usize) {
         if n >= buffers::SIZE {
             self.0 = (self.0 + 1).min(Self::MOST);
@@ -280,7 +277,7 @@ impl Pace {
         }
     }
 
-    /// Whether reads lately filled a buffer.
+    /// Returns true if recent reads filled a buffer.
     #[must_use]
     pub fn is_busy(&self) -> bool {
         self.0 >= Self::BUSY

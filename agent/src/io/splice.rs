@@ -1,7 +1,7 @@
-//! The kernel's shortcut: `splice(2)` moves bytes from socket to socket through a pipe, without a
-//! copy into our memory. A pipe is borrowed only while bytes are in it, from a small stock of each
-//! worker thread; where none can be had (out of descriptors, refused by a sandbox) the caller
-//! copies instead. `rustix` wraps the calls safely.
+//! `splice(2)`: moves bytes from socket to socket through a kernel pipe, without a copy into our
+//! memory. A pipe is borrowed only while it holds bytes, from a small stock of each worker thread;
+//! if none is available (out of descriptors, refused by a sandbox) the caller copies instead.
+//! `rustix` wraps the calls safely.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -14,10 +14,10 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::task::coop;
 
-/// What a pipe is asked to hold. Unprivileged users share a total, so less may be granted; the
-/// kernel's default of 64 KiB works as well, with more calls.
+/// Requested pipe size. Unprivileged users share a total, so less may be granted; the kernel's
+/// default of 64 KiB works as well, with more calls.
 const WANTED: usize = 512 * 1024;
-/// What is asked of one call: more than a pipe holds, the kernel stops by itself.
+/// Bytes requested in one call: more than a pipe holds, the kernel stops by itself.
 const AT_ONCE: usize = 1 << 20;
 const STOCK: usize = 8;
 
@@ -31,7 +31,7 @@ struct Pipe {
     into: OwnedFd,
 }
 
-/// The pipe between two sockets, present only while it holds bytes (or is about to).
+/// A pipe between two sockets, present only while it holds bytes (or is about to).
 ///
 /// Fill and drain alternate: [`Self::poll_fill`] is to be called only while nothing is held,
 /// because the kernel answers a full pipe and an empty socket alike.
@@ -42,7 +42,7 @@ pub struct SplicePipe {
 }
 
 impl SplicePipe {
-    /// Bytes taken from the source and not yet delivered.
+    /// Number of bytes taken from the source and not yet delivered.
     #[must_use]
     pub fn held(&self) -> usize {
         self.held
@@ -50,9 +50,8 @@ impl SplicePipe {
 
     /// Takes what the socket has, at most `limit` bytes; `Ok(0)` is the end of the stream.
     ///
-    /// # Errors
-    /// What the socket answers; or a refusal ([`is_refused`]), after which nothing was taken and
-    /// copying is the way on.
+    /// # Errors The socket's error; or a refusal ([`is_refused`]), after which nothing was taken
+    /// and the caller has to copy.
     pub fn poll_fill(
         &mut self,
         cx: &mut Context<'_>,
@@ -91,10 +90,9 @@ impl SplicePipe {
         }
     }
 
-    /// Delivers held bytes; `Ok(n)` says how many went.
+    /// Delivers held bytes and returns their number.
     ///
-    /// # Errors
-    /// What the socket answers.
+    /// # Errors The socket's error.
     pub fn poll_drain(&mut self, cx: &mut Context<'_>, to: &TcpStream) -> Poll<io::Result<usize>> {
         let Some(pipe) = self.pipe.as_ref().filter(|_| self.held > 0) else {
             return Poll::Ready(Ok(0));
@@ -115,7 +113,7 @@ impl SplicePipe {
         }
     }
 
-    /// Gives the pipe back while nothing is held: an idle direction owns no descriptors.
+    /// Returns the pipe while nothing is held: an idle direction owns no descriptors.
     pub fn rest(&mut self) {
         if self.held > 0 {
             return;
@@ -133,14 +131,14 @@ impl SplicePipe {
 }
 
 impl Drop for SplicePipe {
-    /// A pipe with bytes in it must never serve another connection: it is closed instead.
+    /// Closes a pipe that still holds bytes; it must never serve another connection.
     fn drop(&mut self) {
         self.rest();
     }
 }
 
-/// Whether an error of [`SplicePipe::poll_fill`] or [`exactly`] says that splicing is not to be had here,
-/// and nothing else.
+/// Returns true if an error of [`SplicePipe::poll_fill`] or [`exactly`] means that splicing is not
+/// available here, and nothing else.
 #[must_use]
 pub fn is_refused(error: &io::Error) -> bool {
     error
@@ -156,27 +154,27 @@ fn refused(error: io::Error) -> io::Error {
     io::Error::new(io::ErrorKind::Unsupported, SpliceRefused(error))
 }
 
-/// How [`exactly`] ended, when not with all bytes delivered.
+/// Incomplete result of [`exactly`].
 #[derive(Debug)]
 pub enum Short {
     /// The source ended after so many bytes.
     Ended(u64),
-    /// The source failed. With a refusal ([`is_refused`]) `moved` bytes have gone, none is lost,
-    /// and the rest can be copied.
+    /// The source failed. After a refusal ([`is_refused`]) `moved` bytes were delivered, none is
+    /// lost, and the rest can be copied.
     From {
         /// Bytes delivered.
         moved: u64,
-        /// What the source answered.
+        /// The source's error.
         error: io::Error,
     },
     /// The sink failed.
     To(io::Error),
 }
 
-/// Moves exactly `n` bytes from one socket to the other, for message bodies whose length is known.
-/// Everything read from `from` before (in a buffer) has to be delivered first. Both sockets are
-/// only borrowed, so the other direction can be served meanwhile by the same task (`try_read`,
-/// `try_write`); two tasks must not wait on the same direction of a socket at once.
+/// Moves exactly `n` bytes from one socket to the other, for message bodies of known length.
+/// Buffered bytes of `from` have to be delivered first. Both sockets are only borrowed, so the same
+/// task can serve the other direction (`try_read`, `try_write`); two tasks must not wait on the
+/// same direction of a socket at once.
 ///
 /// Worth it from about 64 KiB on; below, one read and one write are cheaper than two splices.
 ///

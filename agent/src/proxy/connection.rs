@@ -27,7 +27,7 @@ use crate::upstream::app_tls::Passthrough;
 use traffic_core::routing::Mechanism;
 use traffic_core::sniff::{FirstBytes, classify};
 
-/// The task of one connection.
+/// Builds the task of one connection: carries it, then reports its outcome.
 pub(crate) fn carry(accepted: Accepted, port: Arc<PortContext>) -> impl Future<Output = ()> + Send {
     let lane = ConnContext {
         caller: accepted.caller,
@@ -38,8 +38,8 @@ pub(crate) fn carry(accepted: Accepted, port: Arc<PortContext>) -> impl Future<O
     connection(UnregisteredSocket::new(accepted.io), lane).map(|ended| carried.end(ended))
 }
 
-/// One connection, from its first byte to its end. Every open one holds room for it, so one step
-/// takes the room of the other; an async function would keep both.
+/// Carries one connection from its first byte to its end. Every open connection holds memory for
+/// this future, so the steps share one slot; an async function would keep both at once.
 pub fn connection(io: UnregisteredSocket, lane: ConnContext) -> impl Future<Output = Ended> + Send {
     begin(io, lane).then(|begun| match begun {
         Ok(begun) => begun.carry().left_future(),
@@ -47,7 +47,7 @@ pub fn connection(io: UnregisteredSocket, lane: ConnContext) -> impl Future<Outp
     })
 }
 
-/// A connection of which it is known what it carries.
+/// A connection whose protocol is known.
 struct ReadyConn {
     down: Conn,
     app: AppLeg,
@@ -57,7 +57,7 @@ struct ReadyConn {
     lane: ConnContext,
 }
 
-/// TLS where annotations ask for it, the app's connection, and the first bytes.
+/// Runs TLS where annotations ask for it, connects to the app, and reads the first bytes.
 async fn begin(io: UnregisteredSocket, mut lane: ConnContext) -> Result<ReadyConn, Ended> {
     let (mut down, dial) = match &lane.port.tls {
         None => (Conn::New(io), Arc::clone(&lane.port.app)),
@@ -122,8 +122,8 @@ async fn begin(io: UnregisteredSocket, mut lane: ConnContext) -> Result<ReadyCon
 }
 
 impl ReadyConn {
-    /// All but HTTP/1 is boxed, so that the many connections that carry HTTP/1 do not hold room for
-    /// it.
+    /// Carries the connection by its protocol. All but HTTP/1 are boxed, so that the many HTTP/1
+    /// connections do not hold room for them.
     fn carry(self) -> impl Future<Output = Ended> + Send {
         let Self {
             down,
@@ -161,7 +161,8 @@ async fn http2(
     }
 }
 
-/// What the caller has said already, if anything: known to the runtime, or only to the kernel.
+/// Reads what the caller has sent already, whether or not its socket is registered with the
+/// runtime.
 async fn read_available(down: &mut Conn, spoken: &mut Buf) -> io::Result<()> {
     if let Conn::New(socket) = down {
         let heard = spoken.fill_now(socket.get()?)?;
@@ -182,7 +183,7 @@ async fn read_available(down: &mut Conn, spoken: &mut Buf) -> io::Result<()> {
     }
 }
 
-/// Says once for each port and protocol what callers are found to speak.
+/// Logs the protocol found on a port, once for each port and protocol.
 fn report(port: &PortContext, found: Protocol) {
     let (carried, reason) = match found {
         Protocol::Http1 => (metrics::Protocol::Http1, ""),
@@ -202,8 +203,8 @@ fn report(port: &PortContext, found: Protocol) {
     }
 }
 
-/// TLS, where annotations ask for it: what the caller speaks, who it is, and how the app is dialled
-/// for it.
+/// Accepts TLS where annotations ask for it: finds ALPN and caller identity, and prepares the
+/// matching TLS towards the app.
 async fn accept_tls(
     io: UnregisteredSocket,
     lane: &mut ConnContext,
@@ -238,9 +239,9 @@ async fn accept_tls(
     }
 }
 
-/// A connection that is not looked into. What the app has said already binds it to the app. What is
-/// not understood could tell the app who the caller is, where the agent has to vouch for that; TLS
-/// of the caller's own is between the two, and so is what the port is declared to carry.
+/// Relays a connection without parsing it. It stays with the app if the app has already sent
+/// something, if the bytes were not understood on a port with an identity header (they could forge
+/// it), if it is TLS of the caller's own, or if the port is declared opaque.
 async fn relay_opaque(
     mut down: Conn,
     app: AppLeg,
@@ -271,8 +272,8 @@ async fn relay_opaque(
     }
 }
 
-/// Whether a rule sends every connection that is not understood to a workstation, so that the app
-/// may not be needed.
+/// Returns true if a rule sends every opaque connection to a workstation, so that the app may not
+/// be needed.
 fn workstation_takes_all(port: &PortContext) -> bool {
     port.routes
         .load()
@@ -280,8 +281,8 @@ fn workstation_takes_all(port: &PortContext) -> bool {
         .is_some_and(|i| i.mechanism == Mechanism::Tcp)
 }
 
-/// Counts a connection as open until dropped, and reports how it ended, also when it was dropped
-/// amid its work: by a panic, or by the drain.
+/// Counts a connection as open until dropped and reports its outcome, also after a panic or a kill
+/// by the drain.
 struct ConnGuard {
     port: Arc<PortContext>,
     caller: Caller,

@@ -1,5 +1,5 @@
-//! What carrying one connection needs: who called, what its port shares, and what the handshake
-//! found. Protocols take a [`ConnContext`] instead of a bag of everything.
+//! Context of one connection: the caller, the port's shared state, and the TLS handshake's result.
+//! Protocols take a [`ConnContext`].
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -19,9 +19,9 @@ use traffic_core::routing::{Intercept, Request, RouteTable, Routed};
 /// The app protocol a port was declared, annotated or probed to speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum AppProtocol {
-    /// Nothing is known: the caller's own bytes decide.
+    /// Unknown: the caller's bytes decide.
     Unknown,
-    /// No look at all.
+    /// Opaque: relayed without detection.
     Opaque,
     /// HTTP/1 in clear text.
     Http1,
@@ -31,11 +31,11 @@ pub enum AppProtocol {
     Tls,
 }
 
-/// How it became known what a port speaks.
+/// Source of a port's app protocol.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum ProtocolSource {
-    /// Nothing is known but what each caller's own bytes say.
+    /// Only each caller's own bytes.
     #[default]
     Bytes = 0,
     /// The Service port's `appProtocol`.
@@ -44,12 +44,12 @@ pub enum ProtocolSource {
     Annotation = 2,
     /// The configured strategy (`portName`, `http`, `http2`).
     Strategy = 3,
-    /// The app was asked.
+    /// A probe of the app.
     Probe = 4,
 }
 
 impl ProtocolSource {
-    /// The word shown in the log and by the admin.
+    /// Name in the log and on admin pages.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
@@ -63,7 +63,7 @@ impl ProtocolSource {
 }
 
 impl AppProtocol {
-    /// The word shown in the log and by the admin.
+    /// Name in the log and on admin pages.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
@@ -76,19 +76,19 @@ impl AppProtocol {
     }
 }
 
-/// What a port speaks as far as it is known, and how that became known. A probe may change it while
-/// the port serves.
+/// The app protocol of a port and where that knowledge comes from (declaration, annotation, probe).
+/// A probe may change it while the port serves.
 #[derive(Debug)]
 pub struct DetectedProtocol(AtomicU16);
 
 impl DetectedProtocol {
-    /// Starts with what the configuration says.
+    /// Starts with the configured protocol.
     #[must_use]
     pub fn new(declared: AppProtocol, source: ProtocolSource) -> Self {
         Self(AtomicU16::new(packed(declared, source)))
     }
 
-    /// What is known.
+    /// Returns the current protocol and its source.
     #[must_use]
     pub fn get(&self) -> (AppProtocol, ProtocolSource) {
         let [declared, source] = self.0.load(Ordering::Relaxed).to_be_bytes();
@@ -109,7 +109,7 @@ impl DetectedProtocol {
         (declared, source)
     }
 
-    /// Keeps what a probe found, or forgets it again (`AppProtocol::Unknown` by `ProtocolSource::Bytes`).
+    /// Stores a probe's result, or clears it (`AppProtocol::Unknown` from `ProtocolSource::Bytes`).
     pub fn set(&self, declared: AppProtocol, source: ProtocolSource) {
         self.0.store(packed(declared, source), Ordering::Relaxed);
     }
@@ -126,47 +126,47 @@ fn packed(declared: AppProtocol, source: ProtocolSource) -> u16 {
     u16::from_be_bytes([declared, source as u8])
 }
 
-/// What all connections of one port share.
+/// State shared by all connections of one port.
 #[derive(Debug)]
 pub struct PortContext {
-    /// The app's port, as people know it.
+    /// The app's port as the container declares it.
     pub container_port: u16,
     /// The port the agent listens on.
     pub agent_port: u16,
-    /// The rules in force.
+    /// The current rules.
     pub routes: Arc<CurrentRoutes>,
     /// TCP or UDP.
     pub transport: Transport,
-    /// What the app speaks, as far as it is known.
+    /// The app's protocol as far as it is known.
     pub spoken: DetectedProtocol,
-    /// The way to the app.
+    /// Dials the app.
     pub app: Arc<dyn DialApp>,
-    /// The way to workstations.
+    /// Opens tunnels to workstations.
     pub tunnels: Arc<dyn OpenTunnel>,
-    /// Certificates and limits where the port's annotations ask for TLS; `None` on all other ports.
+    /// Certificates and limits if the port's annotations ask for TLS.
     pub tls: Option<Arc<crate::tls::server::accept::TlsPort>>,
-    /// The access log, and what explanations say of this pod.
+    /// Access log and the pod's name for explanations.
     pub access: Access,
-    /// Counters.
+    /// Counters of the port.
     pub metrics: Arc<PortMetrics>,
-    /// When to leave.
+    /// Shutdown phases.
     pub drain: Drain,
 }
 
-/// One connection's share of its port.
+/// Context of one connection.
 #[derive(Clone, Debug)]
 pub struct ConnContext {
-    /// Who opened the connection.
+    /// The downstream peer.
     pub caller: Caller,
-    /// What all connections of the port share.
+    /// State shared by all connections of the port.
     pub port: Arc<PortContext>,
-    /// What the TLS handshake found, where the agent terminated TLS.
+    /// Result of the TLS handshake, if the agent terminated TLS.
     pub hello: Option<Arc<TlsInfo>>,
 }
 
 impl ConnContext {
-    /// AccessRecord for the access log where it is on, and for an explanation where `request` asked for
-    /// one; else none.
+    /// Starts the access record of a request if the access log is on or `request` asks for an
+    /// explanation.
     #[must_use]
     pub fn notes<R: Request + ?Sized>(
         &self,
@@ -202,8 +202,8 @@ impl ConnContext {
         Some(notes)
     }
 
-    /// AccessRecord for the access log's line of a connection that nobody looks into, where the log is on.
-    /// It goes to the app, or to `intercept`'s workstation.
+    /// Starts the access record of an opaque connection if the access log is on. It goes to the
+    /// app, or to `intercept`'s workstation.
     #[must_use]
     pub fn unread_notes(
         &self,
@@ -217,7 +217,7 @@ impl ConnContext {
         Some(notes)
     }
 
-    /// Where the app is, for people.
+    /// The app's address for messages.
     #[must_use]
     pub fn app_address(&self) -> String {
         self.port
@@ -226,9 +226,8 @@ impl ConnContext {
             .map_or_else(|| "app".to_owned(), |a| a.to_string())
     }
 
-    /// The request header in which this port hands verified callers' identities on, and this
-    /// caller's, where it has one. Whatever a caller itself sends under that name must not reach
-    /// anybody.
+    /// Header name for the client-certificate identity on this port, and this caller's identity if
+    /// it has one. A header of that name sent by the caller must never be forwarded.
     #[must_use]
     pub fn identity(&self) -> Option<(&str, Option<&CallerIdentity>)> {
         let name = self.port.tls.as_ref()?.identity_header()?;

@@ -1,9 +1,9 @@
-//! The first bytes, looked at while the app is connected and may already speak.
+//! Protocol detection on the first bytes, while the app is connected and may already send.
 //!
-//! The caller's own bytes decide. Bytes that come from the app before they have mean a protocol in
-//! which the server speaks first, and such a connection is relayed unread. While the caller is
-//! silent there is no hurry: the app is connected and nothing is held back. From its first byte on
-//! there is one deadline and one size; out of either means opaque.
+//! The caller's bytes decide. Bytes from the app first mean a protocol in which the server speaks
+//! first; such a connection is relayed opaquely. A silent caller has no deadline: the app is
+//! connected and nothing is held back. The caller's first byte starts one deadline and one size
+//! limit; exceeding either means opaque.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -20,47 +20,45 @@ use crate::telemetry::metrics::OpaqueReason;
 use crate::upstream::app::{AppLeg, ended_by_app};
 use traffic_core::sniff::{self, FirstBytes};
 
-/// How long a prefix that may become a usual request is held back from the app. Whoever sends a
-/// request line sends it in one piece, so this only ever delays a protocol that begins like one and
-/// then waits for an answer.
+/// Time a prefix that may become a usual request is held back from the app. Clients send a request
+/// line in one piece, so this delays only a protocol that begins like one and then waits for an
+/// answer.
 pub const DEADLINE: Duration = Duration::from_secs(3);
 
-/// How long a prefix is held back that no usual request begins with: some other protocol's most
-/// likely, which is not to be slow; a request with a method of somebody's own, torn apart on the
-/// way, is the app's.
+/// Time a prefix is held back that no usual request begins with. It is most likely another
+/// protocol, which must not be slowed; a fragmented request with an unusual method goes to the app.
 pub const UNFAMILIAR_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// How long a silent caller is waited for where a workstation takes every connection of the port:
-/// long enough for every client that speaks first, little beside a login where the server does.
+/// Time a silent caller is waited for if a workstation takes every connection of the port: long
+/// enough for clients that speak first, short beside a login where the server does.
 pub const SILENCE_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// What a connection is carried as.
+/// The protocol a connection is carried as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     /// HTTP/1.0 or 1.1.
     Http1,
     /// HTTP/2.
     Http2,
-    /// Not understood, or not to be.
+    /// Not understood, or not to be parsed.
     Opaque(OpaqueReason),
 }
 
 /// The decision, with the bytes that were read for it.
 #[derive(Debug)]
 pub struct Detected {
-    /// What the connection is carried as.
+    /// The detected protocol.
     pub protocol: Protocol,
-    /// What the caller has sent.
+    /// Bytes the caller has sent.
     pub from_caller: Buf,
-    /// What the app has sent.
+    /// Bytes the app has sent.
     pub from_app: Buf,
 }
 
-/// Reads until it is clear what the connection is, beginning with what the caller has `spoken`
-/// already. Nothing is consumed.
+/// Reads until the protocol is known, beginning with what the caller has already sent in `spoken`.
+/// Nothing is consumed.
 ///
-/// # Errors
-/// The connection is over: the caller is gone, or the app refused while no rule could send a
+/// # Errors The connection is over: the caller left, or the app refused while no rule could send a
 /// request elsewhere.
 pub async fn first_bytes(
     down: &mut Conn,
@@ -101,9 +99,9 @@ struct Look<'a> {
     lane: &'a ConnContext,
     from_caller: Buf,
     from_app: Buf,
-    /// The app is not dialled, because a workstation takes every connection of the port.
+    /// The app is not dialled yet, because a workstation takes every connection of the port.
     awaits_workstation: bool,
-    /// The caller's bytes are no beginning of a usual request.
+    /// The caller's bytes do not begin like a usual request.
     doubted: bool,
     deadline: Option<Pin<Box<Sleep>>>,
 }
@@ -160,8 +158,8 @@ impl Look<'_> {
         }
     }
 
-    /// What a verdict means on this port. The bytes win over a declaration, which may be mistaken,
-    /// except that a port declared to speak TLS is not asked for clear text behind its app's back.
+    /// Maps a verdict to a protocol on this port. The bytes override a declaration, which may be
+    /// wrong, except that a port declared to speak TLS never gets clear-text handling.
     fn protocol(&self, verdict: FirstBytes) -> Option<Protocol> {
         let ends_tls = self.lane.hello.is_some();
         Some(match verdict {

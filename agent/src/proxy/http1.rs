@@ -1,11 +1,11 @@
-//! The exchange loop of one HTTP/1 connection: a head is looked at for its route and for where its
-//! message ends; the bytes that go on are the bytes that came.
+//! The exchange loop of one HTTP/1 connection: heads are parsed for their route and message end;
+//! the bytes are forwarded unchanged.
 //!
-//! One caller's connection is pinned to one connection to the app, so whatever is bound to a
-//! connection stays so. Tunnels are opened on the first match and kept. Exchanges run in order;
-//! within one both directions flow at once. Whatever is ambiguous, from a malformed head to an
-//! answer nobody asked for, makes the rest of the connection a plain relay to the app, which judges
-//! it as it would without an agent.
+//! One downstream connection is pinned to one app connection, so connection-bound state (such as
+//! NTLM) keeps working. Tunnels are opened on the first match and kept. Exchanges run in order;
+//! within one, both directions flow at once. Anything ambiguous, from a malformed head to an
+//! unsolicited response, turns the rest of the connection into an opaque relay to the app, which
+//! judges it as it would without an agent.
 
 pub mod connection;
 mod exchange;

@@ -1,4 +1,4 @@
-//! Listeners: ports are bound, connections accepted, and worker threads run them.
+//! Listeners: binding ports, accepting connections, and the worker threads that run them.
 
 pub mod accept;
 pub mod bind;

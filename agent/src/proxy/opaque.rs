@@ -1,6 +1,6 @@
-//! A connection nobody needs to read: to the app, or whole to a workstation where a TCP-mechanism
-//! intercept takes every connection of the port when it begins. A connection stays where it was
-//! put, so that no change of rules resets it.
+//! Opaque connections: relayed to the app, or whole to a workstation if a TCP intercept takes the
+//! port's connections when it begins. A connection keeps its upstream; changes of rules do not
+//! reset it.
 
 use std::io;
 use std::sync::Arc;
@@ -19,9 +19,9 @@ use crate::upstream::app::ended_by_app;
 use crate::upstream::{AppError, Transport, tunnel};
 use traffic_core::routing::{Intercept, Mechanism};
 
-/// Carries a connection of which nothing has been passed on yet. `first` is what the caller has
-/// sent; `app` is the app's connection where one was opened meanwhile. It goes to the workstation
-/// when a TCP-mechanism intercept takes the port and its tunnel can be opened, else to the app.
+/// Carries a connection of which nothing has been forwarded yet. `first` is what the caller has
+/// sent; `app` is the app's connection if one is open. The workstation gets it if a TCP intercept
+/// takes the port and its tunnel can be opened, else the app.
 pub async fn carry(
     mut down: Conn,
     first: Buf,
@@ -89,8 +89,8 @@ pub async fn carry(
     .await
 }
 
-/// Carries a connection that already belongs to the app: something was exchanged on it, or its
-/// reason allows no other place.
+/// Carries a connection that belongs to the app: bytes were already exchanged, or its reason allows
+/// no other upstream.
 pub async fn to_app(
     mut down: Conn,
     first: PendingBytes,
@@ -104,8 +104,8 @@ pub async fn to_app(
     noted(notes, &relayed, app_failed(&relayed, &lane.port.metrics))
 }
 
-/// What a failing app means. Its socket may still have been connecting when the relay began, so
-/// that a refusal shows there.
+/// Maps a failing app to an outcome. Its socket may still have been connecting when the relay
+/// began, so a refusal can show here.
 #[must_use]
 pub fn app_failed(relayed: &Relayed, metrics: &PortMetrics) -> Ended {
     let failed = match &relayed.broken {
@@ -118,7 +118,7 @@ pub fn app_failed(relayed: &Relayed, metrics: &PortMetrics) -> Ended {
     failed
 }
 
-/// As [`ended`], with the access log's line.
+/// Maps a relay's end like [`ended`] and writes the access record.
 fn noted(notes: Option<Box<AccessRecord>>, relayed: &Relayed, upstream_failed: Ended) -> Ended {
     let ended = ended(relayed, upstream_failed);
     if let Some(mut notes) = notes {
@@ -128,7 +128,7 @@ fn noted(notes: Option<Box<AccessRecord>>, relayed: &Relayed, upstream_failed: E
     ended
 }
 
-/// What the end of a relay means, where `upstream_failed` is what a failing upstream means.
+/// Maps the end of a relay to an outcome; `upstream_failed` is the one for a failing upstream.
 #[must_use]
 pub fn ended(relayed: &Relayed, upstream_failed: Ended) -> Ended {
     match relayed.broken {
@@ -138,8 +138,8 @@ pub fn ended(relayed: &Relayed, upstream_failed: Ended) -> Ended {
     }
 }
 
-/// An open tunnel, with TLS inside where the app would be spoken to in TLS. The dial's answer is
-/// not waited for: bytes go at once, and a rejection resets the caller.
+/// Opens a tunnel, with TLS inside if the app is spoken to in TLS. Bytes are sent without waiting
+/// for the dial's result; a rejection resets the caller.
 async fn to_workstation(
     intercept: &Arc<Intercept>,
     lane: &ConnContext,

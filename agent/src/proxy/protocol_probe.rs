@@ -1,7 +1,7 @@
-//! Asks the app of an undeclared port whether it speaks TLS or HTTP/2, once an intercept makes that
-//! worth knowing, and again when the answer may be stale. Callers' own bytes decide what is
-//! carried; the answer is for people, and for whoever has to speak first or to say that requests
-//! cannot be told apart inside TLS.
+//! Probes the app of an undeclared port for TLS and HTTP/2 once an intercept needs to know, and
+//! again when the result may be stale. Callers' own bytes decide how they are carried; the result
+//! serves messages, TLS towards workstations, and the warning that requests inside TLS cannot be
+//! told apart.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,10 +9,10 @@ use std::time::Duration;
 use crate::proxy::context::{AppProtocol, PortContext, ProtocolSource};
 use crate::upstream::probe;
 
-/// Until an app that was away, or said nothing, is asked again.
+/// Delay before an app that was away or silent is probed again.
 const PROBE_RETRY_DELAY: Duration = Duration::from_secs(5);
 
-/// Watches the port's rules until the drain begins.
+/// Watches the port's rules and probes when needed, until the drain begins.
 pub(crate) async fn ask_when_needed(port: Arc<PortContext>) {
     let mut changes = port.routes.watch();
     loop {
@@ -35,8 +35,8 @@ pub(crate) async fn ask_when_needed(port: Arc<PortContext>) {
     }
 }
 
-/// Asks now, unless it is known, and keeps the answer. Returns when to ask again, if the app gave
-/// none.
+/// Probes now unless the result is known, and keeps it. Returns the delay to the next probe if the
+/// app gave no result.
 pub async fn probe(port: &PortContext) -> Option<Duration> {
     let addr = port.app.app_addr()?;
     if port.spoken.get().1 != ProtocolSource::Bytes {
@@ -58,7 +58,7 @@ pub async fn probe(port: &PortContext) -> Option<Duration> {
     None
 }
 
-/// Whether the app speaks TLS; false also when it does not say.
+/// Returns true if the app speaks TLS; false if that is unknown.
 pub async fn speaks_tls(port: &PortContext) -> bool {
     let Some(addr) = port.app.app_addr() else {
         return false;

@@ -1,8 +1,8 @@
-//! UDP: flows by caller, each to the app through a socket of its own, or into a tunnel where an
-//! intercept takes the port. A flow that is quiet for a minute is forgotten; the number of flows is
-//! bounded. New datagrams of a known caller follow the rules in force at once, while late answers
-//! from the former side still reach it for a moment. All flows of one listening socket live in the
-//! task that reads it.
+//! UDP: one flow for each caller, to the app through its own socket, or into a tunnel if an
+//! intercept takes the port. An idle flow is dropped after a minute; the number of flows is
+//! bounded. Datagrams of a known caller follow the current rules at once, while late answers from
+//! the former upstream still reach it for a moment. All flows of a listening socket run in the task
+//! that reads it.
 
 mod flow;
 pub mod packet;
@@ -24,18 +24,18 @@ use crate::proxy::udp::flow::{Flow, FlowFuture, FlowKey, Reply};
 use crate::proxy::udp::packet::Received;
 use crate::telemetry::metrics;
 
-/// What one listening socket allows itself.
+/// Limits of one listening socket.
 #[derive(Clone, Copy, Debug)]
 pub struct UdpLimits {
-    /// How long a flow may be quiet.
+    /// Idle time after which a flow is dropped.
     pub idle: Duration,
-    /// How many flows there may be at once.
+    /// Maximum of concurrent flows.
     pub flows: usize,
 }
 
 impl Default for UdpLimits {
-    /// A minute, as peers give a UDP stream, and flows for a thousand busy callers with room to
-    /// spare.
+    /// Defaults: one minute, as peers give a UDP stream, and room for well over a thousand busy
+    /// callers.
     fn default() -> Self {
         Self {
             idle: traffic_proto::tunnel::UDP_IDLE,
@@ -44,10 +44,9 @@ impl Default for UdpLimits {
     }
 }
 
-/// How long everything has to be quiet while draining before nothing is taken to be under way any
-/// more.
+/// Time without any datagram, while draining, after which no traffic is taken to be in flight.
 const QUIET_PERIOD: Duration = Duration::from_secs(1);
-/// Datagrams taken in one go before flows get their turn.
+/// Datagrams taken in one turn before flows run.
 const AT_ONCE: usize = 64;
 
 /// Serves datagrams arriving at `socket` until the drain begins and traffic has ceased.
@@ -86,9 +85,9 @@ struct Server {
     socket: Arc<UdpSocket>,
     shared: Arc<PortContext>,
     limits: UdpLimits,
-    /// Where the next datagram of a caller goes.
+    /// Target of each caller's next datagram.
     flows: HashMap<FlowKey, Flow>,
-    /// Every flow's own work, also of flows that were replaced and still bring answers.
+    /// Work of all flows, including replaced ones that still bring answers.
     running: FuturesUnordered<FlowFuture>,
     started: u64,
     active: Instant,
@@ -101,7 +100,7 @@ async fn next(socket: &UdpSocket, buf: &mut [u8]) -> io::Result<Received> {
         .await
 }
 
-/// Receives, passing over errors that belong to an earlier send (a caller whose port is closed).
+/// Receives, skipping errors that belong to an earlier send (a caller whose port is closed).
 fn receive(socket: &UdpSocket, buf: &mut [u8]) -> io::Result<Received> {
     loop {
         match packet::recv(socket.as_fd(), buf) {

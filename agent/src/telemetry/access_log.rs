@@ -1,9 +1,9 @@
-//! The access log: one line when an exchange ends, in Envoy's default format, as JSON, or as a
-//! format string of Envoy's operators says. Off by default; header values appear only where the
-//! operator listed the header.
+//! The access log: one line per finished exchange, in Envoy's default format, as JSON, or in a
+//! format string of Envoy's operators. Off by default; header values appear only for headers the
+//! operator listed.
 //!
-//! Lines go through a bounded queue to a thread of their own: a reader that stalls costs lines,
-//! which are counted, and never a request.
+//! Lines go through a bounded queue to a separate thread: a stalled reader costs lines, which are
+//! counted, but never a request.
 
 mod entry;
 pub mod format;
@@ -19,21 +19,21 @@ use crate::telemetry::access_log::format::{Format, FormatError};
 use crate::telemetry::metrics::Counter;
 use traffic_core::routing::Request;
 
-/// Lines that may wait for the writer.
+/// Lines queued for the writer.
 const QUEUE: usize = 4096;
 
-/// What a port tells of single requests; nothing by default.
+/// Per-request reporting of a port; off by default.
 #[derive(Clone, Debug, Default)]
 pub struct Access {
-    /// The access log, where it is on.
+    /// The access log, if enabled.
     pub log: Option<Arc<AccessLog>>,
-    /// The pod's name, for explanations.
+    /// Pod name for explanations.
     pub pod: Arc<str>,
 }
 
-/// Envoy's response flag for an ending: `UF` no connection to the upstream, `UC` the upstream broke
-/// off, `DC` the caller left, `DPE` the caller broke the protocol, `LR` the agent cut it (drain,
-/// limit, bug), `-` a clean end.
+/// Returns Envoy's response flag for an outcome: `UF` no connection to the upstream, `UC` the
+/// upstream broke off, `DC` the caller left, `DPE` the caller broke the protocol, `LR` cut by the
+/// agent (drain, limit, bug), `-` a clean end.
 #[must_use]
 pub fn flag(ended: Ended) -> &'static str {
     match ended {
@@ -46,21 +46,20 @@ pub fn flag(ended: Ended) -> &'static str {
     }
 }
 
-/// Writes lines; shared by all ports.
+/// Writer of access log lines; shared by all ports.
 #[derive(Debug)]
 pub struct AccessLog {
     format: Format,
     listed: Vec<String>,
     lines: SyncSender<String>,
-    /// Lines that found the queue full.
+    /// Lines dropped because the queue was full.
     pub dropped: Counter,
 }
 
 impl AccessLog {
     /// Reads the setting (`off`, `text`, `json` or a format string) and starts the writer to `out`.
     ///
-    /// # Errors
-    /// A format string with an operator that is not in the documented subset.
+    /// # Errors The format string has an operator outside the documented subset.
     pub fn start(
         setting: &str,
         listed: &[String],
@@ -101,14 +100,14 @@ impl AccessLog {
         }))
     }
 
-    /// Notes a connection that nobody looks into: it has no method, no path and no status, only
-    /// bytes and an end.
+    /// Starts the entry of an opaque connection: no method, path or status, only bytes and an
+    /// outcome.
     #[must_use]
     pub fn begin_connection(&self, caller: Caller) -> Box<Entry> {
         Box::new(Entry::of(caller))
     }
 
-    /// Notes an exchange whose request head is complete.
+    /// Starts the entry of an exchange whose request head is complete.
     pub fn begin<R: Request + ?Sized>(
         &self,
         request: &R,
@@ -142,7 +141,7 @@ impl AccessLog {
         })
     }
 
-    /// Writes the line of an exchange that has ended.
+    /// Writes the line of a finished exchange.
     pub fn end(&self, entry: &Entry) {
         let line = self.format.render(entry, entry.clock.elapsed());
         if self.lines.try_send(line).is_err() {

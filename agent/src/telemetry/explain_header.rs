@@ -1,20 +1,20 @@
-//! The answer to a request that asks why it goes where it goes: one header line that names the pod,
-//! what the port speaks and how that is known, the route, and for every rule that was asked the
-//! first clause that failed.
+//! The explanation header of a response, sent on request: pod, port protocol and its source, route,
+//! and for every evaluated rule the first clause that failed.
 //!
-//! Rules are named as their owners named them, never by id: an id is what entitles to ask.
+//! Rules are named by their owners' names, never by id: knowing an id is what entitles a caller to
+//! ask.
 
 use std::fmt::Write as _;
 
 use crate::telemetry::metrics::{FailOpen, Label as _};
 use traffic_core::routing::{Decision, Request, RouteTable};
 
-/// The name of the header that answers.
+/// Name of the explanation header.
 pub const HEADER: &str = "x-traffic-agent-explained";
-/// The longest value, in bytes; what would be longer ends in `...`.
+/// Maximum length of the value in bytes; longer ones end in `...`.
 pub const MAX: usize = 1024;
 
-/// What is known of a request once it has been decided.
+/// Explanation of a routing decision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Explanation {
     before: String,
@@ -23,8 +23,8 @@ pub struct Explanation {
 }
 
 impl Explanation {
-    /// Explains how `table` decides `request`; `protocol` says what the connection and the port
-    /// speak.
+    /// Explains the decision of `table` on `request`; `protocol` describes the connection and the
+    /// port.
     #[must_use]
     pub fn of<R: Request + ?Sized>(
         pod: &str,
@@ -55,8 +55,7 @@ impl Explanation {
         }
     }
 
-    /// The header's value, once it is known whether a matched request had to go to the app after
-    /// all.
+    /// Returns the header value, once it is known whether a matched request failed open to the app.
     #[must_use]
     pub fn value(&self, failed_open: Option<FailOpen>) -> String {
         let Self {
@@ -74,15 +73,15 @@ impl Explanation {
         visible(&text)
     }
 
-    /// The whole header line of HTTP/1, its end of line included.
+    /// Returns the whole HTTP/1 header line, including its newline.
     #[must_use]
     pub fn line(&self, failed_open: Option<FailOpen>) -> String {
         format!("{HEADER}: {}\r\n", self.value(failed_open))
     }
 }
 
-/// Filters and names come from people: anything but visible ASCII and single blanks becomes a
-/// question mark.
+/// Sanitises filters and names, which users choose: all but visible ASCII and single blanks becomes
+/// a question mark.
 fn visible(text: &str) -> String {
     let mut out: String = text
         .chars()

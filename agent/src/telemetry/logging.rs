@@ -1,9 +1,9 @@
-//! Log output: text or JSON on standard error, with levels that the admin and the manager change at
-//! run time.
+//! Log output: text or JSON on standard error, with levels that admin and manager change at run
+//! time.
 //!
-//! One filter stands behind everything: the agent's level, the data path's level (`envoy.logLevel`)
-//! for the modules that carry traffic, and levels of single modules set by an operator. The filter
-//! alone is reloaded.
+//! One filter combines the agent's level, the data path's level (`envoy.logLevel`) for the modules
+//! that carry traffic, and levels of single modules set by an operator. Only the filter is
+//! reloaded.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,15 +15,15 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, fmt, reload};
 use traffic_proto::log_level::LogLevel;
 
-/// Loggers of the data path, as an operator names them: `envoy.logLevel` holds for these.
+/// Logger names of the data path; `envoy.logLevel` applies to them.
 pub const DATA_PATH: [&str; 10] = [
     "port", "detect", "tls", "http1", "http2", "opaque", "udp", "relay", "upstream", "access",
 ];
 
-/// Loggers of the control side, as an operator names them.
+/// Logger names of the control side.
 pub const CONTROL: [&str; 5] = ["session", "admin", "app", "settings", "share"];
 
-/// Modules behind a logger's name, below the crate.
+/// Returns the modules of a logger, below the crate.
 fn modules_of(logger: &str) -> &[&str] {
     match logger {
         "port" => &[
@@ -51,31 +51,31 @@ fn modules_of(logger: &str) -> &[&str] {
 
 const CRATE: &str = "traffic_agent";
 
-/// How lines look.
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
     /// Time, level, module, message and fields.
     #[default]
     Text,
-    /// One JSON object a line.
+    /// JSON, one object per line.
     Json,
 }
 
-/// The levels in force.
+/// Log levels in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Levels {
-    /// The agent's.
+    /// Level of the agent.
     pub agent: LogLevel,
-    /// The data path's; `None` follows the agent's.
+    /// Level of the data path; `None` follows the agent's.
     pub data: Option<LogLevel>,
-    /// Single modules', by name as in [`DATA_PATH`] and [`CONTROL`].
+    /// Levels of single modules, by name as in [`DATA_PATH`] and [`CONTROL`].
     pub modules: BTreeMap<String, LogLevel>,
-    /// The manager's wish, which stands in for the agent's level as long as it lasts.
+    /// Level set by the manager; overrides the agent's level while present.
     pub wish: Option<LogLevel>,
 }
 
 impl Levels {
-    /// Levels without a wish of the manager's or of an operator's.
+    /// Creates levels without overrides by the manager or an operator.
     #[must_use]
     pub fn new(agent: LogLevel, data: Option<LogLevel>) -> Self {
         Self {
@@ -86,18 +86,18 @@ impl Levels {
         }
     }
 
-    /// The agent's level in force.
+    /// Effective level of the agent.
     fn of_agent(&self) -> LogLevel {
         self.wish.unwrap_or(self.agent)
     }
 
-    /// The data path's level in force.
+    /// Effective level of the data path.
     fn of_data(&self) -> LogLevel {
         self.data.unwrap_or_else(|| self.of_agent())
     }
 }
 
-/// Changes levels while the agent runs; clone freely.
+/// Changes levels at run time; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct LogControl {
     configured: Arc<Levels>,
@@ -105,13 +105,13 @@ pub struct LogControl {
     filter: Option<reload::Handle<Targets, Registry>>,
 }
 
-/// A module or level that does not exist.
+/// An unknown module or level.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum LevelError {
-    /// The level's name is unknown.
+    /// Unknown level name.
     #[error("unknown logger level {0:?}: use trace, debug, info, warning, error, critical or off")]
     Level(String),
-    /// The module's name is unknown.
+    /// Unknown module name.
     #[error("unknown logger {0:?}: see the list that POST /logging prints")]
     Module(String),
 }
@@ -155,7 +155,7 @@ impl LogControl {
         }
     }
 
-    /// A control that changes nothing, for compositions without logging.
+    /// Creates a control that changes nothing, for compositions without logging.
     #[must_use]
     pub fn detached() -> Self {
         Self::new(Levels::new(LogLevel::Info, None), None)
@@ -166,22 +166,21 @@ impl LogControl {
         self.change(|l| *l = Levels::new(level, None));
     }
 
-    /// Sets the agent's level as the manager wishes, and leaves what was set for the data path and
-    /// for single modules. `None` ends the wish: the level is again what it was, or what an
-    /// operator has made it meanwhile.
+    /// Sets the manager's override of the agent's level; levels of the data path and of single
+    /// modules stay. `None` removes it: the agent's level is again the configured one, or the one
+    /// an operator set meanwhile.
     pub fn wish(&self, level: Option<LogLevel>) {
         self.change(|l| l.wish = level);
     }
 
-    /// Back to the configured levels.
+    /// Restores the configured levels.
     pub fn restore(&self) {
         self.change(|l| *l = (*self.configured).clone());
     }
 
-    /// Sets one module.
+    /// Sets the level of one module.
     ///
-    /// # Errors
-    /// The module does not exist.
+    /// # Errors The module does not exist.
     pub fn set_module(&self, module: &str, level: LogLevel) -> Result<(), LevelError> {
         if !DATA_PATH.contains(&module) && !CONTROL.contains(&module) {
             return Err(LevelError::Module(module.to_owned()));
@@ -192,13 +191,13 @@ impl LogControl {
         Ok(())
     }
 
-    /// The configured level of the agent.
+    /// Configured level of the agent.
     #[must_use]
     pub fn configured(&self) -> LogLevel {
         self.configured.agent
     }
 
-    /// Every module with its level, in name order.
+    /// Returns every module with its level, in name order.
     #[must_use]
     pub fn loggers(&self) -> BTreeMap<&'static str, LogLevel> {
         let levels = self.lock().clone();
@@ -224,10 +223,9 @@ impl LogControl {
     }
 }
 
-/// Reads a level by any name users know (Envoy's and the common synonyms).
+/// Parses a level by any name users know (Envoy's and common synonyms).
 ///
-/// # Errors
-/// The name is unknown.
+/// # Errors The name is unknown.
 pub fn parse_level(name: &str) -> Result<LogLevel, LevelError> {
     name.parse().map_err(|_| LevelError::Level(name.to_owned()))
 }

@@ -1,6 +1,6 @@
 //! Counters of the data path: plain atomics in arrays indexed by closed enums, so that counting is
-//! one relaxed add and a scrape reads them without touching the path. Names and the exposition
-//! format live with the admin.
+//! one relaxed add and a scrape does not touch the path. Names and exposition format live with the
+//! admin.
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
@@ -22,13 +22,13 @@ impl Counter {
         self.0.fetch_add(n, Ordering::Relaxed);
     }
 
-    /// The current value.
+    /// Returns the current value.
     #[must_use]
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Back to zero (the admin's `/reset_counters`).
+    /// Resets to zero (the admin's `/reset_counters`).
     pub fn reset(&self) {
         self.0.store(0, Ordering::Relaxed);
     }
@@ -39,7 +39,7 @@ impl Counter {
 pub struct Gauge(AtomicI64);
 
 impl Gauge {
-    /// Counts one up until the guard is dropped.
+    /// Adds one until the guard is dropped.
     #[must_use]
     pub fn hold(&self) -> GaugeGuard<'_> {
         self.0.fetch_add(1, Ordering::Relaxed);
@@ -56,14 +56,14 @@ impl Gauge {
         self.0.store(n, Ordering::Relaxed);
     }
 
-    /// The current value.
+    /// Returns the current value.
     #[must_use]
     pub fn get(&self) -> i64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// Counts a gauge down when dropped.
+/// Decrements a gauge when dropped.
 #[derive(Debug)]
 pub struct GaugeGuard<'a>(&'a Gauge);
 
@@ -75,11 +75,11 @@ impl Drop for GaugeGuard<'_> {
 
 /// An enum whose values index an array of counters.
 pub trait Label: Copy + 'static {
-    /// Every value, in index order.
+    /// All values in index order.
     const ALL: &'static [Self];
-    /// The position in [`Self::ALL`].
+    /// Position in [`Self::ALL`].
     fn index(self) -> usize;
-    /// The label value in the exposition.
+    /// Label value in the exposition.
     fn label(self) -> &'static str;
 }
 
@@ -100,19 +100,19 @@ impl<L: Label> Default for PerLabel<L> {
 }
 
 impl<L: Label> PerLabel<L> {
-    /// The counter of `label`.
+    /// Returns the counter of `label`.
     #[must_use]
     pub fn at(&self, label: L) -> &Counter {
         // `index` is a position in `ALL`, and there is one counter for each entry of `ALL`.
         &self.counters[label.index()]
     }
 
-    /// Every counter back to zero.
+    /// Resets every counter to zero.
     pub fn reset(&self) {
         self.counters.iter().for_each(Counter::reset);
     }
 
-    /// Every label with its value.
+    /// Iterates over labels with their values.
     pub fn iter(&self) -> impl Iterator<Item = (L, u64)> + '_ {
         L::ALL.iter().map(|l| (*l, self.at(*l).get()))
     }
@@ -133,47 +133,47 @@ macro_rules! labels {
 }
 
 labels! {
-    /// What a connection was carried as.
+    /// Protocol a connection was carried as.
     Protocol {
-        /// HTTP/1.0 or 1.1, followed message by message.
+        /// HTTP/1.0 or 1.1, parsed message by message.
         Http1 = "http1",
         /// HTTP/2.
         Http2 = "http2",
-        /// Bytes nobody looks into.
+        /// Bytes relayed without parsing.
         Opaque = "opaque",
     }
 }
 
 labels! {
-    /// Where a request (or an opaque connection) went.
+    /// Route of a request or an opaque connection.
     Route {
         /// The app.
         App = "app",
         /// A workstation.
         Client = "client",
-        /// Nowhere: answered with 503 because its intercept has expired.
+        /// None: answered with 503 because its intercept has expired.
         Expired = "expired",
     }
 }
 
 labels! {
-    /// Why a connection is carried without being understood.
+    /// Reason a connection is carried without being parsed.
     OpaqueReason {
-        /// The port is declared to be no HTTP.
+        /// The port is declared as not HTTP.
         Declared = "declared",
-        /// The first bytes are no HTTP.
+        /// The first bytes are not HTTP.
         NotHttp = "not_http",
         /// A TLS record on a port without a terminating secret.
         TlsRelayed = "tls_relayed",
         /// The app spoke first.
         ServerFirst = "server_first",
-        /// Nothing decisive came in time.
+        /// Detection timed out.
         Undecided = "undecided",
-        /// An HTTP/1 message two readers could understand differently.
+        /// An HTTP/1 message that two parsers could read differently.
         Ambiguous = "ambiguous",
         /// A head larger than the limit.
         OversizedHead = "oversized_head",
-        /// After a 101 or a successful CONNECT.
+        /// A 101 response or a successful CONNECT.
         Upgraded = "upgraded",
         /// A TCP-mechanism intercept takes the whole connection.
         TcpIntercept = "tcp_intercept",
@@ -181,9 +181,9 @@ labels! {
 }
 
 labels! {
-    /// Why a matched request went to the app after all.
+    /// Reason a matched request went to the app after all.
     FailOpen {
-        /// No stream to the workstation could be opened.
+        /// The tunnel to the workstation could not be opened.
         NoTunnel = "no_tunnel",
         /// The workstation refused the dial.
         DialRejected = "dial_rejected",
@@ -197,22 +197,22 @@ labels! {
 }
 
 labels! {
-    /// Limits of ours that were hit.
+    /// Limits of the agent that were reached.
     Limit {
-        /// Open connections on a port.
+        /// Maximum of open connections on a port.
         Connections = "connections",
-        /// Out of file descriptors while accepting.
+        /// File descriptors, while accepting.
         Descriptors = "descriptors",
-        /// TLS handshakes in progress.
+        /// Concurrent TLS handshakes.
         Handshakes = "handshakes",
-        /// A head's bytes.
+        /// Size of a head.
         HeadBytes = "head_bytes",
-        /// A head that came too slowly.
+        /// Time for a head.
         HeadTime = "head_time",
-        /// HTTP/2 streams, resets, settings, pings, continuation frames or header lists beyond what
-        /// is sane.
+        /// HTTP/2 streams, resets, settings, pings, continuation frames or header lists beyond the
+        /// flood budget.
         Http2Flood = "http2_flood",
-        /// UDP flows.
+        /// Concurrent UDP flows.
         UdpFlows = "udp_flows",
     }
 }
@@ -234,7 +234,7 @@ labels! {
 }
 
 impl Class {
-    /// The class of a status code; codes outside 100–599 count as 5xx.
+    /// Returns the class of a status code; codes outside 100–599 count as 5xx.
     #[must_use]
     pub fn of(status: u16) -> Self {
         match status {
@@ -248,29 +248,28 @@ impl Class {
 }
 
 labels! {
-    /// Why a TLS handshake with a caller failed.
+    /// Cause of a failed TLS handshake with a caller.
     TlsFailure {
-        /// The caller spoke no TLS.
+        /// The caller did not speak TLS.
         NotTls = "not_tls",
-        /// No protocol version in common.
+        /// Protocol version: none in common.
         Version = "version",
-        /// No cipher suite or key exchange in common.
+        /// Cipher suite or key exchange: none in common.
         Cipher = "cipher",
-        /// No certificate for the asked name, or the client certificate was missing or bad.
+        /// Certificate: none for the requested name, or the client's was missing or bad.
         Certificate = "certificate",
-        /// It took too long.
+        /// Timeout of the handshake.
         Timeout = "timeout",
-        /// The caller closed.
+        /// The caller closed the connection.
         Closed = "closed",
         /// A ClientHello beyond the size limit, or malformed.
         Malformed = "malformed",
-        /// Anything else.
+        /// Other causes.
         Other = "other",
     }
 }
 
-/// Upper bounds, in microseconds, of the latency histogram's buckets; a last one without bound
-/// follows.
+/// Upper bounds, in microseconds, of the latency histogram's buckets; an unbounded one follows.
 pub const LATENCY_BOUNDS_US: [u64; 14] = [
     100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000,
     1_000_000, 5_000_000,
@@ -284,7 +283,7 @@ pub struct Latency {
 }
 
 impl Latency {
-    /// Counts one observation.
+    /// Records one observation.
     pub fn observe(&self, took: std::time::Duration) {
         let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let at = LATENCY_BOUNDS_US.partition_point(|bound| *bound < us);
@@ -294,7 +293,7 @@ impl Latency {
         self.sum_us.add(us);
     }
 
-    /// Counts of each bucket (not cumulative) and the sum in microseconds.
+    /// Returns the (non-cumulative) bucket counts and the sum in microseconds.
     #[must_use]
     pub fn read(&self) -> ([u64; LATENCY_BOUNDS_US.len() + 1], u64) {
         (
@@ -303,23 +302,23 @@ impl Latency {
         )
     }
 
-    /// Back to zero.
+    /// Resets to zero.
     pub fn reset(&self) {
         self.buckets.iter().for_each(Counter::reset);
         self.sum_us.reset();
     }
 }
 
-/// What is counted for one listening port.
+/// Metrics of one listening port.
 #[derive(Debug, Default)]
 pub struct PortMetrics {
     /// Accepted connections.
     pub connections: Counter,
     /// Open connections.
     pub active: Gauge,
-    /// Connections by what they were carried as.
+    /// Connections by protocol.
     pub carried: PerLabel<Protocol>,
-    /// Connections carried without being understood, by reason.
+    /// Connections carried without being parsed, by reason.
     pub opaque: PerLabel<OpaqueReason>,
     /// HTTP/1 requests by route.
     pub http1_requests: PerLabel<Route>,
@@ -333,19 +332,21 @@ pub struct PortMetrics {
     pub bytes_in: Counter,
     /// Bytes to callers.
     pub bytes_out: Counter,
-    /// Bytes of either direction that the kernel moved without a copy through the agent.
+    /// Bytes of either direction that were spliced by the kernel.
     pub bytes_spliced: Counter,
-    /// Request head forwarded → first byte of the answer (what the app or workstation took).
+    /// Time from the request head forwarded to the first byte of the response (the upstream's
+    /// share).
     pub upstream_time: Latency,
-    /// Request head read → forwarded (what the agent itself took, a tunnel's opening included).
+    /// Time from the request head read to it forwarded (the agent's share, opening a tunnel
+    /// included).
     pub own_time: Latency,
-    /// Connections to the app that could not be made.
+    /// Failed connections to the app.
     pub app_connect_failures: Counter,
     /// Tunnels opened.
     pub tunnels: Counter,
-    /// Tunnels that are open.
+    /// Open tunnels.
     pub tunnels_active: Gauge,
-    /// Tunnels that could not be opened, or were lost.
+    /// Tunnels that could not be opened or were lost.
     pub tunnel_failures: Counter,
     /// Matched requests that went to the app, by reason.
     pub fail_open: PerLabel<FailOpen>,
@@ -353,11 +354,11 @@ pub struct PortMetrics {
     pub tls_handshakes: Counter,
     /// TLS handshakes failed, by cause.
     pub tls_failures: PerLabel<TlsFailure>,
-    /// Limits hit.
+    /// Times a limit was reached.
     pub limits: PerLabel<Limit>,
-    /// Connections that came from the agent itself: a redirect loop. Stays 0.
+    /// Connections that came from the agent itself (a redirect loop); stays 0.
     pub self_connections: Counter,
-    /// Endings of connections.
+    /// Connections by outcome.
     pub ended: PerLabel<Ended>,
     /// Datagrams from callers.
     pub datagrams_in: Counter,
@@ -365,18 +366,18 @@ pub struct PortMetrics {
     pub datagrams_out: Counter,
     /// Live UDP flows.
     pub udp_flows: Gauge,
-    /// Which of the port's log lines may be written.
+    /// Rate limiters of the port's log lines.
     pub lines: Lines,
 }
 
-/// Lines about a port that come back for every connection while something is wrong.
+/// Rate limiters for log lines that would repeat for every connection while a problem lasts.
 #[derive(Debug, Default)]
 pub struct Lines {
-    /// The app does not take connections.
+    /// The app refuses connections.
     pub app: LogLimiter,
     /// A request meant for a workstation went to the app.
     pub fail_open: LogLimiter,
-    /// A tunnel was lost amid its work.
+    /// A tunnel was lost during use.
     pub tunnel: LogLimiter,
     /// A TLS handshake failed.
     pub handshake: LogLimiter,
@@ -417,12 +418,12 @@ impl PortMetrics {
     }
 }
 
-/// What is counted for the control side.
+/// Metrics of the control side.
 #[derive(Debug, Default)]
 pub struct ControlMetrics {
     /// 1 while a session with the manager is alive.
     pub connected: Gauge,
-    /// Sessions begun.
+    /// Sessions started.
     pub arrivals: Counter,
     /// Sessions lost, or attempts that failed.
     pub failures: Counter,

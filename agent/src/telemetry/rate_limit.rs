@@ -1,26 +1,25 @@
-//! Log lines that repeat: one in a while is written, with the number of those that were not. What
-//! is wrong with an app, a workstation or a caller is wrong for every request, and nobody is helped
-//! by a line for each.
+//! Rate-limited log lines: repeats within an interval are only counted, and the next line carries
+//! the count. A broken app, workstation or caller fails for every request, and a line for each
+//! would help nobody.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long repetitions on the data path are only counted.
+/// Interval in which repeated lines of the data path are only counted.
 pub const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Lets one line through in each interval.
 #[derive(Debug)]
 pub struct LogLimiter {
     every: Duration,
-    /// Milliseconds on the process's clock from which the next line may be written.
+    /// Time on the process's clock, in milliseconds, from which the next line may be written.
     next: AtomicU64,
     held_back: AtomicU64,
 }
 
-/// Writes a line of `tracing` at the level `$level` if `$lines` (a [`LogLimiter`]) lets it through,
-/// with `repeated` where others were held back before; a line that is held back is still there at
-/// level debug.
+/// Writes a `tracing` line at level `$level` if the [`LogLimiter`] `$lines` allows it, with
+/// `repeated` if others were suppressed before. A suppressed line is still written at level debug.
 ///
 /// ```
 /// use traffic_agent::telemetry::rate_limit::{LogLimiter, limited};
@@ -48,7 +47,7 @@ impl Default for LogLimiter {
 }
 
 impl LogLimiter {
-    /// One line in each `every`.
+    /// Creates a limiter with one line in each `every`.
     #[must_use]
     pub const fn every(every: Duration) -> Self {
         Self {
@@ -58,12 +57,12 @@ impl LogLimiter {
         }
     }
 
-    /// Whether a line may be written: how many were held back since the last one that was.
+    /// Returns the number of lines suppressed since the last one if a line may be written now.
     pub fn pass(&self) -> Option<u64> {
         self.pass_at(now())
     }
 
-    /// The same at a moment of the process's clock.
+    /// Implements [`Self::pass`] for a given time of the process's clock.
     fn pass_at(&self, now: u64) -> Option<u64> {
         let next = self.next.load(Ordering::Relaxed);
         let later = now.saturating_add(u64::try_from(self.every.as_millis()).unwrap_or(u64::MAX));

@@ -1,4 +1,4 @@
-//! The vocabulary of a TLS handshake: ALPN names, what the handshake found, what the app offers.
+//! Vocabulary of a TLS handshake: ALPN names, the handshake's result, the app's ALPN offer.
 
 use std::sync::{Arc, LazyLock};
 
@@ -7,8 +7,8 @@ use rustls::crypto::CryptoProvider;
 
 use crate::tls::identity::CallerIdentity;
 
-/// The one crypto provider, named wherever a configuration is built: two providers in one program
-/// would make the implicit choice panic.
+/// Returns the only crypto provider, named explicitly for every configuration: with two providers
+/// in one program the implicit choice panics.
 #[must_use]
 pub fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: LazyLock<Arc<CryptoProvider>> =
@@ -16,48 +16,45 @@ pub fn provider() -> Arc<CryptoProvider> {
     Arc::clone(&PROVIDER)
 }
 
-/// HTTP/2 in ALPN.
+/// ALPN name of HTTP/2.
 pub const H2: &[u8] = b"h2";
-/// HTTP/1.1 in ALPN.
+/// ALPN name of HTTP/1.1.
 pub const HTTP1: &[u8] = b"http/1.1";
 
-/// What the TLS handshake with the caller found; the app is dialled with the same, so that it sees
-/// what the caller meant.
+/// Result of the TLS handshake with the caller; the app is dialled with the same parameters.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TlsInfo {
-    /// The server name the caller asked for (SNI, RFC 6066 section 3).
+    /// Server name from the ClientHello (SNI, RFC 6066 section 3).
     pub server_name: Option<String>,
-    /// The protocol both agreed on (ALPN, RFC 7301).
+    /// Negotiated protocol (ALPN, RFC 7301).
     pub alpn: Option<Vec<u8>>,
-    /// The caller's verified certificate, where the port asks callers for one.
+    /// Verified certificate of the caller, if the port asks callers for one.
     pub identity: Option<Arc<CallerIdentity>>,
 }
 
-/// Which of the HTTP protocols the app would agree to; nothing of both means that it takes no part
-/// in ALPN.
+/// HTTP protocols the app would agree to; neither means that it does not use ALPN.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct AlpnOffer {
-    /// `h2`.
+    /// The app accepts `h2`.
     pub h2: bool,
-    /// `http/1.1`.
+    /// The app accepts `http/1.1`.
     pub http1: bool,
 }
 
-/// What the handshake has to know of the app.
+/// Facts about the app that the handshake with a caller needs.
 pub trait AppTls: Send + Sync + std::fmt::Debug {
-    /// What the app offers. It may have to be asked, which takes a round trip once; an error says
-    /// that it does not listen, so that the caller is refused as the app would have refused it.
+    /// Returns the app's ALPN offer. It may have to be probed, which takes a round trip once; an
+    /// error means that the app does not listen, so the caller is refused as by the app.
     fn offers(&self) -> BoxFuture<'_, Result<AlpnOffer, AppUnavailable>>;
 
-    /// Whether the app speaks first, in clear text: then no caller of it speaks TLS.
+    /// Returns true if the app speaks first, in clear text; its callers then never speak TLS.
     fn greets(&self) -> BoxFuture<'_, bool>;
 }
 
-/// Nothing listens at the app's port.
+/// The app's port refuses connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the app does not listen")]
 pub struct AppUnavailable {
-    /// What it most likely offers when it is back: what it offered before, or what it is declared
-    /// to speak.
+    /// Most likely offer once the app is back: its previous one, or the declared one.
     pub likely: AlpnOffer,
 }

@@ -1,13 +1,13 @@
-//! Who a verified caller is, and the request header that hands it on: subject, subject alternative
-//! names and the certificate's SHA-256, in the syntax of Envoy's `x-forwarded-client-cert`, which
-//! many apps already read.
+//! Identity of a verified caller and the request header that carries it: subject, subject
+//! alternative names and the certificate's SHA-256, in the syntax of Envoy's
+//! `x-forwarded-client-cert`, which many apps already read.
 
 use std::fmt::Write;
 
 use rustls_pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-/// A header longer than this would endanger the request it is put into.
+/// Maximum length of the value, so that the request does not exceed the app's header limits.
 const MAX_VALUE: usize = 4096;
 
 /// A verified caller.
@@ -16,10 +16,10 @@ pub struct CallerIdentity {
     header_value: String,
 }
 
-/// Why a certificate that a CA vouches for is not accepted after all.
+/// Reason a certificate signed by the CA is rejected after all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IdentityError {
-    /// Not an X.509 certificate.
+    /// The certificate is not X.509.
     #[error("the caller's certificate cannot be read")]
     Unreadable,
     /// A resumed session outlived the certificate it was opened with.
@@ -28,11 +28,10 @@ pub enum IdentityError {
 }
 
 impl CallerIdentity {
-    /// Reads a certificate that has been verified; `now` is in seconds since 1970.
+    /// Reads a verified certificate; `now` is in seconds since 1970.
     ///
-    /// # Errors
-    /// It cannot be read, or it has expired: a resumed session is not verified again by the
-    /// handshake.
+    /// # Errors It cannot be read, or it has expired: a resumed session is not verified again by
+    /// the handshake.
     pub fn of(certificate: &CertificateDer<'_>, now: i64) -> Result<Self, IdentityError> {
         let (_, parsed) =
             X509Certificate::from_der(certificate).map_err(|_| IdentityError::Unreadable)?;
@@ -59,14 +58,14 @@ impl CallerIdentity {
         })
     }
 
-    /// The header's value: visible ASCII.
+    /// Returns the header's value: visible ASCII.
     #[must_use]
     pub fn header_value(&self) -> &str {
         &self.header_value
     }
 }
 
-/// Appends `;Key="value"`, whole or not at all.
+/// Appends `;Key="value"`, completely or not at all.
 fn element(value: &mut String, key: &str, text: &str) {
     let mut quoted = String::with_capacity(text.len() + key.len() + 4);
     let _ = write!(quoted, ";{key}=\"");

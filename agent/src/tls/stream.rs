@@ -1,6 +1,6 @@
-//! TLS streams as one end of a carried connection. An end without close_notify is an end like any
-//! other: many programs close so, what is inside has its own framing, and the next leg could not be
-//! told apart anyway.
+//! TLS streams as one end of a carried connection. An end without close_notify is treated as a
+//! normal end: many programs close so, the protocol inside has its own framing, and the next hop
+//! could not be told apart anyway.
 
 use std::any::Any;
 use std::io::{self, ErrorKind};
@@ -14,22 +14,22 @@ use crate::io::conn::Io;
 /// Bytes of clear text and of records that may wait in rustls for a slow peer.
 const BUFFER_LIMIT: usize = 32 * 1024;
 
-/// TLS with a caller: we are the server.
+/// TLS with a caller, as the server.
 #[derive(Debug)]
 pub struct ServerSide<S>(tokio_rustls::server::TlsStream<S>);
 
-/// TLS with the app or a workstation: we are the client.
+/// TLS with the app or a workstation, as the client.
 #[derive(Debug)]
 pub struct ClientSide<S>(
     tokio_rustls::client::TlsStream<S>,
     #[allow(dead_code, reason = "held for its drop")] Guard,
 );
 
-/// Whatever has to live as long as a stream.
+/// Value that has to live as long as a stream.
 type Guard = Option<Box<dyn Any + Send>>;
 
 impl<S> ServerSide<S> {
-    /// After the handshake.
+    /// Wraps a stream after its handshake.
     pub fn new(mut stream: tokio_rustls::server::TlsStream<S>) -> Self {
         stream.get_mut().1.set_buffer_limit(Some(BUFFER_LIMIT));
         Self(stream)
@@ -37,7 +37,7 @@ impl<S> ServerSide<S> {
 }
 
 impl<S> ClientSide<S> {
-    /// After the handshake; `guard` is dropped with the stream.
+    /// Wraps a stream after its handshake; `guard` is dropped with the stream.
     pub fn new(mut stream: tokio_rustls::client::TlsStream<S>, guard: Guard) -> Self {
         stream.get_mut().1.set_buffer_limit(Some(BUFFER_LIMIT));
         Self(stream, guard)

@@ -1,9 +1,8 @@
-//! Dials the app so that our own redirect does not catch us; TLS where a secret says so.
+//! Dials the app past our own redirect.
 //!
-//! A plain connect does not wait: the socket is used while the kernel still connects it, reads and
-//! writes stay pending until it has, and the first of them reports a refusal. So the app is reached
-//! at once without a future, a timer or an allocation, and the kernel's patience is the caller's,
-//! as it would be without the agent.
+//! A plain connect does not wait: the socket is used while the kernel connects it, reads and writes
+//! stay pending until then, and the first of them reports a refusal. This reaches the app without a
+//! future, a timer or an allocation, and the connect timeout is the kernel's, as without the agent.
 
 use std::fmt;
 use std::io;
@@ -25,21 +24,21 @@ use crate::telemetry::metrics::PortMetrics;
 use crate::tls::alpn::TlsInfo;
 use crate::upstream::{AppError, DialApp};
 
-/// How long [`DialApp::dial`] waits for an app that neither accepts nor refuses: its backlog is
-/// full, or its packets are dropped.
+/// Time [`DialApp::dial`] waits for an app that neither accepts nor refuses: its backlog is full,
+/// or its packets are dropped.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long to wait before trying again when descriptors have run out.
+/// Delay before another try after descriptors ran out.
 const EXHAUSTED_DELAY: Duration = Duration::from_millis(50);
 
-/// An app that is reached in clear text.
+/// An app reached in clear text.
 #[derive(Clone, Copy, Debug)]
 pub struct PlainApp {
     addr: AppAddr,
 }
 
 impl PlainApp {
-    /// An app at `addr`.
+    /// Creates an app at `addr`.
     #[must_use]
     pub fn new(addr: AppAddr) -> Self {
         Self { addr }
@@ -64,16 +63,16 @@ impl DialApp for PlainApp {
     }
 }
 
-/// Starts a connect and returns the socket without waiting for its end.
+/// Starts a connect and returns the socket without waiting.
 ///
-/// # Errors
-/// What the kernel knows at once: no route, no descriptor, no free port.
+/// # Errors Errors the kernel reports at once: no route, no descriptor, no free port.
 pub fn begin(addr: AppAddr) -> io::Result<TcpStream> {
     start(addr, false)
 }
 
-/// As [`begin`]; where bytes are at hand that will be `sent_at_once`, the handshake's last packet
-/// waits for them and is saved. Without them it would go out after 200 ms.
+/// Starts a connect like [`begin`]. If bytes are at hand that will be `sent_at_once`, the last
+/// packet of the TCP handshake waits for them and is saved; without them it would go out after 200
+/// ms.
 fn start(addr: AppAddr, sent_at_once: bool) -> io::Result<TcpStream> {
     let make = || {
         Socket::new(
@@ -97,8 +96,7 @@ fn start(addr: AppAddr, sent_at_once: bool) -> io::Result<TcpStream> {
     TcpStream::from_std(socket.into())
 }
 
-/// The same while descriptors have run out: tries again and again. Whoever is to be connected has
-/// been accepted and is not turned away for what others hold.
+/// Retries [`begin`] while descriptors have run out, because the caller has already been accepted.
 async fn begin_when_possible(addr: AppAddr) -> io::Result<TcpStream> {
     loop {
         match begin(addr) {
@@ -114,17 +112,15 @@ fn is_out_of_descriptors(error: &io::Error) -> bool {
 
 /// Connects and waits until the app has accepted, at most [`CONNECT_TIMEOUT`].
 ///
-/// # Errors
-/// The kernel's answer, or the timeout.
+/// # Errors The kernel's error, or the timeout.
 pub async fn connect(addr: AppAddr) -> Result<TcpStream, AppError> {
     connect_marked(addr).await.map(|(socket, _)| socket)
 }
 
-/// As [`connect`], with the local port marked as ours from before the app, or anybody the redirect
-/// sends us to, can see the connection.
+/// Connects like [`connect`], with the local port marked as ours before a peer can see the
+/// connection.
 ///
-/// # Errors
-/// The kernel's answer, or the timeout.
+/// # Errors The kernel's error, or the timeout.
 pub async fn connect_marked(addr: AppAddr) -> Result<(TcpStream, Option<OwnPort>), AppError> {
     let failed = |source| AppError::Connect { addr, source };
     let socket = begin_when_possible(addr).await.map_err(failed)?;
@@ -145,7 +141,7 @@ pub async fn connect_marked(addr: AppAddr) -> Result<(TcpStream, Option<OwnPort>
 }
 
 impl AppError {
-    /// Whose doing it was.
+    /// Returns the outcome of a connection that failed with this error.
     #[must_use]
     pub fn ended(&self) -> Ended {
         match self {
@@ -156,7 +152,7 @@ impl AppError {
     }
 }
 
-/// What an error of the app's connection means.
+/// Maps an error on the app's connection to an outcome.
 #[must_use]
 pub fn ended_by_app(error: &io::Error) -> Ended {
     match error.kind() {
@@ -168,7 +164,7 @@ pub fn ended_by_app(error: &io::Error) -> Ended {
     }
 }
 
-/// A connection's way to the app: not asked for yet, under way, there, or failed.
+/// Connection to the app: not requested yet, dialling, open, or failed.
 pub struct AppLeg {
     app: Arc<dyn DialApp>,
     hello: Option<Arc<TlsInfo>>,
@@ -178,14 +174,14 @@ pub struct AppLeg {
 
 enum DialState {
     Idle,
-    /// TLS, or out of descriptors; else a plain connect is `Up` at once.
+    /// Dialling with TLS, or out of descriptors; a plain connect is `Up` at once.
     Dialing(BoxFuture<'static, Result<Conn, AppError>>),
     Up(Conn),
     Failed(Ended),
 }
 
 impl AppLeg {
-    /// A leg that dials when [`Self::begin`] is called, or when it is first waited for.
+    /// Creates a leg that dials when [`Self::begin`] is called or when it is first awaited.
     #[must_use]
     pub fn new(
         app: Arc<dyn DialApp>,
@@ -200,13 +196,13 @@ impl AppLeg {
         }
     }
 
-    /// Starts dialling; what an earlier connection of this leg was, is dropped.
+    /// Starts dialling; drops an earlier connection of this leg.
     pub fn begin(&mut self) {
         self.begin_with(false);
     }
 
-    /// As [`Self::begin`], for a connection whose first bytes are at hand and will be
-    /// `sent_at_once`.
+    /// Starts dialling like [`Self::begin`], for a connection whose first bytes are at hand and
+    /// will be `sent_at_once`.
     pub fn begin_with(&mut self, sent_at_once: bool) {
         self.state = match self.app.plain_addr() {
             Some(addr) => match start(addr, sent_at_once) {
@@ -226,11 +222,10 @@ impl AppLeg {
         };
     }
 
-    /// The connection, dialled where it was not yet. A plain one may still be connecting; its first
-    /// read or write then waits, and tells a refusal.
+    /// Returns the connection; dials if needed. A plain one may still be connecting; its first read
+    /// or write then waits and reports a refusal.
     ///
-    /// # Errors
-    /// Why there is none; the same answer again until [`Self::begin`] is called.
+    /// # Errors The dial's outcome; the same again until [`Self::begin`] is called.
     pub fn poll_conn(&mut self, cx: &mut Context<'_>) -> Poll<Result<&mut Conn, Ended>> {
         if matches!(self.state, DialState::Idle) {
             self.begin();
@@ -252,7 +247,7 @@ impl AppLeg {
         })
     }
 
-    /// The connection, if it is there.
+    /// Returns the connection if it is open.
     pub fn up(&mut self) -> Option<&mut Conn> {
         match &mut self.state {
             DialState::Up(conn) => Some(conn),
@@ -260,13 +255,13 @@ impl AppLeg {
         }
     }
 
-    /// Whether nobody has asked for a connection, or it was given up.
+    /// Returns true if no connection was requested, or it was given up.
     #[must_use]
     pub fn is_idle(&self) -> bool {
         matches!(self.state, DialState::Idle)
     }
 
-    /// Whether the last dial failed.
+    /// Returns true if the last dial failed.
     #[must_use]
     pub fn has_failed(&self) -> bool {
         matches!(self.state, DialState::Failed(_))
@@ -277,7 +272,7 @@ impl AppLeg {
         self.state = DialState::Idle;
     }
 
-    /// Notes that the connection failed before anything was sent or received on it.
+    /// Records that the connection failed before a byte was sent or received on it.
     pub fn fail(&mut self, ended: Ended) {
         self.state = self.failed(ended);
     }
@@ -289,10 +284,9 @@ impl AppLeg {
         }
     }
 
-    /// The connection itself, dialled where it was not yet (see [`Self::poll_conn`]).
+    /// Returns the connection; dials if needed (see [`Self::poll_conn`]).
     ///
-    /// # Errors
-    /// Why there is none.
+    /// # Errors The dial's outcome.
     pub async fn into_conn(mut self) -> Result<Conn, Ended> {
         std::future::poll_fn(|cx| self.poll_conn(cx).map_ok(|_| ())).await?;
         match std::mem::replace(&mut self.state, DialState::Idle) {
@@ -318,8 +312,8 @@ impl fmt::Debug for AppLeg {
     }
 }
 
-/// The local ports of our own connections to apps, one bit each: a caller that comes from one of
-/// them is ourselves, which means that the redirect caught our own dial.
+/// Local ports of our own connections to apps, one bit each: a caller from one of them is the agent
+/// itself, because the redirect caught our own dial.
 static OWN_PORTS: [AtomicU64; 1024] = [const { AtomicU64::new(0) }; 1024];
 
 /// Marks one local port as ours until dropped.
@@ -339,7 +333,7 @@ impl OwnPort {
         Some(Self(port))
     }
 
-    /// Whether `port` is marked.
+    /// Returns true if `port` is marked.
     #[must_use]
     pub fn is_marked(port: u16) -> bool {
         own_ports(port).load(Ordering::Relaxed) & 1 << (port % 64) != 0

@@ -1,10 +1,10 @@
-//! TLS towards the app and, with the same client certificate, towards workstations: with the server
-//! name and ALPN the caller used. Whether the app speaks TLS is declared, or asked once and kept
+//! TLS towards the app and, with the same client certificate, towards workstations, with the
+//! caller's server name and ALPN. Whether the app speaks TLS is declared, or probed once and kept
 //! until a connection fails.
 //!
-//! Spoken to the app, in this order: what a declared protocol says; what the app answered when it
-//! was asked. It is asked only where a secret is configured, and a caller in clear text is carried
-//! in TLS only where a client certificate is.
+//! A declared protocol comes first, then the result of the probe. The app is probed only if a
+//! secret is configured, and a clear-text caller is carried in TLS only if there is a client
+//! certificate.
 
 use std::any::Any;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,37 +28,37 @@ use crate::upstream::probe;
 use crate::upstream::probe::TlsAnswer;
 use crate::upstream::{AppError, DialApp};
 
-/// A handshake with the app or a workstation takes no longer.
+/// Time for a handshake with the app or a workstation.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// No answer may be due to the app's being busy or just starting: asked again after this time.
+/// Lifetime of a missing answer: the app may be busy or starting, so it is probed again afterwards.
 const SILENT_TTL: Duration = Duration::from_secs(5);
-/// A connection closed without a word is nearly always a protocol that cannot make sense of the
-/// question.
+/// Lifetime of the result of a connection closed without a byte: nearly always a protocol that
+/// cannot parse the probe.
 const UNAVAILABLE_TTL: Duration = Duration::from_secs(60);
 
-/// Which HTTP versions an app in clear text is declared to speak.
+/// HTTP versions a clear-text app is declared to speak.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ClearHttp {
     /// HTTP/1 only.
     Http1,
     /// HTTP/2; HTTP/1 is left to the app.
     Http2,
-    /// Not HTTP: the app takes no part in ALPN.
+    /// Other than HTTP: the app does not use ALPN.
     Neither,
-    /// The app is asked, by a preface.
+    /// Undeclared: the app is probed by a preface.
     #[default]
     Ask,
-    /// Nobody says, and asking is switched off.
+    /// Undeclared, and probing is switched off.
     DoNotAsk,
 }
 
-/// Dials one port's app, in TLS where that is what it speaks.
+/// Dials one port's app, in TLS if it speaks TLS.
 #[derive(Debug)]
 pub struct Originate {
     addr: AppAddr,
     client: Client,
-    /// Every secret of the port: unless all are good, callers are carried untouched, in clear text
-    /// of ours.
+    /// All secrets of the port: unless all are valid, callers are passed through without TLS of
+    /// ours.
     secrets: Vec<Arc<Store>>,
     to_app: ToApp,
     clear_http: ClearHttp,
@@ -67,18 +67,18 @@ pub struct Originate {
     asking: tokio::sync::Mutex<()>,
 }
 
-/// What the app answered.
+/// Cached results of probing the app.
 #[derive(Debug, Default)]
 struct CachedAnswers {
     speaks: Option<(AppAnswer, Option<Instant>)>,
     offer: Option<(AlpnOffer, Option<Instant>)>,
     greets: Option<(bool, Option<Instant>)>,
-    /// The last answer, whether or not it still holds.
+    /// The last offer, even if expired.
     last_offer: Option<AlpnOffer>,
 }
 
 impl CachedAnswers {
-    /// Whatever was known may be of a process that is gone.
+    /// Clears the cached results: the app's process may have been replaced.
     fn forget(&mut self) {
         *self = Self {
             last_offer: self.last_offer,
@@ -87,7 +87,7 @@ impl CachedAnswers {
     }
 }
 
-/// What is spoken to the app.
+/// Protocol spoken to the app.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AppAnswer {
     /// Clear text.
@@ -97,7 +97,7 @@ pub enum AppAnswer {
 }
 
 impl Originate {
-    /// Dials the app at `addr`.
+    /// Creates a dialler for the app at `addr`.
     #[must_use]
     pub fn new(plan: &PortPlan, addr: AppAddr, clear_http: ClearHttp, stores: &mut Stores) -> Self {
         Self {
@@ -112,10 +112,9 @@ impl Originate {
         }
     }
 
-    /// What the app speaks; asks it where that is not known.
+    /// Returns the app's protocol; probes it if unknown.
     ///
-    /// # Errors
-    /// The app does not listen.
+    /// # Errors The app does not listen.
     pub async fn speaks(&self) -> Result<AppAnswer, AppError> {
         if let Some(known) = self.known_speaks() {
             return Ok(known);
@@ -159,8 +158,8 @@ impl Originate {
         }
     }
 
-    /// The offer of a TLS app, which picked `picked` of both: whether it would take HTTP/1.1 as
-    /// well is a question of its own.
+    /// Returns the offer of a TLS app that chose `picked` of both: HTTP/1.1 support needs a probe
+    /// of its own.
     async fn tls_offer(&self, picked: Option<&[u8]>) -> Result<AlpnOffer, AppError> {
         Ok(match picked {
             Some(H2) => {
@@ -225,8 +224,8 @@ impl Originate {
         Ok(offer)
     }
 
-    /// An app in clear text takes no part in ALPN: `http/1.1` stays on offer beside `h2`, since an
-    /// app that does not speak it says so itself.
+    /// Returns the offer of a clear-text app, which takes no part in ALPN: `http/1.1` stays on
+    /// offer beside `h2`, since an app that does not speak it says so itself.
     async fn clear_offer(&self) -> Result<(AlpnOffer, Option<Duration>), AppError> {
         Ok(match self.clear_http {
             ClearHttp::Http1 | ClearHttp::DoNotAsk => (
@@ -272,8 +271,8 @@ impl Originate {
         dialled
     }
 
-    /// Whether TLS with the app comes into question: for callers who came in TLS, and wherever
-    /// there is a client certificate to show.
+    /// Returns true if TLS with the app is possible: for callers in TLS, and always with a client
+    /// certificate.
     fn wants_tls(&self, hello: Option<&TlsInfo>) -> bool {
         (hello.is_some() || self.client.has_certificate()) && all_good(&self.secrets)
     }
@@ -295,7 +294,7 @@ impl Originate {
         }
     }
 
-    /// The app turned out to speak clear text, whatever was declared; nothing has been sent to it
+    /// Records that the app speaks clear text despite a declaration; nothing has been sent to it
     /// yet.
     fn learn_clear_text(&self) {
         tracing::warn!(
@@ -433,7 +432,7 @@ impl tls::alpn::AppTls for Originate {
     }
 }
 
-/// Both halves of a port's TLS: what accepts callers, and what dials the app.
+/// Builds both halves of a port's TLS: accepting callers and dialling the app.
 #[must_use]
 pub fn compose(
     plan: &PortPlan,
@@ -451,7 +450,7 @@ pub fn compose(
     (Arc::new(port), app)
 }
 
-/// Dials without TLS of ours, for a caller whose own TLS goes through to the app.
+/// Dials without TLS of ours, for a caller whose own TLS is passed through to the app.
 #[derive(Debug)]
 pub struct Passthrough(pub Arc<dyn DialApp>);
 

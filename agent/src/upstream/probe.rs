@@ -1,6 +1,5 @@
-//! Asks the app what it speaks, where nothing declares it: whether it answers a TLS handshake,
-//! which of the HTTP protocols it picks, whether it answers an HTTP/2 preface in clear text,
-//! whether it speaks first. Each question is a connection of its own.
+//! Probes an undeclared app: TLS handshake, its HTTP protocol by ALPN, an HTTP/2 preface in clear
+//! text, and whether it speaks first. Each probe is a connection of its own.
 
 use std::io;
 use std::sync::Arc;
@@ -17,32 +16,31 @@ use crate::tls;
 use crate::upstream::AppError;
 use crate::upstream::app::connect_marked;
 
-/// How long an app of which nothing is known may take to answer a ClientHello. It answers in
-/// milliseconds as a rule; a busy one must not be taken for one that speaks clear text.
+/// Time for an unknown app to answer a ClientHello. It usually answers in milliseconds; a busy one
+/// must not be taken for a clear-text app.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
-/// The whole of a clear-text question.
+/// Time for a whole clear-text probe.
 const CLEAR_TEXT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What the app answered to a TLS handshake.
+/// The app's answer to a TLS handshake.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TlsAnswer {
-    /// It speaks TLS. Holds the protocol it picked from those offered.
+    /// TLS, with the protocol chosen from those offered.
     Tls(Option<Vec<u8>>),
-    /// It speaks TLS, and refused this handshake by an alert.
+    /// TLS, but this handshake was refused by an alert.
     Refused,
-    /// It said something else.
+    /// Other bytes: not TLS.
     NotTls,
-    /// It closed without a word: it did not like the ClientHello, or it is not up to anything yet.
+    /// Closed without a byte: it rejected the ClientHello or is not ready yet.
     Closed,
-    /// It accepted the connection and said nothing: it may still be starting.
+    /// Accepted and silent: it may still be starting.
     Mute,
 }
 
-/// Shakes hands with what `config` offers; `patience` covers an app that accepts before it is
-/// ready.
+/// Performs a handshake with what `config` offers; `patience` covers an app that accepts before it
+/// is ready.
 ///
-/// # Errors
-/// The app does not listen.
+/// # Errors The app does not listen.
 pub async fn tls(
     app: AppAddr,
     config: &Arc<ClientConfig>,
@@ -62,7 +60,7 @@ pub async fn tls(
     )
 }
 
-/// Whether a failed handshake shows that the other side speaks TLS all the same.
+/// Classifies a failed handshake: it may still show that the peer speaks TLS.
 pub(crate) fn read_failure(error: &io::Error) -> TlsAnswer {
     use rustls::Error as E;
     match error.get_ref().and_then(|inner| inner.downcast_ref::<E>()) {
@@ -77,11 +75,10 @@ pub(crate) fn read_failure(error: &io::Error) -> TlsAnswer {
     }
 }
 
-/// Whether the app answers an HTTP/2 preface in clear text with its SETTINGS (RFC 9113 sections 3.3
-/// and 3.4). `None` when it accepted and said nothing.
+/// Returns true if the app answers an HTTP/2 preface in clear text with its SETTINGS (RFC 9113
+/// sections 3.3 and 3.4). `None` if it accepted and stayed silent.
 ///
-/// # Errors
-/// The app does not listen.
+/// # Errors The app does not listen.
 pub async fn h2c(app: AppAddr) -> Result<Option<bool>, AppError> {
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
     const SETTINGS_ACK: &[u8] = b"\0\0\0\x04\x01\0\0\0\0";
@@ -113,22 +110,21 @@ pub async fn h2c(app: AppAddr) -> Result<Option<bool>, AppError> {
     }
 }
 
-/// What an app speaks that nothing is known of.
+/// Protocol of an undeclared app.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Speaks {
-    /// TLS, whatever is inside.
+    /// TLS with any protocol inside.
     Tls,
     /// HTTP/2 in clear text.
     H2c,
-    /// Neither.
+    /// Other.
     Other,
 }
 
-/// Asks for TLS first, then for HTTP/2 in clear text. `None` when the app accepted and said nothing
-/// to either.
+/// Probes for TLS first, then for HTTP/2 in clear text. `None` if the app accepted and stayed
+/// silent both times.
 ///
-/// # Errors
-/// The app does not listen.
+/// # Errors The app does not listen.
 pub async fn speaks(app: AppAddr) -> Result<Option<Speaks>, AppError> {
     let name = ServerName::IpAddress(app.0.ip().into());
     let config = tls::client::config::anonymous(&[tls::alpn::H2, tls::alpn::HTTP1]);
@@ -145,10 +141,9 @@ pub async fn speaks(app: AppAddr) -> Result<Option<Speaks>, AppError> {
         .map(|yes| if yes { Speaks::H2c } else { Speaks::Other }))
 }
 
-/// Whether the app says something on a fresh connection before it is spoken to.
+/// Returns true if the app sends bytes on a fresh connection before it receives any.
 ///
-/// # Errors
-/// The app does not listen.
+/// # Errors The app does not listen.
 pub async fn greets(app: AppAddr) -> Result<bool, AppError> {
     let (mut conn, _own) = connect_marked(app).await?;
     let mut first = [0; 1];

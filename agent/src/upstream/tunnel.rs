@@ -1,7 +1,7 @@
-//! A tunnel that reads and writes like a socket: data in `Normal` messages, half-close as the role
-//! demands, Disconnect for a reset. What a broken peer sends ends its own stream and nothing else.
-//! One message holds at most [`CHUNK`] bytes and the queue below is bounded, so a workstation that
-//! does not read slows its sender.
+//! A tunnel as a byte stream: data in `Normal` messages, half-close as the role demands, Disconnect
+//! for a reset. Errors of a broken peer end only its own stream. One message holds at most
+//! [`CHUNK`] bytes and the queue below is bounded, so a workstation that does not read slows its
+//! sender.
 
 use std::future::poll_fn;
 use std::io;
@@ -24,16 +24,16 @@ use crate::telemetry::metrics::{FailOpen, PortMetrics};
 use crate::upstream::{OpenTunnel, Role, Transport, TunnelError, TunnelIo};
 use traffic_core::routing::Intercept;
 
-/// The most data put into one message: enough to make its cost per byte small, little enough that a
-/// full queue stays a few MiB.
+/// Maximum of data in one message: large enough for a small cost per byte, small enough that a full
+/// queue stays a few MiB.
 pub const CHUNK: usize = 64 * 1024;
-/// Messages without data taken in one go before other tasks get their turn.
+/// Messages without data handled in one turn before other tasks run.
 const IGNORED_AT_ONCE: u32 = 64;
-/// How long a dial may take where the intercept's spec has no dial timeout.
+/// Default dial timeout, if the intercept's spec has none.
 const DEFAULT_DIAL_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a dial may take at most; a caller is waiting.
+/// Maximum dial timeout, because a caller is waiting.
 const MAX_DIAL_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a call is kept after its tunnel was dropped, for what is still queued towards a slow
+/// Time a call is kept after its tunnel was dropped, for data still queued towards a slow
 /// workstation.
 const LINGER: Duration = Duration::from_secs(60);
 
@@ -42,8 +42,8 @@ type Incoming = Pin<Box<dyn Stream<Item = Result<Bytes, TunnelError>> + Send>>;
 /// An open tunnel as a byte stream, or (for UDP) as a stream of datagrams.
 pub struct Tunnel {
     tx: PollSender<Bytes>,
-    /// The slot kept aside for a Disconnect, so that a reset can be said into a full queue. Gone
-    /// once our direction is over, since holding it would keep the call from half-closing.
+    /// Queue slot reserved for a Disconnect, so that a reset can be sent into a full queue.
+    /// Released once our direction is over, since holding it would keep the call from half-closing.
     farewell: Option<mpsc::OwnedPermit<Bytes>>,
     rx: Option<Incoming>,
     role: Role,
@@ -76,29 +76,29 @@ enum Reading {
     Failed(io::ErrorKind, &'static str),
 }
 
-/// What the peer's next message means to a reader.
+/// Meaning of the peer's next message.
 enum Event {
     Data(Bytes),
     Dialled,
     End,
 }
 
-/// Why a workstation's dial did not succeed.
+/// Reason a workstation's dial failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DialFailure {
-    /// It answered that it could not connect.
+    /// The workstation could not connect.
     #[error("the workstation could not connect to the intercept's target")]
     Rejected,
-    /// The stream ended, or broke, without an answer.
+    /// The stream ended or broke without an answer.
     #[error("the tunnel ended before the workstation had connected: {0}")]
     Lost(String),
-    /// No answer in time.
+    /// The answer did not arrive in time.
     #[error("the workstation did not connect in time")]
     Timeout,
 }
 
 impl DialFailure {
-    /// The label under which a request that goes to the app for this reason is counted.
+    /// Returns the fail-open label of this failure.
     #[must_use]
     pub fn fail_open(&self) -> FailOpen {
         match self {
@@ -109,8 +109,8 @@ impl DialFailure {
     }
 }
 
-/// How long to wait for an intercept's DialOK: its dial timeout plus latency, at most 5 s; 2 s when
-/// it has no dial timeout.
+/// Returns the time to wait for an intercept's DialOK: its dial timeout plus latency, at most 5 s;
+/// 2 s if it has no dial timeout.
 #[must_use]
 pub fn dial_budget(intercept: &Intercept) -> Duration {
     if intercept.dial_timeout.is_zero() {
@@ -124,8 +124,7 @@ pub fn dial_budget(intercept: &Intercept) -> Duration {
 
 /// Opens a tunnel for `intercept` and counts it, or its failure.
 ///
-/// # Errors
-/// What [`OpenTunnel::open`] answers.
+/// # Errors The error of [`OpenTunnel::open`].
 pub async fn open(
     tunnels: &dyn OpenTunnel,
     metrics: &Arc<PortMetrics>,
@@ -170,11 +169,9 @@ impl Tunnel {
         }
     }
 
-    /// Waits until the workstation has connected; data from it says so as well and stays to be
-    /// read.
+    /// Waits until the workstation has connected; data from it means the same and stays to be read.
     ///
-    /// # Errors
-    /// The dial failed, the stream ended or broke, or `deadline` passed.
+    /// # Errors The dial failed, the stream ended or broke, or `deadline` passed.
     pub async fn await_dial(&mut self, deadline: Instant) -> Result<(), DialFailure> {
         let answered = poll_fn(|cx| {
             while !self.dialled && self.unread.is_empty() {
@@ -199,8 +196,8 @@ impl Tunnel {
             .unwrap_or(Err(DialFailure::Timeout))
     }
 
-    /// Puts one datagram into the tunnel, or drops it (and answers `false`) where the queue is
-    /// full, the tunnel is over, or it is larger than a datagram can be.
+    /// Sends one datagram, or drops it (and returns `false`) if the queue is full, the tunnel is
+    /// over, or it is too large for a datagram.
     pub fn send_datagram(&mut self, datagram: &[u8]) -> bool {
         if datagram.len() > tunnel::MAX_DATAGRAM || datagram.is_empty() || self.outgoing_over {
             return false;
@@ -210,10 +207,9 @@ impl Tunnel {
             .is_some_and(|tx| tx.try_send(tunnel::normal_from(datagram)).is_ok())
     }
 
-    /// The next datagram; `None` when the workstation has ended the flow. Cancel-safe.
+    /// Receives the next datagram; `None` when the workstation has ended the flow. Cancel-safe.
     ///
-    /// # Errors
-    /// The dial was rejected, or the stream broke.
+    /// # Errors The dial was rejected, or the stream broke.
     pub async fn recv_datagram(&mut self) -> io::Result<Option<Bytes>> {
         poll_fn(|cx| {
             if !self.unread.is_empty() {
@@ -230,7 +226,7 @@ impl Tunnel {
         .await
     }
 
-    /// The next message that means something: data, the dial's success, or the end.
+    /// Returns the next relevant message: data, the dial's success, or the end.
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Event>> {
         match self.reading {
             Reading::Open => {}
@@ -310,7 +306,7 @@ impl Tunnel {
         self.tx.poll_reserve(cx).map_err(|_| gone())
     }
 
-    /// Puts a message into the slot that was waited for.
+    /// Puts a message into the reserved slot.
     fn send(&mut self, payload: Bytes) -> io::Result<()> {
         self.tx.send_item(payload).map_err(|_| gone())
     }
@@ -325,8 +321,7 @@ impl Tunnel {
 }
 
 impl Io for Tunnel {
-    /// Says Disconnect at once where a slot is free for it (one is kept aside until the own
-    /// direction is over).
+    /// Sends Disconnect at once if a slot is free (one is reserved until our direction is over).
     fn abort(&mut self) {
         if let Some(slot) = self.farewell.take() {
             slot.send(Message::Disconnect.encode());
@@ -425,9 +420,9 @@ impl AsyncWrite for Tunnel {
 }
 
 impl Drop for Tunnel {
-    /// A gRPC caller that lets go of the answers cancels the whole call, and with it whatever is
-    /// still queued on the way out. Where our direction was ended, by half-close or Disconnect, the
-    /// call is kept until the peer ends it.
+    /// Keeps the call until the peer ends it if our direction was ended by half-close or
+    /// Disconnect: a gRPC client that drops the response stream cancels the whole call, including
+    /// queued messages.
     fn drop(&mut self) {
         if self.role == Role::Server || !self.outgoing_over {
             return;

@@ -5,10 +5,9 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-/// The sidecar of an intercepted pod: what no intercept matches reaches the app as if nobody stood
-/// between.
+/// The sidecar of an intercepted pod: requests that no intercept matches reach the app unchanged.
 ///
-/// The configuration is looked for in this order: --config FILE; /etc/podinfo/annotations
+/// The configuration is searched in this order: --config FILE; /etc/podinfo/annotations
 /// (telepresence.io/agent-config); AGENT_CONFIG; /etc/traffic-agent/config.yaml.
 #[derive(Debug, Parser)]
 #[command(
@@ -17,29 +16,29 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
     args_conflicts_with_subcommands = false
 )]
 pub struct Cli {
-    /// What to do; without it: agent.
+    /// Command to run; by default: agent.
     #[command(subcommand)]
     pub command: Option<Command>,
-    /// The agent's own options.
+    /// Options of the agent.
     #[command(flatten)]
     pub agent: AgentArgs,
 }
 
-/// What to do.
+/// Command of the program.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the sidecar (the default).
     Agent,
-    /// Start the init program beside this one with the arguments that follow.
+    /// Start the init program beside this one with the following arguments.
     #[command(disable_help_flag = true, disable_help_subcommand = true)]
     AgentInit {
-        /// Handed on as they are.
+        /// Arguments of the init program.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
-    /// Show what the running agent does: ports, protocols, intercepts, traffic.
+    /// Show the state of the running agent: ports, protocols, intercepts, traffic.
     Status {
-        /// The running agent's admin port; by default as in <root>/tmp/agent/ports.json.
+        /// Admin port of the running agent; by default as in <root>/tmp/agent/ports.json.
         #[arg(long, value_name = "PORT")]
         admin_port: Option<u16>,
     },
@@ -51,7 +50,7 @@ pub struct AgentArgs {
     /// Read the configuration from this file (YAML or JSON).
     #[arg(long, value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
-    /// Check the configuration, say what it amounts to, and end.
+    /// Check the configuration, print its effect, and exit.
     #[arg(long, global = true)]
     pub check: bool,
     /// Put DIR before every well-known absolute path (not before --config FILE).

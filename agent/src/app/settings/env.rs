@@ -1,5 +1,5 @@
-//! Every environment variable the agent reads, in one table, and typed reading of them. Values come
-//! from a map, so nothing here touches the process' own environment.
+//! All environment variables the agent reads, in one table, and typed reading of them. Values come
+//! from a map, so this module does not touch the process's own environment.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -14,7 +14,7 @@ macro_rules! variables {
     ($($(#[doc = $doc:literal])+ $name:ident = $key:literal;)+) => {
         $($(#[doc = $doc])+ pub const $name: &str = $key;)+
 
-        /// Name and meaning of every variable, in the order in which `--help` lists them.
+        /// Name and meaning of every variable, in the order of `--help`.
         pub const TABLE: &[(&str, &str)] = &[$(($key, concat!($($doc),+))),+];
     };
 }
@@ -22,8 +22,7 @@ macro_rules! variables {
 variables! {
     /// The configuration as JSON (managers 2.22 to 2.24).
     AGENT_CONFIG = "AGENT_CONFIG";
-    /// How the protocol of an undeclared port is found: http2Probe (default), portName, http,
-    /// http2.
+    /// Detection of an undeclared port's protocol: http2Probe (default), portName, http, http2.
     STRATEGY = "AGENT_APP_PROTOCOL_STRATEGY";
     /// Log level of the data path alone; follows the agent's when unset.
     DATA_LEVEL = "AGENT_ENVOY_LOG_LEVEL";
@@ -33,35 +32,35 @@ variables! {
     ADMIN_PORT = "AGENT_ENVOY_ADMIN_PORT";
     /// true: requests that match an ended intercept get 503 until the deadline; false (default).
     EXPIRED = "AGENT_EXPIRED_NOTIFICATIONS";
-    /// How long after its end an intercept is remembered; 24h.
+    /// Time an intercept is remembered after its end; 24h.
     EXPIRED_DEADLINE = "AGENT_EXPIRED_DEADLINE";
-    /// How long the last intercepts stay in force without a manager; 60s.
+    /// Time the last intercepts stay in force without a manager; 60s.
     SESSION_GRACE = "AGENT_SESSION_GRACE";
-    /// How long connections are still accepted after SIGTERM; 5s.
+    /// Time connections are still accepted after SIGTERM; 5s.
     LAME_DUCK = "AGENT_DRAIN_LAME_DUCK";
-    /// How long open connections may then take to finish; 20s.
+    /// Time open connections may then take to finish; 20s.
     GRACE = "AGENT_DRAIN_GRACE";
     /// pod (default): admin and gRPC API on loopback only; all: on every address.
     BIND = "AGENT_BIND";
-    /// off (default), text, json or a format string.
+    /// Access log: off (default), text, json or a format string.
     ACCESS_LOG = "AGENT_ACCESS_LOG";
     /// Comma-separated headers whose values may appear in the access log.
     ACCESS_LOG_HEADERS = "AGENT_ACCESS_LOG_HEADERS";
-    /// text (default) or json.
+    /// Format of the agent's log: text (default) or json.
     LOG_FORMAT = "AGENT_LOG_FORMAT";
-    /// Data-path threads; the CPU quota, at most 2.
+    /// Data-path threads; by default the CPU quota, at most 2.
     WORKERS = "AGENT_WORKERS";
-    /// Log level where the configuration names none; info.
+    /// Log level if the configuration names none; info.
     LOG_LEVEL = "LOG_LEVEL";
-    /// status.podIP, set by the injector; without it the app is dialled on 127.0.0.1.
+    /// Pod address (status.podIP), set by the injector; without it the app is dialled on 127.0.0.1.
     POD_IP = "_TEL_AGENT_POD_IP";
-    /// The pod's name, set by the injector.
+    /// Pod name, set by the injector.
     POD_NAME = "_TEL_AGENT_NAME";
-    /// metadata.uid, set by the injector.
+    /// Pod uid (metadata.uid), set by the injector.
     POD_UID = "_TEL_AGENT_POD_UID";
 }
 
-/// What people do most, for `--help`.
+/// Frequent uses, for `--help`.
 const EXAMPLES: &str = "\
 Examples:
   traffic-agent --check --config agent.yaml       What would happen: ports, protocols, TLS, warnings
@@ -81,7 +80,7 @@ Exit codes:
   70  a bug
 ";
 
-/// Examples, exit codes and the table as text, for `--help`.
+/// Returns examples, exit codes and the variables as text for `--help`.
 #[must_use]
 pub fn help() -> String {
     let mut text = String::from(EXAMPLES);
@@ -95,12 +94,12 @@ pub fn help() -> String {
     text
 }
 
-/// An environment.
+/// A set of environment variables.
 #[derive(Clone, Debug, Default)]
 pub struct Env(BTreeMap<String, String>);
 
 impl Env {
-    /// This process' own; what is not UTF-8 in it is replaced.
+    /// Reads the process's own environment; bytes that are not UTF-8 are replaced.
     #[must_use]
     pub fn of_process() -> Self {
         let text = |s: std::ffi::OsString| s.to_string_lossy().into_owned();
@@ -111,7 +110,7 @@ impl Env {
         )
     }
 
-    /// One for tests.
+    /// Builds one from pairs, for tests.
     #[must_use]
     pub fn of(pairs: &[(&str, &str)]) -> Self {
         Self(
@@ -122,19 +121,19 @@ impl Env {
         )
     }
 
-    /// Everything.
+    /// Returns all variables.
     #[must_use]
     pub fn all(&self) -> &BTreeMap<String, String> {
         &self.0
     }
 
-    /// A variable that is set to something.
+    /// Returns a variable that is set and not empty.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&str> {
         self.0.get(key).map(|v| v.trim()).filter(|v| !v.is_empty())
     }
 
-    /// A variable whose type can be read from text.
+    /// Parses a variable.
     pub fn parsed<T: FromStr>(
         &self,
         key: &str,
@@ -150,7 +149,7 @@ impl Env {
         parsed
     }
 
-    /// One of a few words, in any letter case.
+    /// Reads one of a few words, in any letter case.
     pub fn one_of<T: Copy>(
         &self,
         key: &str,
@@ -174,7 +173,7 @@ impl Env {
         found
     }
 
-    /// A whole number in a range.
+    /// Reads a whole number within a range.
     pub fn within(
         &self,
         key: &str,
@@ -194,7 +193,7 @@ impl Env {
         number
     }
 
-    /// A duration with units, not negative.
+    /// Reads a duration with units, not negative.
     pub fn duration(&self, key: &str, faults: &mut Faults) -> Option<Duration> {
         let value = self.get(key)?;
         let fault = match value.parse::<GoDuration>() {
@@ -213,7 +212,7 @@ impl Env {
         None
     }
 
-    /// Comma-separated words.
+    /// Reads comma-separated words.
     #[must_use]
     pub fn list(&self, key: &str) -> Vec<String> {
         let words = self.get(key).unwrap_or_default().split(',');

@@ -1,4 +1,4 @@
-//! What a port speaks, as far as configuration says: the annotation of one port, else the Service's
+//! App protocol of a port by configuration: the annotation of the port, else the Service's
 //! `appProtocol`, else the strategy. Pure.
 
 use std::collections::BTreeMap;
@@ -8,10 +8,10 @@ use traffic_proto::sidecar::{AppProtocolStrategy, Target};
 
 use crate::proxy::context::{AppProtocol, ProtocolSource};
 
-/// The annotation that overrides the protocol of one port; `.<containerPort>` follows.
+/// Annotation that overrides the protocol of one port; `.<containerPort>` follows.
 pub const ANNOTATION: &str = "telepresence.io/app-protocol";
 
-/// What is known of `target`, how, and what was odd about the annotation, if anything.
+/// Returns the protocol of `target`, its source, and a fault of the annotation if any.
 #[must_use]
 pub fn of(
     target: &Target,
@@ -67,7 +67,7 @@ fn declared_or_strategy(
     }
 }
 
-/// The words of `appProtocol`.
+/// Parses a value of `appProtocol`.
 fn known(word: &str) -> Option<AppProtocol> {
     let word = word.trim().to_ascii_lowercase();
     match word.strip_prefix("kubernetes.io/").unwrap_or(&word) {
@@ -81,7 +81,7 @@ fn known(word: &str) -> Option<AppProtocol> {
     }
 }
 
-/// `<protocol>[-suffix]`.
+/// Parses a port name, `<protocol>[-suffix]`.
 fn by_port_name(target: &Target) -> Option<AppProtocol> {
     let entry = target.entries.first()?;
     let name = if entry.service_name.is_empty() {

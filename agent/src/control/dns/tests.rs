@@ -7,7 +7,7 @@ use hickory_proto::rr::rdata::{MX, SRV};
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig};
 use tokio::net::UdpSocket;
 
-/// A name server on loopback that knows a few names, and what it was asked.
+/// A name server on loopback with a few names; records its queries.
 struct Server {
     dns: Dns,
     asked: Arc<Mutex<Vec<String>>>,

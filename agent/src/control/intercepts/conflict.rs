@@ -1,9 +1,9 @@
-//! When two intercepts of one port cannot both be served: what one of them means, the other one
-//! means too. Pure.
+//! Conflict rule of two intercepts on one port: they cannot both be served if every request matched
+//! by one is matched by the other. Pure.
 
 use traffic_core::routing::matcher::Filters;
 
-/// Why requests could belong to both, in words; `None` when they can live side by side.
+/// Returns the reason two intercepts conflict; `None` if both can be served.
 #[must_use]
 pub(crate) fn between(held: &Filters, wanted: &Filters) -> Option<&'static str> {
     match (held.is_empty(), wanted.is_empty()) {
@@ -29,7 +29,7 @@ pub(crate) fn between(held: &Filters, wanted: &Filters) -> Option<&'static str> 
     }
 }
 
-/// Whether every clause of `small` has one in `large` that the same value can satisfy.
+/// Returns true if every clause of `small` has one in `large` that the same value can satisfy.
 fn within(small: &Filters, large: &Filters) -> bool {
     small
         .headers

@@ -1,5 +1,5 @@
-//! Puts rules in force: holds what the last snapshot said, keeps it for a grace time when the
-//! manager is lost, and lets remembered intercepts expire.
+//! Publishes rules: holds the last snapshot, keeps it for a grace time when the manager is lost,
+//! and expires remembered intercepts.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,18 +15,18 @@ use crate::control::intercepts::translate::{Review, Rules, Snapshot};
 use crate::routes::CurrentRoutes;
 use traffic_core::routing::RouteTable;
 
-/// Resolves once a port knows what it has to know.
+/// Resolves once a port's protocol is known well enough to review an intercept.
 pub type ProbeFuture = BoxFuture<'static, ()>;
 
-/// One port, as far as rules are put in force on it.
+/// Handle on one port for publishing its rules.
 pub struct PortHandle {
-    /// Where its table goes.
+    /// Target of the port's table.
     pub routes: Arc<CurrentRoutes>,
-    /// Why single requests cannot be told apart on it at the moment, if they cannot: a text for the
-    /// intercept's owner.
+    /// Returns the reason why single requests cannot be told apart on it, if they cannot: a text
+    /// for the intercept's owner.
     pub unreadable: Box<dyn Fn() -> Option<String> + Send + Sync>,
-    /// Finds out what the app speaks where nothing declares it, before anybody is told that
-    /// requests can be told apart; bounded in time.
+    /// Probes the app's protocol if it is undeclared, before an owner is told that requests can be
+    /// told apart; bounded in time.
     pub ask: Box<dyn Fn() -> ProbeFuture + Send + Sync>,
 }
 
@@ -34,13 +34,13 @@ pub(crate) struct RoutePublisher {
     ports: Vec<PortHandle>,
     grace: Duration,
     state: Mutex<PublishedState>,
-    /// Some deadline has changed.
+    /// Signals that a deadline has changed.
     changed: Notify,
 }
 
 struct PublishedState {
     rules: Rules,
-    /// When the tables in force lose their backing; none while a session backs them.
+    /// End of the grace; none while a session backs the tables.
     grace_ends: Option<Instant>,
 }
 
@@ -58,7 +58,7 @@ impl RoutePublisher {
         }
     }
 
-    /// Asks the apps whatever the review of a waiting intercept has to know.
+    /// Probes the apps as the reviews of waiting intercepts require.
     pub(crate) async fn prepare(&self, snapshot: &Snapshot) {
         let http = |info: &InterceptInfo| {
             info.disposition() == InterceptDispositionType::Waiting
@@ -72,7 +72,7 @@ impl RoutePublisher {
         }
     }
 
-    /// Takes in a snapshot at once and says what to answer.
+    /// Applies a snapshot at once and returns the reviews to send.
     pub(crate) fn snapshot(&self, snapshot: &Snapshot) -> Vec<Review> {
         let unreadable: Vec<_> = self.ports.iter().map(|p| (p.unreadable)()).collect();
         let mut state = self.lock();
@@ -89,7 +89,7 @@ impl RoutePublisher {
         outcome.reviews
     }
 
-    /// The session is lost: the tables stay for the grace time, counted from the first loss.
+    /// Starts the grace time after the session was lost, counted from the first loss.
     pub(crate) fn lost(&self) {
         let mut state = self.lock();
         state.rules.forget_promises();
@@ -100,7 +100,7 @@ impl RoutePublisher {
         self.changed.notify_one();
     }
 
-    /// All to the app.
+    /// Sends all traffic to the app.
     pub(crate) fn clear(&self) {
         let mut state = self.lock();
         let tables = state.rules.clear();
@@ -124,7 +124,7 @@ impl RoutePublisher {
         }
     }
 
-    /// Does what is due and says when something is due next.
+    /// Performs what is due and returns the next deadline.
     fn pass(&self, now: Instant) -> Option<Instant> {
         let mut state = self.lock();
         if state.grace_ends.is_some_and(|at| at <= now) {

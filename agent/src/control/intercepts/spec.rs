@@ -1,5 +1,5 @@
-//! One intercept's spec in our words: how it takes traffic, which requests it means, in one
-//! sentence for people, and which of the pod's ports it is about. Pure.
+//! Reads one intercept's spec: mechanism, filters, description, and the ports of the pod it applies
+//! to. Pure.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,10 +14,10 @@ use traffic_proto::tunnel::duration_from_nanos;
 use traffic_core::routing::matcher::{Filters, HeaderFilter, PathFilter};
 use traffic_core::routing::{Intercept, Mechanism, Stats};
 
-/// The header that the filter word `auto` stands for; its value is the intercept's id.
+/// Header that the filter word `auto` stands for; its value is the intercept's id.
 const AUTO_HEADER: &str = "x-telepresence-intercept-id";
 
-/// A spec, understood.
+/// A parsed spec.
 #[derive(Clone, Debug)]
 pub(crate) struct Rule {
     pub(crate) mechanism: Mechanism,
@@ -25,12 +25,12 @@ pub(crate) struct Rule {
     pub(crate) plaintext: bool,
 }
 
-/// Why an intercept cannot be served.
+/// Reason an intercept cannot be served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Refusal {
-    /// The spec is at fault, not this agent.
+    /// The spec is wrong, not this agent's state.
     pub(crate) bad_args: bool,
-    /// What is wrong and what to do.
+    /// Problem and remedy.
     pub(crate) message: String,
 }
 
@@ -50,7 +50,7 @@ impl Refusal {
     }
 }
 
-/// Understands a spec.
+/// Parses a spec.
 pub(crate) fn rule(info: &InterceptInfo, spec: &InterceptSpec) -> Result<Rule, Refusal> {
     if spec.wiretap {
         return Err(Refusal::of_agent(
@@ -106,8 +106,8 @@ fn bad_path(path: &str, error: &traffic_core::routing::go_regex::PatternError) -
     Refusal::of_spec(format!("path filter {shown:?}: {error}"))
 }
 
-/// Reads the command-line flags by which the older generation of clients describes its filters.
-/// Says whether `--plaintext` is among them.
+/// Reads the command-line flags in which older clients describe their filters. Returns true if
+/// `--plaintext` is among them.
 fn read_args(
     info: &InterceptInfo,
     spec: &InterceptSpec,
@@ -164,7 +164,7 @@ fn header_arg(id: &str, value: &str, filters: &mut Filters) -> Result<(), Refusa
 }
 
 impl Rule {
-    /// What the intercept takes, for its owner.
+    /// Describes for the owner what the intercept takes.
     pub(crate) fn description(&self) -> String {
         if self.filters.is_empty() {
             return "all TCP connections".to_owned();
@@ -181,7 +181,7 @@ impl Rule {
         format!("HTTP requests with {}", clauses.join(" and "))
     }
 
-    /// The filters as the owner's own tools read them back from the review.
+    /// Returns the filters in the form the owner's tools read back from the review.
     pub(crate) fn header_map(&self) -> BTreeMap<String, String> {
         let mut map: BTreeMap<_, _> = self
             .filters
@@ -200,7 +200,7 @@ impl Rule {
         map
     }
 
-    /// The rule of one port, ready for a table.
+    /// Builds the rule of one port.
     pub(crate) fn intercept(
         &self,
         info: &InterceptInfo,
@@ -233,7 +233,7 @@ fn non_negative(nanos: i64) -> Duration {
     duration_from_nanos(nanos)
 }
 
-/// The session of the intercept's owner; ids begin with it where the field is missing.
+/// Returns the session of the intercept's owner; ids begin with it if the field is missing.
 fn owner_session(info: &InterceptInfo) -> &str {
     match &info.client_session {
         Some(session) if !session.session_id.is_empty() => &session.session_id,
@@ -241,7 +241,7 @@ fn owner_session(info: &InterceptInfo) -> &str {
     }
 }
 
-/// The workstation's port for what arrives at `target`, when the intercept is about that port.
+/// Returns the workstation's port for traffic to `target` if the intercept covers that port.
 pub(crate) fn delivers_to(spec: &InterceptSpec, target: &Target) -> Option<i64> {
     if !spec.no_default_port && target.entries.iter().any(|e| is_about(spec, e)) {
         return Some(i64::from(spec.target_port));
@@ -251,8 +251,8 @@ pub(crate) fn delivers_to(spec: &InterceptSpec, target: &Target) -> Option<i64> 
         .find_map(|pod_port| extra_port(pod_port, target))
 }
 
-/// `PORT[:port][/proto]`: a port of the pod beside the intercept's main one, and the workstation's
-/// port where it differs.
+/// Parses `PORT[:port][/proto]`: a port of the pod beside the intercept's main one, and the
+/// workstation's port if it differs.
 fn extra_port(pod_port: &str, target: &Target) -> Option<i64> {
     let (ports, protocol) = match pod_port.split_once('/') {
         Some((ports, protocol)) => (ports, format!("/{protocol}")),
@@ -277,8 +277,8 @@ fn extra_port(pod_port: &str, target: &Target) -> Option<i64> {
     Some(delivered.map_or(i64::from(number), |d| d.parse().unwrap_or(-1)))
 }
 
-/// Whether the intercept means this entry: by service, then by the identifier its user gave, else
-/// by the container port that the manager found.
+/// Returns true if the intercept means this entry: by service, then by the identifier its user
+/// gave, else by the container port that the manager found.
 fn is_about(spec: &InterceptSpec, entry: &InterceptEntry) -> bool {
     if !spec.service_name.is_empty() && spec.service_name != entry.service_name {
         return false;
@@ -309,7 +309,7 @@ fn same_protocol(spec: &InterceptSpec, transport: Transport) -> bool {
     spec.protocol.is_empty() || spec.protocol.eq_ignore_ascii_case(transport.name())
 }
 
-/// What the pod has instead of the port that was asked for.
+/// Refusal that lists the pod's ports instead of the requested one.
 pub(crate) fn unknown_port(spec: &InterceptSpec, targets: &[Target]) -> Refusal {
     let wanted = if !spec.port_identifier.is_empty() {
         spec.port_identifier.clone()

@@ -1,8 +1,8 @@
-//! A manager snapshot to one route table for each port and the reviews to send back. Pure: time
-//! comes in as a value, so every rule of conflict and precedence is a row in a table test.
+//! Translates a manager snapshot to one route table for each port and the reviews to send back.
+//! Pure: time is a parameter, so every rule of conflict and precedence is a row in a table test.
 //!
-//! What a port has promised to serve it keeps (`held`): an intercept is routed while it is held and
-//! the manager shows it as ACTIVE; a waiting one is accepted when nothing held conflicts with it.
+//! A port keeps its promises (`held`): an intercept is routed while it is held and the manager
+//! shows it as ACTIVE; a waiting one is accepted if no held one conflicts with it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -19,10 +19,10 @@ use crate::control::intercepts::spec;
 use crate::control::intercepts::spec::{Refusal, Rule};
 use traffic_core::routing::{Entry, Intercept, Mechanism, RouteTable, State};
 
-/// Everything the agent's manager said, by intercept id.
+/// Intercepts of the agent as the manager reports them, by id.
 pub type Snapshot = BTreeMap<String, InterceptInfo>;
 
-/// The rules of all ports, kept from snapshot to snapshot.
+/// Rules of all ports, kept between snapshots.
 #[derive(Debug)]
 pub struct Rules {
     agent: String,
@@ -30,47 +30,47 @@ pub struct Rules {
     containers: Vec<String>,
     targets: Vec<Target>,
     ports: Vec<PortRules>,
-    /// How long an ended intercept is remembered; none: not at all.
+    /// Time an ended intercept is remembered; none: not at all.
     remember: Option<Duration>,
 }
 
-/// What one snapshot means.
+/// Result of applying one snapshot.
 #[derive(Debug, Default)]
 pub struct Translation {
-    /// Ports (by index) whose rules changed, with their tables.
+    /// Tables of the ports (by index) whose rules changed.
     pub tables: Vec<(usize, RouteTable)>,
-    /// An answer for each waiting intercept.
+    /// Reviews of the waiting intercepts.
     pub reviews: Vec<Review>,
-    /// What began and ended, for the log.
+    /// Changes for the log: intercepts that began and ended.
     pub changes: Vec<String>,
 }
 
-/// The agent's answer to one waiting intercept.
+/// Review of one waiting intercept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Review {
-    /// The intercept.
+    /// Intercept id.
     pub id: String,
-    /// What it takes, for its owner.
+    /// Description of what it takes, for its owner.
     pub description: String,
-    /// The answer.
+    /// Result of the review.
     pub verdict: Verdict,
 }
 
-/// Whether an intercept will be served.
+/// Result of reviewing an intercept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It will.
+    /// Accepted: the agent will serve it.
     Accept {
-        /// The container whose environment and volumes its owner gets.
+        /// Container whose environment and mounts its owner gets.
         container: String,
-        /// The filters, as the owner's tools read them back.
+        /// Filters in the form the owner's tools read back.
         headers: BTreeMap<String, String>,
     },
-    /// It will not.
+    /// Refused.
     Refuse {
         /// The spec itself is wrong.
         bad_args: bool,
-        /// What is wrong and what to do.
+        /// Problem and remedy.
         message: String,
     },
 }
@@ -79,9 +79,9 @@ pub enum Verdict {
 struct PortRules {
     held: Vec<HeldIntercept>,
     known: HashMap<String, KnownIntercept>,
-    /// What the last table routes.
+    /// Intercepts the last table routes.
     served: Vec<Arc<Intercept>>,
-    /// Ended intercepts and until when their matches are told so.
+    /// Ended intercepts, with the time until which matching requests are answered as expired.
     remembered: Vec<(Arc<Intercept>, Instant)>,
     published: Vec<(Arc<Intercept>, State)>,
 }
@@ -93,7 +93,7 @@ struct HeldIntercept {
     since: Instant,
 }
 
-/// A spec compiled for one port; kept while the spec stays the same.
+/// A spec compiled for one port; cached while the spec stays the same.
 #[derive(Debug)]
 struct KnownIntercept {
     spec: InterceptSpec,
@@ -106,7 +106,7 @@ struct Compiled {
     intercept: Arc<Intercept>,
 }
 
-/// An intercept of the snapshot that is about the port at hand.
+/// An intercept of the snapshot that applies to the current port.
 struct Candidate<'s> {
     info: &'s InterceptInfo,
     spec: &'s InterceptSpec,
@@ -114,7 +114,8 @@ struct Candidate<'s> {
 }
 
 impl Rules {
-    /// No rule yet. `remember` is how long matches of an ended intercept are told so.
+    /// Creates empty rules. `remember` is the time matches of an ended intercept are answered as
+    /// expired.
     #[must_use]
     pub fn new(
         agent: &str,
@@ -134,8 +135,8 @@ impl Rules {
         }
     }
 
-    /// Takes in a complete snapshot. `unreadable` tells for each port why requests cannot be told
-    /// apart on it, if they cannot.
+    /// Applies a complete snapshot. `unreadable` returns for a port the reason why requests cannot
+    /// be told apart on it, if they cannot.
     pub fn apply(
         &mut self,
         snapshot: &Snapshot,
@@ -179,13 +180,13 @@ impl Rules {
         outcome
     }
 
-    /// The session is gone, and with it all promises; what is routed stays until a snapshot or
+    /// Drops all promises with the lost session; current routes stay until a snapshot or
     /// [`Self::clear`].
     pub fn forget_promises(&mut self) {
         self.ports.iter_mut().for_each(|port| port.held.clear());
     }
 
-    /// Sends everything to the app again; intercepts that had ended before stay remembered.
+    /// Sends all traffic to the app; intercepts that had ended before stay remembered.
     pub fn clear(&mut self) -> Vec<(usize, RouteTable)> {
         self.ports.iter_mut().for_each(|port| {
             port.held.clear();
@@ -194,7 +195,7 @@ impl Rules {
         self.changed_tables()
     }
 
-    /// Forgets ended intercepts whose time is over.
+    /// Drops remembered intercepts whose time is over.
     pub fn expire(&mut self, now: Instant) -> Vec<(usize, RouteTable)> {
         self.ports
             .iter_mut()
@@ -202,7 +203,7 @@ impl Rules {
         self.changed_tables()
     }
 
-    /// When [`Self::expire`] has something to do next.
+    /// Returns the time of the next [`Self::expire`].
     #[must_use]
     pub fn next_expiry(&self) -> Option<Instant> {
         self.ports
@@ -222,8 +223,8 @@ impl Rules {
             .collect()
     }
 
-    /// The spec of an intercept of this agent's workload; a manager sends no others, but one that
-    /// does must not harm.
+    /// Returns the spec of an intercept of this agent's workload; managers send no others, but one
+    /// that does must not harm.
     fn own_spec<'s>(&self, info: &'s InterceptInfo) -> Option<&'s InterceptSpec> {
         info.spec.as_ref().filter(|s| {
             (s.agent.is_empty() || s.agent == self.agent)
@@ -232,7 +233,7 @@ impl Rules {
     }
 }
 
-/// Whether this pod and port can serve a spec that is in itself in order.
+/// Checks that this pod and port can serve a spec that is valid in itself.
 fn fits(
     compiled: Compiled,
     spec: &InterceptSpec,
@@ -323,8 +324,8 @@ impl PortRules {
         self.adopt_active(candidates, had_tcp, now);
     }
 
-    /// Lets go of what is gone. A held TCP intercept that another replica refused stays held,
-    /// unrouted, until its owner removes it, as the stock agent has it.
+    /// Drops held intercepts that are gone. A held TCP intercept that another replica refused stays
+    /// held, unrouted, until its owner removes it, as in the stock agent.
     fn keep_held(&mut self, candidates: &[Candidate<'_>]) {
         self.held.retain(|held| {
             find(candidates, &held.id).is_some_and(|c| match (&c.rule, c.info.disposition()) {
@@ -335,10 +336,10 @@ impl PortRules {
         });
     }
 
-    /// Takes on what other replicas accepted. A TCP intercept only where none was held before the
-    /// snapshot: one that drops the held intercept does not adopt another in the same pass, as the
-    /// stock agent has it. A filtered one also instead of promises that the manager has not
-    /// confirmed.
+    /// Adopts intercepts accepted by other replicas. A TCP intercept is adopted only if none was
+    /// held before the snapshot: dropping a held one and adopting another in the same pass is
+    /// excluded, as in the stock agent. A filtered one also replaces promises that the manager has
+    /// not confirmed.
     fn adopt_active(&mut self, candidates: &[Candidate<'_>], had_tcp: bool, now: Instant) {
         for candidate in candidates
             .iter()
@@ -368,7 +369,7 @@ impl PortRules {
         }
     }
 
-    /// Decides what is routed, and remembers what has ended.
+    /// Decides the routed intercepts and remembers those that ended.
     fn route(
         &mut self,
         candidates: &[Candidate<'_>],
@@ -513,7 +514,7 @@ impl PortRules {
         )
     }
 
-    /// What is held and conflicts with `wanted`, in the order of acceptance.
+    /// Returns the held intercepts that conflict with `wanted`, in order of acceptance.
     fn rivals<'c, 's>(
         &'c self,
         candidates: &'c [Candidate<'s>],
@@ -533,7 +534,7 @@ impl PortRules {
         self.held.iter().any(|held| held.id == id)
     }
 
-    /// The table, if it differs from the one given out last.
+    /// Returns the table if it differs from the last published one.
     fn changed_table(&mut self) -> Option<RouteTable> {
         let active = self.served.iter().map(|i| (i, State::Active));
         let ended = self.remembered.iter().map(|(i, _)| (i, State::Expired));
@@ -561,7 +562,7 @@ impl PortRules {
     }
 }
 
-/// Whether a rival's promise is more than a wish: the manager confirmed it, or it is a TCP
+/// Returns true if a rival's promise is binding: the manager confirmed it, or it is a TCP
 /// intercept, which keeps its place even unserved.
 fn firm(candidate: &Candidate<'_>) -> bool {
     candidate.info.disposition() == Disposition::Active

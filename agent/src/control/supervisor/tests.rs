@@ -1,4 +1,4 @@
-//! Words the session says and understands.
+//! Tests of version checks and texts of the session.
 
 use super::*;
 use crate::control::config::{AgentIdentity, Container};

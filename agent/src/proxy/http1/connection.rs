@@ -1,4 +1,4 @@
-//! The state of one caller's HTTP/1 connection: the caller, the app, the tunnels, and the buffers
+//! State of one downstream HTTP/1 connection: the caller, the app, the tunnels, and the buffers
 //! between them.
 
 use std::future::poll_fn;
@@ -17,30 +17,30 @@ use crate::telemetry::metrics::OpaqueReason;
 use crate::upstream::app::AppLeg;
 use traffic_core::http1::head::Ambiguous;
 
-/// How long a head may take from its first byte on; a slower one is relayed unread.
+/// Time a head may take from its first byte; a slower connection is relayed opaquely.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long, and how many bytes, a caller is listened to after its last answer.
+/// Time a caller is read from after its last response; `LINGER_BYTES` bounds the bytes.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_LINGER_BYTES: usize = 4 << 20;
 
-/// One caller's connection with its ways upstream.
+/// One downstream connection with its upstreams.
 pub(crate) struct Connection {
     pub(crate) lane: ConnContext,
     pub(crate) down: Conn,
     pub(crate) app: AppLeg,
-    /// A workstation has answered since the app last did, so the app may rightly have closed an
-    /// idle connection that the caller still uses.
+    /// A workstation has answered since the app last did, so the app may have closed its idle
+    /// connection.
     pub(crate) stale_app: bool,
     pub(crate) workstations: TunnelPool,
     pub(crate) request: Pipe,
     pub(crate) answer: Pipe,
-    /// The caller will send nothing more.
+    /// The caller has ended its side.
     pub(crate) caller_done: bool,
-    /// Of the exchange under way, where there is anything to note.
+    /// Access record of the current exchange, if one is kept.
     pub(crate) notes: Option<Box<AccessRecord>>,
 }
 
-/// Where the current exchange goes.
+/// Upstream of the current exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Upstream {
     App,
@@ -49,8 +49,8 @@ pub(crate) enum Upstream {
 }
 
 impl Connection {
-    /// Closes towards the caller so that it gets the whole answer: what it still sends is read for
-    /// a while, because closing over unread bytes would reset the connection.
+    /// Closes gently so that the caller gets the whole response: its remaining bytes are read for a
+    /// while, because closing over unread bytes resets the connection.
     pub(crate) async fn linger(&mut self) -> Ended {
         if self.down.shutdown().await.is_err() {
             return Ended::CallerReset;

@@ -1,5 +1,5 @@
-//! One request and its answer. Both directions flow at once, so early answers, interim answers and
-//! streaming in either direction work; the exchange is over when both messages are complete.
+//! One request and its response. Both directions flow at once, so early responses, interim
+//! responses and streaming either way work; the exchange is over when both messages are complete.
 
 use std::future::Future;
 use std::io;
@@ -20,62 +20,64 @@ use crate::upstream::app::ended_by_app;
 use traffic_core::http1::body::Body;
 use traffic_core::http1::head::{Head, Kind, MAX_HEAD, Method, Parser, Step};
 
-/// How long an answer may take until the runtime is told of a new caller's socket, so that a caller
-/// that leaves meanwhile is noticed. Most answers come sooner.
+/// Time a response may take before the caller's new socket is registered with the runtime, which
+/// notices a caller that leaves. Most responses come sooner and save the registration.
 const UNWATCHED_TIMEOUT: Duration = Duration::from_millis(10);
 
-/// What becomes of the connection after an exchange.
+/// State of the connection after an exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// The next request may come.
     Next,
     /// The connection is over.
     End(Ended),
-    /// The answer was the last one; the caller is to be closed gently.
+    /// The response was the last one; close gently.
     Close,
-    /// The rest is relayed to this exchange's upstream, unread.
+    /// The rest is relayed opaquely to this exchange's upstream.
     Relay(Option<OpaqueReason>),
 }
 
 /// The exchange under way.
 pub(crate) struct Exchange {
     upstream: Upstream,
-    /// The rest of the connection may be relayed unread where it becomes unclear: it is the app's,
-    /// and no caller could tell the app anything that the port has to keep from it.
+    /// The rest of the connection may be relayed opaquely if it becomes ambiguous: the upstream is
+    /// the app, and the port has no identity header that a caller could forge.
     may_relay: bool,
     method: Method,
     started: Instant,
     request: Body,
-    /// The upstream takes no more of the request; what it has to say is in its answer.
+    /// The upstream takes no more of the request; its response may still explain why.
     refused: bool,
-    /// The agent's own time, until the request's first bytes had been written.
+    /// Time the agent itself took until the request's first bytes were written.
     forwarded: Option<Duration>,
-    /// A final answer now leaves it open whether the announced body will follow.
+    /// The request waits for `100 Continue`: after a final response now, it is unknown whether the
+    /// announced body follows.
     awaits_continue: bool,
-    /// Both sides mean to keep the connection.
+    /// Both sides keep the connection open.
     persists: bool,
     answer: ResponseSide,
     answered: bool,
-    /// From then on until the first byte of the answer.
+    /// Time of the upstream from then to the first byte of the response.
     upstream_took: Option<Duration>,
-    /// Bytes of the request's and of the answer's heads that have not been written yet.
+    /// Head bytes of request and response not written yet; subtracted from the body counts.
     heads: (u64, u64),
-    /// The caller has been told that this answer is the last one.
+    /// `Connection: close` was sent to the caller in this response.
     closing: bool,
-    /// Runs while nobody watches the caller.
+    /// Runs while the caller's socket is unregistered.
     unwatched: Option<Pin<Box<Sleep>>>,
 }
 
 enum ResponseSide {
-    /// A head is awaited.
+    /// Waiting for a response head.
     Head(Parser),
     /// The final head has passed.
     Body(Body),
-    /// Of a workstation, and unclear: everything is passed on, and no other exchange follows.
+    /// An ambiguous response of a workstation: everything is forwarded and no other exchange
+    /// follows.
     Unclear,
 }
 
-/// The ends and buffers that an exchange works on.
+/// The two ends and buffers of an exchange.
 struct Ends<'c, 'l> {
     lane: &'l ConnContext,
     down: &'c mut Conn,
@@ -87,7 +89,8 @@ struct Ends<'c, 'l> {
 }
 
 impl Exchange {
-    /// An exchange whose request head, and what was there of its `body`, has been cleared.
+    /// Starts an exchange whose request head, and what has arrived of its `body`, is marked
+    /// sendable.
     pub(crate) fn new(
         head: &Head,
         body: Body,
@@ -171,7 +174,7 @@ impl Exchange {
         outcome
     }
 
-    /// Moves the request on; an outcome only where it ends the exchange.
+    /// Advances the request; returns an outcome only if it ends the exchange.
     fn poll_request(&mut self, ends: &mut Ends<'_, '_>, cx: &mut Context<'_>) -> Option<Outcome> {
         loop {
             if !self.refused && !ends.request.is_written() {
@@ -208,7 +211,7 @@ impl Exchange {
         }
     }
 
-    /// Heads are no bodies: what is left of them is taken off what was written.
+    /// Counts body bytes for the access record: head bytes are subtracted from what was written.
     fn note_bodies(&mut self, notes: &mut AccessRecord, received: u64, sent: u64) {
         let without = |head: &mut u64, n: u64| {
             let of_head = n.min(*head);
@@ -228,9 +231,9 @@ impl Exchange {
         }
     }
 
-    /// While the answer is awaited: a caller that ends its side is passed on to the app. A
-    /// workstation is not told, because stock ones close their whole connection on it and the
-    /// answer would be lost. Pipelined bytes wait.
+    /// Watches the caller while the response is awaited. A half-close is passed on to the app, but
+    /// not to a workstation, because stock ones close their whole connection on it and the response
+    /// would be lost. Pipelined bytes wait.
     fn watch_caller(&mut self, ends: &mut Ends<'_, '_>, cx: &mut Context<'_>) -> Option<Outcome> {
         if *ends.caller_done || !ends.request.buf.is_empty() {
             return None;
@@ -256,7 +259,7 @@ impl Exchange {
         }
     }
 
-    /// A body whose framing breaks off: the app is the judge of the rest; a workstation must not
+    /// Handles a request body whose framing breaks: the app judges the rest; a workstation must not
     /// see it.
     fn unclear_request(&self) -> Outcome {
         if self.may_relay {
@@ -274,7 +277,7 @@ impl Exchange {
         }
     }
 
-    /// Moves the answer on, and decides when the exchange is over.
+    /// Advances the response and decides when the exchange is over.
     fn poll_answer(&mut self, ends: &mut Ends<'_, '_>, cx: &mut Context<'_>) -> Poll<Outcome> {
         loop {
             if self.is_last_of(ends) {
@@ -312,7 +315,8 @@ impl Exchange {
         }
     }
 
-    /// Whether the rest of an answer is about to be written after which the app closes.
+    /// Returns true if the bytes about to be written complete a response after which the app
+    /// closes.
     fn is_last_of(&self, ends: &Ends<'_, '_>) -> bool {
         !self.persists
             && self.may_relay
@@ -335,7 +339,7 @@ impl Exchange {
         }
     }
 
-    /// Clears what can be cleared of the bytes that are there.
+    /// Parses the response bytes in the buffer and marks what can be sent.
     fn follow_answer(&mut self, ends: &mut Ends<'_, '_>) -> Follow {
         match &mut self.answer {
             ResponseSide::Head(parser) => match parser.parse(ends.answer.buf.unread()) {
@@ -407,10 +411,9 @@ impl Exchange {
         Follow::Cleared
     }
 
-    /// AccessRecord the final head, and puts in what the caller asked for: why the request went where it
-    /// went. While the agent drains, `Connection: close` asks the caller to take its next request
-    /// elsewhere (RFC 9112 section 9.6). Everything else passes as it came. Answers the head's
-    /// length.
+    /// Records the final head and inserts the explanation header if the caller asked for it. While
+    /// draining, `Connection: close` asks the caller to send its next request elsewhere (RFC 9112
+    /// section 9.6). All else passes unchanged. Returns the head's length.
     fn note_head(&mut self, head: &Head, ends: &mut Ends<'_, '_>, tunnel: bool) -> usize {
         let mut lines = String::new();
         if let Some(notes) = ends.notes {
@@ -440,7 +443,7 @@ impl Exchange {
         head.len + lines.len()
     }
 
-    /// The caller is the judge of an unclear answer, as it would be without an agent.
+    /// Passes an ambiguous response on; the caller judges it as it would without an agent.
     fn unclear_answer(&mut self, reason: OpaqueReason, ends: &mut Ends<'_, '_>) -> Follow {
         if self.may_relay {
             return Follow::Over(Outcome::Relay(Some(reason)));
@@ -451,15 +454,16 @@ impl Exchange {
         Follow::Cleared
     }
 
-    /// An unclear answer has no end of its own. A caller that asks again has seen one.
+    /// Detects the end of an ambiguous response, which has none of its own: a caller that sends
+    /// another request has seen one.
     fn answer_is_stuck(&self, ends: &Ends<'_, '_>) -> bool {
         matches!(self.answer, ResponseSide::Unclear)
             && self.request.is_done()
             && !ends.request.buf.is_empty()
     }
 
-    /// The answer is complete. The request may not be: then it goes on, as long as the upstream
-    /// listens.
+    /// Finishes after a complete response. An incomplete request continues as long as the upstream
+    /// reads.
     fn poll_over(&mut self, ends: &mut Ends<'_, '_>, cx: &mut Context<'_>) -> Poll<Outcome> {
         let complete = self.request.is_done() && ends.request.is_written();
         if self.refused {
@@ -485,7 +489,7 @@ impl Exchange {
         })
     }
 
-    /// The upstream ended its side before the answer was complete.
+    /// Outcome if the upstream ended its side before the response was complete.
     fn upstream_ended(&self) -> Outcome {
         match (&self.answer, self.upstream) {
             _ if self.may_relay => Outcome::Relay(None),
@@ -503,11 +507,11 @@ impl Exchange {
     }
 }
 
-/// What following the answer came to.
+/// Result of parsing response bytes.
 enum Follow {
-    /// Something can be written.
+    /// Some bytes can be written.
     Cleared,
-    /// More has to be read first.
+    /// More bytes have to be read first.
     More,
     /// The exchange is over.
     Over(Outcome),

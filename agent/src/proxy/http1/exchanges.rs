@@ -59,7 +59,8 @@ pub fn exchanges(
 }
 
 impl Connection {
-    /// What is rare is boxed, so that idle connections do not hold room for it.
+    /// Runs exchanges until the connection ends. Rare branches are boxed, so that idle connections
+    /// do not hold room for them.
     async fn run(&mut self) -> Ended {
         let port = Arc::clone(&self.lane.port);
         let mut idle = Idle::new(&port.drain);
@@ -126,7 +127,7 @@ impl Connection {
         }
     }
 
-    /// Puts in who the caller is, where the port says so; `None` where there is no room for it.
+    /// Sets the caller's identity header if the port has one; `None` if the head becomes too large.
     fn vouch(&mut self, head: Head) -> Option<Head> {
         match self.lane.identity() {
             None => Some(head),
@@ -136,7 +137,8 @@ impl Connection {
         }
     }
 
-    /// Decides one request; `None` is the app. The table is read once and held for nothing else.
+    /// Decides the route of one request; `None` is the app. The table is read once, for this
+    /// decision only.
     fn route(&mut self, head: &Head) -> Option<(Arc<Intercept>, Route)> {
         let table = self.lane.port.routes.load();
         if table.is_empty() && self.lane.port.access.log.is_none() {
@@ -159,8 +161,8 @@ impl Connection {
         }
     }
 
-    /// Sees to it that a request does not meet an app's connection that was closed while a
-    /// workstation served the caller, nor one that was refused for an earlier request.
+    /// Replaces the app connection if the app closed it while a workstation served the caller, or
+    /// if it was refused for an earlier request.
     async fn ready_app(&mut self) {
         if self.stale_app {
             poll_fn(|cx| {
@@ -174,8 +176,8 @@ impl Connection {
         }
     }
 
-    /// Relays the rest of the connection unread, to the app; not where a caller could so tell the
-    /// app who it is.
+    /// Relays the rest of the connection opaquely to the app, unless the port has an identity
+    /// header that the caller could forge.
     async fn relay_to_app(&mut self, reason: OpaqueReason) -> Ended {
         if self.lane.identity().is_some() {
             self.lane.port.metrics.opaque.at(reason).inc();
@@ -185,7 +187,7 @@ impl Connection {
         self.relay(Upstream::App, Some(reason)).await
     }
 
-    /// Relays the rest of the connection unread, what has been read already included.
+    /// Relays the rest of the connection opaquely, including the bytes already read.
     async fn relay(&mut self, upstream: Upstream, reason: Option<OpaqueReason>) -> Ended {
         let metrics = &self.lane.port.metrics;
         if let Some(reason) = reason {

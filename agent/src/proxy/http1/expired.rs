@@ -1,5 +1,5 @@
-//! The one answer the agent gives itself: a request that matches an intercept which has expired,
-//! while its owner wants such requests to be noticed.
+//! The only response the agent makes itself: 503 for a request that matches an expired intercept
+//! whose owner wants such requests to be noticed.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use traffic_core::http1::body::Body;
 use traffic_core::http1::head::{Head, Method};
 use traffic_core::routing::Intercept;
 
-/// The text for people: what happened, and what to do.
+/// The message in the response body: the cause and the remedy.
 #[must_use]
 pub(crate) fn text(intercept: &Intercept) -> String {
     format!(
@@ -23,8 +23,8 @@ pub(crate) fn text(intercept: &Intercept) -> String {
 }
 
 impl Connection {
-    /// Answers with 503. `None` where the next request may follow; a request whose body is not all
-    /// there is not waited for, the connection ends behind the answer.
+    /// Answers with 503. `None` if the next request may follow; if the request's body has not fully
+    /// arrived, the connection ends after the response.
     pub(crate) async fn expired(
         &mut self,
         intercept: Arc<Intercept>,

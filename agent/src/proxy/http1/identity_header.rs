@@ -1,6 +1,5 @@
-//! Hands a verified caller's identity on, where the port is annotated so: the one case in which a
-//! head is not forwarded as it came. What callers themselves send under the header's name is taken
-//! out.
+//! Sets the verified caller's identity header on ports annotated for it; the only case in which a
+//! head is changed. Headers of that name sent by callers are removed.
 
 use memchr::memchr;
 
@@ -8,8 +7,7 @@ use crate::io::buffers::Buf;
 use crate::tls::identity::CallerIdentity;
 use traffic_core::http1::head::{Head, Kind, Parser, Step};
 
-/// Rewrites the head at the front of `buf` and returns what it is then; `None` when it has become
-/// too large.
+/// Rewrites the head at the front of `buf` and returns the new head; `None` if it became too large.
 pub(crate) fn replace(
     buf: &mut Buf,
     head: &Head,

@@ -1,5 +1,5 @@
-//! Between two exchanges: the next head is awaited while the app's connection and the tunnels are
-//! watched, so that a close of theirs is acted on as it would be without an agent.
+//! Waits between two exchanges for the next head while watching the app connection and the tunnels,
+//! so that their closing acts as it would without an agent.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -17,30 +17,30 @@ use crate::telemetry::metrics::{Limit, OpaqueReason};
 use crate::upstream::app::ended_by_app;
 use traffic_core::http1::head::{Head, Kind, MAX_HEAD, Parser, Step};
 
-/// How long an idle connection stays after the drain has begun.
+/// Time an idle connection stays open after the drain began.
 const IDLE_DRAIN_GRACE: Duration = Duration::from_secs(1);
 
-/// What comes next on a connection.
+/// Next event on an idle connection.
 #[derive(Debug)]
 pub(crate) enum NextHead {
     /// A request, whose head is at the front of the buffer.
     Request(Head),
-    /// Something that only the app can judge.
+    /// Bytes only the app can judge.
     Unclear(OpaqueReason),
-    /// The end.
+    /// The connection is over.
     End(Ended),
 }
 
-/// What is kept while waiting.
+/// Timers and registrations of one wait.
 pub(crate) struct Idle<'d> {
     parser: Parser,
     /// Runs while a head is incomplete.
     deadline: Option<Pin<Box<Sleep>>>,
     drain: &'d Drain,
     draining: Option<Pin<Box<WaitForCancellationFuture<'d>>>>,
-    /// Who has been registered for the drain's start.
+    /// The task whose waker is registered for the start of the drain.
     asked: Option<Waker>,
-    /// Runs once the drain has begun: a request that is on its way is still answered.
+    /// Runs once the drain began: a request already on its way is still answered.
     farewell: Option<Pin<Box<Sleep>>>,
 }
 
@@ -117,8 +117,8 @@ impl<'d> Idle<'d> {
         }
     }
 
-    /// The caller has ended its side: the app is told, and the connection is over once the app ends
-    /// its own.
+    /// Handles a caller that ended its side: the app is told, and the connection is over once the
+    /// app ends its own.
     fn caller_done(&mut self, c: &mut Connection, cx: &mut Context<'_>) -> Option<NextHead> {
         c.caller_done = true;
         if !c.request.buf.is_empty() {
@@ -135,9 +135,9 @@ impl<'d> Idle<'d> {
         }
     }
 
-    /// Ready once the drain has begun and no request came for a while, which would have been told
-    /// that its answer is the last one. The registration takes locks, so it is made once for each
-    /// task.
+    /// Ready once the drain began and no request came for a while; such a request would have been
+    /// told that its response is the last one. Registration takes locks, so it happens once for
+    /// each task.
     fn poll_draining(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.drain.is_draining() {
             let farewell = self
@@ -166,7 +166,7 @@ impl<'d> Idle<'d> {
     }
 }
 
-/// What the app does while no request of its own is under way.
+/// Watches the app while no request to it is under way.
 fn watch_app(c: &mut Connection, cx: &mut Context<'_>) -> Option<NextHead> {
     if c.stale_app {
         drop_closed_app(c, cx);
@@ -209,8 +209,8 @@ fn watch_app(c: &mut Connection, cx: &mut Context<'_>) -> Option<NextHead> {
         .then_some(NextHead::End(failure))
 }
 
-/// Gives up an app's connection that has ended, or speaks unasked, while a workstation served the
-/// caller: the caller has nothing to do with it.
+/// Drops an app connection that ended, or sends unsolicited bytes, while a workstation served the
+/// caller.
 pub(crate) fn drop_closed_app(c: &mut Connection, cx: &mut Context<'_>) {
     let Some(conn) = c.app.up() else { return };
     if c.answer.poll_read(conn, 0, cx).is_ready() {

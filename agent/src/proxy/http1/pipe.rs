@@ -1,7 +1,7 @@
-//! One direction of an exchange: bytes are read into one buffer, cleared for forwarding by whoever
-//! follows their framing, and written on. At any time a direction either reads or writes, so a slow
-//! reader slows its sender and a direction never holds more than one buffer. A long plain stretch
-//! of a body between two sockets is moved by the kernel instead, through a pipe.
+//! One direction of an exchange: bytes are read into one buffer, marked sendable by the parser that
+//! follows their framing, and written on. A direction either reads or writes, so a slow reader
+//! slows its sender and a direction never holds more than one buffer. Long plain stretches of a
+//! body between two sockets are spliced by the kernel.
 
 use std::io;
 use std::pin::Pin;
@@ -18,33 +18,30 @@ use crate::io::splice::SplicePipe;
 use crate::telemetry::metrics::PortMetrics;
 use traffic_core::http1::body::{Body, Malformed};
 
-/// A stretch of a body at least this long is worth a pipe; below, one read and one write are
-/// cheaper.
+/// Minimum body stretch for splicing; below it, one read and one write are cheaper.
 const LONG: u64 = 64 * 1024;
 
-/// One direction.
+/// State of one direction.
 #[derive(Debug, Default)]
 pub(crate) struct Pipe {
-    /// What has been read and not yet written.
+    /// Bytes read and not yet written.
     pub(crate) buf: Buf,
-    /// How many bytes at the front of `buf` may be written.
+    /// Number of bytes at the front of `buf` that may be written.
     cleared: usize,
-    /// Body bytes in the kernel, which may be written; only ever while `buf` is empty.
+    /// Body bytes held in the kernel pipe, all sendable; only while `buf` is empty.
     hop: SplicePipe,
     pace: Pace,
     /// The kernel refused to splice.
     copies_only: bool,
-    /// Nothing was written yet, so the socket it goes to may be so new that the runtime knows
-    /// nothing of it.
+    /// Nothing was written yet, so the target socket may not be registered with the runtime.
     fresh: bool,
-    /// How the source has ended, where that was found out while the last bytes were still to be
-    /// written.
+    /// End of the source, if it was found while the last bytes were still to be written.
     end: Option<io::Result<()>>,
-    /// Something was written since the last flush.
+    /// Bytes were written since the last flush.
     dirty: bool,
     /// Bytes written since they were last counted.
     uncounted: u64,
-    /// How many of them went through the kernel's pipe.
+    /// Part of them that was spliced.
     spliced: u64,
 }
 
@@ -64,13 +61,13 @@ impl Pipe {
         }
     }
 
-    /// What is held, for a relay that takes over.
+    /// Takes the unwritten bytes, for a relay that takes over.
     pub(crate) fn take(&mut self) -> (Buf, SplicePipe) {
         (std::mem::take(&mut self.buf), std::mem::take(&mut self.hop))
     }
 
-    /// Looks whether the source has ended behind a message after which it is expected to, so that
-    /// what is left to be written leaves together with the close.
+    /// Checks if the source has ended after its expected last message, so that the remaining bytes
+    /// are sent together with the close.
     pub(crate) fn look_for_end(&mut self, from: &Conn) {
         if let (Conn::Tcp(source), None, false) = (from, &self.end, self.buf.is_full()) {
             if conn::has_ended(source) {
@@ -85,17 +82,17 @@ impl Pipe {
         }
     }
 
-    /// Whether [`Self::look_for_end`] has found one.
+    /// Returns true if [`Self::look_for_end`] found an end.
     pub(crate) fn has_ended(&self) -> bool {
         self.end.is_some()
     }
 
-    /// The end that [`Self::look_for_end`] has found.
+    /// Takes the end that [`Self::look_for_end`] found.
     pub(crate) fn take_end(&mut self) -> Option<io::Result<()>> {
         self.end.take()
     }
 
-    /// Clears a head and as much of its body as is there.
+    /// Marks a head and as much of its body as has arrived as sendable.
     pub(crate) fn clear_head(&mut self, head: usize, body: &mut Body) -> Result<(), Malformed> {
         let rest = self.buf.unread().get(head..).unwrap_or_default();
         let sound = if body.is_done() {
@@ -107,29 +104,29 @@ impl Pipe {
         Ok(())
     }
 
-    /// Clears what belongs to `body` of the bytes that are there.
+    /// Marks the buffered bytes that belong to `body` as sendable.
     pub(crate) fn clear(&mut self, body: &mut Body) -> Result<(), Malformed> {
         self.cleared = body.advance(self.buf.unread())?;
         Ok(())
     }
 
-    /// Clears everything that is there.
+    /// Marks all buffered bytes as sendable.
     pub(crate) fn clear_all(&mut self) {
         self.cleared = self.buf.len();
     }
 
-    /// Takes away what is cleared without writing it.
+    /// Removes sendable bytes without writing them.
     pub(crate) fn discard_cleared(&mut self) {
         self.buf.consume(self.cleared);
         self.cleared = 0;
     }
 
-    /// Whether everything cleared has been written and flushed.
+    /// Returns true if all sendable bytes were written and flushed.
     pub(crate) fn is_written(&self) -> bool {
         self.cleared == 0 && !self.dirty && self.hop.held() == 0
     }
 
-    /// Writes what is cleared and flushes behind it.
+    /// Writes sendable bytes and flushes after them.
     pub(crate) fn poll_write(
         &mut self,
         to: &mut Conn,
@@ -177,7 +174,7 @@ impl Pipe {
         Poll::Ready(Ok(()))
     }
 
-    /// Reads once; a long plain stretch ahead asks for a large buffer.
+    /// Reads once; a long plain stretch ahead uses a large buffer.
     pub(crate) fn poll_read(
         &mut self,
         from: &mut Conn,
@@ -188,8 +185,8 @@ impl Pipe {
         self.buf.poll_fill(from, cx)
     }
 
-    /// Reads a body on. A long plain stretch between two sockets is taken by the kernel, and `body`
-    /// then knows it.
+    /// Reads more of a body. A long plain stretch between two sockets is spliced, and `body`
+    /// advanced accordingly.
     pub(crate) fn poll_read_body(
         &mut self,
         from: &mut Conn,
@@ -228,7 +225,7 @@ impl Pipe {
         Poll::Ready(Ok(n))
     }
 
-    /// How many bytes were written since the last call.
+    /// Returns the number of bytes written since the last call.
     pub(crate) fn take_written(&mut self, metrics: &PortMetrics) -> u64 {
         let spliced = std::mem::take(&mut self.spliced);
         if spliced > 0 {

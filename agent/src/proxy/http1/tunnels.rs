@@ -1,4 +1,4 @@
-//! Open tunnels of one caller's connection: kept between exchanges, dropped when they have ended.
+//! Open tunnels of one downstream connection: kept between exchanges, dropped when they have ended.
 
 use std::sync::Arc;
 use std::task::Context;
@@ -20,13 +20,13 @@ pub(crate) struct PooledTunnel {
 }
 
 impl TunnelPool {
-    /// The tunnel at a place that the choice of an upstream has given for the exchange under way.
+    /// Returns the tunnel at the index chosen for the current exchange.
     pub(crate) fn at(&mut self, at: usize) -> &mut Conn {
         // Places change only between exchanges.
         &mut self.open[at].conn
     }
 
-    /// Drops the tunnels that have ended (or speak unasked) between exchanges.
+    /// Drops tunnels that ended (or sent unsolicited bytes) between exchanges.
     pub(crate) fn drop_ended(&mut self, cx: &mut Context<'_>) {
         self.open
             .retain_mut(|leg| Buf::default().poll_fill(&mut leg.conn, cx).is_pending());

@@ -1,6 +1,6 @@
-//! The way of a matched request to its workstation: a tunnel of this connection that is open, or a
-//! new one. Until the workstation has connected, nothing of a request is sent and every failure
-//! lets the app answer.
+//! Upstream selection for a matched request: an open tunnel of this connection, or a new one.
+//! Nothing of a request is sent until the workstation has connected; every failure before that
+//! falls back to the app.
 
 use std::error::Error;
 use std::future::poll_fn;
@@ -21,7 +21,7 @@ use traffic_core::routing::Intercept;
 use crate::proxy::http1::tunnels::PooledTunnel;
 
 impl Connection {
-    /// The way to the intercept's workstation, or to the app where there is none.
+    /// Returns the upstream to the intercept's workstation, or the app if no tunnel can be had.
     pub(crate) async fn workstation(&mut self, intercept: Arc<Intercept>) -> Upstream {
         intercept.stats.hit(now_unix());
         poll_fn(|cx| {
@@ -65,8 +65,8 @@ impl Failure {
     }
 }
 
-/// Opens a tunnel, waits for the workstation to have connected, and speaks TLS in it where the app
-/// would be spoken to in TLS.
+/// Opens a tunnel, waits until the workstation has connected, and starts TLS in it if the app is
+/// spoken to in TLS.
 async fn open(lane: &ConnContext, intercept: &Arc<Intercept>) -> Result<Conn, Failure> {
     let port = &lane.port;
     let deadline = Instant::now() + intercept.dial_budget();

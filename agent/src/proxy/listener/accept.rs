@@ -16,17 +16,17 @@ use crate::proxy::listener::socket::Listener;
 use crate::telemetry::metrics::Limit;
 use crate::telemetry::rate_limit::limited;
 
-/// Open connections on one port; more are refused. Far above what a pod serves, far below what its
-/// memory holds.
+/// Maximum of open connections on one port; more are refused. Far above what a pod serves, far
+/// below what its memory holds.
 pub const MAX_CONNECTIONS: i64 = 32 * 1024;
-/// How long accepting rests when descriptors have run out.
+/// Pause in accepting after file descriptors ran out.
 const EXHAUSTED_DELAY: Duration = Duration::from_millis(50);
 
-/// How long callers that are in the kernel's queue when accepting ends are still taken in: closing
-/// resets them.
+/// Time in which the backlog is still accepted after accepting ended, because closing the listener
+/// resets queued callers.
 const BACKLOG_DRAIN_TIMEOUT: Duration = Duration::from_millis(50);
 
-/// Accepts until the drain says not to. Every connection is one task.
+/// Accepts until the drain stops it. Every connection is one task.
 pub async fn accept(listener: Listener, port: Arc<PortContext>) {
     // Asked for each time, because a crowd that is never all accepted would keep the other branch
     // from its turn.
@@ -50,7 +50,7 @@ pub async fn accept(listener: Listener, port: Arc<PortContext>) {
     drain_backlog(&listener, &port);
 }
 
-/// Accepts who has come already, without waiting for anybody.
+/// Accepts all queued connections without waiting for more.
 fn drain_backlog(listener: &Listener, port: &Arc<PortContext>) {
     let end = Instant::now() + BACKLOG_DRAIN_TIMEOUT;
     while Instant::now() < end {
@@ -67,7 +67,7 @@ fn drain_backlog(listener: &Listener, port: &Arc<PortContext>) {
     }
 }
 
-/// Lets callers wait in the kernel's queue for a while, until connections have ended.
+/// Pauses accepting, so that callers wait in the backlog until connections have ended.
 async fn pause_accepting(port: &PortContext, error: &io::Error) {
     // The reserve may be the last descriptor there is, and callers that another worker has accepted
     // wait for one.

@@ -1,4 +1,4 @@
-//! Binds a port with the socket options the data path wants, and accepts.
+//! Binds a port with the socket options of the data path, and accepts.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
@@ -10,44 +10,43 @@ use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, SockRef, Socket, Type};
 
-/// Connections that wait to be accepted; the kernel caps it at `net.core.somaxconn`.
+/// Listen backlog; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
 /// A port to listen on.
 #[derive(Clone, Debug)]
 pub struct PortSpec {
-    /// The port; 0 lets the kernel choose.
+    /// Port number; 0 lets the kernel choose.
     pub port: u16,
-    /// Whose port it is, for messages: the container and its port.
+    /// Owner for messages: the container and its port.
     pub owner: String,
     /// The address to listen on; `None` for every address of both families.
     pub addr: Option<IpAddr>,
-    /// Whether the app may be asked in clear text if it speaks HTTP/2, when an intercept makes that
-    /// worth knowing.
+    /// The app may be probed for clear-text HTTP/2 once an intercept needs it.
     pub probes: bool,
 }
 
 /// A port that could not be bound.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    /// Somebody else has it.
+    /// Another process has the port.
     #[error(
         "agent port {port} for {owner} is already in use in this pod; free it, or give this entry another agentPort"
     )]
     Taken {
-        /// The port.
+        /// The port in use.
         port: u16,
-        /// Whose it is.
+        /// The owner the port was meant for.
         owner: String,
     },
     /// The kernel refused for another reason.
     #[error("agent port {port} for {owner} cannot be bound: {source}")]
     Refused {
-        /// The port.
+        /// The refused port.
         port: u16,
-        /// Whose it is.
+        /// The owner the port was meant for.
         owner: String,
-        /// The kernel's answer.
+        /// The kernel's error.
         source: io::Error,
     },
 }
@@ -55,16 +54,16 @@ pub enum BindError {
 /// An accepted connection.
 #[derive(Debug)]
 pub struct Accepted {
-    /// The socket, in nonblocking mode. The runtime has not been told of it.
+    /// The socket, nonblocking and not yet registered with the runtime.
     pub io: TcpStream,
-    /// Who opened it.
+    /// The downstream peer.
     pub caller: Caller,
 }
 
 impl PortSpec {
-    /// Binds one listener for each worker. More than one share the port (`SO_REUSEPORT`), which is
-    /// why it is first bound without sharing: a port that belongs to another process, or to another
-    /// instance of the agent, is to be noticed.
+    /// Binds one listener for each worker. Several share the port (`SO_REUSEPORT`), so it is bound
+    /// without sharing first: a port that belongs to another process, or another instance of the
+    /// agent, has to be noticed.
     ///
     /// # Errors
     /// See [`BindError`].
@@ -146,7 +145,7 @@ impl Accepted {
         reset_when_dropped(&self.io);
     }
 
-    /// Whether this is one of our own connections to the app, sent back to us by the redirect.
+    /// Returns true for one of the agent's own connections to the app, sent back by the redirect.
     /// Carrying it would open the next one, and so on.
     #[must_use]
     pub fn is_our_own(&self, app: Option<AppAddr>) -> bool {
@@ -169,7 +168,7 @@ impl Accepted {
     }
 }
 
-/// Lets this process open as many descriptors as it is allowed to: each connection takes two.
+/// Raises the soft limit of file descriptors to the hard one: each connection takes two.
 pub fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(
@@ -183,7 +182,8 @@ pub fn raise_descriptor_limit() {
     }
 }
 
-/// Whether accepting failed for want of descriptors or memory, which passes when connections end.
+/// Returns true if accepting failed for lack of descriptors or memory, which passes when
+/// connections end.
 #[must_use]
 pub fn is_exhausted(error: &io::Error) -> bool {
     [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM]

@@ -1,5 +1,5 @@
-//! Accepts callers without telling the runtime of their sockets: many a caller has asked already,
-//! gets one answer and is gone, and watching it would cost it two system calls.
+//! Accepts without registering the caller's socket with the runtime: many callers have already sent
+//! a request, get one response and leave; registering costs two system calls.
 // Watching a descriptor is unsafe in general, because it might be closed meanwhile and its number
 // be given to another. The listener that owns it lives in the watcher, and nobody else gets it.
 #![allow(unsafe_code)]
@@ -14,15 +14,14 @@ use tokio::io::unix::AsyncFd;
 use crate::addr::Caller;
 use crate::proxy::listener::bind::Accepted;
 
-/// A listening port, as one worker watches it.
+/// A listening port as registered by one worker.
 #[derive(Debug)]
 pub struct Listener(AsyncFd<TcpListener>);
 
 impl Listener {
-    /// Watches `listener`.
+    /// Registers `listener`.
     ///
-    /// # Errors
-    /// The kernel watches no more descriptors.
+    /// # Errors The kernel watches no more descriptors.
     pub fn new(listener: TcpListener) -> io::Result<Self> {
         // SAFETY: the watcher owns the listener, which keeps its descriptor open and never changes
         // it; only a shared reference is ever lent.
@@ -30,18 +29,17 @@ impl Listener {
         Ok(Self(watched.map_err(io::Error::from)?))
     }
 
-    /// Waits for the next caller.
+    /// Waits for the next connection.
     ///
-    /// # Errors
-    /// See [`crate::proxy::listener::bind::is_exhausted`]; else the caller was gone before it was accepted.
+    /// # Errors See [`crate::proxy::listener::bind::is_exhausted`]; else the caller left before it
+    /// was accepted.
     pub async fn accept(&self) -> io::Result<Accepted> {
         self.0.async_io(Interest::READABLE, accepted).await
     }
 
-    /// Takes in who has come already.
+    /// Accepts a queued connection without waiting.
     ///
-    /// # Errors
-    /// `WouldBlock` where there is nobody; else as [`Self::accept`].
+    /// # Errors `WouldBlock` if none is queued; else as [`Self::accept`].
     pub fn accept_now(&self) -> io::Result<Accepted> {
         accepted(self.0.get_ref())
     }

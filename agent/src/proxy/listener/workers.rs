@@ -1,5 +1,5 @@
-//! The threads that carry connections: each has a single-threaded runtime and its own listener of
-//! every port, so that a connection stays on one thread for its whole life.
+//! Worker threads: each has a single-threaded runtime and its own listener of every port, so that a
+//! connection stays on one thread for its whole life.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,10 +12,10 @@ use crate::proxy::listener::bind;
 use crate::proxy::listener::bind::{BindError, PortSpec};
 use crate::proxy::listener::socket::Listener;
 
-/// More threads than this are not started by themselves: a sidecar is paid for by every pod.
+/// Maximum of workers started by default: every pod pays for its sidecar.
 const MOST_WORKERS: usize = 2;
 
-/// How many workers to start: one for each CPU of the quota and the affinity, at most two.
+/// Number of workers to start: one for each CPU of the quota and the affinity, at most two.
 #[must_use]
 pub fn worker_count() -> usize {
     // The standard library reads the cgroup's quota, of either version, and the affinity mask.
@@ -24,7 +24,7 @@ pub fn worker_count() -> usize {
         .clamp(1, MOST_WORKERS)
 }
 
-/// Every listening port, bound and not yet served.
+/// All listening ports, bound and not yet served.
 #[derive(Debug)]
 pub struct Ports {
     bound: Vec<Bound>,
@@ -34,13 +34,13 @@ pub struct Ports {
 #[derive(Debug)]
 struct Bound {
     addr: SocketAddr,
-    /// One for each worker.
+    /// Listeners of one port, one for each worker.
     listeners: Vec<std::net::TcpListener>,
     port: Arc<PortContext>,
     probes: bool,
 }
 
-/// The threads at work.
+/// Running worker threads.
 #[derive(Debug)]
 pub struct RunningWorkers {
     threads: Vec<JoinHandle<()>>,
@@ -64,14 +64,14 @@ impl Ports {
         Ok(Self { bound, workers })
     }
 
-    /// Where each port listens, in the order they were given.
+    /// Bound addresses in the order the ports were given.
     #[must_use]
     pub fn addrs(&self) -> Vec<SocketAddr> {
         self.bound.iter().map(|bound| bound.addr).collect()
     }
 
-    /// Starts the threads. They end when `drain` has begun and the last connection has ended, or
-    /// been ended by it.
+    /// Starts the threads. They end when `drain` has begun and the last connection has ended or was
+    /// killed.
     ///
     /// # Errors
     /// A thread or a runtime could not be made.
@@ -126,7 +126,7 @@ impl Bound {
 }
 
 impl RunningWorkers {
-    /// Waits for the threads to end; false when one of them panicked.
+    /// Waits for the threads to end; false if one of them panicked.
     pub fn join(self) -> bool {
         let panicked = self
             .threads

@@ -1,4 +1,4 @@
-//! One caller's flow: where its datagrams go, and the work that brings the answers back.
+//! One caller's flow: the target of its datagrams, and the work that returns the answers.
 
 use std::cell::RefCell;
 use std::future::Future;
@@ -27,27 +27,26 @@ use crate::upstream::tunnel;
 use crate::upstream::tunnel::Tunnel;
 use traffic_core::routing::Intercept;
 
-/// Datagrams kept for a tunnel that is being opened or does not keep up; more are dropped, as
-/// networks do.
+/// Datagrams queued for a tunnel that is opening or too slow; more are dropped.
 const QUEUE: usize = 64;
-/// How long answers still pass after the caller's datagrams began to go elsewhere.
+/// Time in which late answers still pass after the caller's datagrams were redirected.
 const LATE_ANSWER_GRACE: Duration = Duration::from_secs(5);
-/// Answers passed on in one go before other flows get their turn.
+/// Answers forwarded in one turn before other flows run.
 const AT_ONCE: usize = 64;
 
-/// One caller, and the address of ours it uses.
+/// Key of a flow: the caller and the local address it sent to.
 pub(crate) type FlowKey = (SocketAddr, Option<Local>);
 
-/// A flow's work; ends when the flow does, and says which one it was.
+/// A flow's work; ends with the flow and returns its key and number.
 pub(crate) type FlowFuture = Pin<Box<dyn Future<Output = (FlowKey, u64)> + Send>>;
 type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 thread_local! {
-    /// One buffer for all flows of a thread: a datagram is passed on before the next one is read.
+    /// One buffer for all flows of a thread: a datagram is forwarded before the next one is read.
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Where a caller's datagrams go.
+/// Target of a caller's datagrams.
 pub(crate) struct Flow {
     id: u64,
     intercept: Option<Arc<Intercept>>,
@@ -61,13 +60,13 @@ enum FlowTarget {
     Queue(mpsc::Sender<Bytes>),
 }
 
-/// When a flow last carried something.
+/// Time of a flow's last activity.
 struct Clock {
     start: Instant,
     last_ms: AtomicU64,
 }
 
-/// The way back to the caller, from the address it used.
+/// The return path to the caller, from the address it used.
 pub(crate) struct Reply {
     pub(crate) socket: Arc<UdpSocket>,
     pub(crate) caller: SocketAddr,
@@ -94,7 +93,7 @@ impl Flow {
         self
     }
 
-    /// Whether this is where the rules send the caller's datagrams.
+    /// Returns true if this flow goes where the rules send the caller's datagrams.
     pub(crate) fn leads_to(&self, wanted: Option<&Intercept>) -> bool {
         match (&self.intercept, wanted) {
             (None, None) => true,
@@ -108,7 +107,7 @@ impl Flow {
         }
     }
 
-    /// Passes a datagram on, or drops it where there is no room.
+    /// Forwards a datagram, or drops it if the queue is full.
     pub(crate) fn send(&self, datagram: &[u8]) {
         self.clock.tick();
         match &self.way {
@@ -117,13 +116,13 @@ impl Flow {
         }
     }
 
-    /// Lets the flow end after the answers that are under way.
+    /// Ends the flow after answers in flight have passed.
     pub(crate) fn replace(self) {
         self.replaced.cancel();
     }
 }
 
-/// A flow to the app, through a socket of its own so that the app sees one peer for each caller.
+/// Starts a flow to the app, through its own socket so that the app sees one peer for each caller.
 pub(crate) fn to_app(
     shared: Arc<PortContext>,
     reply: Reply,
@@ -143,7 +142,7 @@ pub(crate) fn to_app(
     Ok((flow, Box::pin(work)))
 }
 
-/// A flow into a tunnel, which is opened meanwhile; where it cannot be, the flow goes to the app.
+/// Starts a flow into a tunnel that is opened meanwhile; falls back to the app if it cannot be.
 pub(crate) fn to_workstation(
     shared: Arc<PortContext>,
     intercept: Arc<Intercept>,
@@ -189,7 +188,7 @@ pub(crate) fn to_workstation(
     (flow, Box::pin(work))
 }
 
-/// Both directions of an open tunnel, until it ends.
+/// Moves datagrams both ways through an open tunnel until it ends.
 async fn through(
     mut tunnel: Tunnel,
     queue: &mut mpsc::Receiver<Bytes>,
@@ -249,7 +248,7 @@ async fn instead_to_app(
     }
 }
 
-/// Passes on what the app answers, for as long as the socket lasts.
+/// Forwards the app's answers for as long as the socket lasts.
 async fn answers_of_app(socket: &UdpSocket, reply: &Reply, shared: &PortContext, clock: &Clock) {
     while socket.readable().await.is_ok() {
         for _ in 0..AT_ONCE {
@@ -275,8 +274,9 @@ async fn answers_of_app(socket: &UdpSocket, reply: &Reply, shared: &PortContext,
     }
 }
 
-/// Sends once more where the first try only brought the news that an earlier datagram was refused.
-/// Asks the kernel and not the reactor, which does not know a socket this young to be writable.
+/// Sends a datagram, with one retry if the first try only reported that an earlier datagram was
+/// refused. Uses the socket directly, because the runtime does not know a new socket to be writable
+/// yet.
 fn send_to_app(socket: &UdpSocket, datagram: &[u8]) {
     let socket = SockRef::from(socket);
     if socket

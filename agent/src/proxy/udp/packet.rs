@@ -1,8 +1,7 @@
-//! Datagrams together with the local address they were sent to. A redirect changes that address (to
-//! loopback, or to the interface's), and a reply is translated back only when it leaves from there:
-//! a socket bound to the wildcard would pick its own. `IP_PKTINFO` and `IPV6_RECVPKTINFO` travel in
-//! control messages, for which no safe wrapper exists; hence the unsafe code, which never leaves
-//! this module.
+//! Datagrams with the local address they were sent to. A redirect changes that address (to
+//! loopback, or to the interface's), and a reply is translated back only when sent from it; a
+//! socket bound to the wildcard would pick another. `IP_PKTINFO` and `IPV6_RECVPKTINFO` travel in
+//! control messages without a safe wrapper, hence the unsafe code of this module.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -12,38 +11,38 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use socket2::SockAddr;
 
-/// The address of ours that a datagram was sent to.
+/// The local address a datagram was sent to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Local {
     ip: IpAddr,
-    /// The interface's index, which a link-local address is nothing without; 0 otherwise.
+    /// Interface index, needed for link-local addresses; 0 otherwise.
     interface: u32,
 }
 
 impl Local {
-    /// The address alone.
+    /// Returns the address alone.
     #[must_use]
     pub fn ip(&self) -> IpAddr {
         self.ip
     }
 }
 
-/// One datagram's size and ends.
+/// Size and addresses of one datagram.
 #[derive(Clone, Copy, Debug)]
 pub struct Received {
-    /// Bytes put into the buffer.
+    /// Bytes written into the buffer.
     pub len: usize,
-    /// Who sent it.
+    /// Sender address.
     pub from: SocketAddr,
-    /// Where it was sent to, if the kernel says.
+    /// Destination address, if the kernel reports it.
     pub to: Option<Local>,
 }
 
-/// Room for one control message of either family, aligned as the kernel wants it.
+/// Room for one control message of either family, aligned as the kernel requires.
 #[repr(C, align(8))]
 struct ControlMessages([u8; 64]);
 
-/// Asks the kernel to report each datagram's destination.
+/// Enables reporting of each datagram's destination.
 ///
 /// # Errors
 /// What setsockopt answers.
@@ -73,8 +72,7 @@ pub fn report_destination(socket: BorrowedFd<'_>, of_v6: bool) -> io::Result<()>
 
 /// Receives one datagram without waiting.
 ///
-/// # Errors
-/// `WouldBlock` where none is there, else what recvmsg answers.
+/// # Errors `WouldBlock` if none is queued, else the error of recvmsg.
 pub fn recv(socket: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<Received> {
     let mut control = ControlMessages([0; 64]);
     let mut iov = libc::iovec {
@@ -109,11 +107,10 @@ pub fn recv(socket: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<Received> {
     })
 }
 
-/// Sends one datagram without waiting, from the given address of ours, or from the one the kernel
+/// Sends one datagram without waiting, from the given local address, or from the one the kernel
 /// picks.
 ///
-/// # Errors
-/// `WouldBlock` where the socket's queue is full, else what sendmsg answers.
+/// # Errors `WouldBlock` if the socket's queue is full, else the error of sendmsg.
 pub fn send(
     socket: BorrowedFd<'_>,
     data: &[u8],
@@ -194,7 +191,7 @@ fn destination(header: &libc::msghdr) -> Option<Local> {
     None
 }
 
-/// Writes the control message that sets the source address, and answers its length.
+/// Writes the control message that sets the source address, and returns its length.
 fn put_source(header: &libc::msghdr, from: Local) -> usize {
     match from.ip {
         IpAddr::V4(ip) => {
@@ -234,7 +231,7 @@ mod tests {
     use std::os::fd::AsFd;
     use std::time::Duration;
 
-    /// A reply leaves from whichever address of ours was asked, also where the socket would pick
+    /// Checks that a reply leaves from the address the caller used, even if the socket would pick
     /// another.
     fn echoes_from_the_asked_address(bind: &str, asked: &str, caller: &str) {
         let server = UdpSocket::bind(bind).unwrap();

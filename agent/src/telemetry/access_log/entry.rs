@@ -1,50 +1,49 @@
-//! The fields of one line of the access log.
+//! Fields of one access log line.
 
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::addr::Caller;
 
-/// One exchange under way: the fields of its line.
+/// Fields of an exchange under way.
 #[derive(Debug)]
 pub struct Entry {
-    /// When the head was complete.
+    /// Time at which the head was complete.
     pub started: SystemTime,
     pub(crate) clock: Instant,
-    /// The method, as received; empty, like the two that follow, for a connection that nobody looks
-    /// into.
+    /// Method as received; for an opaque connection empty, like the next two fields.
     pub method: String,
-    /// The request target, as received.
+    /// Request target as received.
     pub target: String,
-    /// The host the caller asked for.
+    /// Host the caller asked for.
     pub authority: String,
     /// `HTTP/1.0`, `HTTP/1.1`, `HTTP/2`, or empty.
     pub protocol: &'static str,
-    /// Who called.
+    /// Downstream peer.
     pub caller: Caller,
-    /// Listed headers: lower-case name and value.
+    /// Logged headers: lower-case name and value.
     pub headers: Vec<(String, String)>,
-    /// The final status; 0 when none came.
+    /// Final status; 0 if none arrived.
     pub status: u16,
     /// Body bytes from the caller.
     pub received: u64,
     /// Body bytes to the caller.
     pub sent: u64,
-    /// Until the first byte of the upstream's answer.
+    /// Time to the first byte of the upstream's response.
     pub upstream_time: Option<Duration>,
-    /// Where it went: `app`, `client`, `expired`.
+    /// Route: `app`, `client`, `expired`.
     pub route: &'static str,
-    /// Why: the intercept's description, `no match`, a fail-open's reason.
+    /// Reason: the intercept's description, `no match`, or the reason for failing open.
     pub reason: String,
-    /// The intercept that decided.
+    /// Id of the intercept that decided.
     pub intercept: Option<String>,
-    /// Where it was carried: an address, or `tunnel`.
+    /// Upstream: an address, or `tunnel`.
     pub upstream: String,
     /// Envoy's response flags; `-` for none.
     pub flags: &'static str,
 }
 
 impl Entry {
-    /// A connection of `caller`, of which nothing is known yet.
+    /// Starts an entry for a connection of `caller`.
     pub(crate) fn of(caller: Caller) -> Self {
         Self {
             started: SystemTime::now(),

@@ -14,13 +14,13 @@ pub const DEFAULT: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL
 /// A compiled format.
 #[derive(Clone, Debug)]
 pub enum Format {
-    /// Literals and operators.
+    /// Text of literals and operators.
     Text(Vec<Piece>),
-    /// One object a line, every field.
+    /// JSON: one object per line with all fields.
     Json,
 }
 
-/// A format string that is not understood.
+/// Error in a format string.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FormatError {
     /// An operator outside the subset.
@@ -28,37 +28,37 @@ pub enum FormatError {
         "access log format: operator %{0}% is not known; use one of START_TIME, REQ(name), RESP(name), PROTOCOL, RESPONSE_CODE, RESPONSE_FLAGS, BYTES_RECEIVED, BYTES_SENT, DURATION, RESPONSE_DURATION, DOWNSTREAM_REMOTE_ADDRESS, DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT, UPSTREAM_HOST, ROUTE, ROUTE_REASON, INTERCEPT"
     )]
     Operator(String),
-    /// A percent sign that opens nothing.
+    /// A percent sign without a partner.
     #[error(
         "access log format: a percent sign at byte {0} has no partner; write %% for a literal one"
     )]
     Unfinished(usize),
 }
 
-/// One part of a line.
+/// One part of a text format.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Piece {
-    /// Text as it stands.
+    /// Literal text.
     Literal(String),
-    /// A request header, or one of `:method`, `:path`, `:authority`; the second one is asked when
-    /// the first is absent.
+    /// A request header, or one of `:method`, `:path`, `:authority`; the second name is used if the
+    /// first is absent.
     Request(String, Option<String>),
-    /// A response header; only the upstream's time is known.
+    /// A response header; only the upstream's time is available.
     Response(String),
-    /// Any operator without a parameter.
+    /// An operator without a parameter.
     Plain(Plain),
 }
 
 /// Operators without a parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Plain {
-    /// When the request head was complete, RFC 3339 with milliseconds.
+    /// Time the request head was complete, RFC 3339 with milliseconds.
     StartTime,
     /// HTTP version.
     Protocol,
-    /// Final status, 0 when none came.
+    /// Final status, 0 if none arrived.
     ResponseCode,
-    /// Envoy's flags.
+    /// Envoy's response flags.
     ResponseFlags,
     /// Request body bytes.
     BytesReceived,
@@ -68,15 +68,15 @@ pub enum Plain {
     Duration,
     /// Milliseconds to the upstream's first byte.
     ResponseDuration,
-    /// Caller with port.
+    /// Caller address with port.
     Remote,
-    /// Caller without port.
+    /// Caller address without port.
     RemoteWithoutPort,
     /// App address or `tunnel`.
     UpstreamHost,
     /// `app`, `client` or `expired`.
     Route,
-    /// Why.
+    /// Reason for the route.
     RouteReason,
     /// The intercept's id.
     Intercept,
@@ -105,8 +105,7 @@ const PLAIN: &[(&str, Plain)] = &[
 impl Format {
     /// Compiles a setting; `None` for `off` or an empty one.
     ///
-    /// # Errors
-    /// An unknown operator or a stray percent sign.
+    /// # Errors An unknown operator or a stray percent sign.
     pub fn parse(setting: &str) -> Result<Option<Self>, FormatError> {
         Ok(match setting.trim() {
             "" | "off" => None,
@@ -116,7 +115,7 @@ impl Format {
         })
     }
 
-    /// The line of `entry`, its end of line included.
+    /// Renders the line of `entry`, including its newline.
     #[must_use]
     pub fn render(&self, entry: &Entry, took: Duration) -> String {
         match self {
@@ -149,7 +148,8 @@ impl Format {
     }
 }
 
-/// Values come from callers: what could forge another line is made visible instead.
+/// Appends a value with escapes: callers choose values, and control characters could forge another
+/// line.
 fn push_value(line: &mut String, value: &str) {
     line.extend(value.chars().flat_map(|c| {
         if c.is_control() {
@@ -212,7 +212,7 @@ fn piece(operator: &str) -> Result<Piece, FormatError> {
         .ok_or_else(|| FormatError::Operator(operator.to_owned()))
 }
 
-/// What there is; a connection that nobody looks into has no words.
+/// Returns the text unless it is empty, as for opaque connections.
 fn said(text: &str) -> Option<String> {
     Some(text.to_owned()).filter(|text| !text.is_empty())
 }
@@ -286,7 +286,8 @@ fn json_line(entry: &Entry, took: Duration) -> String {
     line.to_string() + "\n"
 }
 
-/// RFC 3339 in UTC with milliseconds; the civil date by Howard Hinnant's day-number arithmetic.
+/// Formats a time as RFC 3339 in UTC with milliseconds; the civil date by Howard Hinnant's
+/// day-number arithmetic.
 #[must_use]
 pub fn rfc3339(at: SystemTime) -> String {
     let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -345,7 +346,7 @@ mod tests {
         assert_eq!(line, "a\\nb\\u{1b}");
     }
 
-    /// The table of operators in docs/operations.md.
+    /// Operators documented in docs/operations.md.
     fn documented() -> Vec<String> {
         let text = include_str!("../../../../docs/operations.md");
         let table = text

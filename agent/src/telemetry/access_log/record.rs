@@ -1,6 +1,5 @@
-//! What is noted of one request beyond the counters: its line in the access log, and the
-//! explanation it asked for. Most requests have no notes at all; those that have carry them from
-//! the decision to the end of the answer.
+//! Record of one request beyond the counters: its access log line and the explanation it asked for.
+//! Most requests have none; a record lives from the routing decision to the end of the response.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,8 +10,8 @@ use crate::telemetry::explain_header::Explanation;
 use crate::telemetry::metrics::{FailOpen, Label as _};
 use traffic_core::routing::{Decision, Intercept, RouteTable};
 
-/// The notes of one request. The line is written when they are dropped; a request that nobody ended
-/// was cut.
+/// Record of one request. Dropping it writes the line; without an outcome the request counts as
+/// cut.
 #[derive(Debug, Default)]
 pub struct AccessRecord {
     line: Option<(Arc<AccessLog>, Box<Entry>)>,
@@ -21,7 +20,7 @@ pub struct AccessRecord {
 }
 
 impl AccessRecord {
-    /// AccessRecord for the access log (where it is on) and for an explanation (where the request asked
+    /// Creates a record for the access log (if enabled) and an explanation (if the request asked
     /// for one).
     #[must_use]
     pub fn new(
@@ -37,7 +36,7 @@ impl AccessRecord {
         notes
     }
 
-    /// Where the request is to go, and why.
+    /// Records the routing decision and its reason.
     pub fn decided(&mut self, decision: &Decision<'_>, table: &RouteTable, app: &str) {
         self.entry(|e| match decision {
             Decision::App => {
@@ -62,7 +61,7 @@ impl AccessRecord {
         });
     }
 
-    /// The connection is carried without being looked into, to the app or to a workstation.
+    /// Records an opaque connection to the app or to a workstation.
     pub fn unread(&mut self, why: &str, intercept: Option<&Intercept>, app: &str) {
         self.entry(|e| match intercept {
             None => (e.reason, e.upstream) = (format!("not looked into: {why}"), app.to_owned()),
@@ -74,7 +73,7 @@ impl AccessRecord {
         });
     }
 
-    /// The workstation could not be reached: the app answers.
+    /// Records that the workstation could not be reached and the app answers.
     pub fn failed_open(&mut self, why: FailOpen, app: &str) {
         self.failed_open = Some(why);
         self.entry(|e| {
@@ -84,7 +83,7 @@ impl AccessRecord {
         });
     }
 
-    /// The final status, and how long the upstream took for its first byte.
+    /// Records the final status and the upstream's time to its first byte.
     pub fn answered(&mut self, status: u16, after: Option<Duration>) {
         self.entry(|e| {
             e.status = status;
@@ -92,7 +91,7 @@ impl AccessRecord {
         });
     }
 
-    /// Body bytes that went either way.
+    /// Adds body bytes of both directions.
     pub fn moved(&mut self, received: u64, sent: u64) {
         self.entry(|e| {
             e.received += received;
@@ -100,19 +99,19 @@ impl AccessRecord {
         });
     }
 
-    /// The value of the header that explains, where one was asked for.
+    /// Returns the explanation header's value if one was asked for.
     #[must_use]
     pub fn explained(&self) -> Option<String> {
         self.explanation.as_ref().map(|e| e.value(self.failed_open))
     }
 
-    /// The same as a whole line of HTTP/1.
+    /// Returns the explanation as a whole HTTP/1 header line.
     #[must_use]
     pub fn explained_line(&self) -> Option<String> {
         self.explanation.as_ref().map(|e| e.line(self.failed_open))
     }
 
-    /// The request is over.
+    /// Ends the record with an outcome.
     pub fn end(mut self, ended: Ended) {
         self.entry(|e| {
             if e.flags != "NR" {

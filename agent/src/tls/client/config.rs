@@ -1,6 +1,6 @@
-//! The client's half: TLS as it is spoken to the app and to workstations, with the client
-//! certificate the port's annotations name. ClientConfigs once for each secret in use and each ALPN, so
-//! that a rotation takes effect with the next connection.
+//! Client configurations: TLS towards the app and workstations, with the client certificate the
+//! port's annotations name. Built once for each secret in use and each ALPN, so that a rotation
+//! takes effect with the next connection.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -17,23 +17,22 @@ use crate::tls::secrets::annotations::PortPlan;
 use crate::tls::secrets::secret::{LoadedSecret, Want};
 use crate::tls::secrets::store::{Store, Stores};
 
-/// Distinct ALPN answers that are kept ready; callers cannot make more than the app itself agrees
-/// to.
+/// Cached ALPN variants; callers cannot create more than the app itself agrees to.
 const VARIANTS: usize = 8;
-/// Sessions to resume with the app: one for each server name callers use.
+/// Resumable sessions with the app: one for each server name callers use.
 const SESSIONS: usize = 16;
 
-/// Whom we speak TLS with.
+/// Peer of an upstream TLS connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Peer {
-    /// The app, verified where a CA is at hand.
+    /// The app, verified if a CA is available.
     App,
-    /// A workstation, reached through a tunnel that was authenticated before; a developer's own
-    /// process rarely has a certificate the cluster's CA vouches for, so it is not verified.
+    /// A workstation, reached through an authenticated tunnel; not verified, because a developer's
+    /// own process rarely has a certificate of the cluster's CA.
     Workstation,
 }
 
-/// How one port speaks TLS upstream.
+/// Upstream TLS of one port.
 #[derive(Debug)]
 pub struct Client {
     store: Option<Arc<Store>>,
@@ -66,17 +65,16 @@ impl Client {
         client
     }
 
-    /// Whether a client certificate is configured.
+    /// Returns true if a client certificate is configured.
     #[must_use]
     pub fn has_certificate(&self) -> bool {
         self.store.is_some()
     }
 
-    /// The configuration for a connection on behalf of `hello`: the ALPN the caller agreed to and
+    /// Returns the configuration for a connection on behalf of `hello`, with the caller's ALPN and
     /// no other.
     ///
-    /// # Errors
-    /// What rustls says of the parts; none of it depends on callers.
+    /// # Errors The error of rustls about the parts; none depends on callers.
     pub fn config(
         &self,
         peer: Peer,
@@ -85,11 +83,9 @@ impl Client {
         self.config_offering(peer, alpn.as_slice(), alpn.map(<[u8]>::to_vec))
     }
 
-    /// A configuration that offers several protocols, to learn which of them the app picks; not
-    /// kept.
+    /// Builds an uncached configuration that offers several protocols, to learn the app's choice.
     ///
-    /// # Errors
-    /// As [`Self::config`].
+    /// # Errors As [`Self::config`].
     pub fn probe_config(&self, alpn: &[&[u8]]) -> Result<Arc<ClientConfig>, rustls::Error> {
         let loaded = self.store.as_ref().and_then(|store| store.current());
         // Nothing but the protocols is learned, and no secret is told: a wrong certificate is not
@@ -135,8 +131,8 @@ impl Client {
         Ok(config)
     }
 
-    /// The name to ask for and verify: the annotated one, else the caller's; with neither, the
-    /// address, which is not sent and not verified.
+    /// Returns the name to send and verify: the annotated one, else the caller's; without either
+    /// the address, which is neither sent nor verified.
     #[must_use]
     pub fn name(&self, hello: Option<&TlsInfo>, app: IpAddr) -> ServerName<'static> {
         let callers = hello.and_then(|hello| hello.server_name.as_deref());
@@ -163,11 +159,10 @@ impl Client {
     }
 }
 
-/// A configuration without certificate, that verifies nothing and remembers nothing: for questions
-/// to an app of which nothing is known.
+/// Builds a configuration without certificate, verification or session cache, for probing an
+/// unknown app.
 ///
-/// # Errors
-/// What rustls says of the parts.
+/// # Errors The error of rustls about the parts.
 pub fn anonymous(alpn: &[&[u8]]) -> Result<Arc<ClientConfig>, rustls::Error> {
     let mut config = build(None, None, alpn)?;
     config.resumption = Resumption::disabled();
@@ -193,7 +188,7 @@ fn build(
     Ok(config)
 }
 
-/// Shows the certificate to whoever asks for one, whatever CAs it names: the annotation decided.
+/// Presents the certificate whichever CAs the peer names: the annotation decided.
 #[derive(Debug)]
 struct Always(Arc<CertifiedKey>);
 

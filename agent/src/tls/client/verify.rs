@@ -1,6 +1,6 @@
-//! Whether the app's certificate is good: by the CA of the client certificate's secret and the name
-//! the caller asked for; exactly pinned certificates are good as they are; without a CA an app in
-//! the same pod is not verified. Handshake signatures are verified in every case.
+//! Verification of the app's certificate: by the CA of the client certificate's secret and the name
+//! the caller asked for. Exactly pinned certificates are accepted as they are; without a CA an app
+//! in the same pod is not verified. Handshake signatures are always verified.
 
 use std::sync::Arc;
 
@@ -17,13 +17,13 @@ use crate::tls::secrets::secret::LoadedSecret;
 /// Verifies the app's certificate.
 #[derive(Debug)]
 pub struct AppVerifier {
-    /// The secret whose CA vouches for the app; `None` verifies nothing but signatures.
+    /// The secret whose CA signs the app's certificate; `None` verifies only signatures.
     trust: Option<Arc<LoadedSecret>>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl AppVerifier {
-    /// Trusts what the secret's CA vouches for, or anything without one.
+    /// Trusts certificates of the secret's CA, or any without one.
     #[must_use]
     pub fn new(trust: Option<Arc<LoadedSecret>>) -> Self {
         Self {

@@ -1,7 +1,6 @@
-//! Pod annotations → what each port does about TLS: which secrets, whose CA, which checks. Pure:
-//! nothing is opened here. Newer annotations name their port in a suffix; the older
-//! `inject-…-tls-secret` ones name none and hold for every TCP port that is not declared clear
-//! text, where no newer one speaks.
+//! Pod annotations to the TLS plan of each port: secrets, CAs, checks. Pure: no file is opened.
+//! Newer annotations name their port in a suffix; the older `inject-…-tls-secret` ones name none
+//! and apply to every TCP port that is not declared clear text and has no newer one.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -16,81 +15,82 @@ use crate::tls::secrets::secret::SecretSource;
 const PREFIX: &str = "telepresence.io/";
 const OLDER_PREFIX: &str = "telepresence.getambassador.io/";
 const OLDEST_PREFIX: &str = "getambassador.io/";
-/// Where the injector mounts the secrets of `…-tls-secret.<port>`, of either direction.
+/// Directory in which the injector mounts the secrets of `…-tls-secret.<port>`, of either
+/// direction.
 const SECRETS_DIR: &str = "/downstream-tls";
 const TERMINATING_DIR: &str = "/terminating_tls";
 const ORIGINATING_DIR: &str = "/originating_tls";
-/// How long the app is asked whether it speaks TLS, where no annotation says otherwise.
+/// Time for the app's answer to a TLS probe, unless an annotation sets it.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// One TCP container port, as the sidecar configuration describes it.
+/// A TCP container port of the sidecar configuration.
 #[derive(Clone, Debug, Default)]
 pub struct AppPort {
-    /// The container's port.
+    /// Container port number.
     pub container_port: u16,
-    /// Ports of the services that target it.
+    /// Service ports that target it.
     pub service_ports: Vec<u16>,
     /// Names of the container port and of the service ports.
     pub names: Vec<String>,
-    /// The app protocol it is declared to speak, as written; empty when it is not.
+    /// Declared app protocol as written; empty if none.
     pub app_protocol: String,
-    /// Where the container's file system is mounted in the agent.
+    /// Mount point of the container's file system in the agent.
     pub mount_point: PathBuf,
 }
 
-/// Whether a caller has to show a certificate.
+/// Requirement of a client certificate from callers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CallerAuth {
-    /// Without one the handshake fails.
+    /// Required: the handshake fails without one.
     Required,
-    /// Without one the caller is anonymous; with one it has to be good.
+    /// Optional: without one the caller is anonymous; a given one has to be valid.
     Optional,
 }
 
-/// Whether the app is spoken to in TLS.
+/// TLS towards the app.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ToApp {
-    /// It is declared to speak clear text.
+    /// Clear text is declared.
     Clear,
-    /// It is declared to speak TLS.
+    /// TLS is declared.
     Tls,
-    /// Nobody declared it: the app is asked.
+    /// Undeclared: the app is probed.
     #[default]
     Ask,
 }
 
-/// What one port does about TLS.
+/// TLS plan of one port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortPlan {
-    /// The container's port.
+    /// Container port number.
     pub container_port: u16,
-    /// Certificates to terminate callers' TLS with, the default one first; none: callers' TLS is
+    /// Certificates to terminate callers' TLS with, the default first; none: callers' TLS is
     /// relayed.
     pub terminating: Vec<SecretSource>,
-    /// An annotation names this very port; otherwise callers may well speak clear text.
+    /// An annotation names this port; otherwise callers may well speak clear text.
     pub certain: bool,
-    /// The client certificate to show the app.
+    /// Client certificate to present to the app.
     pub originating: Option<SecretSource>,
-    /// What is spoken to the app.
+    /// TLS towards the app.
     pub to_app: ToApp,
-    /// The app's certificate is not verified even where a CA is at hand.
+    /// Do not verify the app's certificate even if a CA is available.
     pub skip_verify: bool,
-    /// The name to ask the app for and to verify, instead of the one the caller asked for.
+    /// Server name to send to the app and to verify, instead of the caller's.
     pub server_name: Option<String>,
-    /// How long the app is asked whether it speaks TLS.
+    /// Time for the app's answer to a TLS probe.
     pub probe_timeout: Duration,
-    /// The CA that vouches for callers, and whether they have to show a certificate.
+    /// CA that signs callers' certificates, and whether they have to present one.
     pub caller_ca: Option<(SecretSource, CallerAuth)>,
-    /// The request header that hands a verified caller's identity on.
+    /// Request header that carries a verified caller's identity.
     pub identity_header: Option<String>,
 }
 
-/// The plans of all ports that have one, and what was wrong.
+/// Plans of all ports that have one, with the problems found.
 #[derive(Debug, Default)]
 pub struct Plans {
-    /// In the order of the ports.
+    /// Plans in the order of the ports.
     pub ports: Vec<PortPlan>,
-    /// Annotations that cannot be followed.
+    /// Annotations that are invalid.
     pub faults: Faults,
     /// Annotations without effect.
     pub notes: Vec<Fault>,
@@ -124,7 +124,7 @@ pub fn plans(
     reader.out
 }
 
-/// The annotation to set so that HTTP inside the TLS of `container_port` can be intercepted.
+/// Names the annotation to set so that HTTP inside the TLS of `container_port` can be intercepted.
 #[must_use]
 pub fn advice(container_port: u16) -> String {
     format!(
@@ -136,7 +136,7 @@ pub fn advice(container_port: u16) -> String {
     )
 }
 
-/// Whether an app protocol, as written, says clear text.
+/// Returns true if a declared app protocol means clear text.
 #[must_use]
 pub fn is_clear_text(app_protocol: &str) -> bool {
     let lower = app_protocol.to_ascii_lowercase();
@@ -155,7 +155,7 @@ pub fn is_clear_text(app_protocol: &str) -> bool {
     )
 }
 
-/// Whether an app protocol, as written, says TLS. HTTP/2 and gRPC say neither.
+/// Returns true if a declared app protocol means TLS. HTTP/2 and gRPC mean neither.
 #[must_use]
 pub fn is_tls(app_protocol: &str) -> bool {
     let lower = app_protocol.to_ascii_lowercase();
@@ -181,7 +181,7 @@ enum AnnotationKey {
 }
 
 impl AnnotationKey {
-    /// Every spelling, the usual one first among those of a key.
+    /// All spellings; the usual one comes first for each key.
     const SPELLINGS: [(&str, Self); 15] = [
         ("downstream-tls-secret", Self::DownstreamSecret),
         ("downstream-tls-path", Self::DownstreamPath),
@@ -208,7 +208,7 @@ impl AnnotationKey {
     }
 }
 
-/// An annotation as it was written.
+/// An annotation as written.
 #[derive(Clone, Debug)]
 struct Written {
     annotation: String,
@@ -288,8 +288,8 @@ impl Reader<'_> {
         }
     }
 
-    /// A container port of that number or name, else every port that a service port of that number
-    /// or name targets.
+    /// Returns the container port of that number or name, else all ports targeted by a service port
+    /// of that number or name.
     fn ports_of(&self, suffix: &str) -> Vec<u16> {
         let number: Option<u16> = suffix.parse().ok();
         if let Some(port) = self.ports.iter().find(|p| Some(p.container_port) == number) {
@@ -381,8 +381,8 @@ impl Reader<'_> {
             .cloned()
     }
 
-    /// Secrets first, then directories. A directory that is a named secret's mount (the injector
-    /// adds such an annotation itself) is the same source, not a second one.
+    /// Returns secrets first, then directories. A directory that is a named secret's mount (the
+    /// injector adds such an annotation itself) is the same source, not a second one.
     fn sources(
         &mut self,
         port: &AppPort,
@@ -579,7 +579,7 @@ impl Reader<'_> {
     }
 }
 
-/// The two annotations that name no port.
+/// The two annotations without a port.
 #[derive(Default)]
 struct Legacy {
     terminating: Option<SecretSource>,
@@ -632,8 +632,8 @@ impl Legacy {
     }
 }
 
-/// Declared clear text is believed unless an annotation gives this very port a client certificate,
-/// which only makes sense with TLS: then the app is asked.
+/// Decides TLS towards the app: declared clear text is believed unless an annotation gives this
+/// very port a client certificate, which only makes sense with TLS; then the app is probed.
 fn to_app(app_protocol: &str, client_certificate_for_this_port: bool) -> ToApp {
     if is_tls(app_protocol) {
         ToApp::Tls
@@ -651,7 +651,7 @@ fn list(value: &str) -> impl Iterator<Item = &str> {
         .filter(|item| !item.is_empty())
 }
 
-/// RFC 1123 subdomain, as Kubernetes asks of a Secret's name.
+/// Checks an RFC 1123 subdomain, as Kubernetes requires of a Secret's name.
 fn is_secret_name(name: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
     let ends = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());

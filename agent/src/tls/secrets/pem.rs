@@ -1,29 +1,28 @@
-//! PEM text → DER. The one module that names `rustls-pemfile`: the crate is required here but no
-//! longer maintained, so its answers are compared with those of its successor in the tests, and
-//! leaving it is a change of these lines.
+//! PEM to DER. The only module that names `rustls-pemfile`: the crate is required here but no
+//! longer maintained, so tests compare its results with its successor's, and replacing it changes
+//! only these lines.
 
 use rustls_pemfile::Item;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-/// What one PEM file holds. Foreign sections are skipped, an empty text has nothing of either.
+/// Contents of one PEM file. Foreign sections are skipped.
 #[derive(Debug, Default)]
 pub struct Sections {
     /// Certificates in file order.
     pub certificates: Vec<CertificateDer<'static>>,
     /// The first private key: PKCS#1, PKCS#8 or SEC1. Prints as "elided".
     pub key: Option<PrivateKeyDer<'static>>,
-    /// Whether a private key stands here in encrypted form, which nobody could open without its
-    /// pass phrase.
+    /// A private key is present in encrypted form, which cannot be opened without its pass phrase.
     pub encrypted: bool,
 }
 
-/// Why a text is no PEM. Carries nothing of the text, which may be a private key.
+/// Syntax error in PEM. Carries no part of the text, which may be a private key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Damage {
-    /// A section that does not end.
+    /// A section without an end.
     #[error("a section has no END line (the file is cut off?)")]
     Unterminated,
-    /// A BEGIN line that is none.
+    /// A malformed BEGIN line.
     #[error("a BEGIN line is damaged")]
     BadBegin,
     /// A body that is not base64.
@@ -99,7 +98,7 @@ mod tests {
     const ENCRYPTED: &str =
         "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAQID\n-----END ENCRYPTED PRIVATE KEY-----\n";
 
-    /// The successor's answers: every certificate before the first damage, and the first key.
+    /// Results of the successor crate: every certificate before the first error, and the first key.
     fn successor(text: &[u8]) -> (Vec<Vec<u8>>, Option<Vec<u8>>, bool) {
         let parsed: Vec<_> = CertificateDer::pem_slice_iter(text).collect();
         let damaged = parsed.iter().any(Result::is_err);

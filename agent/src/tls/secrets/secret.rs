@@ -1,6 +1,6 @@
-//! One mounted Secret → a certificate with its key, and the CA beside it, or one message that says
-//! which secret, which file, what is wrong and what to do. Nothing of a private key ever gets into
-//! a message.
+//! Loads a mounted Secret: a certificate with its key, and the CA beside it, or one message naming
+//! the secret, the file, the problem and the remedy. No message ever contains a part of a private
+//! key.
 
 use std::fmt;
 use std::fs::File;
@@ -16,55 +16,55 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate, X509Version};
 use crate::tls::secrets::pem;
 use crate::tls::secrets::pem::Damage;
 
-/// Larger files are no secrets (etcd limits a whole Secret to 1 MiB).
+/// Maximum file size; etcd limits a whole Secret to 1 MiB.
 const MAX_FILE: u64 = 1 << 20;
 
-/// A Secret as an annotation names it, and where it may be mounted.
+/// A Secret as an annotation names it, with its possible mount directories.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SecretSource {
-    /// The annotation that named it, port suffix included.
+    /// The annotation, including its port suffix.
     pub annotation: String,
-    /// Its value: the Secret's name, or a directory.
+    /// The annotation's value: the Secret's name, or a directory.
     pub value: String,
-    /// Directories to look in; the first one that has a file of a known layout counts.
+    /// Directories to look in; the first with a file of a known layout is used.
     pub dirs: Vec<PathBuf>,
 }
 
-/// Which parts of a Secret are needed.
+/// Parts of a Secret that are needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Want {
-    /// A certificate and its key; a CA when there is one.
+    /// A certificate and its key; a CA if there is one.
     Pair,
-    /// Only the CA.
+    /// CA only.
     Ca,
 }
 
-/// What a good Secret holds.
+/// Contents of a valid Secret.
 #[derive(Debug)]
 pub struct LoadedSecret {
-    /// The chain and its key; always there for [`Want::Pair`].
+    /// The chain and its key; always present for [`Want::Pair`].
     pub pair: Option<CertifiedPair>,
     /// The CA beside it.
     pub ca: Option<Ca>,
 }
 
-/// A certificate chain with the key that belongs to it. Its `Debug` does not show the key.
+/// A certificate chain with its private key. Its `Debug` does not show the key.
 #[derive(Debug)]
 pub struct CertifiedPair {
-    /// For rustls.
+    /// Chain and key for rustls.
     pub certified: Arc<CertifiedKey>,
-    /// Facts of the first certificate, for people and metrics.
+    /// Facts of the first certificate, for messages and metrics.
     pub facts: Facts,
 }
 
-/// What people and metrics want to know of a certificate.
+/// Facts of a certificate for messages and metrics.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
-    /// The subject, as text.
+    /// Subject as text.
     pub subject: String,
     /// DNS names of the subject alternative name, in lower case.
     pub dns_names: Vec<String>,
-    /// The serial number, in hexadecimal with colons.
+    /// Serial number in hexadecimal with colons.
     pub serial: String,
     /// Seconds since 1970 at which validity begins.
     pub not_before: i64,
@@ -72,17 +72,17 @@ pub struct Facts {
     pub not_after: i64,
 }
 
-/// Certificates that vouch for others.
+/// CA certificates.
 #[derive(Debug)]
 pub struct Ca {
-    /// As trust anchors.
+    /// Trust anchors.
     pub roots: Arc<RootCertStore>,
-    /// The same, byte for byte: a peer that presents exactly one of these is trusted because it was
+    /// The same certificates byte for byte: a peer that presents exactly one of these is trusted as
     /// pinned.
     pub pinned: Vec<CertificateDer<'static>>,
 }
 
-/// Why a Secret cannot be used: one line naming it, the file, the matter and the remedy.
+/// A Secret that cannot be used: one line naming it, the file, the problem and the remedy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
     source: String,
@@ -91,7 +91,7 @@ pub struct Fault {
 }
 
 impl Fault {
-    /// What is wrong.
+    /// Returns the problem.
     #[must_use]
     pub fn problem(&self) -> &Problem {
         &self.problem
@@ -113,7 +113,7 @@ impl fmt::Display for Fault {
 
 impl std::error::Error for Fault {}
 
-/// What can be wrong with a Secret.
+/// Problem of a Secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Problem {
     /// The directory is not there.
@@ -130,31 +130,31 @@ pub enum Problem {
     /// The file is there but cannot be read.
     #[error("cannot be read ({0})")]
     Unreadable(String),
-    /// Not a file, or far too large for one of these.
+    /// The path is not a file, or the file is far too large.
     #[error("is not a file of at most 1 MiB")]
     NotAFile,
-    /// No byte in it.
+    /// The file is empty.
     #[error("is empty")]
     Empty,
-    /// PEM syntax.
+    /// PEM syntax error.
     #[error("is damaged: {0}")]
     Damaged(Damage),
-    /// No PEM section of any known kind.
+    /// PEM section of a known kind missing.
     #[error("holds no PEM section")]
     NoPem,
-    /// A key where certificates belong.
+    /// A key in place of certificates.
     #[error("holds a private key instead of certificates")]
     KeyForCertificate,
-    /// Certificates where the key belongs.
+    /// Certificates in place of the key.
     #[error("holds certificates instead of a private key")]
     CertificateForKey,
-    /// A key behind a pass phrase.
+    /// A key protected by a pass phrase.
     #[error("the private key is encrypted")]
     EncryptedKey,
-    /// Parses as PEM, but not as a key that can sign for TLS.
+    /// PEM that is not a key usable for TLS signatures.
     #[error("the private key is of a kind TLS cannot use, or damaged")]
     UnusableKey,
-    /// Not an X.509 certificate.
+    /// A certificate that is not X.509.
     #[error("certificate {0} is not valid X.509")]
     BadCertificate(usize),
     /// X.509 version 1 or 2.
@@ -166,7 +166,7 @@ pub enum Problem {
     /// The validity is over.
     #[error("the certificate expired on {0}")]
     Expired(String),
-    /// Key and certificate are no pair.
+    /// Key and certificate do not match.
     #[error("the private key does not belong to the certificate")]
     Mismatch,
     /// The key belongs to a later certificate of the chain.
@@ -175,7 +175,7 @@ pub enum Problem {
 }
 
 impl Problem {
-    /// What to do about it.
+    /// Returns the remedy.
     #[must_use]
     pub fn remedy(&self) -> &'static str {
         match self {
@@ -214,21 +214,20 @@ impl Problem {
     }
 }
 
-/// The layouts a Secret may have, the usual one first: certificate, key, CA.
+/// Layouts a Secret may have, the usual one first: certificate, key, CA.
 const LAYOUTS: [[&str; 3]; 2] = [
     ["tls.crt", "tls.key", "ca.crt"],
     ["cert-chain.pem", "key.pem", "root-cert.pem"],
 ];
 
-/// Every file name a change of which matters.
+/// Iterates over all file names whose changes matter.
 pub fn file_names() -> impl Iterator<Item = &'static str> {
     LAYOUTS.into_iter().flatten()
 }
 
 /// Loads a Secret; `now` is in seconds since 1970.
 ///
-/// # Errors
-/// The first fault found.
+/// # Errors The first fault found.
 pub fn load(source: &SecretSource, want: Want, now: i64) -> Result<LoadedSecret, Fault> {
     let fail = |file: &Path, problem| Fault {
         source: source.to_string(),
@@ -260,8 +259,7 @@ impl fmt::Display for SecretSource {
     }
 }
 
-/// The directory that counts and the layout it has; a CA under the other layout's name is found
-/// too.
+/// Finds the directory and its layout; a CA under the other layout's name is found too.
 fn locate(source: &SecretSource) -> Result<(PathBuf, [&'static str; 3]), (PathBuf, Problem)> {
     let mut empty = None;
     for dir in &source.dirs {
@@ -374,7 +372,7 @@ fn sections(dir: &Path, name: &'static str) -> InFile<pem::Sections> {
     pem::read(&text).map_err(|damage| (name, Problem::Damaged(damage)))
 }
 
-/// Reads a whole file of bounded size; never blocks on a pipe that somebody put in its place.
+/// Reads a whole file of bounded size; never blocks on a pipe in its place.
 pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>, Problem> {
     let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => Problem::Missing,

@@ -1,6 +1,6 @@
-//! The secrets in use, and their rotation: a directory is watched and polled, a good new pair
-//! replaces the old one for handshakes to come, and a bad one is refused in one log line while the
-//! good one stays.
+//! Secrets in use and their rotation: directories are watched and polled; a valid new pair replaces
+//! the old one for later handshakes, and an invalid one is rejected with one log line while the
+//! valid one stays.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -19,38 +19,38 @@ use crate::tls::secrets::annotations::PortPlan;
 use crate::tls::secrets::secret;
 use crate::tls::secrets::secret::{CertifiedPair, LoadedSecret, SecretSource, Want};
 
-/// How often directories are looked at even when no event came: overflows and network file systems
-/// lose events, and a directory that does not exist yet cannot be watched. A look is a handful of
-/// `stat` calls.
+/// Interval of polling directories even without events: overflows and network file systems lose
+/// events, and a directory that does not exist yet cannot be watched. A poll is a handful of `stat`
+/// calls.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// After an event: the writer may be between two files.
+/// Delay after an event: the writer may be between two files.
 const SETTLE: Duration = Duration::from_millis(100);
-/// A bad pair may become good by itself: its time comes, or permissions change without a trace in
-/// the file.
+/// Delay before a rejected pair is read again: it may become valid by time, or permissions may
+/// change without a trace in the file.
 const RETRY_DELAY: Duration = Duration::from_secs(10);
 const WARN_BEFORE: i64 = 7 * 24 * 3600;
 const WARN_EVERY: i64 = 24 * 3600;
 
-/// One secret: the last good content, and how reading it went.
+/// One secret: the last valid content and the result of the last read.
 #[derive(Debug)]
 pub struct Store {
     source: SecretSource,
     want: Want,
     current: ArcSwapOption<LoadedSecret>,
     progress: Mutex<Progress>,
-    /// Good contents taken over, the first included.
+    /// Valid contents loaded, including the first.
     pub loads: Counter,
-    /// Contents refused.
+    /// Contents rejected.
     pub refused: Counter,
 }
 
 #[derive(Debug, Default)]
 struct Progress {
-    /// What the files looked like when they were last read.
+    /// File state at the last read.
     seen: Option<u64>,
-    /// The content that was taken over, or refused, last.
+    /// The content last accepted or rejected.
     judged: Option<u64>,
-    /// A bad content that is to be read again before it is called bad.
+    /// An invalid content that is read once more before it is rejected.
     suspect: Option<u64>,
     fault: Option<secret::Fault>,
     retry: Option<Instant>,
@@ -74,25 +74,25 @@ impl Store {
         Arc::new(store)
     }
 
-    /// The last good content; `None` until there was one.
+    /// Returns the last valid content; `None` until there was one.
     #[must_use]
     pub fn current(&self) -> Option<Arc<LoadedSecret>> {
         self.current.load_full()
     }
 
-    /// What is wrong with the content on disk, in words; `None` while it is the one in use.
+    /// Returns the problem of the content on disk; `None` while that content is in use.
     #[must_use]
     pub fn fault(&self) -> Option<String> {
         self.lock().fault.as_ref().map(ToString::to_string)
     }
 
-    /// The secret as it was named.
+    /// Returns the secret's source.
     #[must_use]
     pub fn source(&self) -> &SecretSource {
         &self.source
     }
 
-    /// When the certificate in use ends, in seconds since 1970.
+    /// Returns the end of validity of the certificate in use, in seconds since 1970.
     #[must_use]
     pub fn not_after(&self) -> Option<i64> {
         self.current
@@ -103,8 +103,7 @@ impl Store {
             .map(|pair| pair.facts.not_after)
     }
 
-    /// Looks whether the files changed and reads them if so. True asks for another look after
-    /// [`SETTLE`].
+    /// Reads the files if they changed. True asks for another check after [`SETTLE`].
     pub fn check(&self) -> bool {
         let look = self.look();
         let due = {
@@ -194,8 +193,7 @@ impl Store {
         );
     }
 
-    /// What the files look like from outside: enough to notice a swapped symlink, a rename or a
-    /// write.
+    /// Fingerprint of the files' metadata: enough to notice a swapped symlink, a rename or a write.
     fn look(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         for path in self.paths() {
@@ -236,7 +234,7 @@ impl Store {
     }
 }
 
-/// Whether each of these secrets has been good at least once.
+/// Returns true if each of these secrets has been valid at least once.
 #[must_use]
 pub fn all_good(stores: &[Arc<Store>]) -> bool {
     stores.iter().all(|store| store.current.load().is_some())
@@ -249,7 +247,7 @@ pub struct Stores {
 }
 
 impl Stores {
-    /// The store of a source, opened when it is met for the first time.
+    /// Returns the store of a source; opens it on first use.
     pub fn open(&mut self, source: &SecretSource, want: Want) -> Arc<Store> {
         let key = (source.dirs.clone(), want);
         Arc::clone(
@@ -259,7 +257,7 @@ impl Stores {
         )
     }
 
-    /// Every secret that a port's plan names, in both directions.
+    /// Opens all secrets that a port's plan names, in both directions.
     pub fn all_of(&mut self, plan: &PortPlan) -> Vec<Arc<Store>> {
         let pairs = plan
             .terminating
@@ -273,15 +271,14 @@ impl Stores {
             .collect()
     }
 
-    /// Every store.
+    /// Iterates over all stores.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Store>> {
         self.known.values()
     }
 
-    /// Starts watching; the returned guard stops it. `None` when there is nothing to watch.
+    /// Starts watching; dropping the returned guard stops it. `None` if there is no secret.
     ///
-    /// # Errors
-    /// The thread could not be started.
+    /// # Errors The thread could not be started.
     pub fn watch(&self) -> std::io::Result<Option<FolderWatch>> {
         if self.known.is_empty() {
             return Ok(None);
@@ -290,8 +287,8 @@ impl Stores {
     }
 }
 
-/// Keeps a thread looking at the secrets until dropped. Files are read there, never on a thread
-/// that carries traffic.
+/// Guard of the thread that watches the secrets; stops it when dropped. Files are read there, never
+/// on a thread that carries traffic.
 #[derive(Debug)]
 pub struct FolderWatch {
     tx: mpsc::Sender<Wake>,

@@ -1,6 +1,6 @@
-//! The accept flow of a port whose annotations name a secret: first bytes, ClientHello, handshake.
-//! ALPN is answered as the app would answer it. A caller that speaks no TLS is handed on as it is,
-//! and so is every caller while one of the port's secrets is bad.
+//! Accept flow of a port whose annotations name a secret: first bytes, ClientHello, handshake. ALPN
+//! is answered as the app would. Callers that do not speak TLS are passed on unchanged, as are all
+//! callers while one of the port's secrets is invalid.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,26 +20,25 @@ use crate::tls::server::refusal::{FailedHandshake, HandshakeRefused};
 use crate::tls::server::{config, handshake_limit, self_test};
 use crate::tls::stream;
 
-/// What a caller would say first, for [`TlsPort::warm_up`].
+/// Builds a ClientHello for [`TlsPort::warm_up`].
 ///
-/// # Errors
-/// What rustls says; nothing of it depends on secrets.
+/// # Errors The error of rustls; it does not depend on secrets.
 pub fn hello() -> Result<Vec<u8>, rustls::Error> {
     self_test::hello()
 }
 
-/// Bounds of one port's handshakes.
+/// Limits of one port's handshakes.
 #[derive(Clone, Copy, Debug)]
 pub struct HandshakeLimits {
-    /// From the first byte of a ClientHello to the end of the handshake.
+    /// Time from the first byte of a ClientHello to the end of the handshake.
     pub handshake: Duration,
-    /// Until the first byte. Pools open connections ahead of their use, so this is generous; such a
-    /// connection holds no memory but its socket's.
+    /// Time to the first byte. Pools open connections ahead of their use, so this is generous; such
+    /// a connection holds only its socket's memory.
     pub first_byte: Duration,
-    /// Handshakes in progress at a time.
+    /// Maximum of concurrent handshakes.
     pub concurrent: usize,
-    /// A ClientHello with its record headers. Usual ones have 0.2 to 2 KiB, with a large session
-    /// ticket some more.
+    /// Maximum of a ClientHello with its record headers. Usual ones have 0.2 to 2 KiB, with a large
+    /// session ticket some more.
     pub hello_bytes: usize,
 }
 
@@ -54,24 +53,23 @@ impl Default for HandshakeLimits {
     }
 }
 
-/// How a connection arrived.
+/// Result of the accept flow.
 #[derive(Debug)]
 pub enum Arrival {
     /// TLS was terminated; the stream is clear text.
     Terminated(Conn, TlsInfo),
-    /// The caller speaks clear text. The hello, where there is one, says with which ALPN an app
-    /// that wants TLS is to be dialled.
+    /// The caller speaks clear text. `TlsInfo`, if present, holds the ALPN with which to dial an
+    /// app that wants TLS.
     Clear(TcpStream, Option<TlsInfo>),
-    /// Not looked at, or TLS that is not ours to terminate: the app is to be dialled without TLS of
-    /// ours.
+    /// Not inspected, or TLS of the caller's own: dial the app without TLS of ours.
     Untouched(TcpStream),
 }
 
-/// What one port does about its callers' TLS.
+/// Downstream TLS of one port.
 #[derive(Debug)]
 pub struct TlsPort {
     termination: Option<config::Termination>,
-    /// Every secret the port's annotations name, in both directions: all have to be good.
+    /// All secrets the port's annotations name, in both directions; all have to be valid.
     stores: Vec<Arc<store::Store>>,
     certain: bool,
     originates: bool,
@@ -82,7 +80,7 @@ pub struct TlsPort {
 }
 
 impl TlsPort {
-    /// Opens the plan's secrets; bad ones are logged, and the port relays until they are good.
+    /// Opens the plan's secrets; invalid ones are logged, and the port relays until they are valid.
     pub fn new(
         plan: &annotations::PortPlan,
         stores: &mut store::Stores,
@@ -102,13 +100,13 @@ impl TlsPort {
         }
     }
 
-    /// Whether callers' TLS is terminated at this time.
+    /// Returns true while callers' TLS is terminated.
     #[must_use]
     pub fn terminates(&self) -> bool {
         self.termination.is_some() && self.in_force()
     }
 
-    /// Why a port with secrets relays TLS nevertheless: the first fault, in words.
+    /// Returns the first fault of a port that relays TLS although it has secrets.
     #[must_use]
     pub fn fault(&self) -> Option<String> {
         self.stores
@@ -117,38 +115,36 @@ impl TlsPort {
             .find_map(|s| s.fault())
     }
 
-    /// The request header that hands verified callers' identities on.
+    /// Returns the request header that carries verified callers' identities.
     #[must_use]
     pub fn identity_header(&self) -> Option<&str> {
         self.identity_header.as_deref()
     }
 
-    /// The secrets in use, for metrics.
+    /// Returns the secrets in use, for metrics.
     #[must_use]
     pub fn stores(&self) -> &[Arc<store::Store>] {
         &self.stores
     }
 
-    /// Whether the annotations are followed: every secret they name has been good.
+    /// Returns true if the annotations are in force: every secret they name has been valid.
     #[must_use]
     pub fn in_force(&self) -> bool {
         store::all_good(&self.stores)
     }
 
-    /// Shakes hands with ourselves, where callers' TLS is ended here and the secrets are good.
+    /// Runs a handshake with ourselves if this port terminates TLS and its secrets are valid.
     ///
-    /// # Errors
-    /// What is wrong with the secrets; callers' handshakes would fail the same way.
+    /// # Errors The problem of the secrets; callers' handshakes would fail the same way.
     pub fn rehearse(&self) -> Result<(), rustls::Error> {
         self.rehearsed()
             .map_or(Ok(()), self_test::handshake_self_test)
     }
 
-    /// Answers a caller's `hello` (see [`hello`]) that nobody has sent, so that the next one is
-    /// answered at once.
+    /// Answers a synthetic ClientHello (see [`hello`]), so that the first real one is answered
+    /// quickly.
     ///
-    /// # Errors
-    /// As [`Self::rehearse`].
+    /// # Errors As [`Self::rehearse`].
     pub fn warm_up(&self, hello: &[u8]) -> Result<(), rustls::Error> {
         self.rehearsed()
             .map_or(Ok(()), |config| self_test::respond_to(config, hello))
@@ -165,18 +161,18 @@ impl TlsPort {
         }))
     }
 
-    /// Whether an annotation names this very port, so that its callers are sure to speak TLS.
+    /// Returns true if an annotation names this port, so that its callers are expected to speak
+    /// TLS.
     #[must_use]
     pub fn is_certain(&self) -> bool {
         self.certain
     }
 
-    /// Finds out what the caller speaks and, if it is TLS and ours to terminate, shakes hands.
-    /// Failures are counted here. `app_only` says that no workstation could serve this caller, so
-    /// that it is refused where the app does.
+    /// Detects TLS and, if it is ours to terminate, performs the handshake. Failures are counted
+    /// here. `app_only` means that no workstation could serve this caller, so that it is refused if
+    /// the app does not listen.
     ///
-    /// # Errors
-    /// The handshake failed; the caller has been told as far as TLS has a word for it.
+    /// # Errors The handshake failed; the caller was sent an alert if TLS has one for it.
     pub async fn accept(
         &self,
         socket: TcpStream,
@@ -223,7 +219,7 @@ impl TlsPort {
         Err(refused.refused)
     }
 
-    /// Looks at the first bytes without taking them.
+    /// Peeks at the first bytes.
     async fn first_bytes(&self, socket: &TcpStream) -> Result<RecordKind, HandshakeRefused> {
         let mut start = [0; 8];
         let deadline = Instant::now() + self.limits.first_byte;
@@ -298,7 +294,7 @@ impl TlsPort {
         }
     }
 
-    /// Reads the ClientHello and decides what is offered in return.
+    /// Reads the ClientHello and decides the offer.
     async fn negotiate(
         &self,
         socket: &mut TcpStream,
@@ -337,10 +333,10 @@ impl TlsPort {
     }
 }
 
-/// How long a caller may be silent before a port that nothing declares to be TLS asks whether the
-/// app speaks first.
+/// Time a caller may be silent before a port without declared TLS checks whether the app speaks
+/// first.
 const SILENCE_TIMEOUT: Duration = Duration::from_millis(300);
-/// And how long until it asks again: the app may have been starting.
+/// Interval of that check: the app may have been starting.
 const APP_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 type Stream = tokio_rustls::server::TlsStream<TcpStream>;

@@ -1,5 +1,5 @@
-//! The beginning of a handshake: whether there is one, the ClientHello within its bounds, what a
-//! failure is called, and how a caller is told.
+//! The first step of a handshake: TLS detection, reading the ClientHello within its limits,
+//! classifying failures, and sending alerts.
 
 use std::io;
 use std::time::Duration;
@@ -15,16 +15,17 @@ use crate::tls::alpn::{H2, HTTP1, TlsInfo};
 use crate::tls::server::refusal::FailedHandshake;
 use crate::tls::server::refusal::HandshakeRefused;
 
-/// What the first bytes of a connection are.
+/// Kind of a connection's first bytes.
 pub(crate) enum RecordKind {
     /// The beginning of a handshake.
     Tls,
-    /// Anything else. The hello says with which ALPN an app that wants TLS would be dialled.
+    /// Clear text. `TlsInfo` holds the ALPN with which to dial an app that wants TLS.
     Clear(Option<TlsInfo>),
 }
 
 impl RecordKind {
-    /// A handshake record (RFC 8446 section 5.1) starts with 22, which no text protocol does.
+    /// Classifies the first bytes: a handshake record (RFC 8446 section 5.1) starts with 22, which
+    /// no text protocol does.
     pub(crate) fn of(bytes: &[u8]) -> Self {
         match bytes {
             [22, 3, ..] | [22] => Self::Tls,
@@ -41,8 +42,8 @@ impl RecordKind {
     }
 }
 
-/// Fatal alert 70 (RFC 8446 section 6.2), for callers that lack what came with TLS 1.2: it says
-/// more than the general refusal they would get.
+/// Fatal alert 70 (RFC 8446 section 6.2), for callers without TLS 1.2: it says more than the
+/// general alert they would get.
 const PROTOCOL_VERSION: &[u8] = &[21, 3, 1, 0, 2, 2, 70];
 
 /// Reads a ClientHello of at most `limit` bytes.
@@ -101,8 +102,8 @@ pub(crate) async fn read_hello(
     }
 }
 
-/// Sends the alert and waits a little for the caller's end: closing over unread bytes would be a
-/// reset, and a reset can overtake the alert.
+/// Sends the alert and waits briefly for the caller's end: closing over unread bytes would be a
+/// reset, which can overtake the alert.
 pub(crate) async fn send_alert_and_close(mut socket: TcpStream, alert: &[u8]) {
     let goodbye = async {
         if !alert.is_empty() {
@@ -119,7 +120,7 @@ pub(crate) async fn send_alert_and_close(mut socket: TcpStream, alert: &[u8]) {
     let _ = timeout(Duration::from_millis(500), goodbye).await;
 }
 
-/// The counter's word for a failed handshake.
+/// Maps a failed handshake to its counter.
 pub(crate) fn classify(error: &rustls::Error) -> TlsFailure {
     use PeerIncompatible as P;
     use rustls::Error as E;

@@ -1,6 +1,5 @@
-//! The server's half: which certificate for which name, which ALPN, and whether callers have to
-//! show a certificate. ServerConfigs once for each set of secrets in use, so that a rotation takes effect
-//! with the next handshake.
+//! Server configurations: certificate by name, ALPN, and client certificates. Built once for each
+//! set of secrets in use, so that a rotation takes effect with the next handshake.
 
 use std::sync::{Arc, OnceLock};
 
@@ -16,7 +15,7 @@ use crate::tls::secrets::annotations::{CallerAuth, PortPlan};
 use crate::tls::secrets::secret::{LoadedSecret, Want};
 use crate::tls::secrets::store::{Store, Stores};
 
-/// The certificates of one port.
+/// Certificates of one port.
 #[derive(Debug)]
 pub struct Termination {
     certificates: Vec<Arc<Store>>,
@@ -25,7 +24,7 @@ pub struct Termination {
 }
 
 impl Termination {
-    /// Opens the stores; `None` where the plan has no certificate.
+    /// Opens the stores; `None` if the plan has no certificate.
     #[must_use]
     pub fn new(plan: &PortPlan, stores: &mut Stores) -> Option<Self> {
         let certificates: Vec<_> = plan
@@ -44,7 +43,8 @@ impl Termination {
         })
     }
 
-    /// What the secrets in use amount to; `None` while one of them has never been good.
+    /// Returns the configurations for the secrets in use; `None` while one of them has never been
+    /// valid.
     pub fn current(&self) -> Option<Arc<ServerConfigs>> {
         let certificates: Vec<_> = self
             .certificates
@@ -76,7 +76,7 @@ impl Termination {
     }
 }
 
-/// A server configuration, with a variant for each ALPN offer.
+/// A server configuration with one variant for each ALPN offer.
 #[derive(Debug)]
 pub struct ServerConfigs {
     certificates: Vec<Arc<LoadedSecret>>,
@@ -148,13 +148,13 @@ impl ServerConfigs {
                 .all(|(a, b)| Arc::ptr_eq(a, b))
     }
 
-    /// Whether callers are asked for a certificate.
+    /// Returns true if callers are asked for a certificate.
     #[must_use]
     pub fn verifies_callers(&self) -> bool {
         self.callers.is_some()
     }
 
-    /// The configuration that offers what the app offers.
+    /// Returns the configuration that offers what the app offers.
     pub fn config(&self, offer: AlpnOffer) -> Arc<ServerConfig> {
         let at = usize::from(offer.h2) * 2 + usize::from(offer.http1);
         // Two booleans make four variants.
@@ -170,8 +170,8 @@ impl ServerConfigs {
     }
 }
 
-/// Picks a certificate by the name the caller asks for, else the first one; among those of one
-/// name, the first whose key the caller can verify.
+/// Selects a certificate by server name, else the first one; among those of one name, the first
+/// whose key the caller can verify.
 #[derive(Debug)]
 struct BySni {
     certificates: Vec<Arc<LoadedSecret>>,
@@ -203,7 +203,8 @@ impl ResolvesServerCert for BySni {
     }
 }
 
-/// RFC 6125 section 6.4.3: a wildcard stands for the whole leftmost label and nothing else.
+/// Matches a name as RFC 6125 section 6.4.3: a wildcard stands for the whole leftmost label and
+/// nothing else.
 fn covers(pattern: &str, name: &str) -> bool {
     match pattern.strip_prefix("*.") {
         Some(parent) => name

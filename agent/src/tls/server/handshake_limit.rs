@@ -1,6 +1,5 @@
-//! How many handshakes a port has in progress. A handshake takes milliseconds, so when all places
-//! are taken the ones that have been at it for long give way to newcomers: slow ones cannot shut
-//! everybody else out.
+//! Limit on a port's concurrent handshakes. A handshake takes milliseconds, so at the limit the
+//! oldest ones are evicted for new ones: slow callers cannot block all others.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,12 +9,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-/// Younger handshakes are not sent away: the machine may simply be busy.
+/// Minimum age of an evicted handshake: younger ones may be slow because the machine is busy.
 const MIN_EVICTION_AGE: Duration = Duration::from_secs(1);
-/// How often a waiting newcomer looks for one that has grown old.
+/// Interval at which a waiting handshake looks for an evictable one.
 const EVICTION_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The handshakes in progress.
+/// Handshakes in progress.
 #[derive(Debug)]
 pub struct Handshakes {
     places: Arc<Semaphore>,
@@ -28,7 +27,7 @@ struct HandshakeSlot {
     evict: CancellationToken,
 }
 
-/// A place among them; dropping it frees the place.
+/// A slot among them; freed when dropped.
 #[derive(Debug)]
 pub struct Slot {
     evict: CancellationToken,
@@ -36,12 +35,12 @@ pub struct Slot {
     _place: OwnedSemaphorePermit,
 }
 
-/// No place became free in time.
+/// Error: no slot became free in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Full;
 
 impl Handshakes {
-    /// At most `limit` at a time.
+    /// Creates a limit of `limit` concurrent handshakes.
     #[must_use]
     pub fn new(limit: usize) -> Self {
         Self {
@@ -50,10 +49,9 @@ impl Handshakes {
         }
     }
 
-    /// Takes a place; when there is none, sends the oldest one away, and waits until `deadline`.
+    /// Takes a slot; at the limit evicts the oldest handshake and waits until `deadline`.
     ///
-    /// # Errors
-    /// Nobody left.
+    /// # Errors No slot became free.
     pub async fn slot(&self, deadline: Instant) -> Result<Slot, Full> {
         loop {
             if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
@@ -95,7 +93,7 @@ impl Handshakes {
 }
 
 impl Slot {
-    /// Resolves when the place is wanted for a newer handshake.
+    /// Resolves when this handshake is evicted for a newer one.
     pub async fn evicted(&self) {
         self.evict.cancelled().await;
     }

@@ -1,19 +1,19 @@
-//! HandshakeRefused handshakes: the cause for counter, record and log, and the alert for the caller.
+//! Refused handshakes: the cause for counter, record and log, and the alert for the caller.
 
 use tokio::net::TcpStream;
 
 use crate::outcome::{Ended, Stage};
 use crate::telemetry::metrics::TlsFailure;
 
-/// The reason why a caller was turned away.
+/// Reason a caller was refused.
 #[derive(Debug, thiserror::Error)]
 #[error("TLS handshake: {detail}")]
 pub struct HandshakeRefused {
-    /// For the counter.
+    /// Counter to increment.
     pub cause: Option<TlsFailure>,
-    /// For the connection's record.
+    /// Outcome of the connection.
     pub ended: Ended,
-    /// For the log.
+    /// Detail for the log.
     pub detail: String,
 }
 
@@ -32,7 +32,7 @@ impl HandshakeRefused {
     }
 }
 
-/// A failed handshake, and what is left to be said to the caller.
+/// A failed handshake and the alert still to be sent.
 pub(crate) struct FailedHandshake {
     pub(crate) refused: HandshakeRefused,
     pub(crate) alert: Vec<u8>,

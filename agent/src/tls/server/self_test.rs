@@ -1,6 +1,5 @@
-//! One handshake with ourselves, in memory, before the first caller comes: it shows that what the
-//! secrets hold works, and the caller does not wait for code to be paged in and for the first
-//! random numbers to be gathered.
+//! A handshake with ourselves, in memory, before the first caller: it verifies the secrets, and the
+//! first caller does not wait for code to be paged in or for the first random numbers.
 
 use std::io::{self, Read as _, Write as _};
 use std::sync::Arc;
@@ -10,15 +9,14 @@ use rustls_pki_types::ServerName;
 
 use crate::tls::client::config;
 
-/// TLS 1.3 takes two rounds with its tickets, TLS 1.2 three; a failed handshake has nothing left to
-/// say after less.
+/// Maximum of rounds: TLS 1.3 takes two with its tickets, TLS 1.2 three.
 const ROUNDS: usize = 6;
 
-/// Shakes hands as `config` says, and sends a byte each way. A configuration that asks callers for
-/// a certificate ends it where it misses one.
+/// Performs a handshake as `config` says and sends a byte each way. A configuration that requires
+/// client certificates ends it at the missing one.
 ///
-/// # Errors
-/// What rustls says of the configuration, such as that no caller could agree with it.
+/// # Errors The error of rustls about the configuration, such as that no caller could agree with
+/// it.
 pub(crate) fn handshake_self_test(config: Arc<ServerConfig>) -> Result<(), Error> {
     let mut caller = caller()?;
     let mut server = ServerConnection::new(config)?;
@@ -40,10 +38,9 @@ pub(crate) fn handshake_self_test(config: Arc<ServerConfig>) -> Result<(), Error
         .map_err(failed)
 }
 
-/// What a caller says first, for [`respond_to`].
+/// Builds a caller's ClientHello, for [`respond_to`].
 ///
-/// # Errors
-/// What rustls says; nothing of it depends on secrets.
+/// # Errors The error of rustls; it does not depend on secrets.
 pub(crate) fn hello() -> Result<Vec<u8>, Error> {
     let mut said = Vec::new();
     caller()?
@@ -52,10 +49,9 @@ pub(crate) fn hello() -> Result<Vec<u8>, Error> {
     Ok(said)
 }
 
-/// Goes through the server's first and largest step, without a caller.
+/// Runs the server's first and largest step without a caller.
 ///
-/// # Errors
-/// As [`handshake_self_test`].
+/// # Errors As [`handshake_self_test`].
 pub(crate) fn respond_to(config: Arc<ServerConfig>, mut hello: &[u8]) -> Result<(), Error> {
     let mut server = ServerConnection::new(config)?;
     server
@@ -81,7 +77,7 @@ fn caller() -> Result<ClientConnection, Error> {
     )
 }
 
-/// Hands over what one side has to say.
+/// Passes one side's output to the other.
 fn pass<A: SideData, B: SideData>(
     from: &mut ConnectionCommon<A>,
     to: &mut ConnectionCommon<B>,

@@ -96,8 +96,8 @@ impl Bench {
     }
 }
 
-/// `spec` is written as `mechanism identifier clause…`: a clause with `=` is a header, one with `/`
-/// a path.
+/// Builds an intercept; `spec` is `mechanism identifier clause…`: a clause with `=` is a header,
+/// one with `/` a path.
 fn info(id: &str, disposition: Disposition, spec: &str) -> InterceptInfo {
     let mut words = spec.split_whitespace();
     let mut spec = InterceptSpec {
