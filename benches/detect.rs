@@ -1,4 +1,4 @@
-//! Telling HTTP/1, HTTP/2, TLS and the rest apart by the first bytes.
+//! Classifying first bytes as HTTP/1, HTTP/2, TLS or other.
 #![allow(missing_docs)]
 
 #[path = "support/samples.rs"]

@@ -1,4 +1,4 @@
-//! Finding the end of HTTP/1 heads, and following bodies to theirs.
+//! Finding the end of HTTP/1 heads and bodies.
 #![allow(missing_docs)]
 
 #[path = "support/samples.rs"]

@@ -1,4 +1,4 @@
-//! The copy loop between two socket pairs: one small message there and back, and bulk, spliced and
+//! The relay between two socket pairs: one small message there and back, and bulk, spliced and
 //! copied.
 #![allow(missing_docs)]
 

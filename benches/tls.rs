@@ -1,4 +1,4 @@
-//! Full TLS 1.3 handshakes with a port that ends TLS; client and agent share one thread.
+//! Full TLS 1.3 handshakes with a port that terminates TLS; client and agent share one thread.
 #![allow(missing_docs)]
 
 use std::collections::BTreeMap;
@@ -16,7 +16,7 @@ use traffic_agent::tls::secrets::annotations::AppPort;
 use traffic_agent::tls::secrets::store::Stores;
 use traffic_agent::tls::server::accept::Arrival;
 
-/// An app in clear text that speaks HTTP/1 only.
+/// A clear-text app that speaks only HTTP/1.
 #[derive(Debug)]
 struct App;
 

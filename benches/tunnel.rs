@@ -1,4 +1,4 @@
-//! The tunnel's messages, and a whole tunnel over a real gRPC connection on loopback.
+//! Tunnel messages, and a whole tunnel over a real gRPC connection on loopback.
 #![allow(missing_docs)]
 
 #[path = "support/port.rs"]

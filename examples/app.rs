@@ -1,4 +1,4 @@
-//! An app for the demo: an HTTP server that says who it is. `app NAME [ADDRESS:PORT]`
+//! An app for the demo: an HTTP server that names itself. `app NAME [ADDRESS:PORT]`
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,6 +1,7 @@
-//! The main job, shown: an app behind the agent, a manager, two workstations that each take the
-//! requests with their own header. Every part is a process of its own on loopback. Exits 0 if each
-//! request was answered by whom it should, 1 if not. `SERVE=1` stays up and says what to try.
+//! Demo of the main use: an app behind the agent, a manager, and two workstations that each take
+//! the requests with their own header. Every part is a separate process on loopback. Exits 0 if
+//! every request got the right answer, else 1. `SERVE=1` keeps it running and prints commands to
+//! try.
 
 #![allow(clippy::unwrap_used)]
 
@@ -117,7 +118,7 @@ fn say(what: &str, process: &Process, address: SocketAddr) {
     println!("  {what:<16} pid {:<7} {address}", process.pid());
 }
 
-/// Requests on connections of their own; returns how many went astray.
+/// Sends requests on separate connections; returns the number of wrong answers.
 fn one_by_one(pod: SocketAddr) -> usize {
     println!(
         "\n  {:<28} {:<12} {:<12}",
@@ -157,7 +158,8 @@ fn one_by_one(pod: SocketAddr) -> usize {
     astray
 }
 
-/// Requests for all three in turn on one keep-alive connection; returns how many went astray.
+/// Sends requests for all three in turn on one keep-alive connection; returns the number of wrong
+/// answers.
 fn over_one_connection(pod: SocketAddr) -> usize {
     let mut caller = Caller::connect(pod).unwrap();
     let turns: [(&[(&str, &str)], &str); 3] = [
@@ -178,7 +180,7 @@ fn over_one_connection(pod: SocketAddr) -> usize {
     REQUESTS - right.iter().sum::<usize>()
 }
 
-/// Stays up until interrupted.
+/// Keeps running until interrupted.
 fn serve(pod: SocketAddr) {
     println!("\nEverything stays up until interrupted. Try:");
     println!(

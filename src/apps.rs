@@ -1,4 +1,4 @@
-//! Apps and local servers: they say who they are, tell what they saw, and count.
+//! Apps and local servers for tests: they name themselves, report what they saw, and count.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -22,12 +22,12 @@ pub struct App {
 }
 
 impl App {
-    /// Starts one on a port of the kernel's choice on loopback.
+    /// Starts one on loopback, on a port chosen by the kernel.
     pub fn start(name: &str) -> Self {
         Self::on(name, TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap())
     }
 
-    /// Starts one behind a listener, which may belong to a namespace.
+    /// Starts one on a listener, which may belong to a namespace.
     pub fn on(name: &str, listener: TcpListener) -> Self {
         let address = listener.local_addr().unwrap();
         let app = Self {
@@ -61,22 +61,22 @@ impl App {
         app
     }
 
-    /// Where it listens.
+    /// Returns its address.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Requests answered so far.
+    /// Number of requests answered so far.
     pub fn served(&self) -> u64 {
         self.served.load(Ordering::Relaxed)
     }
 
-    /// Connections that broke in the middle of something: of what, and how.
+    /// Describes the connections that broke during an exchange.
     pub fn failures(&self) -> Vec<String> {
         self.failures.lock().unwrap().clone()
     }
 
-    /// Accepts no more connections; those there are go on.
+    /// Stops accepting; open connections continue.
     pub fn stop(&self) {
         self.stopped.store(true, Ordering::Relaxed);
         // Wakes the accepting thread, which then drops its listener.
@@ -170,7 +170,7 @@ impl App {
     }
 }
 
-/// A server for one behaviour: every connection is handed to `serve` on a thread of its own.
+/// Starts a server for one behaviour: every connection is passed to `serve` on its own thread.
 pub fn raw(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
@@ -178,7 +178,7 @@ pub fn raw(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> SocketAddr {
     address
 }
 
-/// The same behind a listener, which may belong to a namespace.
+/// Starts the same on a listener, which may belong to a namespace.
 pub fn raw_on(listener: TcpListener, serve: impl Fn(TcpStream) + Send + Sync + 'static) {
     let serve = Arc::new(serve);
     std::thread::spawn(move || {
@@ -189,7 +189,7 @@ pub fn raw_on(listener: TcpListener, serve: impl Fn(TcpStream) + Send + Sync + '
     });
 }
 
-/// Reads one head, the empty line included; `None` at the end of the connection.
+/// Reads one head including the empty line; `None` at the end of the connection.
 pub fn read_head(reader: &mut impl BufRead) -> io::Result<Option<String>> {
     let mut head = String::new();
     loop {
@@ -207,7 +207,7 @@ pub fn read_head(reader: &mut impl BufRead) -> io::Result<Option<String>> {
     }
 }
 
-/// The value of a header field, if it is there.
+/// Returns the value of a header field, if present.
 pub fn field<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     let fields = head.lines().skip(1).filter_map(|line| line.split_once(':'));
     fields
@@ -216,7 +216,7 @@ pub fn field<'a>(head: &'a str, name: &str) -> Option<&'a str> {
         .next()
 }
 
-/// Reads the body that a head announces by its length or in chunks; without either there is none.
+/// Reads the body announced by the head, by length or in chunks; without either it is empty.
 pub fn read_body(reader: &mut impl BufRead, head: &str) -> io::Result<Vec<u8>> {
     let mut body = Vec::new();
     if field(head, "transfer-encoding").is_some_and(|value| value.eq_ignore_ascii_case("chunked")) {

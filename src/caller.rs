@@ -1,4 +1,4 @@
-//! A caller: one connection, one request after the other, everything checked.
+//! A test client: one connection, one request at a time, everything checked.
 
 use std::io::{self, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -12,26 +12,26 @@ pub struct Caller {
     reader: BufReader<TcpStream>,
 }
 
-/// An answer.
+/// A response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// The status code.
     pub status: u16,
     /// The whole head as it arrived.
     pub head: String,
-    /// The body without its framing.
+    /// Body without its framing.
     pub body: Vec<u8>,
 }
 
 impl Answer {
-    /// Who answered, as our apps say.
+    /// Returns the name of the app that answered.
     pub fn by(&self) -> &str {
         field(&self.head, "x-answered-by").unwrap_or("nobody")
     }
 }
 
 impl Caller {
-    /// Connects.
+    /// Connects to `address`.
     pub fn connect(address: SocketAddr) -> io::Result<Self> {
         let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
         stream.set_nodelay(true)?;
@@ -41,13 +41,13 @@ impl Caller {
         })
     }
 
-    /// Sends a GET request and reads the answer.
+    /// Sends a GET request and reads the response.
     pub fn get(&mut self, path: &str, headers: &[(&str, &str)]) -> io::Result<Answer> {
         self.send("GET", path, headers, b"")?;
         self.answer()
     }
 
-    /// Sends a POST request with a body and reads the answer.
+    /// Sends a POST request with a body and reads the response.
     pub fn post(
         &mut self,
         path: &str,
@@ -58,7 +58,7 @@ impl Caller {
         self.answer()
     }
 
-    /// Sends a request without waiting for the answer.
+    /// Sends a request without waiting for the response.
     pub fn send(
         &mut self,
         method: &str,
@@ -78,7 +78,7 @@ impl Caller {
             .write_all(&[request.as_bytes(), body].concat())
     }
 
-    /// Reads the next answer.
+    /// Reads the next response.
     pub fn answer(&mut self) -> io::Result<Answer> {
         let head = read_head(&mut self.reader)?.ok_or(io::ErrorKind::UnexpectedEof)?;
         let status = head
@@ -90,13 +90,13 @@ impl Caller {
         Ok(Answer { status, head, body })
     }
 
-    /// The connection itself, for what is no plain exchange.
+    /// Returns the connection itself, for more than plain exchanges.
     pub fn stream(&mut self) -> &mut TcpStream {
         self.reader.get_mut()
     }
 }
 
-/// One request on a connection of its own.
+/// Sends one request on its own connection.
 pub fn get(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> io::Result<Answer> {
     Caller::connect(address)?.get(path, headers)
 }

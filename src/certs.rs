@@ -1,4 +1,4 @@
-//! Certificates for tests: an authority, and what it signs.
+//! Certificates for tests: an authority and its certificates.
 
 use std::path::Path;
 
@@ -18,12 +18,12 @@ pub struct Authority {
 pub struct Signed {
     /// The certificate.
     pub cert: String,
-    /// Its private key.
+    /// Private key.
     pub key: String,
 }
 
 impl Authority {
-    /// A new one.
+    /// Creates an authority.
     pub fn new(name: &str) -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -36,12 +36,12 @@ impl Authority {
         }
     }
 
-    /// Its own certificate, PEM.
+    /// Returns the authority's certificate as PEM.
     pub fn pem(&self) -> &str {
         &self.pem
     }
 
-    /// A certificate for a server or client with these names or addresses.
+    /// Issues a certificate for a server or client with these names or addresses.
     pub fn sign(&self, names: &[&str]) -> Signed {
         let names: Vec<String> = names.iter().map(|&name| name.into()).collect();
         let mut params = CertificateParams::new(names.clone()).unwrap();

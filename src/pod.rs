@@ -1,5 +1,4 @@
-//! A pod: a network namespace of its own, and one for whoever calls it, joined by a cable. Needs
-//! root.
+//! A pod: a network namespace, and one for its callers, joined by a veth pair. Needs root.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::{Command, Stdio};
@@ -7,12 +6,12 @@ use std::process::{Command, Stdio};
 use rustix::process::{Gid, Uid};
 use rustix::thread::LinkNameSpaceType;
 
-/// A network namespace, alive as long as this value or anything that runs in it.
+/// A network namespace; lives as long as this value or a process in it.
 #[derive(Debug)]
 pub struct Space(OwnedFd);
 
 impl Space {
-    /// A new one with its loopback up.
+    /// Creates one with its loopback up.
     pub fn new() -> Self {
         let mut holder = Command::new("unshare")
             .args([
@@ -34,8 +33,8 @@ impl Space {
         Self(file.into())
     }
 
-    /// Runs `work` on a thread inside. Sockets it makes, threads and processes it starts belong to
-    /// the namespace, also when it is long over.
+    /// Runs `work` on a thread inside. Its sockets, threads and processes belong to the namespace,
+    /// even after it is dropped.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| {
             let inside = scope.spawn(|| {
@@ -49,7 +48,7 @@ impl Space {
         })
     }
 
-    /// The same as somebody: `uid` and `gid` own the sockets and processes that `work` makes.
+    /// Runs `work` as a user: `uid` and `gid` own the sockets and processes it makes.
     pub fn run_as<T: Send>(&self, uid: u32, gid: u32, work: impl FnOnce() -> T + Send) -> T {
         self.run(|| {
             let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
@@ -60,7 +59,7 @@ impl Space {
         })
     }
 
-    /// Runs a shell script inside, which must succeed, and returns what it printed.
+    /// Runs a shell script inside, which must succeed, and returns its output.
     pub fn sh(&self, script: &str) -> String {
         self.run(|| {
             let done = Command::new("sh").args(["-ec", script]).output().unwrap();
@@ -70,7 +69,7 @@ impl Space {
         })
     }
 
-    /// A path that names it for `ip link set … netns`.
+    /// Returns a path that names it for `ip link set … netns`.
     fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
     }
@@ -87,21 +86,21 @@ impl Default for Space {
 pub struct Pod {
     /// The pod's namespace.
     pub inside: Space,
-    /// Whoever calls it: the rest of the cluster.
+    /// Namespace of its callers: the rest of the cluster.
     pub outside: Space,
 }
 
 impl Pod {
-    /// The pod's address.
+    /// IPv4 address of the pod.
     pub const IP: &'static str = "10.88.0.2";
-    /// The pod's other address.
+    /// IPv6 address of the pod.
     pub const IP6: &'static str = "fd88::2";
-    /// The outside's address.
+    /// IPv4 address of the outside.
     pub const OUTSIDE: &'static str = "10.88.0.1";
-    /// The outside's other address.
+    /// IPv6 address of the outside.
     pub const OUTSIDE6: &'static str = "fd88::1";
 
-    /// Two new namespaces with a cable between them.
+    /// Creates two namespaces with a veth pair between them.
     pub fn new() -> Self {
         let (inside, outside) = (Space::new(), Space::new());
         let path = outside.path();

@@ -1,18 +1,18 @@
-//! Free ports for programs that have to be told theirs beforehand.
+//! Free ports for programs that need to know theirs beforehand.
 //!
-//! They lie below the range the kernel hands out by itself, and a lock file for each keeps tests
-//! that run at the same time apart, in one process or in several.
+//! They lie below the range the kernel assigns, and a lock file for each keeps concurrent tests
+//! apart, within one process or several.
 
 use std::fs::{File, OpenOptions};
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::sync::Mutex;
 
-/// Locked for as long as this process lives.
+/// Lock files, held as long as this process lives.
 static TAKEN: Mutex<Vec<File>> = Mutex::new(Vec::new());
 
 const RANGE: std::ops::Range<u16> = 12_000..31_000;
 
-/// A port that is free for TCP and UDP on loopback, and nobody else's until this process ends.
+/// Returns a port that is free for TCP and UDP on loopback, reserved until this process ends.
 pub fn free() -> u16 {
     let folder = std::env::temp_dir().join("traffic-agent-test-ports");
     std::fs::create_dir_all(&folder).unwrap();

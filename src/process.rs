@@ -1,5 +1,5 @@
-//! A program as a process of its own: its output is kept and can be waited for, and it ends with
-//! its owner.
+//! A program as a child process: its output is kept and can be waited for, and it ends with its
+//! owner.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::wait::{PATIENCE, until};
 
-/// A running program. Dropping it kills it, and prints what it said if the test is failing.
+/// A running program. Dropping it kills it, and prints its output if the test is failing.
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -44,7 +44,7 @@ impl Process {
         }
     }
 
-    /// Waits for a line of output that contains `text`, and returns it. One said earlier will do.
+    /// Waits for a line of output that contains `text`, and returns it; earlier lines count.
     pub fn line(&self, text: &str) -> String {
         self.nth_line(text, 1)
     }
@@ -70,7 +70,7 @@ impl Process {
         }
     }
 
-    /// All lines that contain `text` so far.
+    /// Returns all lines so far that contain `text`.
     pub fn lines(&self, text: &str) -> Vec<String> {
         self.output
             .lines
@@ -82,7 +82,7 @@ impl Process {
             .collect()
     }
 
-    /// The process id.
+    /// Returns the process id.
     pub fn pid(&self) -> u32 {
         self.child.lock().unwrap().id()
     }
@@ -93,28 +93,28 @@ impl Process {
         let _ = kill_process(pid, signal);
     }
 
-    /// Whether it has not ended yet.
+    /// Returns true if it has not ended.
     pub fn is_running(&self) -> bool {
         self.child.lock().unwrap().try_wait().unwrap().is_none()
     }
 
-    /// How it ended, if it has.
+    /// Returns its exit status, if it has ended.
     pub fn ended(&self) -> Option<ExitStatus> {
         self.child.lock().unwrap().try_wait().unwrap()
     }
 
-    /// Waits for its end.
+    /// Waits for its exit.
     pub fn exit(&self) -> ExitStatus {
         until(&format!("{} to end", self.name), || self.ended())
     }
 
-    /// Asks it to end and waits until it has.
+    /// Sends SIGTERM and waits for its exit.
     pub fn terminate(&self) -> ExitStatus {
         self.signal(Signal::TERM);
         self.exit()
     }
 
-    /// Ends it without asking, as a crash would.
+    /// Kills it, as a crash would.
     pub fn kill(&self) {
         let mut child = self.child.lock().unwrap();
         let _ = child.kill();

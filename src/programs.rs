@@ -1,11 +1,11 @@
-//! Our own programs, built and found.
+//! Builds and finds the workspace's programs.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// Path of one of the workspace's programs, such as `traffic-agent` or `examples/app`. All of them
-/// are built the first time a process asks, which takes no time when they are up to date.
+/// Returns the path of a program of the workspace, such as `traffic-agent` or `examples/app`. All
+/// of them are built the first time a process asks, which takes no time if they are up to date.
 /// `HARNESS_BUILT=1` says that they are.
 pub fn path(name: &str) -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
@@ -25,7 +25,7 @@ pub fn path(name: &str) -> PathBuf {
     path
 }
 
-/// Where cargo puts programs for the profile that the running one was built with.
+/// Returns cargo's folder for programs of the current profile.
 fn folder() -> PathBuf {
     let exe = std::env::current_exe().unwrap();
     // Tests and benches are in deps, examples in examples, both below it.

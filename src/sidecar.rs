@@ -1,41 +1,41 @@
-//! An agent's configuration, as the injector would write it.
+//! An agent's configuration as the injector would write it.
 
 use std::net::SocketAddr;
 
-/// What an agent is told about its pod.
+/// Facts about a pod for its agent.
 #[derive(Clone, Debug)]
 pub struct Sidecar {
     /// Workload and agent name.
     pub workload: String,
     /// Namespace of the workload.
     pub namespace: String,
-    /// Where the manager is.
+    /// Address of the manager.
     pub manager: SocketAddr,
-    /// The ports of the one app container.
+    /// Ports of the only app container.
     pub ports: Vec<Port>,
     /// Further top-level keys, as YAML.
     pub extra: String,
 }
 
-/// A container port and the agent's in front of it.
+/// A container port and the agent's port in front of it.
 #[derive(Clone, Debug)]
 pub struct Port {
     /// Name of the container port; may be empty.
     pub name: String,
-    /// Where the app listens.
+    /// Port the app listens on.
     pub container: u16,
-    /// Where the agent listens.
+    /// Port the agent listens on.
     pub agent: u16,
     /// `TCP` or `UDP`.
     pub protocol: &'static str,
     /// Declared protocol; empty when undeclared.
     pub app_protocol: String,
-    /// Whether agent-init redirects the container port.
+    /// The container port is redirected by agent-init.
     pub numeric: bool,
 }
 
 impl Port {
-    /// A TCP port of no declared protocol.
+    /// Creates a TCP port of undeclared protocol.
     pub fn tcp(container: u16, agent: u16) -> Self {
         Self {
             name: String::new(),
@@ -49,7 +49,7 @@ impl Port {
 }
 
 impl Sidecar {
-    /// The configuration as YAML.
+    /// Returns the configuration as YAML.
     pub fn yaml(&self) -> String {
         let Self {
             workload,

@@ -1,5 +1,5 @@
-//! The whole system: a manager, an agent in front of an app, and workstations with intercepts, each
-//! a process of its own, all on loopback.
+//! The whole system on loopback: a manager, an agent in front of an app, and workstations with
+//! intercepts, each a separate process.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -14,9 +14,9 @@ use crate::sidecar::{Port, Sidecar};
 use crate::wait::until;
 use crate::{caller, ports, programs};
 
-/// Name of the workload that systems front.
+/// Workload name of the systems.
 pub const WORKLOAD: &str = "hello";
-/// Its namespace.
+/// Namespace of the workload.
 pub const NAMESPACE: &str = "default";
 
 /// A manager, an agent and an app.
@@ -24,7 +24,7 @@ pub const NAMESPACE: &str = "default";
 pub struct System {
     /// The manager, which may be stopped and started again.
     pub manager: Process,
-    /// Where the manager listens.
+    /// Address of the manager.
     pub manager_address: SocketAddr,
     /// The agent.
     pub agent: Agent,
@@ -38,7 +38,7 @@ impl System {
         Self::start_with(|_| {}, |_| {})
     }
 
-    /// The same, with changes to the agent's configuration and command.
+    /// Starts all three with changes to the agent's configuration and command.
     pub fn start_with(
         configure: impl FnOnce(&mut Sidecar),
         arrange: impl FnOnce(&mut Command),
@@ -60,14 +60,14 @@ impl System {
         }
     }
 
-    /// Where callers reach the pod's first port.
+    /// Returns the address at which callers reach the pod's first port.
     pub fn address(&self) -> SocketAddr {
         self.agent.address()
     }
 
     /// Creates an intercept whose requests go to `local`; returns when it is active. `flags` are
-    /// the client's own, such as `--http-header=x-dev=a`; with `--no-direct` among them all
-    /// connections come through the manager, else this waits until the agent is attached directly.
+    /// the client's own, such as `--http-header=x-dev=a`; with `--no-direct` all connections come
+    /// through the manager, else this waits until the agent is attached directly.
     pub fn intercept(&self, name: &str, local: SocketAddr, flags: &[&str]) -> Process {
         let container_port = self.agent.sidecar.ports[0].container;
         let process =
@@ -80,7 +80,7 @@ impl System {
         process
     }
 
-    /// Starts a client that creates an intercept, and does not wait for it.
+    /// Starts a client that creates an intercept, without waiting for it.
     pub fn begin_intercept(&self, name: &str, port: &str, flags: &[&str]) -> Process {
         let mut command = Command::new(programs::path("intercept"));
         command.args([
@@ -99,7 +99,7 @@ impl System {
         Process::start(&format!("intercept {name}"), &mut command)
     }
 
-    /// Starts the manager again on its port, after it was stopped.
+    /// Restarts the stopped manager on its port.
     pub fn restart_manager(&mut self) {
         self.manager = start_manager(self.manager_address.port()).0;
     }
@@ -110,7 +110,7 @@ pub fn start_manager(port: u16) -> (Process, SocketAddr) {
     start_manager_with(port, &[])
 }
 
-/// The same with further flags, such as `--client-ttl=3s`.
+/// Starts a manager with further flags, such as `--client-ttl=3s`.
 pub fn start_manager_with(port: u16, flags: &[&str]) -> (Process, SocketAddr) {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let mut command = Command::new(programs::path("traffic-manager"));
@@ -123,7 +123,7 @@ pub fn start_manager_with(port: u16, flags: &[&str]) -> (Process, SocketAddr) {
     (manager, address)
 }
 
-/// The usual configuration of an agent, in front of these ports.
+/// Returns the usual configuration of an agent in front of these ports.
 pub fn sidecar(manager: SocketAddr, ports: Vec<Port>) -> Sidecar {
     Sidecar {
         workload: WORKLOAD.into(),
@@ -134,22 +134,22 @@ pub fn sidecar(manager: SocketAddr, ports: Vec<Port>) -> Sidecar {
     }
 }
 
-/// An agent in a file tree of its own.
+/// An agent with its own file tree.
 #[derive(Debug)]
 pub struct Agent {
-    /// The process.
+    /// The running agent.
     pub process: Process,
-    /// Its configuration.
+    /// Configuration of the agent.
     pub sidecar: Sidecar,
-    /// Stands for the pod's file system.
+    /// Root of the pod's file system.
     pub root: TempDir,
     /// Name of the pod.
     pub pod: String,
 }
 
 impl Agent {
-    /// Starts an agent as a pod would; `arrange` may change the command, whose environment holds
-    /// nothing but what the injector sets. Does not wait for anything.
+    /// Starts an agent as in a pod, without waiting; `arrange` may change the command, whose
+    /// environment holds only what the injector sets.
     pub fn start(sidecar: &Sidecar, arrange: impl FnOnce(&mut Command)) -> Self {
         static PODS: AtomicU32 = AtomicU32::new(0);
         let root = tempfile::tempdir().unwrap();
@@ -197,12 +197,12 @@ impl Agent {
         });
     }
 
-    /// Where callers reach its first port.
+    /// Returns the address at which callers reach its first port.
     pub fn address(&self) -> SocketAddr {
         SocketAddr::from((Ipv4Addr::LOCALHOST, self.sidecar.ports[0].agent))
     }
 
-    /// Waits until the agent serves the intercept `name`: it hears of it by a snapshot of its own,
+    /// Waits until the agent serves the intercept `name`: it learns of it by its own snapshot,
     /// which may come after the client's.
     pub fn serves(&self, name: &str) {
         let served = format!("\"name\": \"{name}\"");
@@ -214,7 +214,8 @@ impl Agent {
         });
     }
 
-    /// The sum of all statistics whose names end like this, such as `.fail_open.dial_timeout`.
+    /// Returns the sum of all statistics whose names end like this, such as
+    /// `.fail_open.dial_timeout`.
     pub fn stat(&self, name: &str) -> u64 {
         let page = caller::get(self.admin(), "/stats", &[]).expect("the admin answers");
         let page = String::from_utf8_lossy(&page.body).into_owned();
@@ -227,7 +228,7 @@ impl Agent {
         values.iter().sum()
     }
 
-    /// Where its admin pages are.
+    /// Returns the address of its admin.
     pub fn admin(&self) -> SocketAddr {
         let file: PathBuf = self.root.path().join("tmp/agent/ports.json");
         let port = until("the agent's ports.json", || {

@@ -1,13 +1,12 @@
-//! Waiting for something to happen, with a deadline that is generous because only failures reach
-//! it.
+//! Waiting for events, with a generous deadline that only failures reach.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long anything may take before a test gives up: machines are slow and noisy.
+/// Time any event may take before a test fails: machines are slow and noisy.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Asks again and again until there is an answer; panics with `what` when there is none in time.
+/// Polls `ask` until it returns a value; panics with `what` if it does not in time.
 pub fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -19,8 +18,8 @@ pub fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// Sets a flag when it goes, also by a panic: threads that run until the flag is set do not run for
-/// ever when the test that waits for them fails.
+/// Sets a flag when dropped, also by a panic: threads that run until the flag is set end when the
+/// test that waits for them fails.
 #[derive(Debug)]
 pub struct SetAtEnd<'a>(pub &'a AtomicBool);
 

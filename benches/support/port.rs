@@ -1,5 +1,4 @@
-//! One port of the agent without a manager: what all connections of it share, and tunnels that end
-//! in this process.
+//! A port of the agent without a manager: its shared state, and tunnels that end in this process.
 
 #![allow(dead_code, unreachable_pub)]
 
@@ -36,7 +35,7 @@ impl OpenTunnel for Nobody {
     }
 }
 
-/// A port in front of `app`.
+/// Builds a port in front of `app`.
 pub fn shared(app: SocketAddr, routes: RouteTable) -> Arc<PortContext> {
     let table = CurrentRoutes::default();
     table.store(routes);
@@ -55,7 +54,7 @@ pub fn shared(app: SocketAddr, routes: RouteTable) -> Arc<PortContext> {
     })
 }
 
-/// Serves the port on the current runtime, and says where.
+/// Serves the port on the current runtime and returns its address.
 pub async fn serve(shared: Arc<PortContext>) -> SocketAddr {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a loopback port");
     let addr = listener
@@ -69,7 +68,7 @@ pub async fn serve(shared: Arc<PortContext>) -> SocketAddr {
     addr
 }
 
-/// A connected pair of sockets.
+/// Returns a connected pair of sockets.
 pub async fn pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0")
         .await
@@ -84,7 +83,7 @@ pub async fn pair() -> (TcpStream, TcpStream) {
     (a, b)
 }
 
-/// One connection's share of a port.
+/// Builds the context of one connection.
 pub fn lane(shared: &Arc<PortContext>, caller: SocketAddr) -> ConnContext {
     ConnContext {
         caller: Caller::new(caller),
@@ -93,7 +92,7 @@ pub fn lane(shared: &Arc<PortContext>, caller: SocketAddr) -> ConnContext {
     }
 }
 
-/// The runtime of a worker.
+/// Builds the runtime of a worker.
 pub fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -1,4 +1,4 @@
-//! Tables of rules, none of which matches the sample requests.
+//! Tables of rules that do not match the sample requests.
 
 #![allow(dead_code, unreachable_pub)]
 

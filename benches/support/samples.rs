@@ -2,11 +2,11 @@
 
 #![allow(dead_code, unreachable_pub)]
 
-/// What curl sends.
+/// A request of curl.
 pub const CURL: &[u8] =
     b"GET /api/items?page=3 HTTP/1.1\r\nHost: shop.test\r\nUser-Agent: curl/8.5.0\r\nAccept: */*\r\n\r\n";
 
-/// What a browser sends: about 900 bytes in 16 lines.
+/// A request of a browser: about 900 bytes in 16 lines.
 pub const BROWSER: &[u8] = b"GET /catalogue/items?page=4&sort=name HTTP/1.1\r\n\
 Host: shop.test\r\n\
 User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0\r\n\
@@ -24,7 +24,7 @@ Sec-Fetch-Site: same-origin\r\n\
 X-Request-Id: 0af7651916cd43dd8448eb211c80319c\r\n\
 X-Dev: nobody\r\n\r\n";
 
-/// What a gRPC gateway sends on to its service.
+/// A request of a gRPC gateway to its service.
 pub const GATEWAY: &[u8] = b"POST /v1/orders:place HTTP/1.1\r\n\
 Host: orders.shop.svc.cluster.local:8080\r\n\
 User-Agent: grpc-gateway/2.19 Go-http-client/1.1\r\n\
@@ -38,7 +38,7 @@ X-Forwarded-For: 10.1.2.3\r\n\
 X-Forwarded-Host: shop.test\r\n\
 Accept-Encoding: gzip\r\n\r\n";
 
-/// A usual answer's head.
+/// A usual response head.
 pub const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nServer: nginx\r\nDate: Thu, 01 Jan 2026 00:00:00 GMT\r\n\
 Content-Type: application/json\r\nContent-Length: 100\r\nConnection: keep-alive\r\nX-Backend: a\r\n\r\n";
 

@@ -1,5 +1,5 @@
-//! A gRPC server of the agent's kind and one call to it, as a pair of tunnels: the agent's end and
-//! the workstation's.
+//! A gRPC server like the agent's and one call to it, as a pair of tunnels: the agent's end and the
+//! workstation's.
 
 #![allow(dead_code, unreachable_pub)]
 
@@ -78,7 +78,7 @@ fn payloads(
     }))
 }
 
-/// The agent's end (the gRPC server) and the workstation's.
+/// Returns the agent's end (the gRPC server) and the workstation's.
 pub async fn call() -> (Tunnel, Tunnel) {
     let listener = TcpListener::bind("127.0.0.1:0")
         .await

@@ -1,4 +1,4 @@
-//! Answers announced connections: opens the tunnel's second stream, dials the local target, copies.
+//! Answers dial requests: opens the tunnel's second stream, dials the local target, copies.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,34 +20,34 @@ use crate::session::Manager;
 
 /// Messages held towards the manager or agent; the transport's window holds more.
 const QUEUE: usize = 8;
-/// The time to open a stream where the request names none.
+/// Default time to open a stream, if the request names none.
 const DEFAULT_OPENING: Duration = Duration::from_secs(7);
 
-/// Where connections are announced and answered.
+/// Peer that announces connections and receives their streams.
 #[derive(Clone)]
 pub(crate) enum Via {
     Manager(Manager),
     Agent(AgentClient<Channel>),
 }
 
-/// Answers connections.
+/// Answers announced connections.
 #[derive(Clone)]
 pub(crate) struct Answers {
-    /// The only address that is dialled, whatever is asked for: the cluster has no business
-    /// elsewhere.
+    /// The only address that is dialled, whatever the request names: the cluster must not reach
+    /// others.
     pub(crate) target: SocketAddr,
-    /// One task for each tunnel.
+    /// Tasks of the tunnels.
     pub(crate) tunnels: TaskTracker,
 }
 
 impl Answers {
-    /// Answers what is announced to the session until the stream ends or fails.
+    /// Answers dial requests of the session until the stream ends or fails.
     pub(crate) async fn watch(&self, via: Via, session: &SessionInfo) -> Result<(), Status> {
         let announced = self.open(&via, session).await?;
         self.serve(announced, via, session).await
     }
 
-    /// Begins to listen for announcements.
+    /// Opens the stream of dial requests.
     pub(crate) async fn open(
         &self,
         via: &Via,
@@ -60,7 +60,7 @@ impl Answers {
         Ok(announced?.into_inner())
     }
 
-    /// Answers announcements until their stream ends or fails. Tunnels go on after that.
+    /// Answers dial requests until their stream ends or fails. Tunnels continue after that.
     pub(crate) async fn serve(
         &self,
         mut announced: Streaming<DialRequest>,

@@ -1,5 +1,5 @@
-//! Direct attachments to agents: where an agent's own port can be reached, connections come from it
-//! and not through the manager, and go on while the manager is away.
+//! Direct attachments to agents: if an agent's own port can be reached, connections come from it
+//! and not through the manager, and continue while the manager is away.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -16,22 +16,23 @@ use crate::dials::{Answers, Via};
 use crate::report::{Pairs, line};
 use crate::session;
 
-/// How long an agent may take to be reached and to answer.
+/// Time for an agent to be reached and to answer.
 const FIRST_ANSWER: Duration = Duration::from_secs(3);
 
-/// Some agents say nothing at all, not even headers, before there is a connection to announce.
+/// Time to wait for response headers: some agents send none before there is a connection to
+/// announce.
 const FIRST_HEADERS: Duration = Duration::from_secs(1);
 
-/// The attachments of one session.
+/// Direct attachments of one session.
 pub(crate) struct Direct {
     answers: Answers,
     session: SessionInfo,
     enabled: bool,
-    /// Addresses given by the user; they stand for all pods.
+    /// Addresses given by the user; they replace those of the pods.
     fixed: Vec<SocketAddr>,
-    /// By address: cancelled when the agent is not to be looked for any more.
+    /// Cancellation by address, for agents that are no longer wanted.
     attached: HashMap<SocketAddr, CancellationToken>,
-    /// Cancelled to end all attachments at once.
+    /// Cancelled to end all attachments.
     all: CancellationToken,
 }
 
@@ -52,8 +53,8 @@ impl Direct {
         }
     }
 
-    /// Attaches to the agents that are intercepted. From those no longer listed we hear until they
-    /// hang up: a manager that has just restarted may not list them yet.
+    /// Attaches to the intercepted agents. Attachments to agents no longer listed stay until they
+    /// end by themselves: a manager that has just restarted may not list them yet.
     pub(crate) fn follow(&mut self, pods: &[AgentPodInfo]) {
         let mut wanted: HashMap<SocketAddr, String> = HashMap::new();
         for pod in pods.iter().filter(|pod| self.enabled && pod.intercepted) {
@@ -95,7 +96,7 @@ impl Drop for Direct {
     }
 }
 
-/// Stays attached to one agent; looks for it again when it hangs up, until it is retired.
+/// Stays attached to one agent; reconnects when it closes, until it is retired.
 async fn attach(
     answers: Answers,
     session: SessionInfo,
@@ -135,7 +136,7 @@ async fn attach(
     }
 }
 
-/// Serves one attachment to its end; an error means that there never was one.
+/// Serves one attachment to its end; an error means that it could not be established.
 async fn attach_once(
     answers: &Answers,
     session: &SessionInfo,

@@ -1,4 +1,4 @@
-//! The command line, and what it means in an intercept's spec. Flags are spelled as in the stock
+//! The command line and its translation to an intercept's spec. Flags are spelled as in the stock
 //! client.
 
 use std::collections::BTreeMap;
@@ -12,22 +12,21 @@ use traffic_proto::manager::InterceptSpec;
 use traffic_proto::port_identifier::PortIdentifier;
 use traffic_proto::tunnel::nanos_from_duration;
 
-/// How long the way to a workstation and back may take, on top of a dial: what the stock client
-/// grants.
+/// Time for the round trip to a workstation, in addition to a dial, as granted by the stock client.
 const ROUNDTRIP: Duration = Duration::from_secs(4);
-/// How long a dial on the workstation may take.
+/// Time for a dial on the workstation.
 const DIAL: Duration = Duration::from_secs(3);
 
 /// Routes matching requests for a workload to this machine.
 #[derive(Debug, Parser)]
 #[command(name = "intercept", version)]
 pub struct Flags {
-    /// What to do.
+    /// Command to run.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What to do.
+/// Command of the program.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Create an intercept and serve it until interrupted
@@ -38,13 +37,13 @@ pub enum Command {
     Leave(Leave),
 }
 
-/// Where the manager is and who is asking.
+/// Address of the manager, and the name of the user.
 #[derive(Debug, Args)]
 pub struct Manager {
-    /// The traffic-manager's host and port
+    /// Host and port of the traffic-manager
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8081")]
     pub manager: String,
-    /// Who is asking, as colleagues will see it
+    /// Your name as colleagues see it
     #[arg(long, value_name = "USER@HOST", default_value_t = whoami())]
     pub client: String,
 }
@@ -54,7 +53,7 @@ pub struct Manager {
 pub struct Leave {
     /// Name of the intercept
     pub name: String,
-    /// The manager.
+    /// Flags for the manager.
     #[command(flatten)]
     pub manager: Manager,
 }
@@ -64,62 +63,63 @@ pub struct Leave {
 pub struct Create {
     /// Name of the intercept, unique among yours
     pub name: String,
-    /// Workload whose traffic to take; the intercept's name when left out
+    /// Workload whose traffic to take; by default the intercept's name
     #[arg(long, short)]
     pub workload: Option<String>,
     /// Namespace of the workload
     #[arg(long, short, default_value = "default")]
     pub namespace: String,
-    /// Port on this side, and the container port by number or name, possibly with /TCP or /UDP
+    /// Local port, and the container port by number or name, optionally with /TCP or /UDP
     #[arg(long, short, value_name = "LOCAL[:IDENTIFIER]")]
     pub port: Ports,
-    /// Host on this side that requests are delivered to
+    /// Local host that requests are delivered to
     #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
     pub address: String,
-    /// Only requests with this header; the value may be a regular expression; all of several must
+    /// Take requests with this header; the value may be a regular expression; several must all
     /// match
     #[arg(long, value_name = "NAME=VALUE", value_parser = header)]
     pub http_header: Vec<(String, String)>,
-    /// Only requests for this very path; one of several path flags must match
+    /// Take requests for exactly this path; one of several path flags must match
     #[arg(long, value_name = "PATH")]
     pub http_path_equal: Vec<String>,
-    /// Only requests for paths that begin like this
+    /// Take requests for paths with this prefix
     #[arg(long, value_name = "PREFIX")]
     pub http_path_prefix: Vec<String>,
-    /// Only requests for paths that this regular expression finds something in
+    /// Take requests for paths in which this regular expression matches
     #[arg(long, value_name = "REGEX")]
     pub http_path_regex: Vec<String>,
-    /// Deliver in clear text also where the app is spoken to over TLS
+    /// Deliver in clear text even if the app is spoken to over TLS
     #[arg(long)]
     pub http_plaintext: bool,
-    /// tcp or http; http when there is an --http-header or --http-path-… flag, else tcp
+    /// Mechanism: tcp or http; by default http with an --http-header or --http-path-… flag, else
+    /// tcp
     #[arg(long)]
     pub mechanism: Option<String>,
     /// Write the container's environment to this file once the intercept is active
     #[arg(long, short, value_name = "FILE")]
     pub env_file: Option<PathBuf>,
-    /// Reach the agent's own port at this address instead of its pod's; may be repeated
+    /// Address of the agent's own port, instead of its pod's; may be repeated
     #[arg(long, value_name = "HOST:PORT")]
     pub agent: Vec<SocketAddr>,
-    /// Let all connections come through the manager
+    /// Send all connections through the manager
     #[arg(long)]
     pub no_direct: bool,
     /// Seconds to wait for the intercept to become active
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub timeout: u64,
-    /// The manager.
+    /// Flags for the manager.
     #[command(flatten)]
     pub manager: Manager,
 }
 
-/// The value of `--port`.
+/// Value of `--port`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ports {
-    /// Where requests are delivered on this side.
+    /// Local port that requests are delivered to.
     pub local: u16,
-    /// Which port of the workload, as typed; empty when left out.
+    /// Port of the workload as typed; empty if left out.
     pub identifier: String,
-    /// Of the identifier.
+    /// Transport of the identifier.
     pub transport: Transport,
 }
 
@@ -149,13 +149,13 @@ impl std::str::FromStr for Ports {
 }
 
 impl Create {
-    /// The workload asked for.
+    /// Returns the requested workload.
     pub fn workload(&self) -> &str {
         self.workload.as_ref().unwrap_or(&self.name)
     }
 
-    /// What to ask the manager for, with requests delivered to `target`. An error is the user's
-    /// mistake.
+    /// Builds the spec to send to the manager, with requests delivered to `target`. An error is the
+    /// user's mistake.
     pub fn spec(&self, target: SocketAddr) -> Result<InterceptSpec, String> {
         let mut header_filters = BTreeMap::new();
         for (name, value) in &self.http_header {

@@ -1,4 +1,4 @@
-//! The life of one intercept: arrive, prepare, create, serve while it lasts, leave.
+//! Life cycle of one intercept: arrive, prepare, create, serve, leave.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -24,13 +24,13 @@ use crate::manage::summary;
 use crate::report::{Pairs, env_file, line};
 use crate::session::{self, Manager, Resumed, call, said};
 
-/// After leaving, connections may still be announced for requests that were routed before the agent
-/// heard.
+/// Time after leaving in which connections may still be announced, for requests routed before the
+/// agent learned of it.
 const LAST_CALLS: Duration = Duration::from_millis(500);
-/// How long connections may go on after leaving.
+/// Time connections may continue after leaving.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Creates an intercept and serves it until `stop`, or until somebody else removes it.
+/// Creates an intercept and serves it until `stop`, or until it is removed by another process.
 pub async fn create(flags: &Create, stop: CancellationToken) -> Result<(), Failure> {
     let target = resolve(&flags.address, flags.port.local).await?;
     let spec = flags.spec(target).map_err(Failure::Usage)?;
@@ -60,23 +60,23 @@ struct Life<'a> {
     flags: &'a Create,
     manager: Manager,
     client: ClientInfo,
-    /// As prepared by the manager.
+    /// Spec as prepared by the manager.
     spec: InterceptSpec,
     answers: Answers,
     stop: CancellationToken,
     became_active: bool,
 }
 
-/// Why serving came to an end.
+/// Reason serving ended.
 enum Ended {
     Stopped,
     Removed,
-    /// The manager cannot be reached or has forgotten us.
+    /// The manager cannot be reached, or no longer knows the session.
     Lost(Status),
 }
 
 impl Life<'_> {
-    /// Arrives and creates the intercept; `None` when stopped meanwhile.
+    /// Arrives and creates the intercept; `None` if stopped meanwhile.
     async fn begin(&mut self) -> Result<Option<(SessionInfo, InterceptInfo)>, Failure> {
         let session = self
             .manager
@@ -123,7 +123,7 @@ impl Life<'_> {
             .into_inner())
     }
 
-    /// Serves the intercept to its end, over as many connections to the manager as it takes.
+    /// Serves the intercept to its end, over as many connections to the manager as needed.
     async fn last(
         mut self,
         mut session: SessionInfo,
@@ -317,8 +317,8 @@ impl Life<'_> {
     }
 }
 
-/// Answers connections that the manager announces. One that never does is no fault: later ones do
-/// not.
+/// Answers connections announced by the manager. A manager that never announces any is no error:
+/// later versions do not.
 async fn dials(answers: Answers, manager: Manager, session: &SessionInfo) -> Status {
     match answers.watch(Via::Manager(manager), session).await {
         Ok(()) => Status::unavailable("the manager ended the session"),
@@ -327,7 +327,7 @@ async fn dials(answers: Answers, manager: Manager, session: &SessionInfo) -> Sta
     }
 }
 
-/// Follows the agents that can be attached to directly, where the manager tells of them.
+/// Follows the agents that can be attached to directly, if the manager lists them.
 async fn agents(mut manager: Manager, session: &SessionInfo, direct: &mut Direct) -> Status {
     let mut snapshots = match manager.watch_agent_pods(session.clone()).await {
         Ok(snapshots) => snapshots.into_inner(),
@@ -343,7 +343,7 @@ async fn agents(mut manager: Manager, session: &SessionInfo, direct: &mut Direct
     }
 }
 
-/// Puts into the spec what the manager found out about the workload.
+/// Fills the spec with the manager's facts about the workload.
 fn complete(spec: &mut InterceptSpec, prepared: PreparedIntercept) -> Result<(), Failure> {
     if !prepared.error.is_empty() {
         return Err(Failure::Failed(format!(
@@ -401,7 +401,7 @@ async fn resolve(host: &str, port: u16) -> Result<SocketAddr, Failure> {
         .ok_or_else(|| Failure::Failed(format!("--address {host} has no address")))
 }
 
-/// The environment of an app often holds secrets, so the file is for its owner alone.
+/// Writes a file readable only by its owner, because an app's environment often holds secrets.
 fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
     let mut file = OpenOptions::new()
         .write(true)

@@ -1,9 +1,8 @@
 //! The workstation's end of an intercept: creates it, answers its tunnels, leaves cleanly.
 //!
-//! `flags` is what the user asks for. `intercept` lives through one intercept from arrival to
-//! departure; `dials` answers connections wherever they are announced, through the manager or by an
-//! agent, to which `direct` attaches where one can be reached; `report` says what happens, for
-//! people and for programs.
+//! `flags` is the command line. `intercept` runs one intercept from arrival to departure; `dials`
+//! answers connections announced by the manager or by an agent, to which `direct` attaches if one
+//! can be reached; `report` prints events for people and for programs.
 
 pub mod flags;
 
@@ -17,13 +16,13 @@ mod session;
 pub use intercept::create;
 pub use manage::{leave, list};
 
-/// Why the program cannot do what it was asked for; the text is for its user.
+/// Reason the program cannot do what was asked; the text is for its user.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// The flags contradict each other.
     #[error("{0}")]
     Usage(String),
-    /// Anything else.
+    /// Other failures.
     #[error("{0}")]
     Failed(String),
 }

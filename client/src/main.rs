@@ -52,7 +52,7 @@ async fn main() -> ExitCode {
     }
 }
 
-/// The first signal asks for an orderly end; the second does not wait for it.
+/// Handles signals: the first asks for an orderly end, the second exits at once.
 fn stop_on_signals(stop: CancellationToken) -> std::io::Result<()> {
     let (mut interrupt, mut terminate) = (
         signal(SignalKind::interrupt())?,

@@ -1,4 +1,4 @@
-//! `list` and `leave`: what can be said and done about intercepts that other processes serve.
+//! `list` and `leave`: intercepts served by other processes.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::flags::{Leave, Manager};
 use crate::report::{Pairs, line};
 use crate::session::{self, call, said};
 
-/// How long the manager may take to say what there is.
+/// Time for the manager to send its intercepts.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Prints one line for each intercept the manager knows.
@@ -72,7 +72,7 @@ pub async fn leave(flags: &Leave) -> Result<(), Failure> {
     Ok(())
 }
 
-/// One intercept in one line.
+/// Formats an intercept as one line.
 pub(crate) fn summary(info: &InterceptInfo) -> String {
     let spec = info.spec.clone().unwrap_or_default();
     let target = format!("{}:{}", spec.target_host, spec.target_port);

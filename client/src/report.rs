@@ -4,7 +4,7 @@
 use std::fmt::{self, Display};
 use std::io::Write;
 
-/// Prints one line at once; that nobody reads it is no reason to stop.
+/// Prints one line at once; a closed standard output is no reason to stop.
 pub(crate) fn line(text: impl Display) {
     let mut out = std::io::stdout().lock();
     let _ = writeln!(out, "{text}").and_then(|()| out.flush());
@@ -29,8 +29,8 @@ impl Display for Pairs<'_> {
     }
 }
 
-/// An environment as a file of `KEY=VALUE` lines. A value of several lines is written on one,
-/// quoted.
+/// Formats an environment as a file of `KEY=VALUE` lines. A value of several lines is written on
+/// one, quoted.
 pub(crate) fn env_file<'a>(
     environment: impl IntoIterator<Item = (&'a String, &'a String)>,
 ) -> String {

@@ -1,4 +1,4 @@
-//! The workstation's session with the manager: connect, arrive, remain, come back, depart.
+//! The workstation's session with the manager: connect, arrive, remain, resume, depart.
 
 use std::time::Duration;
 
@@ -13,24 +13,24 @@ use traffic_proto::tunnel::GRPC_LIMIT;
 
 use crate::Failure;
 
-/// The protocol generation we speak; managers refuse clients that are too old by it.
+/// Protocol generation we speak; managers refuse clients that are too old by it.
 const VERSION: &str = "v2.27.5";
-/// How long one call may take.
+/// Time for one call.
 pub(crate) const CALL: Duration = Duration::from_secs(15);
-/// How long to look for the manager at the start, where the user says nothing else.
+/// Default time to look for the manager at the start.
 pub(crate) const FIRST_CONTACT: Duration = Duration::from_secs(15);
-/// Heartbeat.
+/// Interval of the Remain call.
 const REMAIN: Duration = Duration::from_secs(5);
-/// What one stream may send ahead of its reader.
+/// Bytes one stream may send ahead of its reader.
 const STREAM_WINDOW: u32 = 1 << 20;
-/// What one connection may send ahead of its readers: all tunnels share it, and what a stalled one
-/// holds must not be taken from the others.
+/// Bytes one connection may send ahead of its readers: all tunnels share it, so a stalled one must
+/// not use up the window of the others.
 const CONNECTION_WINDOW: u32 = 1 << 30;
 
 /// A client of the manager.
 pub(crate) type Manager = ManagerClient<Channel>;
 
-/// How to connect to a peer that speaks gRPC in clear text.
+/// Creates the endpoint of a peer that speaks gRPC in clear text.
 pub(crate) fn endpoint(address: &str) -> Result<Endpoint, Failure> {
     let uri = if address.contains("://") {
         address.to_owned()
@@ -51,7 +51,7 @@ pub(crate) fn endpoint(address: &str) -> Result<Endpoint, Failure> {
         .initial_connection_window_size(CONNECTION_WINDOW))
 }
 
-/// Connects to the manager; one that is just starting is waited for.
+/// Connects to the manager; waits for one that is just starting.
 pub(crate) async fn connect(address: &str, patience: Duration) -> Result<Manager, Failure> {
     let endpoint = endpoint(address)?;
     let mut manager =
@@ -80,14 +80,14 @@ pub(crate) async fn connect(address: &str, patience: Duration) -> Result<Manager
     Ok(manager)
 }
 
-/// A call with a deadline.
+/// Wraps a message as a call with a deadline.
 pub(crate) fn call<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.set_timeout(CALL);
     request
 }
 
-/// Who we are.
+/// Returns the identity sent to the manager.
 pub(crate) fn client_info(client: &str, namespace: &str) -> ClientInfo {
     ClientInfo {
         name: client.to_owned(),
@@ -99,8 +99,8 @@ pub(crate) fn client_info(client: &str, namespace: &str) -> ClientInfo {
     }
 }
 
-/// Tells the manager that we are here, again and again. Returns when it does not know us or cannot
-/// be asked.
+/// Calls Remain at every interval. Returns when the manager does not know the session or cannot be
+/// reached.
 pub(crate) async fn remain(mut manager: Manager, session: SessionInfo) -> Status {
     let mut ticks = interval_at(Instant::now() + REMAIN, REMAIN);
     loop {
@@ -115,16 +115,15 @@ pub(crate) async fn remain(mut manager: Manager, session: SessionInfo) -> Status
     }
 }
 
-/// What came of trying to go on with a session.
+/// Result of resuming a session.
 pub(crate) enum Resumed {
-    /// It goes on.
+    /// The session continues.
     Same,
-    /// The manager is there and does not know it.
+    /// The manager is reachable and does not know the session.
     Unknown,
 }
 
-/// Goes on with a session once the manager can be reached, giving it back what it may have
-/// forgotten.
+/// Resumes a session once the manager can be reached, restoring what it may have lost.
 pub(crate) async fn resume(
     mut manager: Manager,
     session: &SessionInfo,
@@ -160,7 +159,7 @@ pub(crate) async fn resume(
     }
 }
 
-/// Whether the manager could not be asked at all.
+/// Returns true if the manager could not be reached.
 pub(crate) fn is_away(status: &Status) -> bool {
     matches!(
         status.code(),
@@ -168,7 +167,7 @@ pub(crate) fn is_away(status: &Status) -> bool {
     )
 }
 
-/// A status in words: the message, and what caused it where the transport knows more.
+/// Formats a status: the message, and its cause if the transport knows more.
 pub(crate) fn said(status: &Status) -> String {
     let mut text = if status.message().is_empty() {
         status.code().to_string()

@@ -1,5 +1,5 @@
-//! HTTP/1: where a head ends and what routing needs of it, how the body is framed. Parsers borrow
-//! the bytes they describe and change none.
+//! HTTP/1: head end, routing data and body framing. Parsers borrow the bytes they describe and
+//! change none.
 
 pub mod body;
 pub mod head;

@@ -1,6 +1,6 @@
-//! The decisions of the data path, without I/O: which protocol a connection speaks, where an HTTP
-//! message ends, which intercept a request belongs to. Nothing here knows a socket, a runtime or a
-//! clock, so every module is fuzzed and counted in instructions as the product ships it.
+//! Decisions of the data path without I/O: protocol of a connection, end of an HTTP message,
+//! intercept of a request. No module uses a socket, a runtime or a clock, so each is fuzzed and
+//! measured in instructions as shipped.
 
 pub mod http1;
 pub mod http2;

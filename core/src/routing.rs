@@ -1,4 +1,4 @@
-//! Which upstream a request goes to. A [`RouteTable`] is built once per snapshot and port and never
+//! Routing of requests to upstreams. A [`RouteTable`] is built once per snapshot and port and never
 //! changes; it knows no sockets, no clock and no gRPC.
 
 pub mod go_regex;
@@ -13,48 +13,47 @@ use std::time::Duration;
 use crate::routing::matcher::Filters;
 pub use crate::routing::request::Request;
 
-/// How an intercept takes traffic.
+/// Mechanism by which an intercept takes traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mechanism {
-    /// The whole port: every connection, or every request where the connection is understood as
-    /// HTTP.
+    /// The whole port: every connection, or every request if the connection is parsed as HTTP.
     Tcp,
     /// Requests that match header and path filters.
     Http,
 }
 
-/// One intercept of one port, compiled.
+/// A compiled intercept of one port.
 #[derive(Debug)]
 pub struct Intercept {
     /// `<client session>:<name>`, unique in the cluster.
     pub id: String,
-    /// The name its owner gave it.
+    /// Name given by its owner.
     pub name: String,
-    /// The owner, `user@host`.
+    /// Owner, `user@host`.
     pub client: String,
-    /// The owner's session with the manager; tunnels are asked for in its name.
+    /// The owner's session with the manager; tunnels are requested in its name.
     pub client_session: String,
-    /// How it takes traffic.
+    /// Mechanism by which it takes traffic.
     pub mechanism: Mechanism,
-    /// What a request must look like; empty for a global intercept.
+    /// Filters a request has to match; empty for a global intercept.
     pub filters: Filters,
-    /// No TLS towards the workstation although the port has an originating secret.
+    /// Speak clear text to the workstation although the port has an originating secret.
     pub plaintext: bool,
-    /// Where the workstation dials: an address or name on the workstation's side.
+    /// Address or name the workstation dials, on its own side.
     pub target_host: String,
-    /// The port beside [`Self::target_host`].
+    /// Port that belongs to [`Self::target_host`].
     pub target_port: u16,
-    /// How long a round trip to the workstation may take.
+    /// Time allowed for a round trip to the workstation.
     pub roundtrip_latency: Duration,
-    /// How long the workstation may take to dial; zero when the spec has none.
+    /// Time allowed for the workstation's dial; zero if the spec has none.
     pub dial_timeout: Duration,
-    /// Hits and misses, kept when the table is rebuilt.
+    /// Hit and miss counters, kept when the table is rebuilt.
     pub stats: Arc<Stats>,
 }
 
 impl Intercept {
-    /// How long a request waits for the workstation before the app answers instead: the dial
-    /// timeout plus latency, at most 5 s; 2 s when the intercept names no timeout.
+    /// Returns the time a request waits for the workstation before the app answers: the dial
+    /// timeout plus latency, at most 5 s; 2 s if the intercept names no timeout.
     #[must_use]
     pub fn dial_budget(&self) -> Duration {
         if self.dial_timeout.is_zero() {
@@ -67,23 +66,23 @@ impl Intercept {
     }
 }
 
-/// What happened to an intercept's rule; shared by successive tables.
+/// Counters of an intercept's rule, shared by successive tables.
 #[derive(Debug, Default)]
 pub struct Stats {
-    /// Requests (or connections) it decided.
+    /// Requests (or connections) the rule decided.
     pub hits: AtomicU64,
-    /// Requests that looked at it and went elsewhere.
+    /// Requests the rule was evaluated for but did not decide.
     pub misses: AtomicU64,
     /// Seconds since the Unix epoch of the last hit; 0 for never.
     pub last_match: AtomicU64,
-    /// 0 none yet, 1 through the manager, 2 direct: how the last tunnel was opened.
+    /// Path of the last tunnel: 0 none yet, 1 through the manager, 2 direct.
     pub tunnel: AtomicU64,
 }
 
-/// Whether an intercept is served or only remembered.
+/// State of an intercept in a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// Matches go to the workstation.
+    /// Served: matches go to the workstation.
     Active,
     /// Ended while expired notifications are on: matches are answered with 503.
     Expired,
@@ -94,31 +93,31 @@ pub enum State {
 pub struct Entry {
     /// The rule.
     pub intercept: Arc<Intercept>,
-    /// What becomes of its matches.
+    /// Serving state.
     pub state: State,
 }
 
-/// Where one request goes.
+/// Target of one request.
 #[derive(Clone, Copy, Debug)]
 pub enum Decision<'t> {
     /// The app.
     App,
     /// The workstation of this intercept.
     Client(&'t Arc<Intercept>),
-    /// A 503: this intercept has expired.
+    /// A 503 response, because this intercept has expired.
     Expired(&'t Arc<Intercept>),
 }
 
-/// A decision, and whether the caller wants to know how it came about.
+/// A decision, with the caller's wish for an explanation.
 #[derive(Clone, Copy, Debug)]
 pub struct Routed<'t> {
-    /// Where the request goes.
+    /// Target of the request.
     pub decision: Decision<'t>,
-    /// The request carries the token of somebody who may know.
+    /// The request carries a token that entitles it to an explanation.
     pub asks_why: bool,
 }
 
-/// The rules of one port: immutable, in the order in which they are asked.
+/// Rules of one port: immutable, in order of evaluation.
 #[derive(Debug, Default)]
 pub struct RouteTable {
     entries: Vec<Entry>,
@@ -127,7 +126,7 @@ pub struct RouteTable {
 }
 
 impl RouteTable {
-    /// Orders `entries`: active before expired; within these, header-filtered before path-only
+    /// Builds a table. Order: active before expired; within these, header-filtered before path-only
     /// before global; then by id.
     #[must_use]
     pub fn new(mut entries: Vec<Entry>) -> Self {
@@ -145,26 +144,26 @@ impl RouteTable {
         }
     }
 
-    /// Whether nothing is intercepted, so that requests need no look at all.
+    /// Returns true if nothing is intercepted, so that requests need not be parsed.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// Whether single requests have to be told apart, so that HTTP/2 must be terminated.
+    /// Returns true if requests have to be told apart, so that HTTP/2 must be terminated.
     #[must_use]
     pub fn needs_requests(&self) -> bool {
         !self.entries.is_empty()
     }
 
-    /// Whether some rule has header or path filters.
+    /// Returns true if a rule has header or path filters.
     #[must_use]
     pub fn has_filters(&self) -> bool {
         self.any_http
     }
 
-    /// The intercept that takes whole connections of this port, if there is an active one without
-    /// filters.
+    /// Returns the intercept that takes whole connections of this port, if there is an active one
+    /// without filters.
     #[must_use]
     pub fn global(&self) -> Option<&Arc<Intercept>> {
         self.entries
@@ -173,19 +172,19 @@ impl RouteTable {
             .map(|e| &e.intercept)
     }
 
-    /// Every rule, in the order in which they are asked.
+    /// Returns all rules in order of evaluation.
     #[must_use]
     pub fn entries(&self) -> &[Entry] {
         &self.entries
     }
 
-    /// Decides one request. The first rule that matches wins; kubelet probes (`user-agent:
+    /// Decides one request. The first matching rule wins; kubelet probes (`user-agent:
     /// kube-probe/…`) stay with the app unless the rule has a filter on `user-agent`.
     pub fn decide<R: Request + ?Sized>(&self, request: &R) -> Decision<'_> {
         self.judge(request).decision
     }
 
-    /// [`Self::decide`], and whether the request asks for an explanation: it carries
+    /// Decides like [`Self::decide`] and checks if the request asks for an explanation: it carries
     /// [`matcher::EXPLAIN`] with the id of one of this port's intercepts, or with the session of
     /// its owner.
     pub fn judge<R: Request + ?Sized>(&self, request: &R) -> Routed<'_> {
@@ -224,8 +223,8 @@ impl RouteTable {
         Decision::App
     }
 
-    /// Like [`Self::decide`], without counting, and with the first clause that failed for each rule
-    /// asked.
+    /// Decides like [`Self::decide`] without counting, and returns the first failed clause of each
+    /// evaluated rule.
     pub fn explain<R: Request + ?Sized>(&self, request: &R) -> (Decision<'_>, Vec<RuleTrace>) {
         let view = matcher::View::new(request, &self.names);
         let mut considered = Vec::new();
@@ -251,16 +250,16 @@ impl RouteTable {
     }
 }
 
-/// What [`RouteTable::explain`] says of one rule.
+/// Evaluation of one rule by [`RouteTable::explain`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RuleTrace {
-    /// The intercept's id.
+    /// Intercept id.
     pub id: String,
-    /// The name its owner gave it.
+    /// Name given by its owner.
     pub name: String,
-    /// Whether every clause held.
+    /// Every clause matched.
     pub matched: bool,
-    /// The first clause that did not hold.
+    /// First clause that did not match.
     pub failed: Option<String>,
 }
 

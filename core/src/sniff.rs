@@ -1,15 +1,15 @@
-//! What the first bytes of a connection are: an HTTP/2 preface, an HTTP/1 request line, a TLS
-//! record, or none of them. A verdict, once given, holds for whatever bytes follow.
+//! Classifies the first bytes of a connection: HTTP/2 preface, HTTP/1 request line, TLS record, or
+//! other. A verdict, once given, holds for any bytes that follow.
 
 use crate::http1::head::is_token;
 
-/// The client's connection preface (RFC 9113 section 3.4).
+/// Client connection preface (RFC 9113 section 3.4).
 pub const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// The longest method that is waited for; registered ones have at most 17 letters.
+/// Maximum length of a method; registered ones have at most 17 letters.
 const MAX_METHOD: usize = 32;
 
-/// Methods that are registered, or common without being so.
+/// Methods that are registered or common.
 const METHODS: [&str; 45] = [
     "ACL",
     "BASELINE-CONTROL",
@@ -58,7 +58,7 @@ const METHODS: [&str; 45] = [
     "VERSION-CONTROL",
 ];
 
-/// What the first bytes are.
+/// Classification of the first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FirstBytes {
     /// The HTTP/2 preface.
@@ -67,13 +67,13 @@ pub enum FirstBytes {
     Http1,
     /// A TLS handshake record.
     Tls,
-    /// None of these.
+    /// Other bytes.
     Other,
     /// Too few bytes to tell.
     NeedMore,
 }
 
-/// Classifies the bytes that have come so far.
+/// Classifies the bytes received so far.
 #[must_use]
 pub fn classify(bytes: &[u8]) -> FirstBytes {
     match bytes {
@@ -93,9 +93,8 @@ pub fn classify(bytes: &[u8]) -> FirstBytes {
     }
 }
 
-/// Whether undecided bytes may still become TLS, a preface, or a request with a method of the
-/// registry (RFC 9110 section 16.1.1). Others are a request at best with a method of somebody's
-/// own.
+/// Returns true if undecided bytes may still become TLS, a preface, or a request with a known
+/// method (RFC 9110 section 16.1.1). Others can at best be a request with an unusual method.
 #[must_use]
 pub fn is_familiar(bytes: &[u8]) -> bool {
     let bytes = bytes.strip_prefix(b"\r\n").unwrap_or(bytes);
@@ -115,8 +114,8 @@ pub fn is_familiar(bytes: &[u8]) -> bool {
     })
 }
 
-/// Whether these bytes, the first from a server, may be the SETTINGS frame (RFC 9113 section 6.5)
-/// with which every HTTP/2 server begins.
+/// Returns true if these bytes, the first from a server, may be the SETTINGS frame (RFC 9113
+/// section 6.5) with which every HTTP/2 server begins.
 #[must_use]
 pub fn may_be_settings(bytes: &[u8]) -> bool {
     let header = [
@@ -141,7 +140,7 @@ pub fn may_be_settings(bytes: &[u8]) -> bool {
         && (bytes.len() < 3 || length.is_multiple_of(6) && length <= 6 * 64)
 }
 
-/// A server has to ignore one empty line before a request (RFC 9112 section 2.2).
+/// Classifies a request line; one empty line before it has to be ignored (RFC 9112 section 2.2).
 fn request_line(bytes: &[u8]) -> FirstBytes {
     let bytes = match bytes {
         [b'\r'] => return FirstBytes::NeedMore,
@@ -177,7 +176,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// A verdict goes from `NeedMore` to its final value and never changes.
+    /// Checks that a verdict goes from `NeedMore` to its final value and never changes.
     fn settles_to(sample: &[u8], want: FirstBytes) {
         for cut in 0..=sample.len() {
             let verdict = classify(&sample[..cut]);

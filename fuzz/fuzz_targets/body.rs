@@ -1,6 +1,6 @@
 #![no_main]
-//! Chunked bodies: the end does not depend on how the bytes are cut, and is where a second reader
-//! of size lines sees it.
+//! Chunked bodies: the end does not depend on how the bytes are cut, and a second parser of size
+//! lines finds the same.
 
 use libfuzzer_sys::fuzz_target;
 use traffic_core::http1::body::{Body, Chunk, Malformed};

@@ -1,5 +1,5 @@
 #![no_main]
-//! Frame headers are the same however the bytes are cut, and a boundary that is announced is one.
+//! Frame headers are the same however the bytes are cut, and an announced boundary is one.
 use traffic_core::http2::frames::{FrameHeader, FrameScanner};
 use libfuzzer_sys::fuzz_target;
 

@@ -1,6 +1,5 @@
 #![no_main]
-//! A head that is accepted ends where httparse says, with the same fields, and it does not matter
-//! how it is cut.
+//! An accepted head ends where httparse says, with the same fields, however it is cut.
 use traffic_core::http1::head::{Kind, MAX_HEAD, Parser, Step};
 use traffic_core::routing::Request;
 use libfuzzer_sys::fuzz_target;

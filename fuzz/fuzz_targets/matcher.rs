@@ -1,5 +1,5 @@
 #![no_main]
-//! Any filter compiles or is refused, and what it says of a request agrees with its own
+//! Filters compile or are rejected, and their result on a request agrees with their own
 //! explanation.
 use traffic_core::routing::Request;
 use traffic_core::routing::matcher::{Filters, HeaderFilter, Names, PathFilter, View};

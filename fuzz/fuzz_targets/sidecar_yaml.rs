@@ -1,5 +1,5 @@
-//! Sidecar configurations in every form: reading never panics, and what is refused says why on one
-//! line for each fault.
+//! Sidecar configurations in every form: reading never panics, and a rejection gives one line for
+//! each fault.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

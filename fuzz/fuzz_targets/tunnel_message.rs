@@ -1,5 +1,4 @@
-//! Tunnel payloads: decoding never panics, and what decodes encodes to something that decodes
-//! alike.
+//! Tunnel payloads: decoding never panics, and a decoded message encodes to one that decodes alike.
 #![no_main]
 
 use bytes::Bytes;

@@ -1,8 +1,8 @@
-//! Which intercepts there are, and the rules of their dispositions.
+//! Intercepts and the rules of their dispositions.
 //!
-//! An intercept waits until an agent of its workload has reviewed it. What its agents are decides
-//! whether it can wait at all: none, replicas that differ, or none with its mechanism put it aside,
-//! and it waits again as soon as that is mended.
+//! An intercept waits until an agent of its workload has reviewed it. Its agents decide if it can
+//! wait at all: without agents, with differing replicas, or without its mechanism it is put aside,
+//! and waits again as soon as that is fixed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
@@ -24,7 +24,7 @@ pub(crate) struct Intercepts {
 #[derive(Debug)]
 struct Intercept {
     info: InterceptInfo,
-    /// Taken over from an earlier manager: until then its agents may still be on their way back.
+    /// Taken over from an earlier manager: until then its agents may still be reconnecting.
     trusted_until: Option<Instant>,
 }
 
@@ -87,18 +87,18 @@ impl Intercepts {
         }
     }
 
-    /// Removes one; false when there is none.
+    /// Removes an intercept; false if there is none.
     pub(crate) fn remove(&mut self, session: &str, name: &str) -> bool {
         self.by_id.remove(&id(session, name)).is_some()
     }
 
-    /// Removes all of a client that is gone.
+    /// Removes all intercepts of a client that is gone.
     pub(crate) fn remove_all_of(&mut self, session: &str) {
         self.by_id
             .retain(|_, intercept| owner(&intercept.info) != session);
     }
 
-    /// Stores what an agent found. Only the first review of a waiting intercept counts.
+    /// Stores an agent's review. Only the first review of a waiting intercept counts.
     pub(crate) fn review(
         &mut self,
         agent: &AgentInfo,
@@ -128,7 +128,7 @@ impl Intercepts {
         Ok(())
     }
 
-    /// Brings all intercepts of a workload in line with its agents, after one of them came or left.
+    /// Updates all intercepts of a workload after one of its agents came or left.
     pub(crate) fn reconcile(&mut self, name: &str, namespace: &str, agents: &[&AgentInfo]) {
         for intercept in self.by_id.values_mut() {
             let spec = spec_of(&intercept.info);
@@ -143,8 +143,8 @@ impl Intercepts {
         }
     }
 
-    /// The agent that an active intercept was reviewed by is gone: if there are others, one of them
-    /// reviews.
+    /// Handles the loss of the agent that reviewed an active intercept: another one reviews, if
+    /// there is one.
     pub(crate) fn agent_left(&mut self, gone: &AgentInfo) {
         for Intercept { info, .. } in self.by_id.values_mut() {
             let reviewed_by =
@@ -155,7 +155,7 @@ impl Intercepts {
         }
     }
 
-    /// Workloads whose intercepts were taken on trust and whose agents have not come back in time.
+    /// Returns the workloads whose restored intercepts are still without agents after the deadline.
     pub(crate) fn trusted_too_long(&mut self, now: Instant) -> BTreeSet<(String, String)> {
         let mut workloads = BTreeSet::new();
         for intercept in self.by_id.values_mut() {
@@ -178,25 +178,25 @@ impl Intercepts {
             .ok_or_else(|| Refusal::no_intercept(name))
     }
 
-    /// All of them, in the order of their ids.
+    /// Iterates over all intercepts in order of their ids.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &InterceptInfo> {
         self.by_id.values().map(|intercept| &intercept.info)
     }
 }
 
-/// The session an intercept belongs to.
+/// Returns the session an intercept belongs to.
 pub(crate) fn owner(info: &InterceptInfo) -> &str {
     info.client_session
         .as_ref()
         .map_or("", |session| &session.session_id)
 }
 
-/// Whether this is an agent of the workload.
+/// Returns true if the agent belongs to the workload.
 pub(crate) fn is_workload(spec: &InterceptSpec, agent: &AgentInfo) -> bool {
     spec.agent == agent.name && spec.namespace == agent.namespace
 }
 
-/// The spec of an intercept kept here; `check_spec` saw it.
+/// Returns the spec of a stored intercept; `check_spec` has verified it.
 pub(crate) fn spec_of(info: &InterceptInfo) -> &InterceptSpec {
     static NONE: std::sync::LazyLock<InterceptSpec> =
         std::sync::LazyLock::new(InterceptSpec::default);
@@ -231,7 +231,8 @@ fn check_spec(spec: &InterceptSpec) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Whether the workload's agents can serve the intercept; else the disposition that says why not.
+/// Checks if the workload's agents can serve the intercept; the error is the disposition with its
+/// reason.
 fn verdict(agents: &[&AgentInfo], spec: &InterceptSpec) -> Result<(), (Disposition, String)> {
     let Some(first) = agents.first() else {
         let message = format!(

@@ -1,8 +1,8 @@
-//! A traffic-manager for one process, without Kubernetes: everything it knows, agents and
-//! workstations have told it, and it forgets it when it ends.
+//! A traffic-manager in one process, without Kubernetes: it knows only what agents and workstations
+//! tell it, and keeps nothing when it ends.
 //!
-//! `service` is the gRPC face. Behind it `registry` holds `sessions` and `intercepts` under one
-//! lock, all rules in it plain functions of state and time; `watches` turn every change of it into
+//! `service` is the gRPC service. Behind it `registry` holds `sessions` and `intercepts` under one
+//! lock, with all rules as plain functions of state and time; `watches` turn every change into
 //! snapshots and deltas; `tunnels` joins the two streams of a tunnelled connection; `names` asks
 //! agents to resolve.
 

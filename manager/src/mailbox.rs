@@ -1,7 +1,7 @@
-//! What waits for one session to fetch it: dial requests, names to resolve.
+//! Queue of items for one session to fetch: dial requests, names to resolve.
 //!
-//! Posting never waits and never grows without bound, so a session that does not read harms nobody.
-//! What nobody waits for any more is not delivered.
+//! Posting never waits and never grows without bound, so a session that does not read has no effect
+//! on others. Items past their deadline are not delivered.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,10 +9,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// More than a busy workstation ever has open at once between two wake-ups of its reader.
+/// Maximum of queued items: more than a busy workstation ever has open between two wake-ups of its
+/// reader.
 const CAPACITY: usize = 1024;
 
-/// A bounded queue with one reader at a time: whoever opened it last.
+/// A bounded queue with one reader at a time, the last one that opened it.
 #[derive(Debug)]
 pub(crate) struct Mailbox<T> {
     inner: Mutex<Inner<T>>,
@@ -36,8 +37,7 @@ impl<T> Mailbox<T> {
         }
     }
 
-    /// Leaves an item until `deadline`. False when the box is full of items that are still waited
-    /// for.
+    /// Posts an item, valid until `deadline`. False if the queue is full of valid items.
     pub(crate) fn post(&self, item: T, deadline: Instant) -> bool {
         let mut inner = self.inner();
         if inner.items.len() >= CAPACITY {
@@ -53,7 +53,7 @@ impl<T> Mailbox<T> {
         true
     }
 
-    /// Becomes the reader; whoever was it before gets nothing more.
+    /// Becomes the reader; an earlier reader gets no more items.
     pub(crate) fn open(&self) -> u64 {
         let mut inner = self.inner();
         inner.reader += 1;
@@ -63,7 +63,7 @@ impl<T> Mailbox<T> {
         reader
     }
 
-    /// The next item, or `None` when another reader took over.
+    /// Returns the next item, or `None` once another reader has taken over.
     pub(crate) async fn take(&self, reader: u64) -> Option<T> {
         let mut changed = std::pin::pin!(self.changed.notified());
         loop {

@@ -1,4 +1,4 @@
-//! The program: options, logging, and a life that ends with the first signal.
+//! The program: options, logging, and serving until the first signal.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -21,28 +21,28 @@ struct Options {
     /// Address and port to listen on; port 0 lets the kernel choose
     #[arg(long, default_value = "127.0.0.1:8081")]
     listen: SocketAddr,
-    /// error, warn, info, debug or trace
+    /// Log level: error, warn, info, debug or trace
     #[arg(long, default_value = "info")]
     log_level: tracing::Level,
-    /// The manager's own namespace
+    /// Namespace of the manager itself
     #[arg(long, default_value_t = Settings::default().namespace)]
     namespace: String,
-    /// A workstation not heard of for this long is gone
+    /// Time without contact after which a workstation counts as gone
     #[arg(long, default_value = "24h", value_parser = duration)]
     client_ttl: Duration,
-    /// An agent not heard of for this long is gone
+    /// Time without contact after which an agent counts as gone
     #[arg(long, default_value = "15s", value_parser = duration)]
     agent_ttl: Duration,
-    /// How long a new intercept waits for an agent of its workload to connect
+    /// Time a new intercept waits for an agent of its workload to connect
     #[arg(long, default_value = "5s", value_parser = duration)]
     agent_arrival: Duration,
-    /// Name of an environment variable that is not handed on to workstations; may be repeated
+    /// Name of an environment variable that is not passed on to workstations; may be repeated
     #[arg(long, value_name = "VARIABLE")]
     exclude_env: Vec<String>,
-    /// The name to answer with when asked for the version
+    /// Name reported by the Version call
     #[arg(long, default_value_t = Settings::default().name)]
     name: String,
-    /// The version to answer with, for clients that choose their calls by it
+    /// Version reported by the Version call; clients choose their calls by it
     #[arg(long, default_value_t = Settings::default().version)]
     version_string: String,
 }
@@ -97,7 +97,7 @@ async fn main() -> anyhow::Result<()> {
     Ok(server.await?)
 }
 
-/// A duration as Go writes it, not negative.
+/// Parses a duration in Go's notation, not negative.
 fn duration(text: &str) -> Result<Duration, String> {
     let duration: GoDuration = text
         .parse()

@@ -1,5 +1,5 @@
-//! Resolves names for workstations: by asking agents, whose pods see the cluster's names, else by
-//! itself.
+//! Name resolution for workstations: agents are asked first, since their pods see the cluster's
+//! names, then the manager's own resolver.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -13,11 +13,11 @@ use traffic_proto::manager::{DnsAgentResponse, DnsRequest, DnsResponse};
 
 use crate::registry::Shared;
 
-/// Agents asked for one name.
+/// Maximum of agents asked for one name.
 const ASKED: usize = 2;
-/// What a record lives, in seconds: as long as the agents say.
+/// TTL of records in seconds, as the agents use.
 const TTL: u32 = 4;
-/// How long our own resolver may take.
+/// Time for the manager's own resolver.
 const OWN_LOOKUP: Duration = Duration::from_secs(5);
 
 const NO_ERROR: i32 = 0;
@@ -27,17 +27,17 @@ const NOT_IMPLEMENTED: i32 = 4;
 const A: u32 = 1;
 const AAAA: u32 = 28;
 
-/// Questions that wait for an agent's answer.
+/// Queries waiting for an agent's answer.
 #[derive(Default)]
 pub(crate) struct Names {
     open: Mutex<HashMap<Question, Vec<mpsc::Sender<DnsResponse>>>>,
 }
 
-/// Client session, name and type: what an agent's answer is matched by.
+/// Client session, name and type; agents' answers are matched by these.
 type Question = (String, String, u32);
 
 impl Names {
-    /// Answers a workstation's question, with the agents' best answer where there is one.
+    /// Answers a workstation's query, with the agents' best answer if there is one.
     pub(crate) async fn resolve(
         &self,
         shared: &Shared,
@@ -86,7 +86,7 @@ impl Names {
         }
     }
 
-    /// Takes an agent's answer to whoever waits for it; a late one is dropped.
+    /// Passes an agent's answer to its waiter; a late one is dropped.
     pub(crate) fn answer(&self, answer: DnsAgentResponse) {
         let (Some(request), Some(response)) = (answer.request, answer.response) else {
             return;
@@ -120,7 +120,7 @@ impl Names {
     }
 }
 
-/// The addresses of a name as this process sees them; empty when it has none.
+/// Returns the addresses of a name as this process resolves it; empty if it has none.
 pub(crate) async fn addresses(name: &str) -> Vec<IpAddr> {
     let name = name.strip_suffix('.').unwrap_or(name);
     match timeout(OWN_LOOKUP, tokio::net::lookup_host((name, 0))).await {
@@ -166,8 +166,8 @@ async fn own(request: &DnsRequest) -> DnsResponse {
     }
 }
 
-/// One record in wire format (RFC 1035, 3.2.1), class IN, its name uncompressed; `None` if the name
-/// has a label too long for that.
+/// Encodes one record in wire format (RFC 1035, 3.2.1), class IN, its name uncompressed; `None` if
+/// a label of the name is too long for that.
 fn record(name: &str, kind: u32, data: &[u8]) -> Option<Bytes> {
     let mut record = BytesMut::new();
     for label in name.split('.').filter(|label| !label.is_empty()) {

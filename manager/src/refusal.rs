@@ -1,30 +1,30 @@
-//! Why a request is not fulfilled, and the gRPC status that says so.
+//! Errors of requests and their gRPC status.
 
 use tonic::{Code, Status};
 
-/// A request that cannot be fulfilled; the text is for the person at the other end.
+/// A request that is refused; the text is for the user at the other end.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refusal {
     /// The request itself is wrong.
     #[error("{0}")]
     Invalid(String),
-    /// What it speaks of is not there.
+    /// The requested object does not exist.
     #[error("{0}")]
     NotFound(String),
-    /// What it would make is there already.
+    /// The object to be created exists already.
     #[error("{0}")]
     Exists(String),
 }
 
 impl Refusal {
-    /// No session has this id.
+    /// Creates the error for an unknown session id.
     pub(crate) fn no_session(id: &str) -> Self {
         Self::NotFound(format!(
             "session {id:?} is not known here; it has ended or expired: arrive again"
         ))
     }
 
-    /// The client has no intercept of this name.
+    /// Creates the error for an unknown intercept name of the client.
     pub(crate) fn no_intercept(name: &str) -> Self {
         Self::NotFound(format!("intercept {name:?} not found"))
     }

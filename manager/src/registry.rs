@@ -1,7 +1,7 @@
-//! Everything the manager knows, under one lock: sessions and intercepts, and what the ones do to
-//! the others.
+//! All state of the manager under one lock: sessions and intercepts, and the effects of one on the
+//! other.
 //!
-//! Every change is announced to the watches, which look for themselves whether it concerns them.
+//! Every change is announced to the watches, which check if it concerns them.
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,7 +19,7 @@ use crate::refusal::Refusal;
 use crate::sessions::{Sessions, Who};
 use crate::settings::Settings;
 
-/// The registry as the services share it.
+/// The registry as shared by the services.
 #[derive(Debug)]
 pub(crate) struct Shared {
     registry: Mutex<Registry>,
@@ -43,29 +43,29 @@ impl Shared {
         })
     }
 
-    /// Looks something up.
+    /// Reads state.
     pub(crate) fn read<R>(&self, look: impl FnOnce(&Registry) -> R) -> R {
         look(&self.lock())
     }
 
-    /// Changes something; watches hear of it.
+    /// Changes state and notifies the watches.
     pub(crate) fn change<R>(&self, change: impl FnOnce(&mut Registry) -> R) -> R {
         let result = change(&mut self.lock());
         self.changes.send_modify(|count| *count += 1);
         result
     }
 
-    /// Changes something that no watch shows.
+    /// Changes state that no watch shows.
     pub(crate) fn change_unseen<R>(&self, change: impl FnOnce(&mut Registry) -> R) -> R {
         change(&mut self.lock())
     }
 
-    /// Hears of every change from here on; several in a row may be one.
+    /// Subscribes to changes; several in a row may be reported as one.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
 
-    /// Waits until `look` finds what it looks for.
+    /// Waits until `look` returns a value.
     pub(crate) async fn until<R>(&self, mut look: impl FnMut(&Registry) -> Option<R>) -> Option<R> {
         let mut changes = self.changes();
         loop {
@@ -84,7 +84,7 @@ impl Shared {
 /// Sessions and intercepts.
 #[derive(Debug)]
 pub(crate) struct Registry {
-    /// Identity of this manager, handed out with every session.
+    /// Identity of this manager, sent with every session.
     id: String,
     pub(crate) sessions: Sessions,
     pub(crate) intercepts: Intercepts,
@@ -139,8 +139,7 @@ impl Registry {
         Ok(())
     }
 
-    /// Takes a client and its intercepts back. Their agents get one agent's life to come back as
-    /// well.
+    /// Restores a client and its intercepts. Their agents get one agent TTL to come back as well.
     pub(crate) fn reconnect_client(
         &mut self,
         request: ReconnectClientRequest,
@@ -163,7 +162,7 @@ impl Registry {
         Ok(())
     }
 
-    /// Ends a session and draws the consequences. An unknown one has none.
+    /// Ends a session with its consequences; does nothing for an unknown one.
     pub(crate) fn depart(&mut self, id: &str) -> Option<Who> {
         let who = self.sessions.end(id)?;
         match &who {
@@ -176,7 +175,7 @@ impl Registry {
         Some(who)
     }
 
-    /// Ends what has not been heard of for too long.
+    /// Ends sessions without contact for too long.
     pub(crate) fn expire(&mut self, now: Instant) -> Vec<(String, Who)> {
         for (name, namespace) in self.intercepts.trusted_too_long(now) {
             self.reconcile(&name, &namespace);
@@ -200,7 +199,7 @@ impl Registry {
         self.intercepts.create(session, spec, &agents)
     }
 
-    /// Stores an agent's review. One of a session that is gone comes too late to matter.
+    /// Stores an agent's review; ignores one of a session that is gone.
     pub(crate) fn review(&mut self, mut review: ReviewInterceptRequest) -> Result<(), Refusal> {
         let session = review.session.take().unwrap_or_default();
         let Ok(agent) = self.sessions.agent(&session.session_id) else {
@@ -212,12 +211,12 @@ impl Registry {
         self.intercepts.review(agent, review)
     }
 
-    /// Agents of a workload, in the order of their sessions.
+    /// Returns the agents of a workload, in order of their sessions.
     pub(crate) fn agents_of(&self, name: &str, namespace: &str) -> Vec<&AgentInfo> {
         agents_of(&self.sessions, name, namespace)
     }
 
-    /// Whether this client has an intercept, in whatever state, with this agent's workload.
+    /// Returns true if this client has an intercept, in any state, of this agent's workload.
     pub(crate) fn intercepts_agent(&self, client: &str, agent: &AgentInfo) -> bool {
         let mut own = self
             .intercepts
@@ -226,9 +225,9 @@ impl Registry {
         own.any(|info| intercepts::is_workload(intercepts::spec_of(info), agent))
     }
 
-    /// Session ids of the agents that may act for a client, best first: those it intercepts, else
-    /// any of its namespace, but none for a client that is connected to the manager's own
-    /// namespace.
+    /// Returns session ids of the agents that may act for a client, best first: those it
+    /// intercepts, else any of its namespace, but none for a client that is connected to the
+    /// manager's own namespace.
     pub(crate) fn helpers(&self, client: &str) -> Vec<String> {
         let Ok(info) = self.sessions.client(client) else {
             return Vec::new();
@@ -253,8 +252,8 @@ impl Registry {
             .collect()
     }
 
-    /// Session id of the agent that is to dial `destination` for a client; `None` means the manager
-    /// itself.
+    /// Returns the session id of the agent that is to dial `destination` for a client; `None` means
+    /// the manager itself.
     pub(crate) fn dialler(&self, client: &str, destination: IpAddr) -> Option<String> {
         let in_pod = |agent: &AgentInfo| {
             agent

@@ -1,5 +1,5 @@
-//! The listening side: one port that speaks gRPC in clear text, and a line of text to everybody
-//! else.
+//! The listening side: one port that speaks gRPC in clear text and answers other requests with a
+//! line of text.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -26,17 +26,17 @@ use crate::service::Service;
 use crate::sessions::Who;
 use crate::settings::Settings;
 
-/// What one stream may send ahead of its reader.
+/// Bytes one stream may send ahead of its reader.
 const STREAM_WINDOW: u32 = 1 << 20;
-/// What one connection may send ahead of its readers. All tunnels of a peer share a connection, and
-/// what a stalled one holds must not be taken from the others.
+/// Bytes one connection may send ahead of its readers. All tunnels of a peer share a connection, so
+/// a stalled one must not use up the window of the others.
 const CONNECTION_WINDOW: u32 = 1 << 30;
-/// How soon a peer is noticed that has vanished without a word.
+/// Keepalive interval; detects peers that vanished without closing.
 const KEEPALIVE: Duration = Duration::from_secs(30);
-/// How long tunnels may go on when the manager is told to stop.
+/// Time tunnels may continue after the manager was told to stop.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// A manager that has its port, and does not answer on it before it runs.
+/// A manager with its port bound, not yet serving.
 #[derive(Debug)]
 pub struct Bound {
     listener: TcpListener,
@@ -44,7 +44,7 @@ pub struct Bound {
     settings: Settings,
 }
 
-/// Takes the port. Port 0 lets the kernel choose one.
+/// Binds the port; port 0 lets the kernel choose one.
 pub async fn bind(address: SocketAddr, settings: Settings) -> io::Result<Bound> {
     let listener = TcpListener::bind(address).await?;
     let address = listener.local_addr()?;
@@ -56,7 +56,7 @@ pub async fn bind(address: SocketAddr, settings: Settings) -> io::Result<Bound> 
 }
 
 impl Bound {
-    /// The address with its real port.
+    /// Returns the bound address.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -94,7 +94,7 @@ impl Bound {
     }
 }
 
-/// Ends what has not been heard of for too long, again and again.
+/// Ends sessions without contact for too long, at every interval.
 async fn expire(shared: std::sync::Arc<Shared>, scan: Duration) {
     let mut ticks = interval(scan);
     loop {
@@ -112,7 +112,7 @@ async fn expire(shared: std::sync::Arc<Shared>, scan: Duration) {
     }
 }
 
-/// Lets gRPC in and answers everything else with a line of text.
+/// Passes gRPC on and answers other requests with a line of text.
 #[derive(Clone)]
 struct Door<S> {
     grpc: S,

@@ -1,4 +1,4 @@
-//! The gRPC service: each call translated into what the registry, the tunnels or the names do.
+//! The gRPC service: each call translated to the registry, the tunnels or the names.
 
 use std::sync::Arc;
 
@@ -37,7 +37,7 @@ pub(crate) struct Service {
 type Answer<T> = Result<Response<T>, Status>;
 
 impl Service {
-    /// A service on `address`; its tunnels are tasks of `tasks`.
+    /// Creates a service on `address`; its tunnels are tasks of `tasks`.
     pub(crate) fn new(
         shared: Arc<Shared>,
         settings: Settings,
@@ -55,7 +55,7 @@ impl Service {
         }
     }
 
-    /// The session a watch is for, and the token that ends with it.
+    /// Returns the session of a watch, and the token that ends with it.
     fn session(
         &self,
         request: Request<pb::SessionInfo>,
@@ -65,7 +65,7 @@ impl Service {
         Ok((session, end))
     }
 
-    /// The same where an empty id means everybody's.
+    /// Returns the same; an empty id means all sessions.
     fn session_or_all(
         &self,
         request: Request<pb::SessionInfo>,
@@ -76,7 +76,7 @@ impl Service {
         }
     }
 
-    /// The token that ends with the session.
+    /// Returns the token that ends with the session.
     fn end_of(&self, session: &str) -> Result<CancellationToken, Status> {
         Ok(self.shared.read(|registry| {
             registry
@@ -86,7 +86,7 @@ impl Service {
         })?)
     }
 
-    /// The agents of a workload, once there is one; waits for it as long as the settings say.
+    /// Waits for agents of a workload, at most as long as the settings say, and returns them.
     async fn arrived(&self, name: &str, namespace: &str) -> Vec<pb::AgentInfo> {
         let arrived = self.shared.until(|registry| {
             let agents = registry.agents_of(name, namespace);
@@ -604,14 +604,14 @@ impl Manager for Service {
     }
 }
 
-/// What a spec resolves to. The agent knows its ports, not we: a numeric identifier is taken for
-/// the container port it names, anything else is left for the agent to match.
+/// Resolves a spec. The agent knows its ports, the manager does not: a numeric identifier is taken
+/// for the container port, all else is left for the agent to match.
 fn prepare(
     spec: &pb::InterceptSpec,
     agent: Option<&pb::AgentInfo>,
     agent_image: &str,
 ) -> pb::PreparedIntercept {
-    /// A mistake of the user's, in the numbers that results have for categories.
+    /// Error category of a user's mistake, as results number them.
     const USER_ERROR: i32 = 1;
     let refuse = |error| pb::PreparedIntercept {
         error,

@@ -1,8 +1,8 @@
-//! Who is here: agents and workstations, each with a session that lives as long as it is heard of.
+//! Sessions of agents and workstations; each lives as long as it is in contact.
 //!
 //! Plain functions of state and time. Ending a session cancels its token, which ends its watches;
-//! streams it has open as tunnels are not touched, so that a peer may leave first and finish its
-//! work after.
+//! its open tunnel streams continue, so that a peer may depart first and finish its work
+//! afterwards.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,20 +15,20 @@ use traffic_proto::manager::{AgentInfo, ClientInfo, DialRequest, DnsRequest};
 use crate::mailbox::Mailbox;
 use crate::refusal::Refusal;
 
-/// The oldest client served.
+/// Oldest supported client version.
 const OLDEST_CLIENT: semver::Version = semver::Version::new(2, 6, 0);
 
-/// One party and what waits for it.
+/// A session with its queues.
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) who: Who,
-    /// When it arrived or was last heard of.
+    /// Time of arrival or last contact.
     pub(crate) seen: Instant,
     /// Cancelled when the session ends.
     pub(crate) end: CancellationToken,
-    /// Connections it is to dial; fetched by its `WatchDial`.
+    /// Connections it has to dial; fetched by its `WatchDial`.
     pub(crate) dials: Arc<Mailbox<DialRequest>>,
-    /// Names it is to resolve; fetched by an agent's `WatchLookupDNS`.
+    /// Names it has to resolve; fetched by an agent's `WatchLookupDNS`.
     pub(crate) names: Arc<Mailbox<DnsRequest>>,
 }
 
@@ -49,7 +49,7 @@ pub(crate) struct Sessions {
 }
 
 impl Sessions {
-    /// No sessions; those to come end with `all` at the latest.
+    /// Creates an empty set; all future sessions end with `all` at the latest.
     pub(crate) fn new(agent_ttl: Duration, client_ttl: Duration, all: CancellationToken) -> Self {
         Self {
             by_id: BTreeMap::new(),
@@ -71,8 +71,8 @@ impl Sessions {
         Ok(id)
     }
 
-    /// Starts an agent's session and returns its id. The same pod arriving again replaces its old
-    /// session, which it has lost sight of; another pod with the same uid is refused.
+    /// Starts an agent's session and returns its id. The same pod arriving again replaces its old,
+    /// lost session; another pod with the same uid is refused.
     pub(crate) fn add_agent(&mut self, agent: AgentInfo, now: Instant) -> Result<String, Refusal> {
         check_agent(&agent)?;
         let unique = if agent.pod_uid.is_empty() {
@@ -96,8 +96,8 @@ impl Sessions {
         Ok(id)
     }
 
-    /// Takes a session back that an earlier manager handed out; one that is still here is only
-    /// heard of.
+    /// Restores a session of an earlier manager; for one still present only the contact is
+    /// recorded.
     pub(crate) fn restore(&mut self, id: &str, who: Who, now: Instant) -> Result<(), Refusal> {
         if id.is_empty() {
             return Err(Refusal::Invalid("session id is empty".into()));
@@ -129,7 +129,7 @@ impl Sessions {
         }
     }
 
-    /// The session is heard of.
+    /// Records a contact of the session.
     pub(crate) fn touch(&mut self, id: &str, now: Instant) -> Result<(), Refusal> {
         let session = self
             .by_id
@@ -139,14 +139,14 @@ impl Sessions {
         Ok(())
     }
 
-    /// Ends a session; `None` when there is none.
+    /// Ends a session; `None` if there is none.
     pub(crate) fn end(&mut self, id: &str) -> Option<Who> {
         let session = self.by_id.remove(id)?;
         session.end.cancel();
         Some(session.who)
     }
 
-    /// Ids of the sessions that have not been heard of for too long.
+    /// Returns ids of the sessions without contact for too long.
     pub(crate) fn expired(&self, now: Instant) -> Vec<String> {
         let ttl = |who: &Who| match who {
             Who::Agent(_) => self.agent_ttl,
@@ -182,7 +182,7 @@ impl Sessions {
         }
     }
 
-    /// All agents with their session ids, in the order of the ids.
+    /// Iterates over all agents with their session ids, in order of the ids.
     pub(crate) fn agents(&self) -> impl Iterator<Item = (&str, &AgentInfo)> {
         self.by_id
             .iter()

@@ -1,29 +1,29 @@
-//! What can be set about a manager, and the defaults.
+//! Settings of the manager with their defaults.
 
 use std::time::Duration;
 
-/// Choices of the operator.
+/// Settings chosen by the operator.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// What `Version` answers as the program's name.
+    /// Program name reported by `Version`.
     pub name: String,
-    /// What `Version` answers: the protocol generation whose calls are served, with a leading `v`.
+    /// Protocol generation reported by `Version`, with a leading `v`.
     pub version: String,
-    /// The manager's own namespace; workstations connected to it are not served through agents.
+    /// Namespace of the manager itself; workstations connected to it are not served through agents.
     pub namespace: String,
-    /// A workstation that has not been heard of for this long is gone.
+    /// Time without contact after which a workstation counts as gone.
     pub client_ttl: Duration,
-    /// An agent that has not been heard of for this long is gone.
+    /// Time without contact after which an agent counts as gone.
     pub agent_ttl: Duration,
-    /// How often to look for sessions that are gone.
+    /// Interval of checking for sessions that are gone.
     pub scan: Duration,
-    /// How long preparing an intercept waits for an agent of the workload to arrive.
+    /// Time that preparing an intercept waits for an agent of the workload to arrive.
     pub agent_arrival: Duration,
-    /// How long agents have for resolving a name.
+    /// Time for agents to resolve a name.
     pub lookup: Duration,
-    /// Environment variables that are not handed on to workstations.
+    /// Environment variables that are not passed on to workstations.
     pub excluded_env: Vec<String>,
-    /// What `GetAgentImageFQN` answers.
+    /// Image name returned by `GetAgentImageFQN`.
     pub agent_image: String,
 }
 

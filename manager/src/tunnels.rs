@@ -1,9 +1,9 @@
-//! Joins the two gRPC streams of a tunnelled connection, or dials where no agent is to do it.
+//! Joins the two gRPC streams of a tunnelled connection, or dials if no agent is to do it.
 //!
 //! An agent opens a stream for a workstation, or a workstation one for the cluster; the other side
 //! is told by a dial request and opens the second stream with the same connection id. From then on
-//! messages are passed on as they are. Both ends are gRPC callers towards us, so the end of one
-//! direction goes out as a message, as a server says it.
+//! messages are passed on unchanged. Both ends are gRPC clients of the manager, so the end of one
+//! direction is sent as a message, as a server signals it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,20 +26,20 @@ use crate::sessions::Who;
 /// Messages held for one direction. They can be a megabyte each, and the transport's window holds
 /// more.
 pub(crate) const QUEUE: usize = 8;
-/// How long a new stream may take to say what it is about.
+/// Time until the first message of a new stream has to arrive.
 const OPENING: Duration = Duration::from_secs(10);
-/// The wait for the second stream where the first names no times.
+/// Default wait for the second stream, if the first names no times.
 const DEFAULT_WAIT: Duration = Duration::from_secs(7);
-/// The longest wait for the second stream, whatever the first one asks for.
+/// Maximum wait for the second stream, whatever the first one asks for.
 const MAX_WAIT: Duration = Duration::from_secs(60);
 
-/// One peer's stream, seen from here.
+/// A peer's stream.
 pub(crate) struct End {
     pub(crate) incoming: Streaming<TunnelMessage>,
     pub(crate) outgoing: mpsc::Sender<Result<TunnelMessage, Status>>,
 }
 
-/// First streams that wait for their second, by the session expected to open it and the connection
+/// First streams waiting for their second, by the session expected to open it and the connection
 /// id.
 #[derive(Default)]
 pub(crate) struct Tunnels {
@@ -52,7 +52,8 @@ struct Waiter {
 }
 
 impl Tunnels {
-    /// Serves one stream from its first message to its end. A failure is what the call ends with.
+    /// Serves one stream from its first message to its end. An error becomes the status of the
+    /// call.
     pub(crate) async fn serve(&self, shared: &Shared, mut end: End) -> Result<(), Status> {
         let info = opening(&mut end.incoming).await?;
         let Message::StreamInfo(info) = info else {
@@ -175,7 +176,7 @@ impl Tunnels {
     }
 }
 
-/// A place in the waiting list, given up when dropped: a later connection may well have the same
+/// A place in the waiting list, removed when dropped: a later connection may have the same
 /// addresses.
 struct Waiting<'a> {
     tunnels: &'a Tunnels,
@@ -197,7 +198,7 @@ impl Drop for Waiting<'_> {
 }
 
 impl End {
-    /// False when the peer is gone.
+    /// Sends a message; false if the peer is gone.
     async fn send(&self, message: Message) -> bool {
         self.outgoing
             .send(Ok(TunnelMessage {
@@ -208,17 +209,17 @@ impl End {
     }
 }
 
-/// How one direction of a pipe ended.
+/// End of one direction of a pipe.
 enum Half {
-    /// The sender has no more data; the other direction goes on.
+    /// The sender has no more data; the other direction continues.
     Done,
-    /// The sender broke off, and the receiver has been told.
+    /// The sender ended the stream, and the receiver has been told.
     Over,
-    /// The receiver is gone; the sender has yet to be told.
+    /// The receiver is gone; the sender still has to be told.
     Lost,
 }
 
-/// Passes messages on in both directions until both are done or the tunnel is over.
+/// Passes messages in both directions until both are done or the tunnel is over.
 async fn pipe(first: End, second: End) {
     let End {
         incoming: mut from_first,
@@ -250,7 +251,7 @@ async fn pipe(first: End, second: End) {
     }
 }
 
-/// Passes messages on as they are until the sender is done or the tunnel is over.
+/// Passes messages unchanged until the sender is done or the tunnel is over.
 async fn pass(
     from: &mut Streaming<TunnelMessage>,
     to: &mpsc::Sender<Result<TunnelMessage, Status>>,

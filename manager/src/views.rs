@@ -1,8 +1,6 @@
-//! What each kind of watcher gets to see of the registry: pure functions from state to keyed
-//! messages.
+//! Views of the registry for each kind of watcher: pure functions from state to keyed messages.
 //!
-//! A view is a map in the order of its keys, which is what a snapshot lists and what a delta speaks
-//! of.
+//! A view is a map in the order of its keys; snapshots list it and deltas refer to its keys.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -20,8 +18,8 @@ use crate::intercepts::{is_workload, owner, spec_of};
 use crate::registry::Registry;
 use crate::sessions::Who;
 
-/// Intercepts by id: all for an empty session; for an agent those of its workload that it may have
-/// to act on; for a client its own.
+/// Returns intercepts by id: all for an empty session; for an agent those of its workload that it
+/// may have to act on; for a client its own.
 pub(crate) fn intercepts(registry: &Registry, session: &str) -> BTreeMap<String, InterceptInfo> {
     let who = registry.sessions.get(session).map(|session| &session.who);
     let sees = |info: &&InterceptInfo| match who {
@@ -47,7 +45,7 @@ pub(crate) fn intercepts(registry: &Registry, session: &str) -> BTreeMap<String,
         .collect()
 }
 
-/// Agents by session id, of the given namespaces or else of the client's own.
+/// Returns agents by session id, of the given namespaces or else of the client's own.
 pub(crate) fn agents(
     registry: &Registry,
     session: &str,
@@ -64,7 +62,8 @@ pub(crate) fn agents(
         .collect()
 }
 
-/// What a workstation needs to reach each agent of its namespace directly, by session id.
+/// Returns the addresses a workstation needs to reach each agent of its namespace directly, by
+/// session id.
 pub(crate) fn agent_pods(registry: &Registry, session: &str) -> BTreeMap<String, AgentPodInfo> {
     let pods = agents(registry, session, &[]).into_iter();
     let pods = pods.map(|(id, agent)| {
@@ -82,8 +81,8 @@ pub(crate) fn agent_pods(registry: &Registry, session: &str) -> BTreeMap<String,
     pods.collect()
 }
 
-/// Workloads of a namespace that have agents, by kind and name. Without a cluster to ask there are
-/// no others.
+/// Returns the workloads of a namespace that have agents, by kind and name. Others are unknown
+/// without a cluster to ask.
 pub(crate) fn workloads(
     registry: &Registry,
     session: &str,
@@ -141,7 +140,7 @@ fn own_namespace(registry: &Registry, session: &str) -> Option<String> {
     }
 }
 
-/// What became of workloads since the state before.
+/// Returns the changes of workloads since the state before.
 pub(crate) fn workload_events(
     before: Option<BTreeMap<String, WorkloadInfo>>,
     state: &BTreeMap<String, WorkloadInfo>,
@@ -168,7 +167,7 @@ pub(crate) fn workload_events(
     }
 }
 
-/// An address in the 4 or 16 bytes that messages carry.
+/// Returns an address in the 4 or 16 bytes that messages carry.
 pub(crate) fn ip_bytes(ip: IpAddr) -> Bytes {
     match ip {
         IpAddr::V4(ip) => Bytes::copy_from_slice(&ip.octets()),

@@ -1,8 +1,7 @@
-//! Streams that follow the registry: complete snapshots, or what changed since the message before.
+//! Streams that follow the registry: complete snapshots, or changes since the message before.
 //!
-//! A watch looks again after every change and sends only what differs from what it sent last. It
-//! keeps one state, not a queue: a watcher that reads slowly misses intermediate states and delays
-//! nobody.
+//! A watch compares after every change and sends only differences to what it sent last. It keeps
+//! one state, not a queue: a slow watcher misses intermediate states and delays no other.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,8 +19,8 @@ pub(crate) type Messages<T> = BoxStream<'static, Result<T, Status>>;
 
 type View<T> = BTreeMap<String, T>;
 
-/// A message for every state of a view: `message` makes it from the state before (none at first)
-/// and the one to tell of. The first comes at once, and the stream ends with `end`.
+/// Sends a message for every state of a view: `message` builds it from the previous state (none at
+/// first) and the new one. The first comes at once, and the stream ends with `end`.
 pub(crate) fn follow<T, M>(
     shared: &Arc<Shared>,
     end: CancellationToken,
@@ -48,12 +47,12 @@ where
     .boxed()
 }
 
-/// The whole view, for snapshots.
+/// Builds messages of the whole view, for snapshots.
 pub(crate) fn all<T: Clone, M>(wrap: fn(Vec<T>) -> M) -> impl Fn(Option<View<T>>, &View<T>) -> M {
     move |_, state| wrap(state.values().cloned().collect())
 }
 
-/// What was added or changed, and what is gone, for deltas.
+/// Builds messages of added, changed and removed entries, for deltas.
 pub(crate) fn changed<T: Clone + PartialEq, M>(
     wrap: fn(View<T>, Vec<String>) -> M,
 ) -> impl Fn(Option<View<T>>, &View<T>) -> M {
@@ -78,12 +77,12 @@ struct Follower<T, V> {
     changes: watch::Receiver<u64>,
     end: CancellationToken,
     view: V,
-    /// What was sent last.
+    /// View sent last.
     told: Option<View<T>>,
 }
 
 impl<T: PartialEq, V: Fn(&Registry) -> View<T>> Follower<T, V> {
-    /// The next state that differs, with the one before; `None` at the end.
+    /// Waits for the next different state and returns it with the one before; `None` at the end.
     async fn next(&mut self) -> Option<(Option<View<T>>, View<T>)> {
         loop {
             self.changes.mark_unchanged();
@@ -102,7 +101,7 @@ impl<T: PartialEq, V: Fn(&Registry) -> View<T>> Follower<T, V> {
     }
 }
 
-/// Delivers what is posted into a mailbox, until `end` or until somebody else reads it.
+/// Delivers items posted into a mailbox, until `end` or until another reader takes over.
 pub(crate) fn deliver<T: Send + 'static>(
     mailbox: Arc<Mailbox<T>>,
     end: CancellationToken,

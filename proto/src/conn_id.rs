@@ -1,4 +1,4 @@
-//! The id of a tunnelled connection: source, destination and transport, packed.
+//! Id of a tunnelled connection: source, destination and transport, packed.
 //!
 //! Both ends use the packed bytes as a key, so an id read from the wire is kept and sent back byte
 //! for byte, even where we would have packed the same addresses otherwise.
@@ -11,22 +11,22 @@ use bytes::Bytes;
 
 use crate::port::Transport;
 
-/// Two times address and port, and the IP protocol number, with addresses of 4 bytes.
+/// Length with IPv4 addresses: twice address and port, and the IP protocol number.
 const SHORT: usize = 13;
-/// The same with addresses of 16 bytes, IPv4 ones as `::ffff:a.b.c.d`.
+/// Length with IPv6 addresses, IPv4 ones as `::ffff:a.b.c.d`.
 const LONG: usize = 37;
 
-/// Identity of one tunnelled connection or flow. Equal ids have equal bytes.
+/// Identity of a tunnelled connection or flow. Equal ids have equal bytes.
 #[derive(Clone, Copy)]
 pub struct ConnId {
     long: bool,
     bytes: [u8; LONG],
 }
 
-/// Why bytes are no connection id.
+/// Error in the bytes of a connection id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConnIdError {
-    /// Neither of the two forms has this many bytes.
+    /// Length of neither form.
     #[error("a connection id has {SHORT} or {LONG} bytes, this one has {0}")]
     Length(usize),
     /// The last byte, the IP protocol number, is neither 6 (TCP) nor 17 (UDP).
@@ -65,7 +65,7 @@ impl ConnId {
         Self { long, bytes }
     }
 
-    /// Reads an id from the wire; `as_bytes` gives the same bytes back.
+    /// Parses an id from the wire; `as_bytes` returns the same bytes.
     pub fn parse(wire: &[u8]) -> Result<Self, ConnIdError> {
         let long = match wire.len() {
             SHORT => false,
@@ -81,17 +81,17 @@ impl ConnId {
         Ok(Self { long, bytes })
     }
 
-    /// The packed form.
+    /// Returns the packed form.
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes[..if self.long { LONG } else { SHORT }]
     }
 
-    /// The packed form, in a buffer of its own.
+    /// Returns the packed form in a buffer of its own.
     pub fn to_bytes(&self) -> Bytes {
         Bytes::copy_from_slice(self.as_bytes())
     }
 
-    /// TCP or UDP.
+    /// Returns the transport.
     pub fn transport(&self) -> Transport {
         match self.as_bytes().last() {
             Some(&number) if number == Transport::Udp.number() => Transport::Udp,
@@ -99,17 +99,17 @@ impl ConnId {
         }
     }
 
-    /// Who opened the connection. A v4-mapped address is returned as IPv4.
+    /// Returns the address that opened the connection; a v4-mapped one as IPv4.
     pub fn source(&self) -> SocketAddr {
         self.address(0)
     }
 
-    /// Where the connection is to go. A v4-mapped address is returned as IPv4.
+    /// Returns the address to connect to; a v4-mapped one as IPv4.
     pub fn destination(&self) -> SocketAddr {
         self.address(1)
     }
 
-    /// The address and port in the first (0) or second (1) half.
+    /// Returns address and port of the first (0) or second (1) half.
     fn address(&self, half: usize) -> SocketAddr {
         let bytes = &self.bytes;
         if self.long {
@@ -148,7 +148,7 @@ impl Hash for ConnId {
     }
 }
 
-/// `TCP 10.1.2.3:50000 -> 127.0.0.1:8080`
+/// Formats as `TCP 10.1.2.3:50000 -> 127.0.0.1:8080`.
 impl fmt::Display for ConnId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(

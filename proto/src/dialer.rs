@@ -1,9 +1,8 @@
-//! The end of a tunnel stream that dials: a workstation, or a manager that connects on its own.
+//! The dialling end of a tunnel stream: a workstation, or a manager that connects by itself.
 //!
-//! It dials the destination of the connection id, says how that went, and copies in both directions
-//! at once, a half-close of either side included. What one side does not take is not read from the
-//! other, so a slow reader slows its sender and nobody else, and no more than a few messages are
-//! held.
+//! It dials the destination of the connection id, reports the result, and copies in both directions
+//! at once, including half-closes. Bytes are read from one side only as fast as the other takes
+//! them, so a slow reader slows only its own sender, and no more than a few messages are held.
 
 use std::io;
 use std::sync::Mutex;
@@ -23,15 +22,16 @@ use crate::manager::TunnelMessage;
 use crate::port::Transport;
 use crate::tunnel::{MAX_DATAGRAM, Message, TCP_IDLE, UDP_IDLE, begin_normal};
 
-/// The dial timeout where the stream names none.
+/// Default dial timeout if the stream names none.
 pub const DEFAULT_DIAL_TIMEOUT: Duration = Duration::from_secs(3);
-/// One read from a socket, and so one message: large enough for bulk, small beside a queue of them.
+/// Size of one read from a socket, and so of one message: large enough for bulk, small beside a
+/// queue of them.
 const READ: usize = 64 << 10;
-/// How long a stream that is over for us may take to be over for the peer as well.
+/// Time the peer gets to end a stream that is over for us.
 const LINGER: Duration = Duration::from_secs(10);
 
-/// The way out of a tunnel stream. Whether more data may follow is said differently by the two ends
-/// of a gRPC call: a caller half-closes, a server sends a message.
+/// Sending half of a tunnel stream. The end of data is signalled differently by the two ends of a
+/// gRPC call: a client half-closes, a server sends a message.
 pub struct Outgoing<T> {
     tx: Option<mpsc::Sender<T>>,
     wrap: fn(TunnelMessage) -> T,
@@ -40,7 +40,7 @@ pub struct Outgoing<T> {
 }
 
 impl Outgoing<TunnelMessage> {
-    /// For the end that made the gRPC call; `tx` feeds its request stream.
+    /// Creates it for the gRPC client; `tx` feeds the request stream.
     pub fn caller(tx: mpsc::Sender<TunnelMessage>) -> Self {
         Self {
             tx: Some(tx),
@@ -52,7 +52,7 @@ impl Outgoing<TunnelMessage> {
 }
 
 impl Outgoing<Result<TunnelMessage, Status>> {
-    /// For the end that serves the gRPC call; `tx` feeds its response stream.
+    /// Creates it for the gRPC server; `tx` feeds the response stream.
     pub fn server(tx: mpsc::Sender<Result<TunnelMessage, Status>>) -> Self {
         Self {
             tx: Some(tx),
@@ -63,30 +63,30 @@ impl Outgoing<Result<TunnelMessage, Status>> {
     }
 }
 
-/// How a tunnel ended that came to carry data.
+/// Outcome of a tunnel that carried data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Carried {
-    /// Both directions came to their end.
+    /// Both directions ended properly.
     Whole,
-    /// The dialled side broke off.
+    /// The dialled side was lost.
     TargetLost,
-    /// The tunnel broke off; the dialled side was reset.
+    /// The tunnel was lost; the dialled side was reset.
     TunnelLost,
-    /// Nothing moved for the idle time.
+    /// Idle timeout: nothing moved.
     Idle,
 }
 
-/// The destination could not be reached; the peer has been told.
+/// Error: the destination could not be reached; the peer has been told.
 #[derive(Debug, thiserror::Error)]
 #[error("{destination} cannot be reached: {source}; is something listening there?")]
 pub struct DialError {
-    /// What was dialled.
+    /// Address that was dialled.
     pub destination: std::net::SocketAddr,
-    /// Why it failed.
+    /// Cause of the failure.
     pub source: io::Error,
 }
 
-/// Why copying stopped before both directions were at their end.
+/// Reason copying stopped before both directions ended.
 enum Broken {
     Target,
     Tunnel,
@@ -94,7 +94,7 @@ enum Broken {
 }
 
 /// Dials the destination of `conn` within `dial_timeout` (zero means the default) and copies until
-/// both directions are at their end. To be called once the stream is open: after `StreamInfo` and
+/// both directions have ended. To be called once the stream is open: after `StreamInfo` and
 /// `StreamOk`.
 pub async fn serve<S, T>(
     conn: ConnId,
@@ -137,7 +137,7 @@ where
     }
 }
 
-/// Refuses the stream without a dial, and stays until the peer has heard of it.
+/// Rejects the stream without a dial, and stays until the peer has received that.
 pub async fn reject<S, T>(incoming: &mut S, mut outgoing: Outgoing<T>)
 where
     S: Stream<Item = Result<TunnelMessage, Status>> + Unpin,
@@ -172,7 +172,7 @@ impl<T> Outgoing<T> {
             .map_err(|_| Broken::Tunnel)
     }
 
-    /// A place in the queue, so that what was read is never dropped for want of one.
+    /// Reserves a place in the queue before reading, so that bytes read are never dropped.
     async fn place(&self) -> Result<mpsc::Permit<'_, T>, Broken> {
         let Some(tx) = &self.tx else {
             return Err(Broken::Tunnel);
@@ -180,7 +180,7 @@ impl<T> Outgoing<T> {
         tx.reserve().await.map_err(|_| Broken::Tunnel)
     }
 
-    /// No more data from here.
+    /// Signals the end of data.
     async fn finish(&mut self) -> Result<(), Broken> {
         self.finished = true;
         if self.server {
@@ -190,7 +190,7 @@ impl<T> Outgoing<T> {
         Ok(())
     }
 
-    /// Resolves when nobody will take messages any more.
+    /// Resolves when the receiver is gone.
     async fn gone(&self) {
         if let Some(tx) = &self.tx {
             tx.closed().await;
@@ -202,7 +202,7 @@ impl<T> Outgoing<T> {
     }
 }
 
-/// When something last moved, in either direction.
+/// Time of the last activity in either direction.
 struct Activity {
     idle: Duration,
     last: Mutex<Instant>,
@@ -294,7 +294,7 @@ where
     }
 }
 
-/// Copies until the target half-closes, and says so.
+/// Copies until the target half-closes, and signals that.
 async fn target_to_tunnel<T>(
     read: &mut ReadHalf<'_>,
     outgoing: &mut Outgoing<T>,
@@ -304,7 +304,7 @@ async fn target_to_tunnel<T>(
     outgoing.finish().await
 }
 
-/// Copies until the target half-closes. May be dropped at any time without losing what was read.
+/// Copies until the target half-closes. Can be dropped at any time without losing bytes.
 async fn read_all<T>(
     read: &mut ReadHalf<'_>,
     outgoing: &Outgoing<T>,
@@ -349,7 +349,7 @@ where
     Ok(())
 }
 
-/// The next data for the target; `None` when there will be no more.
+/// Returns the next data for the target; `None` after the last.
 async fn next_data<S>(incoming: &mut S, activity: &Activity) -> Result<Option<Bytes>, Broken>
 where
     S: Stream<Item = Result<TunnelMessage, Status>> + Unpin,
@@ -426,14 +426,14 @@ where
     }
 }
 
-/// Tells the peer that the stream is over for good.
+/// Tells the peer that the stream is over.
 async fn break_off<T>(outgoing: &mut Outgoing<T>) {
     let _ = timeout(LINGER, outgoing.send(Message::Disconnect.encode())).await;
     outgoing.close();
 }
 
-/// Waits until the peer has ended the stream: dropping it earlier cancels the call, and with it
-/// whatever of our own messages has not left yet.
+/// Waits until the peer has ended the stream: dropping it earlier cancels the call, including our
+/// own messages still queued.
 async fn until_ended<S>(incoming: &mut S, patience: Duration)
 where
     S: Stream<Item = Result<TunnelMessage, Status>> + Unpin,

@@ -1,7 +1,7 @@
-//! Durations as Go reads and prints them: `24h0m0s`, `1.5h`, `.5s`, `-1m`, `1µs`, bare `0`.
+//! Durations in Go's notation: `24h0m0s`, `1.5h`, `.5s`, `-1m`, `1µs`, bare `0`.
 //!
 //! The configuration is written by Go programs and by people who know Go's rules, so the same text
-//! means the same here and there: units are required, days do not exist, blanks are not allowed.
+//! means the same here: units are required, days do not exist, blanks are not allowed.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,35 +13,35 @@ const SECOND: u64 = 1_000_000_000;
 const MINUTE: u64 = 60 * SECOND;
 const HOUR: u64 = 60 * MINUTE;
 
-/// The farthest a duration reaches, on the negative side.
+/// Largest magnitude in nanoseconds, on the negative side.
 const LIMIT: u64 = 1 << 63;
 
 /// A signed duration in nanoseconds, of at most some 292 years.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GoDuration(i64);
 
-/// Why a text is no duration. Displays as the problem alone; see [`DurationError::remedy`].
+/// Syntax error of a duration. Displays the problem alone; see [`DurationError::remedy`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DurationError {
-    /// There is no text.
+    /// The text is empty.
     #[error("empty duration")]
     Empty,
-    /// A number stands without a unit behind it.
+    /// A number without a unit.
     #[error("no unit")]
     NoUnit,
-    /// What stands behind a number is no unit.
+    /// An unknown unit after a number.
     #[error("unknown unit {0:?}")]
     UnknownUnit(String),
-    /// Where a number was due, there is none.
+    /// A missing number.
     #[error("not a duration")]
     NotANumber,
-    /// More than 64 bits of nanoseconds.
+    /// Overflow of 64 bits of nanoseconds.
     #[error("out of range")]
     OutOfRange,
 }
 
 impl DurationError {
-    /// What to write instead.
+    /// Returns the remedy.
     pub fn remedy(&self) -> &'static str {
         match self {
             Self::OutOfRange => "write less than 2562047h",
@@ -51,23 +51,23 @@ impl DurationError {
 }
 
 impl GoDuration {
-    /// So many nanoseconds.
+    /// Creates a duration of `nanos` nanoseconds.
     pub const fn from_nanos(nanos: i64) -> Self {
         Self(nanos)
     }
 
-    /// In nanoseconds.
+    /// Returns the nanoseconds.
     pub const fn nanos(self) -> i64 {
         self.0
     }
 
-    /// As the standard library has it; none when negative.
+    /// Converts to the standard type; none if negative.
     pub fn to_std(self) -> Option<Duration> {
         u64::try_from(self.0).ok().map(Duration::from_nanos)
     }
 }
 
-/// Anything above the limit of some 292 years becomes the limit.
+/// Converts; durations above some 292 years become that limit.
 impl From<Duration> for GoDuration {
     fn from(duration: Duration) -> Self {
         Self(i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX))
@@ -108,7 +108,7 @@ impl FromStr for GoDuration {
     }
 }
 
-/// Reads one number with its unit: its nanoseconds, and what follows.
+/// Parses one number with its unit; returns its nanoseconds and the rest.
 fn component(text: &str) -> Result<(u64, &str), DurationError> {
     let (whole, behind) = digits(text);
     let (fraction, behind) = match behind.strip_prefix('.') {
@@ -152,8 +152,8 @@ fn digits(text: &str) -> (&str, &str) {
     text.split_at(end)
 }
 
-/// The digits behind the point, as so much of a unit. Goes through a float, as Go does, so that
-/// both cut the last nanosecond alike; digits that no longer fit 63 bits are dropped.
+/// Converts the digits after the point to a part of a unit. Goes through a float, as Go does, so
+/// that both round the last nanosecond alike; digits beyond 63 bits are dropped.
 fn part_of(fraction: &str, unit: u64) -> u64 {
     let (mut value, mut scale) = (0u64, 1f64);
     for digit in fraction.bytes() {
@@ -193,7 +193,7 @@ impl fmt::Display for GoDuration {
     }
 }
 
-/// Nanoseconds in this unit, with only as many decimals as needed.
+/// Formats nanoseconds in this unit, with only as many decimals as needed.
 fn decimal(nanos: u64, unit: u64) -> String {
     let (whole, rest) = (nanos / unit, nanos % unit);
     if rest == 0 {

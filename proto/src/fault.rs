@@ -1,27 +1,27 @@
-//! What is wrong with a configuration, and its remedy: collected, so that an operator can mend all
+//! Faults of a configuration: problem and remedy, collected so that an operator can fix all
 //! mistakes in one restart.
 
 use std::error::Error;
 use std::fmt;
 
-/// Longer values are cut in messages: they have to stay on one readable line.
+/// Maximum length of a value in messages, so that they stay on one readable line.
 const MAX_SHOWN: usize = 200;
 
-/// One mistake, printed on one line as `KEY=VALUE: problem; remedy`.
+/// A mistake, printed on one line as `KEY=VALUE: problem; remedy`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// The key path, environment variable, flag or file.
+    /// Key path, environment variable, flag or file.
     pub key: String,
-    /// The bad value as it is to be shown; none when the matter is that there is none.
+    /// Bad value as it is to be shown; none if a value is missing.
     pub value: Option<String>,
-    /// What is wrong.
+    /// Problem.
     pub problem: String,
-    /// What to do.
+    /// Remedy.
     pub remedy: String,
 }
 
 impl Fault {
-    /// A mistake in a value that prints as it was written, such as a number.
+    /// Creates a fault in a value printed as written, such as a number.
     pub fn new(
         key: impl Into<String>,
         value: impl fmt::Display,
@@ -36,7 +36,7 @@ impl Fault {
         }
     }
 
-    /// A mistake in a text, which is shown in quotes, escaped and, when long, cut.
+    /// Creates a fault in a text, which is shown in quotes, escaped and, if long, cut.
     pub fn text(
         key: impl Into<String>,
         value: &str,
@@ -54,7 +54,8 @@ impl Fault {
         }
     }
 
-    /// A mistake without a value to show: one that is missing, or a file that is no configuration.
+    /// Creates a fault without a value to show: a missing value, or a file that is not a
+    /// configuration.
     pub fn missing(
         key: impl Into<String>,
         problem: impl Into<String>,
@@ -104,37 +105,37 @@ impl fmt::Display for Fault {
 
 impl Error for Fault {}
 
-/// All mistakes found; as an error it prints one on each line.
+/// Collected faults; displays one on each line.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Faults(Vec<Fault>);
 
 impl Faults {
-    /// Adds one.
+    /// Adds a fault.
     pub fn push(&mut self, fault: Fault) {
         self.0.push(fault);
     }
 
-    /// Adds all of another collection.
+    /// Adds the faults of another collection.
     pub fn append(&mut self, other: Faults) {
         self.0.extend(other.0);
     }
 
-    /// Whether there is none.
+    /// Returns true if there is no fault.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// How many there are.
+    /// Returns the number of faults.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// In the order they were found.
+    /// Iterates in the order of discovery.
     pub fn iter(&self) -> std::slice::Iter<'_, Fault> {
         self.0.iter()
     }
 
-    /// Fails with all of them when there is any.
+    /// Returns an error with all faults if there is any.
     pub fn into_result(self) -> Result<(), Self> {
         if self.is_empty() { Ok(()) } else { Err(self) }
     }

@@ -1,9 +1,9 @@
-//! What both ends of the wire share: gRPC messages, the tunnel codec, connection ids, the sidecar's
-//! configuration, and the words they are written in.
+//! Shared definitions of both ends of the wire: gRPC messages, the tunnel codec, connection ids,
+//! the sidecar's configuration, and their vocabulary types.
 //!
-//! With feature `grpc` (on by default) come the generated messages and stubs; without it nothing
-//! here knows tonic or tokio, which is how agent-init depends on it. Feature `dialer` adds the end
-//! of a tunnel that dials.
+//! Feature `grpc` (on by default) adds the generated messages and stubs; without it this crate uses
+//! neither tonic nor tokio, which is how agent-init depends on it. Feature `dialer` adds the
+//! dialling end of a tunnel.
 
 pub mod conn_id;
 #[cfg(feature = "dialer")]

@@ -1,34 +1,34 @@
-//! Log levels by every name that reaches us: Envoy's, logrus', slog's and syslog's.
+//! Log levels by all names that peers and users write: Envoy's, logrus', slog's and syslog's.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// How much is logged; a greater level logs more.
+/// Level of logging; a greater level logs more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum LogLevel {
-    /// Nothing at all.
+    /// No lines.
     Off,
-    /// What ends the process.
+    /// Events that end the process.
     Critical,
-    /// What failed.
+    /// Failures.
     Error,
-    /// What an operator should look at.
+    /// Events an operator should look at.
     Warning,
-    /// What happens once or seldom.
+    /// Events that happen once or seldom.
     Info,
-    /// What happens with each connection.
+    /// Events of each connection.
     Debug,
-    /// Everything.
+    /// Full detail.
     Trace,
 }
 
-/// The text names no level.
+/// Error: the text names no level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("unknown log level; write trace, debug, info, warning, error, critical or off")]
 pub struct UnknownLogLevel;
 
 impl LogLevel {
-    /// The level in Envoy's words, which are also ours.
+    /// Returns Envoy's name of the level, which is also ours.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Off => "off",
@@ -41,7 +41,7 @@ impl LogLevel {
         }
     }
 
-    /// The level as a filter directive of the `tracing` crates, which have nothing above errors.
+    /// Returns the filter directive of the `tracing` crates, which have nothing above errors.
     pub const fn directive(self) -> &'static str {
         match self {
             Self::Critical => "error",
@@ -50,8 +50,7 @@ impl LogLevel {
         }
     }
 
-    /// The level a manager asks for: whatever it is, it must not stop us, so what names no level
-    /// means `info`.
+    /// Parses a level sent by a manager: an unknown name must not stop us, so it means `info`.
     pub fn lenient(text: &str) -> Self {
         text.parse().unwrap_or(Self::Info)
     }
@@ -66,7 +65,7 @@ impl fmt::Display for LogLevel {
 impl FromStr for LogLevel {
     type Err = UnknownLogLevel;
 
-    /// Reads a name in any letter case, or slog's way to write a level between names, such as
+    /// Parses a name in any letter case, or slog's way to write a level between names, such as
     /// `INFO+2`.
     fn from_str(text: &str) -> Result<Self, UnknownLogLevel> {
         let text = text.trim().to_ascii_lowercase();

@@ -1,8 +1,7 @@
-//! Ports that cannot be swapped by mistake, and the transport they belong to.
+//! Port newtypes that cannot be mixed up, and the transport they belong to.
 //!
-//! A pod has three kinds: where the app listens, where the agent listens in its stead, and the
-//! proxy port, a number nobody listens on by which the agent's own traffic reaches the app past the
-//! redirect.
+//! A pod has three kinds: the app port, the agent port, and the proxy port, an unused number by
+//! which the agent's own traffic reaches the app past the redirect.
 
 use std::fmt;
 use std::num::NonZeroU16;
@@ -18,7 +17,7 @@ macro_rules! port {
         pub struct $name(NonZeroU16);
 
         impl $name {
-            /// The port with this number; none for 0.
+            /// Creates the port; none for 0.
             pub const fn new(number: u16) -> Option<Self> {
                 match NonZeroU16::new(number) {
                     Some(number) => Some(Self(number)),
@@ -26,7 +25,7 @@ macro_rules! port {
                 }
             }
 
-            /// The number.
+            /// Returns the number.
             pub const fn get(self) -> u16 {
                 self.0.get()
             }
@@ -59,16 +58,16 @@ macro_rules! port {
 }
 
 port!(
-    /// Where an app container listens.
+    /// Port the app container listens on.
     AppPort
 );
 port!(
-    /// Where the agent listens in the app's stead.
+    /// Port the agent listens on in the app's stead.
     AgentPort
 );
 port!(
-    /// What the agent dials to reach the app past the pod's redirect: the redirect turns it back
-    /// into the app's port, and nobody listens on it.
+    /// Port the agent dials to reach the app past the pod's redirect: the redirect maps it back to
+    /// the app's port, and no process listens on it.
     ProxyPort
 );
 
@@ -83,7 +82,7 @@ pub enum Transport {
 }
 
 impl Transport {
-    /// The IP protocol number.
+    /// Returns the IP protocol number.
     pub const fn number(self) -> u8 {
         match self {
             Self::Tcp => 6,
@@ -91,7 +90,7 @@ impl Transport {
         }
     }
 
-    /// The transport with this IP protocol number, if it is one a tunnel carries.
+    /// Returns the transport with this IP protocol number, if tunnels carry it.
     pub const fn from_number(number: u8) -> Option<Self> {
         match number {
             6 => Some(Self::Tcp),
@@ -100,7 +99,7 @@ impl Transport {
         }
     }
 
-    /// `TCP` or `UDP`.
+    /// Returns `TCP` or `UDP`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Tcp => "TCP",
@@ -115,7 +114,7 @@ impl fmt::Display for Transport {
     }
 }
 
-/// The text names no transport.
+/// Error: the text names no transport.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("unknown transport protocol; write TCP or UDP")]
 pub struct UnknownTransport;
@@ -123,7 +122,7 @@ pub struct UnknownTransport;
 impl FromStr for Transport {
     type Err = UnknownTransport;
 
-    /// Reads `TCP` or `UDP` in any letter case.
+    /// Parses `TCP` or `UDP` in any letter case.
     fn from_str(text: &str) -> Result<Self, UnknownTransport> {
         [Self::Tcp, Self::Udp]
             .into_iter()

@@ -1,52 +1,52 @@
-//! How a user names a port: `<name|number>[/TCP|/UDP]`.
+//! Port identifiers as users write them: `<name|number>[/TCP|/UDP]`.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::port::Transport;
 
-/// A port by name or number, and possibly its transport.
+/// A port by name or number, with an optional transport.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PortIdentifier {
-    /// Which port.
+    /// Name or number of the port.
     pub port: NameOrNumber,
-    /// The transport if one was written. It restricts only when written; see
-    /// [`PortIdentifier::transport_or_tcp`] for where one is needed.
+    /// Transport, if written. It restricts only then; see [`PortIdentifier::transport_or_tcp`] for
+    /// a default.
     pub transport: Option<Transport>,
 }
 
 /// The part before the slash.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum NameOrNumber {
-    /// The name of a service or container port.
+    /// Name of a service or container port.
     Name(String),
-    /// Its number, not 0.
+    /// Port number, not 0.
     Number(u16),
 }
 
-/// Why a text names no port.
+/// Error in a port identifier.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PortIdentifierError {
-    /// Nothing before the slash.
+    /// The part before the slash is empty.
     #[error(
         "port identifier {0:?} without a name or number; write name, number, or either with /TCP or /UDP"
     )]
     Empty(String),
-    /// All digits, but no port has this number.
+    /// A number that no port has.
     #[error("port identifier {0:?} with a number out of range; write 1 to 65535")]
     Number(String),
-    /// What follows the slash is no transport.
+    /// An unknown transport after the slash.
     #[error("port identifier {0:?} with an unknown protocol; write /TCP or /UDP")]
     Transport(String),
 }
 
 impl PortIdentifier {
-    /// The transport meant where one has to be chosen.
+    /// Returns the transport, TCP by default.
     pub fn transport_or_tcp(&self) -> Transport {
         self.transport.unwrap_or(Transport::Tcp)
     }
 
-    /// Whether this names the port with this name, number and transport.
+    /// Returns true if this means the port with this name, number and transport.
     pub fn names(&self, name: &str, number: Option<u16>, transport: Transport) -> bool {
         self.transport.is_none_or(|wanted| wanted == transport)
             && match &self.port {

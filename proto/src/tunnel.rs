@@ -1,7 +1,7 @@
-//! The messages inside a tunnel: one byte of code, then a body.
+//! Tunnel messages: one byte of code, then a body.
 //!
-//! One gRPC stream carries one TCP connection or one UDP flow. Decoding slices what arrived and
-//! copies nothing; anything malformed is refused with a reason, never with a panic.
+//! A gRPC stream carries one TCP connection or one UDP flow. Decoding slices the received bytes and
+//! copies nothing; malformed input is rejected with a reason, never with a panic.
 
 use std::time::Duration;
 
@@ -9,21 +9,21 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::conn_id::{ConnId, ConnIdError};
 
-/// The version of the stream protocol we speak, and the only one still in use.
+/// Version of the stream protocol; the only one in use.
 pub const STREAM_VERSION: u64 = 2;
-/// The most data to put into one `Normal` message of a TCP connection.
+/// Maximum of data in a `Normal` message of a TCP connection.
 pub const MAX_BODY: usize = 1 << 20;
-/// The most data to put into one `Normal` message of a UDP flow; each message is one datagram.
+/// Maximum of data in a `Normal` message of a UDP flow; each message is one datagram.
 pub const MAX_DATAGRAM: usize = 1 << 16;
-/// The gRPC message limit of every hop; stay well below it.
+/// gRPC message limit of every hop; messages stay well below it.
 pub const GRPC_LIMIT: usize = 4 << 20;
-/// Messages a peer queues for each direction of a stream.
+/// Messages queued by a peer for each direction of a stream.
 pub const QUEUE_DEPTH: usize = 50;
-/// After this long without a message in either direction a TCP stream is given up.
+/// Idle time after which a TCP stream is closed.
 pub const TCP_IDLE: Duration = Duration::from_secs(2 * 60 * 60);
-/// After this long without a message in either direction a UDP stream is given up.
+/// Idle time after which a UDP stream is closed.
 pub const UDP_IDLE: Duration = Duration::from_secs(60);
-/// The longest duration a `StreamInfo` can hold: a peer has eight bytes of seven bits for it.
+/// Longest duration in a `StreamInfo`: a peer has eight bytes of seven bits for it.
 pub const MAX_DURATION: Duration = Duration::from_nanos((1 << 56) - 1);
 
 const NORMAL: u8 = 0;
@@ -36,49 +36,49 @@ const DISCONNECT: u8 = 6;
 const KEEP_ALIVE: u8 = 7;
 const SESSION: u8 = 8;
 
-/// One message of a tunnel.
+/// A tunnel message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
     /// Data of the carried connection.
     Normal(Bytes),
     /// Opens a stream: the gRPC caller's first message, exactly once.
     StreamInfo(StreamInfo),
-    /// The gRPC server's answer to `StreamInfo`, with its stream version.
+    /// The gRPC server's response to `StreamInfo`, with its stream version.
     StreamOk(u64),
-    /// The gRPC server has no more data; a gRPC caller half-closes its stream instead.
+    /// End of the gRPC server's data; a gRPC client half-closes its stream instead.
     CloseSend,
-    /// The dialling end is connected.
+    /// The dialling end has connected.
     DialOk,
     /// The dialling end could not connect; the stream is over.
     DialReject,
-    /// The stream is over at once, in both directions.
+    /// Ends the stream at once, in both directions.
     Disconnect,
-    /// Only keeps the stream from idling out.
+    /// Keeps the stream from idling out.
     KeepAlive,
-    /// The workstation's session an intercept's stream is meant for: an agent's second message on a
+    /// Workstation session that an intercept's stream is meant for: an agent's second message on a
     /// stream to the manager.
     Session(String),
-    /// A code we do not know, to be ignored at an end and passed on in a pipe.
+    /// An unknown code, to be ignored at an end and passed on in a pipe.
     Unknown(u8, Bytes),
 }
 
-/// What a stream is about.
+/// Parameters of a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StreamInfo {
-    /// The caller's stream version.
+    /// Stream version of the gRPC client.
     pub version: u64,
-    /// Time to allow for the way to the dialling end and back, on top of the dial itself.
+    /// Time allowed for the way to the dialling end and back, in addition to the dial.
     pub roundtrip_latency: Duration,
-    /// Time to allow for the dial.
+    /// Time allowed for the dial.
     pub dial_timeout: Duration,
     /// The carried connection.
     pub conn_id: ConnId,
-    /// The caller's own session towards the manager; the workstation's session towards an agent.
+    /// The gRPC client's own session with the manager; towards an agent the workstation's session.
     pub session_id: String,
 }
 
 impl StreamInfo {
-    /// Describes a stream of our version.
+    /// Creates parameters of a stream with our version.
     pub fn new(
         conn_id: ConnId,
         session_id: impl Into<String>,
@@ -95,10 +95,10 @@ impl StreamInfo {
     }
 }
 
-/// Why a payload is no message.
+/// Error in a message payload.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TunnelError {
-    /// Not even a code.
+    /// The payload is empty.
     #[error("tunnel message without a code")]
     Empty,
     /// The payload ends inside the named field.
@@ -116,7 +116,7 @@ pub enum TunnelError {
 }
 
 impl Message {
-    /// The first byte of the payload.
+    /// Returns the first byte of the payload.
     pub fn code(&self) -> u8 {
         match self {
             Self::Normal(_) => NORMAL,
@@ -132,8 +132,8 @@ impl Message {
         }
     }
 
-    /// The payload. Durations above `MAX_DURATION` are sent as that. Data is copied: where it still
-    /// has to be read, read it behind [`begin_normal`] instead.
+    /// Encodes the message. Durations above `MAX_DURATION` are capped. Data is copied: to avoid
+    /// that, read it directly after [`begin_normal`].
     pub fn encode(&self) -> Bytes {
         match self {
             Self::Normal(data) => normal_from(data),
@@ -154,8 +154,8 @@ impl Message {
         }
     }
 
-    /// Reads a payload; data in it stays a slice of it. Bytes behind the last field of a message
-    /// are ignored, so that a later version may add to it.
+    /// Decodes a payload; its data stays a slice of it. Bytes after the last field of a message are
+    /// ignored, so that a later version may add to it.
     pub fn decode(mut payload: Bytes) -> Result<Self, TunnelError> {
         if payload.is_empty() {
             return Err(TunnelError::Empty);
@@ -203,24 +203,24 @@ impl StreamInfo {
     }
 }
 
-/// The payload that carries `data`; at most `MAX_BODY` of it, by the caller's care.
+/// Encodes `data` as a payload; the caller must not exceed `MAX_BODY`.
 pub fn normal_from(data: &[u8]) -> Bytes {
     with_code(NORMAL, data)
 }
 
-/// Begins a payload in place: whatever is read into `buf` behind this is data, and
-/// `buf.split().freeze()` is then the payload, without a copy.
+/// Begins a payload in place: bytes read into `buf` after this are data, and `buf.split().freeze()`
+/// is then the payload, without a copy.
 pub fn begin_normal(buf: &mut BytesMut) {
     buf.put_u8(NORMAL);
 }
 
-/// A duration out of a message field in nanoseconds, as in `InterceptSpec` and `DialRequest`; a
-/// negative one is none at all.
+/// Reads a duration from a nanosecond field, as in `InterceptSpec` and `DialRequest`; a negative
+/// one counts as zero.
 pub fn duration_from_nanos(nanos: i64) -> Duration {
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(0))
 }
 
-/// A duration for a message field in nanoseconds, cut to `MAX_DURATION` since the receiver may put
+/// Converts a duration for a nanosecond field, capped to `MAX_DURATION` since the receiver may put
 /// it into a `StreamInfo`.
 pub fn nanos_from_duration(duration: Duration) -> i64 {
     wire_nanos(duration).cast_signed()
@@ -238,7 +238,8 @@ fn with_code(code: u8, body: &[u8]) -> Bytes {
     payload.freeze()
 }
 
-/// Seven bits in each byte, the low ones first; all but the last byte have the top bit set.
+/// Encodes a number with seven bits in each byte, low ones first; all but the last byte have the
+/// top bit set.
 fn put_uvarint(buf: &mut BytesMut, mut number: u64) {
     while number >= 0x80 {
         buf.put_u8(number as u8 | 0x80);

@@ -1,6 +1,5 @@
-//! Single operations to be counted in instructions: `counts OPERATION TIMES`. Each stands in a
-//! function of its own name, so that callgrind can be told to count inside it alone;
-//! `benches/counts.py` does so and compares.
+//! Single operations to be counted in instructions: `counts OPERATION TIMES`. Each is a separate
+//! function, so that callgrind can count inside it alone; `benches/counts.py` does so and compares.
 #![allow(missing_docs)]
 
 #[path = "../../support/rules.rs"]
@@ -19,7 +18,7 @@ use traffic_proto::conn_id::ConnId;
 use traffic_proto::port::Transport;
 use traffic_proto::tunnel::{Message, StreamInfo, normal_from};
 
-/// Only what happens inside is counted.
+/// Runs the operation; only instructions inside are counted.
 #[inline(never)]
 fn counted(operation: &mut dyn FnMut()) {
     operation();

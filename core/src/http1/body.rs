@@ -3,66 +3,66 @@
 
 use crate::http1::head::{Framing, Head, Method};
 
-/// How the rest of a message ends.
+/// Framing state of the rest of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Body {
-    /// Nothing is left.
+    /// No bytes are left.
     Done,
-    /// This many bytes are left.
+    /// Number of bytes left.
     Length(u64),
-    /// Chunks, and where in them the reader stands.
+    /// Chunked, with the place of the reader in the grammar.
     Chunked(Chunk),
-    /// Everything until the sender closes.
+    /// Ends when the sender closes.
     UntilClose,
 }
 
 /// A place in the chunked grammar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Chunk {
-    /// Before the first digit of a size.
+    /// Start of a chunk size, before its first digit.
     Start,
-    /// Behind a number of digits.
+    /// Digits of a chunk size.
     Size {
-        /// The value so far.
+        /// Value so far.
         value: u64,
-        /// How many digits there were.
+        /// Digits so far.
         digits: u8,
     },
-    /// White space behind the size, which only an extension may follow.
+    /// White space after the size; only an extension may follow.
     Space(u64),
-    /// In an extension.
+    /// Inside a chunk extension.
     Extension(u64),
-    /// Behind the CR of a size line.
+    /// CR of a size line was read.
     SizeLf(u64),
-    /// In the data.
+    /// Inside chunk data.
     Data(u64),
-    /// Behind the data.
+    /// Data is complete; CR expected.
     DataCr,
-    /// Behind the CR after the data.
+    /// CR after the data was read.
     DataLf,
-    /// At the start of a trailer line.
+    /// Start of a trailer line.
     Trailer,
-    /// In a trailer line.
+    /// Inside a trailer line.
     TrailerText,
-    /// Behind the CR of a trailer line.
+    /// CR of a trailer line was read.
     TrailerLf,
-    /// Behind the CR of the empty line.
+    /// CR of the final empty line was read.
     EndLf,
 }
 
-/// The most digits of a chunk size; more could overflow somebody's integer, and leading zeros serve
-/// no one.
+/// Maximum of digits in a chunk size; more could overflow another parser's integer, and leading
+/// zeros have no use.
 const MAX_SIZE_DIGITS: u8 = 15;
 
-/// A byte that the chunked grammar does not allow where it stands.
+/// Error: a byte that the chunked grammar does not allow at its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Malformed {
-    /// How many bytes before it are sound.
+    /// Number of valid bytes before it.
     pub sound: usize,
 }
 
 impl Body {
-    /// The body of a request with this head.
+    /// Returns the body of a request with this head.
     #[must_use]
     pub fn of_request(head: &Head) -> Self {
         match head.framing {
@@ -72,8 +72,8 @@ impl Body {
         }
     }
 
-    /// The body of a final response with this head to a request with this method (RFC 9112 section
-    /// 6.3).
+    /// Returns the body of a final response with this head to a request with this method (RFC 9112
+    /// section 6.3).
     #[must_use]
     pub fn of_response(head: &Head, method: Method) -> Self {
         let bodyless = method == Method::Head || matches!(head.status(), 100..=199 | 204 | 304);
@@ -86,14 +86,13 @@ impl Body {
         }
     }
 
-    /// Whether the message is complete.
+    /// Returns true if the message is complete.
     #[must_use]
     pub fn is_done(&self) -> bool {
         *self == Self::Done
     }
 
-    /// How many bytes are certain to follow as plain content; what makes a large buffer worth
-    /// while.
+    /// Number of bytes certain to follow as plain content; decides if a large buffer pays off.
     #[must_use]
     pub fn plain_ahead(&self) -> u64 {
         match self {
@@ -103,8 +102,8 @@ impl Body {
         }
     }
 
-    /// Follows `n` bytes of plain content that were not looked at, at most [`Self::plain_ahead`]
-    /// many.
+    /// Advances over `n` bytes of plain content that were not parsed, at most
+    /// [`Self::plain_ahead`].
     pub fn pass(&mut self, n: u64) {
         match self {
             Self::Length(left) => {
@@ -123,11 +122,10 @@ impl Body {
         }
     }
 
-    /// Follows `bytes` and says how many of them belong to this body; fewer than all only when it
-    /// is done.
+    /// Advances over `bytes` and returns the number of bytes that belong to this body; fewer than
+    /// all only when it is done.
     ///
-    /// # Errors
-    /// A byte that breaks the chunked grammar.
+    /// # Errors A byte that breaks the chunked grammar.
     pub fn advance(&mut self, bytes: &[u8]) -> Result<usize, Malformed> {
         match self {
             Self::Done => Ok(0),
@@ -170,8 +168,8 @@ impl Body {
 }
 
 impl Chunk {
-    /// One byte outside of data: the next place, `Some(None)` at the end of the body, `None` for a
-    /// byte that may not stand here.
+    /// Advances over one byte outside of data: the next place, `Some(None)` at the end of the body,
+    /// `None` for a byte that is not allowed here.
     fn follow(self, byte: u8) -> Option<Option<Self>> {
         let next = match (self, byte) {
             (Self::Start, _) => Self::Size {

@@ -1,17 +1,16 @@
-//! Where a head ends, what routing needs of it, and how the body after it ends (RFC 9112 sections 2
-//! to 6). Bytes are looked at in place; nothing is copied, kept in a map or normalised.
+//! HTTP/1 head parser: end of the head, data for routing, and framing of the body (RFC 9112
+//! sections 2 to 6). Bytes are parsed in place; nothing is copied, kept in a map or normalised.
 //!
-//! A head that two readers could understand differently is [`Ambiguous`]: whoever meets it leaves
-//! the judgement to the app. Being strict is therefore free: the worst that a refused head suffers
-//! is to be relayed unread.
+//! A head that two parsers could read differently is [`Ambiguous`] and left to the app. Being
+//! strict is therefore free: a rejected head is only relayed opaquely.
 
 use memchr::memchr;
 
-/// The largest head, in bytes; a larger one is relayed unread. Servers commonly stop at 8 to 32
+/// Maximum head size in bytes; a larger one is relayed opaquely. Servers commonly stop at 8 to 32
 /// KiB.
 pub const MAX_HEAD: usize = 64 * 1024;
 
-/// How a message's body ends, as far as its own head says.
+/// Body framing as declared by the message's own head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
     /// Neither length nor transfer coding: no body in a request, until close in a response.
@@ -22,51 +21,50 @@ pub enum Framing {
     Chunked,
 }
 
-/// Why a head is left to the app's judgement.
+/// Reason a head is left to the app's judgement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ambiguous {
-    /// The first line is no request line or status line of HTTP/1.0 or 1.1.
+    /// The first line is not a request or status line of HTTP/1.0 or 1.1.
     StartLine,
     /// A line ends in LF alone, or a CR stands alone.
     LineEnd,
     /// A line that continues the one before it (obs-fold).
     Folded,
-    /// A field name with a character that is none of a token's, white space before the colon
-    /// included.
+    /// A field name with a character outside of tokens, including white space before the colon.
     Name,
     /// A control character in a value.
     Value,
-    /// A length that is repeated, signed, listed, too large or no number.
+    /// A length that is repeated, signed, listed, too large or not a number.
     Length,
-    /// A transfer coding that is not exactly one `chunked`.
+    /// A transfer coding other than exactly one `chunked`.
     Coding,
-    /// A length beside a transfer coding, or framing where the message may have none.
+    /// A length beside a transfer coding, or framing that the message may not have.
     Conflict,
-    /// More than [`MAX_HEAD`].
+    /// Larger than [`MAX_HEAD`].
     Oversized,
 }
 
-/// Methods that change how an answer is framed.
+/// Methods that change the framing of the response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
-    /// Its answer has no body.
+    /// HEAD: the response has no body.
     Head,
-    /// A 2xx turns the connection into a tunnel.
+    /// CONNECT: a 2xx response turns the connection into a tunnel.
     Connect,
-    /// Any other, known or not.
+    /// Other methods, known or not.
     Other,
 }
 
-/// A complete head, described by offsets into the bytes it was parsed from.
+/// A complete head, as offsets into the bytes it was parsed from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
-    /// Bytes from the front to the end of the empty line.
+    /// Length from the front to the end of the empty line.
     pub len: usize,
-    /// What the first line says.
+    /// Contents of the first line.
     pub start: Start,
     /// 0 for HTTP/1.0, 1 for HTTP/1.1.
     pub minor: u8,
-    /// How the body ends.
+    /// Framing of the body.
     pub framing: Framing,
     /// `Connection: close`.
     pub close: bool,
@@ -79,18 +77,18 @@ pub struct Head {
     fields: usize,
 }
 
-/// The first line.
+/// Contents of the first line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// A request line; the target's offsets.
+    /// A request line, with the target's offsets.
     Request {
-        /// What matters of the method.
+        /// Method class.
         method: Method,
-        /// Where the method starts (behind an empty line that may precede it).
+        /// Start of the method (after an empty line that may precede it).
         method_at: usize,
-        /// Where the target starts.
+        /// Start of the target.
         target: usize,
-        /// Where the target ends.
+        /// End of the target.
         target_end: usize,
     },
     /// A status line.
@@ -100,7 +98,7 @@ pub enum Start {
     },
 }
 
-/// Whether more bytes are needed.
+/// Result of a parsing step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     /// The head is not complete yet.
@@ -109,23 +107,23 @@ pub enum Step {
     Complete(Head),
 }
 
-/// Which kind of message is read.
+/// Kind of message being parsed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// From a caller.
+    /// A caller's request.
     Request,
-    /// From an app or workstation.
+    /// A response of an app or workstation.
     Response,
 }
 
 /// Parses one head from bytes that grow at their end. Every byte is searched once and every line
-/// parsed once, so a head that comes byte by byte costs no more than one that comes whole.
+/// parsed once, so a head that arrives byte by byte costs no more than one that arrives whole.
 #[derive(Clone, Debug)]
 pub struct Parser {
     kind: Kind,
-    /// The start of the line that is not complete yet.
+    /// Start of the first incomplete line.
     at: usize,
-    /// Up to where no line end was found.
+    /// End of the part already searched for a line end.
     searched: usize,
     start: Option<Start>,
     minor: u8,
@@ -139,7 +137,7 @@ pub struct Parser {
 }
 
 impl Parser {
-    /// A parser at the front of a head.
+    /// Creates a parser at the front of a head.
     #[must_use]
     pub fn new(kind: Kind) -> Self {
         Self {
@@ -158,11 +156,10 @@ impl Parser {
         }
     }
 
-    /// Reads on. `bytes` starts at the front of the head and holds everything that has come, more
-    /// than in the call before.
+    /// Continues parsing. `bytes` starts at the front of the head and holds everything received,
+    /// more than in the call before.
     ///
-    /// # Errors
-    /// What makes the head ambiguous; found as soon as the line that holds it is complete.
+    /// # Errors The ambiguity of the head, found as soon as its line is complete.
     pub fn parse(&mut self, bytes: &[u8]) -> Result<Step, Ambiguous> {
         if self.searched > self.at
             && memchr(b'\n', bytes.get(self.searched..).unwrap_or_default()).is_none()
@@ -194,8 +191,7 @@ impl Parser {
         }
     }
 
-    /// More is awaited only behind bytes that may still become a head: others are not to be held
-    /// back.
+    /// Returns `More` only if the bytes may still become a head: others must not be held back.
     fn more(&self, bytes: &[u8]) -> Result<Step, Ambiguous> {
         if bytes.len() >= MAX_HEAD {
             Err(Ambiguous::Oversized)
@@ -285,13 +281,13 @@ impl Parser {
 }
 
 impl Head {
-    /// Whether the sender of this head means to keep the connection (RFC 9112 section 9.3).
+    /// Returns true if the sender of this head keeps the connection open (RFC 9112 section 9.3).
     #[must_use]
     pub fn persists(&self) -> bool {
         !self.close && (self.minor == 1 || self.keep_alive)
     }
 
-    /// The status code; 0 in a request.
+    /// Returns the status code; 0 in a request.
     #[must_use]
     pub fn status(&self) -> u16 {
         match self.start {
@@ -300,7 +296,7 @@ impl Head {
         }
     }
 
-    /// What matters of the method; [`Method::Other`] in a response.
+    /// Returns the method class; [`Method::Other`] in a response.
     #[must_use]
     pub fn method(&self) -> Method {
         match self.start {
@@ -309,7 +305,7 @@ impl Head {
         }
     }
 
-    /// The first line, and the field lines with the empty line behind them; `bytes` are the head's
+    /// Splits into the first line, and the field lines with the empty line; `bytes` are the head's
     /// own.
     #[must_use]
     pub fn split<'b>(&self, bytes: &'b [u8]) -> (&'b [u8], &'b [u8]) {
@@ -319,7 +315,7 @@ impl Head {
             .unwrap_or_default()
     }
 
-    /// The request as routing reads it; `bytes` are the ones the head was parsed from.
+    /// Returns the request as routing reads it; `bytes` are those the head was parsed from.
     #[must_use]
     pub fn request<'b>(&self, bytes: &'b [u8]) -> RequestView<'b> {
         let (method, target) = match self.start {
@@ -347,9 +343,9 @@ impl Head {
 /// A request head as routing and the access log read it.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestView<'b> {
-    /// The method as received.
+    /// Method as received.
     pub method: &'b [u8],
-    /// The target as received.
+    /// Target as received.
     pub target: &'b [u8],
     fields: &'b [u8],
 }
@@ -371,8 +367,8 @@ impl crate::routing::Request for RequestView<'_> {
     }
 }
 
-/// The path and query of a target: what follows the authority in absolute-form (RFC 9112 section
-/// 3.2.2), everything in the other forms.
+/// Returns path and query of a target: the part after the authority in absolute-form (RFC 9112
+/// section 3.2.2), everything in the other forms.
 fn origin_form(target: &[u8]) -> &[u8] {
     let Some(scheme) = target
         .first()
@@ -392,12 +388,12 @@ fn origin_form(target: &[u8]) -> &[u8] {
     }
 }
 
-/// Where a line's parts are, relative to its start.
+/// Offsets of a line's parts from its start.
 #[derive(Clone, Copy)]
 struct Line {
-    /// The colon of a field line.
+    /// Offset of a field line's colon.
     colon: usize,
-    /// The CR.
+    /// Offset of the CR.
     end: usize,
 }
 
@@ -420,8 +416,8 @@ fn field_line(bytes: &[u8]) -> Result<Option<Line>, Ambiguous> {
     }
 }
 
-/// The offset of the CR LF that ends the line, looked for from `from` on; control characters before
-/// it are refused.
+/// Returns the offset of the CR LF that ends the line, searched from `from`; rejects control
+/// characters before it.
 fn line_end(bytes: &[u8], from: usize) -> Result<Option<usize>, Ambiguous> {
     let mut at = from;
     loop {
@@ -436,7 +432,7 @@ fn line_end(bytes: &[u8], from: usize) -> Result<Option<usize>, Ambiguous> {
     }
 }
 
-/// How many bytes at the front are neither control characters nor DEL; eight at a time.
+/// Counts the leading bytes that are neither control characters nor DEL; eight at a time.
 fn text_len(bytes: &[u8]) -> usize {
     const ONES: u64 = u64::from_ne_bytes([1; 8]);
     const HIGH: u64 = ONES << 7;
@@ -458,7 +454,7 @@ fn text_len(bytes: &[u8]) -> usize {
             .unwrap_or(tail.len())
 }
 
-/// Whether an incomplete first line may still become one.
+/// Returns true if an incomplete first line may still become a valid one.
 fn may_begin(kind: Kind, bytes: &[u8]) -> bool {
     match kind {
         Kind::Request => match bytes.iter().position(|b| !is_token(*b)) {
@@ -473,7 +469,8 @@ fn may_begin(kind: Kind, bytes: &[u8]) -> bool {
     }
 }
 
-/// `method SP target SP HTTP/1.x`, with exactly one space at each place (RFC 9112 section 3).
+/// Parses `method SP target SP HTTP/1.x`, with exactly one space at each place (RFC 9112 section
+/// 3).
 fn request_line(line: &[u8], offset: usize) -> Option<(Start, u8)> {
     let method_end = memchr(b' ', line).filter(|end| *end > 0)?;
     let method = line.get(..method_end)?;
@@ -502,7 +499,7 @@ fn request_line(line: &[u8], offset: usize) -> Option<(Start, u8)> {
     ))
 }
 
-/// `HTTP/1.x SP 3DIGIT [SP reason]` (RFC 9112 section 4).
+/// Parses `HTTP/1.x SP 3DIGIT [SP reason]` (RFC 9112 section 4).
 fn status_line(line: &[u8]) -> Option<(Start, u8)> {
     let (version_text, rest) = line.split_at_checked(8)?;
     let minor = version(version_text)?;
@@ -539,7 +536,7 @@ fn trimmed(value: &[u8]) -> &[u8] {
     value
 }
 
-/// Whether a byte may stand in a token: a method or a field name (RFC 9110 section 5.6.2).
+/// Returns true for a token character: part of a method or field name (RFC 9110 section 5.6.2).
 #[must_use]
 pub fn is_token(byte: u8) -> bool {
     const TOKEN: [bool; 256] = {

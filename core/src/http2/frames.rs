@@ -1,12 +1,12 @@
-//! Follows HTTP/2 by its 9-byte frame headers (RFC 9113 section 4.1) without looking at payloads:
-//! where frames end, where a frame of ours may be put between two of theirs, which streams are
-//! open. Pure: bytes in, facts out, and nothing a peer sends makes it fail; what is no HTTP/2
-//! merely yields meaningless facts.
+//! HTTP/2 frame scanner: follows the 9-byte frame headers (RFC 9113 section 4.1) without parsing
+//! payloads, to know frame boundaries, places where a frame of ours may be inserted, and open
+//! streams. Pure, and no input makes it fail; bytes that are not HTTP/2 only yield meaningless
+//! results.
 
-/// What a client sends first (RFC 9113 section 3.4).
+/// Client connection preface (RFC 9113 section 3.4).
 pub const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Bytes of a frame header.
+/// Length of a frame header.
 pub const HEAD: usize = 9;
 
 /// The largest stream id, with which a graceful GOAWAY begins (RFC 9113 section 6.8).
@@ -18,7 +18,7 @@ pub mod kind {
     pub const DATA: u8 = 0;
     /// A header section, or its beginning.
     pub const HEADERS: u8 = 1;
-    /// A deprecated hint.
+    /// A deprecated priority hint.
     pub const PRIORITY: u8 = 2;
     /// The end of a stream, with a reason.
     pub const RST_STREAM: u8 = 3;
@@ -26,19 +26,19 @@ pub mod kind {
     pub const SETTINGS: u8 = 4;
     /// A header section of a stream the server opens.
     pub const PUSH_PROMISE: u8 = 5;
-    /// Are you there.
+    /// A liveness check.
     pub const PING: u8 = 6;
-    /// No new streams, please.
+    /// Announces that no new streams are accepted.
     pub const GOAWAY: u8 = 7;
-    /// More flow-control credit.
+    /// Flow-control credit.
     pub const WINDOW_UPDATE: u8 = 8;
-    /// More of a header section.
+    /// Continuation of a header section.
     pub const CONTINUATION: u8 = 9;
 }
 
-/// On DATA and HEADERS: the sender is done with the stream.
+/// On DATA and HEADERS: the sender's last frame of the stream.
 pub const END_STREAM: u8 = 0x1;
-/// On SETTINGS and PING: an answer.
+/// On SETTINGS and PING: an acknowledgement.
 pub const ACK: u8 = 0x1;
 /// On HEADERS, PUSH_PROMISE and CONTINUATION: the header section is complete.
 pub const END_HEADERS: u8 = 0x4;
@@ -46,18 +46,18 @@ pub const END_HEADERS: u8 = 0x4;
 /// A frame header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameHeader {
-    /// Payload bytes that follow; at most 2^24 - 1.
+    /// Length of the payload; at most 2^24 - 1.
     pub length: u32,
-    /// One of [`kind`], or an unknown one.
+    /// Frame type: a constant of [`kind`], or an unknown one.
     pub kind: u8,
-    /// Meaning depends on the kind.
+    /// Flags; their meaning depends on the type.
     pub flags: u8,
-    /// The stream, without the reserved bit; 0 is the connection.
+    /// Stream id without the reserved bit; 0 is the connection.
     pub stream: u32,
 }
 
 impl FrameHeader {
-    /// Reads a header.
+    /// Parses a frame header.
     #[must_use]
     pub fn parse(bytes: [u8; HEAD]) -> Self {
         let [l0, l1, l2, kind, flags, s0, s1, s2, s3] = bytes;
@@ -69,7 +69,7 @@ impl FrameHeader {
         }
     }
 
-    /// Writes a header.
+    /// Encodes the frame header.
     #[must_use]
     pub fn encode(self) -> [u8; HEAD] {
         let [_, l0, l1, l2] = self.length.to_be_bytes();
@@ -77,13 +77,13 @@ impl FrameHeader {
         [l0, l1, l2, self.kind, self.flags, s0, s1, s2, s3]
     }
 
-    /// Whether this is the sender's last frame on the stream but for CONTINUATION.
+    /// Returns true if this is the sender's last frame on the stream, except for CONTINUATION.
     #[must_use]
     pub fn ends_stream(self) -> bool {
         self.flags & END_STREAM != 0 && matches!(self.kind, kind::DATA | kind::HEADERS)
     }
 
-    /// Whether CONTINUATION must follow, with nothing between.
+    /// Returns true if CONTINUATION must follow immediately.
     #[must_use]
     pub fn leaves_section_open(self) -> bool {
         self.flags & END_HEADERS == 0
@@ -94,7 +94,7 @@ impl FrameHeader {
     }
 }
 
-/// A GOAWAY without debug data (RFC 9113 section 6.8).
+/// Encodes a GOAWAY without debug data (RFC 9113 section 6.8).
 #[must_use]
 pub fn goaway(last_stream: u32, reason: u32) -> [u8; 17] {
     let mut frame = [0; 17];
@@ -111,7 +111,7 @@ pub fn goaway(last_stream: u32, reason: u32) -> [u8; 17] {
     frame
 }
 
-/// A PING (RFC 9113 section 6.7).
+/// Encodes a PING (RFC 9113 section 6.7).
 #[must_use]
 pub fn ping(payload: [u8; 8], flags: u8) -> [u8; 17] {
     let mut frame = [0; 17];
@@ -130,7 +130,7 @@ pub fn ping(payload: [u8; 8], flags: u8) -> [u8; 17] {
     frame
 }
 
-/// A WINDOW_UPDATE (RFC 9113 section 6.9).
+/// Encodes a WINDOW_UPDATE (RFC 9113 section 6.9).
 #[must_use]
 pub fn window_update(stream: u32, credit: u32) -> [u8; 13] {
     let mut frame = [0; 13];
@@ -155,33 +155,33 @@ fn put(into: &mut [u8], at: usize, bytes: &[u8]) {
     }
 }
 
-/// Where one direction of a connection stands between frames.
+/// Scanner state of one direction of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameScanner {
-    /// Bytes of the preface or of the current payload that are still to come.
+    /// Bytes of the preface or of the current payload still to come.
     left: u32,
-    /// The first `have` bytes of a header that is not complete.
+    /// The first `have` bytes of an incomplete header.
     partial: [u8; HEAD],
     have: u8,
-    /// A header section has begun and CONTINUATION must follow.
+    /// A header section has begun, so CONTINUATION must follow.
     section_open: bool,
-    /// At least one frame header has been seen.
+    /// A frame header has been seen.
     begun: bool,
 }
 
-/// What stands at the front of some bytes, seen from a [`FrameScanner`].
+/// Content at the front of some bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// This many bytes belong to something whose beginning has been followed already.
+    /// Number of bytes that continue a payload or header already begun.
     Rest(usize),
-    /// A frame starts here.
+    /// A frame header.
     Frame(FrameHeader),
-    /// A frame starts here and its header is not complete.
+    /// An incomplete frame header.
     More,
 }
 
 impl FrameScanner {
-    /// Follows what a client sends, preface included.
+    /// Creates a scanner for a client's bytes, including the preface.
     #[must_use]
     pub fn client() -> Self {
         // The length of the preface fits any integer.
@@ -191,7 +191,7 @@ impl FrameScanner {
         }
     }
 
-    /// Follows what a server sends.
+    /// Creates a scanner for a server's bytes.
     #[must_use]
     pub fn server() -> Self {
         Self {
@@ -203,7 +203,7 @@ impl FrameScanner {
         }
     }
 
-    /// Follows `bytes`, and shows every frame header as soon as it is complete.
+    /// Advances over `bytes` and passes every complete frame header to `seen`.
     pub fn follow(&mut self, mut bytes: &[u8], mut seen: impl FnMut(FrameHeader)) {
         while !bytes.is_empty() {
             let (used, head) = self.step(bytes);
@@ -214,14 +214,14 @@ impl FrameScanner {
         }
     }
 
-    /// Whether a frame may be put here: between two frames, outside a header section, and after the
-    /// first frame, which must be the peer's own SETTINGS (RFC 9113 section 3.4).
+    /// Returns true if a frame may be inserted here: between two frames, outside a header section,
+    /// and after the first frame, which must be the peer's own SETTINGS (RFC 9113 section 3.4).
     #[must_use]
     pub fn at_boundary(&self) -> bool {
         self.begun && self.left == 0 && self.have == 0 && !self.section_open
     }
 
-    /// The number of bytes after which a frame may be put, if `bytes` reach that far.
+    /// Returns the number of bytes up to the next such place, if `bytes` reach that far.
     #[must_use]
     pub fn next_boundary(mut self, bytes: &[u8]) -> Option<usize> {
         let mut at = 0;
@@ -232,7 +232,7 @@ impl FrameScanner {
         Some(at)
     }
 
-    /// What stands at the front of `bytes`, which are the next ones to follow.
+    /// Classifies the front of `bytes`, which are the next to follow.
     #[must_use]
     pub fn peek(&self, bytes: &[u8]) -> Next {
         let begun = if self.left > 0 {
@@ -249,8 +249,8 @@ impl FrameScanner {
         }
     }
 
-    /// Follows as many of `bytes` as belong together, the rest of a payload or of a header, and
-    /// says how many these are and which header they complete.
+    /// Advances over bytes that belong together, the rest of a payload or of a header; returns
+    /// their number and the header they complete.
     pub fn step(&mut self, bytes: &[u8]) -> (usize, Option<FrameHeader>) {
         if self.left > 0 {
             let used = bytes.len().min(self.left as usize);
@@ -292,20 +292,20 @@ impl FrameScanner {
     }
 }
 
-/// Whose half of a stream.
+/// Side whose half of a stream is meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// The caller's: the request.
+    /// The caller's half: the request.
     Caller = 1,
-    /// The app's: the response.
+    /// The app's half: the response.
     App = 2,
 }
 
-/// Which streams of a connection are open. Closed ones leave a mark that is swept away with the
-/// next ones, so every operation costs a binary search over the streams that are open at a time.
+/// Tracks open streams. Closed ones leave a mark that is removed with the next ones, so every
+/// operation costs a binary search over the concurrently open streams.
 #[derive(Debug, Default)]
 pub struct OpenStreams {
-    /// In id order, which is the order in which a client opens them.
+    /// Entries in id order, the order in which a client opens them.
     entries: Vec<StreamSlot>,
     closed: usize,
     highest: u32,
@@ -320,23 +320,23 @@ struct StreamSlot {
 
 const BOTH: u8 = Side::Caller as u8 | Side::App as u8;
 
-/// Streams open at a time that a book can hold; beyond that it gives up and says so.
+/// Maximum of concurrently open streams; beyond it tracking stops.
 pub const MAX_OPEN: usize = 16 * 1024;
 
 impl OpenStreams {
-    /// The highest stream a client has opened.
+    /// Highest stream id a client has opened.
     #[must_use]
     pub fn highest(&self) -> u32 {
         self.highest
     }
 
-    /// How many streams are open; `None` when there were too many to know.
+    /// Returns the number of open streams; `None` if tracking has stopped.
     #[must_use]
     pub fn open(&self) -> Option<usize> {
         (!self.lost).then_some(self.entries.len() - self.closed)
     }
 
-    /// Gives up knowing what is open; for streams this book has no notion of, such as pushed ones.
+    /// Stops tracking; for streams that are not tracked, such as pushed ones.
     pub fn lose_track(&mut self) {
         *self = Self {
             highest: self.highest,
@@ -345,7 +345,7 @@ impl OpenStreams {
         };
     }
 
-    /// Takes note of a frame a client sends, and says whether it opens a stream.
+    /// Tracks a frame of the client; returns true if it opens a stream.
     pub fn from_caller(&mut self, head: FrameHeader) -> bool {
         let opens = head.kind == kind::HEADERS && head.stream > self.highest;
         if opens {
@@ -356,7 +356,7 @@ impl OpenStreams {
         opens
     }
 
-    /// Takes note of a frame a server sends.
+    /// Tracks a frame of the server.
     pub fn from_app(&mut self, head: FrameHeader) {
         if head.kind == kind::PUSH_PROMISE {
             self.lose_track();

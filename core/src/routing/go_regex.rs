@@ -1,7 +1,7 @@
-//! Go's regular expressions said in this engine's words. Filters are written for Go's `regexp`
-//! (stock agent and client use it), and a filter has to mean the same at both ends: classes are
-//! ASCII, `\Q…\E` and octal escapes exist, `{` may be a literal, and what Go refuses is refused
-//! here with Go's reason.
+//! Translates Go's regular expressions to this engine's syntax. Filters are written for Go's
+//! `regexp` (used by stock agent and client) and must mean the same at both ends: classes are
+//! ASCII, `\Q…\E` and octal escapes exist, `{` may be a literal, and what Go rejects is rejected
+//! with Go's reason.
 
 mod class;
 mod error;
@@ -14,20 +14,18 @@ use crate::routing::go_regex::class::{class, escaped_char, named_class, push_lit
 pub use crate::routing::go_regex::error::{MAX_COMPILED, MAX_PATTERN, PatternError};
 use crate::routing::go_regex::error::{MAX_DEPTH, syntax};
 
-/// How often one thing may be repeated, repetitions inside repetitions multiplied; Go's limit.
+/// Go's limit on repetitions, with nested ones multiplied.
 const MAX_REPEAT: u32 = 1_000;
-/// Compiles a Go pattern into a linear-time matcher that looks for it anywhere in a text.
+/// Compiles a Go pattern into a linear-time, unanchored matcher.
 ///
-/// # Errors
-/// The pattern is no Go pattern, or too large.
+/// # Errors The pattern is not a Go pattern, or too large.
 pub fn compile(pattern: &str) -> Result<Regex, PatternError> {
     build(&translate(pattern)?)
 }
 
-/// Like [`compile`], for patterns that have to match a text from its first to its last byte.
+/// Compiles like [`compile`], for patterns that have to match the whole text.
 ///
-/// # Errors
-/// As [`compile`].
+/// # Errors As [`compile`].
 pub fn compile_whole(pattern: &str) -> Result<Regex, PatternError> {
     build(&format!(r"\A(?:{})\z", translate(pattern)?))
 }
@@ -41,10 +39,9 @@ fn build(pattern: &str) -> Result<Regex, PatternError> {
         .map_err(|_| PatternError::TooLarge)
 }
 
-/// Rewrites a Go pattern for this engine.
+/// Translates a Go pattern to this engine's syntax.
 ///
-/// # Errors
-/// The pattern is no Go pattern, or too long.
+/// # Errors The pattern is not a Go pattern, or too long.
 pub fn translate(pattern: &str) -> Result<String, PatternError> {
     if pattern.len() > MAX_PATTERN {
         return Err(PatternError::TooLong(pattern.len()));
@@ -66,23 +63,23 @@ pub fn translate(pattern: &str) -> Result<String, PatternError> {
     }
 }
 
-/// What may be repeated at this point.
+/// Operand of a repetition at the current place.
 #[derive(Clone, Copy, Default)]
 enum Operand {
-    /// Nothing: the start of a branch, or a flag group.
+    /// Missing: the start of a branch, or a flag group.
     #[default]
     None,
-    /// Something that is repeated inside up to so many times.
+    /// An operand with at most this many repetitions inside.
     Atom(u32),
-    /// Something already repeated; the operator starts at this offset of the pattern.
+    /// An operand already repeated; the operator starts at this offset of the pattern.
     Repeated(usize),
 }
 
-/// One nesting level of groups.
+/// A nesting level of groups.
 #[derive(Default)]
 struct Level {
     operand: Operand,
-    /// The largest product of repetitions inside.
+    /// Largest product of repetitions inside.
     weight: u32,
 }
 
@@ -163,7 +160,7 @@ impl<'p> Translator<'p> {
         }
     }
 
-    /// An operator of `len` bytes that repeats what stands before it up to `count` times, as far as
+    /// Handles an operator of `len` bytes that repeats its operand up to `count` times, as far as
     /// Go's limit counts.
     fn repeat(&mut self, len: usize, count: u32) -> Result<(), PatternError> {
         let at = self.all.len() - self.rest.len();
@@ -208,7 +205,7 @@ impl<'p> Translator<'p> {
         self.flags()
     }
 
-    /// The name plays no part in matching and is left out.
+    /// Opens a named group; the name does not affect matching and is left out.
     fn open_named(&mut self, opening: &str, after: &'p str) -> Result<(), PatternError> {
         let Some(end) = after.find('>') else {
             let look_behind =
@@ -229,7 +226,7 @@ impl<'p> Translator<'p> {
         self.enter()
     }
 
-    /// `(?i)`, `(?i-s:`, `(?:`.
+    /// Handles flag groups: `(?i)`, `(?i-s:`, `(?:`.
     fn flags(&mut self) -> Result<(), PatternError> {
         let mut negative = false;
         let mut flag_seen = false;
@@ -310,7 +307,7 @@ impl<'p> Translator<'p> {
         Ok(())
     }
 
-    /// `\Q…\E`, or to the end.
+    /// Handles `\Q…\E`, or `\Q` to the end.
     fn quoted(&mut self) {
         let body = self.rest.get(2..).unwrap_or_default();
         let (text, rest) = body.split_once(r"\E").unwrap_or((body, ""));
@@ -321,8 +318,8 @@ impl<'p> Translator<'p> {
     }
 }
 
-/// `{n}`, `{n,}` or `{n,m}` at the front: its length, and the count that Go's limit looks at
-/// (`None`: refused). Anything else makes the brace a literal.
+/// Parses `{n}`, `{n,}` or `{n,m}` at the front: its length, and the count for Go's limit (`None`:
+/// rejected). Anything else makes the brace a literal.
 fn repeat_range(text: &str) -> Option<(usize, Option<u32>)> {
     let end = text.find('}')?;
     let inside = text.get(1..end)?;
@@ -335,7 +332,7 @@ fn repeat_range(text: &str) -> Option<(usize, Option<u32>)> {
     Some((end + 1, sane.then(|| max.unwrap_or(min))))
 }
 
-/// Decimal digits without leading zeros; huge values saturate.
+/// Parses decimal digits without leading zeros; huge values saturate.
 fn number(digits: &str) -> Option<u32> {
     let plain = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
     let canonical = plain && (digits == "0" || !digits.starts_with('0'));

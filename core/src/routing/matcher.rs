@@ -1,9 +1,8 @@
-//! Compiled header and path filters, and the view of a request they are held against.
+//! Compiled header and path filters, and the view of a request they are matched against.
 //!
-//! A header filter matches when any field line of its name does: exact text, or, where the value
-//! has a regex metacharacter and compiles, an unanchored linear-time regex in Go's dialect. Paths
-//! are compared without their query; the list of path filters is OR-ed, headers and paths are
-//! AND-ed.
+//! A header filter matches if any field line of its name does: exact text, or, if the value has a
+//! regex metacharacter and compiles, an unanchored linear-time regex in Go's dialect. Paths are
+//! compared without their query; path filters are OR-ed, headers and paths are AND-ed.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -17,53 +16,53 @@ use crate::routing::request::Request;
 /// A value or path pattern.
 #[derive(Clone, Debug)]
 pub enum Pattern {
-    /// The very bytes.
+    /// Exact bytes.
     Exact(Vec<u8>),
     /// An unanchored regex.
     Regex(Regex),
 }
 
-/// One clause on a header.
+/// A clause on a header.
 #[derive(Clone, Debug)]
 pub struct HeaderFilter {
     /// Lower-case field name.
     pub name: String,
-    /// The pattern's text as given.
+    /// Pattern text as given.
     pub text: String,
     pattern: Pattern,
 }
 
-/// One alternative on the path.
+/// An alternative on the path.
 #[derive(Clone, Debug)]
 pub enum PathFilter {
-    /// The path is this.
+    /// The path equals this text.
     Equal(String),
-    /// The path starts with this.
+    /// The path starts with this text.
     Prefix(String),
-    /// The path contains a match of this; the text and its compiled form.
+    /// The path contains a match of this regex; text and compiled form.
     Regex(String, Regex),
 }
 
-/// What a request must look like.
+/// Filters a request has to match.
 #[derive(Clone, Debug, Default)]
 pub struct Filters {
-    /// AND-ed, in name order.
+    /// Header clauses, AND-ed, in name order.
     pub headers: Vec<HeaderFilter>,
-    /// OR-ed; empty means any path.
+    /// Path alternatives, OR-ed; empty means any path.
     pub paths: Vec<PathFilter>,
 }
 
 impl HeaderFilter {
-    /// A clause; a value that has metacharacters but does not compile is taken as exact text.
+    /// Creates a clause; a value that has metacharacters but does not compile is taken as exact
+    /// text.
     #[must_use]
     pub fn new(name: &str, value: &str) -> Self {
         Self::compile(name, value).unwrap_or_else(|_| Self::with(name, value, exact(value)))
     }
 
-    /// Like [`Self::new`], but refuses a pattern that is too large to be compiled.
+    /// Creates like [`Self::new`], but rejects a pattern that is too large to be compiled.
     ///
-    /// # Errors
-    /// [`PatternError::TooLong`] and [`PatternError::TooLarge`].
+    /// # Errors [`PatternError::TooLong`] and [`PatternError::TooLarge`].
     pub fn compile(name: &str, value: &str) -> Result<Self, PatternError> {
         let pattern = if value.contains(|c| r"\.+*?()[]{}^$|".contains(c)) {
             match go_regex::compile(value) {
@@ -85,14 +84,14 @@ impl HeaderFilter {
         }
     }
 
-    /// Whether the value is matched as a regex.
+    /// Returns true if the value is matched as a regex.
     #[must_use]
     pub fn is_regex(&self) -> bool {
         matches!(self.pattern, Pattern::Regex(_))
     }
 
-    /// Whether some value would satisfy both clauses, as far as that can be told: equal texts, two
-    /// regexes, or a regex (or a `*` glob) that matches the other's text.
+    /// Returns true if some value may satisfy both clauses, as far as that can be decided: equal
+    /// texts, two regexes, or a regex (or a `*` glob) that matches the other's text.
     #[must_use]
     pub fn overlaps(&self, other: &Self) -> bool {
         if self.name != other.name {
@@ -115,7 +114,7 @@ fn exact(value: &str) -> Pattern {
     Pattern::Exact(value.as_bytes().to_vec())
 }
 
-/// Whether `pattern`, in which `*` stands for any bytes, covers the whole of `text`.
+/// Returns true if `pattern`, with `*` for any bytes, matches the whole of `text`.
 fn glob(pattern: &[u8], text: &[u8]) -> bool {
     let mut parts = pattern.split(|b| *b == b'*');
     let first = parts.next().unwrap_or_default();
@@ -154,11 +153,9 @@ impl PathFilter {
         }
     }
 
-    /// A regex that has to match the path from end to end, as the older generation of filters has
-    /// it.
+    /// Compiles a regex that has to match the whole path, as in the older generation of filters.
     ///
-    /// # Errors
-    /// A regex that does not compile or is too large.
+    /// # Errors A regex that does not compile or is too large.
     pub fn whole(pattern: &str) -> Result<Self, PatternError> {
         Ok(Self::Regex(
             pattern.to_owned(),
@@ -166,7 +163,7 @@ impl PathFilter {
         ))
     }
 
-    /// Whether some path would satisfy both; a regex overlaps with everything.
+    /// Returns true if some path may satisfy both; a regex overlaps with everything.
     #[must_use]
     pub fn overlaps(&self, other: &Self) -> bool {
         match (self, other) {
@@ -197,7 +194,7 @@ impl fmt::Display for PathFilter {
     }
 }
 
-/// Text as Go's regexps see it: a byte that is no UTF-8 counts as one U+FFFD.
+/// Returns text as Go's regexps see it: a byte that is not UTF-8 counts as one U+FFFD.
 fn as_go_reads(text: &[u8]) -> Cow<'_, [u8]> {
     if std::str::from_utf8(text).is_ok() {
         return Cow::Borrowed(text);
@@ -210,21 +207,21 @@ fn as_go_reads(text: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(out)
 }
 
-/// The header names that any rule of a table asks for.
+/// Header names used by any rule of a table.
 #[derive(Debug, Default)]
 pub struct Names {
     names: Vec<String>,
-    /// Bit `n` is set when some name is `n` bytes long (63 stands for all longer ones): most lines
-    /// of a request are dismissed by it alone.
+    /// Bit `n` is set if some name is `n` bytes long (63 stands for all longer ones): most lines of
+    /// a request are skipped by it alone.
     lengths: u64,
 }
 
 const USER_AGENT: &str = "user-agent";
-/// The request header by which the owner of an intercept asks why a request goes where it goes.
+/// Request header by which the owner of an intercept asks for an explanation of the routing.
 pub const EXPLAIN: &str = "x-traffic-agent-explain";
 
 impl Names {
-    /// Collects the names of every filter, `user-agent` for the probe rule, and [`EXPLAIN`].
+    /// Collects the names of all filters, `user-agent` for the probe rule, and [`EXPLAIN`].
     pub fn of<'a>(filters: impl Iterator<Item = &'a Filters>) -> Self {
         let ours = [USER_AGENT.to_owned(), EXPLAIN.to_owned()];
         let mut names: Vec<String> = filters
@@ -252,7 +249,7 @@ fn length_bit(len: usize) -> u64 {
 
 const INLINE: usize = 16;
 
-/// The parts of one request that rules look at, gathered in one pass over its header.
+/// Parts of a request that rules use, gathered in one pass over its header.
 pub struct View<'r> {
     path: &'r [u8],
     decoded: Option<Vec<u8>>,
@@ -264,7 +261,7 @@ pub struct View<'r> {
 }
 
 impl<'r> View<'r> {
-    /// Gathers the path and the lines whose names `names` holds.
+    /// Gathers the path and the header lines named in `names`.
     pub fn new<R: Request + ?Sized>(request: &'r R, names: &Names) -> Self {
         let target = request.target();
         let path = target
@@ -304,7 +301,7 @@ impl<'r> View<'r> {
         }
     }
 
-    /// The value of [`EXPLAIN`], if the request has it.
+    /// Returns the value of [`EXPLAIN`], if the request has it.
     #[must_use]
     pub fn token(&self) -> Option<&'r [u8]> {
         self.token
@@ -321,19 +318,19 @@ impl<'r> View<'r> {
 }
 
 impl Filters {
-    /// Whether there is no clause at all: a global intercept.
+    /// Returns true if there is no clause: a global intercept.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.headers.is_empty() && self.paths.is_empty()
     }
 
-    /// Whether there is a clause on a header.
+    /// Returns true if there is a header clause.
     #[must_use]
     pub fn has_headers(&self) -> bool {
         !self.headers.is_empty()
     }
 
-    /// Whether every clause holds.
+    /// Returns true if all clauses match.
     #[must_use]
     pub fn matches(&self, view: &View<'_>) -> bool {
         if view.probe && !self.names_user_agent() {
@@ -342,7 +339,7 @@ impl Filters {
         self.headers.iter().all(|h| h.holds(view)) && self.path_holds(view)
     }
 
-    /// The first clause that does not hold, in words; `None` when all hold.
+    /// Describes the first clause that does not match; `None` if all do.
     #[must_use]
     pub fn first_failure(&self, view: &View<'_>) -> Option<String> {
         if view.probe && !self.names_user_agent() {
@@ -419,7 +416,7 @@ fn percent_decoded(path: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The path as rules see it, for people: without its query.
+/// Returns the path as rules see it, without its query, for messages.
 #[must_use]
 pub fn printable_path(target: &[u8]) -> Cow<'_, str> {
     String::from_utf8_lossy(target.split(|b| *b == b'?').next().unwrap_or(target))

@@ -1,10 +1,10 @@
-//! The view of a request that routing needs.
+//! View of a request for routing.
 
-/// The parts of a request that routing reads; implemented over a parsed HTTP/1 head and over an HTTP/2 header
-/// map.
+/// Parts of a request that routing reads; implemented for a parsed HTTP/1 head and for an HTTP/2
+/// header map.
 pub trait Request {
-    /// The request target as received, query included; for absolute-form targets the path and what
-    /// follows.
+    /// Returns the request target as received, with its query; for absolute-form targets the path
+    /// and the rest.
     fn target(&self) -> &[u8];
     /// Calls `visit` with name and value of every field line, in any letter case, in order.
     fn visit_headers<'a>(&'a self, visit: &mut dyn FnMut(&'a [u8], &'a [u8]));

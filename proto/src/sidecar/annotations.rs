@@ -1,24 +1,24 @@
-//! The pod's annotations as Kubernetes' downward API writes them to a file: one `key="value"` on a
-//! line, the value quoted as Go quotes strings.
+//! Pod annotations as Kubernetes' downward API writes them to a file: one `key="value"` per line,
+//! the value quoted as Go quotes strings.
 
 use std::collections::BTreeMap;
 
 use crate::fault::Fault;
 
-/// The annotation that holds the sidecar's configuration as JSON.
+/// Annotation that holds the sidecar's configuration as JSON.
 pub const AGENT_CONFIG: &str = "telepresence.io/agent-config";
 
-/// What a file of annotations holds.
+/// Contents of an annotation file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Annotations {
-    /// Name to value.
+    /// Values by name.
     pub entries: BTreeMap<String, String>,
-    /// One for each line that could not be read; where its name could be, that is the fault's key.
+    /// Faults of unreadable lines; the key is the annotation's name if that was readable.
     pub warnings: Vec<Fault>,
 }
 
-/// Reads a file of annotations. Lines that cannot be read are left out and reported. `source` is
-/// the file's path, for messages.
+/// Parses an annotation file. Unreadable lines are left out and reported. `source` is the file's
+/// path, for messages.
 pub fn parse(text: &str, source: &str) -> Annotations {
     let mut annotations = Annotations::default();
     for (index, line) in text.split('\n').enumerate() {
@@ -59,8 +59,8 @@ pub fn parse(text: &str, source: &str) -> Annotations {
     annotations
 }
 
-/// Undoes Go's quoting of a string. Bytes that are no UTF-8 after that become replacement
-/// characters. JSON's escapes beyond Go's, `\/` and surrogate pairs, are understood as well.
+/// Unquotes a Go string. Bytes that are not UTF-8 become replacement characters. JSON's escapes
+/// beyond Go's, `\/` and surrogate pairs, are accepted as well.
 fn unquote(quoted: &str) -> Result<String, &'static str> {
     let inner = quoted
         .strip_prefix('"')
@@ -83,7 +83,7 @@ fn unquote(quoted: &str) -> Result<String, &'static str> {
     }
 }
 
-/// Reads what follows a backslash and returns what is behind it.
+/// Decodes the escape after a backslash and returns the rest.
 fn escape<'a>(text: &'a str, bytes: &mut Vec<u8>) -> Result<&'a str, &'static str> {
     const BAD: &str = "value with an unknown escape";
     let kind = text.chars().next().ok_or("value without a closing quote")?;

@@ -1,7 +1,7 @@
-//! YAML or JSON text to one tree that keeps what faults need: lines, and scalars as they were
-//! spelled.
+//! YAML or JSON text as a tree that keeps what faults need: lines, and scalars as spelled.
 //!
-//! The tree keeps every entry of a map, also repeated ones, so that the reader can warn about them.
+//! The tree keeps all entries of a map, including repeated ones, so that the reader can warn about
+//! them.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -12,16 +12,16 @@ use serde_saphyr::options::{DuplicateKeyPolicy, NonFiniteFloatPolicy};
 
 use crate::fault::{Fault, Faults};
 
-/// Deeper documents are refused; ours need seven levels.
+/// Maximum depth of a document; ours need seven levels.
 const MAX_DEPTH: usize = 64;
 
 /// A value with its place.
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) value: Value,
-    /// In a YAML text, counted from 1.
+    /// Line in a YAML text, counted from 1.
     pub(super) line: Option<u64>,
-    /// The spelling of an unquoted YAML scalar, where type guessing may have lost it.
+    /// Spelling of an unquoted YAML scalar, which type guessing may have lost.
     pub(super) plain: Option<String>,
 }
 
@@ -67,7 +67,7 @@ fn refused(source: &str, what: &str, error: &dyn fmt::Display) -> Faults {
     Fault::missing(source, format!("{what}: {error}"), "mend the configuration").into()
 }
 
-/// What serde sees of one value; `C` is what it sees of the values inside.
+/// View of one value for serde; `C` is the view of its children.
 enum Raw<C> {
     Null,
     Bool(bool),
@@ -130,7 +130,7 @@ impl YamlNode {
     }
 }
 
-/// The text at a place, unless it is quoted or a block.
+/// Returns the text at a place, unless it is quoted or a block.
 fn spelling(text: &str, place: &serde_saphyr::Location) -> Option<String> {
     let start = usize::try_from(place.span().byte_offset()?).ok()?;
     let length = usize::try_from(place.span().byte_len()?).ok()?;

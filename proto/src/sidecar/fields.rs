@@ -1,6 +1,6 @@
-//! Typed readers: a field of a map to a value, or to a fault that names path, value and remedy.
+//! Typed readers: convert a map's field to a value, or to a fault with path, value and remedy.
 //!
-//! A reader never stops the reading: it notes the fault and answers with nothing.
+//! A reader never stops the reading: it records the fault and returns nothing.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -9,34 +9,34 @@ use super::document::{Node, Value};
 use crate::duration::GoDuration;
 use crate::fault::{Fault, Faults};
 
-/// An integer shorter than this is hardly meant in nanoseconds.
+/// Shortest plausible integer duration: smaller ones were hardly meant in nanoseconds.
 const SHORT: Duration = Duration::from_millis(1);
 
-/// Collects what is found wrong (faults) or odd (warnings).
+/// Collects faults and warnings.
 pub(super) struct Notes<'a> {
     source: &'a str,
     pub(super) faults: Faults,
     pub(super) warnings: Vec<Fault>,
 }
 
-/// Where a fault is: key path and, in YAML, line.
+/// Place of a fault: key path and, in YAML, line.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
     pub(super) path: String,
     pub(super) line: Option<u64>,
 }
 
-/// A value that is there, with its place.
+/// A value that is present, with its place.
 #[derive(Debug)]
 pub(super) struct Field {
     pub(super) place: Place,
     node: Node,
 }
 
-/// A map, out of which fields are taken by name.
+/// A map from which fields are taken by name.
 pub(super) struct Section {
     pub(super) place: Place,
-    /// As written, and its value; no nulls.
+    /// Keys as written, with their values; no nulls.
     fields: Vec<(String, Field)>,
 }
 
@@ -70,7 +70,7 @@ impl<'a> Notes<'a> {
         }
     }
 
-    /// A fault in a value shown as it is.
+    /// Records a fault in a value shown as it is.
     pub(super) fn fault(
         &mut self,
         place: &Place,
@@ -83,7 +83,7 @@ impl<'a> Notes<'a> {
             .push(Fault::new(&place.path, value, problem, remedy));
     }
 
-    /// A fault without a value to show.
+    /// Records a fault without a value to show.
     pub(super) fn missing(&mut self, place: &Place, problem: &str, remedy: &str) {
         let problem = self.problem(place, problem);
         self.faults
@@ -96,7 +96,7 @@ impl<'a> Notes<'a> {
             .push(Fault::missing(&place.path, problem, remedy));
     }
 
-    /// The value is not what it should be, whatever its type.
+    /// Records that the value is of the wrong type.
     pub(super) fn unfit(&mut self, field: &Field, problem: &str, remedy: &str) {
         let problem = self.problem(&field.place, problem);
         let path = &field.place.path;
@@ -133,7 +133,7 @@ impl Field {
         matches!(self.node.value, Value::List(_))
     }
 
-    /// A map; a null is an empty one.
+    /// Reads a map; a null is an empty one.
     pub(super) fn section(self, notes: &mut Notes<'_>) -> Section {
         let mut section = Section {
             place: self.place.clone(),
@@ -158,7 +158,7 @@ impl Field {
         section
     }
 
-    /// The entries of a map whose keys are data: matched exactly, and kept in order of writing.
+    /// Reads the entries of a map whose keys are data: matched exactly, kept in order of writing.
     pub(super) fn entries(self, notes: &mut Notes<'_>) -> Vec<(String, Field)> {
         let Value::Map(map) = self.node.value else {
             if !self.is_null() {
@@ -191,7 +191,7 @@ impl Field {
         entries
     }
 
-    /// The items of a list, in order.
+    /// Reads the items of a list, in order.
     pub(super) fn list(self, notes: &mut Notes<'_>) -> Vec<Field> {
         match self.node.value {
             Value::List(items) => {
@@ -217,7 +217,7 @@ impl Field {
         }
     }
 
-    /// Text; unquoted YAML that looks like something else counts as it is spelled.
+    /// Reads text; unquoted YAML that looks like another type counts as spelled.
     pub(super) fn text(&self, notes: &mut Notes<'_>) -> Option<String> {
         match (&self.node.plain, &self.node.value) {
             (_, Value::Text(text)) => Some(text.clone()),
@@ -240,7 +240,7 @@ impl Field {
         }
     }
 
-    /// A boolean where one is written.
+    /// Reads a boolean, if one is written.
     pub(super) fn as_flag(&self) -> Option<bool> {
         match self.node.value {
             Value::Bool(flag) => Some(flag),
@@ -248,8 +248,8 @@ impl Field {
         }
     }
 
-    /// A whole number: decimal, `0x`, `0o` or the older `0777` for octal, or a float without a
-    /// fraction such as `1e3`. A number in quotes is none.
+    /// Reads an integer: decimal, `0x`, `0o` or the older `0777` for octal, or a float without a
+    /// fraction such as `1e3`. A quoted number is not one.
     pub(super) fn as_integer(&self) -> Option<i128> {
         match &self.node.value {
             Value::Int(number) => Some(*number),
@@ -276,7 +276,7 @@ impl Field {
         }
     }
 
-    /// A port number; 0 is none.
+    /// Reads a port number; 0 is none.
     pub(super) fn port(&self, notes: &mut Notes<'_>) -> Option<u16> {
         match self.as_integer() {
             Some(number) => match u16::try_from(number) {
@@ -298,7 +298,7 @@ impl Field {
         }
     }
 
-    /// A port number that has to be one.
+    /// Reads a required port number.
     fn required_port(&self, notes: &mut Notes<'_>) -> Option<u16> {
         if self.as_integer() == Some(0) {
             notes.unfit(self, "no port has the number 0", "write 1 to 65535");
@@ -307,7 +307,7 @@ impl Field {
         self.port(notes)
     }
 
-    /// A duration in Go's notation, or an integer of nanoseconds.
+    /// Reads a duration in Go's notation, or an integer of nanoseconds.
     pub(super) fn duration(&self, notes: &mut Notes<'_>) -> Option<Duration> {
         let duration = match &self.node.value {
             Value::Text(text) if self.as_integer().is_none() => {
@@ -349,7 +349,7 @@ impl Field {
         duration.to_std()
     }
 
-    /// A text that stands for a value.
+    /// Reads a text that stands for a value.
     pub(super) fn word<T: FromStr<Err: std::fmt::Display>>(
         &self,
         notes: &mut Notes<'_>,
@@ -374,7 +374,7 @@ fn decimal(digits: &str) -> Option<i128> {
 }
 
 impl Section {
-    /// Of a key given twice, in whatever case, the last one counts.
+    /// Adds a field; of a key given twice, in any letter case, the last one counts.
     fn add(&mut self, key: String, field: Field, notes: &mut Notes<'_>) {
         let known = self
             .fields
@@ -402,7 +402,7 @@ impl Section {
         self.fields[at] = (key, field);
     }
 
-    /// The field with this name, in any case, unless absent or null.
+    /// Takes the field with this name, in any letter case, unless absent or null.
     pub(super) fn take(&mut self, key: &str) -> Option<Field> {
         let at = self
             .fields
@@ -411,13 +411,13 @@ impl Section {
         Some(self.fields.remove(at).1)
     }
 
-    /// Text, empty when absent; none when faulty.
+    /// Takes text, empty if absent; none if faulty.
     pub(super) fn text(&mut self, key: &str, notes: &mut Notes<'_>) -> Option<String> {
         self.take(key)
             .map_or(Some(String::new()), |field| field.text(notes))
     }
 
-    /// Text that may not be absent or empty.
+    /// Takes text that must not be absent or empty.
     pub(super) fn required_text(
         &mut self,
         key: &str,
@@ -442,7 +442,7 @@ impl Section {
         self.take(key)?.port(notes)
     }
 
-    /// A port that may be neither absent nor 0.
+    /// Takes a port that must not be absent or 0.
     pub(super) fn required_port(
         &mut self,
         key: &str,
@@ -462,7 +462,7 @@ impl Section {
         self.take(key)?.duration(notes)
     }
 
-    /// A text that stands for a value; an empty one is none.
+    /// Takes a text that stands for a value; an empty one is none.
     pub(super) fn word<T: FromStr<Err: std::fmt::Display>>(
         &mut self,
         key: &str,
@@ -480,7 +480,7 @@ impl Section {
             .map_or_else(Vec::new, |field| field.list(notes))
     }
 
-    /// A map inside this one, empty when absent.
+    /// Takes a nested map, empty if absent.
     pub(super) fn section(&mut self, key: &str, notes: &mut Notes<'_>) -> Section {
         match self.take(key) {
             Some(field) => field.section(notes),
@@ -491,7 +491,7 @@ impl Section {
         }
     }
 
-    /// Warns of everything nobody took, but for keys that are known and not for us.
+    /// Warns of all fields not taken, except for keys known to belong to others.
     pub(super) fn finish(self, not_for_us: &[&str], notes: &mut Notes<'_>) {
         for (key, field) in self.fields {
             if !not_for_us

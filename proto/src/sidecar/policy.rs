@@ -1,9 +1,9 @@
-//! What may be done with a volume mount on a workstation.
+//! Policy of a volume mount on a workstation.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// How a mount is treated when a container is intercepted.
+/// Treatment of a mount when its container is intercepted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum MountPolicy {
     /// Offered to the workstation for reading and writing.
@@ -11,13 +11,13 @@ pub enum MountPolicy {
     Remote,
     /// Offered to the workstation for reading.
     RemoteReadonly,
-    /// Not mounted in the agent: the workstation has its own.
+    /// Left out in the agent: the workstation has its own.
     Local,
-    /// Not mentioned at all.
+    /// Left out entirely.
     Ignore,
 }
 
-/// The text names no mount policy.
+/// Error: the text names no mount policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("unknown mount policy; write Remote, RemoteReadonly, Local or Ignore")]
 pub struct UnknownMountPolicy;
@@ -30,7 +30,7 @@ impl MountPolicy {
         Self::Ignore,
     ];
 
-    /// As it is written in the configuration.
+    /// Returns the name in the configuration.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Remote => "Remote",
@@ -40,7 +40,7 @@ impl MountPolicy {
         }
     }
 
-    /// As it is sent to managers and workstations.
+    /// Returns the number sent to managers and workstations.
     pub const fn number(self) -> i32 {
         match self {
             Self::Remote => 0,
@@ -50,7 +50,7 @@ impl MountPolicy {
         }
     }
 
-    /// The policy with this number.
+    /// Returns the policy with this number.
     pub fn from_number(number: i32) -> Option<Self> {
         Self::ALL
             .into_iter()
@@ -61,7 +61,7 @@ impl MountPolicy {
 impl FromStr for MountPolicy {
     type Err = UnknownMountPolicy;
 
-    /// Reads a name in any letter case, since documents and programs disagree in it.
+    /// Parses a name in any letter case, since documents and programs disagree on it.
     fn from_str(text: &str) -> Result<Self, UnknownMountPolicy> {
         Self::ALL
             .into_iter()

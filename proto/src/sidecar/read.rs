@@ -1,4 +1,4 @@
-//! The schema: which keys there are, what they mean when absent, and what has to be there.
+//! Schema: known keys, their defaults, and required values.
 
 use std::time::Duration;
 
@@ -12,11 +12,11 @@ use super::{
 use crate::fault::Faults;
 use crate::port::{AgentPort, AppPort, ProxyPort, Transport};
 
-/// The manager's port where none is configured.
+/// Default port of the manager.
 const MANAGER_PORT: u16 = 8081;
 const HOUR: Duration = Duration::from_secs(60 * 60);
 
-/// Keys that others of the system read.
+/// Keys that other programs of the system read.
 const NOT_FOR_US: &[&str] = &[
     "create",
     "manual",
@@ -33,7 +33,7 @@ const NOT_FOR_US: &[&str] = &[
 
 const POLICIES: &str = "write Remote, RemoteReadonly, Local or Ignore";
 
-/// An entry with its place, or nothing when it is faulty.
+/// An entry with its place, or none if it is faulty.
 type ReadEntry = Option<(InterceptEntry, Place)>;
 
 pub(super) fn sidecar(root: Node, source: &str, role: Role) -> Result<Sidecar, Faults> {
@@ -61,7 +61,7 @@ pub(super) fn sidecar(root: Node, source: &str, role: Role) -> Result<Sidecar, F
     })
 }
 
-/// Reads all of it. What is faulty is noted and stands in the result as if absent.
+/// Reads everything. Faulty values are recorded and treated as absent.
 fn top(root: &mut Section, role: Role, notes: &mut Notes<'_>) -> Sidecar {
     let mut needed = |key: &str, remedy: &str, notes: &mut Notes<'_>| match role {
         Role::Agent => root.required_text(key, remedy, notes).unwrap_or_default(),
@@ -124,7 +124,7 @@ fn top(root: &mut Section, role: Role, notes: &mut Notes<'_>) -> Sidecar {
     sidecar
 }
 
-/// A duration where zero is as good as absent.
+/// Reads a duration for which zero means absent.
 fn interval(root: &mut Section, key: &str, default: Duration, notes: &mut Notes<'_>) -> Duration {
     root.duration(key, notes)
         .filter(|duration| !duration.is_zero())
@@ -183,7 +183,7 @@ fn container(field: Field, notes: &mut Notes<'_>) -> (Container, Vec<ReadEntry>)
     (container, entries)
 }
 
-/// A map of paths to policies, or the older list of paths.
+/// Reads a map of paths to policies, or the older list of paths.
 fn mounts(field: Field, notes: &mut Notes<'_>) -> Vec<(String, MountPolicy)> {
     if !field.is_list() {
         return policies(field, notes);

@@ -1,45 +1,46 @@
 //! Ports the agent stands in for: entries that share a listener become one target, and targets must
-//! not get into each other's way.
+//! not conflict.
 
 use super::fields::{Notes, Place};
 use super::{InterceptEntry, Sidecar};
 use crate::port::{AgentPort, AppPort, ProxyPort, Transport};
 
-/// Added to an agent port, together with the number of all entries, to make its proxy port.
+/// Offset added to an agent port, together with the number of all entries, to get its proxy port.
 const PROXY_OFFSET: usize = 11;
 
-/// One listener of the agent in front of one port of the app.
+/// A listener of the agent in front of a port of the app.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     /// Name of the container that owns the port.
     pub container: String,
-    /// Where the app listens.
+    /// Port the app listens on.
     pub container_port: AppPort,
-    /// Where the agent listens.
+    /// Port the agent listens on.
     pub agent_port: AgentPort,
-    /// Of both.
+    /// Transport of both.
     pub transport: Transport,
-    /// Whether any entry's service names the target by number.
+    /// An entry's service names the target by number.
     pub numeric: bool,
-    /// Whether any entry's service is headless.
+    /// An entry's service is headless.
     pub headless: bool,
-    /// The first protocol that any entry declares; empty when none does.
+    /// First protocol that an entry declares; empty if none does.
     pub app_protocol: String,
-    /// What the agent dials to reach the app past the redirect; none where nothing is redirected.
+    /// Port the agent dials to reach the app past the redirect; none without a redirect.
     pub proxy_port: Option<ProxyPort>,
-    /// At least one, in order of the configuration.
+    /// Entries in order of the configuration; at least one.
     pub entries: Vec<InterceptEntry>,
 }
 
 impl Target {
-    /// Whether callers reach the agent by a redirect of the app's port, and not by the port's name.
+    /// Returns true if callers reach the agent by a redirect of the app's port, and not by the
+    /// port's name.
     pub fn is_redirected(&self) -> bool {
         self.numeric || self.headless
     }
 }
 
 impl Sidecar {
-    /// The listeners of the agent, in order of the configuration.
+    /// Returns the agent's listeners, in order of the configuration.
     pub fn targets(&self) -> Vec<Target> {
         let total = self
             .containers
@@ -97,8 +98,8 @@ fn merge<'a>(
     targets
 }
 
-/// The proxy port's number, which both agent and init have to compute alike; it may be no port at
-/// all.
+/// Returns the proxy port's number, which agent and init have to compute alike; may be out of
+/// range.
 fn proxy_number(target: &Target, total: usize) -> usize {
     match target.entries.iter().find_map(|entry| entry.inactive_port) {
         Some(port) => port.get().into(),
@@ -106,14 +107,14 @@ fn proxy_number(target: &Target, total: usize) -> usize {
     }
 }
 
-/// An entry as read, with its container and its place.
+/// An entry as read, with its container and place.
 pub(super) struct Placed<'a> {
     pub(super) container: &'a String,
     pub(super) entry: &'a InterceptEntry,
     pub(super) place: &'a Place,
 }
 
-/// Finds ports in each other's way. `total` counts also the entries that could not be read.
+/// Finds conflicting ports. `total` includes entries that could not be read.
 pub(super) fn check(placed: &[Placed<'_>], total: usize, notes: &mut Notes<'_>) {
     let targets = merge(
         placed.iter().map(|placed| (placed.container, placed.entry)),
@@ -137,7 +138,7 @@ fn belongs(entry: &InterceptEntry, target: &Target) -> bool {
     (entry.agent_port, entry.transport) == (target.agent_port, target.transport)
 }
 
-/// Two entries that share a listener.
+/// Checks two entries that share a listener.
 fn check_alike(target: &Target, first: &Placed<'_>, other: &Placed<'_>, notes: &mut Notes<'_>) {
     let (a, b) = (first.entry, other.entry);
     if a.container_port != b.container_port {
@@ -190,7 +191,7 @@ fn check_alike(target: &Target, first: &Placed<'_>, other: &Placed<'_>, notes: &
     }
 }
 
-/// The agent cannot listen where an app does.
+/// Checks that the agent does not listen on an app's port.
 fn check_agent_port(target: &Target, place: &Place, placed: &[Placed<'_>], notes: &mut Notes<'_>) {
     let number = target.agent_port.get();
     let taken = placed.iter().find(|other| {
@@ -207,7 +208,7 @@ fn check_agent_port(target: &Target, place: &Place, placed: &[Placed<'_>], notes
     }
 }
 
-/// A proxy port has to be a port, and one that nobody else means.
+/// Checks that a proxy port is in range and not used otherwise.
 fn check_proxy_port(
     target: &Target,
     place: &Place,
@@ -261,7 +262,8 @@ fn check_proxy_port(
     }
 }
 
-/// Two listeners in front of one port of the app: a redirect can lead to the first only.
+/// Checks that no two listeners are in front of one app port: a redirect can lead to the first
+/// only.
 fn check_container_port(target: &Target, place: &Place, targets: &[Target], notes: &mut Notes<'_>) {
     let earlier = targets
         .iter()

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 mod faults;
 
-/// As a manager of 2.20 writes it.
+/// A configuration as written by a manager of 2.20.
 const FILE: &str = r#"
 agentImage: docker.io/datawire/tel2:2.20.2
 agentName: echo
@@ -43,7 +43,7 @@ workloadKind: Deployment
 workloadName: echo
 "#;
 
-/// As a later manager writes it into an annotation.
+/// A configuration as a later manager writes it into an annotation.
 const JSON: &str = r#"{
   "agentName": "echo", "namespace": "default", "workloadName": "echo", "workloadKind": "Deployment",
   "managerHost": "traffic-manager.ambassador.svc.cluster.local", "logLevel": "INFO", "apiPort": 9980,
@@ -69,7 +69,7 @@ fn warnings(yaml: &str) -> Vec<String> {
     init(yaml).warnings.iter().map(Fault::to_string).collect()
 }
 
-/// A configuration of one container with these entries, each in flow style.
+/// Builds a configuration of one container with these entries, each in flow style.
 fn entries(entries: &[&str]) -> String {
     let entries: String = entries
         .iter()

@@ -9,7 +9,7 @@ fn head(kind: Kind, text: &str) -> Head {
     }
 }
 
-/// Follows `bytes` in pieces and says where the body ends.
+/// Follows `bytes` in pieces and returns the end of the body.
 fn end_of(bytes: &[u8], cuts: &[usize]) -> Result<Option<usize>, Malformed> {
     let mut body = Body::Chunked(Chunk::Start);
     let mut at = 0;
@@ -120,7 +120,7 @@ fn every_malformed_chunk_is_refused_before_its_first_wrong_byte() {
     }
 }
 
-/// A second reader of chunks, over httparse's size lines.
+/// A second parser of chunks, over httparse's size lines.
 fn second_reader(mut bytes: &[u8]) -> Option<usize> {
     let whole = bytes.len();
     loop {
@@ -180,8 +180,8 @@ proptest! {
         prop_assert_eq!(second_reader(&bytes), Some(body.len()));
     }
 
-    /// One byte of a sound body is changed: what we still accept, the second reader ends at the
-    /// same place.
+    /// Changes one byte of a valid body: if we still accept it, the second parser ends at the same
+    /// place.
     #[test]
     fn a_damaged_body_is_never_ended_elsewhere(body in chunked(), at in any::<usize>(), byte in any::<u8>()) {
         let mut bytes = body;

@@ -272,7 +272,7 @@ fn a_head_beyond_the_limit_is_oversized_whether_or_not_it_ends() {
     );
 }
 
-/// Feeds a head byte by byte.
+/// Parses a head byte by byte.
 fn crawl(kind: Kind, bytes: &[u8]) -> Result<Option<Head>, Ambiguous> {
     let mut parser = Parser::new(kind);
     for end in 1..=bytes.len() {
@@ -319,7 +319,7 @@ proptest! {
         }
     }
 
-    /// What we call a complete head, a second parser reads with the same end and the same fields.
+    /// Compares with a second parser: a head we call complete has the same end and fields there.
     #[test]
     fn a_second_parser_sees_the_same_head(bytes in messy_head()) {
         let Ok(Step::Complete(head)) = parse(Kind::Request, &bytes) else { return Ok(()) };

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use crate::routing::go_regex::error::{PatternError, syntax};
 
-/// A class with its brackets, at the front of `text`.
+/// Translates a class with its brackets, at the front of `text`.
 pub(crate) fn class(text: &str) -> Result<(String, &str), PatternError> {
     let mut out = String::from("[");
     let mut rest = text.get(1..).unwrap_or_default();
@@ -70,7 +70,7 @@ fn class_char<'p>(class: &'p str, text: &'p str) -> Result<(u32, &'p str), Patte
     }
 }
 
-/// `[:alpha:]` and its like; these are ASCII in both engines.
+/// Parses `[:alpha:]` and similar classes; these are ASCII in both engines.
 fn posix_class(text: &str) -> Result<Option<(&str, &str)>, PatternError> {
     const NAMES: [&str; 14] = [
         "alnum", "alpha", "ascii", "blank", "cntrl", "digit", "graph", "lower", "print", "punct",
@@ -88,7 +88,7 @@ fn posix_class(text: &str) -> Result<Option<(&str, &str)>, PatternError> {
     }
 }
 
-/// `\d`, `\pN`, `\p{Greek}`, `\P{…}` as the inside of a class.
+/// Translates `\d`, `\pN`, `\p{Greek}`, `\P{…}` to the inside of a class.
 pub(crate) fn named_class(text: &str) -> Result<Option<(String, &str)>, PatternError> {
     let ascii = match text.as_bytes() {
         [b'\\', b'd', ..] => "0-9",
@@ -143,7 +143,7 @@ fn unicode_class(text: &str) -> Result<(String, &str), PatternError> {
     }
 }
 
-/// An escape that stands for one character.
+/// Parses an escape that stands for one character.
 pub(crate) fn escaped_char(text: &str) -> Result<(u32, &str), PatternError> {
     let mut chars = text.chars();
     chars.next();
@@ -217,7 +217,7 @@ pub(crate) fn push_literal(out: &mut String, c: u32) {
     }
 }
 
-/// A range inside a class, the surrogates cut out of its ends because this engine has no words for
+/// Adds a range to a class, cutting surrogates off its ends because this engine cannot express
 /// them.
 fn push_range(out: &mut String, low: u32, high: u32) {
     let low = if (0xD800..=0xDFFF).contains(&low) {

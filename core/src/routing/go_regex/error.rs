@@ -1,21 +1,21 @@
 //! Errors of Go patterns, and the limits that some of them name.
 
-/// The longest pattern that is looked at, in bytes.
+/// Maximum length of a pattern in bytes.
 pub const MAX_PATTERN: usize = 8 * 1024;
-/// The largest compiled size of one pattern, in bytes.
+/// Maximum compiled size of a pattern in bytes.
 pub const MAX_COMPILED: usize = 256 * 1024;
-/// How deep groups may nest.
+/// Maximum nesting of groups.
 pub(crate) const MAX_DEPTH: u32 = 100;
 
 /// A pattern that is not usable.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PatternError {
-    /// Not a regular expression; the text is the one Go gives.
+    /// A syntax error; the text is Go's.
     #[error("error parsing regexp: {reason}: `{at}`")]
     Syntax {
-        /// Go's words for it.
+        /// Go's error text.
         reason: &'static str,
-        /// The part of the pattern that is meant.
+        /// Affected part of the pattern.
         at: String,
     },
     /// Longer than [`MAX_PATTERN`].
@@ -23,7 +23,7 @@ pub enum PatternError {
         "a pattern of {0} bytes is too long; the limit is {MAX_PATTERN} bytes, use a shorter one"
     )]
     TooLong(usize),
-    /// Its automaton is larger than [`MAX_COMPILED`], or its groups nest too deeply.
+    /// The automaton is larger than [`MAX_COMPILED`], or groups nest too deeply.
     #[error(
         "the pattern needs more than {MAX_COMPILED} bytes compiled, or nests deeper than {MAX_DEPTH}; simplify it"
     )]

@@ -1,4 +1,4 @@
-//! What patterns mean, compared with what Go says they do.
+//! Meaning of patterns, compared with Go's own results.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! The documented rules, row by row.
+//! The documented filter rules as a table.
 
 use super::*;
 

@@ -1,8 +1,8 @@
-//! Every mistake in a configuration, by its message.
+//! All mistakes in a configuration, by their messages.
 
 use super::*;
 
-/// The faults of a configuration that is otherwise fine, one on each line.
+/// Returns the faults of an otherwise valid configuration, one per line.
 fn faults(yaml: &str) -> Vec<String> {
     match from_yaml(yaml, "config.yaml", Role::Init) {
         Ok(sidecar) => panic!("no fault in {yaml}\n{sidecar:?}"),
