@@ -19,7 +19,7 @@ use traffic_core::http1::head::Ambiguous;
 
 /// Time a head may take from its first byte; a slower connection is relayed opaquely.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
-/// Time a caller is read from after its last response; `LINGER_BYTES` bounds the bytes.
+/// Time a caller is read from after its last response; `MAX_LINGER_BYTES` bounds the bytes.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_LINGER_BYTES: usize = 4 << 20;
 
