@@ -1,3 +1,4 @@
-//! HTTP/2: frame boundaries and the state of a connection's streams.
+//! HTTP/2: frame boundaries, the state of a connection's streams, and header compression.
 
 pub mod frames;
+pub mod hpack;
