@@ -84,7 +84,8 @@ pub fn summary(settings: &Settings) -> String {
 
 /// Binds and builds.
 ///
-/// # Errors A port is taken, or the process may not create another thread.
+/// # Errors
+/// A port is taken, or the process may not create another thread.
 pub fn build(settings: Settings, log: LogControl) -> Result<RunningAgent, StartError> {
     let drain = Drain::default();
     let control = Arc::new(ControlMetrics::default());
@@ -129,7 +130,8 @@ impl RunningAgent {
 
     /// Runs until a signal or an admin command, and returns the exit code.
     ///
-    /// # Errors A thread or a runtime could not be created.
+    /// # Errors
+    /// A thread or a runtime could not be created.
     pub fn run(self) -> Result<u8, StartError> {
         let blocker = self.ready.block("arrival at the traffic-manager");
         let listeners = self.listener_infos();

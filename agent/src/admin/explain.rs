@@ -28,7 +28,8 @@ impl Request for Imagined {
 /// Answers `?port=8080&method=GET&path=/x&header=x-dev:a`; `header` may repeat, `port` may be left
 /// out if there is only one.
 ///
-/// # Errors A parameter is missing or malformed; the text names it and says what to write.
+/// # Errors
+/// A parameter is missing or malformed; the text names it and says what to write.
 pub fn explain(agent: &Agent, asked: &AdminRequest<'_>) -> Result<Json, String> {
     let known = || {
         agent

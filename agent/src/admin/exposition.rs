@@ -30,7 +30,8 @@ pub fn render(stats: Vec<Stat>) -> Result<String, std::fmt::Error> {
 /// Renders the older Prometheus text format (0.0.4), which Envoy serves: types stand before the
 /// full sample name, and what OpenMetrics calls unknown are Envoy's counters.
 ///
-/// # Errors As [`render`].
+/// # Errors
+/// As [`render`].
 pub fn render_plain(stats: Vec<Stat>) -> Result<String, std::fmt::Error> {
     let open = render(stats)?;
     let mut out = String::with_capacity(open.len() + 1024);

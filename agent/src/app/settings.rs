@@ -78,7 +78,8 @@ pub enum Bind {
 impl Settings {
     /// Reads all settings.
     ///
-    /// # Errors Every fault found.
+    /// # Errors
+    /// Every fault found.
     pub fn load(args: &cli::AgentArgs, env: &Env) -> Result<Self, Faults> {
         let root = args.root.clone().unwrap_or_else(|| PathBuf::from("/"));
         let mut faults = Faults::default();

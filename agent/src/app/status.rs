@@ -60,7 +60,8 @@ pub fn admin_port(root: &Path) -> Result<u16, StatusError> {
 
 /// Requests the status from the admin port on loopback and renders the table.
 ///
-/// # Errors The port does not answer, or not as an agent does.
+/// # Errors
+/// The port does not answer, or not as an agent does.
 pub async fn table(port: u16) -> Result<String, StatusError> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let info = page(address, "/server_info").await?;

@@ -62,7 +62,8 @@ impl Service {
 
 /// Serves the agent's API and gRPC health on `listeners` until `stop`.
 ///
-/// # Errors The transport's error; an error of a single connection ends only that connection.
+/// # Errors
+/// The transport's error; an error of a single connection ends only that connection.
 pub async fn serve(
     service: Service,
     listeners: Vec<TcpListener>,

@@ -74,7 +74,8 @@ impl Buf {
 
     /// Reads once. `Ok(0)` is the end of the stream, or a full buffer (see [`Self::is_full`]).
     ///
-    /// # Errors The stream's error.
+    /// # Errors
+    /// The stream's error.
     pub fn poll_fill<R: AsyncRead + Unpin>(
         &mut self,
         from: &mut R,
@@ -104,7 +105,8 @@ impl Buf {
     /// Reads what the kernel already holds for this socket; `None` if that is nothing, `Some(0)` at
     /// the end of the stream or if the buffer is full.
     ///
-    /// # Errors The connection failed.
+    /// # Errors
+    /// The connection failed.
     pub fn fill_now(&mut self, from: impl AsFd) -> io::Result<Option<usize>> {
         let store = self.store.get_or_insert_with(|| borrow_from_pool(false));
         let read = conn::read_now(from, store.get_mut(self.end..).unwrap_or_default());

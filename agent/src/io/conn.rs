@@ -50,7 +50,8 @@ impl Conn {
 
     /// Registers an unregistered socket; does nothing for others.
     ///
-    /// # Errors The kernel watches no more descriptors for this process or user.
+    /// # Errors
+    /// The kernel watches no more descriptors for this process or user.
     pub fn watch(&mut self) -> io::Result<()> {
         if let Self::New(socket) = self {
             *self = Self::Tcp(socket.watch()?);
@@ -100,7 +101,8 @@ impl UnregisteredSocket {
 
     /// Returns the socket.
     ///
-    /// # Errors Registration failed earlier and the socket was closed.
+    /// # Errors
+    /// Registration failed earlier and the socket was closed.
     pub fn get(&self) -> io::Result<&std::net::TcpStream> {
         self.0
             .as_ref()
@@ -109,8 +111,8 @@ impl UnregisteredSocket {
 
     /// Registers the socket with the runtime.
     ///
-    /// # Errors The kernel watches no more descriptors for this process or user; the socket is
-    /// closed.
+    /// # Errors
+    /// The kernel watches no more descriptors for this process or user; the socket is closed.
     pub fn watched(mut self) -> io::Result<TcpStream> {
         self.watch()
     }
@@ -135,7 +137,8 @@ pub fn has_ended(socket: &TcpStream) -> bool {
 /// Reads what the kernel already holds, whatever the runtime knows: a caller has often sent its
 /// request before it is accepted, and one call is cheaper than registration.
 ///
-/// # Errors `WouldBlock` if nothing is there yet; else the connection is over.
+/// # Errors
+/// `WouldBlock` if nothing is there yet; else the connection is over.
 pub fn read_now(socket: impl AsFd, into: &mut [u8]) -> io::Result<usize> {
     Ok(rustix::net::recv(socket, into, RecvFlags::DONTWAIT)?.0)
 }
@@ -143,8 +146,9 @@ pub fn read_now(socket: impl AsFd, into: &mut [u8]) -> io::Result<usize> {
 /// Writes at once, whatever the runtime knows: on one host a connect is complete when its call
 /// returns, so the first bytes need not wait for readiness.
 ///
-/// # Errors `WouldBlock` while the socket is not connected or its buffer is full; else the
-/// connection is over.
+/// # Errors
+/// `WouldBlock` while the socket is not connected or its buffer is full; else the connection is
+/// over.
 pub fn write_now(socket: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
     Ok(rustix::net::send(
         socket,

@@ -50,8 +50,9 @@ impl SplicePipe {
 
     /// Takes what the socket has, at most `limit` bytes; `Ok(0)` is the end of the stream.
     ///
-    /// # Errors The socket's error; or a refusal ([`is_refused`]), after which nothing was taken
-    /// and the caller has to copy.
+    /// # Errors
+    /// The socket's error; or a refusal ([`is_refused`]), after which nothing was taken and the
+    /// caller has to copy.
     pub fn poll_fill(
         &mut self,
         cx: &mut Context<'_>,
@@ -92,7 +93,8 @@ impl SplicePipe {
 
     /// Delivers held bytes and returns their number.
     ///
-    /// # Errors The socket's error.
+    /// # Errors
+    /// The socket's error.
     pub fn poll_drain(&mut self, cx: &mut Context<'_>, to: &TcpStream) -> Poll<io::Result<usize>> {
         let Some(pipe) = self.pipe.as_ref().filter(|_| self.held > 0) else {
             return Poll::Ready(Ok(0));

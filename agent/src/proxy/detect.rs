@@ -58,8 +58,9 @@ pub struct Detected {
 /// Reads until the protocol is known, beginning with what the caller has already sent in `spoken`.
 /// Nothing is consumed.
 ///
-/// # Errors The connection is over: the caller left, or the app refused while no rule could send a
-/// request elsewhere.
+/// # Errors
+/// The connection is over: the caller left, or the app refused while no rule could send a request
+/// elsewhere.
 pub async fn first_bytes(
     down: &mut Conn,
     spoken: Buf,

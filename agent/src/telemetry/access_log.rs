@@ -59,7 +59,8 @@ pub struct AccessLog {
 impl AccessLog {
     /// Reads the setting (`off`, `text`, `json` or a format string) and starts the writer to `out`.
     ///
-    /// # Errors The format string has an operator outside the documented subset.
+    /// # Errors
+    /// The format string has an operator outside the documented subset.
     pub fn start(
         setting: &str,
         listed: &[String],

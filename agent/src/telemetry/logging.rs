@@ -180,7 +180,8 @@ impl LogControl {
 
     /// Sets the level of one module.
     ///
-    /// # Errors The module does not exist.
+    /// # Errors
+    /// The module does not exist.
     pub fn set_module(&self, module: &str, level: LogLevel) -> Result<(), LevelError> {
         if !DATA_PATH.contains(&module) && !CONTROL.contains(&module) {
             return Err(LevelError::Module(module.to_owned()));
@@ -225,7 +226,8 @@ impl LogControl {
 
 /// Parses a level by any name users know (Envoy's and common synonyms).
 ///
-/// # Errors The name is unknown.
+/// # Errors
+/// The name is unknown.
 pub fn parse_level(name: &str) -> Result<LogLevel, LevelError> {
     name.parse().map_err(|_| LevelError::Level(name.to_owned()))
 }

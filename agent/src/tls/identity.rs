@@ -30,8 +30,9 @@ pub enum IdentityError {
 impl CallerIdentity {
     /// Reads a verified certificate; `now` is in seconds since 1970.
     ///
-    /// # Errors It cannot be read, or it has expired: a resumed session is not verified again by
-    /// the handshake.
+    /// # Errors
+    /// It cannot be read, or it has expired: a resumed session is not verified again by the
+    /// handshake.
     pub fn of(certificate: &CertificateDer<'_>, now: i64) -> Result<Self, IdentityError> {
         let (_, parsed) =
             X509Certificate::from_der(certificate).map_err(|_| IdentityError::Unreadable)?;

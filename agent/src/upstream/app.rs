@@ -65,7 +65,8 @@ impl DialApp for PlainApp {
 
 /// Starts a connect and returns the socket without waiting.
 ///
-/// # Errors Errors the kernel reports at once: no route, no descriptor, no free port.
+/// # Errors
+/// Errors the kernel reports at once: no route, no descriptor, no free port.
 pub fn begin(addr: AppAddr) -> io::Result<TcpStream> {
     start(addr, false)
 }
@@ -112,7 +113,8 @@ fn is_out_of_descriptors(error: &io::Error) -> bool {
 
 /// Connects and waits until the app has accepted, at most [`CONNECT_TIMEOUT`].
 ///
-/// # Errors The kernel's error, or the timeout.
+/// # Errors
+/// The kernel's error, or the timeout.
 pub async fn connect(addr: AppAddr) -> Result<TcpStream, AppError> {
     connect_marked(addr).await.map(|(socket, _)| socket)
 }
@@ -120,7 +122,8 @@ pub async fn connect(addr: AppAddr) -> Result<TcpStream, AppError> {
 /// Connects like [`connect`], with the local port marked as ours before a peer can see the
 /// connection.
 ///
-/// # Errors The kernel's error, or the timeout.
+/// # Errors
+/// The kernel's error, or the timeout.
 pub async fn connect_marked(addr: AppAddr) -> Result<(TcpStream, Option<OwnPort>), AppError> {
     let failed = |source| AppError::Connect { addr, source };
     let socket = begin_when_possible(addr).await.map_err(failed)?;
@@ -225,7 +228,8 @@ impl AppLeg {
     /// Returns the connection; dials if needed. A plain one may still be connecting; its first read
     /// or write then waits and reports a refusal.
     ///
-    /// # Errors The dial's outcome; the same again until [`Self::begin`] is called.
+    /// # Errors
+    /// The dial's outcome; the same again until [`Self::begin`] is called.
     pub fn poll_conn(&mut self, cx: &mut Context<'_>) -> Poll<Result<&mut Conn, Ended>> {
         if matches!(self.state, DialState::Idle) {
             self.begin();
@@ -286,7 +290,8 @@ impl AppLeg {
 
     /// Returns the connection; dials if needed (see [`Self::poll_conn`]).
     ///
-    /// # Errors The dial's outcome.
+    /// # Errors
+    /// The dial's outcome.
     pub async fn into_conn(mut self) -> Result<Conn, Ended> {
         std::future::poll_fn(|cx| self.poll_conn(cx).map_ok(|_| ())).await?;
         match std::mem::replace(&mut self.state, DialState::Idle) {

@@ -114,7 +114,8 @@ impl Originate {
 
     /// Returns the app's protocol; probes it if unknown.
     ///
-    /// # Errors The app does not listen.
+    /// # Errors
+    /// The app does not listen.
     pub async fn speaks(&self) -> Result<AppAnswer, AppError> {
         if let Some(known) = self.known_speaks() {
             return Ok(known);

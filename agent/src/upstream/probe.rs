@@ -40,7 +40,8 @@ pub enum TlsAnswer {
 /// Performs a handshake with what `config` offers; `patience` covers an app that accepts before it
 /// is ready.
 ///
-/// # Errors The app does not listen.
+/// # Errors
+/// The app does not listen.
 pub async fn tls(
     app: AppAddr,
     config: &Arc<ClientConfig>,
@@ -78,7 +79,8 @@ pub(crate) fn read_failure(error: &io::Error) -> TlsAnswer {
 /// Returns true if the app answers an HTTP/2 preface in clear text with its SETTINGS (RFC 9113
 /// sections 3.3 and 3.4). `None` if it accepted and stayed silent.
 ///
-/// # Errors The app does not listen.
+/// # Errors
+/// The app does not listen.
 pub async fn h2c(app: AppAddr) -> Result<Option<bool>, AppError> {
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
     const SETTINGS_ACK: &[u8] = b"\0\0\0\x04\x01\0\0\0\0";
@@ -124,7 +126,8 @@ pub enum Speaks {
 /// Probes for TLS first, then for HTTP/2 in clear text. `None` if the app accepted and stayed
 /// silent both times.
 ///
-/// # Errors The app does not listen.
+/// # Errors
+/// The app does not listen.
 pub async fn speaks(app: AppAddr) -> Result<Option<Speaks>, AppError> {
     let name = ServerName::IpAddress(app.0.ip().into());
     let config = tls::client::config::anonymous(&[tls::alpn::H2, tls::alpn::HTTP1]);
@@ -143,7 +146,8 @@ pub async fn speaks(app: AppAddr) -> Result<Option<Speaks>, AppError> {
 
 /// Returns true if the app sends bytes on a fresh connection before it receives any.
 ///
-/// # Errors The app does not listen.
+/// # Errors
+/// The app does not listen.
 pub async fn greets(app: AppAddr) -> Result<bool, AppError> {
     let (mut conn, _own) = connect_marked(app).await?;
     let mut first = [0; 1];

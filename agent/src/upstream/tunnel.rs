@@ -124,7 +124,8 @@ pub fn dial_budget(intercept: &Intercept) -> Duration {
 
 /// Opens a tunnel for `intercept` and counts it, or its failure.
 ///
-/// # Errors The error of [`OpenTunnel::open`].
+/// # Errors
+/// The error of [`OpenTunnel::open`].
 pub async fn open(
     tunnels: &dyn OpenTunnel,
     metrics: &Arc<PortMetrics>,
@@ -171,7 +172,8 @@ impl Tunnel {
 
     /// Waits until the workstation has connected; data from it means the same and stays to be read.
     ///
-    /// # Errors The dial failed, the stream ended or broke, or `deadline` passed.
+    /// # Errors
+    /// The dial failed, the stream ended or broke, or `deadline` passed.
     pub async fn await_dial(&mut self, deadline: Instant) -> Result<(), DialFailure> {
         let answered = poll_fn(|cx| {
             while !self.dialled && self.unread.is_empty() {
@@ -209,7 +211,8 @@ impl Tunnel {
 
     /// Receives the next datagram; `None` when the workstation has ended the flow. Cancel-safe.
     ///
-    /// # Errors The dial was rejected, or the stream broke.
+    /// # Errors
+    /// The dial was rejected, or the stream broke.
     pub async fn recv_datagram(&mut self) -> io::Result<Option<Bytes>> {
         poll_fn(|cx| {
             if !self.unread.is_empty() {

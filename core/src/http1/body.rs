@@ -125,7 +125,8 @@ impl Body {
     /// Advances over `bytes` and returns the number of bytes that belong to this body; fewer than
     /// all only when it is done.
     ///
-    /// # Errors A byte that breaks the chunked grammar.
+    /// # Errors
+    /// A byte that breaks the chunked grammar.
     pub fn advance(&mut self, bytes: &[u8]) -> Result<usize, Malformed> {
         match self {
             Self::Done => Ok(0),

@@ -159,7 +159,8 @@ impl Parser {
     /// Continues parsing. `bytes` starts at the front of the head and holds everything received,
     /// more than in the call before.
     ///
-    /// # Errors The ambiguity of the head, found as soon as its line is complete.
+    /// # Errors
+    /// The ambiguity of the head, found as soon as its line is complete.
     pub fn parse(&mut self, bytes: &[u8]) -> Result<Step, Ambiguous> {
         if self.searched > self.at
             && memchr(b'\n', bytes.get(self.searched..).unwrap_or_default()).is_none()

@@ -18,14 +18,16 @@ use crate::routing::go_regex::error::{MAX_DEPTH, syntax};
 const MAX_REPEAT: u32 = 1_000;
 /// Compiles a Go pattern into a linear-time, unanchored matcher.
 ///
-/// # Errors The pattern is not a Go pattern, or too large.
+/// # Errors
+/// The pattern is not a Go pattern, or too large.
 pub fn compile(pattern: &str) -> Result<Regex, PatternError> {
     build(&translate(pattern)?)
 }
 
 /// Compiles like [`compile`], for patterns that have to match the whole text.
 ///
-/// # Errors As [`compile`].
+/// # Errors
+/// As [`compile`].
 pub fn compile_whole(pattern: &str) -> Result<Regex, PatternError> {
     build(&format!(r"\A(?:{})\z", translate(pattern)?))
 }
@@ -41,7 +43,8 @@ fn build(pattern: &str) -> Result<Regex, PatternError> {
 
 /// Translates a Go pattern to this engine's syntax.
 ///
-/// # Errors The pattern is not a Go pattern, or too long.
+/// # Errors
+/// The pattern is not a Go pattern, or too long.
 pub fn translate(pattern: &str) -> Result<String, PatternError> {
     if pattern.len() > MAX_PATTERN {
         return Err(PatternError::TooLong(pattern.len()));

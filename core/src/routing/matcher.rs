@@ -62,7 +62,8 @@ impl HeaderFilter {
 
     /// Creates like [`Self::new`], but rejects a pattern that is too large to be compiled.
     ///
-    /// # Errors [`PatternError::TooLong`] and [`PatternError::TooLarge`].
+    /// # Errors
+    /// [`PatternError::TooLong`] and [`PatternError::TooLarge`].
     pub fn compile(name: &str, value: &str) -> Result<Self, PatternError> {
         let pattern = if value.contains(|c| r"\.+*?()[]{}^$|".contains(c)) {
             match go_regex::compile(value) {
@@ -155,7 +156,8 @@ impl PathFilter {
 
     /// Compiles a regex that has to match the whole path, as in the older generation of filters.
     ///
-    /// # Errors A regex that does not compile or is too large.
+    /// # Errors
+    /// A regex that does not compile or is too large.
     pub fn whole(pattern: &str) -> Result<Self, PatternError> {
         Ok(Self::Regex(
             pattern.to_owned(),

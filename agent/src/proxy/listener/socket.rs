@@ -21,7 +21,8 @@ pub struct Listener(AsyncFd<TcpListener>);
 impl Listener {
     /// Registers `listener`.
     ///
-    /// # Errors The kernel watches no more descriptors.
+    /// # Errors
+    /// The kernel watches no more descriptors.
     pub fn new(listener: TcpListener) -> io::Result<Self> {
         // SAFETY: the watcher owns the listener, which keeps its descriptor open and never changes
         // it; only a shared reference is ever lent.
@@ -31,15 +32,17 @@ impl Listener {
 
     /// Waits for the next connection.
     ///
-    /// # Errors See [`crate::proxy::listener::bind::is_exhausted`]; else the caller left before it
-    /// was accepted.
+    /// # Errors
+    /// See [`crate::proxy::listener::bind::is_exhausted`]; else the caller left before it was
+    /// accepted.
     pub async fn accept(&self) -> io::Result<Accepted> {
         self.0.async_io(Interest::READABLE, accepted).await
     }
 
     /// Accepts a queued connection without waiting.
     ///
-    /// # Errors `WouldBlock` if none is queued; else as [`Self::accept`].
+    /// # Errors
+    /// `WouldBlock` if none is queued; else as [`Self::accept`].
     pub fn accept_now(&self) -> io::Result<Accepted> {
         accepted(self.0.get_ref())
     }

@@ -72,7 +72,8 @@ pub fn report_destination(socket: BorrowedFd<'_>, of_v6: bool) -> io::Result<()>
 
 /// Receives one datagram without waiting.
 ///
-/// # Errors `WouldBlock` if none is queued, else the error of recvmsg.
+/// # Errors
+/// `WouldBlock` if none is queued, else the error of recvmsg.
 pub fn recv(socket: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<Received> {
     let mut control = ControlMessages([0; 64]);
     let mut iov = libc::iovec {
@@ -110,7 +111,8 @@ pub fn recv(socket: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<Received> {
 /// Sends one datagram without waiting, from the given local address, or from the one the kernel
 /// picks.
 ///
-/// # Errors `WouldBlock` if the socket's queue is full, else the error of sendmsg.
+/// # Errors
+/// `WouldBlock` if the socket's queue is full, else the error of sendmsg.
 pub fn send(
     socket: BorrowedFd<'_>,
     data: &[u8],

@@ -105,7 +105,8 @@ const PLAIN: &[(&str, Plain)] = &[
 impl Format {
     /// Compiles a setting; `None` for `off` or an empty one.
     ///
-    /// # Errors An unknown operator or a stray percent sign.
+    /// # Errors
+    /// An unknown operator or a stray percent sign.
     pub fn parse(setting: &str) -> Result<Option<Self>, FormatError> {
         Ok(match setting.trim() {
             "" | "off" => None,

@@ -74,7 +74,8 @@ impl Client {
     /// Returns the configuration for a connection on behalf of `hello`, with the caller's ALPN and
     /// no other.
     ///
-    /// # Errors The error of rustls about the parts; none depends on callers.
+    /// # Errors
+    /// The error of rustls about the parts; none depends on callers.
     pub fn config(
         &self,
         peer: Peer,
@@ -85,7 +86,8 @@ impl Client {
 
     /// Builds an uncached configuration that offers several protocols, to learn the app's choice.
     ///
-    /// # Errors As [`Self::config`].
+    /// # Errors
+    /// As [`Self::config`].
     pub fn probe_config(&self, alpn: &[&[u8]]) -> Result<Arc<ClientConfig>, rustls::Error> {
         let loaded = self.store.as_ref().and_then(|store| store.current());
         // Nothing but the protocols is learned, and no secret is told: a wrong certificate is not
@@ -162,7 +164,8 @@ impl Client {
 /// Builds a configuration without certificate, verification or session cache, for probing an
 /// unknown app.
 ///
-/// # Errors The error of rustls about the parts.
+/// # Errors
+/// The error of rustls about the parts.
 pub fn anonymous(alpn: &[&[u8]]) -> Result<Arc<ClientConfig>, rustls::Error> {
     let mut config = build(None, None, alpn)?;
     config.resumption = Resumption::disabled();

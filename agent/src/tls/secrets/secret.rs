@@ -227,7 +227,8 @@ pub fn file_names() -> impl Iterator<Item = &'static str> {
 
 /// Loads a Secret; `now` is in seconds since 1970.
 ///
-/// # Errors The first fault found.
+/// # Errors
+/// The first fault found.
 pub fn load(source: &SecretSource, want: Want, now: i64) -> Result<LoadedSecret, Fault> {
     let fail = |file: &Path, problem| Fault {
         source: source.to_string(),

@@ -278,7 +278,8 @@ impl Stores {
 
     /// Starts watching; dropping the returned guard stops it. `None` if there is no secret.
     ///
-    /// # Errors The thread could not be started.
+    /// # Errors
+    /// The thread could not be started.
     pub fn watch(&self) -> std::io::Result<Option<FolderWatch>> {
         if self.known.is_empty() {
             return Ok(None);

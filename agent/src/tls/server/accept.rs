@@ -22,7 +22,8 @@ use crate::tls::stream;
 
 /// Builds a ClientHello for [`TlsPort::warm_up`].
 ///
-/// # Errors The error of rustls; it does not depend on secrets.
+/// # Errors
+/// The error of rustls; it does not depend on secrets.
 pub fn hello() -> Result<Vec<u8>, rustls::Error> {
     self_test::hello()
 }
@@ -135,7 +136,8 @@ impl TlsPort {
 
     /// Runs a handshake with ourselves if this port terminates TLS and its secrets are valid.
     ///
-    /// # Errors The problem of the secrets; callers' handshakes would fail the same way.
+    /// # Errors
+    /// The problem of the secrets; callers' handshakes would fail the same way.
     pub fn rehearse(&self) -> Result<(), rustls::Error> {
         self.rehearsed()
             .map_or(Ok(()), self_test::handshake_self_test)
@@ -144,7 +146,8 @@ impl TlsPort {
     /// Answers a synthetic ClientHello (see [`hello`]), so that the first real one is answered
     /// quickly.
     ///
-    /// # Errors As [`Self::rehearse`].
+    /// # Errors
+    /// As [`Self::rehearse`].
     pub fn warm_up(&self, hello: &[u8]) -> Result<(), rustls::Error> {
         self.rehearsed()
             .map_or(Ok(()), |config| self_test::respond_to(config, hello))
@@ -172,7 +175,8 @@ impl TlsPort {
     /// here. `app_only` means that no workstation could serve this caller, so that it is refused if
     /// the app does not listen.
     ///
-    /// # Errors The handshake failed; the caller was sent an alert if TLS has one for it.
+    /// # Errors
+    /// The handshake failed; the caller was sent an alert if TLS has one for it.
     pub async fn accept(
         &self,
         socket: TcpStream,

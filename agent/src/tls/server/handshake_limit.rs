@@ -51,7 +51,8 @@ impl Handshakes {
 
     /// Takes a slot; at the limit evicts the oldest handshake and waits until `deadline`.
     ///
-    /// # Errors No slot became free.
+    /// # Errors
+    /// No slot became free.
     pub async fn slot(&self, deadline: Instant) -> Result<Slot, Full> {
         loop {
             if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {

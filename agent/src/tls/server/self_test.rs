@@ -15,8 +15,8 @@ const ROUNDS: usize = 6;
 /// Performs a handshake as `config` says and sends a byte each way. A configuration that requires
 /// client certificates ends it at the missing one.
 ///
-/// # Errors The error of rustls about the configuration, such as that no caller could agree with
-/// it.
+/// # Errors
+/// The error of rustls about the configuration, such as that no caller could agree with it.
 pub(crate) fn handshake_self_test(config: Arc<ServerConfig>) -> Result<(), Error> {
     let mut caller = caller()?;
     let mut server = ServerConnection::new(config)?;
@@ -40,7 +40,8 @@ pub(crate) fn handshake_self_test(config: Arc<ServerConfig>) -> Result<(), Error
 
 /// Builds a caller's ClientHello, for [`respond_to`].
 ///
-/// # Errors The error of rustls; it does not depend on secrets.
+/// # Errors
+/// The error of rustls; it does not depend on secrets.
 pub(crate) fn hello() -> Result<Vec<u8>, Error> {
     let mut said = Vec::new();
     caller()?
@@ -51,7 +52,8 @@ pub(crate) fn hello() -> Result<Vec<u8>, Error> {
 
 /// Runs the server's first and largest step without a caller.
 ///
-/// # Errors As [`handshake_self_test`].
+/// # Errors
+/// As [`handshake_self_test`].
 pub(crate) fn respond_to(config: Arc<ServerConfig>, mut hello: &[u8]) -> Result<(), Error> {
     let mut server = ServerConnection::new(config)?;
     server
