@@ -28,7 +28,7 @@ impl tls::alpn::AppTls for App {
         })))
     }
 
-    fn greets(&self) -> BoxFuture<'_, bool> {
+    fn speaks_first(&self) -> BoxFuture<'_, bool> {
         Box::pin(std::future::ready(false))
     }
 }

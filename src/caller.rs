@@ -4,7 +4,7 @@ use std::io::{self, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
 
 use crate::apps::{field, read_body, read_head};
-use crate::wait::PATIENCE;
+use crate::wait::WAIT_TIMEOUT;
 
 /// An HTTP/1.1 connection.
 #[derive(Debug)]
@@ -33,9 +33,9 @@ impl Answer {
 impl Caller {
     /// Connects to `address`.
     pub fn connect(address: SocketAddr) -> io::Result<Self> {
-        let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+        let stream = TcpStream::connect_timeout(&address, WAIT_TIMEOUT)?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(WAIT_TIMEOUT))?;
         Ok(Self {
             reader: BufReader::new(stream),
         })

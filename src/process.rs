@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::wait::{PATIENCE, until};
+use crate::wait::{WAIT_TIMEOUT, until};
 
 /// A running program. Dropping it kills it, and prints its output if the test is failing.
 #[derive(Debug)]
@@ -51,7 +51,7 @@ impl Process {
 
     /// Waits for the `n`th line (from 1) that contains `text`.
     pub fn nth_line(&self, text: &str, n: usize) -> String {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + WAIT_TIMEOUT;
         let mut lines = self.output.lines.lock().unwrap();
         loop {
             if let Some(line) = lines.iter().filter(|line| line.contains(text)).nth(n - 1) {
@@ -62,7 +62,7 @@ impl Process {
                 let said = lines.join("\n  ");
                 drop(lines);
                 panic!(
-                    "{} did not say {text:?} {n} times in {PATIENCE:?}; it said:\n  {said}",
+                    "{} did not say {text:?} {n} times in {WAIT_TIMEOUT:?}; it said:\n  {said}",
                     self.name
                 );
             }

@@ -118,7 +118,7 @@ pub struct Agent {
     /// The configuration in force, without secrets.
     pub config: serde_json::Value,
     /// Commands for the shutdown logic.
-    pub orders: Arc<AdminCommands>,
+    pub commands: Arc<AdminCommands>,
 }
 
 impl Agent {

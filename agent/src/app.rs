@@ -138,7 +138,7 @@ impl RunningAgent {
         let settings = &self.settings;
         let running = self.tcp.run(&self.drain)?;
         let udp = listeners::serve_udp(self.udp, &self.drain)?;
-        let orders = Arc::new(AdminCommands::default());
+        let commands = Arc::new(AdminCommands::default());
         let agent = Arc::new(admin::Agent {
             version: crate::VERSION,
             workload: settings.sidecar.agent_name.clone(),
@@ -155,7 +155,7 @@ impl RunningAgent {
             drain: self.drain.clone(),
             log: self.log.clone(),
             config: settings.to_json(),
-            orders: orders.clone(),
+            commands: commands.clone(),
         });
         let of_tcp = self
             .ports
@@ -164,7 +164,7 @@ impl RunningAgent {
         let leaving = Shutdown {
             drain: self.drain.clone(),
             ready: self.ready.clone(),
-            orders,
+            commands,
             lame_duck: settings.sidecar.drain.lame_duck,
             grace: settings.sidecar.drain.grace,
             app_ports: of_tcp.map(|p| p.shared.container_port).collect(),

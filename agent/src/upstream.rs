@@ -57,7 +57,7 @@ pub trait DialApp: Send + Sync + fmt::Debug {
 
     /// Dials without TLS of ours, whatever is configured: for bytes relayed unchanged, including
     /// TLS of the caller's own.
-    fn dial_untouched(&self) -> BoxFuture<'_, Result<Conn, AppError>> {
+    fn dial_passthrough(&self) -> BoxFuture<'_, Result<Conn, AppError>> {
         self.dial(None)
     }
 

@@ -86,7 +86,7 @@ fn port() -> Arc<PortContext> {
         agent_port: 9900,
         routes: Arc::default(),
         transport: Transport::Tcp,
-        spoken: DetectedProtocol::new(AppProtocol::Http1, ProtocolSource::AppProtocol),
+        app_protocol: DetectedProtocol::new(AppProtocol::Http1, ProtocolSource::AppProtocol),
         app: Arc::new(Nowhere),
         tls: None,
         access: traffic_agent::telemetry::access_log::Access::default(),
@@ -131,7 +131,7 @@ async fn start() -> Running {
         drain: traffic_agent::drain::Drain::default(),
         log: LogControl::detached(),
         config: serde_json::json!({ "agentName": "echo" }),
-        orders: Arc::new(AdminCommands::default()),
+        commands: Arc::new(AdminCommands::default()),
     });
     let stop = CancellationToken::new();
     tokio::spawn(server::serve(listener, agent.clone(), stop.clone()));
@@ -189,7 +189,7 @@ async fn a_page_of_another_site_cannot_make_a_browser_change_anything() {
         403
     );
     assert_eq!(r.ask("POST", "/quitquitquit", "").await.0, 200);
-    tokio::time::timeout(Duration::from_secs(10), r.agent.orders.quit.notified())
+    tokio::time::timeout(Duration::from_secs(10), r.agent.commands.quit.notified())
         .await
         .unwrap();
 }

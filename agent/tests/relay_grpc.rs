@@ -23,7 +23,7 @@ use traffic_proto::manager::{
     DialRequest, LookupRequest, LookupResponse, SessionInfo, TunnelMessage, VersionInfo2,
 };
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Hands the server's end of every call to the test.
 struct Service(Mutex<mpsc::Sender<TunnelIo>>);
@@ -118,7 +118,7 @@ async fn nothing_is_lost(mut early: Tunnel, mut late: Tunnel) {
         late.shutdown().await.unwrap();
     });
     let mut seen = Vec::new();
-    timeout(PATIENCE, early.read_to_end(&mut seen))
+    timeout(WAIT_TIMEOUT, early.read_to_end(&mut seen))
         .await
         .expect("ends")
         .expect("ends properly");
@@ -151,7 +151,7 @@ async fn a_reset_of_either_side_is_a_reset_at_the_other() {
         };
         breaks.abort();
         drop(breaks);
-        let error = timeout(PATIENCE, sees.read(&mut [0; 1]))
+        let error = timeout(WAIT_TIMEOUT, sees.read(&mut [0; 1]))
             .await
             .unwrap()
             .unwrap_err();

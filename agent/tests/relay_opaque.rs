@@ -10,7 +10,7 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use support::{PATIENCE, Workstation, global, lane, port};
+use support::{WAIT_TIMEOUT, Workstation, global, lane, port};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -47,7 +47,7 @@ async fn call(shared: &Arc<PortContext>) -> (TcpStream, JoinHandle<Ended>) {
 }
 
 async fn answered(app: &TcpListener, caller: &mut TcpStream) {
-    let (mut app, _) = timeout(PATIENCE, app.accept()).await.unwrap().unwrap();
+    let (mut app, _) = timeout(WAIT_TIMEOUT, app.accept()).await.unwrap().unwrap();
     caller.write_all(b"ping").await.unwrap();
     let mut seen = [0; 4];
     app.read_exact(&mut seen).await.unwrap();
@@ -68,7 +68,7 @@ async fn a_server_that_speaks_first_is_heard_at_once() {
     let (mut app, _) = app.accept().await.unwrap();
     app.write_all(b"220 hello").await.unwrap();
     let mut seen = [0; 9];
-    timeout(PATIENCE, caller.read_exact(&mut seen))
+    timeout(WAIT_TIMEOUT, caller.read_exact(&mut seen))
         .await
         .unwrap()
         .unwrap();
@@ -87,7 +87,7 @@ async fn a_refusing_app_is_seen_as_a_reset() {
     );
     drop(app);
     let (mut caller, task) = call(&shared).await;
-    let error = timeout(PATIENCE, caller.read(&mut [0; 1]))
+    let error = timeout(WAIT_TIMEOUT, caller.read(&mut [0; 1]))
         .await
         .unwrap()
         .unwrap_err();
@@ -107,7 +107,7 @@ async fn a_tcp_intercept_takes_new_connections_and_leaves_old_ones_where_they_ar
     let (mut new, new_task) = call(&shared).await;
     let from = new.local_addr().unwrap();
     new.write_all(b"to the workstation").await.unwrap();
-    let mut far = timeout(PATIENCE, opened.recv()).await.unwrap().unwrap();
+    let mut far = timeout(WAIT_TIMEOUT, opened.recv()).await.unwrap().unwrap();
     assert_eq!((far.caller.0, far.transport), (from, Transport::Tcp));
     // The bytes come although no DialOk was said.
     let sent = Message::decode(far.from_agent.recv().await.unwrap()).unwrap();
@@ -138,14 +138,14 @@ async fn a_tcp_intercept_takes_new_connections_and_leaves_old_ones_where_they_ar
         .await
         .unwrap();
     let mut all = Vec::new();
-    timeout(PATIENCE, new.read_to_end(&mut all))
+    timeout(WAIT_TIMEOUT, new.read_to_end(&mut all))
         .await
         .unwrap()
         .unwrap();
     assert_eq!(all, b"bye");
     drop(new);
     assert_eq!(
-        timeout(PATIENCE, new_task).await.unwrap().unwrap(),
+        timeout(WAIT_TIMEOUT, new_task).await.unwrap().unwrap(),
         Ended::Clean
     );
     assert_eq!(
@@ -177,12 +177,12 @@ async fn a_rejected_dial_resets_the_caller() {
     let shared = port(app.local_addr().unwrap(), Transport::Tcp, workstation);
     shared.routes.store(global("i"));
     let (mut caller, task) = call(&shared).await;
-    let far = timeout(PATIENCE, opened.recv()).await.unwrap().unwrap();
+    let far = timeout(WAIT_TIMEOUT, opened.recv()).await.unwrap().unwrap();
     far.to_agent
         .send(Ok(Message::DialReject.encode()))
         .await
         .unwrap();
-    let error = timeout(PATIENCE, caller.read(&mut [0; 1]))
+    let error = timeout(WAIT_TIMEOUT, caller.read(&mut [0; 1]))
         .await
         .unwrap()
         .unwrap_err();

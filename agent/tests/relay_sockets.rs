@@ -17,7 +17,7 @@ use traffic_agent::io::relay::{PendingBytes, Relayed, Side};
 use traffic_agent::io::{relay, splice};
 use traffic_agent::telemetry::metrics::PortMetrics;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 async fn pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -101,7 +101,7 @@ async fn relay(first: PendingBytes, spliced: bool) -> Relay {
 }
 
 async fn ended(task: JoinHandle<(Relayed, u64)>) -> (Relayed, u64) {
-    timeout(PATIENCE, task)
+    timeout(WAIT_TIMEOUT, task)
         .await
         .expect("the relay ends")
         .unwrap()
@@ -109,7 +109,7 @@ async fn ended(task: JoinHandle<(Relayed, u64)>) -> (Relayed, u64) {
 
 async fn rest_of(socket: &mut TcpStream) -> io::Result<Vec<u8>> {
     let mut all = Vec::new();
-    timeout(PATIENCE, socket.read_to_end(&mut all))
+    timeout(WAIT_TIMEOUT, socket.read_to_end(&mut all))
         .await
         .expect("the stream ends")?;
     Ok(all)
@@ -218,7 +218,7 @@ async fn an_app_that_stops_listening_resets_a_caller_that_keeps_sending() {
     r.caller.write_all(b"unread").await.unwrap();
     r.app.readable().await.unwrap();
     drop(r.app); // with unread bytes: the kernel resets
-    let sent = timeout(PATIENCE, async {
+    let sent = timeout(WAIT_TIMEOUT, async {
         loop {
             if let Err(e) = r.caller.write_all(&[0; 1024]).await {
                 return e.kind();
@@ -256,7 +256,7 @@ async fn bulk_both_ways(spliced: bool) -> u64 {
             run(r.app, down, up)
         );
     };
-    timeout(2 * PATIENCE, both).await.expect("in time");
+    timeout(2 * WAIT_TIMEOUT, both).await.expect("in time");
     let (relayed, spliced) = ended(r.task).await;
     assert_eq!(
         (relayed.bytes_in, relayed.bytes_out),
@@ -331,7 +331,7 @@ async fn accepted_by_a_stalled_relay(spliced: bool) -> u64 {
     let mut back = vec![0; 64 << 10];
     for _ in 0..100 {
         app_writes.write_all(&chunk).await.unwrap();
-        timeout(PATIENCE, caller_reads.read_exact(&mut back))
+        timeout(WAIT_TIMEOUT, caller_reads.read_exact(&mut back))
             .await
             .expect("not held up")
             .unwrap();
@@ -339,7 +339,7 @@ async fn accepted_by_a_stalled_relay(spliced: bool) -> u64 {
     // And nothing of what was accepted is lost once the reader wakes up.
     drop(caller_writes);
     let mut all = Vec::new();
-    timeout(PATIENCE, app_reads.read_to_end(&mut all))
+    timeout(WAIT_TIMEOUT, app_reads.read_to_end(&mut all))
         .await
         .expect("delivered")
         .unwrap();

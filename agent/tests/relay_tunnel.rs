@@ -20,7 +20,7 @@ use traffic_agent::upstream::tunnel::{CHUNK, DialFailure, Tunnel};
 use traffic_agent::upstream::{Role, TunnelError, TunnelIo};
 use traffic_proto::tunnel::Message;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The far end of a tunnel.
 struct Far {
@@ -54,7 +54,7 @@ impl Far {
     }
 
     async fn hears(&mut self) -> Option<Message> {
-        let payload = timeout(PATIENCE, self.from_agent.recv())
+        let payload = timeout(WAIT_TIMEOUT, self.from_agent.recv())
             .await
             .expect("a message, or the end")?;
         Some(Message::decode(payload).unwrap())
@@ -62,7 +62,7 @@ impl Far {
 }
 
 fn soon() -> Instant {
-    Instant::now() + PATIENCE
+    Instant::now() + WAIT_TIMEOUT
 }
 
 #[tokio::test]
@@ -182,7 +182,7 @@ async fn a_full_queue_slows_the_writer_until_it_is_drained() {
         t
     });
     // Three messages fit beside the slot kept for a Disconnect; the writer waits for the fourth.
-    timeout(PATIENCE, async {
+    timeout(WAIT_TIMEOUT, async {
         while far.from_agent.len() < 3 {
             tokio::task::yield_now().await;
         }
@@ -343,12 +343,12 @@ async fn a_relayed_tunnel_keeps_half_close_in_both_roles() {
             c.far.say(Message::CloseSend).await;
         }
         let mut seen = Vec::new();
-        timeout(PATIENCE, c.caller.read_to_end(&mut seen))
+        timeout(WAIT_TIMEOUT, c.caller.read_to_end(&mut seen))
             .await
             .unwrap()
             .unwrap();
         assert_eq!(seen, b"answer");
-        let relayed = timeout(PATIENCE, c.task).await.unwrap().unwrap();
+        let relayed = timeout(WAIT_TIMEOUT, c.task).await.unwrap().unwrap();
         assert!(relayed.broken.is_none(), "{relayed:?}");
         assert_eq!((relayed.bytes_in, relayed.bytes_out), (8, 6));
     }
@@ -369,13 +369,13 @@ async fn a_rejected_dial_a_disconnect_and_a_broken_stream_reset_the_caller() {
         c.caller.write_all(b"sent at once").await.unwrap();
         c.far.hears().await.unwrap();
         c.far.to_agent.send(last).await.unwrap();
-        let error = timeout(PATIENCE, c.caller.read(&mut [0; 1]))
+        let error = timeout(WAIT_TIMEOUT, c.caller.read(&mut [0; 1]))
             .await
             .unwrap()
             .unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
         assert_eq!(
-            timeout(PATIENCE, c.task)
+            timeout(WAIT_TIMEOUT, c.task)
                 .await
                 .unwrap()
                 .unwrap()

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use support::{Far, PATIENCE, Workstation, global, port};
+use support::{Far, WAIT_TIMEOUT, Workstation, global, port};
 use tokio::net::UdpSocket;
 use tokio::time::timeout;
 use traffic_agent::proxy::context::PortContext;
@@ -78,11 +78,11 @@ async fn ask(caller: &UdpSocket, word: &str) -> String {
             }
         }
     };
-    timeout(PATIENCE, asked).await.expect("an answer")
+    timeout(WAIT_TIMEOUT, asked).await.expect("an answer")
 }
 
 async fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let waited = timeout(PATIENCE, async {
+    let waited = timeout(WAIT_TIMEOUT, async {
         while !done() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -147,7 +147,7 @@ async fn a_quiet_flow_is_forgotten_and_a_busy_one_is_not() {
     let (quiet, busy) = (caller(agent.addr).await, caller(agent.addr).await);
     let first = ask(&quiet, "a").await;
     let kept = ask(&busy, "b").await;
-    timeout(PATIENCE, async {
+    timeout(WAIT_TIMEOUT, async {
         while agent.shared.metrics.udp_flows.get() > 1 {
             assert_eq!(ask(&busy, "b").await, kept, "the same flow");
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -187,7 +187,7 @@ async fn beyond_the_limit_no_flow_is_made_and_it_is_counted() {
 
 async fn hears(far: &mut Far) -> Bytes {
     match Message::decode(
-        timeout(PATIENCE, far.from_agent.recv())
+        timeout(WAIT_TIMEOUT, far.from_agent.recv())
             .await
             .unwrap()
             .unwrap(),
@@ -208,7 +208,7 @@ async fn a_known_caller_s_next_datagram_follows_a_new_intercept_and_its_end() {
 
     agent.shared.routes.store(global("i"));
     caller.send(b"during").await.unwrap();
-    let mut far = timeout(PATIENCE, opened.recv()).await.unwrap().unwrap();
+    let mut far = timeout(WAIT_TIMEOUT, opened.recv()).await.unwrap().unwrap();
     assert_eq!(
         (far.caller.0, far.transport),
         (caller.local_addr().unwrap(), Transport::Udp)
@@ -223,7 +223,7 @@ async fn a_known_caller_s_next_datagram_follows_a_new_intercept_and_its_end() {
         .await
         .unwrap();
     let mut buf = [0; 100];
-    let n = timeout(PATIENCE, caller.recv(&mut buf))
+    let n = timeout(WAIT_TIMEOUT, caller.recv(&mut buf))
         .await
         .unwrap()
         .unwrap();
@@ -240,7 +240,7 @@ async fn a_known_caller_s_next_datagram_follows_a_new_intercept_and_its_end() {
         .send(Ok(Message::Normal(Bytes::from_static(b"late")).encode()))
         .await
         .unwrap();
-    let n = timeout(PATIENCE, caller.recv(&mut buf))
+    let n = timeout(WAIT_TIMEOUT, caller.recv(&mut buf))
         .await
         .unwrap()
         .unwrap();
@@ -266,7 +266,7 @@ async fn draining_ends_the_service_once_it_is_quiet() {
     ask(&caller, "x").await;
     agent.shared.drain.start();
     ask(&caller, "known callers are still served").await;
-    timeout(PATIENCE, agent.task)
+    timeout(WAIT_TIMEOUT, agent.task)
         .await
         .unwrap()
         .unwrap()

@@ -44,7 +44,7 @@ pub fn shared(app: SocketAddr, routes: RouteTable) -> Arc<PortContext> {
         agent_port: 0,
         routes: Arc::new(table),
         transport: Transport::Tcp,
-        spoken: DetectedProtocol::new(AppProtocol::Unknown, ProtocolSource::Bytes),
+        app_protocol: DetectedProtocol::new(AppProtocol::Unknown, ProtocolSource::Bytes),
         app: Arc::new(PlainApp::new(AppAddr(app))),
         tunnels: Arc::new(Nobody),
         tls: None,
@@ -84,7 +84,7 @@ pub async fn pair() -> (TcpStream, TcpStream) {
 }
 
 /// Builds the context of one connection.
-pub fn lane(shared: &Arc<PortContext>, caller: SocketAddr) -> ConnContext {
+pub fn context(shared: &Arc<PortContext>, caller: SocketAddr) -> ConnContext {
     ConnContext {
         caller: Caller::new(caller),
         port: shared.clone(),

@@ -21,7 +21,7 @@ use crate::session::Manager;
 /// Messages held towards the manager or agent; the transport's window holds more.
 const QUEUE: usize = 8;
 /// Default time to open a stream, if the request names none.
-const DEFAULT_OPENING: Duration = Duration::from_secs(7);
+const DEFAULT_OPEN_TIMEOUT: Duration = Duration::from_secs(7);
 
 /// Peer that announces connections and receives their streams.
 #[derive(Clone)]
@@ -96,7 +96,7 @@ async fn answer(
     })
     .await?;
     let opening = match latency.saturating_add(dial_timeout) {
-        Duration::ZERO => DEFAULT_OPENING,
+        Duration::ZERO => DEFAULT_OPEN_TIMEOUT,
         some => some,
     };
     let mut incoming = timeout(opening, open(via, rx)).await??;

@@ -17,11 +17,11 @@ use crate::report::{Pairs, line};
 use crate::session;
 
 /// Time for an agent to be reached and to answer.
-const FIRST_ANSWER: Duration = Duration::from_secs(3);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Time to wait for response headers: some agents send none before there is a connection to
 /// announce.
-const FIRST_HEADERS: Duration = Duration::from_secs(1);
+const HEADERS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Direct attachments of one session.
 pub(crate) struct Direct {
@@ -145,7 +145,7 @@ async fn attach_once(
 ) -> Result<(), Status> {
     let endpoint = session::endpoint(&address.to_string())
         .map_err(|error| Status::invalid_argument(error.to_string()))?;
-    let opening = timeout(FIRST_ANSWER, async {
+    let opening = timeout(ANSWER_TIMEOUT, async {
         let channel = endpoint
             .connect()
             .await
@@ -160,7 +160,7 @@ async fn attach_once(
             .map_err(|_| Status::deadline_exceeded("no answer in time"))??,
     );
     let mut announced = std::pin::pin!(answers.open(&via, session));
-    let announced = match timeout(FIRST_HEADERS, &mut announced).await {
+    let announced = match timeout(HEADERS_TIMEOUT, &mut announced).await {
         Ok(announced) => {
             let announced = announced?;
             connected();

@@ -13,9 +13,9 @@ use traffic_proto::port_identifier::PortIdentifier;
 use traffic_proto::tunnel::nanos_from_duration;
 
 /// Time for the round trip to a workstation, in addition to a dial, as granted by the stock client.
-const ROUNDTRIP: Duration = Duration::from_secs(4);
+const ROUNDTRIP_TIMEOUT: Duration = Duration::from_secs(4);
 /// Time for a dial on the workstation.
-const DIAL: Duration = Duration::from_secs(3);
+const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Routes matching requests for a workload to this machine.
 #[derive(Debug, Parser)]
@@ -201,8 +201,8 @@ impl Create {
             target_port: target.port().into(),
             port_identifier: self.port.identifier.clone(),
             protocol: self.port.transport.to_string(),
-            roundtrip_latency: nanos_from_duration(ROUNDTRIP),
-            dial_timeout: nanos_from_duration(DIAL),
+            roundtrip_latency: nanos_from_duration(ROUNDTRIP_TIMEOUT),
+            dial_timeout: nanos_from_duration(DIAL_TIMEOUT),
             header_filters,
             path_filters,
             plaintext: self.http_plaintext,

@@ -26,7 +26,7 @@ use crate::session::{self, Manager, Resumed, call, said};
 
 /// Time after leaving in which connections may still be announced, for requests routed before the
 /// agent learned of it.
-const LAST_CALLS: Duration = Duration::from_millis(500);
+const LATE_DIAL_GRACE: Duration = Duration::from_millis(500);
 /// Time connections may continue after leaving.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -34,7 +34,7 @@ const GRACE: Duration = Duration::from_secs(5);
 pub async fn create(flags: &Create, stop: CancellationToken) -> Result<(), Failure> {
     let target = resolve(&flags.address, flags.port.local).await?;
     let spec = flags.spec(target).map_err(Failure::Usage)?;
-    let patience = session::FIRST_CONTACT.min(Duration::from_secs(flags.timeout));
+    let patience = session::FIRST_CONTACT_TIMEOUT.min(Duration::from_secs(flags.timeout));
     let manager = session::connect(&flags.manager.manager, patience).await?;
     let client = session::client_info(&flags.manager.client, &flags.namespace);
     let answers = Answers {
@@ -111,7 +111,7 @@ impl Life<'_> {
         };
         let mut prepare = tonic::Request::new(request.clone());
         // The manager may have to wait for the workload to roll out.
-        prepare.set_timeout(Duration::from_secs(self.flags.timeout) + session::CALL);
+        prepare.set_timeout(Duration::from_secs(self.flags.timeout) + session::CALL_TIMEOUT);
         let prepared = self.manager.prepare_intercept(prepare).await;
         let prepared =
             prepared.map_err(|status| refused("the intercept cannot be prepared", &status))?;
@@ -296,7 +296,7 @@ impl Life<'_> {
         remove.set_timeout(Duration::from_secs(2));
         let _ = self.manager.remove_intercept(remove).await;
         let finished = async {
-            sleep(LAST_CALLS).await;
+            sleep(LATE_DIAL_GRACE).await;
             self.answers.tunnels.close();
             let _ = timeout(GRACE, self.answers.tunnels.wait()).await;
         };

@@ -11,11 +11,11 @@ use crate::report::{Pairs, line};
 use crate::session::{self, call, said};
 
 /// Time for the manager to send its intercepts.
-const PATIENCE: Duration = Duration::from_secs(15);
+const LIST_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Prints one line for each intercept the manager knows.
 pub async fn list(flags: &Manager) -> Result<(), Failure> {
-    let mut manager = session::connect(&flags.manager, session::FIRST_CONTACT).await?;
+    let mut manager = session::connect(&flags.manager, session::FIRST_CONTACT_TIMEOUT).await?;
     let intercepts = all(&mut manager).await?;
     if intercepts.is_empty() {
         line("No intercepts");
@@ -28,7 +28,8 @@ pub async fn list(flags: &Manager) -> Result<(), Failure> {
 
 /// Removes an intercept of this client; the process that serves it notices and ends.
 pub async fn leave(flags: &Leave) -> Result<(), Failure> {
-    let mut manager = session::connect(&flags.manager.manager, session::FIRST_CONTACT).await?;
+    let mut manager =
+        session::connect(&flags.manager.manager, session::FIRST_CONTACT_TIMEOUT).await?;
     let mut named = all(&mut manager).await?;
     named.retain(|info| {
         info.spec
@@ -102,7 +103,7 @@ async fn all(manager: &mut session::Manager) -> Result<Vec<InterceptInfo>, Failu
             .into_inner();
         Ok(snapshots.message().await?.unwrap_or_default())
     };
-    match timeout(PATIENCE, first).await {
+    match timeout(LIST_TIMEOUT, first).await {
         Ok(Ok(snapshot)) => Ok(snapshot.intercepts),
         Ok(Err(status)) => Err(Failure::Failed(format!(
             "the manager does not list intercepts: {}",

@@ -16,11 +16,11 @@ use crate::Failure;
 /// Protocol generation we speak; managers refuse clients that are too old by it.
 const VERSION: &str = "v2.27.5";
 /// Time for one call.
-pub(crate) const CALL: Duration = Duration::from_secs(15);
+pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 /// Default time to look for the manager at the start.
-pub(crate) const FIRST_CONTACT: Duration = Duration::from_secs(15);
+pub(crate) const FIRST_CONTACT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Interval of the Remain call.
-const REMAIN: Duration = Duration::from_secs(5);
+const REMAIN_INTERVAL: Duration = Duration::from_secs(5);
 /// Bytes one stream may send ahead of its reader.
 const STREAM_WINDOW: u32 = 1 << 20;
 /// Bytes one connection may send ahead of its readers: all tunnels share it, so a stalled one must
@@ -83,7 +83,7 @@ pub(crate) async fn connect(address: &str, patience: Duration) -> Result<Manager
 /// Wraps a message as a call with a deadline.
 pub(crate) fn call<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
-    request.set_timeout(CALL);
+    request.set_timeout(CALL_TIMEOUT);
     request
 }
 
@@ -102,7 +102,7 @@ pub(crate) fn client_info(client: &str, namespace: &str) -> ClientInfo {
 /// Calls Remain at every interval. Returns when the manager does not know the session or cannot be
 /// reached.
 pub(crate) async fn remain(mut manager: Manager, session: SessionInfo) -> Status {
-    let mut ticks = interval_at(Instant::now() + REMAIN, REMAIN);
+    let mut ticks = interval_at(Instant::now() + REMAIN_INTERVAL, REMAIN_INTERVAL);
     loop {
         ticks.tick().await;
         let request = RemainRequest {

@@ -181,13 +181,13 @@ impl RouteTable {
     /// Decides one request. The first matching rule wins; kubelet probes (`user-agent:
     /// kube-probe/…`) stay with the app unless the rule has a filter on `user-agent`.
     pub fn decide<R: Request + ?Sized>(&self, request: &R) -> Decision<'_> {
-        self.judge(request).decision
+        self.route_explained(request).decision
     }
 
     /// Decides like [`Self::decide`] and checks if the request asks for an explanation: it carries
     /// [`matcher::EXPLAIN`] with the id of one of this port's intercepts, or with the session of
     /// its owner.
-    pub fn judge<R: Request + ?Sized>(&self, request: &R) -> Routed<'_> {
+    pub fn route_explained<R: Request + ?Sized>(&self, request: &R) -> Routed<'_> {
         if self.entries.is_empty() {
             return Routed {
                 decision: Decision::App,
@@ -432,15 +432,15 @@ mod tests {
         let table = RouteTable::new(vec![entry("s:mine", &[("x-dev", "a")], &[], State::Active)]);
         let asks = |token: &str| {
             table
-                .judge(&Sample("/", vec![("X-Traffic-Agent-Explain", token)]))
+                .route_explained(&Sample("/", vec![("X-Traffic-Agent-Explain", token)]))
                 .asks_why
         };
         assert!(asks("s:mine") && asks("s"));
         assert!(!asks("") && !asks("s:") && !asks("mine") && !asks("t"));
-        assert!(!table.judge(&Sample("/", vec![])).asks_why);
+        assert!(!table.route_explained(&Sample("/", vec![])).asks_why);
         assert!(
             !RouteTable::default()
-                .judge(&Sample("/", vec![("x-traffic-agent-explain", "s")]))
+                .route_explained(&Sample("/", vec![("x-traffic-agent-explain", "s")]))
                 .asks_why
         );
     }

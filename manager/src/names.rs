@@ -18,7 +18,7 @@ const ASKED: usize = 2;
 /// TTL of records in seconds, as the agents use.
 const TTL: u32 = 4;
 /// Time for the manager's own resolver.
-const OWN_LOOKUP: Duration = Duration::from_secs(5);
+const OWN_LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
 const NO_ERROR: i32 = 0;
 const SERVER_FAILURE: i32 = 2;
@@ -123,7 +123,7 @@ impl Names {
 /// Returns the addresses of a name as this process resolves it; empty if it has none.
 pub(crate) async fn addresses(name: &str) -> Vec<IpAddr> {
     let name = name.strip_suffix('.').unwrap_or(name);
-    match timeout(OWN_LOOKUP, tokio::net::lookup_host((name, 0))).await {
+    match timeout(OWN_LOOKUP_TIMEOUT, tokio::net::lookup_host((name, 0))).await {
         Ok(Ok(found)) => found.map(|address| address.ip().to_canonical()).collect(),
         _ => Vec::new(),
     }

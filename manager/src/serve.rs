@@ -32,7 +32,7 @@ const STREAM_WINDOW: u32 = 1 << 20;
 /// a stalled one must not use up the window of the others.
 const CONNECTION_WINDOW: u32 = 1 << 30;
 /// Keepalive interval; detects peers that vanished without closing.
-const KEEPALIVE: Duration = Duration::from_secs(30);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 /// Time tunnels may continue after the manager was told to stop.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -79,7 +79,7 @@ impl Bound {
             .accept_http1(true)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .http2_keepalive_interval(Some(KEEPALIVE))
+            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .add_routes(Routes::from(routes))
             .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
         let grace = async {

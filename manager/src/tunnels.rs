@@ -27,11 +27,11 @@ use crate::sessions::Who;
 /// more.
 pub(crate) const QUEUE: usize = 8;
 /// Time until the first message of a new stream has to arrive.
-const OPENING: Duration = Duration::from_secs(10);
+const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Default wait for the second stream, if the first names no times.
-const DEFAULT_WAIT: Duration = Duration::from_secs(7);
+const DEFAULT_JOIN_TIMEOUT: Duration = Duration::from_secs(7);
 /// Maximum wait for the second stream, whatever the first one asks for.
-const MAX_WAIT: Duration = Duration::from_secs(60);
+const MAX_JOIN_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A peer's stream.
 pub(crate) struct End {
@@ -125,8 +125,8 @@ impl Tunnels {
             ))
         })?;
         let wait = match info.dial_timeout.saturating_add(info.roundtrip_latency) {
-            Duration::ZERO => DEFAULT_WAIT,
-            wait => wait.min(MAX_WAIT),
+            Duration::ZERO => DEFAULT_JOIN_TIMEOUT,
+            wait => wait.min(MAX_JOIN_TIMEOUT),
         };
         let deadline = Instant::now() + wait;
         let mut waiting = self.wait_for(other, info.conn_id);
@@ -247,7 +247,7 @@ async fn pipe(first: End, second: End) {
         let disconnect = TunnelMessage {
             payload: Message::Disconnect.encode(),
         };
-        let _ = timeout(OPENING, sender.send(Ok(disconnect))).await;
+        let _ = timeout(FIRST_MESSAGE_TIMEOUT, sender.send(Ok(disconnect))).await;
     }
 }
 
@@ -286,7 +286,7 @@ async fn pass(
 }
 
 async fn opening(incoming: &mut Streaming<TunnelMessage>) -> Result<Message, Status> {
-    let message = timeout(OPENING, incoming.message()).await;
+    let message = timeout(FIRST_MESSAGE_TIMEOUT, incoming.message()).await;
     let message =
         message.map_err(|_| Status::deadline_exceeded("the tunnel was not opened in time"))??;
     let message = message

@@ -20,15 +20,15 @@ use tonic::Status;
 use crate::conn_id::ConnId;
 use crate::manager::TunnelMessage;
 use crate::port::Transport;
-use crate::tunnel::{MAX_DATAGRAM, Message, TCP_IDLE, UDP_IDLE, begin_normal};
+use crate::tunnel::{MAX_DATAGRAM, Message, TCP_IDLE_TIMEOUT, UDP_IDLE_TIMEOUT, begin_normal};
 
 /// Default dial timeout if the stream names none.
 pub const DEFAULT_DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 /// Size of one read from a socket, and so of one message: large enough for bulk, small beside a
 /// queue of them.
-const READ: usize = 64 << 10;
+const READ_SIZE: usize = 64 << 10;
 /// Time the peer gets to end a stream that is over for us.
-const LINGER: Duration = Duration::from_secs(10);
+const LINGER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Sending half of a tunnel stream. The end of data is signalled differently by the two ends of a
 /// gRPC call: a client half-closes, a server sends a message.
@@ -144,7 +144,7 @@ where
 {
     let _ = outgoing.send(Message::DialReject.encode()).await;
     outgoing.close();
-    until_ended(incoming, LINGER).await;
+    until_ended(incoming, LINGER_TIMEOUT).await;
 }
 
 enum Socket {
@@ -248,7 +248,7 @@ where
 {
     // Fails only on a socket that is gone already, which the first read or write reports.
     let _ = stream.set_nodelay(true);
-    let activity = Activity::new(TCP_IDLE);
+    let activity = Activity::new(TCP_IDLE_TIMEOUT);
     let (mut read, mut write) = stream.split();
     let ended = {
         let both = async {
@@ -266,7 +266,7 @@ where
         Ok(()) => {
             outgoing.close();
             // As long as it takes: a slow reader at the far end may still be taking what we sent.
-            until_ended(incoming, TCP_IDLE).await;
+            until_ended(incoming, TCP_IDLE_TIMEOUT).await;
             Carried::Whole
         }
         Err(Broken::Target) => {
@@ -274,11 +274,11 @@ where
             // That it then seems to end in order means nothing: a reset shows once only.
             let rest = async {
                 if !outgoing.finished {
-                    let _ = timeout(LINGER, read_all(&mut read, outgoing, &activity)).await;
+                    let _ = timeout(LINGER_TIMEOUT, read_all(&mut read, outgoing, &activity)).await;
                 }
                 break_off(outgoing).await;
             };
-            tokio::join!(rest, until_ended(incoming, LINGER));
+            tokio::join!(rest, until_ended(incoming, LINGER_TIMEOUT));
             Carried::TargetLost
         }
         Err(Broken::Tunnel) => {
@@ -288,7 +288,7 @@ where
         }
         Err(Broken::Idle) => {
             break_off(outgoing).await;
-            until_ended(incoming, LINGER).await;
+            until_ended(incoming, LINGER_TIMEOUT).await;
             Carried::Idle
         }
     }
@@ -317,7 +317,7 @@ async fn read_all<T>(
             () = outgoing.gone() => return Err(Broken::Tunnel),
         }
         let place = outgoing.place().await?;
-        let mut message = BytesMut::with_capacity(READ);
+        let mut message = BytesMut::with_capacity(READ_SIZE);
         begin_normal(&mut message);
         match read.try_read_buf(&mut message) {
             Ok(0) => return Ok(()),
@@ -373,7 +373,7 @@ async fn copy_udp<S, T>(socket: UdpSocket, incoming: &mut S, outgoing: &mut Outg
 where
     S: Stream<Item = Result<TunnelMessage, Status>> + Unpin,
 {
-    let activity = Activity::new(UDP_IDLE);
+    let activity = Activity::new(UDP_IDLE_TIMEOUT);
     let ended: Result<(), Broken> = {
         let receive = async {
             loop {
@@ -409,18 +409,18 @@ where
         Ok(()) => {
             let _ = outgoing.finish().await;
             outgoing.close();
-            until_ended(incoming, LINGER).await;
+            until_ended(incoming, LINGER_TIMEOUT).await;
             Carried::Whole
         }
         Err(Broken::Tunnel) => Carried::TunnelLost,
         Err(Broken::Target) => {
             break_off(outgoing).await;
-            until_ended(incoming, LINGER).await;
+            until_ended(incoming, LINGER_TIMEOUT).await;
             Carried::TargetLost
         }
         Err(Broken::Idle) => {
             break_off(outgoing).await;
-            until_ended(incoming, LINGER).await;
+            until_ended(incoming, LINGER_TIMEOUT).await;
             Carried::Idle
         }
     }
@@ -428,7 +428,7 @@ where
 
 /// Tells the peer that the stream is over.
 async fn break_off<T>(outgoing: &mut Outgoing<T>) {
-    let _ = timeout(LINGER, outgoing.send(Message::Disconnect.encode())).await;
+    let _ = timeout(LINGER_TIMEOUT, outgoing.send(Message::Disconnect.encode())).await;
     outgoing.close();
 }
 

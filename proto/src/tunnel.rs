@@ -20,11 +20,11 @@ pub const GRPC_LIMIT: usize = 4 << 20;
 /// Messages queued by a peer for each direction of a stream.
 pub const QUEUE_DEPTH: usize = 50;
 /// Idle time after which a TCP stream is closed.
-pub const TCP_IDLE: Duration = Duration::from_secs(2 * 60 * 60);
+pub const TCP_IDLE_TIMEOUT: Duration = Duration::from_secs(2 * 60 * 60);
 /// Idle time after which a UDP stream is closed.
-pub const UDP_IDLE: Duration = Duration::from_secs(60);
+pub const UDP_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Longest duration in a `StreamInfo`: a peer has eight bytes of seven bits for it.
-pub const MAX_DURATION: Duration = Duration::from_nanos((1 << 56) - 1);
+pub const MAX_STREAM_TIMEOUT: Duration = Duration::from_nanos((1 << 56) - 1);
 
 const NORMAL: u8 = 0;
 const STREAM_INFO: u8 = 1;
@@ -132,7 +132,7 @@ impl Message {
         }
     }
 
-    /// Encodes the message. Durations above `MAX_DURATION` are capped. Data is copied: to avoid
+    /// Encodes the message. Durations above `MAX_STREAM_TIMEOUT` are capped. Data is copied: to avoid
     /// that, read it directly after [`begin_normal`].
     pub fn encode(&self) -> Bytes {
         match self {
@@ -220,14 +220,14 @@ pub fn duration_from_nanos(nanos: i64) -> Duration {
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(0))
 }
 
-/// Converts a duration for a nanosecond field, capped to `MAX_DURATION` since the receiver may put
+/// Converts a duration for a nanosecond field, capped to `MAX_STREAM_TIMEOUT` since the receiver may put
 /// it into a `StreamInfo`.
 pub fn nanos_from_duration(duration: Duration) -> i64 {
     wire_nanos(duration).cast_signed()
 }
 
 fn wire_nanos(duration: Duration) -> u64 {
-    let max = MAX_DURATION.as_nanos();
+    let max = MAX_STREAM_TIMEOUT.as_nanos();
     u64::try_from(duration.as_nanos().min(max)).unwrap_or(u64::MAX >> 8)
 }
 

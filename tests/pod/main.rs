@@ -11,7 +11,7 @@ use std::process::Command;
 use harness::apps::App;
 use harness::pod::{Pod, Space};
 use harness::process::Process;
-use harness::wait::{PATIENCE, until};
+use harness::wait::{WAIT_TIMEOUT, until};
 use harness::{caller, programs};
 
 /// The agent's own group; that is how the rules know it. It shares its user with the app.
@@ -286,7 +286,7 @@ fn datagram(space: &Space, who: Who, address: &str) -> String {
     space.run_as(who.0, who.1, || {
         let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).unwrap();
         socket.connect(to).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
         let mut buffer = [0; 2048];
         let answer = socket.send(b"?").and_then(|_| socket.recv(&mut buffer));
         answer.map_or_else(

@@ -7,7 +7,7 @@ use std::process::Command;
 use harness::process::Process;
 use harness::sidecar::Port;
 use harness::system::{Agent, System, sidecar, start_manager};
-use harness::wait::{PATIENCE, until};
+use harness::wait::{WAIT_TIMEOUT, until};
 use harness::{apps, ports, programs};
 
 /// A database that answers `GET who` with its name.
@@ -38,7 +38,7 @@ struct Redis(BufReader<TcpStream>);
 impl Redis {
     fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
         Self(BufReader::new(stream))
     }
 

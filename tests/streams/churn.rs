@@ -87,7 +87,7 @@ async fn churning_intercepts_cost_no_request_and_misroute_none() {
         tally.stop.store(true, Ordering::Relaxed);
     }
     for caller in callers {
-        tokio::time::timeout(2 * harness::wait::PATIENCE, caller)
+        tokio::time::timeout(2 * harness::wait::WAIT_TIMEOUT, caller)
             .await
             .expect("callers end")
             .unwrap();

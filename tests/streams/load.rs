@@ -106,7 +106,7 @@ impl Work {
             let asked = self.rules.ask(number);
             let body = "x".repeat(length(number));
             let exchange = timeout(
-                harness::wait::PATIENCE,
+                harness::wait::WAIT_TIMEOUT,
                 exchange(&mut socket, &asked, &body),
             );
             let answer = exchange
@@ -161,7 +161,7 @@ impl Work {
             }
             let request = request.body(Full::new(vec![b'x'; sent].into())).unwrap();
             let answer =
-                match timeout(harness::wait::PATIENCE, send.try_send_request(request)).await {
+                match timeout(harness::wait::WAIT_TIMEOUT, send.try_send_request(request)).await {
                     Ok(Ok(response)) => {
                         let by = response
                             .headers()
@@ -206,7 +206,8 @@ impl Work {
             let asked = self.rules.ask(number);
             let sent = length(number);
             let answer = loop {
-                let called = timeout(harness::wait::PATIENCE, call(&mut grpc, &asked, sent)).await;
+                let called =
+                    timeout(harness::wait::WAIT_TIMEOUT, call(&mut grpc, &asked, sent)).await;
                 match called.unwrap_or_else(|late| Err(Status::deadline_exceeded(late.to_string())))
                 {
                     Ok(answer) => break Ok(answer),

@@ -22,7 +22,7 @@ use traffic_proto::manager::{
 };
 
 /// How long a caller at full work may take to read a GOAWAY.
-const MOVING: Duration = Duration::from_millis(500);
+const GOAWAY_GRACE: Duration = Duration::from_millis(500);
 
 /// Who may answer a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -236,7 +236,7 @@ impl Control {
             self.create(&name, container_port, "slow").await;
             self.until_served(&name, true).await;
             // Callers whose frames are relayed move as soon as they have read that they shall.
-            tokio::time::sleep(MOVING).await;
+            tokio::time::sleep(GOAWAY_GRACE).await;
             rules.gone.store(gone, Ordering::SeqCst);
             rules.slow.fetch_add(1, Ordering::SeqCst);
             tokio::time::sleep(pause).await;

@@ -58,12 +58,12 @@ async fn pace(send: &SendRequest<Bytes>, dev: bool, lasts: Duration) -> Duration
         let mut ready = send.clone().ready().await.unwrap();
         let (response, mut up) = ready.send_request(request("/", dev), false).unwrap();
         up.send_data(Bytes::from_static(&[1; 1_000]), true).unwrap();
-        let mut body = timeout(harness::wait::PATIENCE, response)
+        let mut body = timeout(harness::wait::WAIT_TIMEOUT, response)
             .await
             .expect("an answer")
             .unwrap()
             .into_body();
-        while let Some(data) = timeout(harness::wait::PATIENCE, body.data())
+        while let Some(data) = timeout(harness::wait::WAIT_TIMEOUT, body.data())
             .await
             .expect("data")
         {
@@ -99,7 +99,7 @@ async fn stalls(system: &System, address: SocketAddr, dev: bool, what: &str) {
     let before = resident(system.agent.process.pid());
     let mut ready = send.clone().ready().await.unwrap();
     let (endless, _) = ready.send_request(request("/endless", dev), true).unwrap();
-    let _unread = timeout(harness::wait::PATIENCE, endless)
+    let _unread = timeout(harness::wait::WAIT_TIMEOUT, endless)
         .await
         .expect("a head")
         .unwrap();

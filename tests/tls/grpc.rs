@@ -167,7 +167,7 @@ async fn grpc_over_tls_reaches_app_and_workstation_over_mutual_tls() {
     .unwrap();
     let mut after = HealthClient::new(channel(rig.agent.address(), rig.authority.pem()).await);
     // A request may be on its way while the old connection is being left.
-    let deadline = tokio::time::Instant::now() + harness::wait::PATIENCE;
+    let deadline = tokio::time::Instant::now() + harness::wait::WAIT_TIMEOUT;
     while !asked(&mut before, "local", true).await {
         assert!(
             tokio::time::Instant::now() < deadline,

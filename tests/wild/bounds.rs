@@ -11,7 +11,7 @@ use harness::apps::{field, raw, read_head};
 use harness::caller::Caller;
 use harness::process::Process;
 use harness::system::System;
-use harness::wait::{PATIENCE, SetAtEnd, until};
+use harness::wait::{SetAtEnd, WAIT_TIMEOUT, until};
 
 use crate::rig::{Way, memory_kib, scale, towards};
 
@@ -257,7 +257,7 @@ impl Pace {
             watch();
             std::thread::sleep(Duration::from_millis(50));
             assert!(
-                begin.elapsed() < time + PATIENCE,
+                begin.elapsed() < time + WAIT_TIMEOUT,
                 "held up: {before:?} answers, later {:?}",
                 self.now()
             );

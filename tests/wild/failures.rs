@@ -17,7 +17,7 @@ use crate::rig::{Way, connect, counted, each, in_front_of, patient, read_out, re
 
 const MATCHING: &[(&str, &str)] = &[("x-dev", "a")];
 /// What opening a tunnel and the dial may take together, and some patience: machines are slow.
-const BUDGET: Duration = Duration::from_secs(15);
+const FALLBACK_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The reasons under which requests have gone to the app, summed up.
 fn failed_open(system: &System) -> u64 {
@@ -56,7 +56,7 @@ fn the_app_steps_in(system: &System, why: &str) {
         }
     });
     let took = begin.elapsed();
-    assert!(took < BUDGET, "{why}: {took:?}");
+    assert!(took < FALLBACK_TIMEOUT, "{why}: {took:?}");
     assert_eq!(failed_open(system) - before, 4, "{why}");
     eprintln!("{why}: four requests went to the app within {took:?}");
     let lines = said(system, "no workstation: the app");
@@ -157,7 +157,11 @@ fn connections_of_a_port_that_was_taken_whole_go_to_the_app_unless_they_are_unde
                 scope.spawn(|| assert_eq!(who(), expected, "{way:?}"));
             }
         });
-        assert!(begin.elapsed() < BUDGET, "{way:?}: {:?}", begin.elapsed());
+        assert!(
+            begin.elapsed() < FALLBACK_TIMEOUT,
+            "{way:?}: {:?}",
+            begin.elapsed()
+        );
         if way == Way::Direct {
             assert_eq!(system.agent.stat(".fail_open.dial_timeout"), 4);
             assert_eq!(said(&system, "no workstation: the app").len(), 1);

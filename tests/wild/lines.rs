@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use harness::apps::raw;
 use harness::sidecar::Port;
 use harness::system::{Agent, System};
-use harness::wait::PATIENCE;
+use harness::wait::WAIT_TIMEOUT;
 use harness::{apps, ports};
 
 use crate::rig::{Way, connect, each, patient, read_out, reset, towards};
@@ -168,7 +168,7 @@ fn either_side_may_end_first_while_the_other_goes_on() {
             "the caller ended first, {way:?}"
         );
         assert!(
-            seen.recv_timeout(PATIENCE).unwrap() == (pattern(MUCH), None),
+            seen.recv_timeout(WAIT_TIMEOUT).unwrap() == (pattern(MUCH), None),
             "{way:?}"
         );
 
@@ -181,7 +181,7 @@ fn either_side_may_end_first_while_the_other_goes_on() {
         caller.write_all(&pattern(MUCH)).unwrap();
         drop(caller);
         assert!(
-            seen.recv_timeout(PATIENCE).unwrap() == (pattern(MUCH), None),
+            seen.recv_timeout(WAIT_TIMEOUT).unwrap() == (pattern(MUCH), None),
             "{way:?}"
         );
     });
@@ -233,7 +233,7 @@ fn a_reset_by_either_side_arrives_as_a_reset() {
         caller.read_exact(&mut echo).unwrap();
         reset(&caller);
         drop(caller);
-        let error = seen.recv_timeout(PATIENCE).unwrap();
+        let error = seen.recv_timeout(WAIT_TIMEOUT).unwrap();
         assert_eq!(
             error,
             (HELLO.to_vec(), Some(ErrorKind::ConnectionReset)),
@@ -257,7 +257,7 @@ fn a_reset_by_either_side_arrives_as_a_reset() {
         caller.shutdown(Shutdown::Write).unwrap();
         assert_eq!(read_out(&mut caller), (HELLO.to_vec(), None), "{way:?}");
         assert_eq!(
-            seen.recv_timeout(PATIENCE).unwrap(),
+            seen.recv_timeout(WAIT_TIMEOUT).unwrap(),
             (HELLO.to_vec(), None),
             "{way:?}"
         );
@@ -272,7 +272,7 @@ fn a_reset_behind_a_half_close_arrives_at_an_app_that_is_silent() {
         patient(&stream);
         let mut all = Vec::new();
         stream.read_to_end(&mut all).unwrap();
-        let deadline = Instant::now() + PATIENCE / 2;
+        let deadline = Instant::now() + WAIT_TIMEOUT / 2;
         told.send(None).unwrap();
         let gone = loop {
             match stream.take_error().unwrap() {
@@ -288,12 +288,12 @@ fn a_reset_behind_a_half_close_arrives_at_an_app_that_is_silent() {
         let mut caller = connect(address);
         caller.write_all(HELLO).unwrap();
         caller.shutdown(Shutdown::Write).unwrap();
-        assert_eq!(seen.recv_timeout(PATIENCE).unwrap(), None);
+        assert_eq!(seen.recv_timeout(WAIT_TIMEOUT).unwrap(), None);
         reset(&caller);
         drop(caller);
         // What the kernel calls a reset behind the peer's end.
         assert_eq!(
-            seen.recv_timeout(PATIENCE).unwrap(),
+            seen.recv_timeout(WAIT_TIMEOUT).unwrap(),
             Some(ErrorKind::BrokenPipe),
             "{address}"
         );

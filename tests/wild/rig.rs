@@ -10,7 +10,7 @@ use harness::ports;
 use harness::process::Process;
 use harness::sidecar::{Port, Sidecar};
 use harness::system::{Agent, System, sidecar, start_manager_with};
-use harness::wait::{PATIENCE, until};
+use harness::wait::{WAIT_TIMEOUT, until};
 
 /// How large a run is: what the environment says, else the short form.
 pub(crate) fn scale(variable: &str, short: u64) -> u64 {
@@ -102,7 +102,7 @@ pub(crate) fn towards(server: SocketAddr, way: Way, filter: &[&str]) -> (System,
 
 /// Connects with a deadline for every read and write.
 pub(crate) fn connect(address: SocketAddr) -> TcpStream {
-    let stream = TcpStream::connect_timeout(&address, PATIENCE).unwrap();
+    let stream = TcpStream::connect_timeout(&address, WAIT_TIMEOUT).unwrap();
     patient(&stream);
     stream
 }
@@ -110,8 +110,8 @@ pub(crate) fn connect(address: SocketAddr) -> TcpStream {
 /// Sets generous deadlines.
 pub(crate) fn patient(stream: &TcpStream) {
     stream.set_nodelay(true).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
+    stream.set_write_timeout(Some(WAIT_TIMEOUT)).unwrap();
 }
 
 /// Makes the coming drop a reset.

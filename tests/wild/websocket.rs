@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures_util::{SinkExt, StreamExt};
 use harness::apps::{field, raw, read_head};
 use harness::caller::Caller;
-use harness::wait::{PATIENCE, SetAtEnd, until};
+use harness::wait::{SetAtEnd, WAIT_TIMEOUT, until};
 use tokio::net::TcpStream as Socket;
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
@@ -83,7 +83,7 @@ async fn open(
     }
     let socket = Socket::connect(address).await.unwrap();
     socket.set_nodelay(true).unwrap();
-    let (mut socket, _) = timeout(PATIENCE, client_async(request, socket))
+    let (mut socket, _) = timeout(WAIT_TIMEOUT, client_async(request, socket))
         .await
         .unwrap()
         .unwrap();
@@ -92,7 +92,7 @@ async fn open(
 }
 
 async fn next(socket: &mut WebSocketStream<Socket>) -> Message {
-    timeout(PATIENCE, socket.next())
+    timeout(WAIT_TIMEOUT, socket.next())
         .await
         .expect("a message in time")
         .expect("a message")
@@ -137,7 +137,7 @@ fn ten_thousand_messages_pass_each_way_wherever_the_websocket_goes() {
             };
             let receiving = async {
                 for number in 0..messages {
-                    let came = timeout(PATIENCE, source.next())
+                    let came = timeout(WAIT_TIMEOUT, source.next())
                         .await
                         .expect("a message in time")
                         .unwrap()
@@ -174,7 +174,10 @@ fn codes_and_reasons_of_closing_pass_both_ways() {
                 "{way:?}"
             );
             assert!(
-                timeout(PATIENCE, socket.next()).await.unwrap().is_none(),
+                timeout(WAIT_TIMEOUT, socket.next())
+                    .await
+                    .unwrap()
+                    .is_none(),
                 "an orderly end, {way:?}"
             );
 
@@ -190,7 +193,10 @@ fn codes_and_reasons_of_closing_pass_both_ways() {
                 "{way:?}"
             );
             assert!(
-                timeout(PATIENCE, socket.next()).await.unwrap().is_none(),
+                timeout(WAIT_TIMEOUT, socket.next())
+                    .await
+                    .unwrap()
+                    .is_none(),
                 "an orderly end, {way:?}"
             );
         });

@@ -101,7 +101,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
         post: true,
         help: "exit the agent in order",
         answer: |_, a| {
-            a.orders.quit.notify_one();
+            a.commands.quit.notify_one();
             ok()
         },
     },
@@ -305,11 +305,11 @@ fn explained(asked: &AdminRequest<'_>, agent: &Agent) -> Page {
 }
 
 fn drain(asked: &AdminRequest<'_>, agent: &Agent) -> Page {
-    agent.orders.graceful.store(
+    agent.commands.graceful.store(
         asked.params().any(|(n, _)| n == "graceful"),
         std::sync::atomic::Ordering::Relaxed,
     );
-    agent.orders.drain.notify_one();
+    agent.commands.drain.notify_one();
     ok()
 }
 

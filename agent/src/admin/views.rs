@@ -215,7 +215,7 @@ pub fn intercepts(agent: &Agent) -> Json {
         .iter()
         .map(|port| {
             let table = port.routes.load_full();
-            let (declared, source) = port.spoken.get();
+            let (declared, source) = port.app_protocol.get();
             json!({
                 "containerPort": port.container_port,
                 "agentPort": port.agent_port,

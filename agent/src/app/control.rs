@@ -103,7 +103,7 @@ pub(crate) fn manager_address(settings: &Settings) -> String {
 }
 
 fn level_switch(log: logging::LogControl) -> LevelSwitch {
-    LevelSwitch(Box::new(move |level| log.wish(level)))
+    LevelSwitch(Box::new(move |level| log.level_override(level)))
 }
 
 fn identity(settings: &Settings, api_port: u16) -> crate::control::config::AgentIdentity {

@@ -19,7 +19,7 @@ use crate::proxy::udp;
 use crate::upstream::Transport;
 
 /// Maximum of ports tried after the wanted one.
-const FOLLOWING: u16 = 20;
+const MAX_FOLLOWING_PORTS: u16 = 20;
 
 /// A bound UDP port.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ pub(crate) struct UdpPort {
 /// A server port could not be bound.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{name} port {wanted}: neither it nor one of the {FOLLOWING} following ones is free ({source}); set {key} to a free port"
+    "{name} port {wanted}: neither it nor one of the {MAX_FOLLOWING_PORTS} following ones is free ({source}); set {key} to a free port"
 )]
 pub struct ServersError {
     name: &'static str,
@@ -117,7 +117,7 @@ impl Servers {
 }
 
 fn bind_near(bind: Bind, wanted: u16) -> io::Result<ApiListener> {
-    let last = wanted.saturating_add(if wanted == 0 { 0 } else { FOLLOWING });
+    let last = wanted.saturating_add(if wanted == 0 { 0 } else { MAX_FOLLOWING_PORTS });
     let mut answer = bind_families(bind, wanted);
     for port in wanted.saturating_add(1)..=last {
         match &answer {

@@ -18,7 +18,7 @@ use crate::tls;
 
 /// Delays of the releases: when everything is listening, when the manager was met, and when the
 /// first snapshots are through.
-const AFTER: [Duration; 3] = [
+const RELEASE_DELAYS: [Duration; 3] = [
     Duration::ZERO,
     Duration::from_millis(300),
     Duration::from_secs(10),
@@ -34,14 +34,14 @@ pub(crate) async fn release_startup_pages(ports: Vec<Arc<PortContext>>, ready: R
         .collect();
     let warn = |port, error| tracing::warn!(port, %error, "a TLS handshake was tried, and would fail for callers");
     for (port, tls) in &tls {
-        tls.rehearse().unwrap_or_else(|error| warn(*port, error));
+        tls.self_test().unwrap_or_else(|error| warn(*port, error));
     }
     let hello = if tls.is_empty() {
         Vec::new()
     } else {
         tls::server::accept::hello().unwrap_or_default()
     };
-    for after in AFTER {
+    for after in RELEASE_DELAYS {
         tokio::time::sleep(after).await;
         drop_clean_pages();
         for (port, tls) in tls.iter().filter(|_| ready.is_ready()) {

@@ -67,7 +67,7 @@ pub(crate) fn build(
             );
             shared.access = access.clone();
             let shared = Arc::new(shared);
-            let (declared, source) = shared.spoken.get();
+            let (declared, source) = shared.app_protocol.get();
             tracing::info!(
                 port = shared.container_port,
                 agent_port = shared.agent_port,
@@ -128,7 +128,7 @@ fn share(
     let addr = app_addr(settings, target);
     let replaced = is_replaced(settings, target);
     let (tls, app): (_, Arc<dyn DialApp>) = match plan {
-        _ if replaced => (None, Arc::new(NoApp(addr))),
+        _ if replaced => (None, Arc::new(ReplacedApp(addr))),
         Some(plan) => {
             let (tls, app) = app_tls::compose(plan, addr, clear_http(settings, declared), stores);
             (Some(tls), app)
@@ -149,7 +149,7 @@ fn share(
         } else {
             Transport::Tcp
         },
-        spoken: DetectedProtocol::new(declared, source),
+        app_protocol: DetectedProtocol::new(declared, source),
         app,
         tls,
         tunnels,
@@ -255,20 +255,20 @@ fn is_replaced(settings: &Settings, target: &Target) -> bool {
 pub(crate) fn link(settings: &Settings, port: &BoundPort) -> PortHandle {
     let shared = Arc::clone(&port.shared);
     let routes = Arc::clone(&shared.routes);
-    let asking = Arc::new(ProtocolProbe {
+    let probe = Arc::new(ProtocolProbe {
         may_ask: may_ask_in_clear_text(settings),
         tls_seen: AtomicBool::new(false),
         shared,
     });
-    let told = Arc::clone(&asking);
+    let probe_handle = Arc::clone(&probe);
     let ask = move || -> ProbeFuture {
-        let asking = Arc::clone(&asking);
+        let probe = Arc::clone(&probe);
         // An app that does not answer in time is one whose protocol nobody knows.
-        Box::pin(async move { drop(tokio::time::timeout(PROBE_TIMEOUT, asking.ask()).await) })
+        Box::pin(async move { drop(tokio::time::timeout(PROBE_TIMEOUT, probe.ask()).await) })
     };
     PortHandle {
         routes,
-        unreadable: Box::new(move || told.unreadable()),
+        unreadable: Box::new(move || probe_handle.unreadable()),
         ask: Box::new(ask),
     }
 }
@@ -288,7 +288,7 @@ impl ProtocolProbe {
         if reads || !self.may_ask || shared.transport == Transport::Udp {
             return;
         }
-        match shared.spoken.get() {
+        match shared.app_protocol.get() {
             (AppProtocol::Unknown, _) | (_, ProtocolSource::Probe) => {
                 protocol_probe::probe(shared).await;
             }
@@ -303,7 +303,7 @@ impl ProtocolProbe {
     /// has no valid certificate for it.
     fn unreadable(&self) -> Option<String> {
         let (shared, tls) = (&*self.shared, self.shared.tls.as_ref());
-        let speaks_tls = shared.spoken.get().0 == AppProtocol::Tls
+        let speaks_tls = shared.app_protocol.get().0 == AppProtocol::Tls
             || self.tls_seen.load(Ordering::Relaxed)
             || tls.is_some_and(|tls| tls.is_certain());
         if !speaks_tls || tls.is_some_and(|tls| tls.in_force()) {
@@ -320,16 +320,16 @@ impl ProtocolProbe {
 fn asks(settings: &Settings, shared: &PortContext) -> bool {
     shared.transport == Transport::Tcp
         && shared.tls.is_none()
-        && shared.spoken.get().0 == AppProtocol::Unknown
+        && shared.app_protocol.get().0 == AppProtocol::Unknown
         && may_ask_in_clear_text(settings)
 }
 
 /// The app of a replaced container: it does not exist, and dialling its port would reach the agent
 /// itself.
 #[derive(Clone, Copy, Debug)]
-struct NoApp(AppAddr);
+struct ReplacedApp(AppAddr);
 
-impl DialApp for NoApp {
+impl DialApp for ReplacedApp {
     fn dial<'a>(&'a self, _hello: Option<&'a TlsInfo>) -> BoxFuture<'a, Result<Conn, AppError>> {
         let refused = io::Error::new(
             io::ErrorKind::ConnectionRefused,

@@ -34,7 +34,7 @@ pub struct Shutdown {
     /// Readiness.
     pub ready: Ready,
     /// Commands from the admin.
-    pub orders: Arc<AdminCommands>,
+    pub commands: Arc<AdminCommands>,
     /// Time in which connections are still accepted.
     pub lame_duck: Duration,
     /// Time for open connections to end afterwards.
@@ -68,14 +68,14 @@ pub struct ShutdownReport {
     /// Connections that had to be cut.
     pub cut: usize,
     /// A second signal came.
-    pub hurried: bool,
+    pub forced: bool,
 }
 
 impl ShutdownReport {
     /// Returns the exit code: 0 for an orderly end, 1 if something was cut or a second signal came.
     #[must_use]
     pub fn exit_code(self) -> u8 {
-        u8::from(self.cut > 0 || self.hurried)
+        u8::from(self.cut > 0 || self.forced)
     }
 }
 
@@ -91,7 +91,7 @@ impl Shutdown {
         depart: impl Future<Output = ()> + Send + 'd,
     ) -> ShutdownReport {
         let mut signals = pin!(signals.fuse());
-        self.until_told(&mut signals).await;
+        self.handle_commands(&mut signals).await;
         self.ready.fail(true);
         tracing::info!(lame_duck = ?self.lame_duck, grace = ?self.grace, "leaving: not ready");
         let departure: Pin<Box<dyn Future<Output = ()> + Send + 'd>> = Box::pin(depart);
@@ -101,7 +101,7 @@ impl Shutdown {
                 std::future::pending::<()>().await;
             }
         };
-        let hurried = tokio::select! {
+        let forced = tokio::select! {
             biased;
             () = again => true,
             () = self.phases(&departure) => false,
@@ -118,19 +118,19 @@ impl Shutdown {
             futures_util::future::join(self.drain.finished(), departure),
         )
         .await;
-        tracing::info!(cut, hurried, "left");
-        ShutdownReport { cut, hurried }
+        tracing::info!(cut, forced, "left");
+        ShutdownReport { cut, forced }
     }
 
     /// Handles admin commands until the shutdown begins.
-    async fn until_told(&self, signals: &mut (impl Stream<Item = ()> + Unpin)) {
+    async fn handle_commands(&self, signals: &mut (impl Stream<Item = ()> + Unpin)) {
         let mut closing: Option<Instant> = None;
         loop {
             tokio::select! {
                 Some(()) = signals.next() => return,
-                () = self.orders.quit.notified() => return,
-                () = self.orders.drain.notified() => {
-                    if self.orders.graceful.load(Ordering::Relaxed) {
+                () = self.commands.quit.notified() => return,
+                () = self.commands.drain.notified() => {
+                    if self.commands.graceful.load(Ordering::Relaxed) {
                         tracing::info!(lame_duck = ?self.lame_duck, "listeners drain");
                         self.ready.fail(true);
                         closing = Some(Instant::now() + self.lame_duck);
@@ -214,7 +214,7 @@ mod tests {
     use tokio::sync::mpsc;
     use tokio_stream::wrappers::ReceiverStream;
 
-    const LAME_DUCK: Duration = Duration::from_secs(5);
+    const LAME_DUCK_PERIOD: Duration = Duration::from_secs(5);
     const GRACE: Duration = Duration::from_secs(20);
 
     struct Stage {
@@ -229,8 +229,8 @@ mod tests {
         let leaving = Shutdown {
             drain: Drain::default(),
             ready: Ready::default(),
-            orders: Arc::default(),
-            lame_duck: LAME_DUCK,
+            commands: Arc::default(),
+            lame_duck: LAME_DUCK_PERIOD,
             grace: GRACE,
             app_ports: Vec::new(),
         };
@@ -263,7 +263,7 @@ mod tests {
         let mut s = stage();
         let (drain, ready) = (s.leaving.drain.clone(), s.leaving.ready.clone());
         let watch = tokio::spawn(async move {
-            sleep(LAME_DUCK - Duration::from_millis(1)).await;
+            sleep(LAME_DUCK_PERIOD - Duration::from_millis(1)).await;
             (ready.is_ready(), drain.is_closed())
         });
         s.signal.send(()).await.unwrap();
@@ -273,13 +273,13 @@ mod tests {
             (
                 ShutdownReport {
                     cut: 0,
-                    hurried: false
+                    forced: false
                 },
                 0
             )
         );
         assert!(
-            took >= LAME_DUCK && took < LAME_DUCK + Duration::from_millis(50),
+            took >= LAME_DUCK_PERIOD && took < LAME_DUCK_PERIOD + Duration::from_millis(50),
             "{took:?}"
         );
         assert_eq!(watch.await.unwrap(), (false, false));
@@ -291,12 +291,13 @@ mod tests {
         let mut s = stage();
         s.leaving
             .drain
-            .carry(sleep(LAME_DUCK + Duration::from_secs(7)));
+            .carry(sleep(LAME_DUCK_PERIOD + Duration::from_secs(7)));
         s.signal.send(()).await.unwrap();
         let (left, took) = s.leave().await;
         assert_eq!((left.cut, left.exit_code()), (0, 0));
         assert!(
-            took >= LAME_DUCK + Duration::from_secs(7) && took < LAME_DUCK + Duration::from_secs(8),
+            took >= LAME_DUCK_PERIOD + Duration::from_secs(7)
+                && took < LAME_DUCK_PERIOD + Duration::from_secs(8),
             "{took:?}"
         );
 
@@ -306,7 +307,8 @@ mod tests {
         let (left, took) = s.leave().await;
         assert_eq!((left.cut, left.exit_code()), (1, 1));
         assert!(
-            took >= LAME_DUCK + GRACE && took < LAME_DUCK + GRACE + Duration::from_secs(1),
+            took >= LAME_DUCK_PERIOD + GRACE
+                && took < LAME_DUCK_PERIOD + GRACE + Duration::from_secs(1),
             "{took:?}"
         );
     }
@@ -321,30 +323,30 @@ mod tests {
             again.send(()).await.unwrap();
         });
         let (left, took) = s.leave().await;
-        assert_eq!((left.hurried, left.exit_code()), (true, 1));
+        assert_eq!((left.forced, left.exit_code()), (true, 1));
         assert!(took < Duration::from_secs(2), "{took:?}");
     }
 
     #[tokio::test(start_paused = true)]
     async fn orders_of_the_admin_close_drain_and_quit() {
         let mut s = stage();
-        let (orders, drain) = (s.leaving.orders.clone(), s.leaving.drain.clone());
+        let (commands, drain) = (s.leaving.commands.clone(), s.leaving.drain.clone());
         let operator = tokio::spawn(async move {
-            orders.drain.notify_one();
+            commands.drain.notify_one();
             sleep(Duration::from_secs(1)).await;
             let closed = (drain.is_closed(), drain.is_draining());
-            orders.graceful.store(true, Ordering::Relaxed);
-            orders.drain.notify_one();
-            sleep(LAME_DUCK + Duration::from_secs(1)).await;
+            commands.graceful.store(true, Ordering::Relaxed);
+            commands.drain.notify_one();
+            sleep(LAME_DUCK_PERIOD + Duration::from_secs(1)).await;
             let drained = drain.is_draining();
-            orders.quit.notify_one();
+            commands.quit.notify_one();
             (closed, drained)
         });
         let (left, took) = s.leave().await;
         assert_eq!(operator.await.unwrap(), ((true, false), true));
         assert_eq!(left.exit_code(), 0);
         assert!(
-            took < LAME_DUCK + Duration::from_secs(3),
+            took < LAME_DUCK_PERIOD + Duration::from_secs(3),
             "no second lame-duck time: {took:?}"
         );
     }
@@ -360,6 +362,6 @@ mod tests {
         s.signal.send(()).await.unwrap();
         let (left, took) = s.leave().await;
         assert_eq!(left.exit_code(), 0);
-        assert!(took < LAME_DUCK, "{took:?}");
+        assert!(took < LAME_DUCK_PERIOD, "{took:?}");
     }
 }

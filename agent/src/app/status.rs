@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum size of a response, in bytes.
-const LIMIT: usize = 16 * 1024 * 1024;
+const MAX_RESPONSE: usize = 16 * 1024 * 1024;
 
 /// Error of reading the status.
 #[derive(Debug, thiserror::Error)]
@@ -99,7 +99,7 @@ async fn fetch(
         if !answer.status().is_success() {
             return Err(format!("answered {}", answer.status()).into());
         }
-        Ok(Limited::new(answer.into_body(), LIMIT)
+        Ok(Limited::new(answer.into_body(), MAX_RESPONSE)
             .collect()
             .await?
             .to_bytes())

@@ -43,7 +43,11 @@ pub(crate) fn of(settings: &Settings) -> String {
         }
         let (declared, source, odd) =
             protocol::of(target, &settings.annotations, s.app_protocol_strategy);
-        let _ = writeln!(text, "    protocol: {}", spoken(settings, declared, source));
+        let _ = writeln!(
+            text,
+            "    protocol: {}",
+            protocol_text(settings, declared, source)
+        );
         if let Some(odd) = odd {
             let _ = writeln!(text, "    warning: {odd}");
         }
@@ -64,7 +68,11 @@ pub(crate) fn of(settings: &Settings) -> String {
     text
 }
 
-fn spoken(settings: &Settings, declared: AppProtocol, source: context::ProtocolSource) -> String {
+fn protocol_text(
+    settings: &Settings,
+    declared: AppProtocol,
+    source: context::ProtocolSource,
+) -> String {
     match declared {
         AppProtocol::Unknown if ports::may_ask_in_clear_text(settings) => {
             "not declared; each caller's first bytes decide, and the app is asked when an intercept comes".to_owned()

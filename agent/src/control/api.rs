@@ -20,7 +20,9 @@ use traffic_proto::tunnel::{GRPC_LIMIT, Message, STREAM_VERSION, StreamInfo};
 use crate::control::config::PRODUCT_NAME;
 use crate::control::dialer;
 use crate::control::dns::Dns;
-use crate::control::tunnels::{QUEUE, TunnelDirection, Tunnels, answering, metered_incoming};
+use crate::control::tunnels::{
+    QUEUE_CAPACITY, TunnelDirection, Tunnels, answering, metered_incoming,
+};
 use crate::drain::Drain;
 use crate::telemetry::metrics::ControlMetrics;
 use crate::upstream::{Role, TunnelIo};
@@ -124,21 +126,21 @@ impl Agent for Service {
                 "a tunnel without a session id; send the client's session",
             ));
         }
-        let (tx, queue) = mpsc::channel(QUEUE);
+        let (tx, queue) = mpsc::channel(QUEUE_CAPACITY);
         // The queue is empty and has room for more than one.
         let _ = tx.try_send(Message::StreamOk(STREAM_VERSION).encode());
-        let towards = if self.tunnels.awaited(&info) {
+        let direction = if self.tunnels.awaited(&info) {
             TunnelDirection::Workstation
         } else {
             TunnelDirection::Cluster
         };
-        let meter = self.tunnels.meter(&info.session_id, towards);
+        let meter = self.tunnels.meter(&info.session_id, direction);
         let io = TunnelIo {
             tx,
             rx: metered_incoming(incoming, Arc::clone(&meter)),
             role: Role::Server,
         };
-        match (towards, self.tunnels.answer(&info, io)) {
+        match (direction, self.tunnels.answer(&info, io)) {
             (_, Ok(())) => {}
             (TunnelDirection::Workstation, Err(_)) => {
                 return Err(Status::cancelled("the caller has gone"));

@@ -19,12 +19,12 @@ use crate::telemetry::metrics::ControlMetrics;
 /// State shared by all sessions of this process.
 pub(crate) struct SessionContext {
     pub(crate) identity: AgentIdentity,
-    pub(crate) keeper: RoutePublisher,
+    pub(crate) publisher: RoutePublisher,
     pub(crate) tunnels: Tunnels,
     pub(crate) dns: Arc<Dns>,
     pub(crate) control: Drain,
     pub(crate) metrics: Arc<ControlMetrics>,
-    pub(crate) journal: LogOnce,
+    pub(crate) log_once: LogOnce,
     pub(crate) levels: Arc<LevelRequests>,
     pub(crate) reports: tokio::sync::Mutex<mpsc::Receiver<TunnelMetrics>>,
 }
@@ -32,7 +32,7 @@ pub(crate) struct SessionContext {
 /// Log level overrides by the manager, numbered so that one with a duration ends only itself.
 pub(crate) struct LevelRequests {
     pub(crate) switch: LevelSwitch,
-    pub(crate) wishes: AtomicU64,
+    pub(crate) count: AtomicU64,
 }
 
 /// Reason a session attempt ended.
@@ -51,14 +51,14 @@ pub(crate) enum SessionLost {
 impl LevelRequests {
     /// Sets a level and returns the number of the override.
     pub(crate) fn set(&self, level: Option<LogLevel>) -> u64 {
-        let number = self.wishes.fetch_add(1, Ordering::Relaxed) + 1;
+        let number = self.count.fetch_add(1, Ordering::Relaxed) + 1;
         (self.switch.0)(level);
         number
     }
 
     /// Removes the override unless a later one replaced it.
     pub(crate) fn restore_after(&self, number: u64) {
-        if self.wishes.load(Ordering::Relaxed) == number {
+        if self.count.load(Ordering::Relaxed) == number {
             (self.switch.0)(None);
         }
     }

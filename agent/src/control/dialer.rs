@@ -7,7 +7,7 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::mpsc;
 use traffic_proto::conn_id::ConnId;
 use traffic_proto::port::Transport;
-use traffic_proto::tunnel::{MAX_DATAGRAM, Message, TCP_IDLE, UDP_IDLE};
+use traffic_proto::tunnel::{MAX_DATAGRAM, Message, TCP_IDLE_TIMEOUT, UDP_IDLE_TIMEOUT};
 
 use crate::io::conn::Conn;
 use crate::io::relay;
@@ -57,7 +57,7 @@ async fn tcp(conn_id: ConnId, dial_timeout: Duration, io: TunnelIo) {
     );
     tokio::select! {
         ended = carried => tracing::debug!(%conn_id, in_ = ended.bytes_in, out = ended.bytes_out, "dialled connection ended"),
-        () = idle(&metrics, TCP_IDLE) => tracing::debug!(%conn_id, "dialled connection was idle for {TCP_IDLE:?}"),
+        () = idle(&metrics, TCP_IDLE_TIMEOUT) => tracing::debug!(%conn_id, "dialled connection was idle for {TCP_IDLE_TIMEOUT:?}"),
     }
 }
 
@@ -97,7 +97,7 @@ async fn udp(conn_id: ConnId, io: TunnelIo) {
     let mut tunnel = Tunnel::new(io);
     let mut datagram = vec![0; MAX_DATAGRAM];
     loop {
-        let moved = tokio::time::timeout(UDP_IDLE, async {
+        let moved = tokio::time::timeout(UDP_IDLE_TIMEOUT, async {
             tokio::select! {
                 sent = tunnel.recv_datagram() => match sent {
                     Ok(Some(payload)) => {

@@ -13,15 +13,15 @@ use tokio::sync::Notify;
 pub(crate) struct KeyedLock<K>(Arc<Inner<K>>);
 
 struct Inner<K> {
-    taken: Mutex<HashSet<K>>,
-    given_back: Notify,
+    locked: Mutex<HashSet<K>>,
+    released: Notify,
 }
 
 impl<K> Default for KeyedLock<K> {
     fn default() -> Self {
         Self(Arc::new(Inner {
-            taken: Mutex::default(),
-            given_back: Notify::new(),
+            locked: Mutex::default(),
+            released: Notify::new(),
         }))
     }
 }
@@ -31,34 +31,34 @@ impl<K: Clone + Eq + Hash> KeyedLock<K> {
     pub(crate) async fn take(&self, key: K) -> KeyGuard<K> {
         loop {
             // Created before the look, so that no turn given back in between is missed.
-            let given_back = self.0.given_back.notified();
-            if self.0.taken().insert(key.clone()) {
+            let released = self.0.released.notified();
+            if self.0.locked().insert(key.clone()) {
                 return KeyGuard {
                     key,
-                    turns: Arc::clone(&self.0),
+                    lock: Arc::clone(&self.0),
                 };
             }
-            given_back.await;
+            released.await;
         }
     }
 }
 
 impl<K> Inner<K> {
-    fn taken(&self) -> MutexGuard<'_, HashSet<K>> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    fn locked(&self) -> MutexGuard<'_, HashSet<K>> {
+        self.locked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Guard of one locked key.
 pub(crate) struct KeyGuard<K: Eq + Hash> {
     key: K,
-    turns: Arc<Inner<K>>,
+    lock: Arc<Inner<K>>,
 }
 
 impl<K: Eq + Hash> Drop for KeyGuard<K> {
     fn drop(&mut self) {
-        self.turns.taken().remove(&self.key);
-        self.turns.given_back.notify_waiters();
+        self.lock.locked().remove(&self.key);
+        self.lock.released.notify_waiters();
     }
 }
 
@@ -68,15 +68,15 @@ mod tests {
 
     #[tokio::test]
     async fn one_has_the_turn_for_a_key_and_others_do_not_wait() {
-        let turns = KeyedLock::default();
-        let first = turns.take(1).await;
-        let other = turns.take(2).await;
-        let mut next = std::pin::pin!(turns.take(1));
+        let lock = KeyedLock::default();
+        let first = lock.take(1).await;
+        let other = lock.take(2).await;
+        let mut next = std::pin::pin!(lock.take(1));
         assert!(futures_util::poll!(&mut next).is_pending());
         drop(other);
         assert!(futures_util::poll!(&mut next).is_pending());
         drop(first);
         drop(next.await);
-        assert!(turns.0.taken().is_empty());
+        assert!(lock.0.locked().is_empty());
     }
 }

@@ -44,12 +44,12 @@ mod tests {
 
     #[test]
     fn each_condition_is_said_once_whatever_the_others_are() {
-        let journal = LogOnce::default();
-        assert_eq!(journal.admits("lost"), Some(0));
-        assert_eq!(journal.admits("lost"), None);
-        assert_eq!(journal.admits("connect"), Some(0));
+        let log_once = LogOnce::default();
+        assert_eq!(log_once.admits("lost"), Some(0));
+        assert_eq!(log_once.admits("lost"), None);
+        assert_eq!(log_once.admits("connect"), Some(0));
         assert_eq!(
-            (journal.admits("lost"), journal.admits("connect")),
+            (log_once.admits("lost"), log_once.admits("connect")),
             (None, None)
         );
     }

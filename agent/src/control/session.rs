@@ -26,7 +26,7 @@ const REMAIN_INTERVAL: Duration = Duration::from_secs(5);
 /// Time for one response of the manager.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Consecutive failed Remain calls after which the session counts as lost.
-const MISSED: u32 = 3;
+const MAX_MISSED_REMAINS: u32 = 3;
 /// Time for reporting a finished tunnel.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// Delay before a side watch is reopened, first and longest; doubles each time.
@@ -68,9 +68,9 @@ impl Live<'_> {
                 }
                 Err(status) => {
                     missed += 1;
-                    if missed == MISSED {
+                    if missed == MAX_MISSED_REMAINS {
                         return SessionLost::Ended(format!(
-                            "no answer to {MISSED} heartbeats: {}",
+                            "no answer to {MAX_MISSED_REMAINS} heartbeats: {}",
                             status_text(&status)
                         ));
                     }
@@ -130,13 +130,13 @@ impl Live<'_> {
     }
 
     async fn take(&self, snapshot: &Snapshot) {
-        self.context.keeper.prepare(snapshot).await;
+        self.context.publisher.prepare(snapshot).await;
         let metrics = &self.context.metrics;
         metrics.snapshots.inc();
         metrics
             .intercepts
             .set(i64::try_from(snapshot.len()).unwrap_or(i64::MAX));
-        for review in self.context.keeper.snapshot(snapshot) {
+        for review in self.context.publisher.snapshot(snapshot) {
             metrics.reviews.inc();
             self.send(review);
         }
@@ -157,7 +157,7 @@ impl Live<'_> {
                         "the traffic-manager did not take the review of {id}: {}",
                         status_text(&status)
                     );
-                    context.journal.warn("review", &text);
+                    context.log_once.warn("review", &text);
                 }
             }
         });
@@ -212,7 +212,7 @@ impl Live<'_> {
         let conn_id = match ConnId::parse(&request.conn_id) {
             Ok(conn_id) => conn_id,
             Err(error) => {
-                self.context.journal.warn(
+                self.context.log_once.warn(
                     "dial",
                     &format!("the traffic-manager asked for a dial of nothing: {error}"),
                 );
@@ -270,7 +270,7 @@ impl Live<'_> {
             if let Err(status) =
                 with_timeout(ANSWER_TIMEOUT, client.agent_lookup_dns_response(answer)).await
             {
-                context.journal.warn(
+                context.log_once.warn(
                     "dns",
                     &format!("a DNS answer was not taken: {}", status_text(&status)),
                 );
@@ -283,17 +283,20 @@ impl Live<'_> {
             let mut client = self.client.clone();
             async move { client.watch_log_level(()).await }
         };
-        self.side_watch("log levels", open, |wish| self.set_level(&wish))
-            .await;
+        self.side_watch("log levels", open, |level_override| {
+            self.set_level(&level_override)
+        })
+        .await;
     }
 
     /// Applies a log level request: an empty level ends the override, an unknown one means info.
     /// One with a duration ends by itself, even if the session ends earlier.
-    fn set_level(&self, wish: &LogLevelRequest) {
-        let level = (!wish.log_level.is_empty()).then(|| LogLevel::lenient(&wish.log_level));
+    fn set_level(&self, level_override: &LogLevelRequest) {
+        let level = (!level_override.log_level.is_empty())
+            .then(|| LogLevel::lenient(&level_override.log_level));
         let levels = Arc::clone(&self.context.levels);
         let wish_number = levels.set(level);
-        let lasts = wish
+        let lasts = level_override
             .duration
             .as_ref()
             .and_then(|d| Duration::try_from(*d).ok())
@@ -341,7 +344,7 @@ impl Live<'_> {
             };
             match ended.await {
                 Err(status) if status.code() == Code::Unimplemented => {
-                    self.context.journal.info(
+                    self.context.log_once.info(
                         what,
                         &format!("the traffic-manager has no watch for {what}: not needed"),
                     );

@@ -50,7 +50,7 @@ impl ControlConfig {
         let (supervisor, context) = Supervisor::new(self);
         tokio::select! {
             () = supervisor.run(&stop) => {}
-            () = context.keeper.keep_time() => {}
+            () = context.publisher.watch_deadlines() => {}
         }
     }
 }
@@ -87,15 +87,15 @@ impl Supervisor {
             .unwrap_or_else(|| mpsc::channel(1).1);
         let context = Arc::new(SessionContext {
             identity: session.identity,
-            keeper: RoutePublisher::new(session.ports, rules, session.grace),
+            publisher: RoutePublisher::new(session.ports, rules, session.grace),
             tunnels: session.tunnels,
             dns: session.dns,
             control: session.control,
             metrics: session.metrics,
-            journal: LogOnce::default(),
+            log_once: LogOnce::default(),
             levels: Arc::new(LevelRequests {
                 switch: session.set_level,
-                wishes: AtomicU64::new(0),
+                count: AtomicU64::new(0),
             }),
             reports: tokio::sync::Mutex::new(reports),
         });
@@ -116,7 +116,7 @@ impl Supervisor {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                lost = self.attempt() => self.note(&lost),
+                lost = self.attempt() => self.log_loss(&lost),
             }
             if began.elapsed() >= STABLE_SESSION_AGE {
                 pause = RECONNECT_BACKOFF.0;
@@ -170,7 +170,7 @@ impl Supervisor {
             "arrived at {} {} ({})",
             version.name, version.version, self.manager
         );
-        self.context.journal.info("arrived", &text);
+        self.context.log_once.info("arrived", &text);
         self.become_ready();
         Ok(Live {
             context: &self.context,
@@ -241,34 +241,34 @@ impl Supervisor {
     }
 
     /// Logs a lost session once and starts the grace of the tables.
-    fn note(&self, lost: &SessionLost) {
+    fn log_loss(&self, lost: &SessionLost) {
         self.context.metrics.failures.inc();
-        self.context.keeper.lost();
+        self.context.publisher.lost();
         let manager = &self.manager;
-        let journal = &self.context.journal;
+        let log_once = &self.context.log_once;
         match lost {
             SessionLost::Connect(error) => {
                 // Requests go to the app at once instead of waiting for a manager that is away.
                 self.context.tunnels.set_manager(None);
-                journal.warn("connect", &format!("traffic-manager {manager} cannot be reached: {error}; retrying"));
+                log_once.warn("connect", &format!("traffic-manager {manager} cannot be reached: {error}; retrying"));
             }
-            SessionLost::Version(version) => journal.warn(
+            SessionLost::Version(version) => log_once.warn(
                 "version",
                 &format!("traffic-manager {manager} has version {version:?}, which is no version number; retrying"),
             ),
             SessionLost::Refused(status) => {
                 let text = format!("traffic-manager {manager} did not accept us: {}; retrying", status_text(status));
-                journal.warn("refused", &text);
+                log_once.warn("refused", &text);
             }
             SessionLost::Ended(why) => {
-                journal.warn("lost", &format!("session with traffic-manager {manager} lost: {why}; arriving again"));
+                log_once.warn("lost", &format!("session with traffic-manager {manager} lost: {why}; arriving again"));
             }
         }
     }
 
     /// Leaves: all traffic goes to the app, open tunnels may finish, then Depart is called.
     async fn leave(&self) {
-        self.context.keeper.clear();
+        self.context.publisher.clear();
         let granted = lock(&self.granted).take();
         let Some((mut client, session)) = granted else {
             return;

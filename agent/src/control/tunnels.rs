@@ -28,11 +28,11 @@ use crate::upstream::{OpenTunnel, Role, Transport, TunnelError, TunnelIo};
 use traffic_core::routing::Intercept;
 
 /// Messages queued in one direction of one tunnel.
-pub(crate) const QUEUE: usize = 16;
+pub(crate) const QUEUE_CAPACITY: usize = 16;
 /// Dial requests queued for one workstation.
-const DIALS: usize = 256;
+const MAX_QUEUED_DIALS: usize = 256;
 /// Queued reports of finished tunnels; more are dropped, since they are only statistics.
-const REPORTS: usize = 256;
+const MAX_QUEUED_REPORTS: usize = 256;
 
 /// Tunnels to workstations; cheap to clone.
 #[derive(Clone)]
@@ -50,7 +50,7 @@ struct TunnelHub {
     manager: ArcSwapOption<ManagerLink>,
     watchers: Mutex<HashMap<String, Watcher>>,
     waiters: Mutex<HashMap<WaiterKey, Waiter>>,
-    turns: KeyedLock<WaiterKey>,
+    dial_locks: KeyedLock<WaiterKey>,
     numbers: AtomicU64,
     open: watch::Sender<usize>,
     reports: mpsc::Sender<TunnelMetrics>,
@@ -77,12 +77,12 @@ impl Tunnels {
     /// Creates an instance without manager and workstations.
     #[must_use]
     pub fn new(metrics: Arc<ControlMetrics>) -> Self {
-        let (reports, pending_reports) = mpsc::channel(REPORTS);
+        let (reports, pending_reports) = mpsc::channel(MAX_QUEUED_REPORTS);
         Self(Arc::new(TunnelHub {
             manager: ArcSwapOption::empty(),
             watchers: Mutex::default(),
             waiters: Mutex::default(),
-            turns: KeyedLock::default(),
+            dial_locks: KeyedLock::default(),
             numbers: AtomicU64::new(0),
             open: watch::Sender::new(0),
             reports,
@@ -121,7 +121,7 @@ impl Tunnels {
 
     /// Starts a workstation's watch for dials; replaces an earlier watch of the same session.
     pub(crate) fn watch(&self, session: &str) -> DialStream {
-        let (dials, queue) = mpsc::channel(DIALS);
+        let (dials, queue) = mpsc::channel(MAX_QUEUED_DIALS);
         let number = self.0.number();
         lock(&self.0.watchers).insert(session.to_owned(), Watcher { number, dials });
         self.0.metrics.workstations.add(1);
@@ -149,13 +149,13 @@ impl Tunnels {
 
     /// Counts the traffic of `tunnel` on behalf of `client` and reports it when the tunnel has
     /// ended.
-    pub(crate) fn meter(&self, client: &str, towards: TunnelDirection) -> Arc<Meter> {
-        if towards == TunnelDirection::Workstation {
+    pub(crate) fn meter(&self, client: &str, direction: TunnelDirection) -> Arc<Meter> {
+        if direction == TunnelDirection::Workstation {
             self.0.open.send_modify(|n| *n += 1);
         }
         Arc::new(Meter {
             client: client.to_owned(),
-            towards,
+            direction,
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
             hub: Arc::clone(&self.0),
@@ -197,15 +197,15 @@ impl Tunnels {
             intercept.target_port,
         );
         let conn_id = ConnId::new(protocol, caller.0, target);
-        let turn = self
+        let guard = self
             .0
-            .turns
+            .dial_locks
             .take((intercept.client_session.clone(), conn_id))
             .await;
         let (io, how) = match self.open_direct(intercept, conn_id).await? {
             Some(io) => (io, 2),
             None => (
-                until_answered(self.open_through_manager(intercept, conn_id).await?, turn),
+                until_answered(self.open_through_manager(intercept, conn_id).await?, guard),
                 1,
             ),
         };
@@ -274,9 +274,9 @@ impl Tunnels {
 
 /// Holds the lock until the workstation's first message, or the end: only then has the manager
 /// joined both ends.
-fn until_answered(io: TunnelIo, turn: KeyGuard<WaiterKey>) -> TunnelIo {
-    let mut turn = Some(turn);
-    let rx = Box::pin(io.rx.inspect(move |_| drop(turn.take())));
+fn until_answered(io: TunnelIo, guard: KeyGuard<WaiterKey>) -> TunnelIo {
+    let mut guard = Some(guard);
+    let rx = Box::pin(io.rx.inspect(move |_| drop(guard.take())));
     TunnelIo { rx, ..io }
 }
 
@@ -286,7 +286,7 @@ pub(crate) async fn call(
     info: StreamInfo,
     meter: Arc<Meter>,
 ) -> Result<TunnelIo, TunnelError> {
-    let (tx, queue) = mpsc::channel(QUEUE);
+    let (tx, queue) = mpsc::channel(QUEUE_CAPACITY);
     let broken = |s: Status| TunnelError::Broken(format!("{:?}: {}", s.code(), s.message()));
     let hello = Message::StreamInfo(info).encode();
     // The queue is empty and has room for more than one.
@@ -466,7 +466,7 @@ pub(crate) enum TunnelDirection {
 /// Counts one tunnel's bytes; reports them when its last owner is dropped.
 pub(crate) struct Meter {
     client: String,
-    towards: TunnelDirection,
+    direction: TunnelDirection,
     sent: AtomicU64,
     received: AtomicU64,
     hub: Arc<TunnelHub>,
@@ -475,7 +475,7 @@ pub(crate) struct Meter {
 impl Drop for Meter {
     fn drop(&mut self) {
         let (sent, received) = (*self.sent.get_mut(), *self.received.get_mut());
-        let (ingress_bytes, egress_bytes) = match self.towards {
+        let (ingress_bytes, egress_bytes) = match self.direction {
             TunnelDirection::Workstation => {
                 self.hub.open.send_modify(|n| *n -= 1);
                 (sent, received)

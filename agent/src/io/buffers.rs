@@ -15,11 +15,11 @@ use crate::io::conn;
 pub const SIZE: usize = 16 * 1024;
 /// Size of a large buffer, for bulk transfers that cannot be spliced.
 pub const LARGE: usize = 256 * 1024;
-const STOCK: usize = 64;
-const LARGE_STOCK: usize = 4;
+const MAX_POOLED: usize = 64;
+const MAX_POOLED_LARGE: usize = 4;
 /// Maximum of large buffers in use in each worker, so that many stalled readers cannot hold much
 /// memory.
-const LARGE_LOANS: usize = 16;
+const MAX_LARGE_LOANS: usize = 16;
 
 thread_local! {
     static POOL: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
@@ -176,10 +176,10 @@ impl Buf {
         self.end = 0;
         if let Some(store) = self.store.take() {
             let (pool, stock) = match store.len() {
-                SIZE => (&POOL, STOCK),
+                SIZE => (&POOL, MAX_POOLED),
                 LARGE => {
                     let _ = LARGE_LENT.try_with(|lent| lent.set(lent.get().saturating_sub(1)));
-                    (&LARGE_POOL, LARGE_STOCK)
+                    (&LARGE_POOL, MAX_POOLED_LARGE)
                 }
                 _ => return,
             };
@@ -201,7 +201,7 @@ impl Drop for Buf {
 }
 
 fn borrow_from_pool(large: bool) -> Box<[u8]> {
-    let (pool, size) = if large && LARGE_LENT.get() < LARGE_LOANS {
+    let (pool, size) = if large && LARGE_LENT.get() < MAX_LARGE_LOANS {
         LARGE_LENT.set(LARGE_LENT.get() + 1);
         (&LARGE_POOL, LARGE)
     } else {
@@ -271,7 +271,7 @@ mod tests {
     async fn large_buffers_are_lent_up_to_a_number_and_come_back() {
         let data = vec![7u8; LARGE];
         let mut held = Vec::new();
-        for _ in 0..LARGE_LOANS + 2 {
+        for _ in 0..MAX_LARGE_LOANS + 2 {
             let mut buf = Buf::default();
             buf.prefer_large(true);
             poll_fn(|cx| buf.poll_fill(&mut &data[..], cx))
@@ -281,7 +281,7 @@ mod tests {
         }
         assert_eq!(
             held.iter().filter(|b| b.len() == LARGE).count(),
-            LARGE_LOANS
+            MAX_LARGE_LOANS
         );
         drop(held);
         let mut buf = Buf::default();

@@ -27,7 +27,7 @@ pub enum Conn {
     /// Reading it, or writing more than fits, turns it into [`Self::Tcp`]. A caller whose request
     /// is already there and whose response is the last one never costs the two system calls of
     /// registration.
-    New(UnregisteredSocket),
+    Unregistered(UnregisteredSocket),
     /// TLS over a socket, or a tunnel.
     Other(Box<dyn Io>),
 }
@@ -38,23 +38,23 @@ impl Conn {
     pub fn as_tcp(&self) -> Option<&TcpStream> {
         match self {
             Self::Tcp(socket) => Some(socket),
-            Self::New(_) | Self::Other(_) => None,
+            Self::Unregistered(_) | Self::Other(_) => None,
         }
     }
 
     /// Returns true if the socket is not yet registered with the runtime.
     #[must_use]
-    pub fn is_new(&self) -> bool {
-        matches!(self, Self::New(_))
+    pub fn is_unregistered(&self) -> bool {
+        matches!(self, Self::Unregistered(_))
     }
 
     /// Registers an unregistered socket; does nothing for others.
     ///
     /// # Errors
     /// The kernel watches no more descriptors for this process or user.
-    pub fn watch(&mut self) -> io::Result<()> {
-        if let Self::New(socket) = self {
-            *self = Self::Tcp(socket.watch()?);
+    pub fn register(&mut self) -> io::Result<()> {
+        if let Self::Unregistered(socket) = self {
+            *self = Self::Tcp(socket.register()?);
         }
         Ok(())
     }
@@ -67,7 +67,7 @@ impl Conn {
     pub fn write_last(&self, bytes: &[u8]) -> io::Result<usize> {
         let socket = match self {
             Self::Tcp(socket) => socket.as_fd(),
-            Self::New(socket) => socket.get()?.as_fd(),
+            Self::Unregistered(socket) => socket.get()?.as_fd(),
             Self::Other(_) => return Err(io::ErrorKind::Unsupported.into()),
         };
         Ok(rustix::net::send(
@@ -81,14 +81,14 @@ impl Conn {
     pub fn abort(&mut self) {
         match self {
             Self::Tcp(socket) => socket.abort(),
-            Self::New(UnregisteredSocket(Some(socket))) => reset_when_dropped(socket),
-            Self::New(UnregisteredSocket(None)) => {}
+            Self::Unregistered(UnregisteredSocket(Some(socket))) => reset_when_dropped(socket),
+            Self::Unregistered(UnregisteredSocket(None)) => {}
             Self::Other(io) => io.abort(),
         }
     }
 }
 
-/// A nonblocking socket not registered with the runtime; see [`Conn::New`].
+/// A nonblocking socket not registered with the runtime; see [`Conn::Unregistered`].
 #[derive(Debug)]
 pub struct UnregisteredSocket(Option<std::net::TcpStream>);
 
@@ -113,11 +113,11 @@ impl UnregisteredSocket {
     ///
     /// # Errors
     /// The kernel watches no more descriptors for this process or user; the socket is closed.
-    pub fn watched(mut self) -> io::Result<TcpStream> {
-        self.watch()
+    pub fn register_owned(mut self) -> io::Result<TcpStream> {
+        self.register()
     }
 
-    fn watch(&mut self) -> io::Result<TcpStream> {
+    fn register(&mut self) -> io::Result<TcpStream> {
         TcpStream::from_std(self.0.take().ok_or(io::ErrorKind::NotConnected)?)
     }
 }
@@ -237,7 +237,7 @@ impl std::fmt::Debug for Conn {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Tcp(_) => "Conn::Tcp",
-            Self::New(_) => "Conn::New",
+            Self::Unregistered(_) => "Conn::New",
             Self::Other(_) => "Conn::Other",
         })
     }
@@ -250,14 +250,14 @@ impl AsyncRead for Conn {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        this.watch()?;
+        this.register()?;
         match this {
             Self::Tcp(socket) if buf.initialized().len() == buf.capacity() => {
                 poll_read_socket(socket, cx, buf)
             }
             Self::Tcp(socket) => Pin::new(socket).poll_read(cx, buf),
             // There are none after watching.
-            Self::New(_) => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+            Self::Unregistered(_) => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
             Self::Other(io) => Pin::new(io).poll_read(cx, buf),
         }
     }
@@ -270,16 +270,16 @@ impl AsyncWrite for Conn {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if let Self::New(socket) = this {
+        if let Self::Unregistered(socket) = this {
             match write_now(socket.get()?, buf) {
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => this.watch()?,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => this.register()?,
                 written => return Poll::Ready(written),
             }
         }
         match this {
             Self::Tcp(socket) => poll_write_socket(socket, cx, buf),
             // There are none after watching.
-            Self::New(_) => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+            Self::Unregistered(_) => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
             Self::Other(io) => Pin::new(io).poll_write(cx, buf),
         }
     }
@@ -287,7 +287,7 @@ impl AsyncWrite for Conn {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(socket) => Pin::new(socket).poll_flush(cx),
-            Self::New(_) => Poll::Ready(Ok(())),
+            Self::Unregistered(_) => Poll::Ready(Ok(())),
             Self::Other(io) => Pin::new(io).poll_flush(cx),
         }
     }
@@ -295,7 +295,7 @@ impl AsyncWrite for Conn {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let shut = match self.get_mut() {
             Self::Tcp(socket) => Pin::new(socket).poll_shutdown(cx),
-            Self::New(socket) => Poll::Ready(socket.get()?.shutdown(Shutdown::Write)),
+            Self::Unregistered(socket) => Poll::Ready(socket.get()?.shutdown(Shutdown::Write)),
             Self::Other(io) => return Pin::new(io).poll_shutdown(cx),
         };
         match shut {
@@ -311,11 +311,11 @@ impl AsyncWrite for Conn {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        this.watch()?;
+        this.register()?;
         match this {
             Self::Tcp(socket) => Pin::new(socket).poll_write_vectored(cx, bufs),
             // There are none after watching.
-            Self::New(_) => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+            Self::Unregistered(_) => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
             Self::Other(io) => Pin::new(io).poll_write_vectored(cx, bufs),
         }
     }
@@ -323,7 +323,7 @@ impl AsyncWrite for Conn {
     fn is_write_vectored(&self) -> bool {
         match self {
             Self::Tcp(socket) => socket.is_write_vectored(),
-            Self::New(_) => true,
+            Self::Unregistered(_) => true,
             Self::Other(io) => io.is_write_vectored(),
         }
     }

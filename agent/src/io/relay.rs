@@ -54,7 +54,7 @@ pub async fn both(
     first: PendingBytes,
     metrics: &PortMetrics,
 ) -> Relayed {
-    resumed(
+    resume(
         down,
         up,
         first,
@@ -66,7 +66,7 @@ pub async fn both(
 
 /// Continues like [`both`] with bytes already in kernel pipes, from the caller and from upstream.
 /// They follow those of `first`.
-pub async fn resumed(
+pub async fn resume(
     down: &mut Conn,
     up: &mut Conn,
     first: PendingBytes,
@@ -83,7 +83,7 @@ pub async fn resumed(
         let outward = outward
             .poll(cx, up, down, &metrics.bytes_out, metrics)
             .map_err(|b| b.seen(Side::Up, Side::Down))?;
-        let (side, socket, aftermath) = match (inward.is_ready(), outward.is_ready()) {
+        let (side, socket, late_reset) = match (inward.is_ready(), outward.is_ready()) {
             (true, true) => return Poll::Ready(Ok(())),
             (false, false) => return Poll::Pending,
             (true, false) => (Side::Down, down.as_tcp(), &mut behind_down),
@@ -92,7 +92,7 @@ pub async fn resumed(
         let Some(socket) = socket else {
             return Poll::Pending;
         };
-        aftermath
+        late_reset
             .poll_broken(socket, cx)
             .map(|error| Err((side, error)))
     })
@@ -118,8 +118,8 @@ enum DirectionState {
 struct Direction {
     stage: DirectionState,
     buf: Buf,
-    hop: SplicePipe,
-    pace: Pace,
+    pipe: SplicePipe,
+    bulk: BulkDetector,
     /// The kernel refused to splice; the rest of the connection is copied.
     copies_only: bool,
     /// Bytes were written that a TLS writer may still hold back.
@@ -143,12 +143,12 @@ impl Broken {
 }
 
 impl Direction {
-    fn new(buf: Buf, hop: SplicePipe) -> Self {
+    fn new(buf: Buf, pipe: SplicePipe) -> Self {
         Self {
             stage: DirectionState::Moving,
             buf,
-            hop,
-            pace: Pace::default(),
+            pipe,
+            bulk: BulkDetector::default(),
             copies_only: false,
             unflushed: false,
             moved: 0,
@@ -192,8 +192,8 @@ impl Direction {
         loop {
             ready!(self.poll_deliver(cx, to, metrics))?;
             let read = match (&*from, &*to) {
-                (Conn::Tcp(source), Conn::Tcp(_)) if self.pace.is_busy() && !self.copies_only => {
-                    let filled = self.hop.poll_fill(cx, source, u64::MAX);
+                (Conn::Tcp(source), Conn::Tcp(_)) if self.bulk.is_busy() && !self.copies_only => {
+                    let filled = self.pipe.poll_fill(cx, source, u64::MAX);
                     if matches!(&filled, Poll::Ready(Err(e)) if crate::io::splice::is_refused(e)) {
                         self.copies_only = true;
                         continue;
@@ -201,19 +201,19 @@ impl Direction {
                     filled
                 }
                 _ => {
-                    self.buf.prefer_large(self.pace.is_busy());
+                    self.buf.prefer_large(self.bulk.is_busy());
                     self.buf.poll_fill(from, cx)
                 }
             };
             match read {
                 Poll::Ready(Ok(0)) => {
-                    self.hop.rest();
+                    self.pipe.release();
                     return Poll::Ready(Ok(()));
                 }
-                Poll::Ready(Ok(n)) => self.pace.saw(n),
+                Poll::Ready(Ok(n)) => self.bulk.record(n),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(Broken::From(error))),
                 Poll::Pending => {
-                    self.hop.rest();
+                    self.pipe.release();
                     if self.unflushed {
                         ready!(Pin::new(&mut *to).poll_flush(cx)).map_err(Broken::To)?;
                         self.unflushed = false;
@@ -241,10 +241,10 @@ impl Direction {
             self.buf.consume(n);
             self.moved += n as u64;
         }
-        while self.hop.held() > 0 {
+        while self.pipe.held() > 0 {
             // Only a pair of sockets ever puts bytes into the hop.
             let Conn::Tcp(sink) = &*to else { break };
-            let n = ready!(self.hop.poll_drain(cx, sink)).map_err(Broken::To)?;
+            let n = ready!(self.pipe.poll_drain(cx, sink)).map_err(Broken::To)?;
             metrics.bytes_spliced.add(n as u64);
             self.moved += n as u64;
         }
@@ -255,24 +255,24 @@ impl Direction {
 /// Detects a bulk transfer: several reads in a row that filled a buffer. Small reads end it
 /// quickly; a pause alone does not, because a fast relay often outruns its source.
 #[derive(Debug, Default)]
-pub struct Pace(u8);
+pub struct BulkDetector(u8);
 
-impl Pace {
-    const BUSY: u8 = 2;
-    const MOST: u8 = 8;
-    const SMALL: usize = 4 * 1024;
+impl BulkDetector {
+    const BUSY_SCORE: u8 = 2;
+    const MAX_SCORE: u8 = 8;
+    const SMALL_READ: usize = 4 * 1024;
 
     /// Starts as busy until small reads show otherwise.
     #[must_use]
-    pub fn hopeful() -> Self {
-        Self(Self::BUSY)
+    pub fn assume_busy() -> Self {
+        Self(Self::BUSY_SCORE)
     }
 
     /// Records a read of `n` bytes.
-    pub fn saw(&mut self, n: usize) {
+    pub fn record(&mut self, n: usize) {
         if n >= buffers::SIZE {
-            self.0 = (self.0 + 1).min(Self::MOST);
-        } else if n < Self::SMALL {
+            self.0 = (self.0 + 1).min(Self::MAX_SCORE);
+        } else if n < Self::SMALL_READ {
             self.0 = self.0.saturating_sub(2);
         }
     }
@@ -280,7 +280,7 @@ impl Pace {
     /// Returns true if recent reads filled a buffer.
     #[must_use]
     pub fn is_busy(&self) -> bool {
-        self.0 >= Self::BUSY
+        self.0 >= Self::BUSY_SCORE
     }
 }
 
@@ -290,19 +290,19 @@ mod tests {
 
     #[test]
     fn only_full_reads_in_a_row_make_a_direction_busy_and_small_ones_end_it() {
-        let mut pace = Pace::default();
+        let mut bulk = BulkDetector::default();
         for _ in 0..100 {
-            pace.saw(buffers::SIZE);
-            pace.saw(100);
+            bulk.record(buffers::SIZE);
+            bulk.record(100);
         }
-        assert!(!pace.is_busy());
+        assert!(!bulk.is_busy());
         for _ in 0..100 {
-            pace.saw(buffers::SIZE);
+            bulk.record(buffers::SIZE);
         }
-        assert!(pace.is_busy());
+        assert!(bulk.is_busy());
         for _ in 0..4 {
-            pace.saw(100);
+            bulk.record(100);
         }
-        assert!(!pace.is_busy());
+        assert!(!bulk.is_busy());
     }
 }

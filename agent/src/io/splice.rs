@@ -16,10 +16,10 @@ use tokio::task::coop;
 
 /// Requested pipe size. Unprivileged users share a total, so less may be granted; the kernel's
 /// default of 64 KiB works as well, with more calls.
-const WANTED: usize = 512 * 1024;
+const PIPE_SIZE: usize = 512 * 1024;
 /// Bytes requested in one call: more than a pipe holds, the kernel stops by itself.
-const AT_ONCE: usize = 1 << 20;
-const STOCK: usize = 8;
+const MAX_SPLICE: usize = 1 << 20;
+const MAX_POOLED: usize = 8;
 
 thread_local! {
     static POOL: RefCell<Vec<Pipe>> = const { RefCell::new(Vec::new()) };
@@ -61,7 +61,7 @@ impl SplicePipe {
     ) -> Poll<io::Result<usize>> {
         debug_assert_eq!(self.held, 0, "fill and drain alternate");
         let progress = ready!(coop::poll_proceed(cx));
-        let len = usize::try_from(limit).unwrap_or(AT_ONCE).min(AT_ONCE);
+        let len = usize::try_from(limit).unwrap_or(MAX_SPLICE).min(MAX_SPLICE);
         loop {
             ready!(from.poll_read_ready(cx))?;
             let pipe = match &self.pipe {
@@ -116,7 +116,7 @@ impl SplicePipe {
     }
 
     /// Returns the pipe while nothing is held: an idle direction owns no descriptors.
-    pub fn rest(&mut self) {
+    pub fn release(&mut self) {
         if self.held > 0 {
             return;
         }
@@ -124,7 +124,7 @@ impl SplicePipe {
             // A thread that is ending has no stock left to put it into.
             let _ = POOL.try_with(|pool| {
                 let mut pool = pool.borrow_mut();
-                if pool.len() < STOCK {
+                if pool.len() < MAX_POOLED {
                     pool.push(pipe);
                 }
             });
@@ -135,7 +135,7 @@ impl SplicePipe {
 impl Drop for SplicePipe {
     /// Closes a pipe that still holds bytes; it must never serve another connection.
     fn drop(&mut self) {
-        self.rest();
+        self.release();
     }
 }
 
@@ -217,6 +217,6 @@ fn take() -> io::Result<Pipe> {
     }
     let (out, into) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
     // Best effort: past the user's soft limit the kernel says no, and a small pipe does as well.
-    let _ = fcntl_setpipe_size(&into, WANTED);
+    let _ = fcntl_setpipe_size(&into, PIPE_SIZE);
     Ok(Pipe { out, into })
 }

@@ -29,19 +29,22 @@ use traffic_core::sniff::{FirstBytes, classify};
 
 /// Builds the task of one connection: carries it, then reports its outcome.
 pub(crate) fn carry(accepted: Accepted, port: Arc<PortContext>) -> impl Future<Output = ()> + Send {
-    let lane = ConnContext {
+    let context = ConnContext {
         caller: accepted.caller,
         port: Arc::clone(&port),
         hello: None,
     };
     let carried = ConnGuard::begin(port, accepted.caller);
-    connection(UnregisteredSocket::new(accepted.io), lane).map(|ended| carried.end(ended))
+    connection(UnregisteredSocket::new(accepted.io), context).map(|ended| carried.end(ended))
 }
 
 /// Carries one connection from its first byte to its end. Every open connection holds memory for
 /// this future, so the steps share one slot; an async function would keep both at once.
-pub fn connection(io: UnregisteredSocket, lane: ConnContext) -> impl Future<Output = Ended> + Send {
-    begin(io, lane).then(|begun| match begun {
+pub fn connection(
+    io: UnregisteredSocket,
+    context: ConnContext,
+) -> impl Future<Output = Ended> + Send {
+    begin(io, context).then(|begun| match begun {
         Ok(begun) => begun.carry().left_future(),
         Err(ended) => ready(ended).right_future(),
     })
@@ -54,32 +57,32 @@ struct ReadyConn {
     own: Option<OwnPort>,
     protocol: Protocol,
     first: relay::PendingBytes,
-    lane: ConnContext,
+    context: ConnContext,
 }
 
 /// Runs TLS where annotations ask for it, connects to the app, and reads the first bytes.
-async fn begin(io: UnregisteredSocket, mut lane: ConnContext) -> Result<ReadyConn, Ended> {
-    let (mut down, dial) = match &lane.port.tls {
-        None => (Conn::New(io), Arc::clone(&lane.port.app)),
+async fn begin(io: UnregisteredSocket, mut context: ConnContext) -> Result<ReadyConn, Ended> {
+    let (mut down, dial) = match &context.port.tls {
+        None => (Conn::Unregistered(io), Arc::clone(&context.port.app)),
         // Boxed: a handshake needs much room for a short time.
-        Some(_) => Box::pin(accept_tls(io, &mut lane)).await?,
+        Some(_) => Box::pin(accept_tls(io, &mut context)).await?,
     };
-    let port = &lane.port;
-    let mut app = AppLeg::new(dial, lane.hello.clone(), Arc::clone(&port.metrics));
-    let declared = port.spoken.get().0;
-    let mut spoken = Buf::default();
-    if read_available(&mut down, &mut spoken).await.is_err() {
+    let port = &context.port;
+    let mut app = AppLeg::new(dial, context.hello.clone(), Arc::clone(&port.metrics));
+    let declared = port.app_protocol.get().0;
+    let mut received = Buf::default();
+    if read_available(&mut down, &mut received).await.is_err() {
         return Err(Ended::CallerReset);
     }
     if !workstation_takes_all(port) {
         // At once, also for a silent caller: the app may speak first.
-        app.begin_with(classify(spoken.unread()) != FirstBytes::NeedMore);
+        app.begin_with(classify(received.unread()) != FirstBytes::NeedMore);
     }
     let own = OwnPort::of(&mut app);
     if declared == AppProtocol::Opaque {
-        down.watch().map_err(|_| Ended::CallerReset)?;
+        down.register().map_err(|_| Ended::CallerReset)?;
         let first = relay::PendingBytes {
-            from_down: spoken,
+            from_down: received,
             ..relay::PendingBytes::default()
         };
         return Ok(ReadyConn {
@@ -88,10 +91,10 @@ async fn begin(io: UnregisteredSocket, mut lane: ConnContext) -> Result<ReadyCon
             own,
             protocol: Protocol::Opaque(OpaqueReason::Declared),
             first,
-            lane,
+            context,
         });
     }
-    let first = match detect::first_bytes(&mut down, spoken, &mut app, &lane).await {
+    let first = match detect::first_bytes(&mut down, received, &mut app, &context).await {
         Ok(first) => first,
         Err(ended) => {
             if ended.resets_caller() {
@@ -102,7 +105,7 @@ async fn begin(io: UnregisteredSocket, mut lane: ConnContext) -> Result<ReadyCon
     };
     report(port, first.protocol);
     if first.protocol != Protocol::Http1 {
-        down.watch().map_err(|_| Ended::CallerReset)?;
+        down.register().map_err(|_| Ended::CallerReset)?;
     }
     let (protocol, first) = (
         first.protocol,
@@ -117,7 +120,7 @@ async fn begin(io: UnregisteredSocket, mut lane: ConnContext) -> Result<ReadyCon
         own,
         protocol,
         first,
-        lane,
+        context,
     })
 }
 
@@ -131,14 +134,14 @@ impl ReadyConn {
             own,
             protocol,
             first,
-            lane,
+            context,
         } = self;
         match protocol {
             Protocol::Http1 => {
-                http1::exchanges::exchanges(down, first.from_down, app, lane).left_future()
+                http1::exchanges::exchanges(down, first.from_down, app, context).left_future()
             }
-            Protocol::Http2 => http2(down, app, first, lane).boxed().right_future(),
-            Protocol::Opaque(reason) => relay_opaque(down, app, first, lane, reason)
+            Protocol::Http2 => http2(down, app, first, context).boxed().right_future(),
+            Protocol::Opaque(reason) => relay_opaque(down, app, first, context, reason)
                 .boxed()
                 .right_future(),
         }
@@ -150,10 +153,10 @@ async fn http2(
     mut down: Conn,
     app: AppLeg,
     first: relay::PendingBytes,
-    lane: ConnContext,
+    context: ConnContext,
 ) -> Ended {
     match app.into_conn().await {
-        Ok(app) => http2::carry(down, first.from_down, app, first.from_up, &lane).await,
+        Ok(app) => http2::carry(down, first.from_down, app, first.from_up, &context).await,
         Err(ended) => {
             down.abort();
             ended
@@ -163,21 +166,21 @@ async fn http2(
 
 /// Reads what the caller has sent already, whether or not its socket is registered with the
 /// runtime.
-async fn read_available(down: &mut Conn, spoken: &mut Buf) -> io::Result<()> {
-    if let Conn::New(socket) = down {
-        let heard = spoken.fill_now(socket.get()?)?;
+async fn read_available(down: &mut Conn, received: &mut Buf) -> io::Result<()> {
+    if let Conn::Unregistered(socket) = down {
+        let read = received.fill_now(socket.get()?)?;
         // Whoever has said nothing yet has to be waited for.
-        return if heard.is_some_and(|n| n > 0) {
+        return if read.is_some_and(|n| n > 0) {
             Ok(())
         } else {
-            down.watch()
+            down.register()
         };
     }
     match (
-        poll_fn(|cx| Poll::Ready(spoken.poll_fill(down, cx))).await,
+        poll_fn(|cx| Poll::Ready(received.poll_fill(down, cx))).await,
         &*down,
     ) {
-        (Poll::Pending, Conn::Tcp(socket)) => spoken.fill_now(socket).map(drop),
+        (Poll::Pending, Conn::Tcp(socket)) => received.fill_now(socket).map(drop),
         (Poll::Ready(read), _) => read.map(drop),
         (Poll::Pending, _) => Ok(()),
     }
@@ -191,7 +194,7 @@ fn report(port: &PortContext, found: Protocol) {
         Protocol::Opaque(reason) => (metrics::Protocol::Opaque, reason.label()),
     };
     if port.metrics.carried.at(carried).get() == 0 {
-        let (declared, source) = port.spoken.get();
+        let (declared, source) = port.app_protocol.get();
         tracing::info!(
             port = port.container_port,
             carried = carried.label(),
@@ -207,13 +210,13 @@ fn report(port: &PortContext, found: Protocol) {
 /// matching TLS towards the app.
 async fn accept_tls(
     io: UnregisteredSocket,
-    lane: &mut ConnContext,
+    context: &mut ConnContext,
 ) -> Result<(Conn, Arc<dyn DialApp>), Ended> {
-    let port = Arc::clone(&lane.port);
+    let port = Arc::clone(&context.port);
     let Some(tls) = &port.tls else {
-        return Ok((Conn::New(io), Arc::clone(&port.app)));
+        return Ok((Conn::Unregistered(io), Arc::clone(&port.app)));
     };
-    let io = io.watched().map_err(|_| Ended::CallerReset)?;
+    let io = io.register_owned().map_err(|_| Ended::CallerReset)?;
     let arrival = tokio::select! {
         biased;
         arrival = tls.accept(io, port.routes.load().is_empty(), &port.metrics) => arrival,
@@ -222,18 +225,18 @@ async fn accept_tls(
     };
     match arrival {
         Ok(tls::server::accept::Arrival::Terminated(conn, hello)) => {
-            lane.hello = Some(Arc::new(hello));
+            context.hello = Some(Arc::new(hello));
             Ok((conn, Arc::clone(&port.app)))
         }
         Ok(tls::server::accept::Arrival::Clear(io, hello)) => {
-            lane.hello = hello.map(Arc::new);
+            context.hello = hello.map(Arc::new);
             Ok((Conn::Tcp(io), Arc::clone(&port.app)))
         }
-        Ok(tls::server::accept::Arrival::Untouched(io)) => {
+        Ok(tls::server::accept::Arrival::Passthrough(io)) => {
             Ok((Conn::Tcp(io), Arc::new(Passthrough(Arc::clone(&port.app)))))
         }
         Err(refused) => {
-            limited!(port.metrics.lines.handshake, info, port = port.container_port, caller = %lane.caller, "{refused}");
+            limited!(port.metrics.lines.handshake, info, port = port.container_port, caller = %context.caller, "{refused}");
             Err(refused.ended)
         }
     }
@@ -246,25 +249,25 @@ async fn relay_opaque(
     mut down: Conn,
     app: AppLeg,
     first: relay::PendingBytes,
-    lane: ConnContext,
+    context: ConnContext,
     reason: OpaqueReason,
 ) -> Ended {
-    let lane = &lane;
+    let context = &context;
     if !matches!(reason, OpaqueReason::TlsRelayed | OpaqueReason::Declared)
-        && lane.identity().is_some()
+        && context.identity().is_some()
     {
-        lane.port.metrics.opaque.at(reason).inc();
+        context.port.metrics.opaque.at(reason).inc();
         down.abort();
         return Ended::Malformed;
     }
     if app.is_idle() {
-        return opaque::carry(down, first.from_down, None, lane, reason).await;
+        return opaque::carry(down, first.from_down, None, context, reason).await;
     }
     match app.into_conn().await {
         Ok(app) if first.from_up.is_empty() => {
-            opaque::carry(down, first.from_down, Some(app), lane, reason).await
+            opaque::carry(down, first.from_down, Some(app), context, reason).await
         }
-        Ok(app) => opaque::to_app(down, first, app, lane, reason).await,
+        Ok(app) => opaque::to_app(down, first, app, context, reason).await,
         Err(ended) => {
             down.abort();
             ended

@@ -138,7 +138,7 @@ pub struct PortContext {
     /// TCP or UDP.
     pub transport: Transport,
     /// The app's protocol as far as it is known.
-    pub spoken: DetectedProtocol,
+    pub app_protocol: DetectedProtocol,
     /// Dials the app.
     pub app: Arc<dyn DialApp>,
     /// Opens tunnels to workstations.
@@ -168,7 +168,7 @@ impl ConnContext {
     /// Starts the access record of a request if the access log is on or `request` asks for an
     /// explanation.
     #[must_use]
-    pub fn notes<R: Request + ?Sized>(
+    pub fn access_record<R: Request + ?Sized>(
         &self,
         verdict: &Routed<'_>,
         table: &RouteTable,
@@ -187,7 +187,7 @@ impl ConnContext {
             )
         });
         let explanation = verdict.asks_why.then(|| {
-            let (declared, source) = self.port.spoken.get();
+            let (declared, source) = self.port.app_protocol.get();
             let protocol = format_args!("{protocol} ({} by {})", declared.word(), source.word());
             Explanation::of(
                 &access.pod,
@@ -197,24 +197,24 @@ impl ConnContext {
                 request,
             )
         });
-        let mut notes = AccessRecord::new(line, explanation);
-        notes.decided(&verdict.decision, table, &self.app_address());
-        Some(notes)
+        let mut record = AccessRecord::new(line, explanation);
+        record.decided(&verdict.decision, table, &self.app_address());
+        Some(record)
     }
 
     /// Starts the access record of an opaque connection if the access log is on. It goes to the
     /// app, or to `intercept`'s workstation.
     #[must_use]
-    pub fn unread_notes(
+    pub fn opaque_record(
         &self,
         why: OpaqueReason,
         intercept: Option<&Intercept>,
     ) -> Option<Box<AccessRecord>> {
         let log = self.port.access.log.as_ref()?;
-        let mut notes =
+        let mut record =
             AccessRecord::new(Some((log.clone(), log.begin_connection(self.caller))), None);
-        notes.unread(why.label(), intercept, &self.app_address());
-        Some(notes)
+        record.unread(why.label(), intercept, &self.app_address());
+        Some(record)
     }
 
     /// The app's address for messages.

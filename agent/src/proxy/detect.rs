@@ -55,7 +55,7 @@ pub struct Detected {
     pub from_app: Buf,
 }
 
-/// Reads until the protocol is known, beginning with what the caller has already sent in `spoken`.
+/// Reads until the protocol is known, beginning with what the caller has already sent in `received`.
 /// Nothing is consumed.
 ///
 /// # Errors
@@ -63,20 +63,20 @@ pub struct Detected {
 /// elsewhere.
 pub async fn first_bytes(
     down: &mut Conn,
-    spoken: Buf,
+    received: Buf,
     app: &mut AppLeg,
-    lane: &ConnContext,
+    context: &ConnContext,
 ) -> Result<Detected, Ended> {
     // Only a caller that has HTTP to say is sure to speak first.
-    let (declared, source) = lane.port.spoken.get();
+    let (declared, source) = context.port.app_protocol.get();
     let client_first = matches!(declared, AppProtocol::Http1 | AppProtocol::Http2)
         && source != ProtocolSource::Probe;
-    let awaits_workstation = app.is_idle() && !client_first && spoken.is_empty();
-    let (from_caller, from_app) = (spoken, Buf::default());
+    let awaits_workstation = app.is_idle() && !client_first && received.is_empty();
+    let (from_caller, from_app) = (received, Buf::default());
     let mut look = Look {
         down,
         app,
-        lane,
+        context,
         from_caller,
         from_app,
         awaits_workstation,
@@ -97,7 +97,7 @@ pub async fn first_bytes(
 struct Look<'a> {
     down: &'a mut Conn,
     app: &'a mut AppLeg,
-    lane: &'a ConnContext,
+    context: &'a ConnContext,
     from_caller: Buf,
     from_app: Buf,
     /// The app is not dialled yet, because a workstation takes every connection of the port.
@@ -162,7 +162,7 @@ impl Look<'_> {
     /// Maps a verdict to a protocol on this port. The bytes override a declaration, which may be
     /// wrong, except that a port declared to speak TLS never gets clear-text handling.
     fn protocol(&self, verdict: FirstBytes) -> Option<Protocol> {
-        let ends_tls = self.lane.hello.is_some();
+        let ends_tls = self.context.hello.is_some();
         Some(match verdict {
             FirstBytes::NeedMore => return None,
             // The app said something that only a caller with a preface understands.
@@ -173,7 +173,7 @@ impl Look<'_> {
             }
             FirstBytes::Tls if !ends_tls => Protocol::Opaque(OpaqueReason::TlsRelayed),
             FirstBytes::Tls | FirstBytes::Other => Protocol::Opaque(OpaqueReason::NotHttp),
-            _ if self.lane.port.spoken.get().0 == AppProtocol::Tls && !ends_tls => {
+            _ if self.context.port.app_protocol.get().0 == AppProtocol::Tls && !ends_tls => {
                 Protocol::Opaque(OpaqueReason::NotHttp)
             }
             FirstBytes::Http1 => Protocol::Http1,
@@ -198,7 +198,7 @@ impl Look<'_> {
         };
         self.app.fail(failure);
         // While there are rules, a request may yet turn out to be a workstation's.
-        if self.lane.port.routes.load().is_empty() {
+        if self.context.port.routes.load().is_empty() {
             Poll::Ready(Err(failure))
         } else {
             Poll::Pending

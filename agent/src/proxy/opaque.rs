@@ -26,10 +26,10 @@ pub async fn carry(
     mut down: Conn,
     first: Buf,
     app: Option<Conn>,
-    lane: &ConnContext,
+    context: &ConnContext,
     reason: OpaqueReason,
 ) -> Ended {
-    let global = lane
+    let global = context
         .port
         .routes
         .load()
@@ -37,27 +37,27 @@ pub async fn carry(
         .filter(|i| i.mechanism == Mechanism::Tcp)
         .cloned();
     if let Some(intercept) = global {
-        match to_workstation(&intercept, lane).await {
+        match to_workstation(&intercept, context).await {
             Ok(mut workstation) => {
                 drop(app);
-                count(lane, OpaqueReason::TcpIntercept);
+                count(context, OpaqueReason::TcpIntercept);
                 intercept.stats.hit(now_unix());
                 let first = PendingBytes {
                     from_down: first,
                     from_up: Buf::default(),
                 };
-                let notes = lane.unread_notes(OpaqueReason::TcpIntercept, Some(&intercept));
+                let record = context.opaque_record(OpaqueReason::TcpIntercept, Some(&intercept));
                 let relayed =
-                    relay::both(&mut down, &mut workstation, first, &lane.port.metrics).await;
+                    relay::both(&mut down, &mut workstation, first, &context.port.metrics).await;
                 if matches!(relayed.broken, Some((Side::Up, _))) {
-                    lane.port.metrics.tunnel_failures.inc();
+                    context.port.metrics.tunnel_failures.inc();
                 }
-                return noted(notes, &relayed, Ended::TunnelLost);
+                return finish_record(record, &relayed, Ended::TunnelLost);
             }
             Err((why, error)) => {
-                lane.port.metrics.fail_open.at(why).inc();
+                context.port.metrics.fail_open.at(why).inc();
                 limited!(
-                    lane.port.metrics.lines.fail_open, info, port = lane.port.container_port, caller = %lane.caller,
+                    context.port.metrics.lines.fail_open, info, port = context.port.container_port, caller = %context.caller,
                     intercept = %intercept.id, reason = why.label(), %error, "no workstation: the app gets it"
                 );
             }
@@ -65,12 +65,12 @@ pub async fn carry(
     }
     let app = match app {
         Some(app) => app,
-        None => match dial_app(lane).await {
+        None => match dial_app(context).await {
             Ok(app) => app,
             Err(ended) => {
                 down.abort();
-                if let Some(notes) = lane.unread_notes(reason, None) {
-                    notes.end(ended);
+                if let Some(record) = context.opaque_record(reason, None) {
+                    record.end(ended);
                 }
                 return ended;
             }
@@ -83,7 +83,7 @@ pub async fn carry(
             from_up: Buf::default(),
         },
         app,
-        lane,
+        context,
         reason,
     )
     .await
@@ -95,13 +95,17 @@ pub async fn to_app(
     mut down: Conn,
     first: PendingBytes,
     mut app: Conn,
-    lane: &ConnContext,
+    context: &ConnContext,
     reason: OpaqueReason,
 ) -> Ended {
-    count(lane, reason);
-    let notes = lane.unread_notes(reason, None);
-    let relayed = relay::both(&mut down, &mut app, first, &lane.port.metrics).await;
-    noted(notes, &relayed, app_failed(&relayed, &lane.port.metrics))
+    count(context, reason);
+    let record = context.opaque_record(reason, None);
+    let relayed = relay::both(&mut down, &mut app, first, &context.port.metrics).await;
+    finish_record(
+        record,
+        &relayed,
+        app_failed(&relayed, &context.port.metrics),
+    )
 }
 
 /// Maps a failing app to an outcome. Its socket may still have been connecting when the relay
@@ -119,11 +123,15 @@ pub fn app_failed(relayed: &Relayed, metrics: &PortMetrics) -> Ended {
 }
 
 /// Maps a relay's end like [`ended`] and writes the access record.
-fn noted(notes: Option<Box<AccessRecord>>, relayed: &Relayed, upstream_failed: Ended) -> Ended {
+fn finish_record(
+    record: Option<Box<AccessRecord>>,
+    relayed: &Relayed,
+    upstream_failed: Ended,
+) -> Ended {
     let ended = ended(relayed, upstream_failed);
-    if let Some(mut notes) = notes {
-        notes.moved(relayed.bytes_in, relayed.bytes_out);
-        notes.end(ended);
+    if let Some(mut record) = record {
+        record.moved(relayed.bytes_in, relayed.bytes_out);
+        record.end(ended);
     }
     ended
 }
@@ -142,14 +150,14 @@ pub fn ended(relayed: &Relayed, upstream_failed: Ended) -> Ended {
 /// for the dial's result; a rejection resets the caller.
 async fn to_workstation(
     intercept: &Arc<Intercept>,
-    lane: &ConnContext,
+    context: &ConnContext,
 ) -> Result<Conn, (FailOpen, Box<dyn std::error::Error + Send + Sync>)> {
-    let port = &lane.port;
+    let port = &context.port;
     let tunnel = tunnel::open(
         &*port.tunnels,
         &port.metrics,
         intercept,
-        lane.caller,
+        context.caller,
         Transport::Tcp,
     )
     .await
@@ -158,10 +166,13 @@ async fn to_workstation(
         return Ok(Conn::Other(Box::new(tunnel)));
     }
     let tunnel = Box::new(tunnel);
-    if !port.app.speaks_tls(lane.hello.as_deref()).await {
+    if !port.app.speaks_tls(context.hello.as_deref()).await {
         return Ok(Conn::Other(tunnel));
     }
-    match port.app.tls_to_workstation(tunnel, lane.hello.as_deref()) {
+    match port
+        .app
+        .tls_to_workstation(tunnel, context.hello.as_deref())
+    {
         Some(handshake) => handshake
             .await
             .map_err(|e: io::Error| (FailOpen::Handshake, e.into())),
@@ -172,14 +183,15 @@ async fn to_workstation(
     }
 }
 
-async fn dial_app(lane: &ConnContext) -> Result<Conn, Ended> {
-    lane.port
+async fn dial_app(context: &ConnContext) -> Result<Conn, Ended> {
+    context
+        .port
         .app
-        .dial(lane.hello.as_deref())
+        .dial(context.hello.as_deref())
         .await
         .map_err(|error| {
-            lane.port.metrics.app_connect_failures.inc();
-            tracing::debug!(caller = %lane.caller, %error, "app not reached");
+            context.port.metrics.app_connect_failures.inc();
+            tracing::debug!(caller = %context.caller, %error, "app not reached");
             match error {
                 AppError::Timeout { .. } => Ended::TimedOut(Stage::AppConnect),
                 AppError::Connect { .. } | AppError::Tls { .. } => Ended::AppRefused,
@@ -187,9 +199,9 @@ async fn dial_app(lane: &ConnContext) -> Result<Conn, Ended> {
         })
 }
 
-fn count(lane: &ConnContext, reason: OpaqueReason) {
-    lane.port.metrics.carried.at(Protocol::Opaque).inc();
-    lane.port.metrics.opaque.at(reason).inc();
+fn count(context: &ConnContext, reason: OpaqueReason) {
+    context.port.metrics.carried.at(Protocol::Opaque).inc();
+    context.port.metrics.opaque.at(reason).inc();
 }
 
 fn now_unix() -> u64 {

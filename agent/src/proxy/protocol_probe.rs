@@ -17,12 +17,13 @@ pub(crate) async fn ask_when_needed(port: Arc<PortContext>) {
     let mut changes = port.routes.watch();
     loop {
         let needed = port.routes.load().has_filters();
-        let (_, source) = port.spoken.get();
+        let (_, source) = port.app_protocol.get();
         let pause = match (needed, source) {
             (true, ProtocolSource::Bytes) => probe(&port).await,
             // An answer is kept as long as it is needed: the next intercept may meet another app.
             (false, ProtocolSource::Probe) => {
-                port.spoken.set(AppProtocol::Unknown, ProtocolSource::Bytes);
+                port.app_protocol
+                    .set(AppProtocol::Unknown, ProtocolSource::Bytes);
                 None
             }
             _ => None,
@@ -39,19 +40,19 @@ pub(crate) async fn ask_when_needed(port: Arc<PortContext>) {
 /// app gave no result.
 pub async fn probe(port: &PortContext) -> Option<Duration> {
     let addr = port.app.app_addr()?;
-    if port.spoken.get().1 != ProtocolSource::Bytes {
+    if port.app_protocol.get().1 != ProtocolSource::Bytes {
         return None;
     }
-    let spoken = match probe::speaks(addr).await {
+    let found = match probe::speaks(addr).await {
         Ok(Some(probe::Speaks::Tls)) => AppProtocol::Tls,
         Ok(Some(probe::Speaks::H2c)) => AppProtocol::Http2,
         Ok(Some(probe::Speaks::Other)) => AppProtocol::Http1,
         Ok(None) | Err(_) => return Some(PROBE_RETRY_DELAY),
     };
-    port.spoken.set(spoken, ProtocolSource::Probe);
+    port.app_protocol.set(found, ProtocolSource::Probe);
     tracing::info!(
         port = port.container_port,
-        protocol = spoken.word(),
+        protocol = found.word(),
         source = "probe",
         "protocol of the app"
     );

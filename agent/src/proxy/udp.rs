@@ -38,7 +38,7 @@ impl Default for UdpLimits {
     /// callers.
     fn default() -> Self {
         Self {
-            idle: traffic_proto::tunnel::UDP_IDLE,
+            idle: traffic_proto::tunnel::UDP_IDLE_TIMEOUT,
             flows: 4096,
         }
     }
@@ -47,7 +47,7 @@ impl Default for UdpLimits {
 /// Time without any datagram, while draining, after which no traffic is taken to be in flight.
 const QUIET_PERIOD: Duration = Duration::from_secs(1);
 /// Datagrams taken in one turn before flows run.
-const AT_ONCE: usize = 64;
+const MAX_DATAGRAMS_PER_TURN: usize = 64;
 
 /// Serves datagrams arriving at `socket` until the drain begins and traffic has ceased.
 ///
@@ -114,7 +114,7 @@ impl Server {
     fn take_all(&mut self, first: Received, buf: &mut [u8]) {
         self.take(first, buf.get(..first.len).unwrap_or_default());
         let socket = self.socket.clone();
-        for _ in 1..AT_ONCE {
+        for _ in 1..MAX_DATAGRAMS_PER_TURN {
             // A failure here shows again at the next wait.
             let Ok(got) = socket.try_io(Interest::READABLE, || receive(&socket, buf)) else {
                 break;

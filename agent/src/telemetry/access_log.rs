@@ -20,7 +20,7 @@ use crate::telemetry::metrics::Counter;
 use traffic_core::routing::Request;
 
 /// Lines queued for the writer.
-const QUEUE: usize = 4096;
+const QUEUE_CAPACITY: usize = 4096;
 
 /// Per-request reporting of a port; off by default.
 #[derive(Clone, Debug, Default)]
@@ -69,12 +69,12 @@ impl AccessLog {
         let Some(format) = Format::parse(setting)? else {
             return Ok(None);
         };
-        let (lines, queue) = sync_channel::<String>(QUEUE);
+        let (lines, queue) = sync_channel::<String>(QUEUE_CAPACITY);
         let writer = std::thread::Builder::new()
             .name("access-log".to_owned())
             .spawn(move || {
                 while let Ok(line) = queue.recv() {
-                    let more = queue.try_iter().take(QUEUE);
+                    let more = queue.try_iter().take(QUEUE_CAPACITY);
                     let batch = more.fold(line, |mut batch, line| {
                         batch.push_str(&line);
                         batch

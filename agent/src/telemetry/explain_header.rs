@@ -12,7 +12,7 @@ use traffic_core::routing::{Decision, Request, RouteTable};
 /// Name of the explanation header.
 pub const HEADER: &str = "x-traffic-agent-explained";
 /// Maximum length of the value in bytes; longer ones end in `...`.
-pub const MAX: usize = 1024;
+pub const MAX_LENGTH: usize = 1024;
 
 /// Explanation of a routing decision.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,10 +86,10 @@ fn visible(text: &str) -> String {
     let mut out: String = text
         .chars()
         .map(|c| if matches!(c, ' '..='~') { c } else { '?' })
-        .take(MAX)
+        .take(MAX_LENGTH)
         .collect();
-    if text.chars().nth(MAX).is_some() {
-        out.truncate(MAX - 3);
+    if text.chars().nth(MAX_LENGTH).is_some() {
+        out.truncate(MAX_LENGTH - 3);
         out.push_str("...");
     }
     out
@@ -172,6 +172,6 @@ mod tests {
         );
         assert_eq!(e.line(None).matches("\r\n").count(), 1);
         let e = explained(vec![rule(&"n".repeat(5000), "v")], "b");
-        assert!(e.value(None).len() == MAX && e.value(None).ends_with("..."));
+        assert!(e.value(None).len() == MAX_LENGTH && e.value(None).ends_with("..."));
     }
 }

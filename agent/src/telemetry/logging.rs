@@ -71,7 +71,7 @@ pub struct Levels {
     /// Levels of single modules, by name as in [`DATA_PATH`] and [`CONTROL`].
     pub modules: BTreeMap<String, LogLevel>,
     /// Level set by the manager; overrides the agent's level while present.
-    pub wish: Option<LogLevel>,
+    pub level_override: Option<LogLevel>,
 }
 
 impl Levels {
@@ -82,13 +82,13 @@ impl Levels {
             agent,
             data,
             modules: BTreeMap::new(),
-            wish: None,
+            level_override: None,
         }
     }
 
     /// Effective level of the agent.
     fn of_agent(&self) -> LogLevel {
-        self.wish.unwrap_or(self.agent)
+        self.level_override.unwrap_or(self.agent)
     }
 
     /// Effective level of the data path.
@@ -169,8 +169,8 @@ impl LogControl {
     /// Sets the manager's override of the agent's level; levels of the data path and of single
     /// modules stay. `None` removes it: the agent's level is again the configured one, or the one
     /// an operator set meanwhile.
-    pub fn wish(&self, level: Option<LogLevel>) {
-        self.change(|l| l.wish = level);
+    pub fn level_override(&self, level: Option<LogLevel>) {
+        self.change(|l| l.level_override = level);
     }
 
     /// Restores the configured levels.
@@ -305,21 +305,21 @@ mod tests {
     #[test]
     fn a_wish_of_the_manager_ends_where_the_operator_has_brought_the_levels() {
         let control = LogControl::new(levels(), None);
-        control.wish(Some(LogLevel::Trace));
+        control.level_override(Some(LogLevel::Trace));
         assert_eq!(
             (control.loggers()["session"], control.loggers()["http1"]),
             (LogLevel::Trace, LogLevel::Warning)
         );
-        control.wish(None);
+        control.level_override(None);
         assert_eq!(*control.lock(), levels());
         control.set_all(LogLevel::Error);
-        control.wish(Some(LogLevel::Trace));
-        control.wish(None);
+        control.level_override(Some(LogLevel::Trace));
+        control.level_override(None);
         assert!(
             control.loggers().values().all(|l| *l == LogLevel::Error),
             "not the configured level"
         );
-        control.wish(Some(LogLevel::Trace));
+        control.level_override(Some(LogLevel::Trace));
         control.set_all(LogLevel::Debug);
         assert!(
             control.loggers().values().all(|l| *l == LogLevel::Debug),

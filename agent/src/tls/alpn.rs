@@ -48,7 +48,7 @@ pub trait AppTls: Send + Sync + std::fmt::Debug {
     fn offers(&self) -> BoxFuture<'_, Result<AlpnOffer, AppUnavailable>>;
 
     /// Returns true if the app speaks first, in clear text; its callers then never speak TLS.
-    fn greets(&self) -> BoxFuture<'_, bool>;
+    fn speaks_first(&self) -> BoxFuture<'_, bool>;
 }
 
 /// The app's port refuses connections.

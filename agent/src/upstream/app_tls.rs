@@ -54,7 +54,7 @@ pub enum ClearHttp {
 
 /// Dials one port's app, in TLS if it speaks TLS.
 #[derive(Debug)]
-pub struct Originate {
+pub struct AppTlsDialer {
     addr: AppAddr,
     client: Client,
     /// All secrets of the port: unless all are valid, callers are passed through without TLS of
@@ -72,7 +72,7 @@ pub struct Originate {
 struct CachedAnswers {
     speaks: Option<(AppAnswer, Option<Instant>)>,
     offer: Option<(AlpnOffer, Option<Instant>)>,
-    greets: Option<(bool, Option<Instant>)>,
+    speaks_first: Option<(bool, Option<Instant>)>,
     /// The last offer, even if expired.
     last_offer: Option<AlpnOffer>,
 }
@@ -96,7 +96,7 @@ pub enum AppAnswer {
     Tls,
 }
 
-impl Originate {
+impl AppTlsDialer {
     /// Creates a dialler for the app at `addr`.
     #[must_use]
     pub fn new(plan: &PortPlan, addr: AppAddr, clear_http: ClearHttp, stores: &mut Stores) -> Self {
@@ -129,7 +129,7 @@ impl Originate {
             TlsAnswer::Refused => (AppAnswer::Tls, None, None),
             TlsAnswer::NotTls => (AppAnswer::Clear, None, None),
             TlsAnswer::Closed => (AppAnswer::Clear, None, Some(UNAVAILABLE_TTL)),
-            TlsAnswer::Mute => (AppAnswer::Clear, None, Some(SILENT_TTL)),
+            TlsAnswer::Silent => (AppAnswer::Clear, None, Some(SILENT_TTL)),
         };
         tracing::info!(
             port = self.port(),
@@ -206,7 +206,7 @@ impl Originate {
                     self.learn_clear_text();
                     self.clear_offer().await?
                 }
-                TlsAnswer::Closed | TlsAnswer::Mute => (http1, Some(SILENT_TTL)),
+                TlsAnswer::Closed | TlsAnswer::Silent => (http1, Some(SILENT_TTL)),
             },
             AppAnswer::Clear => self.clear_offer().await?,
         };
@@ -354,12 +354,12 @@ fn kept<T: Copy>(known: &Option<(T, Option<Instant>)>) -> Option<T> {
         .map(|(value, _)| *value)
 }
 
-impl DialApp for Originate {
+impl DialApp for AppTlsDialer {
     fn dial<'a>(&'a self, hello: Option<&'a TlsInfo>) -> BoxFuture<'a, Result<Conn, AppError>> {
         Box::pin(self.dial_app(hello))
     }
 
-    fn dial_untouched(&self) -> BoxFuture<'_, Result<Conn, AppError>> {
+    fn dial_passthrough(&self) -> BoxFuture<'_, Result<Conn, AppError>> {
         Box::pin(self.dial_plain())
     }
 
@@ -394,7 +394,7 @@ impl DialApp for Originate {
     }
 }
 
-impl tls::alpn::AppTls for Originate {
+impl tls::alpn::AppTls for AppTlsDialer {
     fn offers(&self) -> BoxFuture<'_, Result<AlpnOffer, AppUnavailable>> {
         Box::pin(async {
             match self.offer().await {
@@ -418,17 +418,18 @@ impl tls::alpn::AppTls for Originate {
         })
     }
 
-    fn greets(&self) -> BoxFuture<'_, bool> {
+    fn speaks_first(&self) -> BoxFuture<'_, bool> {
         Box::pin(async {
-            if let Some(greets) = kept(&self.lock().greets) {
-                return greets;
+            if let Some(speaks_first) = kept(&self.lock().speaks_first) {
+                return speaks_first;
             }
-            let Ok(greets) = probe::greets(self.addr).await else {
+            let Ok(speaks_first) = probe::speaks_first(self.addr).await else {
                 return false;
             };
             // Silence may be a slow start.
-            self.lock().greets = Some((greets, until((!greets).then_some(SILENT_TTL))));
-            greets
+            self.lock().speaks_first =
+                Some((speaks_first, until((!speaks_first).then_some(SILENT_TTL))));
+            speaks_first
         })
     }
 }
@@ -440,8 +441,8 @@ pub fn compose(
     addr: AppAddr,
     clear_http: ClearHttp,
     stores: &mut Stores,
-) -> (Arc<tls::server::accept::TlsPort>, Arc<Originate>) {
-    let app = Arc::new(Originate::new(plan, addr, clear_http, stores));
+) -> (Arc<tls::server::accept::TlsPort>, Arc<AppTlsDialer>) {
+    let app = Arc::new(AppTlsDialer::new(plan, addr, clear_http, stores));
     let port = tls::server::accept::TlsPort::new(
         plan,
         stores,
@@ -457,7 +458,7 @@ pub struct Passthrough(pub Arc<dyn DialApp>);
 
 impl DialApp for Passthrough {
     fn dial<'a>(&'a self, _: Option<&'a TlsInfo>) -> BoxFuture<'a, Result<Conn, AppError>> {
-        self.0.dial_untouched()
+        self.0.dial_passthrough()
     }
 
     fn plain_addr(&self) -> Option<AppAddr> {

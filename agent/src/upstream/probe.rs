@@ -34,7 +34,7 @@ pub enum TlsAnswer {
     /// Closed without a byte: it rejected the ClientHello or is not ready yet.
     Closed,
     /// Accepted and silent: it may still be starting.
-    Mute,
+    Silent,
 }
 
 /// Performs a handshake with what `config` offers; `patience` covers an app that accepts before it
@@ -56,7 +56,7 @@ pub async fn tls(
                 TlsAnswer::Tls(stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec))
             }
             Ok(Err(error)) => read_failure(&error),
-            Err(_) => TlsAnswer::Mute,
+            Err(_) => TlsAnswer::Silent,
         },
     )
 }
@@ -137,7 +137,7 @@ pub async fn speaks(app: AppAddr) -> Result<Option<Speaks>, AppError> {
     })?;
     match self::tls(app, &config, &name, PROBE_TIMEOUT).await? {
         TlsAnswer::Tls(_) | TlsAnswer::Refused => return Ok(Some(Speaks::Tls)),
-        TlsAnswer::NotTls | TlsAnswer::Closed | TlsAnswer::Mute => {}
+        TlsAnswer::NotTls | TlsAnswer::Closed | TlsAnswer::Silent => {}
     }
     Ok(h2c(app)
         .await?
@@ -148,7 +148,7 @@ pub async fn speaks(app: AppAddr) -> Result<Option<Speaks>, AppError> {
 ///
 /// # Errors
 /// The app does not listen.
-pub async fn greets(app: AppAddr) -> Result<bool, AppError> {
+pub async fn speaks_first(app: AppAddr) -> Result<bool, AppError> {
     let (mut conn, _own) = connect_marked(app).await?;
     let mut first = [0; 1];
     Ok(matches!(

@@ -28,14 +28,14 @@ use traffic_core::routing::Intercept;
 /// queue stays a few MiB.
 pub const CHUNK: usize = 64 * 1024;
 /// Messages without data handled in one turn before other tasks run.
-const IGNORED_AT_ONCE: u32 = 64;
+const MAX_IGNORED_IN_A_ROW: u32 = 64;
 /// Default dial timeout, if the intercept's spec has none.
 const DEFAULT_DIAL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Maximum dial timeout, because a caller is waiting.
 const MAX_DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time a call is kept after its tunnel was dropped, for data still queued towards a slow
 /// workstation.
-const LINGER: Duration = Duration::from_secs(60);
+const LINGER_TIMEOUT: Duration = Duration::from_secs(60);
 
 type Incoming = Pin<Box<dyn Stream<Item = Result<Bytes, TunnelError>> + Send>>;
 
@@ -236,7 +236,7 @@ impl Tunnel {
             Reading::Over => return Poll::Ready(Ok(Event::End)),
             Reading::Failed(kind, what) => return Poll::Ready(Err(io::Error::new(kind, what))),
         }
-        for _ in 0..IGNORED_AT_ONCE {
+        for _ in 0..MAX_IGNORED_IN_A_ROW {
             let next = match &mut self.rx {
                 Some(rx) => ready!(rx.as_mut().poll_next(cx)),
                 None => None,
@@ -434,7 +434,7 @@ impl Drop for Tunnel {
         crate::drain::afterwards(async move {
             let rest = async { while let Some(Ok(_)) = rx.next().await {} };
             // A peer that takes longer than this has lost its workstation.
-            let _ = timeout(LINGER, rest).await;
+            let _ = timeout(LINGER_TIMEOUT, rest).await;
         });
     }
 }

@@ -3,7 +3,7 @@
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 
-use crate::rig::{Expect as _, PATIENCE, Rig, Script};
+use crate::rig::{Expect as _, Rig, Script, WAIT_TIMEOUT};
 
 const MIB: usize = 1 << 20;
 
@@ -59,7 +59,7 @@ async fn long_bodies_pass_unchanged_one_after_the_other_and_mostly_past_the_agen
             caller.write_all(&request).await.unwrap();
             caller.read_exact(&mut seen_by_caller).await.unwrap();
         };
-        timeout(PATIENCE, async { tokio::join!(serving, calling) })
+        timeout(WAIT_TIMEOUT, async { tokio::join!(serving, calling) })
             .await
             .expect("the exchange got stuck");
         assert!(
@@ -92,18 +92,18 @@ async fn nothing_is_lost_of_an_upload_that_an_answer_without_end_overtakes() {
     socket.read_exact(&mut seen[..3 * MIB]).await.unwrap();
     socket.send("HTTP/1.1 200 OK\r\n\r\nbegun").await;
     let mut begun = vec![0; "HTTP/1.1 200 OK\r\n\r\nbegun".len()];
-    timeout(PATIENCE, from_agent.read_exact(&mut begun))
+    timeout(WAIT_TIMEOUT, from_agent.read_exact(&mut begun))
         .await
         .expect("the answer did not arrive")
         .unwrap();
-    timeout(PATIENCE, socket.read_exact(&mut seen[3 * MIB..]))
+    timeout(WAIT_TIMEOUT, socket.read_exact(&mut seen[3 * MIB..]))
         .await
         .expect("the upload got stuck")
         .unwrap();
     assert!(seen == request, "the upload was changed");
     drop(socket);
     let mut rest = Vec::new();
-    timeout(PATIENCE, from_agent.read_to_end(&mut rest))
+    timeout(WAIT_TIMEOUT, from_agent.read_to_end(&mut rest))
         .await
         .expect("no end")
         .unwrap();

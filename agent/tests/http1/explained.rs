@@ -16,7 +16,7 @@ use traffic_agent::telemetry::logging::LogControl;
 use traffic_core::routing::matcher::PathFilter;
 use traffic_core::routing::{Entry, Intercept, RouteTable, State};
 
-use crate::rig::{Desk, Expect, PATIENCE, Rig, Script, intercept, named_server};
+use crate::rig::{Desk, Expect, Rig, Script, WAIT_TIMEOUT, intercept, named_server};
 
 /// A small generator, so that a failure can be run again.
 struct Dice(u64);
@@ -90,7 +90,7 @@ fn agent(rig: &Rig) -> Agent {
         drain: rig.port.drain.clone(),
         log: LogControl::detached(),
         config: serde_json::Value::Null,
-        orders: Arc::new(AdminCommands::default()),
+        commands: Arc::new(AdminCommands::default()),
     }
 }
 
@@ -140,7 +140,7 @@ async fn explanations_agree_with_what_happens_for_a_thousand_tables_and_requests
             .write_all(request.as_bytes())
             .await
             .unwrap();
-        let (head, body) = tokio::time::timeout(PATIENCE, read_answer(&mut caller))
+        let (head, body) = tokio::time::timeout(WAIT_TIMEOUT, read_answer(&mut caller))
             .await
             .expect("no answer");
         let happened = if head.starts_with("HTTP/1.1 503") {
@@ -253,7 +253,7 @@ impl std::io::Write for Sink {
 
 impl Sink {
     async fn line(&self, n: usize) -> serde_json::Value {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + WAIT_TIMEOUT;
         loop {
             let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
             if let Some(line) = text.lines().nth(n).filter(|_| text.ends_with('\n')) {

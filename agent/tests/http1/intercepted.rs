@@ -91,7 +91,7 @@ async fn without_a_workstation_the_app_answers_and_the_reason_is_counted() {
     for (desk, why) in [
         (Desk::Away, FailOpen::NoTunnel),
         (Desk::Rejects, FailOpen::DialRejected),
-        (Desk::Mute, FailOpen::DialTimeout),
+        (Desk::Silent, FailOpen::DialTimeout),
     ] {
         let rig = rig(desk).await;
         let mut caller = rig.call().await;

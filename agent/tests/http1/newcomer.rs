@@ -11,7 +11,7 @@ use traffic_agent::outcome::Ended;
 use traffic_agent::proxy::connection;
 use traffic_agent::proxy::context::{AppProtocol, ConnContext};
 
-use crate::rig::{Caller1, Desk, Expect, PATIENCE, Rig, Script};
+use crate::rig::{Caller1, Desk, Expect, Rig, Script, WAIT_TIMEOUT};
 
 /// A caller whose `request` is there when it is accepted, and the connection that carries it.
 fn asks(rig: &Rig, request: &str) -> (Caller1, JoinHandle<Ended>) {
@@ -40,7 +40,7 @@ fn asks(rig: &Rig, request: &str) -> (Caller1, JoinHandle<Ended>) {
 }
 
 async fn ended(carried: JoinHandle<Ended>) -> Ended {
-    tokio::time::timeout(PATIENCE, carried)
+    tokio::time::timeout(WAIT_TIMEOUT, carried)
         .await
         .expect("still carried")
         .unwrap()

@@ -26,7 +26,7 @@ use traffic_core::routing::matcher::{Filters, HeaderFilter};
 use traffic_core::routing::{Entry, Intercept, Mechanism, RouteTable, State};
 use traffic_proto::tunnel::Message;
 
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What the workstation does when a tunnel is asked for.
 #[derive(Clone, Copy, Debug)]
@@ -38,7 +38,7 @@ pub(crate) enum Desk {
     /// Answers the dial with a rejection.
     Rejects,
     /// Never answers the dial.
-    Mute,
+    Silent,
 }
 
 #[derive(Debug)]
@@ -135,7 +135,7 @@ async fn work(
         std::future::pending::<()>().await;
     };
     tokio::select! {
-        orderly = inward => if orderly { let _ = tokio::time::timeout(PATIENCE, std::future::pending::<()>()).await; },
+        orderly = inward => if orderly { let _ = tokio::time::timeout(WAIT_TIMEOUT, std::future::pending::<()>()).await; },
         () = outward => {}
     }
 }
@@ -147,7 +147,7 @@ pub(crate) fn shared(app: AppAddr, tunnels: Arc<dyn OpenTunnel>) -> Arc<PortCont
         agent_port: 0,
         routes: Arc::new(CurrentRoutes::default()),
         transport: Transport::Tcp,
-        spoken: DetectedProtocol::new(AppProtocol::Unknown, ProtocolSource::Bytes),
+        app_protocol: DetectedProtocol::new(AppProtocol::Unknown, ProtocolSource::Bytes),
         app: Arc::new(PlainApp::new(app)),
         tunnels,
         tls: None,
@@ -189,7 +189,7 @@ impl Rig {
         Arc::get_mut(&mut port)
             .expect("nobody else has it yet")
             .access = access;
-        port.spoken.set(declared, ProtocolSource::AppProtocol);
+        port.app_protocol.set(declared, ProtocolSource::AppProtocol);
         let spec = PortSpec {
             port: 0,
             owner: "test".to_owned(),
@@ -295,7 +295,7 @@ impl Expect for TcpStream {
         let mut seen = vec![0; text.len()];
         let mut at = 0;
         while at < seen.len() {
-            let read = tokio::time::timeout(PATIENCE, self.read(&mut seen[at..])).await;
+            let read = tokio::time::timeout(WAIT_TIMEOUT, self.read(&mut seen[at..])).await;
             let so_far = || String::from_utf8_lossy(&seen[..at]).into_owned();
             match read {
                 Ok(Ok(n @ 1..)) => at += n,
@@ -307,7 +307,7 @@ impl Expect for TcpStream {
 
     async fn expect_end(&mut self) {
         let mut rest = Vec::new();
-        let read = tokio::time::timeout(PATIENCE, self.read_to_end(&mut rest)).await;
+        let read = tokio::time::timeout(WAIT_TIMEOUT, self.read_to_end(&mut rest)).await;
         assert!(
             matches!(read, Ok(Ok(0))),
             "expected the end, got {read:?}: {:?}",
@@ -317,7 +317,7 @@ impl Expect for TcpStream {
 
     async fn expect_reset(&mut self) {
         let mut rest = Vec::new();
-        let read = tokio::time::timeout(PATIENCE, self.read_to_end(&mut rest)).await;
+        let read = tokio::time::timeout(WAIT_TIMEOUT, self.read_to_end(&mut rest)).await;
         match read {
             Ok(Err(e)) if e.kind() == std::io::ErrorKind::ConnectionReset => {}
             other => panic!(
@@ -361,7 +361,7 @@ impl Script {
     }
 
     pub(crate) async fn accept(&self) -> TcpStream {
-        let (socket, _) = tokio::time::timeout(PATIENCE, self.listener.accept())
+        let (socket, _) = tokio::time::timeout(WAIT_TIMEOUT, self.listener.accept())
             .await
             .expect("nobody connected")
             .unwrap();

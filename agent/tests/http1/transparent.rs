@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::generate::{Exchange, Rng, exchange};
-use crate::rig::{PATIENCE, Rig, Script};
+use crate::rig::{Rig, Script, WAIT_TIMEOUT};
 
 /// How many exchanges each run makes.
 fn exchanges() -> usize {
@@ -65,7 +65,7 @@ async fn run(rig: &Rig, app: &Script, seed: u64) {
             serve(socket, series, app_rng)
         });
         let both = async { tokio::join!(calling, serving) };
-        let (called, served) = tokio::time::timeout(PATIENCE * 4, both)
+        let (called, served) = tokio::time::timeout(WAIT_TIMEOUT * 4, both)
             .await
             .unwrap_or_else(|_| panic!("stuck: seed {seed}, from {first}"));
         called.unwrap_or_else(|e| panic!("caller: seed {seed}, from {first}: {e}"));

@@ -10,7 +10,7 @@ use traffic_agent::telemetry::metrics::Limit;
 use traffic_core::http2::frames::{END_HEADERS, END_STREAM, FrameHeader, PREFACE, kind};
 
 use crate::app::App;
-use crate::base::PATIENCE;
+use crate::base::WAIT_TIMEOUT;
 use crate::rig::{Caller, Rig, request};
 use crate::streams::intercepted;
 
@@ -68,7 +68,9 @@ async fn flood(
             }
         }
     };
-    timeout(PATIENCE, read).await.expect("the flood is ended");
+    timeout(WAIT_TIMEOUT, read)
+        .await
+        .expect("the flood is ended");
     writer.abort();
     reason
 }
@@ -242,7 +244,10 @@ async fn chatty_streams_of_tiny_messages_are_no_flood_even_while_one_stalls() {
             .unwrap()
             .send_request(post, false)
             .unwrap();
-        let _untaken = timeout(PATIENCE, response).await.expect("a head").unwrap();
+        let _untaken = timeout(WAIT_TIMEOUT, response)
+            .await
+            .expect("a head")
+            .unwrap();
         for _ in 0..5_000 {
             stalled
                 .send_data(Bytes::from_static(b"tiny!"), false)
@@ -257,14 +262,14 @@ async fn chatty_streams_of_tiny_messages_are_no_flood_even_while_one_stalls() {
             .unwrap()
             .send_request(post, false)
             .unwrap();
-        let mut from = timeout(PATIENCE, response)
+        let mut from = timeout(WAIT_TIMEOUT, response)
             .await
             .expect("a head")
             .unwrap()
             .into_body();
         for _ in 0..3_000 {
             up.send_data(Bytes::from_static(b"x"), false).unwrap();
-            let chunk = timeout(PATIENCE, from.data())
+            let chunk = timeout(WAIT_TIMEOUT, from.data())
                 .await
                 .expect("an echo")
                 .unwrap()

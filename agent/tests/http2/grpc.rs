@@ -21,7 +21,7 @@ use tonic::server::{Grpc, NamedService, StreamingService, UnaryService};
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use crate::base::PATIENCE;
+use crate::base::WAIT_TIMEOUT;
 use crate::rig::Rig;
 
 /// Messages are plain bytes.
@@ -216,7 +216,7 @@ impl Backend {
     }
 
     async fn tells(&mut self, what: &str) {
-        while timeout(PATIENCE, self.told.recv())
+        while timeout(WAIT_TIMEOUT, self.told.recv())
             .await
             .unwrap_or_else(|_| panic!("never {what}"))
             .unwrap()
@@ -283,7 +283,7 @@ impl Client {
     /// Everything a caller can see of a streaming call.
     async fn transcript(&self, method: &str, messages: Vec<Bytes>) -> String {
         match timeout(
-            PATIENCE,
+            WAIT_TIMEOUT,
             self.streaming(method, tokio_stream::iter(messages)),
         )
         .await
@@ -294,7 +294,7 @@ impl Client {
                 let (metadata, mut stream, _) = response.into_parts();
                 let mut text = format!("{:?}", without_date(metadata));
                 loop {
-                    match timeout(PATIENCE, stream.message())
+                    match timeout(WAIT_TIMEOUT, stream.message())
                         .await
                         .expect("a message")
                     {
@@ -442,7 +442,7 @@ async fn a_cancelled_call_ends_at_the_server_at_once() {
             .unwrap()
             .into_inner();
         assert_eq!(
-            timeout(PATIENCE, answers.message())
+            timeout(WAIT_TIMEOUT, answers.message())
                 .await
                 .expect("a message")
                 .unwrap()
@@ -470,7 +470,7 @@ async fn a_call_past_its_deadline_ends_at_the_server() {
         let client = Client::connect(rig.addr, dev).await;
         let mut late = client.with(Bytes::new());
         late.set_timeout(Duration::from_millis(300));
-        let call = tokio::time::timeout(PATIENCE, client.unary("Hang", late));
+        let call = tokio::time::timeout(WAIT_TIMEOUT, client.unary("Hang", late));
         let (status, ()) = tokio::join!(call, server.tells("cancelled"));
         let code = status.expect("an end").unwrap_err().code();
         assert!(
@@ -501,7 +501,7 @@ async fn a_thousand_concurrent_calls_are_all_answered() {
                     assert_eq!(answer.get_ref(), &message);
                 }
             });
-            timeout(PATIENCE, futures_util::future::join_all(calls))
+            timeout(WAIT_TIMEOUT, futures_util::future::join_all(calls))
                 .await
                 .expect("all answers");
         }
@@ -545,7 +545,7 @@ async fn channels_at_work_lose_no_call_when_intercepts_come_and_go() {
     over_tx.send(true).unwrap();
     let mut all = 0;
     for worker in workers {
-        let (calls, failures) = timeout(PATIENCE, worker)
+        let (calls, failures) = timeout(WAIT_TIMEOUT, worker)
             .await
             .expect("workers end")
             .unwrap();

@@ -11,7 +11,7 @@ use h2::client::SendRequest;
 use tokio::time::timeout;
 
 use crate::app::App;
-use crate::base::PATIENCE;
+use crate::base::WAIT_TIMEOUT;
 use crate::rig::{Caller, Rig, request, whole};
 
 /// Connections that are told to leave in one test.
@@ -71,7 +71,7 @@ impl Racers {
                 return;
             };
             let _ = up.send_data(Bytes::from_static(b"body"), true);
-            let response = timeout(PATIENCE, response).await.expect("an answer");
+            let response = timeout(WAIT_TIMEOUT, response).await.expect("an answer");
             let response = response.unwrap_or_else(|error| panic!("a request was lost: {error:?}"));
             whole(response).await.expect("a whole answer");
             self.answered.fetch_add(1, Ordering::SeqCst);
@@ -93,7 +93,7 @@ impl Racers {
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
             };
-            timeout(PATIENCE, wait).await.expect("callers go on");
+            timeout(WAIT_TIMEOUT, wait).await.expect("callers go on");
         }
     }
 
@@ -104,13 +104,16 @@ impl Racers {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
-        timeout(PATIENCE, wait).await.expect("callers begin");
+        timeout(WAIT_TIMEOUT, wait).await.expect("callers begin");
     }
 
     async fn end(self, tasks: Vec<tokio::task::JoinHandle<()>>) {
         self.stop.store(true, Ordering::SeqCst);
         for task in tasks {
-            timeout(PATIENCE, task).await.expect("callers end").unwrap();
+            timeout(WAIT_TIMEOUT, task)
+                .await
+                .expect("callers end")
+                .unwrap();
         }
     }
 }

@@ -9,7 +9,7 @@ use traffic_agent::telemetry::metrics::Limit;
 use traffic_core::http2::frames::{ACK, END_HEADERS, END_STREAM, PREFACE, kind};
 
 use crate::app::App;
-use crate::base::{PATIENCE, Workstation};
+use crate::base::{WAIT_TIMEOUT, Workstation};
 use crate::relayed::{next, send};
 use crate::rig::{Caller, Rig, request};
 
@@ -30,7 +30,7 @@ impl Raw {
 
     /// The app's side of a caller's connection, with these settings said.
     async fn accept(&self, settings: &[u8]) -> TcpStream {
-        let (mut app, _) = timeout(PATIENCE, self.listener.accept())
+        let (mut app, _) = timeout(WAIT_TIMEOUT, self.listener.accept())
             .await
             .expect("a connection")
             .unwrap();
@@ -56,7 +56,7 @@ async fn until_allowed(caller: &Caller, streams: usize) {
             tokio::time::sleep(std::time::Duration::from_millis(2)).await;
         }
     };
-    timeout(PATIENCE, wait)
+    timeout(WAIT_TIMEOUT, wait)
         .await
         .unwrap_or_else(|_| panic!("never {streams} streams"));
 }
@@ -101,7 +101,7 @@ async fn an_app_that_takes_no_streams_yet_is_believed_and_followed_when_it_does(
     )
     .await;
     assert_eq!(
-        timeout(PATIENCE, waiting)
+        timeout(WAIT_TIMEOUT, waiting)
             .await
             .expect("an answer")
             .unwrap()
@@ -243,7 +243,7 @@ async fn heads_that_wait_for_a_tunnel_have_a_bound() {
         }
     });
     let offering = tokio::spawn(async move { offer(&mut to, true, 300).await });
-    let reason = timeout(PATIENCE, refused)
+    let reason = timeout(WAIT_TIMEOUT, refused)
         .await
         .expect("a refusal")
         .unwrap();

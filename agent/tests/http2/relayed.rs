@@ -9,7 +9,7 @@ use traffic_core::http2::frames;
 use traffic_core::http2::frames::{END_HEADERS, FrameHeader, PREFACE, kind};
 
 use crate::app::App;
-use crate::base::PATIENCE;
+use crate::base::WAIT_TIMEOUT;
 use crate::rig::{Caller, Rig, request, whole};
 
 #[tokio::test]
@@ -41,7 +41,7 @@ async fn bytes_are_relayed_as_they_are_whatever_they_are_and_half_close_is_passe
         seen
     });
     let mut seen = Vec::new();
-    timeout(PATIENCE, app.read_to_end(&mut seen))
+    timeout(WAIT_TIMEOUT, app.read_to_end(&mut seen))
         .await
         .expect("half-close reaches the app")
         .unwrap();
@@ -49,7 +49,7 @@ async fn bytes_are_relayed_as_they_are_whatever_they_are_and_half_close_is_passe
     app.write_all(&said).await.unwrap();
     drop(app);
     assert!(
-        timeout(PATIENCE, writer)
+        timeout(WAIT_TIMEOUT, writer)
             .await
             .expect("the app's bytes and its end")
             .unwrap()
@@ -75,7 +75,7 @@ async fn a_reset_by_either_side_is_a_reset_on_the_other() {
         };
         one.abort();
         drop(one);
-        let error = timeout(PATIENCE, other.read(&mut [0; 9]))
+        let error = timeout(WAIT_TIMEOUT, other.read(&mut [0; 9]))
             .await
             .expect("news")
             .unwrap_err();
@@ -156,7 +156,10 @@ async fn streams_in_flight_finish_where_they_are_with_trailers_of_both_sides() {
         .send_request(post, false)
         .unwrap();
     up.send_data("before".into(), false).unwrap();
-    let response = timeout(PATIENCE, response).await.expect("a head").unwrap();
+    let response = timeout(WAIT_TIMEOUT, response)
+        .await
+        .expect("a head")
+        .unwrap();
     assert_eq!(response.headers()["x-server"], "app");
     rig.intercept();
     // The caller learns it from GOAWAY: the connection takes no more requests.
@@ -217,13 +220,13 @@ pub async fn send(to: &mut TcpStream, kind: u8, flags: u8, stream: u32, payload:
 
 pub async fn next(from: &mut TcpStream) -> (FrameHeader, Vec<u8>) {
     let mut head = [0; 9];
-    timeout(PATIENCE, from.read_exact(&mut head))
+    timeout(WAIT_TIMEOUT, from.read_exact(&mut head))
         .await
         .expect("a frame")
         .unwrap();
     let head = FrameHeader::parse(head);
     let mut payload = vec![0; head.length as usize];
-    timeout(PATIENCE, from.read_exact(&mut payload))
+    timeout(WAIT_TIMEOUT, from.read_exact(&mut payload))
         .await
         .expect("its payload")
         .unwrap();
@@ -255,7 +258,7 @@ async fn goaway_waits_for_the_gap_between_two_frames_and_header_sections() {
     .concat();
     app.write_all(&rest[..4]).await.unwrap();
     let mut some = [0; 4];
-    timeout(PATIENCE, caller.read_exact(&mut some))
+    timeout(WAIT_TIMEOUT, caller.read_exact(&mut some))
         .await
         .expect("what the app wrote")
         .unwrap();
@@ -263,7 +266,7 @@ async fn goaway_waits_for_the_gap_between_two_frames_and_header_sections() {
     rig.intercept();
     app.write_all(&rest[4..]).await.unwrap();
     let mut some = [0; 7];
-    timeout(PATIENCE, caller.read_exact(&mut some))
+    timeout(WAIT_TIMEOUT, caller.read_exact(&mut some))
         .await
         .expect("what the app wrote")
         .unwrap();
@@ -406,7 +409,10 @@ async fn a_drain_asks_callers_to_leave_and_ends_when_their_streams_have() {
         .unwrap()
         .send_request(post, false)
         .unwrap();
-    let response = timeout(PATIENCE, response).await.expect("a head").unwrap();
+    let response = timeout(WAIT_TIMEOUT, response)
+        .await
+        .expect("a head")
+        .unwrap();
     rig.port.drain.start();
     up.send_data("last words".into(), true).unwrap();
     assert_eq!(whole(response).await.unwrap().text(), "last words");

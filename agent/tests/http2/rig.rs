@@ -23,7 +23,7 @@ use traffic_core::routing::matcher::{Filters, HeaderFilter};
 use traffic_core::routing::{Entry, Intercept, Mechanism, RouteTable, State};
 use traffic_proto::tunnel::Message;
 
-use crate::base::{self, Far, PATIENCE, Workstation};
+use crate::base::{self, Far, WAIT_TIMEOUT, Workstation};
 
 pub struct Rig {
     pub addr: SocketAddr,
@@ -99,7 +99,7 @@ impl Rig {
     }
 
     pub async fn next_ended(&mut self) -> Ended {
-        timeout(PATIENCE, self.ended.recv())
+        timeout(WAIT_TIMEOUT, self.ended.recv())
             .await
             .expect("a connection ends")
             .unwrap()
@@ -229,7 +229,7 @@ impl Caller {
 
     /// How the connection ended.
     pub async fn over(&mut self) -> Result<(), h2::Error> {
-        timeout(PATIENCE, self.over.recv())
+        timeout(WAIT_TIMEOUT, self.over.recv())
             .await
             .expect("the connection ends")
             .unwrap()
@@ -245,7 +245,7 @@ impl Caller {
         if !body.is_empty() {
             up.send_data(Bytes::copy_from_slice(body), true)?;
         }
-        whole(timeout(PATIENCE, response).await.expect("an answer")?).await
+        whole(timeout(WAIT_TIMEOUT, response).await.expect("an answer")?).await
     }
 }
 
@@ -261,12 +261,12 @@ pub fn request(path: &str, dev: bool) -> http::request::Builder {
 pub async fn whole(response: http::Response<h2::RecvStream>) -> Result<Answer, h2::Error> {
     let (head, mut from) = response.into_parts();
     let mut body = Vec::new();
-    while let Some(chunk) = timeout(PATIENCE, from.data()).await.expect("data") {
+    while let Some(chunk) = timeout(WAIT_TIMEOUT, from.data()).await.expect("data") {
         let chunk = chunk?;
         from.flow_control().release_capacity(chunk.len())?;
         body.extend_from_slice(&chunk);
     }
-    let trailers = timeout(PATIENCE, from.trailers())
+    let trailers = timeout(WAIT_TIMEOUT, from.trailers())
         .await
         .expect("trailers")?;
     Ok(Answer {

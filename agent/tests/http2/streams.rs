@@ -16,7 +16,7 @@ use traffic_core::routing::RouteTable;
 use traffic_proto::tunnel::Message;
 
 use crate::app::{App, send_all};
-use crate::base::{PATIENCE, Workstation};
+use crate::base::{WAIT_TIMEOUT, Workstation};
 use crate::rig::{Answer, Caller, Rig, request, whole};
 
 /// A port with an active intercept, its app and its workstation.
@@ -185,9 +185,14 @@ async fn bodies_and_trailers_of_both_sides_arrive_whole() {
             trailers.insert("x-mine", HeaderValue::from_static("kept"));
             up.send_trailers(trailers).unwrap();
         });
-        let answer = whole(timeout(PATIENCE, response).await.expect("a head").unwrap())
-            .await
-            .unwrap();
+        let answer = whole(
+            timeout(WAIT_TIMEOUT, response)
+                .await
+                .expect("a head")
+                .unwrap(),
+        )
+        .await
+        .unwrap();
         writer.await.unwrap();
         assert!(answer.body == sent);
         let trailers = answer.trailers.unwrap();
@@ -212,7 +217,10 @@ async fn trailers_only_and_informational_answers_and_early_ones_are_what_they_ar
             .unwrap()
             .send_request(get, true)
             .unwrap();
-        let response = timeout(PATIENCE, response).await.expect("a head").unwrap();
+        let response = timeout(WAIT_TIMEOUT, response)
+            .await
+            .expect("a head")
+            .unwrap();
         assert!(response.body().is_end_stream());
         assert_eq!(response.headers()["grpc-status"], "7");
 
@@ -226,14 +234,14 @@ async fn trailers_only_and_informational_answers_and_early_ones_are_what_they_ar
             .send_request(get, true)
             .unwrap();
         let hint = timeout(
-            PATIENCE,
+            WAIT_TIMEOUT,
             std::future::poll_fn(|cx| response.poll_informational(cx)),
         )
         .await
         .expect("a hint");
         assert_eq!(hint.unwrap().unwrap().status(), 103);
         assert_eq!(
-            timeout(PATIENCE, response)
+            timeout(WAIT_TIMEOUT, response)
                 .await
                 .expect("a head")
                 .unwrap()
@@ -250,11 +258,16 @@ async fn trailers_only_and_informational_answers_and_early_ones_are_what_they_ar
             .unwrap()
             .send_request(post, false)
             .unwrap();
-        let answer = whole(timeout(PATIENCE, response).await.expect("a head").unwrap())
-            .await
-            .unwrap();
+        let answer = whole(
+            timeout(WAIT_TIMEOUT, response)
+                .await
+                .expect("a head")
+                .unwrap(),
+        )
+        .await
+        .unwrap();
         assert_eq!(answer.text(), "enough");
-        let reason = timeout(PATIENCE, std::future::poll_fn(|cx| up.poll_reset(cx)))
+        let reason = timeout(WAIT_TIMEOUT, std::future::poll_fn(|cx| up.poll_reset(cx)))
             .await
             .expect("a reset")
             .unwrap();
@@ -305,7 +318,12 @@ async fn a_cancel_reaches_the_server_with_its_reason_before_and_after_the_head()
                 .unwrap();
             server.sees(&path[1..]).await;
             let _head = if path == "/stall" {
-                Some(timeout(PATIENCE, response).await.expect("a head").unwrap())
+                Some(
+                    timeout(WAIT_TIMEOUT, response)
+                        .await
+                        .expect("a head")
+                        .unwrap(),
+                )
             } else {
                 None
             };
@@ -320,7 +338,10 @@ async fn a_cancel_reaches_the_server_with_its_reason_before_and_after_the_head()
             .unwrap()
             .send_request(request("/endless", dev).body(()).unwrap(), true)
             .unwrap();
-        let response = timeout(PATIENCE, response).await.expect("a head").unwrap();
+        let response = timeout(WAIT_TIMEOUT, response)
+            .await
+            .expect("a head")
+            .unwrap();
         drop(response);
         server.sees("endless over").await;
     }
@@ -370,7 +391,12 @@ async fn a_stalled_stream_holds_up_no_other_and_is_bounded() {
             .unwrap()
             .send_request(get, true)
             .unwrap();
-        stalled.push(timeout(PATIENCE, response).await.expect("a head").unwrap());
+        stalled.push(
+            timeout(WAIT_TIMEOUT, response)
+                .await
+                .expect("a head")
+                .unwrap(),
+        );
     }
     for n in 0..50 {
         let dev = n % 2 == 0;
@@ -411,7 +437,7 @@ async fn a_thousand_concurrent_streams_are_served_at_once() {
     }
     let mut heads = Vec::new();
     for (n, response, up) in open {
-        let response = timeout(PATIENCE, response)
+        let response = timeout(WAIT_TIMEOUT, response)
             .await
             .expect("a head while all are open")
             .unwrap();
@@ -477,7 +503,7 @@ async fn a_websocket_by_extended_connect_talks_both_ways_matched_or_not() {
             .unwrap()
             .send_request(connect, false)
             .unwrap();
-        let mut from = timeout(PATIENCE, response)
+        let mut from = timeout(WAIT_TIMEOUT, response)
             .await
             .expect("a head")
             .unwrap()
@@ -493,7 +519,7 @@ async fn a_websocket_by_extended_connect_talks_both_ways_matched_or_not() {
         for n in 0..10_000u32 {
             let expected = text_frame(n);
             while got.len() < expected.len() {
-                let chunk = timeout(PATIENCE, from.data())
+                let chunk = timeout(WAIT_TIMEOUT, from.data())
                     .await
                     .expect("an echo")
                     .unwrap()
@@ -520,7 +546,7 @@ async fn a_websocket_by_extended_connect_talks_both_ways_matched_or_not() {
             .unwrap()
             .send_request(connect, false)
             .unwrap();
-        match timeout(PATIENCE, response).await.expect("a refusal") {
+        match timeout(WAIT_TIMEOUT, response).await.expect("a refusal") {
             Ok(response) => assert_eq!(
                 (dev, &response.headers()["grpc-status"]),
                 (true, &"7".parse().unwrap())
@@ -581,7 +607,7 @@ async fn nothing_is_sent_before_the_workstation_has_dialled_and_a_late_dial_goes
     assert_eq!(answer.unwrap().server(), "app");
     assert_eq!(rig.metrics().fail_open.at(FailOpen::DialTimeout).get(), 1);
     let mut far = far.unwrap();
-    while let Some(payload) = timeout(PATIENCE, far.from_agent.recv())
+    while let Some(payload) = timeout(WAIT_TIMEOUT, far.from_agent.recv())
         .await
         .expect("the tunnel ends")
     {
@@ -618,7 +644,7 @@ async fn a_tunnel_lost_in_the_middle_resets_the_stream_and_leaves_the_others_alo
         .unwrap()
         .send_request(get, true)
         .unwrap();
-    let mut far = timeout(PATIENCE, opened.recv())
+    let mut far = timeout(WAIT_TIMEOUT, opened.recv())
         .await
         .expect("a tunnel")
         .unwrap();
@@ -626,7 +652,7 @@ async fn a_tunnel_lost_in_the_middle_resets_the_stream_and_leaves_the_others_alo
         .send(Ok(Message::DialOk.encode()))
         .await
         .unwrap();
-    let first = timeout(PATIENCE, far.from_agent.recv())
+    let first = timeout(WAIT_TIMEOUT, far.from_agent.recv())
         .await
         .expect("the request")
         .unwrap();
@@ -635,10 +661,13 @@ async fn a_tunnel_lost_in_the_middle_resets_the_stream_and_leaves_the_others_alo
         Message::Normal(_)
     ));
     drop(far);
-    let error = timeout(PATIENCE, lost).await.expect("an end").unwrap_err();
+    let error = timeout(WAIT_TIMEOUT, lost)
+        .await
+        .expect("an end")
+        .unwrap_err();
     assert_eq!(error.reason(), Some(Reason::INTERNAL_ERROR));
     up.send_data("still here".into(), true).unwrap();
-    let answer = whole(timeout(PATIENCE, other).await.expect("a head").unwrap())
+    let answer = whole(timeout(WAIT_TIMEOUT, other).await.expect("a head").unwrap())
         .await
         .unwrap();
     assert_eq!((answer.server(), answer.text()), ("app", "still here"));
@@ -689,14 +718,17 @@ async fn goaway_of_the_app_is_passed_on_and_no_stream_is_lost_by_it() {
         .unwrap()
         .send_request(post, false)
         .unwrap();
-    let response = timeout(PATIENCE, response).await.expect("a head").unwrap();
+    let response = timeout(WAIT_TIMEOUT, response)
+        .await
+        .expect("a head")
+        .unwrap();
     app.leave.send(true).unwrap();
     while let Ok(mut send) = caller.send.clone().ready().await {
         // What crosses the GOAWAY is served nevertheless.
         let (answer, _) = send
             .send_request(request("/", false).body(()).unwrap(), true)
             .unwrap();
-        match timeout(PATIENCE, answer).await.expect("an answer") {
+        match timeout(WAIT_TIMEOUT, answer).await.expect("an answer") {
             Ok(answer) => assert_eq!(answer.headers()["x-server"], "app"),
             // Not even sent: the caller's own library had read the GOAWAY.
             Err(error) => assert!(error.is_go_away(), "{error}"),
@@ -731,7 +763,12 @@ async fn an_app_that_dies_takes_its_callers_connection_with_it() {
     socket.read_exact(&mut [0; 40]).await.unwrap();
     traffic_agent::io::conn::Io::abort(&mut socket);
     drop(socket);
-    assert!(timeout(PATIENCE, response).await.expect("an end").is_err());
+    assert!(
+        timeout(WAIT_TIMEOUT, response)
+            .await
+            .expect("an end")
+            .is_err()
+    );
     assert!(caller.over().await.is_err());
     assert_eq!(rig.next_ended().await, Ended::AppReset);
 }
@@ -750,7 +787,7 @@ async fn an_app_that_says_nothing_at_first_is_not_waited_for_long() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(PATIENCE, hears_settings)
+    timeout(WAIT_TIMEOUT, hears_settings)
         .await
         .expect("the agent's SETTINGS");
     drop(socket);
@@ -773,7 +810,10 @@ async fn an_intercept_that_is_over_lets_go_of_its_tunnel_and_a_drain_ends_the_co
         .unwrap()
         .send_request(post, false)
         .unwrap();
-    let response = timeout(PATIENCE, response).await.expect("a head").unwrap();
+    let response = timeout(WAIT_TIMEOUT, response)
+        .await
+        .expect("a head")
+        .unwrap();
     rig.port.drain.start();
     up.send_data("last words".into(), true).unwrap();
     assert_eq!(whole(response).await.unwrap().text(), "last words");

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use tokio::time::timeout;
 
 use crate::app::App;
-use crate::base::PATIENCE;
+use crate::base::WAIT_TIMEOUT;
 use crate::rig::{Caller, Rig, request};
 
 /// Works on one connection at a time with `lanes` requests in flight, as a client does that knows
@@ -50,7 +50,7 @@ impl Client {
                 // The library had read a GOAWAY: nothing was sent.
                 Err(_) => return,
             };
-            let answer = match timeout(PATIENCE, answer).await.expect("an answer") {
+            let answer = match timeout(WAIT_TIMEOUT, answer).await.expect("an answer") {
                 Ok(answer) => answer,
                 Err(error) => panic!("a request failed: {error}"),
             };
@@ -102,7 +102,7 @@ async fn connections_at_full_work_move_without_a_failed_or_misrouted_request() {
                 }
             };
             async move {
-                timeout(PATIENCE, wait)
+                timeout(WAIT_TIMEOUT, wait)
                     .await
                     .unwrap_or_else(|_| panic!("no progress: {what}"))
             }
@@ -126,7 +126,7 @@ async fn connections_at_full_work_move_without_a_failed_or_misrouted_request() {
         }
         stop.store(true, Ordering::SeqCst);
         for worker in workers {
-            timeout(PATIENCE, worker)
+            timeout(WAIT_TIMEOUT, worker)
                 .await
                 .expect("workers end")
                 .unwrap();

@@ -165,7 +165,7 @@ async fn the_managers_log_level_holds_for_its_duration() {
     })
     .await;
     tokio::time::sleep(std::time::Duration::from_secs(2)).await;
-    let deadline = std::time::Instant::now() + crate::PATIENCE;
+    let deadline = std::time::Instant::now() + crate::WAIT_TIMEOUT;
     loop {
         let before = pod.lines("DEBUG").len();
         pod.ask("").await.unwrap();

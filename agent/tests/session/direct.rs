@@ -149,7 +149,10 @@ async fn a_workstation_that_does_not_answer_costs_the_budget_and_leaves_no_waite
             );
             break answer;
         }
-        assert!(started.elapsed() < crate::PATIENCE, "never asked to dial");
+        assert!(
+            started.elapsed() < crate::WAIT_TIMEOUT,
+            "never asked to dial"
+        );
     };
     assert_eq!(answer, "app");
     // The same connection, answered too late: not handed to the dead waiter, but dialled like any
@@ -236,7 +239,7 @@ async fn the_manager_may_ask_for_a_dial() {
     let conn_id = conn(Transport::Tcp, listener.local_addr().unwrap());
     fake.dial(conn_id);
     let (mut socket, _) = listener.accept().await.unwrap();
-    let (info, mut wire) = tokio::time::timeout(crate::PATIENCE, dialled.recv())
+    let (info, mut wire) = tokio::time::timeout(crate::WAIT_TIMEOUT, dialled.recv())
         .await
         .unwrap()
         .unwrap();

@@ -19,7 +19,7 @@ use traffic_proto::manager::manager_server::{Manager, ManagerServer};
 use traffic_proto::manager::{self, *};
 use traffic_proto::tunnel::{Message, StreamInfo};
 
-use crate::PATIENCE;
+use crate::WAIT_TIMEOUT;
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -86,7 +86,7 @@ pub struct Wire {
 
 impl Wire {
     pub async fn next(&mut self) -> Message {
-        let next = tokio::time::timeout(PATIENCE, self.rx.next())
+        let next = tokio::time::timeout(WAIT_TIMEOUT, self.rx.next())
             .await
             .expect("a message in time");
         Message::decode(
@@ -145,7 +145,7 @@ impl Fake {
     /// Waits until the agent has done something.
     pub async fn until(&self, what: &str, done: impl FnMut(&Seen) -> bool) -> Seen {
         let mut seen = self.seen.subscribe();
-        let waited = tokio::time::timeout(PATIENCE, seen.wait_for(done)).await;
+        let waited = tokio::time::timeout(WAIT_TIMEOUT, seen.wait_for(done)).await;
         waited
             .unwrap_or_else(|_| panic!("waited for {what}; seen: {:#?}", self.seen.borrow()))
             .unwrap()

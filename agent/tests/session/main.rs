@@ -13,4 +13,4 @@ mod troubles;
 use std::time::Duration;
 
 /// How long anything may take on a slow machine.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const WAIT_TIMEOUT: Duration = Duration::from_secs(30);

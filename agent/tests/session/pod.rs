@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
-use crate::PATIENCE;
+use crate::WAIT_TIMEOUT;
 
 pub struct Pod {
     pub root: TempDir,
@@ -121,7 +121,7 @@ impl Pod {
     }
 
     pub async fn until(&self, what: &str, mut done: impl FnMut(&Self) -> bool) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + WAIT_TIMEOUT;
         while !done(self) {
             assert!(
                 Instant::now() < deadline,
@@ -139,7 +139,7 @@ impl Pod {
 
     /// Asks until the answer comes from `who`.
     pub async fn until_answered_by(&self, header: &str, who: &str) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + WAIT_TIMEOUT;
         loop {
             let answer = self.ask(header).await.unwrap();
             if answer == who {
@@ -200,7 +200,7 @@ pub async fn request(port: u16, header: &str) -> std::io::Result<String> {
         reader.read_exact(&mut body).await?;
         Ok(String::from_utf8(body).unwrap())
     };
-    tokio::time::timeout(PATIENCE, exchange)
+    tokio::time::timeout(WAIT_TIMEOUT, exchange)
         .await
         .unwrap_or(Err(std::io::ErrorKind::TimedOut.into()))
 }

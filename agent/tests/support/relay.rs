@@ -28,7 +28,7 @@ use traffic_agent::upstream::{
 use traffic_core::routing::matcher::Filters;
 use traffic_core::routing::{Entry, Intercept, Mechanism, RouteTable, State};
 
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The far end of an opened tunnel, and who it was opened for.
 pub struct Far {
@@ -134,7 +134,7 @@ pub fn port(app: SocketAddr, transport: Transport, tunnels: Arc<Workstation>) ->
         agent_port: 0,
         routes: Arc::new(CurrentRoutes::default()),
         transport,
-        spoken: DetectedProtocol::new(AppProtocol::Unknown, ProtocolSource::Bytes),
+        app_protocol: DetectedProtocol::new(AppProtocol::Unknown, ProtocolSource::Bytes),
         app: Arc::new(App(app)),
         tunnels,
         tls: None,

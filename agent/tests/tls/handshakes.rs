@@ -99,7 +99,7 @@ async fn a_handshake_is_rehearsed_whether_or_not_callers_need_a_certificate() {
         );
         let listener = Listener::start(plan(root.path(), annotations, ""), echo().await).await;
         assert!(listener.tls.in_force());
-        listener.tls.rehearse().unwrap();
+        listener.tls.self_test().unwrap();
         listener
             .tls
             .warm_up(&traffic_agent::tls::server::accept::hello().unwrap())

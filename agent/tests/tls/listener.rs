@@ -17,7 +17,7 @@ use traffic_agent::tls::secrets::annotations::{AppPort, PortPlan};
 use traffic_agent::tls::secrets::store::{FolderWatch, Stores};
 use traffic_agent::tls::server::accept::Arrival;
 use traffic_agent::upstream::DialApp;
-use traffic_agent::upstream::app_tls::{ClearHttp, Originate};
+use traffic_agent::upstream::app_tls::{AppTlsDialer, ClearHttp};
 
 pub struct Listener {
     pub addr: SocketAddr,
@@ -60,7 +60,7 @@ impl Listener {
         limits: tls::server::accept::HandshakeLimits,
     ) -> Self {
         let mut stores = Stores::default();
-        let app = Arc::new(Originate::new(
+        let app = Arc::new(AppTlsDialer::new(
             &plan,
             AppAddr(app),
             ClearHttp::Ask,
@@ -101,7 +101,7 @@ impl Listener {
 async fn carry(
     socket: TcpStream,
     tls: &tls::server::accept::TlsPort,
-    app: &Originate,
+    app: &AppTlsDialer,
     metrics: &PortMetrics,
 ) -> Result<(), String> {
     socket.set_nodelay(true).unwrap();
@@ -118,8 +118,8 @@ async fn carry(
             let up = app.dial(hello.as_ref()).await;
             (Conn::Tcp(socket), up.map_err(|error| error.to_string())?)
         }
-        Arrival::Untouched(socket) => {
-            let up = app.dial_untouched().await;
+        Arrival::Passthrough(socket) => {
+            let up = app.dial_passthrough().await;
             (Conn::Tcp(socket), up.map_err(|error| error.to_string())?)
         }
     };

@@ -16,7 +16,7 @@ use crate::logs;
 
 const SECRET: &str = "telepresence.io/downstream-tls-secret.8443";
 /// A new pair is to be in use within this time.
-const PROMISE: Duration = Duration::from_secs(2);
+const ROTATION_TIMEOUT: Duration = Duration::from_secs(2);
 
 fn seconds() -> u64 {
     std::env::var("TLS_ROTATION_SECONDS")
@@ -99,7 +99,7 @@ async fn rotation_under_load_fails_no_handshake_and_cuts_no_stream() {
         let next = ca.issue(&["web.test"]);
         secret.update(|dir| write_secret(dir, &next, None));
         rotations += 1;
-        pending.push((next.serial, Instant::now() + PROMISE));
+        pending.push((next.serial, Instant::now() + ROTATION_TIMEOUT));
         for step in 0..10 {
             tokio::time::sleep(Duration::from_millis(100)).await;
             pending.retain(|(serial, due)| {

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use harness::process::Process;
-use harness::wait::PATIENCE;
+use harness::wait::WAIT_TIMEOUT;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
@@ -20,7 +20,9 @@ use traffic_proto::manager::{
 
 /// What comes must come soon.
 pub(crate) async fn soon<T>(what: impl Future<Output = T>) -> T {
-    timeout(PATIENCE, what).await.expect("nothing came in time")
+    timeout(WAIT_TIMEOUT, what)
+        .await
+        .expect("nothing came in time")
 }
 
 /// A running manager.

@@ -394,7 +394,7 @@ async fn preparing_resolves_a_numeric_port_and_says_what_is_wrong() {
 
 #[tokio::test]
 async fn preparing_waits_for_the_agent_to_arrive() {
-    let rig = Rig::with(|settings| settings.agent_arrival = crate::rig::PATIENCE).await;
+    let rig = Rig::with(|settings| settings.agent_arrival = crate::rig::WAIT_TIMEOUT).await;
     let mut dev = rig.client("dev").await;
     let mut asking = dev.manager.clone();
     let request = EnsureAgentRequest {

@@ -21,7 +21,7 @@ pub(crate) type Client = ManagerClient<Channel>;
 pub(crate) type Spoil<T> = fn(&mut T);
 
 /// How long anything may take before a test gives up.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A running manager, stopped when dropped.
 pub(crate) struct Rig {
@@ -168,7 +168,9 @@ impl Intercepts {
 
 /// What comes must come soon.
 pub(crate) async fn soon<T>(what: impl Future<Output = T>) -> T {
-    timeout(PATIENCE, what).await.expect("nothing came in time")
+    timeout(WAIT_TIMEOUT, what)
+        .await
+        .expect("nothing came in time")
 }
 
 pub(crate) fn client(name: &str) -> ClientInfo {

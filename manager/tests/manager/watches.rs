@@ -14,7 +14,7 @@ use traffic_proto::manager::{
 use crate::rig::{Rig, agent, soon, spec};
 
 /// Long enough for a message that should not come to show up.
-const QUIET: Duration = Duration::from_millis(300);
+const QUIET_PERIOD: Duration = Duration::from_millis(300);
 
 #[tokio::test]
 async fn the_first_snapshot_comes_at_once_and_identical_ones_do_not_follow() {
@@ -29,7 +29,7 @@ async fn the_first_snapshot_comes_at_once_and_identical_ones_do_not_follow() {
         ..crate::rig::agent("other-1")
     })
     .await;
-    assert!(timeout(QUIET, watch.0.message()).await.is_err());
+    assert!(timeout(QUIET_PERIOD, watch.0.message()).await.is_err());
     dev.create(spec("one")).await;
     assert_eq!(watch.next().await.len(), 1);
 }

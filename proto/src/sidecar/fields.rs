@@ -10,7 +10,7 @@ use crate::duration::GoDuration;
 use crate::fault::{Fault, Faults};
 
 /// Shortest plausible integer duration: smaller ones were hardly meant in nanoseconds.
-const SHORT: Duration = Duration::from_millis(1);
+const MIN_PLAUSIBLE_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Collects faults and warnings.
 pub(super) struct Notes<'a> {
@@ -331,7 +331,8 @@ impl Field {
                     );
                     return None;
                 };
-                let short = nanos > 0 && i128::from(nanos) < SHORT.as_nanos().cast_signed();
+                let short = nanos > 0
+                    && i128::from(nanos) < MIN_PLAUSIBLE_INTERVAL.as_nanos().cast_signed();
                 if short {
                     let problem = format!("{nanos} is {nanos} nanoseconds");
                     notes.warn(

@@ -14,7 +14,8 @@ use crate::port::{AgentPort, AppPort, ProxyPort, Transport};
 
 /// Default port of the manager.
 const MANAGER_PORT: u16 = 8081;
-const HOUR: Duration = Duration::from_secs(60 * 60);
+const DEFAULT_CONNECTION_TTL: Duration = Duration::from_secs(24 * 60 * 60);
+const DEFAULT_EXPIRED_DEADLINE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Keys that other programs of the system read.
 const NOT_FOR_US: &[&str] = &[
@@ -87,7 +88,7 @@ fn top(root: &mut Section, role: Role, notes: &mut Notes<'_>) -> Sidecar {
         log_level: root.word("logLevel", notes),
         api_port: root.port("apiPort", notes),
         tracing_port: root.port("tracingPort", notes),
-        client_connection_ttl: interval(root, "clientConnectionTTL", 24 * HOUR, notes),
+        client_connection_ttl: interval(root, "clientConnectionTTL", DEFAULT_CONNECTION_TTL, notes),
         enable_h2c_probing: root.flag("enableH2cProbing", true, notes),
         enable_metrics: root.flag("enableMetrics", false, notes),
         watch_retry_interval: interval(root, "watchRetryInterval", Duration::from_secs(10), notes),
@@ -99,7 +100,9 @@ fn top(root: &mut Section, role: Role, notes: &mut Notes<'_>) -> Sidecar {
         },
         expired_notifications: ExpiredNotifications {
             enabled: expired.flag("enabled", false, notes),
-            deadline: expired.duration("deadline", notes).unwrap_or(24 * HOUR),
+            deadline: expired
+                .duration("deadline", notes)
+                .unwrap_or(DEFAULT_EXPIRED_DEADLINE),
         },
         session_grace: root
             .duration("sessionGrace", notes)

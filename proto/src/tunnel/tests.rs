@@ -107,7 +107,7 @@ fn stream_info_is_version_latency_timeout_id_and_session() {
 
 #[test]
 fn stream_info_holds_zero_and_the_longest_durations() {
-    let info = StreamInfo::new(conn_id(), "", Duration::ZERO, MAX_DURATION);
+    let info = StreamInfo::new(conn_id(), "", Duration::ZERO, MAX_STREAM_TIMEOUT);
     // 2^56-1 is eight times seven ones: the most eight bytes can hold.
     let longest = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f];
     check_stream_info(
@@ -119,12 +119,12 @@ fn stream_info_holds_zero_and_the_longest_durations() {
 #[test]
 fn durations_beyond_the_longest_are_sent_as_the_longest() {
     for long in [
-        MAX_DURATION + Duration::from_nanos(1),
+        MAX_STREAM_TIMEOUT + Duration::from_nanos(1),
         Duration::from_nanos(u64::MAX),
         Duration::MAX,
     ] {
         let sent = StreamInfo::new(conn_id(), "s", long, long);
-        let kept = StreamInfo::new(conn_id(), "s", MAX_DURATION, MAX_DURATION);
+        let kept = StreamInfo::new(conn_id(), "s", MAX_STREAM_TIMEOUT, MAX_STREAM_TIMEOUT);
         assert_eq!(
             Message::StreamInfo(sent).encode(),
             Message::StreamInfo(kept).encode()

@@ -92,7 +92,7 @@ impl RoutePublisher {
     /// Starts the grace time after the session was lost, counted from the first loss.
     pub(crate) fn lost(&self) {
         let mut state = self.lock();
-        state.rules.forget_promises();
+        state.rules.drop_promises();
         if state.grace_ends.is_none() {
             state.grace_ends = Some(Instant::now() + self.grace);
         }
@@ -108,7 +108,7 @@ impl RoutePublisher {
     }
 
     /// Watches the deadlines; never returns.
-    pub(crate) async fn keep_time(&self) {
+    pub(crate) async fn watch_deadlines(&self) {
         loop {
             let next = self.pass(Instant::now());
             let sleep = async {

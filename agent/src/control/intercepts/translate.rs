@@ -182,7 +182,7 @@ impl Rules {
 
     /// Drops all promises with the lost session; current routes stay until a snapshot or
     /// [`Self::clear`].
-    pub fn forget_promises(&mut self) {
+    pub fn drop_promises(&mut self) {
         self.ports.iter_mut().for_each(|port| port.held.clear());
     }
 
@@ -354,9 +354,9 @@ impl PortRules {
             }
             let rivals: Vec<_> = self
                 .rivals(candidates, compiled)
-                .map(|(c, _)| (c.info.id.clone(), firm(c)))
+                .map(|(c, _)| (c.info.id.clone(), is_binding(c)))
                 .collect();
-            if rivals.iter().any(|(_, firm)| *firm) {
+            if rivals.iter().any(|(_, is_binding)| *is_binding) {
                 continue;
             }
             self.held
@@ -564,7 +564,7 @@ impl PortRules {
 
 /// Returns true if a rival's promise is binding: the manager confirmed it, or it is a TCP
 /// intercept, which keeps its place even unserved.
-fn firm(candidate: &Candidate<'_>) -> bool {
+fn is_binding(candidate: &Candidate<'_>) -> bool {
     candidate.info.disposition() == Disposition::Active
         || candidate
             .rule

@@ -25,7 +25,7 @@ const MAX_LINGER_BYTES: usize = 4 << 20;
 
 /// One downstream connection with its upstreams.
 pub(crate) struct Connection {
-    pub(crate) lane: ConnContext,
+    pub(crate) context: ConnContext,
     pub(crate) down: Conn,
     pub(crate) app: AppLeg,
     /// A workstation has answered since the app last did, so the app may have closed its idle
@@ -37,7 +37,7 @@ pub(crate) struct Connection {
     /// The caller has ended its side.
     pub(crate) caller_done: bool,
     /// Access record of the current exchange, if one is kept.
-    pub(crate) notes: Option<Box<AccessRecord>>,
+    pub(crate) record: Option<Box<AccessRecord>>,
 }
 
 /// Upstream of the current exchange.

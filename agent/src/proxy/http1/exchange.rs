@@ -22,7 +22,7 @@ use traffic_core::http1::head::{Head, Kind, MAX_HEAD, Method, Parser, Step};
 
 /// Time a response may take before the caller's new socket is registered with the runtime, which
 /// notices a caller that leaves. Most responses come sooner and save the registration.
-const UNWATCHED_TIMEOUT: Duration = Duration::from_millis(10);
+const UNREGISTERED_TIMEOUT: Duration = Duration::from_millis(10);
 
 /// State of the connection after an exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +64,7 @@ pub(crate) struct Exchange {
     /// `Connection: close` was sent to the caller in this response.
     closing: bool,
     /// Runs while the caller's socket is unregistered.
-    unwatched: Option<Pin<Box<Sleep>>>,
+    registration_delay: Option<Pin<Box<Sleep>>>,
 }
 
 enum ResponseSide {
@@ -79,13 +79,13 @@ enum ResponseSide {
 
 /// The two ends and buffers of an exchange.
 struct Ends<'c, 'l> {
-    lane: &'l ConnContext,
+    context: &'l ConnContext,
     down: &'c mut Conn,
     up: &'c mut Conn,
     request: &'c mut super::pipe::Pipe,
     answer: &'c mut super::pipe::Pipe,
     caller_done: &'c mut bool,
-    notes: &'c mut Option<Box<AccessRecord>>,
+    record: &'c mut Option<Box<AccessRecord>>,
 }
 
 impl Exchange {
@@ -113,20 +113,20 @@ impl Exchange {
             upstream_took: None,
             heads: (head.len as u64, 0),
             closing: false,
-            unwatched: None,
+            registration_delay: None,
         }
     }
 
     pub(crate) fn poll(&mut self, c: &mut Connection, cx: &mut Context<'_>) -> Poll<Outcome> {
         let Connection {
-            lane,
+            context,
             down,
             app,
             workstations,
             request,
             answer,
             caller_done,
-            notes,
+            record,
             ..
         } = c;
         let up = match self.upstream {
@@ -137,19 +137,19 @@ impl Exchange {
             Upstream::Tunnel(at) => workstations.at(at),
         };
         let mut ends = Ends {
-            lane,
+            context,
             down,
             up,
             request,
             answer,
             caller_done,
-            notes,
+            record,
         };
         let outcome = match self.poll_request(&mut ends, cx) {
             Some(outcome) => Poll::Ready(outcome),
             None => self.poll_answer(&mut ends, cx),
         };
-        let metrics = &lane.port.metrics;
+        let metrics = &context.port.metrics;
         let received = ends.request.take_written(metrics);
         let sent = ends.answer.take_written(metrics);
         if received > 0 {
@@ -158,15 +158,15 @@ impl Exchange {
         if sent > 0 {
             metrics.bytes_out.add(sent);
         }
-        if let Some(notes) = ends.notes {
-            self.note_bodies(notes, received, sent);
+        if let Some(record) = ends.record {
+            self.count_bodies(record, received, sent);
         }
         if let Poll::Ready(Outcome::End(ended)) = outcome {
             match ended {
                 Ended::CallerReset | Ended::CallerLeft | Ended::Malformed => ends.up.abort(),
-                Ended::TunnelLost => lane.port.metrics.tunnel_failures.inc(),
+                Ended::TunnelLost => context.port.metrics.tunnel_failures.inc(),
                 Ended::AppRefused | Ended::TimedOut(_) => {
-                    lane.port.metrics.app_connect_failures.inc()
+                    context.port.metrics.app_connect_failures.inc()
                 }
                 _ => {}
             }
@@ -180,7 +180,7 @@ impl Exchange {
             if !self.refused && !ends.request.is_written() {
                 match ends.request.poll_write(ends.up, cx) {
                     Poll::Pending => return None,
-                    Poll::Ready(Ok(())) => self.note_forwarded(ends),
+                    Poll::Ready(Ok(())) => self.record_forwarded(ends),
                     Poll::Ready(Err(e)) => {
                         let ended = ended_by_app(&e);
                         if self.upstream == Upstream::App && ended != Ended::AppReset {
@@ -194,7 +194,7 @@ impl Exchange {
                 return self.watch_caller(ends, cx);
             }
             if !ends.request.buf.is_empty() {
-                if ends.request.clear(&mut self.request).is_err() {
+                if ends.request.mark_sendable(&mut self.request).is_err() {
                     return Some(self.unclear_request());
                 }
                 continue;
@@ -212,7 +212,7 @@ impl Exchange {
     }
 
     /// Counts body bytes for the access record: head bytes are subtracted from what was written.
-    fn note_bodies(&mut self, notes: &mut AccessRecord, received: u64, sent: u64) {
+    fn count_bodies(&mut self, record: &mut AccessRecord, received: u64, sent: u64) {
         let without = |head: &mut u64, n: u64| {
             let of_head = n.min(*head);
             *head -= of_head;
@@ -220,14 +220,14 @@ impl Exchange {
         };
         let received = without(&mut self.heads.0, received);
         let sent = without(&mut self.heads.1, sent);
-        notes.moved(received, sent);
+        record.moved(received, sent);
     }
 
-    fn note_forwarded(&mut self, ends: &Ends<'_, '_>) {
+    fn record_forwarded(&mut self, ends: &Ends<'_, '_>) {
         if self.forwarded.is_none() {
             let took = self.started.elapsed();
             self.forwarded = Some(took);
-            ends.lane.port.metrics.own_time.observe(took);
+            ends.context.port.metrics.own_time.observe(took);
         }
     }
 
@@ -238,11 +238,11 @@ impl Exchange {
         if *ends.caller_done || !ends.request.buf.is_empty() {
             return None;
         }
-        if ends.down.is_new() {
-            let unwatched = self
-                .unwatched
-                .get_or_insert_with(|| Box::pin(tokio::time::sleep(UNWATCHED_TIMEOUT)));
-            if unwatched.as_mut().poll(cx).is_pending() {
+        if ends.down.is_unregistered() {
+            let registration_delay = self
+                .registration_delay
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep(UNREGISTERED_TIMEOUT)));
+            if registration_delay.as_mut().poll(cx).is_pending() {
                 return None;
             }
         }
@@ -290,10 +290,10 @@ impl Exchange {
                 return self.poll_over(ends, cx);
             }
             if !ends.answer.buf.is_empty() {
-                match self.follow_answer(ends) {
-                    Follow::Cleared => continue,
-                    Follow::More => {}
-                    Follow::Over(outcome) => return Poll::Ready(outcome),
+                match self.parse_response(ends) {
+                    Parsed::Sendable => continue,
+                    Parsed::More => {}
+                    Parsed::Over(outcome) => return Poll::Ready(outcome),
                 }
             }
             if self.answer_is_stuck(ends) {
@@ -309,7 +309,7 @@ impl Exchange {
             };
             match ready!(read) {
                 Ok(0) => return Poll::Ready(self.upstream_ended()),
-                Ok(_) => self.note_answered(ends),
+                Ok(_) => self.record_answered(ends),
                 Err(e) => return Poll::Ready(self.upstream_failed(&e)),
             }
         }
@@ -327,7 +327,7 @@ impl Exchange {
             && ends.request.buf.is_empty()
     }
 
-    fn note_answered(&mut self, ends: &Ends<'_, '_>) {
+    fn record_answered(&mut self, ends: &Ends<'_, '_>) {
         if !self.answered {
             self.answered = true;
             let took = self
@@ -335,46 +335,51 @@ impl Exchange {
                 .elapsed()
                 .saturating_sub(self.forwarded.unwrap_or_default());
             self.upstream_took = Some(took);
-            ends.lane.port.metrics.upstream_time.observe(took);
+            ends.context.port.metrics.upstream_time.observe(took);
         }
     }
 
     /// Parses the response bytes in the buffer and marks what can be sent.
-    fn follow_answer(&mut self, ends: &mut Ends<'_, '_>) -> Follow {
+    fn parse_response(&mut self, ends: &mut Ends<'_, '_>) -> Parsed {
         match &mut self.answer {
             ResponseSide::Head(parser) => match parser.parse(ends.answer.buf.unread()) {
                 Ok(Step::More) => {
                     if ends.answer.buf.is_full() {
                         ends.answer.buf.grow(MAX_HEAD);
                     }
-                    Follow::More
+                    Parsed::More
                 }
                 Ok(Step::Complete(head)) => self.take_head(&head, ends),
                 Err(why) => self.unclear_answer(why.into(), ends),
             },
-            ResponseSide::Body(body) => match ends.answer.clear(body) {
-                Ok(()) => Follow::Cleared,
+            ResponseSide::Body(body) => match ends.answer.mark_sendable(body) {
+                Ok(()) => Parsed::Sendable,
                 Err(_) => self.unclear_answer(OpaqueReason::Ambiguous, ends),
             },
             ResponseSide::Unclear => {
-                ends.answer.clear_all();
-                Follow::Cleared
+                ends.answer.mark_all_sendable();
+                Parsed::Sendable
             }
         }
     }
 
-    fn take_head(&mut self, head: &Head, ends: &mut Ends<'_, '_>) -> Follow {
+    fn take_head(&mut self, head: &Head, ends: &mut Ends<'_, '_>) -> Parsed {
         let status = head.status();
-        ends.lane.port.metrics.responses.at(Class::of(status)).inc();
+        ends.context
+            .port
+            .metrics
+            .responses
+            .at(Class::of(status))
+            .inc();
         let tunnel = self.method == Method::Connect && status / 100 == 2;
         let len = if status / 100 == 1 && status != 101 {
             head.len
         } else {
-            self.note_head(head, ends, tunnel)
+            self.finish_head(head, ends, tunnel)
         };
         self.heads.1 += len as u64;
         if status == 101 || tunnel {
-            return Follow::Over(Outcome::Relay(Some(OpaqueReason::Upgraded)));
+            return Parsed::Over(Outcome::Relay(Some(OpaqueReason::Upgraded)));
         }
         let mut body = if status / 100 == 1 {
             Body::Done
@@ -384,8 +389,8 @@ impl Exchange {
         if status / 100 == 1 {
             self.awaits_continue &= status != 100;
             self.answer = ResponseSide::Head(Parser::new(Kind::Response));
-            return match ends.answer.clear_head(len, &mut body) {
-                Ok(()) => Follow::Cleared,
+            return match ends.answer.mark_head_sendable(len, &mut body) {
+                Ok(()) => Parsed::Sendable,
                 Err(_) => self.unclear_answer(OpaqueReason::Ambiguous, ends),
             };
         }
@@ -394,37 +399,37 @@ impl Exchange {
             // Whether the announced body follows, or the next request, is between the caller and
             // the app.
             if self.may_relay {
-                return Follow::Over(Outcome::Relay(Some(OpaqueReason::Ambiguous)));
+                return Parsed::Over(Outcome::Relay(Some(OpaqueReason::Ambiguous)));
             }
             self.persists = false;
         }
         if body == Body::UntilClose {
             if self.may_relay {
-                return Follow::Over(Outcome::Relay(None));
+                return Parsed::Over(Outcome::Relay(None));
             }
             self.persists = false;
         }
-        if ends.answer.clear_head(len, &mut body).is_err() {
+        if ends.answer.mark_head_sendable(len, &mut body).is_err() {
             return self.unclear_answer(OpaqueReason::Ambiguous, ends);
         }
         self.answer = ResponseSide::Body(body);
-        Follow::Cleared
+        Parsed::Sendable
     }
 
     /// Records the final head and inserts the explanation header if the caller asked for it. While
     /// draining, `Connection: close` asks the caller to send its next request elsewhere (RFC 9112
     /// section 9.6). All else passes unchanged. Returns the head's length.
-    fn note_head(&mut self, head: &Head, ends: &mut Ends<'_, '_>, tunnel: bool) -> usize {
+    fn finish_head(&mut self, head: &Head, ends: &mut Ends<'_, '_>, tunnel: bool) -> usize {
         let mut lines = String::new();
-        if let Some(notes) = ends.notes {
-            notes.answered(head.status(), self.upstream_took);
-            lines.extend(notes.explained_line());
+        if let Some(record) = ends.record {
+            record.answered(head.status(), self.upstream_took);
+            lines.extend(record.explained_line());
         }
         if !tunnel
             && head.status() != 101
             && self.persists
             && head.persists()
-            && ends.lane.port.drain.is_draining()
+            && ends.context.port.drain.is_draining()
         {
             lines.push_str("Connection: close\r\n");
             self.closing = true;
@@ -444,14 +449,14 @@ impl Exchange {
     }
 
     /// Passes an ambiguous response on; the caller judges it as it would without an agent.
-    fn unclear_answer(&mut self, reason: OpaqueReason, ends: &mut Ends<'_, '_>) -> Follow {
+    fn unclear_answer(&mut self, reason: OpaqueReason, ends: &mut Ends<'_, '_>) -> Parsed {
         if self.may_relay {
-            return Follow::Over(Outcome::Relay(Some(reason)));
+            return Parsed::Over(Outcome::Relay(Some(reason)));
         }
         self.persists = false;
         self.answer = ResponseSide::Unclear;
-        ends.answer.clear_all();
-        Follow::Cleared
+        ends.answer.mark_all_sendable();
+        Parsed::Sendable
     }
 
     /// Detects the end of an ambiguous response, which has none of its own: a caller that sends
@@ -508,9 +513,9 @@ impl Exchange {
 }
 
 /// Result of parsing response bytes.
-enum Follow {
+enum Parsed {
     /// Some bytes can be written.
-    Cleared,
+    Sendable,
     /// More bytes have to be read first.
     More,
     /// The exchange is over.

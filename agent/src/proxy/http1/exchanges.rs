@@ -31,11 +31,11 @@ pub fn exchanges(
     down: Conn,
     first: Buf,
     app: AppLeg,
-    lane: ConnContext,
+    context: ConnContext,
 ) -> impl Future<Output = Ended> + Send {
-    lane.port.metrics.carried.at(Protocol::Http1).inc();
+    context.port.metrics.carried.at(Protocol::Http1).inc();
     let mut connection = Connection {
-        lane,
+        context,
         down,
         app,
         stale_app: false,
@@ -43,13 +43,13 @@ pub fn exchanges(
         request: Pipe::starting_with(first),
         answer: Pipe::empty(),
         caller_done: false,
-        notes: None,
+        record: None,
     };
     // Made outside, because an async function would keep room for its arguments beside it.
     async move {
         let ended = connection.run().await;
-        if let Some(notes) = connection.notes.take() {
-            notes.end(ended);
+        if let Some(record) = connection.record.take() {
+            record.end(ended);
         }
         if ended.resets_caller() {
             connection.down.abort();
@@ -62,7 +62,7 @@ impl Connection {
     /// Runs exchanges until the connection ends. Rare branches are boxed, so that idle connections
     /// do not hold room for them.
     async fn run(&mut self) -> Ended {
-        let port = Arc::clone(&self.lane.port);
+        let port = Arc::clone(&self.context.port);
         let mut idle = Idle::new(&port.drain);
         loop {
             let head = match poll_fn(|cx| idle.poll_next(self, cx)).await {
@@ -71,17 +71,21 @@ impl Connection {
                 NextHead::End(ended) => return ended,
             };
             let started = Instant::now();
-            let Some(head) = self.vouch(head) else {
+            let Some(head) = self.set_identity_header(head) else {
                 return Ended::Limit;
             };
             let mut body = Body::of_request(&head);
-            if self.request.clear_head(head.len, &mut body).is_err() {
+            if self
+                .request
+                .mark_head_sendable(head.len, &mut body)
+                .is_err()
+            {
                 return Box::pin(self.relay_to_app(OpaqueReason::Ambiguous)).await;
             }
             let upstream = match self.route(&head) {
                 None => Upstream::App,
                 Some((intercept, Route::Expired)) => {
-                    self.lane
+                    self.context
                         .port
                         .metrics
                         .http1_requests
@@ -89,7 +93,7 @@ impl Connection {
                         .inc();
                     match Box::pin(self.expired(intercept, head, body)).await {
                         None => {
-                            self.notes = None;
+                            self.record = None;
                             continue;
                         }
                         Some(ended) => return ended,
@@ -102,7 +106,7 @@ impl Connection {
             } else {
                 Route::Client
             };
-            self.lane.port.metrics.http1_requests.at(route).inc();
+            self.context.port.metrics.http1_requests.at(route).inc();
             if upstream == Upstream::App {
                 self.ready_app().await;
             }
@@ -110,14 +114,14 @@ impl Connection {
                 &head,
                 body,
                 upstream,
-                self.lane.identity().is_none(),
+                self.context.identity().is_none(),
                 started,
             );
             match poll_fn(|cx| exchange.poll(self, cx)).await {
                 Outcome::Next => {
                     self.stale_app = upstream != Upstream::App;
-                    if let Some(notes) = self.notes.take() {
-                        notes.end(Ended::Clean);
+                    if let Some(record) = self.record.take() {
+                        record.end(Ended::Clean);
                     }
                 }
                 Outcome::End(ended) => return ended,
@@ -128,8 +132,8 @@ impl Connection {
     }
 
     /// Sets the caller's identity header if the port has one; `None` if the head becomes too large.
-    fn vouch(&mut self, head: Head) -> Option<Head> {
-        match self.lane.identity() {
+    fn set_identity_header(&mut self, head: Head) -> Option<Head> {
+        match self.context.identity() {
             None => Some(head),
             Some((name, caller)) => {
                 super::identity_header::replace(&mut self.request.buf, &head, name, caller)
@@ -140,20 +144,20 @@ impl Connection {
     /// Decides the route of one request; `None` is the app. The table is read once, for this
     /// decision only.
     fn route(&mut self, head: &Head) -> Option<(Arc<Intercept>, Route)> {
-        let table = self.lane.port.routes.load();
-        if table.is_empty() && self.lane.port.access.log.is_none() {
+        let table = self.context.port.routes.load();
+        if table.is_empty() && self.context.port.access.log.is_none() {
             return None;
         }
         let request = head.request(self.request.buf.unread());
-        let verdict = table.judge(&request);
+        let verdict = table.route_explained(&request);
         let version = if head.minor == 0 {
             "HTTP/1.0"
         } else {
             "HTTP/1.1"
         };
-        self.notes = self
-            .lane
-            .notes(&verdict, &table, &request, request.method, version);
+        self.record =
+            self.context
+                .access_record(&verdict, &table, &request, request.method, version);
         match verdict.decision {
             Decision::App => None,
             Decision::Client(intercept) => Some((Arc::clone(intercept), Route::Client)),
@@ -179,8 +183,8 @@ impl Connection {
     /// Relays the rest of the connection opaquely to the app, unless the port has an identity
     /// header that the caller could forge.
     async fn relay_to_app(&mut self, reason: OpaqueReason) -> Ended {
-        if self.lane.identity().is_some() {
-            self.lane.port.metrics.opaque.at(reason).inc();
+        if self.context.identity().is_some() {
+            self.context.port.metrics.opaque.at(reason).inc();
             self.app.abort();
             return Ended::Malformed;
         }
@@ -189,11 +193,11 @@ impl Connection {
 
     /// Relays the rest of the connection opaquely, including the bytes already read.
     async fn relay(&mut self, upstream: Upstream, reason: Option<OpaqueReason>) -> Ended {
-        let metrics = &self.lane.port.metrics;
+        let metrics = &self.context.port.metrics;
         if let Some(reason) = reason {
             metrics.opaque.at(reason).inc();
-            if self.notes.is_none() {
-                self.notes = self.lane.unread_notes(reason, None);
+            if self.record.is_none() {
+                self.record = self.context.opaque_record(reason, None);
             }
         }
         let up = match upstream {
@@ -206,7 +210,7 @@ impl Connection {
         let Some(up) = up else { return Ended::Bug };
         let ((from_down, inward), (from_up, outward)) = (self.request.take(), self.answer.take());
         let first = PendingBytes { from_down, from_up };
-        let relayed = Box::pin(relay::resumed(
+        let relayed = Box::pin(relay::resume(
             &mut self.down,
             up,
             first,
@@ -214,8 +218,8 @@ impl Connection {
             metrics,
         ))
         .await;
-        if let Some(notes) = &mut self.notes {
-            notes.moved(relayed.bytes_in, relayed.bytes_out);
+        if let Some(record) = &mut self.record {
+            record.moved(relayed.bytes_in, relayed.bytes_out);
         }
         match upstream {
             Upstream::App => opaque::ended(&relayed, opaque::app_failed(&relayed, metrics)),

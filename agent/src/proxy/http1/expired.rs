@@ -39,7 +39,7 @@ impl Connection {
             (true, _) => "",
         };
         let explained = self
-            .notes
+            .record
             .as_ref()
             .and_then(|n| n.explained_line())
             .unwrap_or_default();
@@ -53,18 +53,18 @@ impl Connection {
              Content-Length: {}\r\n{explained}{connection}\r\n{content}",
             text.len(),
         );
-        self.request.discard_cleared();
+        self.request.discard_sendable();
         self.stale_app = true;
-        let metrics = &self.lane.port.metrics;
+        let metrics = &self.context.port.metrics;
         metrics.responses.at(Class::C5xx).inc();
         if self.down.write_all(answer.as_bytes()).await.is_err() || self.down.flush().await.is_err()
         {
             return Some(Ended::CallerReset);
         }
         metrics.bytes_out.add(answer.len() as u64);
-        if let Some(notes) = &mut self.notes {
-            notes.answered(503, None);
-            notes.moved(0, content.len() as u64);
+        if let Some(record) = &mut self.record {
+            record.answered(503, None);
+            record.moved(0, content.len() as u64);
         }
         if keeps {
             None

@@ -39,9 +39,9 @@ pub(crate) struct Idle<'d> {
     drain: &'d Drain,
     draining: Option<Pin<Box<WaitForCancellationFuture<'d>>>>,
     /// The task whose waker is registered for the start of the drain.
-    asked: Option<Waker>,
+    drain_waker: Option<Waker>,
     /// Runs once the drain began: a request already on its way is still answered.
-    farewell: Option<Pin<Box<Sleep>>>,
+    drain_delay: Option<Pin<Box<Sleep>>>,
 }
 
 impl<'d> Idle<'d> {
@@ -52,8 +52,8 @@ impl<'d> Idle<'d> {
             deadline: None,
             drain,
             draining: None,
-            asked: None,
-            farewell: None,
+            drain_waker: None,
+            drain_delay: None,
         }
     }
 
@@ -81,7 +81,7 @@ impl<'d> Idle<'d> {
             .deadline
             .get_or_insert_with(|| Box::pin(tokio::time::sleep(HEAD_TIMEOUT)));
         deadline.as_mut().poll(cx).map(|()| {
-            c.lane.port.metrics.limits.at(Limit::HeadTime).inc();
+            c.context.port.metrics.limits.at(Limit::HeadTime).inc();
             NextHead::Unclear(OpaqueReason::Undecided)
         })
     }
@@ -96,7 +96,7 @@ impl<'d> Idle<'d> {
                     Err(why) => {
                         let reason = OpaqueReason::from(why);
                         if reason == OpaqueReason::OversizedHead {
-                            c.lane.port.metrics.limits.at(Limit::HeadBytes).inc();
+                            c.context.port.metrics.limits.at(Limit::HeadBytes).inc();
                         }
                         return Some(NextHead::Unclear(reason));
                     }
@@ -140,19 +140,19 @@ impl<'d> Idle<'d> {
     /// each task.
     fn poll_draining(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.drain.is_draining() {
-            let farewell = self
-                .farewell
+            let drain_delay = self
+                .drain_delay
                 .get_or_insert_with(|| Box::pin(tokio::time::sleep(IDLE_DRAIN_GRACE)));
-            return farewell.as_mut().poll(cx);
+            return drain_delay.as_mut().poll(cx);
         }
         if self
-            .asked
+            .drain_waker
             .as_ref()
             .is_some_and(|waker| waker.will_wake(cx.waker()))
         {
             return Poll::Pending;
         }
-        self.asked = Some(cx.waker().clone());
+        self.drain_waker = Some(cx.waker().clone());
         let drain = self.drain;
         match self
             .draining
@@ -201,7 +201,7 @@ fn watch_app(c: &mut Connection, cx: &mut Context<'_>) -> Option<NextHead> {
     }
     c.app.fail(failure);
     // While there are rules, the next request may yet be a workstation's.
-    c.lane
+    c.context
         .port
         .routes
         .load()

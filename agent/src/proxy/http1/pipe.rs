@@ -12,14 +12,14 @@ use tokio::io::AsyncWrite;
 use crate::io::buffers::{Buf, SIZE};
 use crate::io::conn;
 use crate::io::conn::Conn;
-use crate::io::relay::Pace;
+use crate::io::relay::BulkDetector;
 use crate::io::splice;
 use crate::io::splice::SplicePipe;
 use crate::telemetry::metrics::PortMetrics;
 use traffic_core::http1::body::{Body, Malformed};
 
 /// Minimum body stretch for splicing; below it, one read and one write are cheaper.
-const LONG: u64 = 64 * 1024;
+const MIN_SPLICE: u64 = 64 * 1024;
 
 /// State of one direction.
 #[derive(Debug, Default)]
@@ -27,18 +27,18 @@ pub(crate) struct Pipe {
     /// Bytes read and not yet written.
     pub(crate) buf: Buf,
     /// Number of bytes at the front of `buf` that may be written.
-    cleared: usize,
+    sendable: usize,
     /// Body bytes held in the kernel pipe, all sendable; only while `buf` is empty.
-    hop: SplicePipe,
-    pace: Pace,
+    splice_pipe: SplicePipe,
+    bulk: BulkDetector,
     /// The kernel refused to splice.
     copies_only: bool,
     /// Nothing was written yet, so the target socket may not be registered with the runtime.
-    fresh: bool,
+    nothing_written: bool,
     /// End of the source, if it was found while the last bytes were still to be written.
     end: Option<io::Result<()>>,
     /// Bytes were written since the last flush.
-    dirty: bool,
+    unflushed: bool,
     /// Bytes written since they were last counted.
     uncounted: u64,
     /// Part of them that was spliced.
@@ -49,21 +49,24 @@ impl Pipe {
     pub(crate) fn starting_with(buf: Buf) -> Self {
         Self {
             buf,
-            fresh: true,
+            nothing_written: true,
             ..Self::empty()
         }
     }
 
     pub(crate) fn empty() -> Self {
         Self {
-            pace: Pace::hopeful(),
+            bulk: BulkDetector::assume_busy(),
             ..Self::default()
         }
     }
 
     /// Takes the unwritten bytes, for a relay that takes over.
     pub(crate) fn take(&mut self) -> (Buf, SplicePipe) {
-        (std::mem::take(&mut self.buf), std::mem::take(&mut self.hop))
+        (
+            std::mem::take(&mut self.buf),
+            std::mem::take(&mut self.splice_pipe),
+        )
     }
 
     /// Checks if the source has ended after its expected last message, so that the remaining bytes
@@ -93,37 +96,41 @@ impl Pipe {
     }
 
     /// Marks a head and as much of its body as has arrived as sendable.
-    pub(crate) fn clear_head(&mut self, head: usize, body: &mut Body) -> Result<(), Malformed> {
+    pub(crate) fn mark_head_sendable(
+        &mut self,
+        head: usize,
+        body: &mut Body,
+    ) -> Result<(), Malformed> {
         let rest = self.buf.unread().get(head..).unwrap_or_default();
         let sound = if body.is_done() {
             0
         } else {
             body.advance(rest)?
         };
-        self.cleared = head + sound;
+        self.sendable = head + sound;
         Ok(())
     }
 
     /// Marks the buffered bytes that belong to `body` as sendable.
-    pub(crate) fn clear(&mut self, body: &mut Body) -> Result<(), Malformed> {
-        self.cleared = body.advance(self.buf.unread())?;
+    pub(crate) fn mark_sendable(&mut self, body: &mut Body) -> Result<(), Malformed> {
+        self.sendable = body.advance(self.buf.unread())?;
         Ok(())
     }
 
     /// Marks all buffered bytes as sendable.
-    pub(crate) fn clear_all(&mut self) {
-        self.cleared = self.buf.len();
+    pub(crate) fn mark_all_sendable(&mut self) {
+        self.sendable = self.buf.len();
     }
 
     /// Removes sendable bytes without writing them.
-    pub(crate) fn discard_cleared(&mut self) {
-        self.buf.consume(self.cleared);
-        self.cleared = 0;
+    pub(crate) fn discard_sendable(&mut self) {
+        self.buf.consume(self.sendable);
+        self.sendable = 0;
     }
 
     /// Returns true if all sendable bytes were written and flushed.
     pub(crate) fn is_written(&self) -> bool {
-        self.cleared == 0 && !self.dirty && self.hop.held() == 0
+        self.sendable == 0 && !self.unflushed && self.splice_pipe.held() == 0
     }
 
     /// Writes sendable bytes and flushes after them.
@@ -132,20 +139,22 @@ impl Pipe {
         to: &mut Conn,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
-        while self.cleared > 0 {
-            let bytes = self.buf.unread().get(..self.cleared).unwrap_or_default();
+        while self.sendable > 0 {
+            let bytes = self.buf.unread().get(..self.sendable).unwrap_or_default();
             let last = matches!(self.end, Some(Ok(()))) && bytes.len() == self.buf.len();
             let n = match &*to {
                 // Where not all of it found room, the rest goes the usual way, and takes this with
                 // it.
-                Conn::Tcp(_) | Conn::New(_) if last && !self.dirty => match to.write_last(bytes) {
-                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                        self.dirty = true;
-                        continue;
+                Conn::Tcp(_) | Conn::Unregistered(_) if last && !self.unflushed => {
+                    match to.write_last(bytes) {
+                        Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                            self.unflushed = true;
+                            continue;
+                        }
+                        written => written?,
                     }
-                    written => written?,
-                },
-                Conn::Tcp(socket) if std::mem::take(&mut self.fresh) => {
+                }
+                Conn::Tcp(socket) if std::mem::take(&mut self.nothing_written) => {
                     match conn::write_now(socket, bytes) {
                         Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
                         written => written?,
@@ -157,19 +166,19 @@ impl Pipe {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.buf.consume(n);
-            self.cleared -= n;
+            self.sendable -= n;
             self.uncounted += n as u64;
-            self.dirty = true;
+            self.unflushed = true;
         }
         // Only a pair of sockets ever puts bytes into the hop, and sockets need no flush.
-        while let (Conn::Tcp(sink), true) = (&*to, self.hop.held() > 0) {
-            let n = ready!(self.hop.poll_drain(cx, sink))? as u64;
+        while let (Conn::Tcp(sink), true) = (&*to, self.splice_pipe.held() > 0) {
+            let n = ready!(self.splice_pipe.poll_drain(cx, sink))? as u64;
             self.uncounted += n;
             self.spliced += n;
         }
-        if self.dirty {
+        if self.unflushed {
             ready!(Pin::new(to).poll_flush(cx))?;
-            self.dirty = false;
+            self.unflushed = false;
         }
         Poll::Ready(Ok(()))
     }
@@ -195,32 +204,32 @@ impl Pipe {
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
         let ahead = body.plain_ahead();
-        if ahead >= LONG {
+        if ahead >= MIN_SPLICE {
             // Where that fails the next write tells.
-            let _ = to.watch();
+            let _ = to.register();
         }
         if let (Conn::Tcp(source), Conn::Tcp(_)) = (&*from, &*to)
-            && ahead >= LONG
-            && self.pace.is_busy()
+            && ahead >= MIN_SPLICE
+            && self.bulk.is_busy()
             && !self.copies_only
         {
-            match self.hop.poll_fill(cx, source, ahead) {
+            match self.splice_pipe.poll_fill(cx, source, ahead) {
                 Poll::Ready(Ok(n)) => {
                     body.pass(n as u64);
-                    self.pace.saw(n);
+                    self.bulk.record(n);
                     return Poll::Ready(Ok(n));
                 }
                 Poll::Ready(Err(e)) if splice::is_refused(&e) => self.copies_only = true,
                 Poll::Pending => {
-                    self.hop.rest();
+                    self.splice_pipe.release();
                     return Poll::Pending;
                 }
                 failed => return failed,
             }
         }
         let n = ready!(self.poll_read(from, ahead, cx))?;
-        if ahead >= LONG {
-            self.pace.saw(n);
+        if ahead >= MIN_SPLICE {
+            self.bulk.record(n);
         }
         Poll::Ready(Ok(n))
     }
@@ -230,7 +239,7 @@ impl Pipe {
         let spliced = std::mem::take(&mut self.spliced);
         if spliced > 0 {
             metrics.bytes_spliced.add(spliced);
-            self.hop.rest();
+            self.splice_pipe.release();
         }
         std::mem::take(&mut self.uncounted)
     }

@@ -32,7 +32,7 @@ impl Connection {
         if let Some(at) = self.workstations.find(&intercept) {
             return Upstream::Tunnel(at);
         }
-        match Box::pin(open(&self.lane, &intercept)).await {
+        match Box::pin(open(&self.context, &intercept)).await {
             Ok(conn) => {
                 self.workstations
                     .open
@@ -40,11 +40,11 @@ impl Connection {
                 Upstream::Tunnel(self.workstations.open.len() - 1)
             }
             Err(failure) => {
-                self.lane.port.metrics.fail_open.at(failure.why).inc();
-                if let Some(notes) = &mut self.notes {
-                    notes.failed_open(failure.why, &self.lane.app_address());
+                self.context.port.metrics.fail_open.at(failure.why).inc();
+                if let Some(record) = &mut self.record {
+                    record.failed_open(failure.why, &self.context.app_address());
                 }
-                report(&self.lane, &intercept, &failure);
+                report(&self.context, &intercept, &failure);
                 Upstream::App
             }
         }
@@ -67,14 +67,14 @@ impl Failure {
 
 /// Opens a tunnel, waits until the workstation has connected, and starts TLS in it if the app is
 /// spoken to in TLS.
-async fn open(lane: &ConnContext, intercept: &Arc<Intercept>) -> Result<Conn, Failure> {
-    let port = &lane.port;
+async fn open(context: &ConnContext, intercept: &Arc<Intercept>) -> Result<Conn, Failure> {
+    let port = &context.port;
     let deadline = Instant::now() + intercept.dial_budget();
     let mut tunnel = tunnel::open(
         &*port.tunnels,
         &port.metrics,
         intercept,
-        lane.caller,
+        context.caller,
         Transport::Tcp,
     )
     .await
@@ -83,10 +83,13 @@ async fn open(lane: &ConnContext, intercept: &Arc<Intercept>) -> Result<Conn, Fa
         return Err(Failure::new(failure.fail_open(), failure));
     }
     let tunnel = Box::new(tunnel);
-    if intercept.plaintext || !port.app.speaks_tls(lane.hello.as_deref()).await {
+    if intercept.plaintext || !port.app.speaks_tls(context.hello.as_deref()).await {
         return Ok(Conn::Other(tunnel));
     }
-    let Some(handshake) = port.app.tls_to_workstation(tunnel, lane.hello.as_deref()) else {
+    let Some(handshake) = port
+        .app
+        .tls_to_workstation(tunnel, context.hello.as_deref())
+    else {
         return Err(Failure::new(
             FailOpen::Handshake,
             "no TLS towards the workstation is configured",
@@ -101,10 +104,10 @@ async fn open(lane: &ConnContext, intercept: &Arc<Intercept>) -> Result<Conn, Fa
     }
 }
 
-fn report(lane: &ConnContext, intercept: &Intercept, failure: &Failure) {
+fn report(context: &ConnContext, intercept: &Intercept, failure: &Failure) {
     let Failure { why, error } = failure;
     limited!(
-        lane.port.metrics.lines.fail_open, info, port = lane.port.container_port, caller = %lane.caller,
+        context.port.metrics.lines.fail_open, info, port = context.port.container_port, caller = %context.caller,
         intercept = %intercept.id, reason = why.label(), %error, "no workstation: the app answers"
     );
 }

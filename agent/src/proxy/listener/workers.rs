@@ -13,7 +13,7 @@ use crate::proxy::listener::bind::{BindError, PortSpec};
 use crate::proxy::listener::socket::Listener;
 
 /// Maximum of workers started by default: every pod pays for its sidecar.
-const MOST_WORKERS: usize = 2;
+const MAX_DEFAULT_WORKERS: usize = 2;
 
 /// Number of workers to start: one for each CPU of the quota and the affinity, at most two.
 #[must_use]
@@ -21,7 +21,7 @@ pub fn worker_count() -> usize {
     // The standard library reads the cgroup's quota, of either version, and the affinity mask.
     std::thread::available_parallelism()
         .map_or(1, usize::from)
-        .clamp(1, MOST_WORKERS)
+        .clamp(1, MAX_DEFAULT_WORKERS)
 }
 
 /// All listening ports, bound and not yet served.

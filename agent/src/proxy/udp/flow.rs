@@ -28,11 +28,11 @@ use crate::upstream::tunnel::Tunnel;
 use traffic_core::routing::Intercept;
 
 /// Datagrams queued for a tunnel that is opening or too slow; more are dropped.
-const QUEUE: usize = 64;
+const QUEUE_CAPACITY: usize = 64;
 /// Time in which late answers still pass after the caller's datagrams were redirected.
 const LATE_ANSWER_GRACE: Duration = Duration::from_secs(5);
 /// Answers forwarded in one turn before other flows run.
-const AT_ONCE: usize = 64;
+const MAX_ANSWERS_PER_TURN: usize = 64;
 
 /// Key of a flow: the caller and the local address it sent to.
 pub(crate) type FlowKey = (SocketAddr, Option<Local>);
@@ -149,7 +149,7 @@ pub(crate) fn to_workstation(
     reply: Reply,
     idle: Duration,
 ) -> (Flow, Work) {
-    let (queue_tx, mut queue_rx) = mpsc::channel(QUEUE);
+    let (queue_tx, mut queue_rx) = mpsc::channel(QUEUE_CAPACITY);
     let flow = Flow::new(Some(intercept.clone()), FlowTarget::Queue(queue_tx));
     let (clock, replaced) = (flow.clock.clone(), flow.replaced.clone());
     let work = async move {
@@ -251,7 +251,7 @@ async fn instead_to_app(
 /// Forwards the app's answers for as long as the socket lasts.
 async fn answers_of_app(socket: &UdpSocket, reply: &Reply, shared: &PortContext, clock: &Clock) {
     while socket.readable().await.is_ok() {
-        for _ in 0..AT_ONCE {
+        for _ in 0..MAX_ANSWERS_PER_TURN {
             let received = SCRATCH.with_borrow_mut(|buf| {
                 buf.resize(traffic_proto::tunnel::MAX_DATAGRAM, 0);
                 let n = socket.try_recv(buf)?;

@@ -214,15 +214,15 @@ fn piece(operator: &str) -> Result<Piece, FormatError> {
 }
 
 /// Returns the text unless it is empty, as for opaque connections.
-fn said(text: &str) -> Option<String> {
+fn non_empty(text: &str) -> Option<String> {
     Some(text.to_owned()).filter(|text| !text.is_empty())
 }
 
 fn request_value(entry: &Entry, name: &str) -> Option<String> {
     match name {
-        ":method" => said(&entry.method),
-        ":path" => said(&entry.target),
-        ":authority" | "host" => said(&entry.authority),
+        ":method" => non_empty(&entry.method),
+        ":path" => non_empty(&entry.target),
+        ":authority" | "host" => non_empty(&entry.authority),
         listed => entry
             .headers
             .iter()
@@ -267,10 +267,10 @@ fn json_line(entry: &Entry, took: Duration) -> String {
         .collect();
     let line = json!({
         "start_time": rfc3339(entry.started),
-        "method": said(&entry.method),
-        "path": said(&entry.target),
-        "authority": said(&entry.authority),
-        "protocol": said(entry.protocol),
+        "method": non_empty(&entry.method),
+        "path": non_empty(&entry.target),
+        "authority": non_empty(&entry.authority),
+        "protocol": non_empty(entry.protocol),
         "response_code": entry.status,
         "response_flags": entry.flags,
         "bytes_received": entry.received,
@@ -278,7 +278,7 @@ fn json_line(entry: &Entry, took: Duration) -> String {
         "duration": u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
         "upstream_service_time": entry.upstream_time.map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX)),
         "downstream_remote_address": entry.caller.to_string(),
-        "upstream_host": said(&entry.upstream),
+        "upstream_host": non_empty(&entry.upstream),
         "route": entry.route,
         "reason": entry.reason,
         "intercept": entry.intercept,

@@ -27,13 +27,13 @@ impl AccessRecord {
         line: Option<(Arc<AccessLog>, Box<Entry>)>,
         explanation: Option<Explanation>,
     ) -> Box<Self> {
-        let mut notes = Box::new(Self {
+        let mut record = Box::new(Self {
             line,
             explanation,
             failed_open: None,
         });
-        notes.entry(|e| e.flags = flag(Ended::Drained));
-        notes
+        record.entry(|e| e.flags = flag(Ended::Drained));
+        record
     }
 
     /// Records the routing decision and its reason.

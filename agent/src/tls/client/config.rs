@@ -18,9 +18,9 @@ use crate::tls::secrets::secret::{LoadedSecret, Want};
 use crate::tls::secrets::store::{Store, Stores};
 
 /// Cached ALPN variants; callers cannot create more than the app itself agrees to.
-const VARIANTS: usize = 8;
+const MAX_VARIANTS: usize = 8;
 /// Resumable sessions with the app: one for each server name callers use.
-const SESSIONS: usize = 16;
+const MAX_SESSIONS: usize = 16;
 
 /// Peer of an upstream TLS connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -111,7 +111,7 @@ impl Client {
             (None, None) => true,
             _ => false,
         };
-        if !same || built.configs.len() >= VARIANTS {
+        if !same || built.configs.len() >= MAX_VARIANTS {
             *built = ClientConfigs {
                 of: loaded.clone(),
                 configs: HashMap::new(),
@@ -125,7 +125,7 @@ impl Client {
             .filter(|_| peer == Peer::App && !self.skip_verify);
         let mut config = build(loaded, trust, alpn)?;
         config.resumption = match peer {
-            Peer::App => Resumption::in_memory_sessions(SESSIONS),
+            Peer::App => Resumption::in_memory_sessions(MAX_SESSIONS),
             Peer::Workstation => Resumption::disabled(),
         };
         let config = Arc::new(config);

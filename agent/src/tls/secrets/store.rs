@@ -24,12 +24,12 @@ use crate::tls::secrets::secret::{CertifiedPair, LoadedSecret, SecretSource, Wan
 /// calls.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Delay after an event: the writer may be between two files.
-const SETTLE: Duration = Duration::from_millis(100);
+const SETTLE_DELAY: Duration = Duration::from_millis(100);
 /// Delay before a rejected pair is read again: it may become valid by time, or permissions may
 /// change without a trace in the file.
 const RETRY_DELAY: Duration = Duration::from_secs(10);
-const WARN_BEFORE: i64 = 7 * 24 * 3600;
-const WARN_EVERY: i64 = 24 * 3600;
+const EXPIRY_WARNING_SECONDS: i64 = 7 * 24 * 3600;
+const WARNING_INTERVAL_SECONDS: i64 = 24 * 3600;
 
 /// One secret: the last valid content and the result of the last read.
 #[derive(Debug)]
@@ -103,7 +103,7 @@ impl Store {
             .map(|pair| pair.facts.not_after)
     }
 
-    /// Reads the files if they changed. True asks for another check after [`SETTLE`].
+    /// Reads the files if they changed. True asks for another check after [`SETTLE_DELAY`].
     pub fn check(&self) -> bool {
         let look = self.look();
         let due = {
@@ -183,7 +183,9 @@ impl Store {
         };
         let now = now();
         let mut progress = self.lock();
-        if not_after - now > WARN_BEFORE || now - progress.warned < WARN_EVERY {
+        if not_after - now > EXPIRY_WARNING_SECONDS
+            || now - progress.warned < WARNING_INTERVAL_SECONDS
+        {
             return;
         }
         progress.warned = now;
@@ -351,7 +353,7 @@ fn run(stores: &[Arc<Store>], tx: mpsc::Sender<Wake>, rx: &mpsc::Receiver<Wake>)
         match rx.recv_timeout(pause) {
             Ok(Wake::Stop) | Err(RecvTimeoutError::Disconnected) => return,
             Ok(Wake::Event) => {
-                std::thread::sleep(SETTLE);
+                std::thread::sleep(SETTLE_DELAY);
                 while let Ok(wake) = rx.try_recv() {
                     if matches!(wake, Wake::Stop) {
                         return;
@@ -363,7 +365,7 @@ fn run(stores: &[Arc<Store>], tx: mpsc::Sender<Wake>, rx: &mpsc::Receiver<Wake>)
         let again = stores
             .iter()
             .fold(false, |again, store| store.check() | again);
-        pause = if again { SETTLE } else { POLL_INTERVAL };
+        pause = if again { SETTLE_DELAY } else { POLL_INTERVAL };
     }
 }
 

@@ -63,13 +63,13 @@ pub enum Arrival {
     /// app that wants TLS.
     Clear(TcpStream, Option<TlsInfo>),
     /// Not inspected, or TLS of the caller's own: dial the app without TLS of ours.
-    Untouched(TcpStream),
+    Passthrough(TcpStream),
 }
 
 /// Downstream TLS of one port.
 #[derive(Debug)]
 pub struct TlsPort {
-    termination: Option<config::Termination>,
+    termination: Option<config::ServerCertificates>,
     /// All secrets the port's annotations name, in both directions; all have to be valid.
     stores: Vec<Arc<store::Store>>,
     certain: bool,
@@ -88,7 +88,7 @@ impl TlsPort {
         app: Arc<dyn AppTls>,
         limits: HandshakeLimits,
     ) -> Self {
-        let termination = config::Termination::new(plan, stores);
+        let termination = config::ServerCertificates::new(plan, stores);
         Self {
             stores: stores.all_of(plan),
             termination,
@@ -138,8 +138,8 @@ impl TlsPort {
     ///
     /// # Errors
     /// The problem of the secrets; callers' handshakes would fail the same way.
-    pub fn rehearse(&self) -> Result<(), rustls::Error> {
-        self.rehearsed()
+    pub fn self_test(&self) -> Result<(), rustls::Error> {
+        self.current_config()
             .map_or(Ok(()), self_test::handshake_self_test)
     }
 
@@ -147,17 +147,17 @@ impl TlsPort {
     /// quickly.
     ///
     /// # Errors
-    /// As [`Self::rehearse`].
+    /// As [`Self::self_test`].
     pub fn warm_up(&self, hello: &[u8]) -> Result<(), rustls::Error> {
-        self.rehearsed()
+        self.current_config()
             .map_or(Ok(()), |config| self_test::respond_to(config, hello))
     }
 
-    fn rehearsed(&self) -> Option<Arc<rustls::ServerConfig>> {
+    fn current_config(&self) -> Option<Arc<rustls::ServerConfig>> {
         let termination = self
             .termination
             .as_ref()
-            .and_then(config::Termination::current)?;
+            .and_then(config::ServerCertificates::current)?;
         Some(termination.config(AlpnOffer {
             h2: true,
             http1: true,
@@ -184,10 +184,14 @@ impl TlsPort {
         metrics: &PortMetrics,
     ) -> Result<Arrival, HandshakeRefused> {
         if !self.in_force() {
-            return Ok(Arrival::Untouched(socket));
+            return Ok(Arrival::Passthrough(socket));
         }
-        let termination = match self.termination.as_ref().map(config::Termination::current) {
-            Some(None) => return Ok(Arrival::Untouched(socket)),
+        let termination = match self
+            .termination
+            .as_ref()
+            .map(config::ServerCertificates::current)
+        {
+            Some(None) => return Ok(Arrival::Passthrough(socket)),
             termination => termination.flatten(),
         };
         let refused = match self.first_bytes(&socket).await {
@@ -198,7 +202,7 @@ impl TlsPort {
                 return Ok(Arrival::Clear(socket, hello.filter(|_| self.originates)));
             }
             Ok(RecordKind::Tls) => match termination {
-                None => return Ok(Arrival::Untouched(socket)),
+                None => return Ok(Arrival::Passthrough(socket)),
                 Some(termination) => match self
                     .shake_hands(socket, &termination, app_only, metrics)
                     .await
@@ -244,7 +248,7 @@ impl TlsPort {
                 }
                 // Nothing says that this port's callers speak TLS at all: the app may be one that
                 // speaks first.
-                Err(_) if self.app.greets().await => return Ok(RecordKind::Clear(None)),
+                Err(_) if self.app.speaks_first().await => return Ok(RecordKind::Clear(None)),
                 Err(_) => patience = APP_CHECK_INTERVAL,
             }
         };

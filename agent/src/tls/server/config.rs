@@ -17,13 +17,13 @@ use crate::tls::secrets::store::{Store, Stores};
 
 /// Certificates of one port.
 #[derive(Debug)]
-pub struct Termination {
+pub struct ServerCertificates {
     certificates: Vec<Arc<Store>>,
     callers: Option<(Arc<Store>, CallerAuth)>,
     built: ArcSwapOption<ServerConfigs>,
 }
 
-impl Termination {
+impl ServerCertificates {
     /// Opens the stores; `None` if the plan has no certificate.
     #[must_use]
     pub fn new(plan: &PortPlan, stores: &mut Stores) -> Option<Self> {

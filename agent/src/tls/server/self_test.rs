@@ -10,7 +10,7 @@ use rustls_pki_types::ServerName;
 use crate::tls::client::config;
 
 /// Maximum of rounds: TLS 1.3 takes two with its tickets, TLS 1.2 three.
-const ROUNDS: usize = 6;
+const MAX_ROUNDS: usize = 6;
 
 /// Performs a handshake as `config` says and sends a byte each way. A configuration that requires
 /// client certificates ends it at the missing one.
@@ -23,7 +23,7 @@ pub(crate) fn handshake_self_test(config: Arc<ServerConfig>) -> Result<(), Error
     let failed = |error: io::Error| Error::General(error.to_string());
     caller.writer().write_all(b"?").map_err(failed)?;
     server.writer().write_all(b"!").map_err(failed)?;
-    for _ in 0..ROUNDS {
+    for _ in 0..MAX_ROUNDS {
         match pass(&mut caller, &mut server) {
             Err(Error::NoCertificatesPresented) => return Ok(()),
             passed => passed?,

@@ -611,11 +611,11 @@ fn an_intercept_that_returns_is_remembered_no_longer() {
 fn a_lost_session_keeps_the_table_and_a_new_one_adopts_what_is_active() {
     let mut bench = Bench::new();
     bench.shown(&[active("a", "tcp")]);
-    bench.rules.forget_promises();
+    bench.rules.drop_promises();
     assert_eq!(bench.active(0), ["session-a:a"]);
     bench.shown(&[active("a", "tcp")]);
     assert_eq!(bench.active(0), ["session-a:a"]);
-    bench.rules.forget_promises();
+    bench.rules.drop_promises();
     bench.shown(&[]);
     assert!(bench.active(0).is_empty());
     bench.shown(&[active("a", "tcp")]);

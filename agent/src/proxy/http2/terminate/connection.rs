@@ -328,8 +328,8 @@ impl Connection<'_> {
         let metrics = &self.lane.port.metrics;
         let table = self.lane.port.routes.load();
         let view = request_view::View(&request);
-        let verdict = table.judge(&view);
-        let mut notes = self.lane.notes(
+        let verdict = table.route_explained(&view);
+        let mut notes = self.lane.access_record(
             &verdict,
             &table,
             &view,
