@@ -27,7 +27,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("core", &["traffic-proto"]),
     ("agent", &["traffic-proto", "traffic-core"]),
     ("init", &["traffic-proto"]),
-    ("manager", &["traffic-proto", "injector"]),
+    ("manager", &["traffic-proto", "traffic-core", "injector"]),
     ("client", &["traffic-proto"]),
 ];
 

@@ -1,4 +1,6 @@
-//! HTTP/2: frame boundaries, the state of a connection's streams, and header compression.
+//! HTTP/2: frames, header sections and their compression, and the state of a connection's streams.
 
+pub mod authority;
 pub mod frames;
 pub mod hpack;
+pub mod section;

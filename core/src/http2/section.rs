@@ -1,0 +1,245 @@
+//! Header sections: one HEADERS or PUSH_PROMISE frame and the CONTINUATION frames behind it (RFC
+//! 9113 section 4.3), taken apart and put together.
+
+use crate::http2::frames::{END_HEADERS, FrameHeader, HEAD, MAX_STREAM, kind};
+
+/// On DATA, HEADERS and PUSH_PROMISE: the payload is padded.
+pub const PADDED: u8 = 0x8;
+/// On HEADERS: the payload begins with a priority.
+pub const PRIORITY: u8 = 0x20;
+
+/// Bytes of the frames of one header section that are waited for; what is longer is not understood.
+pub const MAX_SECTION: usize = 1 << 20;
+
+/// Frames larger than this are not written: every peer takes this size (RFC 9113 section 4.2).
+pub const FRAME_SIZE: usize = 16 * 1024;
+
+/// How far the frames of a header section have come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// The section is these bytes.
+    Whole(usize),
+    /// More has to come.
+    More,
+    /// Another frame stands where CONTINUATION must.
+    Broken,
+    /// It is longer than [`MAX_SECTION`].
+    TooLong,
+}
+
+/// Measures the header section whose first frame is at the front of `bytes`.
+#[must_use]
+pub fn extent(bytes: &[u8]) -> Extent {
+    let mut at = 0;
+    let mut first: Option<FrameHeader> = None;
+    loop {
+        let rest = bytes.get(at..).unwrap_or_default();
+        let Some(head) = rest.first_chunk::<HEAD>().map(|h| FrameHeader::parse(*h)) else {
+            return Extent::More;
+        };
+        if first.is_some_and(|f| head.kind != kind::CONTINUATION || head.stream != f.stream) {
+            return Extent::Broken;
+        }
+        first.get_or_insert(head);
+        at += HEAD + head.length as usize;
+        if at > MAX_SECTION {
+            return Extent::TooLong;
+        }
+        if head.flags & END_HEADERS != 0 {
+            return if at <= bytes.len() {
+                Extent::Whole(at)
+            } else {
+                Extent::More
+            };
+        }
+        if at > bytes.len() {
+            return Extent::More;
+        }
+    }
+}
+
+/// What stands in a header section.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Section<'s> {
+    /// The header of its first frame.
+    pub head: FrameHeader,
+    /// Exclusive flag, dependency and weight, where they were given.
+    pub priority: Option<[u8; 5]>,
+    /// The compressed fields.
+    pub block: &'s [u8],
+}
+
+/// Reads a whole header section; a block that came in pieces is joined in `joined`. `None` where its
+/// padding or its fixed fields are longer than the frame.
+#[must_use]
+pub fn read<'s>(frames: &'s [u8], joined: &'s mut Vec<u8>) -> Option<Section<'s>> {
+    let head = FrameHeader::parse(*frames.first_chunk()?);
+    let (payload, mut rest) = frames.get(HEAD..)?.split_at_checked(head.length as usize)?;
+    let (priority, fragment) = fragment(head, payload)?;
+    if rest.is_empty() {
+        let block = fragment;
+        return Some(Section {
+            head,
+            priority,
+            block,
+        });
+    }
+    joined.clear();
+    joined.extend_from_slice(fragment);
+    while let Some(next) = rest.first_chunk::<HEAD>().map(|h| FrameHeader::parse(*h)) {
+        let (fragment, after) = rest.get(HEAD..)?.split_at_checked(next.length as usize)?;
+        joined.extend_from_slice(fragment);
+        rest = after;
+    }
+    Some(Section {
+        head,
+        priority,
+        block: joined,
+    })
+}
+
+/// The piece of a block that a HEADERS or PUSH_PROMISE frame carries, and its priority.
+fn fragment(head: FrameHeader, payload: &[u8]) -> Option<(Option<[u8; 5]>, &[u8])> {
+    let mut rest = unpadded(head, payload)?;
+    if head.kind == kind::PUSH_PROMISE {
+        return Some((None, rest.get(4..)?));
+    }
+    let mut priority = None;
+    if head.flags & PRIORITY != 0 {
+        let (given, after) = rest.split_first_chunk()?;
+        (priority, rest) = (Some(*given), after);
+    }
+    Some((priority, rest))
+}
+
+/// A payload without its padding; `None` where that is longer than the payload.
+#[must_use]
+pub fn unpadded(head: FrameHeader, payload: &[u8]) -> Option<&[u8]> {
+    if head.flags & PADDED == 0 {
+        return Some(payload);
+    }
+    let (pad, rest) = payload.split_first()?;
+    rest.get(..rest.len().checked_sub(usize::from(*pad))?)
+}
+
+/// Writes a block as HEADERS and as many CONTINUATION as it takes. Of `flags`, the end of the stream
+/// counts.
+pub fn write(
+    stream: u32,
+    end_stream: bool,
+    priority: Option<[u8; 5]>,
+    block: &[u8],
+    out: &mut Vec<u8>,
+) {
+    let first = FRAME_SIZE - priority.map_or(0, |p| p.len());
+    let (now, mut later) = block.split_at(first.min(block.len()));
+    let mut flags = u8::from(end_stream);
+    if priority.is_some() {
+        flags |= PRIORITY;
+    }
+    if later.is_empty() {
+        flags |= END_HEADERS;
+    }
+    let mut head = FrameHeader {
+        // At most [`FRAME_SIZE`].
+        length: (now.len() + priority.map_or(0, |p| p.len())) as u32,
+        kind: kind::HEADERS,
+        flags,
+        stream: stream & MAX_STREAM,
+    };
+    out.extend_from_slice(&head.encode());
+    out.extend(priority.into_iter().flatten());
+    out.extend_from_slice(now);
+    while !later.is_empty() {
+        let (now, rest) = later.split_at(FRAME_SIZE.min(later.len()));
+        later = rest;
+        head.kind = kind::CONTINUATION;
+        head.length = now.len() as u32;
+        head.flags = if later.is_empty() { END_HEADERS } else { 0 };
+        out.extend_from_slice(&head.encode());
+        out.extend_from_slice(now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+        let head = FrameHeader {
+            length: payload.len() as u32,
+            kind,
+            flags,
+            stream,
+        };
+        [&head.encode()[..], payload].concat()
+    }
+
+    #[test]
+    fn a_section_ends_with_its_last_continuation_and_nothing_may_stand_between() {
+        let open = frame(kind::HEADERS, 0, 1, b"ab");
+        let more = frame(kind::CONTINUATION, 0, 1, b"");
+        let last = frame(kind::CONTINUATION, END_HEADERS, 1, b"c");
+        let whole = [&open[..], &more, &last].concat();
+        for cut in 0..whole.len() {
+            assert_eq!(extent(&whole[..cut]), Extent::More, "{cut}");
+        }
+        let long = [&whole[..], b"next"].concat();
+        assert_eq!(extent(&long), Extent::Whole(whole.len()));
+        let mut joined = Vec::new();
+        assert_eq!(read(&whole, &mut joined).unwrap().block, b"abc");
+        let other = frame(kind::CONTINUATION, END_HEADERS, 3, b"c");
+        assert_eq!(extent(&[&open[..], &other].concat()), Extent::Broken);
+        let ping = frame(kind::PING, END_HEADERS, 1, b"12345678");
+        assert_eq!(extent(&[&open[..], &ping].concat()), Extent::Broken);
+        let large = frame(kind::HEADERS, END_HEADERS, 1, &vec![0; MAX_SECTION]);
+        assert_eq!(extent(&large), Extent::TooLong);
+    }
+
+    #[test]
+    fn padding_priority_and_promised_streams_are_no_part_of_the_block() {
+        let flags = END_HEADERS | PADDED | PRIORITY;
+        let padded = frame(kind::HEADERS, flags, 1, b"\x02\x80\0\0\x07\x0fblock\0\0");
+        let mut joined = Vec::new();
+        let section = read(&padded, &mut joined).unwrap();
+        assert_eq!(section.block, b"block");
+        assert_eq!(section.priority, Some(*b"\x80\0\0\x07\x0f"));
+        let promise = frame(
+            kind::PUSH_PROMISE,
+            END_HEADERS | PADDED,
+            1,
+            b"\x01\0\0\0\x02pp\0",
+        );
+        assert_eq!(read(&promise, &mut joined).unwrap().block, b"pp");
+        for (flags, payload) in [
+            (PADDED, &b"\x03ab"[..]),
+            (PADDED, b""),
+            (PRIORITY, b"\0\0\0\x01"),
+        ] {
+            let short = frame(kind::HEADERS, END_HEADERS | flags, 1, payload);
+            assert_eq!(read(&short, &mut joined), None, "{payload:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_reads_back(
+            length in 0usize..50_000, end: bool, priority: Option<[u8; 5]>, stream in 1u32..=MAX_STREAM,
+        ) {
+            let block: Vec<u8> = (0..length).map(|n| n as u8).collect();
+            let (mut out, mut joined) = (Vec::new(), Vec::new());
+            write(stream, end, priority, &block, &mut out);
+            prop_assert_eq!(extent(&out), Extent::Whole(out.len()));
+            let section = read(&out, &mut joined).unwrap();
+            prop_assert_eq!((section.block, section.priority), (&block[..], priority));
+            prop_assert_eq!((section.head.stream, section.head.ends_stream()), (stream, end));
+        }
+
+        #[test]
+        fn any_bytes_are_read_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
+            let _ = extent(&bytes);
+            let _ = read(&bytes, &mut Vec::new());
+        }
+    }
+}
