@@ -152,6 +152,10 @@ impl Drain {
 
 /// Spawns short cleanup work that outlives its connection. It must bound itself to seconds; the
 /// drain does not wait for it. Does nothing outside of a runtime.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one way to spawn what nobody waits for"
+)]
 pub fn afterwards<F>(task: F)
 where
     F: Future<Output = ()> + Send + 'static,

@@ -14,6 +14,8 @@
 //! `proxy` and `control` stand side by side and do not see each other. What decides without I/O is
 //! the crate `traffic-core`.
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods, clippy::disallowed_types))]
+
 /// The agent's version as reported to peers.
 pub const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
 

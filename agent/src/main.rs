@@ -1,6 +1,8 @@
 //! The program: reads command line and environment, starts logging, runs the agent, maps the result
 //! to an exit code.
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods, clippy::disallowed_types))]
+
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};

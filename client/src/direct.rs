@@ -83,6 +83,10 @@ impl Direct {
                     retired.clone(),
                 );
                 let all = self.all.clone();
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "it ends with `all`, which the drop cancels"
+                )]
                 tokio::spawn(async move { all.run_until_cancelled(attachment).await });
                 retired
             });

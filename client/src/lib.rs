@@ -4,6 +4,8 @@
 //! answers connections announced by the manager or by an agent, to which `direct` attaches if one
 //! can be reached; `report` prints events for people and for programs.
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods, clippy::disallowed_types))]
+
 pub mod flags;
 
 mod dials;

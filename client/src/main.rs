@@ -1,5 +1,7 @@
 //! The program: flags, signals, exit codes (0 done, 1 failed, 64 wrong usage).
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods, clippy::disallowed_types))]
+
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -58,6 +60,7 @@ fn stop_on_signals(stop: CancellationToken) -> std::io::Result<()> {
         signal(SignalKind::interrupt())?,
         signal(SignalKind::terminate())?,
     );
+    #[expect(clippy::disallowed_methods, reason = "it lives as long as the program")]
     tokio::spawn(async move {
         loop {
             tokio::select! {
@@ -65,6 +68,10 @@ fn stop_on_signals(stop: CancellationToken) -> std::io::Result<()> {
                 _ = terminate.recv() => {}
             }
             if stop.is_cancelled() {
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "the second signal asks for exactly that"
+                )]
                 std::process::exit(1);
             }
             stop.cancel();

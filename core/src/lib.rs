@@ -2,6 +2,8 @@
 //! intercept of a request. No module uses a socket, a runtime or a clock, so each is fuzzed and
 //! measured in instructions as shipped.
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods, clippy::disallowed_types))]
+
 pub mod http1;
 pub mod http2;
 pub mod routing;

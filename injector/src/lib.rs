@@ -5,6 +5,8 @@
 //! have it ([`decide`]). A digest of these inputs, kept in an annotation, says whether a pod was
 //! made from them, so that what other webhooks do to it neither loops nor rolls anything.
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods, clippy::disallowed_types))]
+
 mod agent;
 pub mod annotations;
 pub mod config;

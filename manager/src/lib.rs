@@ -6,6 +6,8 @@
 //! snapshots and deltas; `tunnels` joins the two streams of a tunnelled connection; `names` asks
 //! agents to resolve.
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods, clippy::disallowed_types))]
+
 pub mod settings;
 
 mod intercepts;

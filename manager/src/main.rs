@@ -1,5 +1,7 @@
 //! The program: options, logging, and serving until the first signal.
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods, clippy::disallowed_types))]
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -51,6 +53,7 @@ struct Options {
 async fn main() -> anyhow::Result<()> {
     let options = Options::try_parse().unwrap_or_else(|error| {
         let _ = error.print();
+        #[expect(clippy::disallowed_methods, reason = "nothing runs yet")]
         std::process::exit(if error.use_stderr() { 64 } else { 0 })
     });
     // What the libraries say below a warning is for their own developers.

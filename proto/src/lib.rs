@@ -5,6 +5,8 @@
 //! neither tonic nor tokio, which is how agent-init depends on it. Feature `dialer` adds the
 //! dialling end of a tunnel.
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods, clippy::disallowed_types))]
+
 pub mod conn_id;
 #[cfg(feature = "dialer")]
 pub mod dialer;

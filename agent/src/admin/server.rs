@@ -30,6 +30,7 @@ pub async fn serve(listener: TcpListener, agent: Arc<Agent>, stop: CancellationT
         };
         match accepted {
             Ok((socket, _)) => {
+                #[expect(clippy::disallowed_methods, reason = "it ends with `stop`")]
                 tokio::spawn(connection(socket, agent.clone(), stop.clone()));
             }
             Err(error) => {

@@ -88,6 +88,7 @@ impl Servers {
         for listener in admin.listeners {
             match tokio::net::TcpListener::from_std(listener) {
                 Ok(listener) => {
+                    #[expect(clippy::disallowed_methods, reason = "it ends with `stop`")]
                     tokio::spawn(server::serve(listener, agent.clone(), stop.clone()));
                 }
                 Err(error) => {

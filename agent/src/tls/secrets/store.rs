@@ -294,9 +294,12 @@ impl Stores {
 /// on a thread that carries traffic.
 #[derive(Debug)]
 pub struct FolderWatch {
-    tx: mpsc::Sender<Wake>,
+    tx: mpsc::SyncSender<Wake>,
     thread: Option<JoinHandle<()>>,
 }
+
+/// File events that wait to be looked at; more tell nothing new.
+const MAX_WAKES: usize = 64;
 
 enum Wake {
     Event,
@@ -309,7 +312,7 @@ impl FolderWatch {
     /// # Errors
     /// The thread could not be started.
     pub fn start(stores: Vec<Arc<Store>>) -> std::io::Result<Self> {
-        let (tx, rx) = mpsc::channel();
+        let (tx, rx) = mpsc::sync_channel(MAX_WAKES);
         let events_tx = tx.clone();
         let thread = std::thread::Builder::new()
             .name("secrets".into())
@@ -331,10 +334,10 @@ impl Drop for FolderWatch {
     }
 }
 
-fn run(stores: &[Arc<Store>], tx: mpsc::Sender<Wake>, rx: &mpsc::Receiver<Wake>) {
-    // Every event is only a hint that makes the next look come sooner, so its kind and errors do
-    // not matter.
-    let mut watcher = notify::recommended_watcher(move |_| drop(tx.send(Wake::Event)))
+fn run(stores: &[Arc<Store>], tx: mpsc::SyncSender<Wake>, rx: &mpsc::Receiver<Wake>) {
+    // Every event is only a hint that makes the next look come sooner: its kind and errors do not
+    // matter, and with a full queue a look is due anyway.
+    let mut watcher = notify::recommended_watcher(move |_| drop(tx.try_send(Wake::Event)))
         .inspect_err(
             |error| tracing::debug!(%error, "no file events: secrets are polled every second"),
         )
@@ -353,6 +356,10 @@ fn run(stores: &[Arc<Store>], tx: mpsc::Sender<Wake>, rx: &mpsc::Receiver<Wake>)
         match rx.recv_timeout(pause) {
             Ok(Wake::Stop) | Err(RecvTimeoutError::Disconnected) => return,
             Ok(Wake::Event) => {
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "a thread of its own; one rotation is many events"
+                )]
                 std::thread::sleep(SETTLE_DELAY);
                 while let Ok(wake) = rx.try_recv() {
                     if matches!(wake, Wake::Stop) {
