@@ -5,6 +5,7 @@ pub mod app;
 pub mod app_tls;
 pub mod probe;
 pub mod tunnel;
+pub mod workstation;
 
 use crate::tls::alpn::TlsInfo;
 use std::fmt;
@@ -70,20 +71,15 @@ pub trait DialApp: Send + Sync + fmt::Debug {
         self.plain_addr()
     }
 
-    /// Returns true if the app is spoken to in TLS; then so is a workstation in its place. May
-    /// probe the app once.
-    fn speaks_tls<'a>(&'a self, _hello: Option<&'a TlsInfo>) -> BoxFuture<'a, bool> {
-        Box::pin(std::future::ready(false))
-    }
-
-    /// TLS as towards the app, spoken to the workstation through an open tunnel (unless the
-    /// intercept says plaintext); `None` where the app is reached in clear text. The tunnel is gone
-    /// then, so ask [`Self::speaks_tls`] first.
-    fn tls_to_workstation<'a>(
+    /// The connection to a workstation through an open tunnel, spoken to as the app would be: in TLS
+    /// where the app speaks TLS, as it is elsewhere. May ask the app once what it speaks.
+    fn secure_tunnel<'a>(
         &'a self,
         tunnel: Box<dyn crate::io::conn::Io>,
-        hello: Option<&'a TlsInfo>,
-    ) -> Option<BoxFuture<'a, std::io::Result<Conn>>>;
+        _hello: Option<&'a TlsInfo>,
+    ) -> BoxFuture<'a, std::io::Result<Conn>> {
+        Box::pin(std::future::ready(Ok(Conn::Other(tunnel))))
+    }
 }
 
 /// The agent's side of the gRPC call; decides how the end of data is signalled.
@@ -143,6 +139,11 @@ pub trait OpenTunnel: Send + Sync + fmt::Debug {
         caller: Caller,
         transport: Transport,
     ) -> BoxFuture<'static, Result<TunnelIo, TunnelError>>;
+
+    /// The number of the workstation's present attachment to this agent; none while it has none.
+    fn attachment(&self, _client_session: &str) -> Option<u64> {
+        None
+    }
 }
 
 /// Transport protocol of a connection id.

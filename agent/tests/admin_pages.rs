@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use traffic_agent::addr::{AppAddr, Caller};
 use traffic_agent::admin::{AdminCommands, Agent, ListenerInfo, NoCertificates, server};
-use traffic_agent::io::conn::{Conn, Io};
+use traffic_agent::io::conn::Conn;
 use traffic_agent::proxy::context::{AppProtocol, DetectedProtocol, PortContext, ProtocolSource};
 use traffic_agent::telemetry::logging::LogControl;
 use traffic_agent::telemetry::metrics::{Class, Protocol, Route};
@@ -36,13 +36,6 @@ impl DialApp for Nowhere {
     }
     fn plain_addr(&self) -> Option<AppAddr> {
         Some(AppAddr("127.0.0.1:8080".parse().unwrap()))
-    }
-    fn tls_to_workstation<'a>(
-        &'a self,
-        _: Box<dyn Io>,
-        _: Option<&'a TlsInfo>,
-    ) -> Option<BoxFuture<'a, std::io::Result<Conn>>> {
-        None
     }
 }
 

@@ -397,3 +397,34 @@ async fn a_caller_s_reset_reaches_the_workstation_as_disconnect() {
     assert_eq!(c.far.hears().await.unwrap(), Message::Disconnect);
     assert_eq!(c.far.hears().await, None);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_answers_keep_alives_is_asked_for_a_sign_of_life_and_given_up_without_one() {
+    let (mut t, mut far) = tunnel(Role::Caller, 8);
+    far.say(Message::DialOk).await;
+    far.say(Message::KeepAlive).await;
+    let reading = tokio::spawn(async move { t.read(&mut [0; 1]).await });
+    for _ in 0..3 {
+        assert_eq!(far.hears().await, Some(Message::KeepAlive));
+        far.say(Message::KeepAlive).await;
+    }
+    assert_eq!(far.hears().await, Some(Message::KeepAlive));
+    let asked = Instant::now();
+    let error = reading.await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    assert_eq!(asked.elapsed(), Duration::from_secs(5));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_knows_no_keep_alives_may_be_silent_for_hours() {
+    let (mut t, mut far) = tunnel(Role::Caller, 8);
+    far.say(Message::DialOk).await;
+    let reading = tokio::spawn(async move {
+        let mut byte = [0; 1];
+        t.read(&mut byte).await.map(|_| byte)
+    });
+    tokio::time::sleep(Duration::from_secs(7200)).await;
+    assert!(far.from_agent.try_recv().is_err());
+    far.data(b"x").await;
+    assert_eq!(reading.await.unwrap().unwrap(), *b"x");
+}

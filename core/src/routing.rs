@@ -1,17 +1,25 @@
 //! Routing of requests to upstreams. A [`RouteTable`] is built once per snapshot and port and never
 //! changes; it knows no sockets, no clock and no gRPC.
 
+pub mod dial_memory;
 pub mod go_regex;
 pub mod matcher;
 mod request;
+mod stats;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::routing::matcher::Filters;
 pub use crate::routing::request::Request;
+pub use crate::routing::stats::{Stats, TunnelPath};
+
+/// How long a dial may take where the intercept's spec has no dial timeout.
+const DEFAULT_DIAL_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a dial may take at most; a caller is waiting.
+const MAX_DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Mechanism by which an intercept takes traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -57,26 +65,30 @@ impl Intercept {
     #[must_use]
     pub fn dial_budget(&self) -> Duration {
         if self.dial_timeout.is_zero() {
-            Duration::from_secs(2)
+            DEFAULT_DIAL_TIMEOUT
         } else {
             self.dial_timeout
                 .saturating_add(self.roundtrip_latency)
-                .min(Duration::from_secs(5))
+                .min(MAX_DIAL_TIMEOUT)
         }
     }
-}
 
-/// Counters of an intercept's rule, shared by successive tables.
-#[derive(Debug, Default)]
-pub struct Stats {
-    /// Requests (or connections) the rule decided.
-    pub hits: AtomicU64,
-    /// Requests the rule was evaluated for but did not decide.
-    pub misses: AtomicU64,
-    /// Seconds since the Unix epoch of the last hit; 0 for never.
-    pub last_match: AtomicU64,
-    /// Path of the last tunnel: 0 none yet, 1 through the manager, 2 direct.
-    pub tunnel: AtomicU64,
+    /// Whether tunnels of both lead to the same place in the same way, so that one opened for
+    /// either serves the other.
+    #[must_use]
+    pub fn same_target(&self, other: &Self) -> bool {
+        self.id == other.id
+            && self.client_session == other.client_session
+            && self.target_host == other.target_host
+            && self.target_port == other.target_port
+            && self.plaintext == other.plaintext
+    }
+
+    /// Whether it takes all of its port, so that its callers are anybody.
+    #[must_use]
+    pub fn takes_whole_port(&self) -> bool {
+        self.filters.is_empty()
+    }
 }
 
 /// State of an intercept in a table.
@@ -261,14 +273,6 @@ pub struct RuleTrace {
     pub matched: bool,
     /// First clause that did not match.
     pub failed: Option<String>,
-}
-
-impl Stats {
-    /// Counts a hit at `now_unix` (seconds since the epoch).
-    pub fn hit(&self, now_unix: u64) {
-        self.hits.fetch_add(1, Ordering::Relaxed);
-        self.last_match.store(now_unix, Ordering::Relaxed);
-    }
 }
 
 impl fmt::Display for Decision<'_> {

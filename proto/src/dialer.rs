@@ -27,6 +27,8 @@ pub const DEFAULT_DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 /// Size of one read from a socket, and so of one message: large enough for bulk, small beside a
 /// queue of them.
 const READ_SIZE: usize = 64 << 10;
+/// Interval of signs of life while the target does not take what came for it.
+const BEAT_INTERVAL: Duration = Duration::from_secs(4);
 /// Time the peer gets to end a stream that is over for us.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -126,8 +128,11 @@ where
             })
         }
         Ok(socket) => {
-            if outgoing.send(Message::DialOk.encode()).await.is_err() {
-                return Ok(Carried::TunnelLost);
+            // The keep-alive says that ours are answered; peers that do not know that ignore it.
+            for word in [Message::DialOk, Message::KeepAlive] {
+                if outgoing.send(word.encode()).await.is_err() {
+                    return Ok(Carried::TunnelLost);
+                }
             }
             Ok(match socket {
                 Socket::Tcp(stream) => copy_tcp(stream, &mut incoming, &mut outgoing).await,
@@ -190,6 +195,14 @@ impl<T> Outgoing<T> {
         Ok(())
     }
 
+    /// The way to answer keep-alives beside the data; it does not keep the stream open.
+    fn pulse(&self) -> Pulse<T> {
+        Pulse {
+            tx: self.tx.as_ref().map(mpsc::Sender::downgrade),
+            wrap: self.wrap,
+        }
+    }
+
     /// Resolves when the receiver is gone.
     async fn gone(&self) {
         if let Some(tx) = &self.tx {
@@ -199,6 +212,22 @@ impl<T> Outgoing<T> {
 
     fn close(&mut self) {
         self.tx = None;
+    }
+}
+
+/// Answers keep-alives.
+struct Pulse<T> {
+    tx: Option<mpsc::WeakSender<T>>,
+    wrap: fn(TunnelMessage) -> T,
+}
+
+impl<T> Pulse<T> {
+    /// A full queue is on its way to the peer, and says as much as an answer.
+    fn beat(&self) {
+        if let Some(tx) = self.tx.as_ref().and_then(mpsc::WeakSender::upgrade) {
+            let payload = Message::KeepAlive.encode();
+            let _ = tx.try_send((self.wrap)(TunnelMessage { payload }));
+        }
     }
 }
 
@@ -249,12 +278,13 @@ where
     // Fails only on a socket that is gone already, which the first read or write reports.
     let _ = stream.set_nodelay(true);
     let activity = Activity::new(TCP_IDLE_TIMEOUT);
+    let pulse = outgoing.pulse();
     let (mut read, mut write) = stream.split();
     let ended = {
         let both = async {
             tokio::try_join!(
                 target_to_tunnel(&mut read, outgoing, &activity),
-                tunnel_to_target(incoming, &mut write, &activity)
+                tunnel_to_target(incoming, &mut write, &activity, &pulse)
             )
         };
         tokio::select! {
@@ -332,16 +362,26 @@ async fn read_all<T>(
 }
 
 /// Copies until the tunnel's peer has no more data.
-async fn tunnel_to_target<S>(
+async fn tunnel_to_target<S, T>(
     incoming: &mut S,
     write: &mut WriteHalf<'_>,
     activity: &Activity,
+    pulse: &Pulse<T>,
 ) -> Result<(), Broken>
 where
     S: Stream<Item = Result<TunnelMessage, Status>> + Unpin,
 {
-    while let Some(data) = next_data(incoming, activity).await? {
-        write.write_all(&data).await.map_err(|_| Broken::Target)?;
+    while let Some(data) = next_data(incoming, activity, pulse).await? {
+        let mut writing = std::pin::pin!(write.write_all(&data));
+        // Behind a target that does not read, keep-alives wait like everything else; the peer is
+        // not to take that for the end of this side.
+        let written = loop {
+            match timeout(BEAT_INTERVAL, &mut writing).await {
+                Ok(written) => break written,
+                Err(_) => pulse.beat(),
+            }
+        };
+        written.map_err(|_| Broken::Target)?;
         activity.touch();
     }
     // A target that is gone already needs no close.
@@ -350,7 +390,11 @@ where
 }
 
 /// Returns the next data for the target; `None` after the last.
-async fn next_data<S>(incoming: &mut S, activity: &Activity) -> Result<Option<Bytes>, Broken>
+async fn next_data<S, T>(
+    incoming: &mut S,
+    activity: &Activity,
+    pulse: &Pulse<T>,
+) -> Result<Option<Bytes>, Broken>
 where
     S: Stream<Item = Result<TunnelMessage, Status>> + Unpin,
 {
@@ -364,6 +408,7 @@ where
             Message::Normal(data) => return Ok(Some(data)),
             Message::CloseSend => return Ok(None),
             Message::Disconnect | Message::DialReject => return Err(Broken::Tunnel),
+            Message::KeepAlive => pulse.beat(),
             _ => {}
         }
     }
@@ -374,6 +419,7 @@ where
     S: Stream<Item = Result<TunnelMessage, Status>> + Unpin,
 {
     let activity = Activity::new(UDP_IDLE_TIMEOUT);
+    let pulse = outgoing.pulse();
     let ended: Result<(), Broken> = {
         let receive = async {
             loop {
@@ -394,7 +440,7 @@ where
             }
         };
         let send = async {
-            while let Some(data) = next_data(&mut *incoming, &activity).await? {
+            while let Some(data) = next_data(&mut *incoming, &activity, &pulse).await? {
                 let _ = socket.send(&data).await;
             }
             Ok(())

@@ -115,6 +115,12 @@ pub enum TunnelError {
     ConnId(#[from] ConnIdError),
 }
 
+/// Whether a payload holds data of the carried connection.
+#[must_use]
+pub fn is_normal(payload: &[u8]) -> bool {
+    payload.first() == Some(&NORMAL)
+}
+
 impl Message {
     /// Returns the first byte of the payload.
     pub fn code(&self) -> u8 {

@@ -260,6 +260,6 @@ fn intercept(entry: &Entry) -> Json {
         "hits": i.stats.hits.load(Ordering::Relaxed),
         "misses": i.stats.misses.load(Ordering::Relaxed),
         "lastMatch": (last > 0).then_some(last),
-        "tunnel": match i.stats.tunnel.load(Ordering::Relaxed) { 1 => "manager", 2 => "direct", _ => "none" },
+        "tunnel": i.stats.tunnel().word(),
     })
 }

@@ -15,7 +15,7 @@ use crate::addr::AppAddr;
 use crate::app::settings::{Settings, protocol};
 use crate::control::intercepts::publisher::{PortHandle, ProbeFuture};
 use crate::drain::Drain;
-use crate::io::conn::{Conn, Io};
+use crate::io::conn::Conn;
 use crate::proxy::context::{AppProtocol, DetectedProtocol, PortContext, ProtocolSource};
 use crate::proxy::listener::bind::PortSpec;
 use crate::proxy::protocol_probe;
@@ -343,14 +343,6 @@ impl DialApp for ReplacedApp {
     }
 
     fn plain_addr(&self) -> Option<AppAddr> {
-        None
-    }
-
-    fn tls_to_workstation<'a>(
-        &'a self,
-        _tunnel: Box<dyn Io>,
-        _hello: Option<&'a TlsInfo>,
-    ) -> Option<BoxFuture<'a, io::Result<Conn>>> {
         None
     }
 }

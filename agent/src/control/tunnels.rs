@@ -19,13 +19,13 @@ use traffic_proto::conn_id::ConnId;
 use traffic_proto::manager::manager_client::ManagerClient;
 use traffic_proto::manager::{DialRequest, TunnelMessage, TunnelMetrics};
 use traffic_proto::port::Transport as Protocol;
-use traffic_proto::tunnel::{Message, STREAM_VERSION, StreamInfo, nanos_from_duration};
+use traffic_proto::tunnel::{self, Message, STREAM_VERSION, StreamInfo, nanos_from_duration};
 
 use crate::addr::Caller;
 use crate::control::keyed_lock::{KeyGuard, KeyedLock};
 use crate::telemetry::metrics::ControlMetrics;
 use crate::upstream::{OpenTunnel, Role, Transport, TunnelError, TunnelIo};
-use traffic_core::routing::Intercept;
+use traffic_core::routing::{Intercept, TunnelPath};
 
 /// Messages queued in one direction of one tunnel.
 pub(crate) const QUEUE_CAPACITY: usize = 16;
@@ -179,6 +179,10 @@ impl OpenTunnel for Tunnels {
                 .unwrap_or(Err(TunnelError::Timeout(budget)))
         })
     }
+
+    fn attachment(&self, client_session: &str) -> Option<u64> {
+        lock(&self.0.watchers).get(client_session).map(|w| w.number)
+    }
 }
 
 impl Tunnels {
@@ -203,13 +207,13 @@ impl Tunnels {
             .take((intercept.client_session.clone(), conn_id))
             .await;
         let (io, how) = match self.open_direct(intercept, conn_id).await? {
-            Some(io) => (io, 2),
+            Some(io) => (io, TunnelPath::Direct),
             None => (
                 until_answered(self.open_through_manager(intercept, conn_id).await?, guard),
-                1,
+                TunnelPath::Manager,
             ),
         };
-        intercept.stats.tunnel.store(how, Ordering::Relaxed);
+        intercept.stats.set_tunnel(how);
         Ok(io)
     }
 
@@ -322,7 +326,7 @@ fn metered_outgoing(
     meter: Arc<Meter>,
 ) -> impl Stream<Item = TunnelMessage> + Send + 'static {
     ReceiverStream::new(queue).map(move |payload| {
-        meter.sent.fetch_add(body_len(&payload), Ordering::Relaxed);
+        meter.sent.fetch_add(data_len(&payload), Ordering::Relaxed);
         TunnelMessage { payload }
     })
 }
@@ -344,7 +348,7 @@ pub(crate) fn metered_incoming(
         Ok(message) => {
             meter
                 .received
-                .fetch_add(body_len(&message.payload), Ordering::Relaxed);
+                .fetch_add(data_len(&message.payload), Ordering::Relaxed);
             Ok(message.payload)
         }
         Err(status) => Err(TunnelError::Broken(format!(
@@ -355,8 +359,13 @@ pub(crate) fn metered_incoming(
     }))
 }
 
-fn body_len(payload: &Bytes) -> u64 {
-    (payload.len() as u64).saturating_sub(1)
+/// Bytes of data in a message; what opens, answers or ends a tunnel is none.
+fn data_len(payload: &Bytes) -> u64 {
+    if tunnel::is_normal(payload) {
+        (payload.len() as u64).saturating_sub(1)
+    } else {
+        0
+    }
 }
 
 /// Resolves the workstation's target address as it sees it itself. Names other than localhost are

@@ -13,6 +13,7 @@ use crate::telemetry::explain_header::Explanation;
 use crate::telemetry::metrics::{Label as _, OpaqueReason, PortMetrics};
 use crate::tls::alpn::TlsInfo;
 use crate::tls::identity::CallerIdentity;
+use crate::upstream::workstation::Workstations;
 use crate::upstream::{DialApp, OpenTunnel, Transport};
 use traffic_core::routing::{Intercept, Request, RouteTable, Routed};
 
@@ -151,6 +152,19 @@ pub struct PortContext {
     pub metrics: Arc<PortMetrics>,
     /// Shutdown phases.
     pub drain: Drain,
+}
+
+impl PortContext {
+    /// The port's way to workstations.
+    #[must_use]
+    pub fn workstations(&self) -> Workstations<'_> {
+        Workstations {
+            port: self.container_port,
+            tunnels: &*self.tunnels,
+            app: &*self.app,
+            metrics: &self.metrics,
+        }
+    }
 }
 
 /// Context of one connection.

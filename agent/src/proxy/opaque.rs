@@ -2,10 +2,6 @@
 //! port's connections when it begins. A connection keeps its upstream; changes of rules do not
 //! reset it.
 
-use std::io;
-use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use crate::io::buffers::Buf;
 use crate::io::conn::Conn;
 use crate::io::relay;
@@ -13,11 +9,12 @@ use crate::io::relay::{PendingBytes, Relayed, Side};
 use crate::outcome::{Ended, Stage};
 use crate::proxy::context::ConnContext;
 use crate::telemetry::access_log::record::AccessRecord;
-use crate::telemetry::metrics::{FailOpen, Label as _, OpaqueReason, PortMetrics, Protocol};
-use crate::telemetry::rate_limit::limited;
+use crate::telemetry::metrics::{OpaqueReason, PortMetrics, Protocol};
+use crate::upstream::AppError;
 use crate::upstream::app::ended_by_app;
-use crate::upstream::{AppError, Transport, tunnel};
-use traffic_core::routing::{Intercept, Mechanism};
+use crate::upstream::workstation;
+use crate::upstream::workstation::FirstWrite;
+use traffic_core::routing::Mechanism;
 
 /// Carries a connection of which nothing has been forwarded yet. `first` is what the caller has
 /// sent; `app` is the app's connection if one is open. The workstation gets it if a TCP intercept
@@ -37,11 +34,14 @@ pub async fn carry(
         .filter(|i| i.mechanism == Mechanism::Tcp)
         .cloned();
     if let Some(intercept) = global {
-        match to_workstation(&intercept, context).await {
+        let way = context.port.workstations();
+        let hello = context.hello.as_deref();
+        workstation::hit(&intercept);
+        let dial = way.connect(&intercept, context.caller, hello, FirstWrite::AtOnce);
+        match dial.await {
             Ok(mut workstation) => {
                 drop(app);
                 count(context, OpaqueReason::TcpIntercept);
-                intercept.stats.hit(now_unix());
                 let first = PendingBytes {
                     from_down: first,
                     from_up: Buf::default(),
@@ -54,13 +54,7 @@ pub async fn carry(
                 }
                 return finish_record(record, &relayed, Ended::TunnelLost);
             }
-            Err((why, error)) => {
-                context.port.metrics.fail_open.at(why).inc();
-                limited!(
-                    context.port.metrics.lines.fail_open, info, port = context.port.container_port, caller = %context.caller,
-                    intercept = %intercept.id, reason = why.label(), %error, "no workstation: the app gets it"
-                );
-            }
+            Err(failure) => way.fell_back(&intercept, failure.why),
         }
     }
     let app = match app {
@@ -146,43 +140,6 @@ pub fn ended(relayed: &Relayed, upstream_failed: Ended) -> Ended {
     }
 }
 
-/// Opens a tunnel, with TLS inside if the app is spoken to in TLS. Bytes are sent without waiting
-/// for the dial's result; a rejection resets the caller.
-async fn to_workstation(
-    intercept: &Arc<Intercept>,
-    context: &ConnContext,
-) -> Result<Conn, (FailOpen, Box<dyn std::error::Error + Send + Sync>)> {
-    let port = &context.port;
-    let tunnel = tunnel::open(
-        &*port.tunnels,
-        &port.metrics,
-        intercept,
-        context.caller,
-        Transport::Tcp,
-    )
-    .await
-    .map_err(|e| (e.fail_open(), e.into()))?;
-    if intercept.plaintext {
-        return Ok(Conn::Other(Box::new(tunnel)));
-    }
-    let tunnel = Box::new(tunnel);
-    if !port.app.speaks_tls(context.hello.as_deref()).await {
-        return Ok(Conn::Other(tunnel));
-    }
-    match port
-        .app
-        .tls_to_workstation(tunnel, context.hello.as_deref())
-    {
-        Some(handshake) => handshake
-            .await
-            .map_err(|e: io::Error| (FailOpen::Handshake, e.into())),
-        None => Err((
-            FailOpen::Handshake,
-            "no TLS towards the workstation is configured".into(),
-        )),
-    }
-}
-
 async fn dial_app(context: &ConnContext) -> Result<Conn, Ended> {
     context
         .port
@@ -202,10 +159,4 @@ async fn dial_app(context: &ConnContext) -> Result<Conn, Ended> {
 fn count(context: &ConnContext, reason: OpaqueReason) {
     context.port.metrics.carried.at(Protocol::Opaque).inc();
     context.port.metrics.opaque.at(reason).inc();
-}
-
-fn now_unix() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| d.as_secs())
 }

@@ -193,6 +193,8 @@ labels! {
         Handshake = "handshake",
         /// The tunnel ended before anything was sent into it.
         Lost = "lost",
+        /// Not dialled at all, because earlier dials have failed or are unanswered.
+        Skipped = "skipped",
     }
 }
 

@@ -17,7 +17,7 @@ use socket2::{Domain, Socket, Type};
 use tokio::net::TcpStream;
 
 use crate::addr::AppAddr;
-use crate::io::conn::{Conn, Io};
+use crate::io::conn::Conn;
 use crate::io::fd_reserve;
 use crate::outcome::{Ended, Stage};
 use crate::telemetry::metrics::PortMetrics;
@@ -52,14 +52,6 @@ impl DialApp for PlainApp {
 
     fn plain_addr(&self) -> Option<AppAddr> {
         Some(self.addr)
-    }
-
-    fn tls_to_workstation<'a>(
-        &'a self,
-        _tunnel: Box<dyn Io>,
-        _hello: Option<&'a TlsInfo>,
-    ) -> Option<BoxFuture<'a, io::Result<Conn>>> {
-        None
     }
 }
 

@@ -371,26 +371,19 @@ impl DialApp for AppTlsDialer {
         None
     }
 
-    fn speaks_tls<'a>(&'a self, hello: Option<&'a TlsInfo>) -> BoxFuture<'a, bool> {
-        Box::pin(async move {
-            self.wants_tls(hello) && matches!(self.speaks().await, Ok(AppAnswer::Tls))
-        })
-    }
-
-    fn tls_to_workstation<'a>(
+    fn secure_tunnel<'a>(
         &'a self,
         tunnel: Box<dyn Io>,
         hello: Option<&'a TlsInfo>,
-    ) -> Option<BoxFuture<'a, std::io::Result<Conn>>> {
-        if !self.wants_tls(hello) || self.known_speaks() != Some(AppAnswer::Tls) {
-            return None;
-        }
-        Some(Box::pin(self.connect(
-            Conn::Other(tunnel),
-            Peer::Workstation,
-            hello,
-            None,
-        )))
+    ) -> BoxFuture<'a, std::io::Result<Conn>> {
+        Box::pin(async move {
+            let in_tls = self.wants_tls(hello) && matches!(self.speaks().await, Ok(AppAnswer::Tls));
+            if !in_tls {
+                return Ok(Conn::Other(tunnel));
+            }
+            self.connect(Conn::Other(tunnel), Peer::Workstation, hello, None)
+                .await
+        })
     }
 }
 
@@ -463,13 +456,5 @@ impl DialApp for Passthrough {
 
     fn plain_addr(&self) -> Option<AppAddr> {
         self.0.app_addr()
-    }
-
-    fn tls_to_workstation<'a>(
-        &'a self,
-        _: Box<dyn Io>,
-        _: Option<&'a TlsInfo>,
-    ) -> Option<BoxFuture<'a, std::io::Result<Conn>>> {
-        None
     }
 }

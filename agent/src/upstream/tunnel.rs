@@ -3,7 +3,7 @@
 //! [`CHUNK`] bytes and the queue below is bounded, so a workstation that does not read slows its
 //! sender.
 
-use std::future::poll_fn;
+use std::future::{Future as _, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,28 +14,29 @@ use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use futures_util::{Stream, StreamExt as _};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, Sleep, sleep, timeout, timeout_at};
 use tokio_util::sync::PollSender;
 use traffic_proto::tunnel::{self, Message};
 
-use crate::addr::Caller;
 use crate::io::conn::Io;
 use crate::telemetry::metrics::{FailOpen, PortMetrics};
-use crate::upstream::{OpenTunnel, Role, Transport, TunnelError, TunnelIo};
-use traffic_core::routing::Intercept;
+use crate::upstream::{Role, TunnelError, TunnelIo};
+use traffic_core::routing::dial_memory::{Attempt, DialMemory};
 
 /// Maximum of data in one message: large enough for a small cost per byte, small enough that a full
 /// queue stays a few MiB.
 pub const CHUNK: usize = 64 * 1024;
 /// Messages without data handled in one turn before other tasks run.
 const MAX_IGNORED_IN_A_ROW: u32 = 64;
-/// Default dial timeout, if the intercept's spec has none.
-const DEFAULT_DIAL_TIMEOUT: Duration = Duration::from_secs(2);
-/// Maximum dial timeout, because a caller is waiting.
-const MAX_DIAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a peer that answers keep-alives may be silent until it is asked for a sign of life, and
+/// again until it is taken for gone.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// Time a call is kept after its tunnel was dropped, for data still queued towards a slow
 /// workstation.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The reason of a tunnel whose peer is taken for gone.
+const NO_SIGN_OF_LIFE: &str = "the workstation gives no sign of life";
 
 type Incoming = Pin<Box<dyn Stream<Item = Result<Bytes, TunnelError>> + Send>>;
 
@@ -50,8 +51,13 @@ pub struct Tunnel {
     unread: Bytes,
     reading: Reading,
     dialled: bool,
+    /// Messages are datagrams, whose borders and emptiness mean something.
+    datagrams: bool,
     outgoing_over: bool,
     counted: Option<Counted>,
+    /// The dial whose outcome is to be remembered.
+    attempt: Option<Attempt>,
+    liveness: Liveness,
 }
 
 /// Counts a tunnel as open until dropped.
@@ -109,40 +115,51 @@ impl DialFailure {
     }
 }
 
-/// Returns the time to wait for an intercept's DialOK: its dial timeout plus latency, at most 5 s;
-/// 2 s if it has no dial timeout.
-#[must_use]
-pub fn dial_budget(intercept: &Intercept) -> Duration {
-    if intercept.dial_timeout.is_zero() {
-        return DEFAULT_DIAL_TIMEOUT;
-    }
-    intercept
-        .dial_timeout
-        .saturating_add(intercept.roundtrip_latency)
-        .min(MAX_DIAL_TIMEOUT)
+/// Signs of life of a peer that answers keep-alives. It says that it does by a keep-alive of its
+/// own behind the dial's answer; others are left alone, because they would never answer. Only where
+/// the manager stands between: an attached workstation is watched by its gRPC connection.
+#[derive(Default)]
+struct Liveness {
+    dials: Option<Arc<DialMemory>>,
+    answers: bool,
+    /// Messages received, wrapping.
+    received: u32,
+    /// The same when the timer was set.
+    seen: u32,
+    asked: bool,
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
-/// Opens a tunnel for `intercept` and counts it, or its failure.
-///
-/// # Errors
-/// The error of [`OpenTunnel::open`].
-pub async fn open(
-    tunnels: &dyn OpenTunnel,
-    metrics: &Arc<PortMetrics>,
-    intercept: &Arc<Intercept>,
-    caller: Caller,
-    transport: Transport,
-) -> Result<Tunnel, TunnelError> {
-    match tunnels.open(intercept.clone(), caller, transport).await {
-        Ok(io) => {
-            metrics.tunnels.inc();
-            let mut tunnel = Tunnel::new(io);
-            tunnel.counted = Some(Counted::new(metrics));
-            Ok(tunnel)
+impl Liveness {
+    /// Ready when the peer has given no sign of life for two intervals, although it was asked for
+    /// one after the first.
+    fn poll_gone(&mut self, tx: &PollSender<Bytes>, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.answers {
+            return Poll::Pending;
         }
-        Err(error) => {
-            metrics.tunnel_failures.inc();
-            Err(error)
+        let (received, timer) = (self.received, &mut self.timer);
+        let timer = timer.get_or_insert_with(|| {
+            self.seen = received;
+            Box::pin(sleep(KEEPALIVE_INTERVAL))
+        });
+        loop {
+            ready!(timer.as_mut().poll(cx));
+            if self.seen != received {
+                self.seen = received;
+                self.asked = false;
+            } else if self.asked {
+                if let Some(dials) = &self.dials {
+                    dials.tunnel_lost();
+                }
+                return Poll::Ready(());
+            } else {
+                self.asked = true;
+                // A queue that is full for so long is a sign of its own.
+                if let Some(tx) = tx.get_ref() {
+                    let _ = tx.try_send(Message::KeepAlive.encode());
+                }
+            }
+            timer.as_mut().reset(Instant::now() + KEEPALIVE_INTERVAL);
         }
     }
 }
@@ -165,9 +182,25 @@ impl Tunnel {
             unread: Bytes::new(),
             reading: Reading::Open,
             dialled: false,
+            datagrams: false,
             outgoing_over: false,
             counted: None,
+            attempt: None,
+            liveness: Liveness::default(),
         }
+    }
+
+    /// Counts the tunnel as open until dropped.
+    pub(crate) fn counted(mut self, metrics: &Arc<PortMetrics>) -> Self {
+        self.counted = Some(Counted::new(metrics));
+        self
+    }
+
+    /// Has the dial's outcome remembered, and what becomes of the tunnel.
+    pub(crate) fn remembered(mut self, dials: &Arc<DialMemory>, attempt: Option<Attempt>) -> Self {
+        self.attempt = attempt;
+        self.liveness.dials = Some(Arc::clone(dials));
+        self
     }
 
     /// Waits until the workstation has connected; data from it means the same and stays to be read.
@@ -201,7 +234,7 @@ impl Tunnel {
     /// Sends one datagram, or drops it (and returns `false`) if the queue is full, the tunnel is
     /// over, or it is too large for a datagram.
     pub fn send_datagram(&mut self, datagram: &[u8]) -> bool {
-        if datagram.len() > tunnel::MAX_DATAGRAM || datagram.is_empty() || self.outgoing_over {
+        if datagram.len() > tunnel::MAX_DATAGRAM || self.outgoing_over {
             return false;
         }
         self.tx
@@ -214,6 +247,7 @@ impl Tunnel {
     /// # Errors
     /// The dial was rejected, or the stream broke.
     pub async fn recv_datagram(&mut self) -> io::Result<Option<Bytes>> {
+        self.datagrams = true;
         poll_fn(|cx| {
             if !self.unread.is_empty() {
                 return Poll::Ready(Ok(Some(std::mem::take(&mut self.unread))));
@@ -238,34 +272,47 @@ impl Tunnel {
         }
         for _ in 0..MAX_IGNORED_IN_A_ROW {
             let next = match &mut self.rx {
-                Some(rx) => ready!(rx.as_mut().poll_next(cx)),
+                Some(rx) => match rx.as_mut().poll_next(cx) {
+                    Poll::Ready(next) => next,
+                    Poll::Pending => {
+                        ready!(self.liveness.poll_gone(&self.tx, cx));
+                        self.abort();
+                        return self.fail(io::ErrorKind::TimedOut, NO_SIGN_OF_LIFE);
+                    }
+                },
                 None => None,
             };
             let message = match next {
                 None => {
                     self.rx = None;
                     self.reading = Reading::Over;
+                    self.dial_failed("the tunnel ended before the workstation had connected");
                     return Poll::Ready(Ok(Event::End));
                 }
                 Some(Err(error)) => {
                     self.rx = None;
                     self.reading = Reading::Failed(io::ErrorKind::BrokenPipe, "the tunnel broke");
+                    self.dial_failed(&error.to_string());
                     return Poll::Ready(Err(io::Error::new(io::ErrorKind::BrokenPipe, error)));
                 }
                 Some(Ok(payload)) => Message::decode(payload),
             };
+            self.liveness.received = self.liveness.received.wrapping_add(1);
             match message {
-                Ok(Message::Normal(data)) if data.is_empty() => {}
+                // A datagram may be empty; in a stream of bytes it means nothing.
+                Ok(Message::Normal(data)) if data.is_empty() && !self.datagrams => {}
                 Ok(Message::Normal(data)) => {
-                    self.dialled = true;
+                    self.dial_succeeded();
                     return Poll::Ready(Ok(Event::Data(data)));
                 }
                 Ok(Message::DialOk) => {
-                    self.dialled = true;
+                    self.dial_succeeded();
                     return Poll::Ready(Ok(Event::Dialled));
                 }
+                Ok(Message::KeepAlive) => self.liveness.answers |= self.role == Role::Caller,
                 Ok(Message::CloseSend) => {
                     self.reading = Reading::Over;
+                    self.dial_failed("the tunnel ended before the workstation had connected");
                     return Poll::Ready(Ok(Event::End));
                 }
                 Ok(Message::DialReject) => {
@@ -283,7 +330,7 @@ impl Tunnel {
                 Ok(Message::Unknown(code, _)) => {
                     tracing::debug!(code, "unknown tunnel message ignored")
                 }
-                // Keep-alives, and messages that belong to the opening, which is over.
+                // They belong to the opening, which is over.
                 Ok(_) => {}
                 Err(error) => {
                     tracing::debug!(%error, "tunnel ended for a malformed message");
@@ -296,7 +343,21 @@ impl Tunnel {
         Poll::Pending
     }
 
+    fn dial_succeeded(&mut self) {
+        self.dialled = true;
+        if let Some(attempt) = self.attempt.take() {
+            attempt.succeeded(Instant::now().into_std());
+        }
+    }
+
+    fn dial_failed(&mut self, why: &str) {
+        if let Some(attempt) = self.attempt.take() {
+            attempt.failed(Instant::now().into_std(), why);
+        }
+    }
+
     fn fail(&mut self, kind: io::ErrorKind, what: &'static str) -> Poll<io::Result<Event>> {
+        self.dial_failed(what);
         self.reading = Reading::Failed(kind, what);
         Poll::Ready(Err(io::Error::new(kind, what)))
     }

@@ -124,6 +124,40 @@ async fn without_a_workstation_the_app_answers_and_the_reason_is_counted() {
 }
 
 #[tokio::test]
+async fn after_a_failed_dial_the_app_answers_at_once_until_the_workstation_is_tried_again() {
+    let rig = rig(Desk::Silent).await;
+    let intercept = rig.intercept();
+    let mut callers = Vec::new();
+    for _ in 0..20 {
+        callers.push(rig.call().await);
+    }
+    // The first one waits for its dial, and nobody else does.
+    callers[0].send(MATCHING).await;
+    callers[0].expect(&named("app")).await;
+    let before = std::time::Instant::now();
+    for caller in &mut callers {
+        caller.send(MATCHING).await;
+        caller.expect(&named("app")).await;
+    }
+    assert!(before.elapsed() < intercept.dial_budget());
+    assert_eq!(rig.workstation.opened.load(Ordering::SeqCst), 1);
+    let fail_open = &rig.port.metrics.fail_open;
+    assert_eq!(fail_open.at(FailOpen::Skipped).get(), 20);
+    assert_eq!(intercept.stats.failed_open.load(Ordering::Relaxed), 21);
+    // One in flight tries again, and brings the traffic back.
+    rig.workstation
+        .becomes(Desk::Dials(named_server("desk").await));
+    eventually("the workstation answers", || {
+        intercept.stats.dials.may_try(std::time::Instant::now())
+    })
+    .await;
+    for caller in &mut callers {
+        caller.send(MATCHING).await;
+        caller.expect(&named("desk")).await;
+    }
+}
+
+#[tokio::test]
 async fn an_app_that_is_away_does_not_keep_a_workstation_from_answering() {
     let gone = Script::listen().await.addr();
     let rig = Rig::with(

@@ -58,6 +58,11 @@ impl Workstation {
         })
     }
 
+    /// What it does from here on.
+    pub(crate) fn becomes(&self, desk: Desk) {
+        *self.desk.lock().unwrap() = desk;
+    }
+
     pub(crate) fn break_tunnels(&self) {
         self.cut.send_modify(|n| *n += 1);
     }

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use traffic_agent::addr::{AppAddr, Caller};
 use traffic_agent::drain::Drain;
-use traffic_agent::io::conn::{Conn, Io};
+use traffic_agent::io::conn::Conn;
 use traffic_agent::proxy::context::{
     AppProtocol, ConnContext, DetectedProtocol, PortContext, ProtocolSource,
 };
@@ -117,14 +117,6 @@ impl DialApp for App {
 
     fn plain_addr(&self) -> Option<AppAddr> {
         Some(AppAddr(self.0))
-    }
-
-    fn tls_to_workstation<'a>(
-        &'a self,
-        _tunnel: Box<dyn Io>,
-        _hello: Option<&'a TlsInfo>,
-    ) -> Option<BoxFuture<'a, std::io::Result<Conn>>> {
-        None
     }
 }
 

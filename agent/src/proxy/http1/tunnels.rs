@@ -33,11 +33,8 @@ impl TunnelPool {
     }
 
     pub(crate) fn find(&self, intercept: &Intercept) -> Option<usize> {
-        self.open.iter().position(|leg| {
-            leg.intercept.id == intercept.id
-                && leg.intercept.target_host == intercept.target_host
-                && leg.intercept.target_port == intercept.target_port
-                && leg.intercept.plaintext == intercept.plaintext
-        })
+        self.open
+            .iter()
+            .position(|leg| leg.intercept.same_target(intercept))
     }
 }

@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 use socket2::SockRef;
@@ -21,10 +21,8 @@ use crate::addr::Caller;
 use crate::proxy::context::PortContext;
 use crate::proxy::udp::packet;
 use crate::proxy::udp::packet::Local;
-use crate::telemetry::rate_limit::limited;
-use crate::upstream::Transport;
-use crate::upstream::tunnel;
 use crate::upstream::tunnel::Tunnel;
+use crate::upstream::workstation;
 use traffic_core::routing::Intercept;
 
 /// Datagrams queued for a tunnel that is opening or too slow; more are dropped.
@@ -97,12 +95,7 @@ impl Flow {
     pub(crate) fn leads_to(&self, wanted: Option<&Intercept>) -> bool {
         match (&self.intercept, wanted) {
             (None, None) => true,
-            (Some(has), Some(wants)) => {
-                has.id == wants.id
-                    && has.client_session == wants.client_session
-                    && has.target_host == wants.target_host
-                    && has.target_port == wants.target_port
-            }
+            (Some(has), Some(wants)) => has.same_target(wants),
             _ => false,
         }
     }
@@ -156,25 +149,14 @@ pub(crate) fn to_workstation(
         let _live = shared.metrics.udp_flows.hold();
         let carried = async {
             let caller = Caller::new(reply.caller);
-            match tunnel::open(
-                &*shared.tunnels,
-                &shared.metrics,
-                &intercept,
-                caller,
-                Transport::Udp,
-            )
-            .await
-            {
+            let way = shared.workstations();
+            match way.connect_udp(&intercept, caller).await {
                 Ok(tunnel) => {
-                    intercept.stats.hit(now_unix());
+                    workstation::hit(&intercept);
                     through(tunnel, &mut queue_rx, &reply, &shared, &clock).await;
                 }
-                Err(error) => {
-                    shared.metrics.fail_open.at(error.fail_open()).inc();
-                    limited!(
-                        shared.metrics.lines.fail_open, info, port = shared.container_port, %caller,
-                        intercept = %intercept.id, %error, "no workstation: the app gets the datagrams"
-                    );
+                Err(failure) => {
+                    way.fell_back(&intercept, failure.why);
                     instead_to_app(&mut queue_rx, &reply, &shared, &clock).await;
                 }
             }
@@ -350,10 +332,4 @@ impl Clock {
             sleep_until(until).await;
         }
     }
-}
-
-fn now_unix() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| d.as_secs())
 }

@@ -406,6 +406,7 @@ async fn to_workstation(
 ) -> Result<Sent, Reason> {
     let received = Instant::now();
     let metrics = &legs.lane().port.metrics;
+    let workstations = legs.lane().port.workstations();
     let mut failed_open = None;
     // A connection kept from earlier streams may have ended meanwhile: then one fresh one is tried.
     for attempt in 0..2 {
@@ -422,13 +423,13 @@ async fn to_workstation(
                 }
                 legs.forget(&opening);
                 if attempt == 1 {
-                    metrics.fail_open.at(FailOpen::Lost).inc();
+                    workstations.fell_back(&intercept, FailOpen::Lost);
                     failed_open = Some(FailOpen::Lost);
                 }
             }
             Err(why) => {
                 legs.forget(&opening);
-                metrics.fail_open.at(why).inc();
+                workstations.fell_back(&intercept, why);
                 failed_open = Some(why);
                 break;
             }

@@ -4,24 +4,20 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt, Shared};
 use h2::client::{Builder, Connection, SendRequest};
 use http::Request;
-use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::io::buffers::Buf;
 use crate::io::conn::Conn;
 use crate::outcome::Ended;
 use crate::proxy::context::ConnContext;
 use crate::proxy::http2::terminate::h2_io::{InspectedIo, IoState};
-use crate::telemetry::metrics::{FailOpen, Label as _};
+use crate::telemetry::metrics::FailOpen;
 use crate::telemetry::rate_limit::limited;
-use crate::upstream::tunnel;
-use crate::upstream::tunnel::Tunnel;
-use crate::upstream::{DialApp, Transport};
+use crate::upstream::workstation::FirstWrite;
 use traffic_core::routing::Intercept;
 
 /// Header lists are limited as in Go's servers, so that none that passes without the agent fails
@@ -136,7 +132,7 @@ impl UpstreamPool {
         if let Some((_, opening)) = open
             .workstations
             .iter()
-            .find(|(known, _)| is_same_way(known, intercept))
+            .find(|(known, _)| known.same_target(intercept))
         {
             return opening.clone();
         }
@@ -181,7 +177,7 @@ impl UpstreamPool {
             table
                 .entries()
                 .iter()
-                .any(|e| is_same_way(&e.intercept, known))
+                .any(|e| e.intercept.same_target(known))
         };
         self.lock().workstations.retain(|(known, _)| still(known));
     }
@@ -189,16 +185,6 @@ impl UpstreamPool {
     fn lock(&self) -> std::sync::MutexGuard<'_, Open> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Whether two versions of an intercept lead to the same place.
-fn is_same_way(a: &Arc<Intercept>, b: &Arc<Intercept>) -> bool {
-    Arc::ptr_eq(a, b)
-        || (a.id == b.id
-            && a.client_session == b.client_session
-            && a.target_host == b.target_host
-            && a.target_port == b.target_port
-            && a.plaintext == b.plaintext)
 }
 
 /// How we speak to servers.
@@ -253,43 +239,13 @@ async fn workstation(
     intercept: Arc<Intercept>,
 ) -> Result<UpstreamConn, FailOpen> {
     let port = &lane.port;
-    let deadline = Instant::now() + tunnel::dial_budget(&intercept);
-    let refused = |why: FailOpen, error: &dyn std::fmt::Display| {
-        limited!(
-            port.metrics.lines.fail_open, info, port = port.container_port, caller = %lane.caller,
-            intercept = %intercept.id, reason = why.label(), %error, "no workstation: the app answers"
-        );
-        why
-    };
-    let opened = timeout_at(
-        deadline,
-        tunnel::open(
-            &*port.tunnels,
-            &port.metrics,
-            &intercept,
-            lane.caller,
-            Transport::Tcp,
-        ),
-    );
-    let mut tunnel = match opened.await {
-        Ok(Ok(tunnel)) => tunnel,
-        Ok(Err(error)) => return Err(refused(error.fail_open(), &error)),
-        Err(late) => {
-            port.metrics.tunnel_failures.inc();
-            return Err(refused(FailOpen::DialTimeout, &late));
-        }
-    };
-    if let Err(error) = tunnel.await_dial(deadline).await {
-        port.metrics.tunnel_failures.inc();
-        return Err(refused(error.fail_open(), &error));
-    }
-    let conn = secured(tunnel, &intercept, &lane).await.map_err(|error| {
-        port.metrics.tunnel_failures.inc();
-        refused(FailOpen::Handshake, &error)
-    })?;
+    let hello = lane.hello.as_deref();
+    let workstations = port.workstations();
+    let dial = workstations.connect(&intercept, lane.caller, hello, FirstWrite::AfterDial);
+    let conn = dial.await.map_err(|failure| failure.why)?;
     let (way, driver) = handshake(conn, Buf::default(), FAR_STREAM_WINDOW)
         .await
-        .map_err(|error| refused(FailOpen::Lost, &error))?;
+        .map_err(|_| FailOpen::Lost)?;
     let (metrics, signs) = (port.metrics.clone(), way.signs.clone());
     port.drain.spawn(async move {
         let failed = driver.await.is_err();
@@ -300,25 +256,3 @@ async fn workstation(
     });
     Ok(way)
 }
-
-/// TLS inside the tunnel where the app would be spoken to in TLS.
-async fn secured(
-    tunnel: Tunnel,
-    intercept: &Intercept,
-    lane: &ConnContext,
-) -> std::io::Result<Conn> {
-    let app: &dyn DialApp = &*lane.port.app;
-    let tunnel = Box::new(tunnel);
-    if intercept.plaintext || !app.speaks_tls(lane.hello.as_deref()).await {
-        return Ok(Conn::Other(tunnel));
-    }
-    match app.tls_to_workstation(tunnel, lane.hello.as_deref()) {
-        Some(handshaking) => timeout(HANDSHAKE_TIMEOUT, handshaking).await?,
-        None => Err(std::io::Error::other(
-            "no TLS towards the workstation is configured",
-        )),
-    }
-}
-
-/// How long TLS with a workstation may take once its dial has succeeded.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);

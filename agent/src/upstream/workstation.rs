@@ -1,0 +1,261 @@
+//! The one way to a workstation: leave from the memory of earlier dials, a tunnel, the dial's
+//! answer, TLS where the app would be spoken to in TLS, and one limited log line where any of that
+//! fails. All within the intercept's dial budget, since a caller is waiting.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use tokio::time::{Instant, timeout_at};
+
+use crate::addr::Caller;
+use crate::io::conn::Conn;
+use crate::telemetry::metrics::{FailOpen, Label as _, PortMetrics};
+use crate::telemetry::rate_limit::limited;
+use crate::tls::alpn::TlsInfo;
+use crate::upstream::tunnel::{DialFailure, Tunnel};
+use crate::upstream::{DialApp, OpenTunnel, Transport, TunnelError};
+use traffic_core::routing::Intercept;
+use traffic_core::routing::dial_memory::{Admission, Attempt, Skipped};
+
+/// The way from one port to workstations.
+#[derive(Clone, Copy)]
+pub struct Workstations<'p> {
+    /// The container port, for the log.
+    pub port: u16,
+    /// Opens tunnels.
+    pub tunnels: &'p dyn OpenTunnel,
+    /// The app that the workstation stands for, which decides about TLS.
+    pub app: &'p dyn DialApp,
+    /// The port's counters.
+    pub metrics: &'p Arc<PortMetrics>,
+}
+
+/// When a connection may be written to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FirstWrite {
+    /// Once the workstation has connected: until then the app can still have it all.
+    AfterDial,
+    /// At once, as a whole connection is carried: a rejected dial then resets the caller. While
+    /// earlier dials have failed, the dial is waited for all the same.
+    AtOnce,
+}
+
+/// Why the app answers instead of a workstation.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{what}")]
+pub struct NoWorkstation {
+    /// The label it is counted under.
+    pub why: FailOpen,
+    what: String,
+}
+
+impl NoWorkstation {
+    fn new(why: FailOpen, what: impl ToString) -> Self {
+        Self {
+            why,
+            what: what.to_string(),
+        }
+    }
+
+    fn skipped(skipped: &Skipped) -> Self {
+        let again = if skipped.retry_in.is_zero() {
+            "one request tries again".to_owned()
+        } else {
+            format!("the next try is in {:.1} s", skipped.retry_in.as_secs_f32())
+        };
+        Self::new(FailOpen::Skipped, format!("{}; {again}", skipped.reason))
+    }
+}
+
+impl From<TunnelError> for NoWorkstation {
+    fn from(error: TunnelError) -> Self {
+        Self::new(error.fail_open(), error)
+    }
+}
+
+impl From<DialFailure> for NoWorkstation {
+    fn from(failure: DialFailure) -> Self {
+        Self::new(failure.fail_open(), failure)
+    }
+}
+
+impl Workstations<'_> {
+    /// A connection to the intercept's workstation on behalf of `caller`.
+    ///
+    /// # Errors
+    /// Why there is none; [`Self::fell_back`] counts what the app gets for it.
+    pub async fn connect(
+        &self,
+        intercept: &Arc<Intercept>,
+        caller: Caller,
+        hello: Option<&TlsInfo>,
+        write: FirstWrite,
+    ) -> Result<Conn, NoWorkstation> {
+        let deadline = Instant::now() + intercept.dial_budget();
+        let in_tls = !intercept.plaintext && self.app.plain_addr().is_none();
+        let attempt = self.admit(intercept, caller)?;
+        // TLS waits for the dial anyway.
+        if write == FirstWrite::AtOnce && !in_tls && !attempt.is_doubted() {
+            let opening = self.open(intercept, caller, Transport::Tcp);
+            let opened = within_patience(&attempt, opening).await;
+            return self.begun(opened, intercept, caller, attempt);
+        }
+        let dialling = async {
+            let mut tunnel = self.open(intercept, caller, Transport::Tcp).await?;
+            tunnel.await_dial(deadline).await?;
+            let tunnel = Box::new(tunnel.remembered(&intercept.stats.dials, None));
+            if !in_tls {
+                return Ok(Conn::Other(tunnel));
+            }
+            match timeout_at(deadline, self.app.secure_tunnel(tunnel, hello)).await {
+                Ok(secured) => secured.map_err(|e| NoWorkstation::new(FailOpen::Handshake, e)),
+                Err(_) => Err(NoWorkstation::new(
+                    FailOpen::Handshake,
+                    "the TLS handshake with the workstation took too long",
+                )),
+            }
+        };
+        let dialled = within_patience(&attempt, dialling).await;
+        self.concluded(dialled, intercept, caller, attempt)
+    }
+
+    /// A tunnel for datagrams, which may be sent at once.
+    ///
+    /// # Errors
+    /// As [`Self::connect`].
+    pub async fn connect_udp(
+        &self,
+        intercept: &Arc<Intercept>,
+        caller: Caller,
+    ) -> Result<Tunnel, NoWorkstation> {
+        let attempt = self.admit(intercept, caller)?;
+        let deadline = Instant::now() + intercept.dial_budget();
+        let waits = attempt.is_doubted();
+        let opening = async {
+            let mut tunnel = self.open(intercept, caller, Transport::Udp).await?;
+            if waits {
+                tunnel.await_dial(deadline).await?;
+            }
+            Ok(tunnel)
+        };
+        match within_patience(&attempt, opening).await {
+            Ok(tunnel) if waits => {
+                attempt.succeeded(now());
+                Ok(tunnel)
+            }
+            Ok(tunnel) => Ok(tunnel.remembered(&intercept.stats.dials, Some(attempt))),
+            failed => self.concluded(failed, intercept, caller, attempt),
+        }
+    }
+
+    /// Counts one request, connection or flow that the app gets instead of the workstation.
+    pub fn fell_back(&self, intercept: &Intercept, why: FailOpen) {
+        self.metrics.fail_open.at(why).inc();
+        intercept.stats.failed_open.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Leave to dial, or word that the workstation is skipped.
+    fn admit(&self, intercept: &Arc<Intercept>, caller: Caller) -> Result<Attempt, NoWorkstation> {
+        let attachment = self.tunnels.attachment(&intercept.client_session);
+        let whole_port = intercept.takes_whole_port();
+        match intercept.stats.dials.admit(now(), attachment, whole_port) {
+            Admission::Dial(attempt) => Ok(attempt),
+            Admission::Skip(skipped) => {
+                let failure = NoWorkstation::skipped(&skipped);
+                self.report(intercept, caller, &failure);
+                Err(failure)
+            }
+        }
+    }
+
+    async fn open(
+        &self,
+        intercept: &Arc<Intercept>,
+        caller: Caller,
+        transport: Transport,
+    ) -> Result<Tunnel, NoWorkstation> {
+        let opening = self.tunnels.open(Arc::clone(intercept), caller, transport);
+        let io = opening.await?;
+        self.metrics.tunnels.inc();
+        Ok(Tunnel::new(io).counted(self.metrics))
+    }
+
+    /// A connection whose dial is still under way: its outcome is noted when it shows.
+    fn begun(
+        &self,
+        opened: Result<Tunnel, NoWorkstation>,
+        intercept: &Arc<Intercept>,
+        caller: Caller,
+        attempt: Attempt,
+    ) -> Result<Conn, NoWorkstation> {
+        match opened {
+            Ok(tunnel) => {
+                let tunnel = tunnel.remembered(&intercept.stats.dials, Some(attempt));
+                Ok(Conn::Other(Box::new(tunnel)))
+            }
+            Err(failure) => self.concluded(Err(failure), intercept, caller, attempt),
+        }
+    }
+
+    /// Notes how a dial ended.
+    fn concluded<C>(
+        &self,
+        dialled: Result<C, NoWorkstation>,
+        intercept: &Intercept,
+        caller: Caller,
+        attempt: Attempt,
+    ) -> Result<C, NoWorkstation> {
+        match &dialled {
+            Ok(_) => attempt.succeeded(now()),
+            // It only waited behind another dial, which tells.
+            Err(failure) if failure.why == FailOpen::Skipped => drop(attempt),
+            Err(failure) => {
+                self.metrics.tunnel_failures.inc();
+                attempt.failed(now(), &failure.what);
+            }
+        }
+        if let Err(failure) = &dialled {
+            self.report(intercept, caller, failure);
+        }
+        dialled
+    }
+
+    fn report(&self, intercept: &Intercept, caller: Caller, failure: &NoWorkstation) {
+        limited!(
+            self.metrics.lines.fail_open, info, port = self.port, %caller,
+            intercept = %intercept.id, reason = failure.why.label(), error = %failure,
+            "no workstation: the app answers"
+        );
+    }
+}
+
+/// Counts a match of `intercept`.
+pub fn hit(intercept: &Intercept) {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    intercept.stats.hit(now.map_or(0, |d| d.as_secs()));
+}
+
+/// Waits for a dial, behind another one that is unanswered not for long: unless the workstation
+/// answers somebody meanwhile, it is given up.
+async fn within_patience<C>(
+    attempt: &Attempt,
+    dial: impl Future<Output = Result<C, NoWorkstation>>,
+) -> Result<C, NoWorkstation> {
+    let Some(patience) = attempt.patience() else {
+        return dial.await;
+    };
+    let mut dial = std::pin::pin!(dial);
+    match timeout_at(Instant::now() + patience, &mut dial).await {
+        Ok(dialled) => dialled,
+        Err(_) if attempt.others_succeeded() => dial.await,
+        Err(_) => Err(NoWorkstation::new(
+            FailOpen::Skipped,
+            "an earlier dial is unanswered",
+        )),
+    }
+}
+
+fn now() -> std::time::Instant {
+    Instant::now().into_std()
+}

@@ -1,0 +1,463 @@
+//! Memory of an intercept's dials: after one that failed the workstation is skipped at once for a
+//! short, growing time, and one request at a time tries again. Pure: time comes in as a value.
+//!
+//! ```text
+//!             success                    failure
+//!   Trusted <--------- Doubted ------------------> Skipped(1, 2, 4 … 30 s)
+//!      |                  ^  ^                            |
+//!      +- attachment or --+  +---- back-off is over ------+
+//!         tunnel lost
+//! ```
+//!
+//! While the workstation is trusted, requests dial side by side; the first waits for the whole dial
+//! timeout, the others only a little longer than dials usually take, unless one succeeds meanwhile.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Back-off after failed dials: the first, and the longest.
+const SKIP_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// How many times the usual dial a request waits behind one that is unanswered.
+const USUAL_FACTOR: u32 = 8;
+/// Bounds of that wait for an intercept of a whole port, whose callers are anybody.
+const WHOLE_PORT_TIMEOUT: (Duration, Duration) =
+    (Duration::from_millis(100), Duration::from_secs(1));
+/// Bounds of that wait for an intercept with filters, whose callers are the developer's own.
+const FILTERED_TIMEOUT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(2));
+/// A dial that its caller gave up counts as failed when it was unanswered for this long.
+const ABANDONED_AGE: Duration = Duration::from_secs(1);
+
+/// Memory of one intercept's dials.
+#[derive(Debug, Default)]
+pub struct DialMemory(Mutex<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    trust: Trust,
+    /// The dial that waits for its whole timeout.
+    leader: Option<Leader>,
+    numbers: u64,
+    /// Successes so far: others learn by it that the workstation answers.
+    successes: u64,
+    /// How long a dial usually takes; none while none succeeded.
+    usual: Option<Duration>,
+    /// The workstation's attachment at the last success or failure.
+    attachment: Option<u64>,
+    /// Failures in a row.
+    failures: u32,
+    last_failure: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Leader {
+    number: u64,
+    began: Instant,
+    successes_before: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Trust {
+    #[default]
+    Trusted,
+    Doubted,
+    Skipped {
+        until: Instant,
+    },
+}
+
+/// The answer to a request that wants to dial.
+#[derive(Debug)]
+pub enum Admission {
+    /// It may.
+    Dial(Attempt),
+    /// The workstation is skipped; the app is to answer at once.
+    Skip(Skipped),
+}
+
+/// Why a workstation is skipped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skipped {
+    /// How the last dial failed.
+    pub reason: String,
+    /// Until the next request may dial; zero while one does.
+    pub retry_in: Duration,
+}
+
+/// What is known of a workstation, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reachability {
+    /// No dial has ended yet.
+    Untried,
+    /// The last dial succeeded.
+    Reachable,
+    /// The last dial, or the last tunnel, failed.
+    Unreachable {
+        /// Failures in a row.
+        failures: u32,
+        /// How the last one failed.
+        reason: String,
+        /// Until the next request may dial; zero when it may.
+        retry_in: Duration,
+    },
+}
+
+/// One dial. Dropped without an outcome, it counts as failed only when it had been unanswered for
+/// long.
+#[derive(Debug)]
+pub struct Attempt {
+    memory: Arc<DialMemory>,
+    number: u64,
+    began: Instant,
+    successes_before: u64,
+    attachment: Option<u64>,
+    /// How long to wait behind the leader; none for the leader itself.
+    patience: Option<Duration>,
+    doubted: bool,
+    /// Clock readings come in as values everywhere else; a drop has none.
+    over: bool,
+}
+
+impl DialMemory {
+    /// Asks for leave to dial at `now`. `attachment` numbers the workstation's present attachment
+    /// to this agent; a new one is a reason to try at once.
+    pub fn admit(
+        self: &Arc<Self>,
+        now: Instant,
+        attachment: Option<u64>,
+        whole_port: bool,
+    ) -> Admission {
+        let mut known = self.lock();
+        if attachment != known.attachment {
+            known.attachment_changed(attachment);
+        }
+        if let Trust::Skipped { until } = known.trust {
+            if now < until {
+                return Admission::Skip(known.skipped(until - now));
+            }
+            known.trust = Trust::Doubted;
+        }
+        let doubted = known.trust == Trust::Doubted;
+        if doubted && known.leader.is_some() {
+            return Admission::Skip(known.skipped(Duration::ZERO));
+        }
+        let patience = known.leader.map(|_| known.patience(whole_port));
+        if let (Some(leader), Some(patience)) = (known.leader, patience)
+            && leader.successes_before == known.successes
+            && now.saturating_duration_since(leader.began) > patience
+        {
+            return Admission::Skip(known.skipped(Duration::ZERO));
+        }
+        known.numbers += 1;
+        let number = known.numbers;
+        let successes_before = known.successes;
+        known.leader.get_or_insert(Leader {
+            number,
+            began: now,
+            successes_before,
+        });
+        Admission::Dial(Attempt {
+            memory: Arc::clone(self),
+            number,
+            began: now,
+            successes_before,
+            attachment,
+            patience,
+            doubted,
+            over: false,
+        })
+    }
+
+    /// Notes that an established tunnel broke: the next request dials alone.
+    pub fn tunnel_lost(&self) {
+        let mut known = self.lock();
+        if known.trust == Trust::Trusted {
+            known.trust = Trust::Doubted;
+        }
+    }
+
+    /// Forgets failures; for an intercept that begins anew.
+    pub fn forget(&self) {
+        let mut known = self.lock();
+        known.trust = Trust::Trusted;
+        known.failures = 0;
+        known.last_failure = None;
+    }
+
+    /// Whether a request at `now` may dial.
+    #[must_use]
+    pub fn may_try(&self, now: Instant) -> bool {
+        let known = self.lock();
+        match known.trust {
+            Trust::Trusted => true,
+            Trust::Doubted => known.leader.is_none(),
+            Trust::Skipped { until } => now >= until,
+        }
+    }
+
+    /// What is known at `now`, for people.
+    #[must_use]
+    pub fn reachability(&self, now: Instant) -> Reachability {
+        let known = self.lock();
+        match (&known.last_failure, known.successes) {
+            (Some(reason), _) => Reachability::Unreachable {
+                failures: known.failures,
+                reason: reason.clone(),
+                retry_in: match known.trust {
+                    Trust::Skipped { until } => until.saturating_duration_since(now),
+                    Trust::Trusted | Trust::Doubted => Duration::ZERO,
+                },
+            },
+            (None, 0) => Reachability::Untried,
+            (None, _) => Reachability::Reachable,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Known {
+    /// A workstation that attached may be tried at once; one that let go is doubted.
+    fn attachment_changed(&mut self, attachment: Option<u64>) {
+        self.trust = match attachment {
+            Some(_) => Trust::Trusted,
+            None if self.trust == Trust::Trusted => Trust::Doubted,
+            None => self.trust,
+        };
+        self.attachment = attachment;
+    }
+
+    fn end_lead(&mut self, number: u64) {
+        if self.leader.is_some_and(|leader| leader.number == number) {
+            self.leader = None;
+        }
+    }
+
+    fn patience(&self, whole_port: bool) -> Duration {
+        let (least, most) = if whole_port {
+            WHOLE_PORT_TIMEOUT
+        } else {
+            FILTERED_TIMEOUT
+        };
+        self.usual
+            .map_or(most, |usual| (usual * USUAL_FACTOR).clamp(least, most))
+    }
+
+    fn skipped(&self, retry_in: Duration) -> Skipped {
+        let reason = self.last_failure.as_deref();
+        Skipped {
+            reason: reason.unwrap_or("an earlier dial is unanswered").to_owned(),
+            retry_in,
+        }
+    }
+
+    fn failed(&mut self, now: Instant, reason: &str) {
+        self.failures = self.failures.saturating_add(1);
+        self.last_failure = Some(reason.to_owned());
+        let doublings = (self.failures - 1).min(16);
+        let skip = SKIP_BACKOFF.0.saturating_mul(1 << doublings);
+        self.trust = Trust::Skipped {
+            until: now + skip.min(SKIP_BACKOFF.1),
+        };
+    }
+}
+
+impl Attempt {
+    /// How long to wait behind another dial that is unanswered; none for the dial that waits for
+    /// its whole timeout.
+    #[must_use]
+    pub fn patience(&self) -> Option<Duration> {
+        self.patience
+    }
+
+    /// Whether other requests skip the workstation until this dial is over, so that nothing may be
+    /// sent before it is.
+    #[must_use]
+    pub fn is_doubted(&self) -> bool {
+        self.doubted
+    }
+
+    /// Whether the workstation has answered another dial since this one began.
+    #[must_use]
+    pub fn others_succeeded(&self) -> bool {
+        self.memory.lock().successes != self.successes_before
+    }
+
+    /// The workstation has connected.
+    pub fn succeeded(mut self, now: Instant) {
+        self.over = true;
+        let took = now.saturating_duration_since(self.began);
+        let mut known = self.memory.lock();
+        known.successes += 1;
+        known.usual = Some(known.usual.map_or(took, |usual| (usual * 3 + took) / 4));
+        known.trust = Trust::Trusted;
+        known.failures = 0;
+        known.last_failure = None;
+        known.attachment = self.attachment;
+        known.end_lead(self.number);
+    }
+
+    /// The dial has failed. Dials that began side by side fail together and count once.
+    pub fn failed(mut self, now: Instant, reason: &str) {
+        self.over = true;
+        self.conclude(Some((now, reason)));
+    }
+
+    fn conclude(&self, failure: Option<(Instant, &str)>) {
+        let mut known = self.memory.lock();
+        known.end_lead(self.number);
+        let Some((now, reason)) = failure else { return };
+        let counted_already = matches!(known.trust, Trust::Skipped { .. })
+            || known.successes != self.successes_before;
+        if !counted_already {
+            known.failed(now, reason);
+        }
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        if self.over {
+            return;
+        }
+        // The only place that reads a clock: nobody hands a drop the time.
+        let now = Instant::now();
+        let long = now.saturating_duration_since(self.began) >= ABANDONED_AGE;
+        let leads = self.patience.is_none();
+        let failure = (long && leads).then_some((now, "the workstation did not answer in time"));
+        self.conclude(failure);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ms(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    fn dial(memory: &Arc<DialMemory>, now: Instant) -> Attempt {
+        match memory.admit(now, None, true) {
+            Admission::Dial(attempt) => attempt,
+            Admission::Skip(skipped) => panic!("skipped: {skipped:?}"),
+        }
+    }
+
+    fn skipped(memory: &Arc<DialMemory>, now: Instant) -> Duration {
+        match memory.admit(now, None, true) {
+            Admission::Skip(skipped) => skipped.retry_in,
+            Admission::Dial(_) => panic!("not skipped"),
+        }
+    }
+
+    #[test]
+    fn failures_in_a_row_are_skipped_for_longer_and_longer_up_to_a_bound() {
+        let memory = Arc::<DialMemory>::default();
+        let mut now = Instant::now();
+        for seconds in [1, 2, 4, 8, 16, 30, 30] {
+            dial(&memory, now).failed(now, "rejected");
+            assert_eq!(skipped(&memory, now), Duration::from_secs(seconds));
+            now += Duration::from_secs(seconds);
+        }
+        dial(&memory, now).succeeded(now);
+        assert_eq!(memory.reachability(now), Reachability::Reachable);
+        dial(&memory, now).failed(now, "rejected");
+        assert_eq!(skipped(&memory, now), Duration::from_secs(1));
+    }
+
+    #[test]
+    fn after_a_failure_one_request_at_a_time_tries() {
+        let memory = Arc::<DialMemory>::default();
+        let now = Instant::now();
+        dial(&memory, now).failed(now, "no answer");
+        let later = now + ms(1000);
+        let trying = dial(&memory, later);
+        assert!(trying.is_doubted() && trying.patience().is_none());
+        assert_eq!(skipped(&memory, later), Duration::ZERO);
+        trying.succeeded(later + ms(5));
+        assert!(!dial(&memory, later).is_doubted());
+    }
+
+    #[test]
+    fn a_caller_that_leaves_frees_the_way_for_the_next_one() {
+        let memory = Arc::<DialMemory>::default();
+        let now = Instant::now();
+        dial(&memory, now).failed(now, "no answer");
+        drop(dial(&memory, now + ms(1000)));
+        assert!(dial(&memory, now + ms(1001)).is_doubted());
+    }
+
+    #[test]
+    fn behind_an_unanswered_dial_others_wait_little_longer_than_usual() {
+        let memory = Arc::<DialMemory>::default();
+        let now = Instant::now();
+        dial(&memory, now).succeeded(now + ms(50));
+        let leader = dial(&memory, now);
+        assert_eq!(leader.patience(), None);
+        assert_eq!(dial(&memory, now).patience(), Some(ms(400)));
+        let Admission::Dial(own) = memory.admit(now, None, false) else {
+            panic!()
+        };
+        assert_eq!(own.patience(), Some(ms(1000)));
+        // Whoever comes when it is overdue is not held up at all.
+        assert_eq!(skipped(&memory, now + ms(401)), Duration::ZERO);
+        assert!(!own.others_succeeded());
+        leader.succeeded(now + ms(60));
+        assert!(own.others_succeeded());
+    }
+
+    #[test]
+    fn dials_side_by_side_fail_once() {
+        let memory = Arc::<DialMemory>::default();
+        let now = Instant::now();
+        let dials: Vec<_> = (0..64).map(|_| dial(&memory, now)).collect();
+        for attempt in dials {
+            attempt.failed(now, "no answer");
+        }
+        assert_eq!(skipped(&memory, now), Duration::from_secs(1));
+    }
+
+    #[test]
+    fn a_new_attachment_is_tried_at_once_and_a_lost_one_is_doubted() {
+        let memory = Arc::<DialMemory>::default();
+        let now = Instant::now();
+        dial(&memory, now).failed(now, "no answer");
+        let Admission::Dial(attached) = memory.admit(now, Some(7), true) else {
+            panic!("a workstation that attached is skipped")
+        };
+        attached.succeeded(now);
+        assert!(dial(&memory, now).is_doubted());
+    }
+
+    #[test]
+    fn a_lost_tunnel_is_a_doubt_and_no_failure() {
+        let memory = Arc::<DialMemory>::default();
+        let now = Instant::now();
+        dial(&memory, now).succeeded(now);
+        memory.tunnel_lost();
+        let trying = dial(&memory, now);
+        assert_eq!(skipped(&memory, now), Duration::ZERO);
+        trying.succeeded(now);
+        assert_eq!(memory.reachability(now), Reachability::Reachable);
+    }
+
+    #[test]
+    fn what_is_known_is_said_with_its_reason_until_it_is_forgotten() {
+        let memory = Arc::<DialMemory>::default();
+        let now = Instant::now();
+        assert_eq!(memory.reachability(now), Reachability::Untried);
+        dial(&memory, now).failed(now, "rejected");
+        assert_eq!(
+            memory.reachability(now + ms(400)),
+            Reachability::Unreachable {
+                failures: 1,
+                reason: "rejected".to_owned(),
+                retry_in: ms(600)
+            }
+        );
+        memory.forget();
+        assert_eq!(memory.reachability(now), Reachability::Untried);
+    }
+}
