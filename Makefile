@@ -1,6 +1,6 @@
 # `make demo` and `make test` need nothing but a Rust toolchain and, for missing packages, root on Debian or Ubuntu.
 
-.PHONY: shape screens compare-admin demo test test-cluster cluster cluster-down packages cluster-packages bench bench-compare bench-scrape bench-counts budgets fuzz
+.PHONY: images site test-chart shape screens compare-admin demo test test-cluster cluster cluster-down packages cluster-packages bench bench-compare bench-scrape bench-counts budgets fuzz
 .DEFAULT_GOAL := help
 
 help:
@@ -14,7 +14,16 @@ test: packages ## Every test; installs the packages they need
 	cargo build --workspace --bins --example app
 	HARNESS_BUILT=1 cargo test --workspace
 
-test-cluster: cluster-packages ## The tests that need a real Kubernetes; about ten minutes more the first time
+test-test-chart: cluster-packages ## The chart, rendered by a real Helm
+	tests/chart/test_chart.py
+
+images: ## Both container images in target/images, without a container engine
+	images/build
+
+site: ## The documentation's links, and the site in target/site/book; needs mdbook
+	docs/build-site
+
+cluster: cluster-packages ## The tests that need a real Kubernetes; about ten minutes more the first time
 	cargo build --workspace --bins --example app
 	HARNESS_BUILT=1 tests/cluster/test
 
