@@ -6,6 +6,7 @@ mod control;
 mod listeners;
 mod page_release;
 mod ports;
+pub mod readiness;
 pub mod settings;
 pub mod shutdown;
 pub mod status;

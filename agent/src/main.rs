@@ -7,9 +7,11 @@ use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use traffic_agent::app;
 use traffic_agent::app::StartError;
+use traffic_agent::app::readiness;
 use traffic_agent::app::settings::Settings;
 use traffic_agent::app::settings::cli;
 use traffic_agent::app::settings::cli::{AgentArgs, Command};
@@ -25,7 +27,13 @@ const UNAVAILABLE: u8 = 69;
 /// Exit code for a bug in the agent (`EX_SOFTWARE`).
 const SOFTWARE: u8 = 70;
 
+/// The kernel refuses the capability that agent-init needs.
+const NO_PERMISSION: u8 = 77;
+
 fn main() -> ExitCode {
+    if let Some(code) = readiness::as_stat(std::env::args_os()) {
+        return code.into();
+    }
     let cli = match cli::parse(std::env::args_os()) {
         Ok(cli) => cli,
         Err(told) => {
@@ -43,6 +51,14 @@ fn main() -> ExitCode {
                 .into()
         }
         Some(Command::AgentInit { args }) => init(args).into(),
+        Some(Command::Ready { wait }) => {
+            let root = cli.agent.root.unwrap_or_else(|| PathBuf::from("/"));
+            readiness::ready(&root, Duration::from_millis(wait)).into()
+        }
+        Some(Command::Version) => {
+            println!("traffic-agent {}", env!("CARGO_PKG_VERSION"));
+            ExitCode::SUCCESS
+        }
         Some(Command::Status { admin_port }) => status(admin_port, cli.agent.root).into(),
     }
 }
@@ -96,6 +112,14 @@ fn init(args: Vec<OsString>) -> u8 {
         .filter(|p| p.exists())
         .unwrap_or_else(|| PathBuf::from("agent-init"));
     let error = std::process::Command::new(&program).args(args).exec();
+    if error.kind() == std::io::ErrorKind::PermissionDenied {
+        eprintln!(
+            "{}: cannot be started: {error}; it carries the capability NET_ADMIN, which this container drops: \
+             add NET_ADMIN to its capabilities, or name the Service's target port so that no redirect is needed",
+            program.display()
+        );
+        return NO_PERMISSION;
+    }
     eprintln!(
         "{}: cannot be started: {error}; put the agent-init program beside traffic-agent",
         program.display()

@@ -36,6 +36,14 @@ pub enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
+    /// Wait briefly until the running agent has arrived at a traffic-manager: the readiness probe.
+    Ready {
+        /// Milliseconds to wait; below the probe's own timeout, so that it sees the answer.
+        #[arg(long, value_name = "MILLISECONDS", default_value_t = 800)]
+        wait: u64,
+    },
+    /// Print the version.
+    Version,
     /// Show the state of the running agent: ports, protocols, intercepts, traffic.
     Status {
         /// Admin port of the running agent; by default as in <root>/tmp/agent/ports.json.
