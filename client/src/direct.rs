@@ -8,13 +8,14 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
+use tonic::transport::Channel;
 use traffic_proto::agent::agent_client::AgentClient;
 use traffic_proto::manager::{AgentPodInfo, SessionInfo};
 use traffic_proto::tunnel::GRPC_LIMIT;
 
 use crate::dials::{Answers, Via};
 use crate::report::{Pairs, line};
-use crate::session;
+use crate::session::{self, Way};
 
 /// Time for an agent to be reached and to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
@@ -23,31 +24,92 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// announce.
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Means of reaching agents.
+#[derive(Clone)]
+pub(crate) struct Reach {
+    pub(crate) way: Way,
+    /// False: not at all.
+    pub(crate) is_wanted: bool,
+    /// Addresses given by the user; they replace those of the pods.
+    pub(crate) fixed: Vec<SocketAddr>,
+}
+
+/// Place of one agent's own port.
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Place {
+    Address(SocketAddr),
+    /// In a pod, through the API server.
+    Pod {
+        namespace: String,
+        name: String,
+        port: u16,
+    },
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Pod {
+                namespace,
+                name,
+                port,
+            } => write!(f, "{name}.{namespace}:{port}"),
+        }
+    }
+}
+
+impl Reach {
+    /// Place of a pod's agent; an address only without a cluster, where pods can be reached from here.
+    fn place(&self, pod: &AgentPodInfo) -> Option<Place> {
+        let port = u16::try_from(pod.api_port).ok().filter(|port| *port != 0)?;
+        match &self.way {
+            Way::Address(_) => address(pod, port).map(Place::Address),
+            Way::Cluster(_) => Some(Place::Pod {
+                namespace: pod.namespace.clone(),
+                name: pod.pod_name.clone(),
+                port,
+            }),
+        }
+    }
+
+    async fn channel(&self, place: &Place) -> Result<Channel, Status> {
+        let failed = |error: crate::Failure| Status::invalid_argument(error.to_string());
+        match (place, &self.way) {
+            (
+                Place::Pod {
+                    namespace,
+                    name,
+                    port,
+                },
+                Way::Cluster(cluster),
+            ) => session::forwarded(&cluster.pod(namespace, name, *port)).map_err(failed),
+            (place, _) => {
+                let endpoint = session::endpoint(&place.to_string()).map_err(failed)?;
+                let channel = endpoint.connect().await;
+                channel.map_err(|error| Status::from_error(Box::new(error)))
+            }
+        }
+    }
+}
+
 /// Direct attachments of one session.
 pub(crate) struct Direct {
     answers: Answers,
     session: SessionInfo,
-    enabled: bool,
-    /// Addresses given by the user; they replace those of the pods.
-    fixed: Vec<SocketAddr>,
-    /// Cancellation by address, for agents that are no longer wanted.
-    attached: HashMap<SocketAddr, CancellationToken>,
+    reach: Reach,
+    /// Cancellation by place, for agents that are no longer wanted.
+    attached: HashMap<Place, CancellationToken>,
     /// Cancelled to end all attachments.
     all: CancellationToken,
 }
 
 impl Direct {
-    pub(crate) fn new(
-        answers: Answers,
-        session: SessionInfo,
-        enabled: bool,
-        fixed: Vec<SocketAddr>,
-    ) -> Self {
+    pub(crate) fn new(answers: Answers, session: SessionInfo, reach: Reach) -> Self {
         Self {
             answers,
             session,
-            enabled,
-            fixed,
+            reach,
             attached: HashMap::new(),
             all: CancellationToken::new(),
         }
@@ -56,29 +118,35 @@ impl Direct {
     /// Attaches to the intercepted agents. Attachments to agents no longer listed stay until they
     /// end by themselves: a manager that has just restarted may not list them yet.
     pub(crate) fn follow(&mut self, pods: &[AgentPodInfo]) {
-        let mut wanted: HashMap<SocketAddr, String> = HashMap::new();
-        for pod in pods.iter().filter(|pod| self.enabled && pod.intercepted) {
-            match &self.fixed[..] {
-                [] => wanted.extend(address(pod).map(|address| (address, pod.pod_name.clone()))),
-                fixed => {
-                    wanted.extend(fixed.iter().map(|address| (*address, pod.pod_name.clone())))
-                }
+        let mut wanted: HashMap<Place, String> = HashMap::new();
+        for pod in pods
+            .iter()
+            .filter(|pod| self.reach.is_wanted && pod.intercepted)
+        {
+            let name = &pod.pod_name;
+            match &self.reach.fixed[..] {
+                [] => wanted.extend(self.reach.place(pod).map(|place| (place, name.clone()))),
+                fixed => wanted.extend(
+                    fixed
+                        .iter()
+                        .map(|address| (Place::Address(*address), name.clone())),
+                ),
             }
         }
-        self.attached.retain(|address, retired| {
-            let keep = wanted.contains_key(address);
+        self.attached.retain(|place, retired| {
+            let keep = wanted.contains_key(place);
             if !keep {
                 retired.cancel();
             }
             keep
         });
-        for (address, pod) in wanted {
-            self.attached.entry(address).or_insert_with(|| {
+        for (place, pod) in wanted {
+            self.attached.entry(place.clone()).or_insert_with(|| {
                 let retired = self.all.child_token();
                 let attachment = attach(
                     self.answers.clone(),
                     self.session.clone(),
-                    address,
+                    (self.reach.clone(), place),
                     pod,
                     retired.clone(),
                 );
@@ -104,12 +172,12 @@ impl Drop for Direct {
 async fn attach(
     answers: Answers,
     session: SessionInfo,
-    address: SocketAddr,
+    (reach, place): (Reach, Place),
     pod: String,
     retired: CancellationToken,
 ) {
     let say = |state: &str, message: &str| {
-        let address = address.to_string();
+        let address = place.to_string();
         line(Pairs(&[
             ("direct", state),
             ("pod", &pod),
@@ -120,7 +188,11 @@ async fn attach(
     let mut pause = Duration::from_millis(200);
     let mut unreachable_is_said = false;
     loop {
-        match attach_once(&answers, &session, address, || say("connected", "")).await {
+        match attach_once(&answers, &session, (&reach, &place), || {
+            say("connected", "")
+        })
+        .await
+        {
             Ok(()) => {
                 say("ended", "");
                 pause = Duration::from_millis(200);
@@ -144,16 +216,11 @@ async fn attach(
 async fn attach_once(
     answers: &Answers,
     session: &SessionInfo,
-    address: SocketAddr,
+    (reach, place): (&Reach, &Place),
     connected: impl FnOnce(),
 ) -> Result<(), Status> {
-    let endpoint = session::endpoint(&address.to_string())
-        .map_err(|error| Status::invalid_argument(error.to_string()))?;
     let opening = timeout(ANSWER_TIMEOUT, async {
-        let channel = endpoint
-            .connect()
-            .await
-            .map_err(|error| Status::from_error(Box::new(error)))?;
+        let channel = reach.channel(place).await?;
         let mut agent = AgentClient::new(channel).max_decoding_message_size(GRPC_LIMIT);
         agent.version(()).await?;
         Ok::<_, Status>(agent)
@@ -177,19 +244,18 @@ async fn attach_once(
     };
     if let Err(status) = answers.serve(announced, via.clone(), session).await {
         tracing::debug!(
-            "direct connection to {address} lost: {}",
+            "direct connection to {place} lost: {}",
             session::said(&status)
         );
     }
     Ok(())
 }
 
-fn address(pod: &AgentPodInfo) -> Option<SocketAddr> {
+fn address(pod: &AgentPodInfo, port: u16) -> Option<SocketAddr> {
     let ip: IpAddr = match pod.pod_ip.len() {
         4 => <[u8; 4]>::try_from(&pod.pod_ip[..]).ok()?.into(),
         16 => <[u8; 16]>::try_from(&pod.pod_ip[..]).ok()?.into(),
         _ => return None,
     };
-    let port = u16::try_from(pod.api_port).ok().filter(|port| *port != 0)?;
     Some(SocketAddr::new(ip.to_canonical(), port))
 }

@@ -12,6 +12,9 @@ use traffic_proto::manager::InterceptSpec;
 use traffic_proto::port_identifier::PortIdentifier;
 use traffic_proto::tunnel::nanos_from_duration;
 
+use crate::cluster::kubeconfig::ClusterFlags;
+use crate::helm::flags::HelmCommand;
+
 /// Time for the round trip to a workstation, in addition to a dial, as granted by the stock client.
 const ROUNDTRIP_TIMEOUT: Duration = Duration::from_secs(4);
 /// Time for a dial on the workstation.
@@ -35,14 +38,34 @@ pub enum Command {
     List(Manager),
     /// Remove an intercept; the process that serves it ends
     Leave(Leave),
+    /// Install, upgrade or uninstall the traffic-manager
+    #[command(subcommand)]
+    Helm(HelmCommand),
+    /// Look for everything an intercept takes
+    Check(Check),
+}
+
+/// Flags of `check`.
+#[derive(Debug, Args)]
+pub struct Check {
+    /// Namespace of the workloads to intercept; by default the context's
+    #[arg(long, short, value_name = "NAMESPACE")]
+    pub namespace: Option<String>,
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: ClusterFlags,
 }
 
 /// Address of the manager, and the name of the user.
 #[derive(Debug, Args)]
 pub struct Manager {
-    /// Host and port of the traffic-manager
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8081")]
-    pub manager: String,
+    /// Host and port of the traffic-manager; by default it is reached through the cluster of the
+    /// kubeconfig
+    #[arg(long, value_name = "HOST:PORT", conflicts_with_all = ["context", "kubeconfig"])]
+    pub manager: Option<String>,
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: ClusterFlags,
     /// Your name as colleagues see it
     #[arg(long, value_name = "USER@HOST", default_value_t = whoami())]
     pub client: String,
@@ -66,9 +89,9 @@ pub struct Create {
     /// Workload whose traffic to take; by default the intercept's name
     #[arg(long, short)]
     pub workload: Option<String>,
-    /// Namespace of the workload
-    #[arg(long, short, default_value = "default")]
-    pub namespace: String,
+    /// Namespace of the workload; by default the kubeconfig context's
+    #[arg(long, short)]
+    pub namespace: Option<String>,
     /// Local port, and the container port by number or name, optionally with /TCP or /UDP
     #[arg(long, short, value_name = "LOCAL[:IDENTIFIER]")]
     pub port: Ports,
@@ -156,7 +179,7 @@ impl Create {
 
     /// Builds the spec to send to the manager, with requests delivered to `target`. An error is the
     /// user's mistake.
-    pub fn spec(&self, target: SocketAddr) -> Result<InterceptSpec, String> {
+    pub fn spec(&self, namespace: &str, target: SocketAddr) -> Result<InterceptSpec, String> {
         let mut header_filters = BTreeMap::new();
         for (name, value) in &self.http_header {
             if header_filters.insert(name.clone(), value.clone()).is_some() {
@@ -196,7 +219,7 @@ impl Create {
             client: self.manager.client.clone(),
             agent: self.workload().to_owned(),
             mechanism: mechanism.to_owned(),
-            namespace: self.namespace.clone(),
+            namespace: namespace.to_owned(),
             target_host: target.ip().to_string(),
             target_port: target.port().into(),
             port_identifier: self.port.identifier.clone(),
@@ -246,7 +269,7 @@ mod tests {
             panic!("not create")
         };
         let local = create.port.local;
-        create.spec(SocketAddr::from(([127, 0, 0, 1], local)))
+        create.spec("default", SocketAddr::from(([127, 0, 0, 1], local)))
     }
 
     #[test]

@@ -18,11 +18,11 @@ use traffic_proto::manager::{
 
 use crate::Failure;
 use crate::dials::{Answers, Via};
-use crate::direct::Direct;
+use crate::direct::{Direct, Reach};
 use crate::flags::Create;
 use crate::manage::summary;
 use crate::report::{Pairs, env_file, line};
-use crate::session::{self, Manager, Resumed, call, said};
+use crate::session::{self, Manager, Resumed, Way, call, said};
 
 /// Time after leaving in which connections may still be announced, for requests routed before the
 /// agent learned of it.
@@ -33,16 +33,19 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Creates an intercept and serves it until `stop`, or until it is removed by another process.
 pub async fn create(flags: &Create, stop: CancellationToken) -> Result<(), Failure> {
     let target = resolve(&flags.address, flags.port.local).await?;
-    let spec = flags.spec(target).map_err(Failure::Usage)?;
+    let way = Way::open(&flags.manager).await?;
+    let namespace = flags.namespace.as_deref().unwrap_or(way.namespace());
+    let spec = flags.spec(namespace, target).map_err(Failure::Usage)?;
     let patience = session::FIRST_CONTACT_TIMEOUT.min(Duration::from_secs(flags.timeout));
-    let manager = session::connect(&flags.manager.manager, patience).await?;
-    let client = session::client_info(&flags.manager.client, &flags.namespace);
+    let manager = session::connect(&way, patience).await?;
+    let client = session::client_info(&flags.manager.client, namespace);
     let answers = Answers {
         target,
         tunnels: TaskTracker::new(),
     };
     let mut life = Life {
         flags,
+        way,
         manager,
         client,
         spec,
@@ -58,6 +61,7 @@ pub async fn create(flags: &Create, stop: CancellationToken) -> Result<(), Failu
 
 struct Life<'a> {
     flags: &'a Create,
+    way: Way,
     manager: Manager,
     client: ClientInfo,
     /// Spec as prepared by the manager.
@@ -180,8 +184,11 @@ impl Life<'_> {
         Direct::new(
             self.answers.clone(),
             session.clone(),
-            !self.flags.no_direct,
-            self.flags.agent.clone(),
+            Reach {
+                way: self.way.clone(),
+                is_wanted: !self.flags.no_direct,
+                fixed: self.flags.agent.clone(),
+            },
         )
     }
 

@@ -6,7 +6,9 @@
 
 #![cfg_attr(not(test), warn(clippy::disallowed_methods, clippy::disallowed_types))]
 
+pub mod cluster;
 pub mod flags;
+pub mod helm;
 
 mod dials;
 mod direct;

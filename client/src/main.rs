@@ -41,6 +41,10 @@ async fn main() -> ExitCode {
         Command::Create(create) => intercept::create(create, stop).await,
         Command::List(manager) => intercept::list(manager).await,
         Command::Leave(leave) => intercept::leave(leave).await,
+        Command::Helm(command) => intercept::helm::run(command).await,
+        Command::Check(flags) => {
+            intercept::cluster::check(&flags.cluster, flags.namespace.as_deref()).await
+        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -8,14 +8,15 @@ use traffic_proto::manager::{InterceptInfo, RemoveInterceptRequest2, SessionInfo
 use crate::Failure;
 use crate::flags::{Leave, Manager};
 use crate::report::{Pairs, line};
-use crate::session::{self, call, said};
+use crate::session::{self, Way, call, said};
 
 /// Time for the manager to send its intercepts.
 const LIST_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Prints one line for each intercept the manager knows.
 pub async fn list(flags: &Manager) -> Result<(), Failure> {
-    let mut manager = session::connect(&flags.manager, session::FIRST_CONTACT_TIMEOUT).await?;
+    let way = Way::open(flags).await?;
+    let mut manager = session::connect(&way, session::FIRST_CONTACT_TIMEOUT).await?;
     let intercepts = all(&mut manager).await?;
     if intercepts.is_empty() {
         line("No intercepts");
@@ -28,8 +29,8 @@ pub async fn list(flags: &Manager) -> Result<(), Failure> {
 
 /// Removes an intercept of this client; the process that serves it notices and ends.
 pub async fn leave(flags: &Leave) -> Result<(), Failure> {
-    let mut manager =
-        session::connect(&flags.manager.manager, session::FIRST_CONTACT_TIMEOUT).await?;
+    let way = Way::open(&flags.manager).await?;
+    let mut manager = session::connect(&way, session::FIRST_CONTACT_TIMEOUT).await?;
     let mut named = all(&mut manager).await?;
     named.retain(|info| {
         info.spec

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, interval_at, sleep, timeout};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
@@ -12,6 +13,7 @@ use traffic_proto::manager::{
 use traffic_proto::tunnel::GRPC_LIMIT;
 
 use crate::Failure;
+use crate::cluster::{Cluster, Port};
 
 /// Protocol generation we speak; managers refuse clients that are too old by it.
 const VERSION: &str = "v2.27.5";
@@ -29,6 +31,70 @@ const CONNECTION_WINDOW: u32 = 1 << 30;
 
 /// A client of the manager.
 pub(crate) type Manager = ManagerClient<Channel>;
+
+/// Way to the manager.
+#[derive(Clone)]
+pub(crate) enum Way {
+    /// Straight to this address.
+    Address(String),
+    /// Through the API server of a cluster.
+    Cluster(Cluster),
+}
+
+impl Way {
+    /// Opens the way that the flags choose: an address, else a cluster.
+    pub(crate) async fn open(flags: &crate::flags::Manager) -> Result<Self, Failure> {
+        match &flags.manager {
+            Some(address) => Ok(Self::Address(address.clone())),
+            None => Ok(Self::Cluster(Cluster::open(&flags.cluster).await?)),
+        }
+    }
+
+    /// Namespace that is meant when none is named.
+    pub(crate) fn namespace(&self) -> &str {
+        match self {
+            Self::Address(_) => "default",
+            Self::Cluster(cluster) => &cluster.namespace,
+        }
+    }
+
+    fn channel(&self) -> Result<Channel, Failure> {
+        match self {
+            Self::Address(address) => Ok(endpoint(address)?.connect_lazy()),
+            Self::Cluster(cluster) => forwarded(&cluster.manager()),
+        }
+    }
+
+    /// Advice when no manager answers.
+    fn hint(&self) -> &'static str {
+        match self {
+            Self::Address(_) => "check --manager",
+            Self::Cluster(_) => "intercept check says more",
+        }
+    }
+}
+
+impl std::fmt::Display for Way {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Address(address) => f.write_str(address),
+            Self::Cluster(cluster) => {
+                write!(f, "{} (context {})", cluster.manager(), cluster.context)
+            }
+        }
+    }
+}
+
+/// Channel whose connections are port-forwards.
+pub(crate) fn forwarded(port: &Port) -> Result<Channel, Failure> {
+    let port = port.clone();
+    let connector = tower::service_fn(move |_| {
+        let port = port.clone();
+        async move { port.open().await.map(TokioIo::new) }
+    });
+    // The name is never looked up; it is what requests carry as their host.
+    Ok(endpoint("forwarded:8081")?.connect_with_connector_lazy(connector))
+}
 
 /// Creates the endpoint of a peer that speaks gRPC in clear text.
 pub(crate) fn endpoint(address: &str) -> Result<Endpoint, Failure> {
@@ -52,10 +118,8 @@ pub(crate) fn endpoint(address: &str) -> Result<Endpoint, Failure> {
 }
 
 /// Connects to the manager; waits for one that is just starting.
-pub(crate) async fn connect(address: &str, patience: Duration) -> Result<Manager, Failure> {
-    let endpoint = endpoint(address)?;
-    let mut manager =
-        ManagerClient::new(endpoint.connect_lazy()).max_decoding_message_size(GRPC_LIMIT);
+pub(crate) async fn connect(way: &Way, patience: Duration) -> Result<Manager, Failure> {
+    let mut manager = ManagerClient::new(way.channel()?).max_decoding_message_size(GRPC_LIMIT);
     let mut last = None;
     let answer = timeout(patience, async {
         loop {
@@ -70,11 +134,12 @@ pub(crate) async fn connect(address: &str, patience: Duration) -> Result<Manager
     let Ok(version) = answer else {
         let why = last.map(|status| said(&status)).unwrap_or_default();
         return Err(Failure::Failed(format!(
-            "no traffic-manager answers at {address}: {why}; check --manager"
+            "no traffic-manager answers at {way}: {why}; {}",
+            way.hint()
         )));
     };
     crate::report::line(format_args!(
-        "Connected to {} {} at {address}",
+        "Connected to {} {} at {way}",
         version.name, version.version
     ));
     Ok(manager)

@@ -3,7 +3,6 @@
 
 use std::ffi::OsString;
 use std::path::Path;
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 /// Pause between two looks.
@@ -24,9 +23,17 @@ pub fn ready(root: &Path, wait: Duration) -> u8 {
             );
             return 1;
         }
-        sleep(LOOK_INTERVAL);
+        pause();
     }
     0
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the probe is a process of its own, without a runtime"
+)]
+fn pause() {
+    std::thread::sleep(LOOK_INTERVAL);
 }
 
 /// Exit code of `stat FILE...`, where the program is called by that name: 0 when all are there.
