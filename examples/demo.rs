@@ -184,7 +184,8 @@ fn over_one_connection(pod: SocketAddr) -> usize {
 fn serve(pod: SocketAddr) {
     println!("\nEverything stays up until interrupted. Try:");
     println!(
-        "  curl -si http://{pod}/\n  curl -si -H 'x-dev: a' http://{pod}/\n  curl -si -H 'x-dev: b' http://{pod}/"
+        "  curl -si http://{pod}/\n  curl -si -H 'x-dev: a' http://{pod}/\n  curl -si -H 'x-dev: \
+        b' http://{pod}/"
     );
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -147,7 +147,8 @@ impl App {
             }
             ("drip", &[count, pause]) => {
                 let head = format!(
-                    "HTTP/1.1 200 OK\r\nx-answered-by: {name}\r\ntransfer-encoding: chunked\r\n\r\n"
+                    "HTTP/1.1 200 OK\r\nx-answered-by: {name}\r\ntransfer-encoding: \
+                    chunked\r\n\r\n"
                 );
                 writer.write_all(head.as_bytes())?;
                 for _ in 0..count {
@@ -162,7 +163,8 @@ impl App {
                 }
                 let length = head.len() + body.len();
                 let answer = format!(
-                    "HTTP/1.1 200 OK\r\nx-answered-by: {name}\r\ncontent-length: {length}\r\n\r\n{head}"
+                    "HTTP/1.1 200 OK\r\nx-answered-by: {name}\r\ncontent-length: \
+                    {length}\r\n\r\n{head}"
                 );
                 writer.write_all(&[answer.as_bytes(), body].concat())
             }

@@ -105,14 +105,16 @@ impl Pod {
         let (inside, outside) = (Space::new(), Space::new());
         let path = outside.path();
         inside.sh(&format!(
-            "ip link add eth0 type veth peer name cable && ip link set cable netns {path} name eth0"
+            "ip link add eth0 type veth peer name cable && ip link set cable netns {path} name \
+            eth0"
         ));
         for (space, ip, ip6) in [
             (&inside, Self::IP, Self::IP6),
             (&outside, Self::OUTSIDE, Self::OUTSIDE6),
         ] {
             space.sh(&format!(
-                "ip link set eth0 up; ip address add {ip}/24 dev eth0; ip address add {ip6}/64 nodad dev eth0"
+                "ip link set eth0 up; ip address add {ip}/24 dev eth0; ip address add {ip6}/64 \
+                nodad dev eth0"
             ));
         }
         Self { inside, outside }

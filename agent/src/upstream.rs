@@ -106,7 +106,7 @@ pub struct TunnelIo {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TunnelError {
     /// The owner of the intercept is not connected, neither directly nor to the manager.
-    #[error("no way to the workstation: {0}")]
+    #[error("workstation not connected: {0}")]
     NoPath(String),
     /// The stream ended with an error.
     #[error("the tunnel broke: {0}")]

@@ -292,7 +292,8 @@ async fn the_exposition_has_every_family_once_and_both_formats_agree() {
         plain.contains("# TYPE traffic_agent_requests_total counter"),
         "{plain}"
     );
-    assert!(plain.contains("envoy_http_downstream_rq_xx{envoy_response_code_class=\"2\",envoy_http_conn_manager_prefix=\"port_8080\"} 0"), "{plain}");
+    assert!(plain.contains("envoy_http_downstream_rq_xx{envoy_response_code_class=\"2\",envoy_http_conn_manager_prefix=\"port_8080\"} \
+        0"), "{plain}");
     for line in plain.lines().filter(|l| !l.starts_with('#')) {
         let (name, value) = line.rsplit_once(' ').unwrap();
         assert!(value.parse::<f64>().is_ok(), "{line}");

@@ -152,10 +152,11 @@ impl std::str::FromStr for Ports {
     fn from_str(text: &str) -> Result<Self, String> {
         let (local, identifier) = text.split_once(':').unwrap_or((text, ""));
         let number = local.parse().ok().filter(|port| *port != 0);
-        let local = number.ok_or_else(|| format!("{local:?} is no port; write 1 to 65535"))?;
+        let local =
+            number.ok_or_else(|| format!("{local:?} is not a port number; write 1 to 65535"))?;
         let transport = match identifier {
             "" if text.ends_with(':') => {
-                return Err("nothing behind the colon; write LOCAL or LOCAL:IDENTIFIER".into());
+                return Err("nothing after the colon; write LOCAL or LOCAL:IDENTIFIER".into());
             }
             "" => Transport::Tcp,
             _ => identifier
@@ -184,7 +185,8 @@ impl Create {
         for (name, value) in &self.http_header {
             if header_filters.insert(name.clone(), value.clone()).is_some() {
                 return Err(format!(
-                    "--http-header {name} is given twice; put alternatives into one regular expression"
+                    "--http-header {name} is given twice; put alternatives into one regular \
+                    expression"
                 ));
             }
         }
@@ -208,9 +210,11 @@ impl Create {
             None if filtered => "http",
             None => "tcp",
             Some("tcp") if filtered => {
-                return Err("--mechanism tcp takes whole connections and cannot look for headers or paths; \
-                     use http or leave the filters out"
-                    .into());
+                return Err(
+                    "--mechanism tcp takes whole connections and cannot look for headers or paths; \
+                    use http or leave the filters out"
+                        .into(),
+                );
             }
             Some(mechanism) => mechanism,
         };
@@ -240,7 +244,7 @@ fn header(text: &str) -> Result<(String, String), String> {
         .ok_or_else(|| format!("{text:?} has no '='; write NAME=VALUE"))?;
     let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     if name.is_empty() || !name.bytes().all(is_token) {
-        return Err(format!("{name:?} is no header name; write NAME=VALUE"));
+        return Err(format!("{name:?} is not a header name; write NAME=VALUE"));
     }
     Ok((name.to_owned(), value.to_owned()))
 }
@@ -318,11 +322,14 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         for (flags, said) in [
-            (&["--port=0"][..], "is no port"),
-            (&["--port=80:"], "behind the colon"),
+            (&["--port=0"][..], "is not a port number"),
+            (&["--port=80:"], "after the colon"),
             (&["--port=80:x/SCTP"], "/TCP or /UDP"),
             (&["--port=80", "--http-header=x"], "NAME=VALUE"),
-            (&["--port=80", "--http-header=a b=c"], "is no header name"),
+            (
+                &["--port=80", "--http-header=a b=c"],
+                "is not a header name",
+            ),
             (
                 &["--port=80", "--http-header=a=1", "--http-header=a=2"],
                 "given twice",

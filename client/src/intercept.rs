@@ -278,14 +278,15 @@ impl Life<'_> {
         };
         let (workload, target) = (self.flags.workload(), self.answers.target);
         line(format_args!(
-            "Intercepting {workload}: {takes} -> {target}. Interrupt to leave."
+            "Intercepting {workload}: {takes} -> {target}. Press Ctrl-C to leave."
         ));
         Ok(())
     }
 
     fn never_active(&self) -> Failure {
         Failure::Failed(format!(
-            "intercept {:?} is still waiting after {} s: no agent of {:?} took it up; does the port {:?} exist there?",
+            "intercept {:?} is still waiting after {} s: no agent of {:?} accepted it; does the \
+            port {:?} exist there?",
             self.spec.name,
             self.flags.timeout,
             self.flags.workload(),

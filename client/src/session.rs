@@ -106,7 +106,7 @@ pub(crate) fn endpoint(address: &str) -> Result<Endpoint, Failure> {
     let endpoint = Endpoint::from_shared(uri);
     let endpoint = endpoint.map_err(|error| {
         Failure::Failed(format!(
-            "{address:?} is no address: {error}; write HOST:PORT"
+            "{address:?} is not an address: {error}; write HOST:PORT"
         ))
     })?;
     Ok(endpoint

@@ -224,7 +224,7 @@ fn check_spec(spec: &InterceptSpec) -> Result<(), Refusal> {
     }
     if !(1..=65535).contains(&spec.target_port) {
         return Err(Refusal::Invalid(format!(
-            "intercept target_port {} is no port; 1 to 65535",
+            "intercept target_port {} is not a port number; use 1 to 65535",
             spec.target_port
         )));
     }
@@ -243,8 +243,8 @@ fn verdict(agents: &[&AgentInfo], spec: &InterceptSpec) -> Result<(), (Dispositi
     };
     if let Some(other) = agents.iter().find(|agent| !consistent(first, agent)) {
         let message = format!(
-            "agents of workload {:?} are not consistent: pods {:?} and {:?} differ in product, version or mechanisms; \
-             roll the workload out again",
+            "agents of workload {:?} are not consistent: pods {:?} and {:?} differ in product, \
+            version or mechanisms; roll the workload out again",
             spec.agent, first.pod_name, other.pod_name
         );
         return Err((Disposition::NoAgent, message));

@@ -142,7 +142,7 @@ where
             return Box::pin(self.grpc.call(request));
         }
         let text = format!(
-            "traffic-manager: {} is no gRPC call\n",
+            "traffic-manager: {} is not a gRPC call\n",
             request.uri().path()
         );
         Box::pin(async { Ok(Response::new(R::from(text))) })

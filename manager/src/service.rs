@@ -549,7 +549,7 @@ impl Manager for Service {
         let name = request.into_inner().name;
         if name.len() < 2 || !name.ends_with('.') {
             return Err(Status::invalid_argument(format!(
-                "name {name:?} must end with a dot and not be one"
+                "name {name:?} must have a label and end with a dot"
             )));
         }
         let addresses = names::addresses(&name).await;
@@ -667,6 +667,7 @@ fn kind_name(kind: pb::workload_info::Kind) -> &'static str {
 
 fn no_agent(workload: &str, namespace: &str) -> String {
     format!(
-        "no agent of workload {workload:?} in namespace {namespace:?} is connected; start one or check both names"
+        "no agent of workload {workload:?} in namespace {namespace:?} is connected; start one or \
+        check both names"
     )
 }

@@ -88,7 +88,7 @@ impl Sessions {
             && !same_pod(there, &agent)
         {
             return Err(Refusal::Exists(format!(
-                "an agent with pod uid {unique:?} is here already: pod {:?} in namespace {:?}",
+                "an agent with pod uid {unique:?} is already connected: pod {:?} in namespace {:?}",
                 there.pod_name, there.namespace
             )));
         }
@@ -212,7 +212,7 @@ fn check_client(client: &ClientInfo) -> Result<(), Refusal> {
             "client version {version} is too old; {OLDEST_CLIENT} or later is served"
         ))),
         Err(error) => Err(Refusal::Invalid(format!(
-            "client version {:?} is no version: {error}",
+            "client version {:?} is not a version: {error}",
             client.version
         ))),
     }

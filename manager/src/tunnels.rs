@@ -144,7 +144,8 @@ impl Tunnels {
         let second = tokio::select! {
             second = &mut waiting.second_rx => second,
             () = tokio::time::sleep_until(deadline) => {
-                return Err(Status::deadline_exceeded(format!("session {other:?} did not dial within {wait:?}")));
+                return Err(Status::deadline_exceeded(format!("session {other:?} did not dial \
+                    within {wait:?}")));
             }
             () = gone.cancelled() => return Err(Refusal::no_session(other).into()),
             () = first.outgoing.closed() => return Ok(()),

@@ -315,7 +315,8 @@ mod tests {
         }
 
         #[test]
-        fn no_text_makes_reading_panic(text in "[-+]?[0-9.]{0,25}[a-zµ ]{0,3}[0-9.]{0,30}[smh]?|.*") {
+        fn no_text_makes_reading_panic(text in "[-+]?[0-9.]{0,25}[a-zµ \
+            ]{0,3}[0-9.]{0,30}[smh]?|.*") {
             if let Err(error) = text.parse::<GoDuration>() {
                 prop_assert!(!error.to_string().is_empty() && !error.remedy().is_empty());
             }

@@ -29,7 +29,8 @@ pub enum NameOrNumber {
 pub enum PortIdentifierError {
     /// The part before the slash is empty.
     #[error(
-        "port identifier {0:?} without a name or number; write name, number, or either with /TCP or /UDP"
+        "port identifier {0:?} without a name or number; write name, number, or either with /TCP \
+        or /UDP"
     )]
     Empty(String),
     /// A number that no port has.

@@ -132,7 +132,7 @@ fn every_request_of_a_crowd_has_its_line_whatever_it_speaks() {
     );
     assert_eq!(
         (&odd["bytes_received"], &odd["reason"]),
-        (&3.into(), &"not looked into: not_http".into()),
+        (&3.into(), &"opaque: not_http".into()),
         "{odd}"
     );
     assert_eq!(odd["upstream_host"], town.system.app.address().to_string());
@@ -185,7 +185,8 @@ fn nothing_is_added_to_anything_unless_an_owner_asks_why() {
     for (line, app) in cases {
         // The app repeats what it got in its body, so both directions are compared.
         let request = format!(
-            "POST /a?b=c HTTP/1.1\r\nHost:  app\r\n{line}connection: close\r\nContent-Length: 2\r\n\r\nhi"
+            "POST /a?b=c HTTP/1.1\r\nHost:  app\r\n{line}connection: close\r\nContent-Length: \
+            2\r\n\r\nhi"
         );
         let (through, direct) = (raw(system.address(), &request), raw(app, &request));
         assert!(!direct.is_empty());

@@ -231,7 +231,7 @@ fn no_page_and_no_line_tells_what_passes_in_other_protocols() {
     ];
     caller.send("GET", "/", &ambiguous, b"").unwrap();
     drop(caller);
-    town.system.agent.process.line("not looked into: ambiguous");
+    town.system.agent.process.line("opaque: ambiguous");
     for path in PAGES {
         let text = page(&town.system, path);
         assert!(!text.contains("canary"), "{path}: {text}");

@@ -181,6 +181,7 @@ fn the_strict_reader_refuses_a_family_that_is_declared_twice() {
 #[should_panic(expected = "not cumulative")]
 fn the_strict_reader_refuses_buckets_that_fall() {
     parse(
-        "# HELP h x\n# TYPE h histogram\nh_bucket{le=\"1\"} 2\nh_bucket{le=\"+Inf\"} 1\nh_sum 1\nh_count 1\n",
+        "# HELP h x\n# TYPE h histogram\nh_bucket{le=\"1\"} 2\nh_bucket{le=\"+Inf\"} 1\nh_sum \
+        1\nh_count 1\n",
     );
 }

@@ -58,8 +58,8 @@ fn an_idle_agent_says_nothing_hardly_wakes_and_does_not_grow() {
     assert_eq!(lines, said, "an idle agent has nothing to say");
     let per_second = |at: usize| (after[at] - before[at]) as f64 / took;
     println!(
-        "{took:.0} s idle: {} lines at start, none since; {:.2} voluntary and {:.2} context switches a second; \
-         RSS {} -> {} KiB, of it anonymous {} -> {} KiB",
+        "{took:.0} s idle: {} lines at start, none since; {:.2} voluntary and {:.2} context \
+        switches a second; RSS {} -> {} KiB, of it anonymous {} -> {} KiB",
         said.len(),
         per_second(0),
         per_second(1),

@@ -102,7 +102,7 @@ fn levels_counters_and_health_change_under_load_and_closed_listeners_leave_the_r
     });
     assert!(agent.is_running());
     post(system, "/quitquitquit");
-    agent.line("leaving: no longer accepting");
+    agent.line("shutdown: no longer accepting");
     crowd.home();
     assert_eq!(agent.exit().code(), Some(0));
 }
@@ -113,7 +113,7 @@ fn a_graceful_drain_sends_everybody_away_in_order_and_the_process_stays_until_it
     let (system, agent) = (&town.system, &town.system.agent.process);
     let crowd = town.crowd();
     crowd.busy(4);
-    crowd.expect_closing("listeners drain");
+    crowd.expect_closing("draining listeners");
     let told = Instant::now();
     post(system, "/drain_listeners?graceful");
     assert_eq!(ready(system), 503);

@@ -25,10 +25,7 @@ fn an_app_that_is_away_is_a_line_or_two_for_hundreds_of_callers() {
     for _ in 0..300 {
         assert!(caller::get(system.address(), "/", &[]).is_err());
     }
-    let line = system
-        .agent
-        .process
-        .line("the app does not take connections");
+    let line = system.agent.process.line("the app refuses connections");
     assert!(
         line.contains("WARN") && line.contains("ended=\"app_refused\""),
         "{line}"
@@ -58,7 +55,10 @@ fn a_workstation_that_refuses_is_a_line_or_two_for_hundreds_of_requests() {
             "app"
         );
     }
-    let line = system.agent.process.line("no workstation: the app answers");
+    let line = system
+        .agent
+        .process
+        .line("workstation not reached: the app answers");
     assert!(line.contains("reason=\"dial_rejected\""), "{line}");
     let lines = system.agent.process.lines("")[said..].to_vec();
     assert!(lines.len() <= 6, "{lines:#?}");

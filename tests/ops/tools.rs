@@ -48,7 +48,8 @@ fn a_check_says_what_would_happen() {
     );
     for said in [
         "manager traffic-manager.tools:8081",
-        "port 8080/TCP of app: callers arrive at 9900, the app is dialled at 127.0.0.1:8080\n    protocol: http by declared",
+        "port 8080/TCP of app: callers arrive at 9900, the app is dialled at 127.0.0.1:8080\n    \
+        protocol: http by declared",
         "port 8443/TCP of app: callers are redirected to 9901",
         "callers' is terminated with web (not there",
         "tcp by declared; nothing is looked into",

@@ -119,7 +119,8 @@ async fn churning_intercepts_cost_no_request_and_misroute_none() {
 fn report(tallies: &[Arc<Tally>; 3], rules: &[Arc<Rules>; 2], lasts: Duration) {
     for (kind, tally) in ["HTTP/1", "HTTP/2", "gRPC"].iter().zip(tallies) {
         eprintln!(
-            "{kind}: {} answered by the app, {} by the workstation, {} wrong, {} given back unsent, {} connections, {lasts:?}",
+            "{kind}: {} answered by the app, {} by the workstation, {} wrong, {} given back \
+            unsent, {} connections, {lasts:?}",
             tally.by_app.load(Ordering::Relaxed),
             tally.by_workstation.load(Ordering::Relaxed),
             tally.wrong.lock().unwrap().len(),

@@ -37,12 +37,13 @@ impl Nginx {
             Speaks::Clear => ("", ""),
             Speaks::MutualTls => (
                 " ssl",
-                "ssl_certificate tls.crt; ssl_certificate_key tls.key; ssl_client_certificate ca.crt; ssl_verify_client on;",
+                "ssl_certificate tls.crt; ssl_certificate_key tls.key; ssl_client_certificate \
+                ca.crt; ssl_verify_client on;",
             ),
         };
         let facts = format!(
-            "{name} sni=$ssl_server_name alpn=$ssl_alpn_protocol dn=$ssl_client_s_dn proto=$server_protocol \
-             caller=$http_x_caller"
+            "{name} sni=$ssl_server_name alpn=$ssl_alpn_protocol dn=$ssl_client_s_dn \
+            proto=$server_protocol caller=$http_x_caller"
         );
         let config = format!(
             "daemon off; worker_processes 1; user root; pid nginx.pid; error_log error.log;\nevents {{}}\n\

@@ -329,8 +329,9 @@ fn stall(way: Way, filter: &[&str], offers: &[Offer]) {
         );
         let grown = most.saturating_sub(before);
         eprintln!(
-            "{way:?} {offers:?}: {} MiB offered in each, {} MiB taken in all, {time:?} stalled: agent {before} KiB, at most \
-             {grown} KiB more; others {undisturbed:.0}/s before, {meanwhile:.0}/s meanwhile ({:.2})",
+            "{way:?} {offers:?}: {} MiB offered in each, {} MiB taken in all, {time:?} stalled: \
+            agent {before} KiB, at most {grown} KiB more; others {undisturbed:.0}/s before, \
+            {meanwhile:.0}/s meanwhile ({:.2})",
             plan.size >> 20,
             written >> 20,
             meanwhile / undisturbed

@@ -171,7 +171,8 @@ fn published_messages(address: SocketAddr, direct: SocketAddr) {
 }
 
 #[test]
-#[ignore = "needs Debian's postgresql and postgresql-client, which are large; CONTRIBUTING.md has the command"]
+#[ignore = "needs Debian's postgresql and postgresql-client, which are large; CONTRIBUTING.md has \
+    the command"]
 fn postgresql_notices_nothing() {
     let transactions = scale("PGBENCH_TRANSACTIONS", 200);
     let (_folder, _server, direct) = postgresql();

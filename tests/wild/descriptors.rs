@@ -73,7 +73,7 @@ fn callers_wait_for_descriptors_without_a_reset_or_a_spin_and_are_served_later()
     );
     assert!(share < 0.3, "it spins: {share}");
     let said = agent
-        .lines("accepting rests")
+        .lines("accepting paused")
         .into_iter()
         .filter(|line| line.contains(" WARN "))
         .count();

@@ -59,7 +59,7 @@ fn the_app_steps_in(system: &System, why: &str) {
     assert!(took < FALLBACK_TIMEOUT, "{why}: {took:?}");
     assert_eq!(failed_open(system) - before, 4, "{why}");
     eprintln!("{why}: four requests went to the app within {took:?}");
-    let lines = said(system, "no workstation: the app");
+    let lines = said(system, "workstation not reached: the app");
     assert!(
         !lines.is_empty() && lines.len() <= 3,
         "one in ten seconds, {why}: {lines:?}"
@@ -164,7 +164,7 @@ fn connections_of_a_port_that_was_taken_whole_go_to_the_app_unless_they_are_unde
         );
         if way == Way::Direct {
             assert_eq!(system.agent.stat(".fail_open.dial_timeout"), 4);
-            assert_eq!(said(&system, "no workstation: the app").len(), 1);
+            assert_eq!(said(&system, "workstation not reached: the app").len(), 1);
         } else {
             assert_eq!(system.agent.stat(".tunnel_failures"), 4);
         }

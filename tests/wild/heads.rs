@@ -65,8 +65,8 @@ fn heads_that_drip_cost_little_and_slow_nobody_else() {
         });
         let each = most.saturating_sub(before) / connections;
         eprintln!(
-            "{connections} heads drip for {time} s: agent {before} KiB, at most {} KiB more ({each} KiB each); others \
-             {undisturbed:.0}/s before, {meanwhile:.0}/s meanwhile",
+            "{connections} heads drip for {time} s: agent {before} KiB, at most {} KiB more \
+            ({each} KiB each); others {undisturbed:.0}/s before, {meanwhile:.0}/s meanwhile",
             most.saturating_sub(before)
         );
         assert!(each <= 40, "{each} KiB for a head of a few hundred bytes");

@@ -267,13 +267,15 @@ fn intercepts_that_begin_and_end_do_not_disturb_open_websockets() {
 
 #[test]
 fn a_refusal_is_delivered_byte_for_byte_and_the_connection_goes_on() {
-    const REFUSAL: &str = "HTTP/1.1 403 Forbidden\r\nX-Odd:  \tvalue\r\nx-odd:\r\nConTent-length: 18\r\n\r\nnot\0today\r\n\r\nsorry";
+    const REFUSAL: &str = "HTTP/1.1 403 Forbidden\r\nX-Odd:  \tvalue\r\nx-odd:\r\nConTent-length: \
+        18\r\n\r\nnot\0today\r\n\r\nsorry";
     each(&WAYS, |way| {
         let server = raw(|stream| {
             let mut writer = stream.try_clone().unwrap();
             let mut reader = BufReader::new(stream);
             while let Ok(Some(head)) = read_head(&mut reader) {
-                let plain = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\nx-answered-by: server\r\n\r\n";
+                let plain = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\nx-answered-by: \
+                    server\r\n\r\n";
                 let refused = field(&head, "upgrade").is_some();
                 writer
                     .write_all(if refused { REFUSAL } else { plain }.as_bytes())

@@ -75,7 +75,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
     Endpoint {
         path: "/intercepts",
         post: false,
-        help: "what is intercepted, for whom, and how often it matched",
+        help: "intercepts by port, with owners and match counts",
         answer: intercepts,
     },
     Endpoint {
@@ -99,7 +99,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
     Endpoint {
         path: "/quitquitquit",
         post: true,
-        help: "exit the agent in order",
+        help: "shut the agent down gracefully",
         answer: |_, a| {
             a.commands.quit.notify_one();
             ok()
@@ -166,7 +166,7 @@ pub fn answer(asked: &AdminRequest<'_>, agent: &Agent) -> Page {
     if endpoint.post && asked.cross_site {
         return text(
             403,
-            "requests on behalf of another site may not change anything\n".to_owned(),
+            "requests from another site may not change anything\n".to_owned(),
         );
     }
     (endpoint.answer)(asked, agent)

@@ -75,16 +75,12 @@ pub fn explain(agent: &Agent, asked: &AdminRequest<'_>) -> Result<Json, String> 
     let table = port.routes.load_full();
     let (decision, considered) = table.explain(&request);
     let (word, intercept, reason) = match decision {
-        Decision::App if table.is_empty() => (
-            "app",
-            None,
-            "nothing is intercepted on this port".to_owned(),
-        ),
+        Decision::App if table.is_empty() => ("app", None, "no intercept on this port".to_owned()),
         Decision::App => ("app", None, "no intercept matches".to_owned()),
         Decision::Client(i) => (
             "client",
             Some(i.id.clone()),
-            format!("every clause of {} holds", i.name),
+            format!("all clauses of {} match", i.name),
         ),
         Decision::Expired(i) => (
             "expired",
@@ -96,7 +92,11 @@ pub fn explain(agent: &Agent, asked: &AdminRequest<'_>) -> Result<Json, String> 
         .iter()
         .map(|c| json!({ "id": c.id, "name": c.name, "matched": c.matched, "failed": c.failed }))
         .collect();
-    Ok(
-        json!({ "port": port.container_port, "decision": word, "intercept": intercept, "reason": reason, "considered": considered }),
-    )
+    Ok(json!({
+        "port": port.container_port,
+        "decision": word,
+        "intercept": intercept,
+        "reason": reason,
+        "considered": considered,
+    }))
 }

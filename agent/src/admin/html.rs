@@ -68,7 +68,7 @@ pub fn intercepts(agent: &Agent) -> String {
     for port in view["ports"].as_array().into_iter().flatten() {
         let _ = writeln!(
             body,
-            "<h2>port {} <small>(agent port {}, {}, {}; known by: {})</small></h2>",
+            "<h2>port {} <small>(agent port {}, {}, {}; source: {})</small></h2>",
             port["containerPort"],
             port["agentPort"],
             escape(text(&port["protocol"])),
@@ -80,14 +80,18 @@ pub fn intercepts(agent: &Agent) -> String {
             .map(Vec::as_slice)
             .unwrap_or_default();
         if list.is_empty() {
-            body.push_str("<p>Nothing is intercepted: every request goes to the app.</p>\n");
+            body.push_str("<p>No intercepts: all requests go to the app.</p>\n");
             continue;
         }
-        body.push_str("<table>\n<tr><th>Name</th><th>Owner</th><th>Takes</th><th>State</th><th>Hits</th><th>Misses</th><th>Tunnel</th></tr>\n");
+        body.push_str(
+            "<table>\n<tr><th>Name</th><th>Owner</th><th>Takes</th><th>State</th>\
+            <th>Hits</th><th>Misses</th><th>Tunnel</th></tr>\n",
+        );
         for i in list {
             let _ = writeln!(
                 body,
-                "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+                "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td>\
+                <td>{}</td><td>{}</td><td>{}</td></tr>",
                 escape(text(&i["name"])),
                 escape(text(&i["client"])),
                 clauses(i),
@@ -100,7 +104,7 @@ pub fn intercepts(agent: &Agent) -> String {
         body.push_str("</table>\n");
     }
     if body.is_empty() {
-        body.push_str("<p>This agent fronts no port.</p>\n");
+        body.push_str("<p>This agent has no ports.</p>\n");
     }
     page("Intercepts", &body)
 }
@@ -150,13 +154,14 @@ pub fn explain(agent: &Agent, asked: &AdminRequest<'_>) -> String {
         let filled = headers.get(slot).map_or("", String::as_str);
         let _ = writeln!(
             body,
-            "<label>header <input name='header' size='30' placeholder='name: value' value='{}'></label>",
+            "<label>header <input name='header' size='30' placeholder='name: value' \
+            value='{}'></label>",
             escape(filled)
         );
     }
     body.push_str("<button>explain</button>\n</form>\n");
     if asked.query.is_empty() {
-        return page("Why does a request go where it goes?", &body);
+        return page("Explain a request", &body);
     }
     let kept = asked
         .query
@@ -176,12 +181,13 @@ pub fn explain(agent: &Agent, asked: &AdminRequest<'_>) -> String {
             let _ = writeln!(body, "<p class='no'>{}</p>", escape(&problem));
         }
     }
-    page("Why does a request go where it goes?", &body)
+    page("Explain a request", &body)
 }
 
 fn verdict(answer: &Json) -> String {
     let mut out = format!(
-        "<h2>goes to: <span class='yes'>{}</span></h2>\n<p>{}</p>\n<table>\n<tr><th>Intercept</th><th>Matches</th><th>First clause that fails</th></tr>\n",
+        "<h2>route: <span class='yes'>{}</span></h2>\n<p>{}</p>\n<table>\n\
+        <tr><th>Intercept</th><th>Matches</th><th>First clause that fails</th></tr>\n",
         escape(text(&answer["decision"])),
         escape(text(&answer["reason"]))
     );

@@ -227,7 +227,7 @@ fn server(agent: &Agent, list: &mut List) {
         (
             "traffic_agent.access_log_dropped",
             "traffic_agent_access_log_dropped_total",
-            "Access log lines given up because their reader stalled",
+            "Access log lines dropped because the reader stalled",
             access_log(agent).map_or(0, |log| log.dropped.get()),
         ),
         (
@@ -412,7 +412,7 @@ fn own_stats(port: &PortContext, list: &mut List) {
         &m.carried,
         &format!("{base}.connections"),
         "traffic_agent_connections_total",
-        "Connections by what they were carried as",
+        "Connections by protocol",
         &labels,
         "protocol",
     );
@@ -420,7 +420,7 @@ fn own_stats(port: &PortContext, list: &mut List) {
         &m.opaque,
         &format!("{base}.opaque"),
         "traffic_agent_opaque_total",
-        "Connections carried without being understood, by reason",
+        "Opaque connections by reason",
         &labels,
         "reason",
     );
@@ -444,7 +444,7 @@ fn own_stats(port: &PortContext, list: &mut List) {
         &m.fail_open,
         &format!("{base}.fail_open"),
         "traffic_agent_fail_open_total",
-        "Matched requests that went to the app after all, by reason",
+        "Matched requests that failed open to the app, by reason",
         &labels,
         "reason",
     );
@@ -468,7 +468,7 @@ fn own_stats(port: &PortContext, list: &mut List) {
         &m.ended,
         &format!("{base}.ended"),
         "traffic_agent_connections_ended_total",
-        "Ended connections by how",
+        "Connections by outcome",
         &labels,
         "how",
     );
@@ -500,7 +500,7 @@ fn own_stats(port: &PortContext, list: &mut List) {
         (
             "bytes_spliced",
             "traffic_agent_spliced_bytes_total",
-            "Bytes of either direction that the kernel moved without a copy",
+            "Bytes of both directions that the kernel spliced",
             m.bytes_spliced.get(),
         ),
         (
@@ -549,7 +549,7 @@ fn own_stats(port: &PortContext, list: &mut List) {
         &m.upstream_time,
         format!("{base}.upstream_time"),
         "traffic_agent_upstream_seconds",
-        "Time until the first byte of the upstream's answer",
+        "Time to the first byte of the upstream's response",
         labels,
     );
 }

@@ -36,8 +36,16 @@ pub fn server_info(agent: &Agent) -> Json {
         "uptime_current_epoch": uptime,
         "uptime_all_epochs": uptime,
         "hot_restart_version": "disabled",
-        "command_line_options": { "concurrency": agent.workers, "log_level": agent.log.configured().to_string(), "mode": "Serve" },
-        "node": { "id": agent.pod, "cluster": agent.workload, "metadata": { "namespace": agent.namespace } },
+        "command_line_options": {
+            "concurrency": agent.workers,
+            "log_level": agent.log.configured().to_string(),
+            "mode": "Serve",
+        },
+        "node": {
+            "id": agent.pod,
+            "cluster": agent.workload,
+            "metadata": { "namespace": agent.namespace },
+        },
         "traffic_agent": {
             "manager": agent.manager,
             "session_connected": agent.control.connected.get() != 0,
@@ -67,7 +75,8 @@ pub fn listeners_json(agent: &Agent) -> Json {
 }
 
 fn socket_address(address: SocketAddr) -> Json {
-    json!({ "socket_address": { "address": address.ip().to_string(), "port_value": address.port() } })
+    let ip = address.ip().to_string();
+    json!({ "socket_address": { "address": ip, "port_value": address.port() } })
 }
 
 fn app_address(port: &PortContext) -> String {
@@ -138,11 +147,19 @@ pub fn clusters_json(agent: &Agent) -> Json {
                 })
                 .collect();
             let name = format!("app_{}", port.container_port);
-            let address = port.app.plain_addr().map_or(Json::Null, |a| socket_address(a.0));
+            let address = port
+                .app
+                .plain_addr()
+                .map_or(Json::Null, |a| socket_address(a.0));
             json!({
                 "name": name,
                 "observability_name": name,
-                "host_statuses": [{ "address": address, "stats": stats, "health_status": { "eds_health_status": "HEALTHY" }, "weight": 1 }],
+                "host_statuses": [{
+                    "address": address,
+                    "stats": stats,
+                    "health_status": { "eds_health_status": "HEALTHY" },
+                    "weight": 1,
+                }],
             })
         })
         .collect();
@@ -161,16 +178,19 @@ pub fn certs(agent: &Agent) -> Json {
                 .names
                 .iter()
                 .map(|n| {
-                    if n.parse::<std::net::IpAddr>().is_ok() { json!({ "ip_address": n }) } else { json!({ "dns": n }) }
+                    let is_ip = n.parse::<std::net::IpAddr>().is_ok();
+                    let kind = if is_ip { "ip_address" } else { "dns" };
+                    json!({ kind: n })
                 })
                 .collect();
+            let days_left = c.seconds_until_expiry.div_euclid(86_400).max(0);
             json!({
                 "ca_cert": [],
                 "cert_chain": [{
                     "path": c.source,
                     "serial_number": c.serial,
                     "subject_alt_names": names,
-                    "days_until_expiration": c.seconds_until_expiry.div_euclid(86_400).max(0).to_string(),
+                    "days_until_expiration": days_left.to_string(),
                     "valid_from": c.valid_from,
                     "expiration_time": c.expires,
                     "role": c.role,
@@ -185,10 +205,11 @@ pub fn certs(agent: &Agent) -> Json {
 /// `/config_dump`: the sidecar's configuration and the current routes.
 #[must_use]
 pub fn config_dump(agent: &Agent) -> Json {
+    let routes = &intercepts(agent)["ports"];
     json!({
         "configs": [
             { "@type": "traffic-agent/bootstrap", "bootstrap": agent.config },
-            { "@type": "traffic-agent/routes", "dynamic_route_configs": intercepts(agent)["ports"] },
+            { "@type": "traffic-agent/routes", "dynamic_route_configs": routes },
         ],
     })
 }
@@ -216,10 +237,14 @@ pub fn intercepts(agent: &Agent) -> Json {
         .map(|port| {
             let table = port.routes.load_full();
             let (declared, source) = port.app_protocol.get();
+            let transport = match port.transport {
+                Transport::Tcp => "TCP",
+                Transport::Udp => "UDP",
+            };
             json!({
                 "containerPort": port.container_port,
                 "agentPort": port.agent_port,
-                "protocol": match port.transport { Transport::Tcp => "TCP", Transport::Udp => "UDP" },
+                "protocol": transport,
                 "appProtocol": declared.word(),
                 "source": source.word(),
                 "intercepts": table.entries().iter().map(intercept).collect::<Vec<_>>(),
@@ -248,15 +273,23 @@ fn intercept(entry: &Entry) -> Json {
         })
         .collect();
     let last = i.stats.last_match.load(Ordering::Relaxed);
+    let mechanism = match i.mechanism {
+        Mechanism::Tcp => "tcp",
+        Mechanism::Http => "http",
+    };
+    let state = match entry.state {
+        State::Active => "active",
+        State::Expired => "expired",
+    };
     json!({
         "id": i.id,
         "name": i.name,
         "client": i.client,
-        "mechanism": match i.mechanism { Mechanism::Tcp => "tcp", Mechanism::Http => "http" },
+        "mechanism": mechanism,
         "headers": headers,
         "paths": paths,
         "plaintext": i.plaintext,
-        "state": match entry.state { State::Active => "active", State::Expired => "expired" },
+        "state": state,
         "hits": i.stats.hits.load(Ordering::Relaxed),
         "misses": i.stats.misses.load(Ordering::Relaxed),
         "lastMatch": (last > 0).then_some(last),

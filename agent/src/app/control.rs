@@ -55,7 +55,7 @@ impl ControlPath<'_> {
         let listeners: Vec<_> = listeners.collect();
         tasks.spawn(async move {
             if let Err(error) = api::serve(service, listeners, CancellationToken::new()).await {
-                tracing::error!(%error, "the agent's gRPC API is not served any more; restart the pod");
+                tracing::error!(%error, "the agent's gRPC API has stopped; restart the pod");
             }
         });
         let session = ControlConfig {

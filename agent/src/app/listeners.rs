@@ -32,7 +32,8 @@ pub(crate) struct UdpPort {
 /// A server port could not be bound.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{name} port {wanted}: neither it nor one of the {MAX_FOLLOWING_PORTS} following ones is free ({source}); set {key} to a free port"
+    "{name} port {wanted}: neither it nor one of the {MAX_FOLLOWING_PORTS} following ones is free \
+    ({source}); set {key} to a free port"
 )]
 pub struct ServersError {
     name: &'static str,
@@ -92,7 +93,7 @@ impl Servers {
                     tokio::spawn(server::serve(listener, agent.clone(), stop.clone()));
                 }
                 Err(error) => {
-                    tracing::error!(%error, "the admin is not served on one of its addresses")
+                    tracing::error!(%error, "the admin cannot be served on one of its addresses")
                 }
             }
         }
@@ -112,7 +113,8 @@ impl Servers {
             std::fs::rename(fresh, dir.join("ports.json"))
         });
         if let Err(error) = written {
-            tracing::warn!(%error, "{}/ports.json cannot be written; `traffic-agent status` needs --admin-port", dir.display());
+            tracing::warn!(%error,
+            "{}/ports.json cannot be written; `traffic-agent status` needs --admin-port", dir.display());
         }
     }
 }
@@ -227,11 +229,14 @@ pub(crate) fn serve_udp(ports: Vec<UdpPort>, drain: &Drain) -> io::Result<Option
                 drain.carry(async move {
                     let number = port.shared.agent_port;
                     let served = match tokio::net::UdpSocket::from_std(port.socket) {
-                        Ok(socket) => udp::serve(socket, port.shared, udp::UdpLimits::default()).await,
+                        Ok(socket) => {
+                            udp::serve(socket, port.shared, udp::UdpLimits::default()).await
+                        }
                         Err(error) => Err(error),
                     };
                     if let Err(error) = served {
-                        tracing::error!(port = number, %error, "the UDP port is not served any more; restart the pod");
+                        tracing::error!(port = number, %error,
+                        "the UDP port has stopped; restart the pod");
                     }
                 });
             }

@@ -32,7 +32,10 @@ pub(crate) async fn release_startup_pages(ports: Vec<Arc<PortContext>>, ready: R
         .iter()
         .filter_map(|port| Some((port.container_port, port.tls.as_ref()?)))
         .collect();
-    let warn = |port, error| tracing::warn!(port, %error, "a TLS handshake was tried, and would fail for callers");
+    let warn = |port, error| {
+        tracing::warn!(port, %error,
+        "TLS self-test failed: handshakes with callers would fail")
+    };
     for (port, tls) in &tls {
         tls.self_test().unwrap_or_else(|error| warn(*port, error));
     }

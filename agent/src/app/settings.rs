@@ -103,7 +103,7 @@ impl Settings {
         if targets.is_empty() {
             warnings.push(Fault::missing(
                 "containers",
-                "no port to stand for",
+                "no port to listen for",
                 "check the workload's intercepts",
             ));
         }
@@ -160,30 +160,49 @@ impl Settings {
             .iter()
             .map(|t| {
                 serde_json::json!({
-                    "container": t.container, "containerPort": t.container_port.get(), "agentPort": t.agent_port.get(),
-                    "protocol": t.transport.name(), "appPort": self.app_port(t), "appProtocol": t.app_protocol,
-                    "numeric": t.numeric, "headless": t.headless,
+                    "container": t.container,
+                    "containerPort": t.container_port.get(),
+                    "agentPort": t.agent_port.get(),
+                    "protocol": t.transport.name(),
+                    "appPort": self.app_port(t),
+                    "appProtocol": t.app_protocol,
+                    "numeric": t.numeric,
+                    "headless": t.headless,
                 })
             })
             .collect();
+        let containers: Vec<_> = s.containers.iter().map(|c| c.name.as_str()).collect();
         serde_json::json!({
-            "source": self.source, "agentName": s.agent_name, "namespace": s.namespace,
-            "workloadName": s.workload_name, "workloadKind": s.workload_kind,
-            "managerHost": s.manager_host, "managerPort": s.manager_port,
-            "logLevel": self.log_level.to_string(), "envoy": {
+            "source": self.source,
+            "agentName": s.agent_name,
+            "namespace": s.namespace,
+            "workloadName": s.workload_name,
+            "workloadKind": s.workload_kind,
+            "managerHost": s.manager_host,
+            "managerPort": s.manager_port,
+            "logLevel": self.log_level.to_string(),
+            "envoy": {
                 "logLevel": s.envoy.log_level.map(|l| l.to_string()),
-                "serverPort": self.server_port, "adminPort": self.admin_port,
+                "serverPort": self.server_port,
+                "adminPort": self.admin_port,
             },
-            "appProtocolStrategy": s.app_protocol_strategy.to_string(), "enableH2cProbing": s.enable_h2c_probing,
+            "appProtocolStrategy": s.app_protocol_strategy.to_string(),
+            "enableH2cProbing": s.enable_h2c_probing,
             "expiredNotifications": {
                 "enabled": s.expired_notifications.enabled,
                 "deadline": format!("{:?}", s.expired_notifications.deadline),
             },
             "sessionGrace": format!("{:?}", s.session_grace),
-            "drain": { "lameDuck": format!("{:?}", s.drain.lame_duck), "grace": format!("{:?}", s.drain.grace) },
+            "drain": {
+                "lameDuck": format!("{:?}", s.drain.lame_duck),
+                "grace": format!("{:?}", s.drain.grace),
+            },
             "bind": if self.bind == Bind::Pod { "pod" } else { "all" },
-            "accessLog": self.access_log, "accessLogHeaders": self.access_log_headers, "workers": self.workers,
-            "containers": s.containers.iter().map(|c| c.name.as_str()).collect::<Vec<_>>(), "ports": ports,
+            "accessLog": self.access_log,
+            "accessLogHeaders": self.access_log_headers,
+            "workers": self.workers,
+            "containers": containers,
+            "ports": ports,
         })
     }
 

@@ -47,7 +47,7 @@ pub struct Shutdown {
 pub fn signals() -> impl Stream<Item = ()> {
     let listen = |kind| {
         let signal = signal(kind)
-            .inspect_err(|error| tracing::error!(%error, "a signal cannot be handled"))
+            .inspect_err(|error| tracing::error!(%error, "a signal handler cannot be installed"))
             .ok();
         stream::iter(signal).flat_map(|signal| {
             Box::pin(stream::unfold(signal, |mut signal| async {
@@ -93,7 +93,7 @@ impl Shutdown {
         let mut signals = pin!(signals.fuse());
         self.handle_commands(&mut signals).await;
         self.ready.fail(true);
-        tracing::info!(lame_duck = ?self.lame_duck, grace = ?self.grace, "leaving: not ready");
+        tracing::info!(lame_duck = ?self.lame_duck, grace = ?self.grace, "shutdown: not ready");
         let departure: Pin<Box<dyn Future<Output = ()> + Send + 'd>> = Box::pin(depart);
         let departure = departure.shared();
         let again = async {
@@ -109,7 +109,7 @@ impl Shutdown {
         self.drain.start();
         let cut = self.drain.kill();
         if cut > 0 {
-            tracing::warn!(connections = cut, "leaving: cut what had not ended");
+            tracing::warn!(connections = cut, "shutdown: connections cut");
         }
         // Dropped tasks are counted by their own guards, and what is left of saying goodbye to the
         // manager is short; a thread or a manager that hangs does not keep the process.
@@ -131,7 +131,7 @@ impl Shutdown {
                 () = self.commands.quit.notified() => return,
                 () = self.commands.drain.notified() => {
                     if self.commands.graceful.load(Ordering::Relaxed) {
-                        tracing::info!(lame_duck = ?self.lame_duck, "listeners drain");
+                        tracing::info!(lame_duck = ?self.lame_duck, "draining listeners");
                         self.ready.fail(true);
                         closing = Some(Instant::now() + self.lame_duck);
                     } else {
@@ -158,11 +158,11 @@ impl Shutdown {
             tokio::select! {
                 () = beside() => {}
                 () = sleep(self.lame_duck) => {}
-                () = self.app_gone() => tracing::info!("leaving: the app no longer listens"),
+                () = self.app_gone() => tracing::info!("shutdown: the app no longer listens"),
             }
         }
         self.drain.start();
-        tracing::info!(open = self.drain.open(), "leaving: no longer accepting");
+        tracing::info!(open = self.drain.open(), "shutdown: no longer accepting");
         tokio::select! {
             () = beside() => {}
             () = self.drain.finished() => {}

@@ -30,7 +30,8 @@ pub enum StatusError {
     },
     /// The admin port did not answer as expected.
     #[error(
-        "admin port {address}{page}: {problem}; check that the agent runs and that this is its admin port"
+        "admin port {address}{page}: {problem}; check that the agent runs and that this is its \
+        admin port"
     )]
     Admin {
         /// Address of the admin port.

@@ -58,7 +58,7 @@ pub(crate) fn of(settings: &Settings) -> String {
         let _ = writeln!(
             text,
             "    TLS: {}",
-            plan.map_or_else(|| "callers' TLS is passed on unread".to_owned(), tls)
+            plan.map_or_else(|| "callers' TLS is relayed, not terminated".to_owned(), tls)
         );
     }
     own(settings, &mut text);
@@ -75,20 +75,30 @@ fn protocol_text(
 ) -> String {
     match declared {
         AppProtocol::Unknown if ports::may_ask_in_clear_text(settings) => {
-            "not declared; each caller's first bytes decide, and the app is asked when an intercept comes".to_owned()
+            "undeclared; detected from each connection's first bytes, and the app is probed once \
+            there is an intercept"
+                .to_owned()
         }
-        AppProtocol::Unknown => "not declared; each caller's first bytes decide".to_owned(),
+        AppProtocol::Unknown => {
+            "undeclared; detected from each connection's first bytes".to_owned()
+        }
         AppProtocol::Opaque => {
-            format!("tcp by {}; nothing is looked into, intercepts take whole connections", source.word())
+            format!(
+                "tcp by {}; relayed opaquely, intercepts take whole connections",
+                source.word()
+            )
         }
-        AppProtocol::Http2 => format!("http2 by {}; whether in TLS, each caller's first bytes say", source.word()),
+        AppProtocol::Http2 => format!(
+            "http2 by {}; TLS or clear text is detected from each connection's first bytes",
+            source.word()
+        ),
         known => format!("{} by {}", known.word(), source.word()),
     }
 }
 
 fn tls(plan: &PortPlan) -> String {
     let mut text = match plan.terminating.as_slice() {
-        [] => "callers' is passed on unread".to_owned(),
+        [] => "callers' is relayed, not terminated".to_owned(),
         sources => {
             let names: Vec<_> = sources.iter().map(named).collect();
             format!("callers' is terminated with {}", names.join(", "))
@@ -105,7 +115,7 @@ fn tls(plan: &PortPlan) -> String {
     let to_app = match plan.to_app {
         ToApp::Clear => "clear text",
         ToApp::Tls => "TLS",
-        ToApp::Ask => "what it answers when asked",
+        ToApp::Ask => "as probed",
     };
     let _ = write!(text, "; to the app: {to_app}");
     if let Some(source) = &plan.originating {
@@ -123,7 +133,7 @@ fn named(source: &SecretSource) -> String {
         if there {
             ""
         } else {
-            " (not there: until it is, the port does without)"
+            " (missing: until it is there, the port works without it)"
         }
     )
 }
@@ -165,7 +175,7 @@ fn own(settings: &Settings, text: &mut String) {
     );
     let _ = writeln!(
         text,
-        "leaving: accepts for {lame_duck:?} after SIGTERM, then open connections have {grace:?}; the pod's \
-         terminationGracePeriodSeconds has to be at least {most}"
+        "shutdown: accepts for {lame_duck:?} after SIGTERM, then open connections have {grace:?}; \
+        the pod's terminationGracePeriodSeconds has to be at least {most}"
     );
 }

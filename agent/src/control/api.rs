@@ -143,7 +143,7 @@ impl Agent for Service {
         match (direction, self.tunnels.answer(&info, io)) {
             (_, Ok(())) => {}
             (TunnelDirection::Workstation, Err(_)) => {
-                return Err(Status::cancelled("the caller has gone"));
+                return Err(Status::cancelled("the caller has left"));
             }
             (TunnelDirection::Cluster, Err(io)) => {
                 self.metrics.dials.inc();

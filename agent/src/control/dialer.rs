@@ -56,8 +56,16 @@ async fn tcp(conn_id: ConnId, dial_timeout: Duration, io: TunnelIo) {
         &metrics,
     );
     tokio::select! {
-        ended = carried => tracing::debug!(%conn_id, in_ = ended.bytes_in, out = ended.bytes_out, "dialled connection ended"),
-        () = idle(&metrics, TCP_IDLE_TIMEOUT) => tracing::debug!(%conn_id, "dialled connection was idle for {TCP_IDLE_TIMEOUT:?}"),
+        ended = carried => tracing::debug!(
+            %conn_id,
+            in_ = ended.bytes_in,
+            out = ended.bytes_out,
+            "dialled connection ended"
+        ),
+        () = idle(&metrics, TCP_IDLE_TIMEOUT) => tracing::debug!(
+            %conn_id,
+            "dialled connection was idle for {TCP_IDLE_TIMEOUT:?}"
+        ),
     }
 }
 

@@ -90,9 +90,8 @@ impl Dns {
     /// agent itself.
     pub(crate) async fn addresses(&self, name: &str) -> Result<Vec<Bytes>, Status> {
         let bare = name.strip_suffix('.').filter(|n| !n.is_empty());
-        let bare = bare.ok_or_else(|| {
-            Status::invalid_argument(format!("{name:?} is no name that ends with a dot"))
-        })?;
+        let bare = bare
+            .ok_or_else(|| Status::invalid_argument(format!("{name:?} does not end with a dot")))?;
         let lookup = async { self.resolver().await?.lookup_ip(bare).await };
         let found = tokio::time::timeout(LOOKUP_TIMEOUT, lookup)
             .await

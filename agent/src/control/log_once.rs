@@ -25,7 +25,7 @@ impl LogOnce {
         match self.admits(condition) {
             None => tracing::debug!("{text}"),
             Some(0) => tracing::warn!("{text}"),
-            Some(more) => tracing::warn!("{text} (and {more} times before, unsaid)"),
+            Some(more) => tracing::warn!("{text} (repeated {more} times)"),
         }
     }
 
@@ -33,7 +33,7 @@ impl LogOnce {
         match self.admits(condition) {
             None => tracing::debug!("{text}"),
             Some(0) => tracing::info!("{text}"),
-            Some(more) => tracing::info!("{text} (and {more} times before, unsaid)"),
+            Some(more) => tracing::info!("{text} (repeated {more} times)"),
         }
     }
 }

@@ -64,7 +64,7 @@ impl Live<'_> {
             match with_timeout(ANSWER_TIMEOUT, self.client.clone().remain(request)).await {
                 Ok(_) => missed = 0,
                 Err(status) if status.code() == Code::NotFound => {
-                    return SessionLost::Ended("it does not know our session any more".to_owned());
+                    return SessionLost::Ended("it no longer knows our session".to_owned());
                 }
                 Err(status) => {
                     missed += 1;
@@ -154,7 +154,7 @@ impl Live<'_> {
                 Err(status) if status.code() == Code::NotFound => {}
                 Err(status) => {
                     let text = format!(
-                        "the traffic-manager did not take the review of {id}: {}",
+                        "the traffic-manager rejected the review of {id}: {}",
                         status_text(&status)
                     );
                     context.log_once.warn("review", &text);
@@ -214,7 +214,10 @@ impl Live<'_> {
             Err(error) => {
                 self.context.log_once.warn(
                     "dial",
-                    &format!("the traffic-manager asked for a dial of nothing: {error}"),
+                    &format!(
+                        "dial request of the traffic-manager without a valid connection id: \
+                        {error}"
+                    ),
                 );
                 return;
             }
@@ -272,7 +275,10 @@ impl Live<'_> {
             {
                 context.log_once.warn(
                     "dns",
-                    &format!("a DNS answer was not taken: {}", status_text(&status)),
+                    &format!(
+                        "the traffic-manager rejected a DNS answer: {}",
+                        status_text(&status)
+                    ),
                 );
             }
         });
@@ -316,7 +322,10 @@ impl Live<'_> {
             if let Err(status) =
                 with_timeout(REPORT_INTERVAL, self.client.clone().report_metrics(report)).await
             {
-                tracing::debug!("a tunnel's report was not taken: {}", status_text(&status));
+                tracing::debug!(
+                    "the traffic-manager rejected a tunnel report: {}",
+                    status_text(&status)
+                );
             }
         }
         std::future::pending().await
@@ -346,7 +355,10 @@ impl Live<'_> {
                 Err(status) if status.code() == Code::Unimplemented => {
                     self.context.log_once.info(
                         what,
-                        &format!("the traffic-manager has no watch for {what}: not needed"),
+                        &format!(
+                            "the traffic-manager does not offer a watch for {what}; continuing \
+                            without it"
+                        ),
                     );
                     return std::future::pending().await;
                 }
@@ -361,8 +373,8 @@ impl Live<'_> {
 
 fn watch_ended(ended: Result<(), Status>) -> SessionLost {
     SessionLost::Ended(match ended {
-        Ok(()) => "it ended the watch of intercepts".to_owned(),
-        Err(status) => format!("the watch of intercepts broke: {}", status_text(&status)),
+        Ok(()) => "it ended the intercept watch".to_owned(),
+        Err(status) => format!("the intercept watch failed: {}", status_text(&status)),
     })
 }
 

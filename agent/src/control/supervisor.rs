@@ -183,7 +183,7 @@ impl Supervisor {
     fn endpoint(&self) -> Result<Endpoint, SessionLost> {
         let endpoint = Endpoint::from_shared(format!("http://{}", self.manager)).map_err(|e| {
             SessionLost::Connect(format!(
-                "managerHost and managerPort make no address: {}",
+                "managerHost and managerPort are not a valid address: {}",
                 error_chain(&e)
             ))
         })?;
@@ -250,18 +250,30 @@ impl Supervisor {
             SessionLost::Connect(error) => {
                 // Requests go to the app at once instead of waiting for a manager that is away.
                 self.context.tunnels.set_manager(None);
-                log_once.warn("connect", &format!("traffic-manager {manager} cannot be reached: {error}; retrying"));
+                log_once.warn(
+                    "connect",
+                    &format!("traffic-manager {manager} cannot be reached: {error}; retrying"),
+                );
             }
             SessionLost::Version(version) => log_once.warn(
                 "version",
-                &format!("traffic-manager {manager} has version {version:?}, which is no version number; retrying"),
+                &format!(
+                    "traffic-manager {manager} has version {version:?}, which is not a version \
+                    number; retrying"
+                ),
             ),
             SessionLost::Refused(status) => {
-                let text = format!("traffic-manager {manager} did not accept us: {}; retrying", status_text(status));
+                let text = format!(
+                    "traffic-manager {manager} rejected the arrival: {}; retrying",
+                    status_text(status)
+                );
                 log_once.warn("refused", &text);
             }
             SessionLost::Ended(why) => {
-                log_once.warn("lost", &format!("session with traffic-manager {manager} lost: {why}; arriving again"));
+                log_once.warn(
+                    "lost",
+                    &format!("session with traffic-manager {manager} lost: {why}; arriving again"),
+                );
             }
         }
     }
@@ -285,7 +297,7 @@ impl Supervisor {
         match with_timeout(DEPART_TIMEOUT, client.depart(session)).await {
             Ok(_) => tracing::info!("departed from the traffic-manager"),
             Err(status) => tracing::info!(
-                "the traffic-manager did not hear our departure: {}",
+                "departing from the traffic-manager failed: {}",
                 status_text(&status)
             ),
         }

@@ -131,7 +131,11 @@ pub fn has_ended(socket: &TcpStream) -> bool {
     let marks = socket
         .ready(Interest::READABLE | Interest::WRITABLE)
         .now_or_never();
-    matches!(marks, Some(Ok(marks)) if marks.is_read_closed() && !marks.is_write_closed() && marks & Ready::READABLE == Ready::EMPTY)
+    let Some(Ok(marks)) = marks else {
+        return false;
+    };
+    let unread = marks & Ready::READABLE;
+    marks.is_read_closed() && !marks.is_write_closed() && unread == Ready::EMPTY
 }
 
 /// Reads what the kernel already holds, whatever the runtime knows: a caller has often sent its

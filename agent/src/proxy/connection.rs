@@ -201,7 +201,7 @@ fn report(port: &PortContext, found: Protocol) {
             reason,
             declared = declared.word(),
             source = source.word(),
-            "first connection of its kind"
+            "protocol detected"
         );
     }
 }
@@ -236,7 +236,13 @@ async fn accept_tls(
             Ok((Conn::Tcp(io), Arc::new(Passthrough(Arc::clone(&port.app)))))
         }
         Err(refused) => {
-            limited!(port.metrics.lines.handshake, info, port = port.container_port, caller = %context.caller, "{refused}");
+            limited!(
+                port.metrics.lines.handshake,
+                info,
+                port = port.container_port,
+                caller = %context.caller,
+                "{refused}"
+            );
             Err(refused.ended)
         }
     }
@@ -329,7 +335,7 @@ impl Drop for ConnGuard {
             }
             Ended::AppRefused | Ended::TimedOut(Stage::AppConnect) => limited!(
                 lines.app, warn, port, %caller, ended = label,
-                "the app does not take connections; its callers are refused as without the agent"
+                "the app refuses connections: callers are refused as without the agent"
             ),
             _ => tracing::debug!(port, %caller, ended = label, "connection"),
         }

@@ -55,8 +55,8 @@ pub struct Detected {
     pub from_app: Buf,
 }
 
-/// Reads until the protocol is known, beginning with what the caller has already sent in `received`.
-/// Nothing is consumed.
+/// Reads until the protocol is known, beginning with the bytes the caller has already sent in
+/// `received`. Nothing is consumed.
 ///
 /// # Errors
 /// The connection is over: the caller left, or the app refused while no rule could send a request

@@ -148,7 +148,7 @@ async fn dial_app(context: &ConnContext) -> Result<Conn, Ended> {
         .await
         .map_err(|error| {
             context.port.metrics.app_connect_failures.inc();
-            tracing::debug!(caller = %context.caller, %error, "app not reached");
+            tracing::debug!(caller = %context.caller, %error, "cannot connect to the app");
             match error {
                 AppError::Timeout { .. } => Ended::TimedOut(Stage::AppConnect),
                 AppError::Connect { .. } | AppError::Tls { .. } => Ended::AppRefused,

@@ -54,7 +54,7 @@ pub async fn probe(port: &PortContext) -> Option<Duration> {
         port = port.container_port,
         protocol = found.word(),
         source = "probe",
-        "protocol of the app"
+        "app protocol probed"
     );
     None
 }

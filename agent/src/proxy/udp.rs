@@ -176,7 +176,8 @@ impl Server {
             }
             Err(error) => {
                 metrics.app_connect_failures.inc();
-                tracing::debug!(caller = %got.from, %error, "no socket towards the app for this datagram");
+                tracing::debug!(caller = %got.from, %error,
+                "no socket to the app for this datagram");
             }
         }
     }

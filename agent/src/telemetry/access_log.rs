@@ -89,7 +89,7 @@ impl AccessLog {
                 }
             });
         if let Err(error) = writer {
-            tracing::error!(%error, "access log: no thread for its writer; it stays off");
+            tracing::error!(%error, "access log stays off: its writer thread could not be started");
             return Ok(None);
         }
         let listed = listed.iter().map(|h| h.to_ascii_lowercase()).collect();

@@ -154,7 +154,8 @@ mod tests {
         let e = explained(vec![rule("one", "a"), rule("two", "b")], "b");
         assert_eq!(
             e.value(None),
-            "pod=echo-1; port=8080; protocol=http1; route=client; intercept=two; one: header x-dev: a; two: matches"
+            "pod=echo-1; port=8080; protocol=http1; route=client; intercept=two; one: header \
+            x-dev: a; two: matches"
         );
         assert!(
             e.value(Some(FailOpen::NoTunnel))

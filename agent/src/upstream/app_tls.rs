@@ -135,7 +135,7 @@ impl AppTlsDialer {
             port = self.port(),
             ?speaks,
             sure = doubt.is_none(),
-            "the app was asked whether it speaks TLS"
+            "app probed for TLS"
         );
         let offer = match picked {
             Some(picked) => Some(self.tls_offer(picked.as_deref()).await?),
@@ -216,7 +216,7 @@ impl AppTlsDialer {
             h2 = offer.h2,
             http1 = offer.http1,
             sure,
-            "ALPN as the app would offer it"
+            "app probed for ALPN"
         );
         let mut known = self.lock();
         known.offer = Some((offer, until(doubt)));
@@ -300,7 +300,7 @@ impl AppTlsDialer {
     fn learn_clear_text(&self) {
         tracing::warn!(
             port = self.port(),
-            "the app was to be spoken to in TLS, but it speaks clear text"
+            "the app speaks clear text although TLS was declared or probed"
         );
         let mut known = self.lock();
         known.forget();

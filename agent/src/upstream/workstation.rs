@@ -225,7 +225,7 @@ impl Workstations<'_> {
         limited!(
             self.metrics.lines.fail_open, info, port = self.port, %caller,
             intercept = %intercept.id, reason = failure.why.label(), error = %failure,
-            "no workstation: the app answers"
+            "workstation not reached: the app answers"
         );
     }
 }

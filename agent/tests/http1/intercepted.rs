@@ -380,10 +380,12 @@ async fn an_expired_rule_answers_503_and_the_connection_goes_on() {
     let rig = Rig::start(named_server("app").await);
     rig.rule(&[("x-dev", "a")], State::Expired);
     let mut caller = rig.call().await;
-    let text = "The intercept \"mine\" of dev@laptop has expired, so this request was not served.\n\
-                Create the intercept again to receive such requests, or leave out what it matches to reach the service.\n";
+    let text = "The intercept \"mine\" of dev@laptop has expired, so this request was not \
+        served.\nCreate the intercept again to receive such requests, or remove the header or path \
+        that it matches to reach the service.\n";
     let head = format!(
-        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\n",
+        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; \
+        charset=utf-8\r\nContent-Length: {}\r\n",
         text.len()
     );
     caller

@@ -87,15 +87,17 @@ async fn a_manager_whose_version_is_none_is_said_once_and_asked_again() {
     fake.script(|s| s.version = "development".to_owned());
     let pod = Pod::start(fake.address, "").await;
     let load = Load::on(&pod, &[""]);
-    pod.until("the log line", |p| !p.lines("no version number").is_empty())
-        .await;
+    pod.until("the log line", |p| {
+        !p.lines("not a version number").is_empty()
+    })
+    .await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert!(fake.seen().arrivals.is_empty());
     fake.script(|s| s.version = "v2.28.0-rc.1".to_owned());
     fake.until("arrival", |s| !s.arrivals.is_empty()).await;
     load.unharmed().await;
-    assert_eq!(pod.lines("no version number").len(), 1);
-    assert!(pod.lines("no version number")[0].contains("\"development\""));
+    assert_eq!(pod.lines("not a version number").len(), 1);
+    assert!(pod.lines("not a version number")[0].contains("\"development\""));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -305,12 +305,12 @@ fn mistakes_name_annotation_value_and_remedy() {
         (
             "telepresence.io/downstream-tls-secret.8443",
             "../x",
-            ["no Secret's name", "without a path"],
+            ["not a Secret's name", "without a path"],
         ),
         (
             "telepresence.getambassador.io/inject-terminating-tls-secret",
             "a/b",
-            ["no Secret's name", "without a path"],
+            ["not a Secret's name", "without a path"],
         ),
         (
             "telepresence.io/upstream-insecure-skip-verify.8443",
@@ -330,7 +330,7 @@ fn mistakes_name_annotation_value_and_remedy() {
         (
             "telepresence.io/upstream-server-name.8443",
             "10.0.0.1",
-            ["no DNS name", "certificate"],
+            ["not a DNS name", "certificate"],
         ),
         (
             "telepresence.io/downstream-client-auth.8443",

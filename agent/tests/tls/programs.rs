@@ -46,10 +46,12 @@ impl Nginx {
             ),
             Speaks::MutualTls => (
                 format!("listen {addr} ssl{h2};"),
-                "ssl_certificate tls.crt; ssl_certificate_key tls.key; ssl_client_certificate ca.crt; ssl_verify_client on;",
+                "ssl_certificate tls.crt; ssl_certificate_key tls.key; ssl_client_certificate \
+                ca.crt; ssl_verify_client on;",
             ),
         };
-        let facts = "sni=$ssl_server_name alpn=$ssl_alpn_protocol dn=$ssl_client_s_dn proto=$server_protocol";
+        let facts = "sni=$ssl_server_name alpn=$ssl_alpn_protocol dn=$ssl_client_s_dn \
+            proto=$server_protocol";
         let config = format!(
             "daemon off; worker_processes 1; user root; pid nginx.pid; error_log error.log;\n\
              events {{}}\n\

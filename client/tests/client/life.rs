@@ -38,7 +38,7 @@ async fn states_are_printed_and_the_environment_is_written() {
     ] {
         assert!(line.contains(part), "{part}: {line}");
     }
-    client.line("Interrupt to leave");
+    client.line("Press Ctrl-C to leave");
     assert_eq!(
         std::fs::read_to_string(&file).unwrap(),
         "COLOUR=blue\nTEXT=\"two\\nlines\"\n"

@@ -11,7 +11,7 @@ async fn wrong_usage_is_64() {
     for (arguments, said) in [
         (&["create"][..], "NAME"),
         (&["create", "one"], "--port"),
-        (&["create", "one", "--port=0"], "is no port"),
+        (&["create", "one", "--port=0"], "is not a port number"),
         (
             &["create", "one", "--port=80:80", "--http-header=x"],
             "NAME=VALUE",

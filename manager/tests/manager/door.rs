@@ -19,7 +19,7 @@ async fn what_is_no_grpc_is_answered_with_a_line_of_text() {
         stream.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
         assert!(
-            answer.contains(&format!("{path} is no gRPC call")),
+            answer.contains(&format!("{path} is not a gRPC call")),
             "{answer}"
         );
     }

@@ -76,7 +76,7 @@ fn unquote(quoted: &str) -> Result<String, &'static str> {
         if let Some(behind) = rest.strip_prefix('"') {
             return match behind {
                 "" => Ok(String::from_utf8_lossy(&bytes).into_owned()),
-                _ => Err("text behind the closing quote"),
+                _ => Err("text after the closing quote"),
             };
         }
         rest = escape(&rest[1..], &mut bytes)?;
@@ -202,7 +202,8 @@ mod tests {
         assert_eq!(annotations.warnings.len(), bad.len());
         assert_eq!(
             annotations.warnings[2].to_string(),
-            "k1=\"unquoted\": value without an opening quote (file line 3); quote the value as Go quotes strings"
+            "k1=\"unquoted\": value without an opening quote (file line 3); quote the value as Go \
+            quotes strings"
         );
     }
 

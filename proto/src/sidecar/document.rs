@@ -51,7 +51,7 @@ pub(super) fn yaml(text: &str, source: &str) -> Result<Node, Faults> {
         Ok(node) => Ok(node.into_node(text)),
         Err(error) => {
             let message = error.render_with_formatter(&serde_saphyr::UserMessageFormatter);
-            Err(refused(source, "no valid YAML", &message))
+            Err(refused(source, "not valid YAML", &message))
         }
     }
 }
@@ -59,12 +59,12 @@ pub(super) fn yaml(text: &str, source: &str) -> Result<Node, Faults> {
 pub(super) fn json(text: &str, source: &str) -> Result<Node, Faults> {
     match serde_json::from_str::<JsonNode>(text) {
         Ok(node) => Ok(node.into_node()),
-        Err(error) => Err(refused(source, "no valid JSON", &error)),
+        Err(error) => Err(refused(source, "not valid JSON", &error)),
     }
 }
 
 fn refused(source: &str, what: &str, error: &dyn fmt::Display) -> Faults {
-    Fault::missing(source, format!("{what}: {error}"), "mend the configuration").into()
+    Fault::missing(source, format!("{what}: {error}"), "fix the configuration").into()
 }
 
 /// View of one value for serde; `C` is the view of its children.

@@ -283,7 +283,7 @@ impl Field {
                 Ok(0) => None,
                 Ok(port) => Some(port),
                 Err(_) => {
-                    notes.unfit(self, "no port has this number", "write 1 to 65535");
+                    notes.unfit(self, "out of range", "write 1 to 65535");
                     None
                 }
             },
@@ -301,7 +301,7 @@ impl Field {
     /// Reads a required port number.
     fn required_port(&self, notes: &mut Notes<'_>) -> Option<u16> {
         if self.as_integer() == Some(0) {
-            notes.unfit(self, "no port has the number 0", "write 1 to 65535");
+            notes.unfit(self, "0 is not a port number", "write 1 to 65535");
             return None;
         }
         self.port(notes)
@@ -502,7 +502,7 @@ impl Section {
                 notes.warn(
                     &field.place,
                     "unknown key, ignored",
-                    "mind the spelling, or remove it",
+                    "check the spelling, or remove it",
                 );
             }
         }

@@ -245,7 +245,8 @@ fn keys_match_in_any_case_and_the_last_of_two_spellings_counts() {
     };
     assert_eq!(
         warning.to_string(),
-        "agentname: given twice, first as AGENTNAME, the last one counts (config.yaml line 2); remove one"
+        "agentname: given twice, first as AGENTNAME, the last one counts (config.yaml line 2); \
+        remove one"
     );
 }
 
@@ -273,7 +274,8 @@ fn of_a_key_given_twice_the_last_one_counts_in_both_notations() {
 
 #[test]
 fn keys_without_a_value_count_as_absent() {
-    let yaml = "managerPort:\nlogLevel: ~\nenableH2cProbing: null\ncontainers:\ndrain:\nmountPolicies:\nsessionGrace:\n";
+    let yaml = "managerPort:\nlogLevel: ~\nenableH2cProbing: \
+        null\ncontainers:\ndrain:\nmountPolicies:\nsessionGrace:\n";
     let sidecar = init(yaml);
     assert_eq!(sidecar.manager_port, 8081);
     assert!(sidecar.enable_h2c_probing);
@@ -299,8 +301,10 @@ fn unknown_keys_are_ignored_with_one_warning_each() {
     assert_eq!(
         warnings(yaml),
         [
-            "containers[0].future: unknown key, ignored (config.yaml line 5); mind the spelling, or remove it",
-            "agentNaem: unknown key, ignored (config.yaml line 1); mind the spelling, or remove it",
+            "containers[0].future: unknown key, ignored (config.yaml line 5); check the spelling, \
+            or remove it",
+            "agentNaem: unknown key, ignored (config.yaml line 1); check the spelling, or remove \
+            it",
         ]
     );
 }
@@ -406,7 +410,8 @@ fn durations_are_texts_or_nanoseconds() {
     assert_eq!(
         warnings("drain: {grace: 30}\n"),
         [
-            "drain.grace: 30 is 30 nanoseconds (config.yaml line 1); write a unit, such as 30s, if that is not meant"
+            "drain.grace: 30 is 30 nanoseconds (config.yaml line 1); write a unit, such as 30s, if \
+            that is not meant"
         ]
     );
 }
@@ -422,7 +427,8 @@ fn a_missing_protocol_is_tcp_with_a_warning() {
         );
         assert_eq!(
             sidecar.warnings[0].to_string(),
-            "containers[0].intercepts[0].protocol: no protocol, taken as TCP (config.yaml line 4); write TCP or UDP"
+            "containers[0].intercepts[0].protocol: no protocol, taken as TCP (config.yaml line 4); \
+            write TCP or UDP"
         );
     }
     let sidecar = init(&entries(&[
@@ -485,8 +491,9 @@ fn differing_protocols_on_one_listener_are_a_warning_and_the_first_counts() {
     assert_eq!(
         warnings(&yaml),
         [
-            "containers[0].intercepts[3].appProtocol: grpc on a port that an earlier entry declares http \
-          (config.yaml line 7); declare one protocol for one port; the first one counts"
+            "containers[0].intercepts[3].appProtocol: grpc on a port that an earlier entry \
+            declares http (config.yaml line 7); declare one protocol for one port; the first one \
+            counts"
         ]
     );
     assert_eq!(init(&yaml).targets()[0].app_protocol, "http");
@@ -501,8 +508,8 @@ fn one_app_port_behind_two_redirects_is_a_warning() {
     assert_eq!(
         warnings(&yaml),
         [
-            "containers[0].intercepts[1]: containerPort 80 is redirected to agentPort 9900 already (config.yaml line 5); \
-          give one container port one agentPort"
+            "containers[0].intercepts[1]: containerPort 80 is redirected to agentPort 9900 already \
+            (config.yaml line 5); give one container port one agentPort"
         ]
     );
 }
@@ -523,8 +530,8 @@ fn annotations_hold_the_configuration_or_not() {
         from_annotations("telepresence.io/agent-config=\"{", file, Role::Agent).unwrap_err();
     assert_eq!(
         broken.to_string(),
-        "telepresence.io/agent-config=\"\\\"{\": value without a closing quote (/etc/podinfo/annotations line 1); \
-         quote the value as Go quotes strings"
+        "telepresence.io/agent-config=\"\\\"{\": value without a closing quote \
+        (/etc/podinfo/annotations line 1); quote the value as Go quotes strings"
     );
     let faulty = from_annotations(
         "telepresence.io/agent-config=\"{\\\"apiPort\\\":-1}\"",
@@ -534,7 +541,8 @@ fn annotations_hold_the_configuration_or_not() {
     .unwrap_err();
     assert_eq!(
         faulty.to_string(),
-        "apiPort=-1: no port has this number (/etc/podinfo/annotations: telepresence.io/agent-config); write 1 to 65535"
+        "apiPort=-1: out of range (/etc/podinfo/annotations: telepresence.io/agent-config); write \
+        1 to 65535"
     );
 }
 
@@ -578,7 +586,8 @@ proptest! {
         ]),
         value in prop::sample::select(vec![
             "null", "true", "-1", "1e400", "1e300", ".nan", "18446744073709551616", "-9223372036854775809", "[[]]", "[null]",
-            "{a: b}", "'x'", "0x", "08", "[{intercepts: [null]}]", "[{mounts: 5, replace: [1]}]", "!!int 'x'", "2001-01-01",
+            "{a: b}", "'x'", "0x", "08", "[{intercepts: [null]}]", "[{mounts: 5, replace: [1]}]",
+            "!!int 'x'", "2001-01-01",
         ]),
     ) {
         let _ = from_yaml(&format!("{key}: {value}\n"), "config.yaml", Role::Agent);

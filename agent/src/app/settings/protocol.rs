@@ -28,8 +28,8 @@ pub fn of(
             Some(declared) => return (declared, ProtocolSource::Annotation, None),
             None => {
                 odd = Some(format!(
-                    "{key}={value:?}: unknown protocol, the annotation is ignored; use http, https, http2, grpc, h2c, \
-                     ws, wss or tcp"
+                    "{key}={value:?}: unknown protocol, the annotation is ignored; use http, \
+                    https, http2, grpc, h2c, ws, wss or tcp"
                 ));
             }
         }
@@ -110,9 +110,10 @@ mod tests {
 
     fn target(name: &str, app_protocol: &str, service_port: u16) -> Target {
         let config = format!(
-            "{{agentName: a, namespace: n, managerHost: m, containers: [{{name: c, envPrefix: A_, mountPoint: /m, \
-             intercepts: [{{serviceName: s, servicePortName: {name:?}, servicePort: {service_port}, protocol: TCP, \
-             appProtocol: {app_protocol:?}, containerPort: 8080, agentPort: 9900}}]}}]}}"
+            "{{agentName: a, namespace: n, managerHost: m, containers: [{{name: c, envPrefix: A_, \
+            mountPoint: /m, intercepts: [{{serviceName: s, servicePortName: {name:?}, servicePort: \
+            {service_port}, protocol: TCP, appProtocol: {app_protocol:?}, containerPort: 8080, \
+            agentPort: 9900}}]}}]}}"
         );
         sidecar::from_yaml(&config, "test", Role::Agent)
             .unwrap()

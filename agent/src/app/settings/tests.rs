@@ -94,7 +94,8 @@ fn annotations_without_a_configuration_lead_on_to_the_next_source() {
 
 #[test]
 fn every_fault_of_every_source_is_reported_at_once() {
-    let bad = "agentName: web\ncontainers:\n- name: app\n  intercepts:\n  - {containerPort: 0, agentPort: 70000}\n";
+    let bad = "agentName: web\ncontainers:\n- name: app\n  intercepts:\n  - {containerPort: 0, \
+        agentPort: 70000}\n";
     let faults = Pod::new()
         .with(CONFIG_FILE, bad)
         .load(&[
@@ -118,7 +119,8 @@ fn every_fault_of_every_source_is_reported_at_once() {
         "AGENT_SESSION_GRACE=\"-1s\": negative duration; ",
         "AGENT_ENVOY_ADMIN_PORT=\"99999\": no port; use 1 to 65535",
         "AGENT_EXPIRED_NOTIFICATIONS=\"perhaps\": unknown value; use true or false",
-        "AGENT_APP_PROTOCOL_STRATEGY=\"guess\": unknown strategy; use http2Probe, portName, http or http2",
+        "AGENT_APP_PROTOCOL_STRATEGY=\"guess\": unknown strategy; use http2Probe, portName, http \
+        or http2",
         "AGENT_ENVOY_LOG_LEVEL=\"loud\": unknown level; ",
         "AGENT_WORKERS=\"0\": not a number in range; use a whole number from 1 to 64",
         "AGENT_ACCESS_LOG=\"%NOSUCH%\": ",
@@ -135,7 +137,8 @@ fn every_fault_of_every_source_is_reported_at_once() {
 #[test]
 fn the_environment_wins_over_the_configuration() {
     let config = format!(
-        "{GOOD}logLevel: debug\nsessionGrace: 5s\ndrain: {{lameDuck: 1s, grace: 2s}}\nenvoy: {{adminPort: 1234}}\n"
+        "{GOOD}logLevel: debug\nsessionGrace: 5s\ndrain: {{lameDuck: 1s, grace: 2s}}\nenvoy: \
+        {{adminPort: 1234}}\n"
     );
     let pod = Pod::new().with(CONFIG_FILE, &config);
     let settings = pod.load(&[("LOG_LEVEL", "error")]).unwrap();

@@ -54,7 +54,8 @@ impl Refusal {
 pub(crate) fn rule(info: &InterceptInfo, spec: &InterceptSpec) -> Result<Rule, Refusal> {
     if spec.wiretap {
         return Err(Refusal::of_agent(
-            "this agent does not serve wiretaps; create the intercept without --wiretap".to_owned(),
+            "this agent does not support wiretaps; create the intercept without --wiretap"
+                .to_owned(),
         ));
     }
     let mut filters = Filters::default();
@@ -94,7 +95,7 @@ fn header(name: &str, value: &str) -> Result<HeaderFilter, Refusal> {
             .all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
     {
         return Err(Refusal::of_spec(format!(
-            "{name:?} is no header name; give the filter as NAME=VALUE"
+            "{name:?} is not a header name; give the filter as NAME=VALUE"
         )));
     }
     HeaderFilter::compile(name, value)
@@ -140,8 +141,8 @@ fn read_args(
             }
             _ => {
                 return Err(Refusal::of_spec(format!(
-                    "mechanism argument {arg:?} is not known; use --header, --path-equal, --path-prefix, --path-regex, \
-                     --plaintext or --meta"
+                    "mechanism argument {arg:?} is not known; use --header, --path-equal, \
+                    --path-prefix, --path-regex, --plaintext or --meta"
                 )));
             }
         }

@@ -253,7 +253,8 @@ fn fits(
     if target.transport == Transport::Udp {
         let port = target.container_port;
         return Err(Refusal::of_agent(format!(
-            "port {port}/UDP carries no HTTP requests; intercept it without header and path filters"
+            "port {port}/UDP carries no HTTP requests; intercept it without header and path \
+            filters"
         )));
     }
     match unreadable {
@@ -300,7 +301,7 @@ impl PortRules {
                 .filter(|port| *port != 0)
                 .ok_or_else(|| Refusal {
                     bad_args: true,
-                    message: format!("{delivered} is no port of a workstation; use 1 to 65535"),
+                    message: format!("{delivered} is not a port number; use 1 to 65535"),
                 })?;
             let intercept = Arc::new(rule.intercept(info, spec, port, stats.unwrap_or_default()));
             Ok(Compiled { rule, intercept })
@@ -510,7 +511,8 @@ impl PortRules {
         let age = Duration::from_secs(now.saturating_duration_since(since).as_secs());
         let owner = &rival.spec.client;
         format!(
-            "Conflicts with the currently-served intercept \"{id}\" of {owner}: {reason} (held for {age:?})"
+            "Conflicts with the currently-served intercept \"{id}\" of {owner}: {reason} (held for \
+            {age:?})"
         )
     }
 

@@ -16,8 +16,9 @@ use traffic_core::routing::Intercept;
 #[must_use]
 pub(crate) fn text(intercept: &Intercept) -> String {
     format!(
-        "The intercept \"{}\" of {} has expired, so this request was not served.\n\
-         Create the intercept again to receive such requests, or leave out what it matches to reach the service.\n",
+        "The intercept \"{}\" of {} has expired, so this request was not served.\nCreate the \
+        intercept again to receive such requests, or remove the header or path that it matches to \
+        reach the service.\n",
         intercept.name, intercept.client
     )
 }

@@ -75,7 +75,8 @@ async fn pause_accepting(port: &PortContext, error: &io::Error) {
     port.metrics.limits.at(Limit::Descriptors).inc();
     limited!(
         port.metrics.lines.refused, warn, port = port.agent_port, %error,
-        "accepting rests, new callers wait; raise the limit of open descriptors (ulimit -n), two for each connection"
+        "out of file descriptors: accepting paused; raise the limit of open files (ulimit -n), two \
+        for each connection"
     );
     tokio::select! {
         () = tokio::time::sleep(EXHAUSTED_DELAY) => {}
@@ -89,8 +90,12 @@ fn admit(accepted: Accepted, port: &Arc<PortContext>) {
         port.metrics.limits.at(Limit::Connections).inc();
         port.metrics.ended.at(Ended::Limit).inc();
         limited!(
-            port.metrics.lines.refused, warn, port = port.agent_port, caller = %accepted.caller, open = MAX_CONNECTIONS,
-            "a connection is refused: the port has as many as it takes"
+            port.metrics.lines.refused,
+            warn,
+            port = port.agent_port,
+            caller = %accepted.caller,
+            open = MAX_CONNECTIONS,
+            "connection limit reached: connection refused"
         );
         return accepted.refuse();
     }
@@ -101,8 +106,8 @@ fn admit(accepted: Accepted, port: &Arc<PortContext>) {
             error,
             port = port.agent_port,
             caller = %accepted.caller,
-            "the redirect sends the agent's own connections to the app back to the agent; this one is cut. \
-             The init container has to run with the agent's uid or gid"
+            "redirect loop: the agent's own connection to the app came back to the agent and is \
+            closed; run the init container with the agent's uid or gid"
         );
         return accepted.refuse();
     }

@@ -31,7 +31,8 @@ pub struct PortSpec {
 pub enum BindError {
     /// Another process has the port.
     #[error(
-        "agent port {port} for {owner} is already in use in this pod; free it, or give this entry another agentPort"
+        "agent port {port} for {owner} is already in use in this pod; free it, or give this entry \
+        another agentPort"
     )]
     Taken {
         /// The port in use.
@@ -178,7 +179,7 @@ pub fn raise_descriptor_limit() {
             maximum: limit.maximum,
         },
     ) {
-        tracing::debug!(%error, "the limit of open descriptors stays as it is");
+        tracing::debug!(%error, "the limit of open files cannot be raised");
     }
 }
 

@@ -214,7 +214,7 @@ async fn instead_to_app(
         Ok(socket) => socket,
         Err(error) => {
             shared.metrics.app_connect_failures.inc();
-            tracing::debug!(caller = %reply.caller, %error, "no socket towards the app for this flow");
+            tracing::debug!(caller = %reply.caller, %error, "no socket to the app for this flow");
             return;
         }
     };
@@ -247,7 +247,7 @@ async fn answers_of_app(socket: &UdpSocket, reply: &Reply, shared: &PortContext,
                 Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => {
-                    tracing::debug!(caller = %reply.caller, %error, "socket towards the app failed");
+                    tracing::debug!(caller = %reply.caller, %error, "socket to the app failed");
                     return;
                 }
             }
@@ -274,7 +274,7 @@ fn app_socket(shared: &PortContext) -> io::Result<UdpSocket> {
     let app = shared
         .app
         .plain_addr()
-        .ok_or_else(|| io::Error::other("the app's port has TLS, which UDP has not"))?
+        .ok_or_else(|| io::Error::other("the app's port uses TLS, which does not exist over UDP"))?
         .0;
     let any: SocketAddr = if app.is_ipv4() {
         (Ipv4Addr::UNSPECIFIED, 0).into()

@@ -7,9 +7,10 @@ use serde_json::json;
 use crate::telemetry::access_log::entry::Entry;
 
 /// Envoy's default format string.
-pub const DEFAULT: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" %RESPONSE_CODE% %RESPONSE_FLAGS% \
-%BYTES_RECEIVED% %BYTES_SENT% %DURATION% %RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% \"%REQ(X-FORWARDED-FOR)%\" \"%REQ(USER-AGENT)%\" \
-\"%REQ(X-REQUEST-ID)%\" \"%REQ(:AUTHORITY)%\" \"%UPSTREAM_HOST%\"";
+pub const DEFAULT: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% \
+    %PROTOCOL%\" %RESPONSE_CODE% %RESPONSE_FLAGS% %BYTES_RECEIVED% %BYTES_SENT% %DURATION% \
+    %RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% \"%REQ(X-FORWARDED-FOR)%\" \"%REQ(USER-AGENT)%\" \
+    \"%REQ(X-REQUEST-ID)%\" \"%REQ(:AUTHORITY)%\" \"%UPSTREAM_HOST%\"";
 
 /// A compiled format.
 #[derive(Clone, Debug)]
@@ -25,7 +26,10 @@ pub enum Format {
 pub enum FormatError {
     /// An operator outside the subset.
     #[error(
-        "access log format: operator %{0}% is not known; use one of START_TIME, REQ(name), RESP(name), PROTOCOL, RESPONSE_CODE, RESPONSE_FLAGS, BYTES_RECEIVED, BYTES_SENT, DURATION, RESPONSE_DURATION, DOWNSTREAM_REMOTE_ADDRESS, DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT, UPSTREAM_HOST, ROUTE, ROUTE_REASON, INTERCEPT"
+        "access log format: operator %{0}% is not known; use one of START_TIME, REQ(name), \
+        RESP(name), PROTOCOL, RESPONSE_CODE, RESPONSE_FLAGS, BYTES_RECEIVED, BYTES_SENT, DURATION, \
+        RESPONSE_DURATION, DOWNSTREAM_REMOTE_ADDRESS, DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT, \
+        UPSTREAM_HOST, ROUTE, ROUTE_REASON, INTERCEPT"
     )]
     Operator(String),
     /// A percent sign without a partner.
@@ -259,6 +263,10 @@ fn plain_value(op: Plain, entry: &Entry, took: Duration) -> String {
     }
 }
 
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 fn json_line(entry: &Entry, took: Duration) -> String {
     let headers: serde_json::Map<_, _> = entry
         .headers
@@ -275,8 +283,8 @@ fn json_line(entry: &Entry, took: Duration) -> String {
         "response_flags": entry.flags,
         "bytes_received": entry.received,
         "bytes_sent": entry.sent,
-        "duration": u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
-        "upstream_service_time": entry.upstream_time.map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX)),
+        "duration": milliseconds(took),
+        "upstream_service_time": entry.upstream_time.map(milliseconds),
         "downstream_remote_address": entry.caller.to_string(),
         "upstream_host": non_empty(&entry.upstream),
         "route": entry.route,

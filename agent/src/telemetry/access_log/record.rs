@@ -64,7 +64,7 @@ impl AccessRecord {
     /// Records an opaque connection to the app or to a workstation.
     pub fn unread(&mut self, why: &str, intercept: Option<&Intercept>, app: &str) {
         self.entry(|e| match intercept {
-            None => (e.reason, e.upstream) = (format!("not looked into: {why}"), app.to_owned()),
+            None => (e.reason, e.upstream) = (format!("opaque: {why}"), app.to_owned()),
             Some(i) => {
                 (e.route, e.intercept, e.upstream) =
                     ("client", Some(i.id.clone()), "tunnel".to_owned());

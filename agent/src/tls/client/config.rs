@@ -155,7 +155,8 @@ impl Client {
         } else if loaded.ca.is_none() {
             tracing::info!(
                 port,
-                "the app's certificate is not verified: the client certificate's secret has no ca.crt or root-cert.pem"
+                "the app's certificate is not verified: the client certificate's secret has no \
+                ca.crt or root-cert.pem"
             );
         }
     }

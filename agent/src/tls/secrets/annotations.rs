@@ -128,9 +128,10 @@ pub fn plans(
 #[must_use]
 pub fn advice(container_port: u16) -> String {
     format!(
-        "port {container_port} speaks TLS and the agent has no certificate for it, so requests cannot be told apart: \
-         set the pod annotation {PREFIX}{}.{container_port} to the name of a Secret with the server's certificate \
-         and key ({PREFIX}{} with its directory in the app's container works too)",
+        "port {container_port} speaks TLS and the agent has no certificate for it, so requests \
+        cannot be told apart: set the pod annotation {PREFIX}{}.{container_port} to the name of a \
+        Secret with the server's certificate and key ({PREFIX}{} with its directory in the app's \
+        container works too)",
         AnnotationKey::DownstreamSecret.name(),
         AnnotationKey::DownstreamPath.name(),
     )
@@ -274,7 +275,7 @@ impl Reader<'_> {
                     let problem = format!(
                         "port {port} has this annotation in two spellings with different values"
                     );
-                    let remedy = format!("{} counts; remove the other one", usual.annotation);
+                    let remedy = format!("{} is used; remove the other one", usual.annotation);
                     self.out
                         .notes
                         .push(Fault::text(annotation, value, problem, remedy));
@@ -400,7 +401,7 @@ impl Reader<'_> {
                     )),
                     false => self.refuse(
                         &written,
-                        "is no Secret's name",
+                        "is not a Secret's name",
                         "write the name alone, without a path",
                     ),
                 }
@@ -468,7 +469,7 @@ impl Reader<'_> {
         if DnsName::try_from(written.value.as_str()).is_err() {
             self.refuse(
                 &written,
-                "is no DNS name",
+                "is not a DNS name",
                 "write a name of the app's certificate",
             );
             return None;
@@ -614,7 +615,7 @@ impl Legacy {
             if !is_secret_name(&written.value) {
                 reader.refuse(
                     &written,
-                    "is no Secret's name",
+                    "is not a Secret's name",
                     "write the name alone, without a path",
                 );
                 return None;

@@ -121,7 +121,8 @@ pub enum Problem {
     NoDirectory,
     /// The directory has none of the known files.
     #[error(
-        "the directory has none of tls.crt, tls.key, cert-chain.pem, key.pem, ca.crt, root-cert.pem"
+        "the directory has none of tls.crt, tls.key, cert-chain.pem, key.pem, ca.crt, \
+        root-cert.pem"
     )]
     EmptyDirectory,
     /// A needed file is not there.
@@ -180,11 +181,12 @@ impl Problem {
     pub fn remedy(&self) -> &'static str {
         match self {
             Self::NoDirectory => {
-                "check that the Secret exists in the pod's namespace, and restart the workload so that it is mounted"
+                "check that the Secret exists in the pod's namespace, and restart the workload so \
+                that it is mounted"
             }
             Self::EmptyDirectory | Self::Missing => {
-                "give the Secret tls.crt and tls.key (kubernetes.io/tls) or cert-chain.pem and key.pem \
-                 (istio.io/key-and-cert); a CA is ca.crt or root-cert.pem"
+                "give the Secret tls.crt and tls.key (kubernetes.io/tls) or cert-chain.pem and \
+                key.pem (istio.io/key-and-cert); a CA is ca.crt or root-cert.pem"
             }
             Self::Unreadable(_) => {
                 "let the agent's user read it (the volume's defaultMode, or fsGroup)"

@@ -159,7 +159,11 @@ impl Store {
         let (secret, annotation) = (&self.source.value, &self.source.annotation);
         match &loaded.pair {
             Some(CertifiedPair { facts, .. }) => tracing::info!(
-                secret, annotation, serial = %facts.serial, subject = %facts.subject, not_after = facts.not_after,
+                secret,
+                annotation,
+                serial = %facts.serial,
+                subject = %facts.subject,
+                not_after = facts.not_after,
                 "certificate in use"
             ),
             None => tracing::info!(secret, annotation, "CA in use"),
@@ -172,7 +176,7 @@ impl Store {
             tracing::warn!("{fault}; the last good certificate stays in use");
         } else {
             tracing::error!(
-                "{fault}; TLS of the ports that name it is relayed untouched until then"
+                "{fault}; until then TLS of the ports that name it is relayed unchanged"
             );
         }
     }
@@ -189,9 +193,16 @@ impl Store {
             return;
         }
         progress.warned = now;
+        let problem = if not_after > now {
+            "the certificate expires soon: renew it"
+        } else {
+            "the certificate has expired"
+        };
         tracing::warn!(
-            secret = %self.source.value, annotation = %self.source.annotation, seconds_left = not_after - now,
-            "{}", if not_after > now { "the certificate expires soon: renew it" } else { "the certificate has expired" }
+            secret = %self.source.value,
+            annotation = %self.source.annotation,
+            seconds_left = not_after - now,
+            "{problem}"
         );
     }
 

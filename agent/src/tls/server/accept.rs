@@ -269,7 +269,7 @@ impl TlsPort {
             metrics.limits.at(Limit::Handshakes).inc();
             HandshakeRefused::new(
                 TlsFailure::Timeout,
-                "given up for newer handshakes: too many at a time",
+                "handshake limit reached: evicted for a newer handshake",
             )
         };
         let slot = self
@@ -296,7 +296,7 @@ impl TlsPort {
             Ok(Err(failed)) => Err(failed),
             Err(_) => Err(HandshakeRefused::new(
                 TlsFailure::Timeout,
-                format!("not done after {:?}", self.limits.handshake),
+                format!("not complete after {:?}", self.limits.handshake),
             )
             .into()),
         }

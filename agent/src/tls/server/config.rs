@@ -69,7 +69,8 @@ impl ServerCertificates {
                 Some(built)
             }
             Err(error) => {
-                tracing::error!(%error, "TLS cannot be served with the secrets at hand; it is relayed untouched");
+                tracing::error!(%error,
+                "TLS cannot be terminated with the current secrets and is relayed unchanged");
                 None
             }
         }

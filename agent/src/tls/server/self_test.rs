@@ -61,7 +61,7 @@ pub(crate) fn respond_to(config: Arc<ServerConfig>, mut hello: &[u8]) -> Result<
         .map_err(|error| Error::General(error.to_string()))?;
     server.process_new_packets()?;
     if !server.wants_write() {
-        return Err(Error::General("a hello was not whole".to_owned()));
+        return Err(Error::General("the ClientHello is incomplete".to_owned()));
     }
     server
         .write_tls(&mut io::sink())

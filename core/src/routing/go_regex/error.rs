@@ -25,7 +25,8 @@ pub enum PatternError {
     TooLong(usize),
     /// The automaton is larger than [`MAX_COMPILED`], or groups nest too deeply.
     #[error(
-        "the pattern needs more than {MAX_COMPILED} bytes compiled, or nests deeper than {MAX_DEPTH}; simplify it"
+        "the pattern needs more than {MAX_COMPILED} bytes compiled, or nests deeper than \
+        {MAX_DEPTH}; simplify it"
     )]
     TooLarge,
 }

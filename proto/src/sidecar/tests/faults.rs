@@ -15,27 +15,31 @@ fn each_fault_names_path_value_place_and_remedy() {
     for (yaml, fault) in [
         (
             "managerPort: 70000",
-            "managerPort=70000: no port has this number (config.yaml line 1); write 1 to 65535",
+            "managerPort=70000: out of range (config.yaml line 1); write 1 to 65535",
         ),
         (
             "managerPort: -1",
-            "managerPort=-1: no port has this number (config.yaml line 1); write 1 to 65535",
+            "managerPort=-1: out of range (config.yaml line 1); write 1 to 65535",
         ),
         (
             "apiPort: '80'",
-            "apiPort=\"80\": not a port number (config.yaml line 1); write 1 to 65535, without quotes",
+            "apiPort=\"80\": not a port number (config.yaml line 1); write 1 to 65535, without \
+            quotes",
         ),
         (
             "apiPort: 089",
-            "apiPort=089: not a port number (config.yaml line 1); write 1 to 65535, without quotes",
+            "apiPort=089: not a port number (config.yaml line 1); write 1 to 65535, without \
+            quotes",
         ),
         (
             "apiPort: 80.5",
-            "apiPort=80.5: not a port number (config.yaml line 1); write 1 to 65535, without quotes",
+            "apiPort=80.5: not a port number (config.yaml line 1); write 1 to 65535, without \
+            quotes",
         ),
         (
             "apiPort: [1]",
-            "apiPort=[…]: not a port number (config.yaml line 1); write 1 to 65535, without quotes",
+            "apiPort=[…]: not a port number (config.yaml line 1); write 1 to 65535, without \
+            quotes",
         ),
         (
             "apiPort: 99999999999999999999999",
@@ -128,14 +132,14 @@ fn each_fault_names_path_value_place_and_remedy() {
         ),
         ("[]", "=[…]: not a map"),
         ("", "config.yaml: empty configuration"),
-        ("a: [", "config.yaml: no valid YAML: "),
+        ("a: [", "config.yaml: not valid YAML: "),
     ] {
         let found = faults(yaml);
         assert!(found[0].starts_with(fault), "{yaml}\n{found:?}");
         assert!(found[0].contains("; "), "no remedy in {found:?}");
     }
     for (json, fault) in [
-        ("", "AGENT_CONFIG: no valid JSON: EOF while parsing"),
+        ("", "AGENT_CONFIG: not valid JSON: EOF while parsing"),
         ("null", "AGENT_CONFIG: empty configuration"),
         (
             r#"{"namespace": 5}"#,
@@ -158,19 +162,21 @@ fn faulty_ports_of_an_entry_are_named() {
     for (entry, fault) in [
         (
             "agentPort: 9900",
-            "containers[0].intercepts[0].containerPort: missing (config.yaml line 4); write the port the app",
+            "containers[0].intercepts[0].containerPort: missing (config.yaml line 4); write the \
+            port the app",
         ),
         (
             "containerPort: 80",
-            "containers[0].intercepts[0].agentPort: missing (config.yaml line 4); write the port the agent",
+            "containers[0].intercepts[0].agentPort: missing (config.yaml line 4); write the port \
+            the agent",
         ),
         (
             "containerPort: 0, agentPort: 9900",
-            "containers[0].intercepts[0].containerPort=0: no port has the number 0",
+            "containers[0].intercepts[0].containerPort=0: 0 is not a port number",
         ),
         (
             "containerPort: 80, agentPort: 65536",
-            "containers[0].intercepts[0].agentPort=65536: no port has this number",
+            "containers[0].intercepts[0].agentPort=65536: out of range",
         ),
         (
             "containerPort: http, agentPort: 1",
@@ -248,7 +254,8 @@ fn only_the_agent_needs_names_and_a_manager() {
 fn ports_in_each_others_way_are_faults() {
     let numeric = |container: u32, agent: u32| {
         format!(
-            "containerPort: {container}, agentPort: {agent}, protocol: TCP, targetPortNumeric: true"
+            "containerPort: {container}, agentPort: {agent}, protocol: TCP, targetPortNumeric: \
+            true"
         )
     };
     let named = |container: u32, agent: u32| {
@@ -293,7 +300,8 @@ fn ports_in_each_others_way_are_faults() {
         (
             vec![numeric(80, 9900), named(9913, 9901)],
             format!(
-                "{}=9900: the proxy port 9913 (agentPort + 11 + 2 entries) is also containerPort 9913",
+                "{}=9900: the proxy port 9913 (agentPort + 11 + 2 entries) is also containerPort \
+                9913",
                 path(0, "agentPort")
             ),
         ),

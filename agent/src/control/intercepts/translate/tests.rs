@@ -220,8 +220,8 @@ fn several_developers_share_a_port() {
         messages,
         [
             "accepted",
-            "Conflicts with the currently-served intercept \"session-b:b\" of b@box: the header filters of one \
-             include those of the other (held for 0ns)"
+            "Conflicts with the currently-served intercept \"session-b:b\" of b@box: the header \
+            filters of one include those of the other (held for 0ns)"
         ]
     );
 }
@@ -369,7 +369,7 @@ fn what_cannot_be_served_is_refused_with_what_to_do() {
             "tcp http",
             &|i| i.spec.as_mut().unwrap().wiretap = true,
             false,
-            "does not serve wiretaps",
+            "does not support wiretaps",
         ),
         (
             "tcp http",
@@ -399,7 +399,7 @@ fn what_cannot_be_served_is_refused_with_what_to_do() {
             "tcp http",
             &|i| i.spec.as_mut().unwrap().target_port = 0,
             true,
-            "0 is no port of a workstation",
+            "0 is not a port number of a workstation",
         ),
         (
             "http http",

@@ -219,7 +219,7 @@ async fn spare_app(lane: ConnContext) -> Result<UpstreamConn, Ended> {
     let port = &lane.port;
     let conn = port.app.dial(lane.hello.as_deref()).await.map_err(|error| {
         port.metrics.app_connect_failures.inc();
-        limited!(port.metrics.lines.app, warn, port = port.container_port, caller = %lane.caller, %error, "app not reached");
+        limited!(port.metrics.lines.app, warn, port = port.container_port, caller = %lane.caller, %error, "cannot connect to the app");
         Ended::AppRefused
     })?;
     let (way, driver) = handshake(conn, Buf::default(), STREAM_WINDOW)
