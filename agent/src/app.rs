@@ -97,10 +97,13 @@ pub fn build(settings: Settings, log: LogControl) -> Result<RunningAgent, StartE
         &drain,
         &(Arc::new(tunnels.clone()) as Arc<dyn OpenTunnel>),
     );
+    // Everything is bound before anything is served: a taken port fails the start instead of half
+    // of the pod's traffic.
     let tcp = Ports::bind(ports::tcp(&settings, &ports), settings.workers)?;
     let udp = listeners::bind_udp(&ports)?;
     let servers = Servers::bind(&settings)?;
     servers.write_ports_file(&settings);
+    // Watched from the start, so that a rotation during start-up is not missed.
     let secrets = stores.watch()?;
     let ready = Ready::default();
     Ok(RunningAgent {
@@ -134,6 +137,8 @@ impl RunningAgent {
     /// # Errors
     /// A thread or a runtime could not be created.
     pub fn run(self) -> Result<u8, StartError> {
+        // Not ready before the first arrival: replicas must be known to the manager before they
+        // receive traffic.
         let blocker = self.ready.block("arrival at the traffic-manager");
         let listeners = self.listener_infos();
         let settings = &self.settings;
@@ -173,6 +178,7 @@ impl RunningAgent {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
+        // Separate from the data path's drain, so that control tasks outlive open connections.
         let tasks = Drain::default();
         let code = runtime.block_on(async {
             let stop = CancellationToken::new();
@@ -195,8 +201,9 @@ impl RunningAgent {
             leaving.run(shutdown::signals(), depart).await.exit_code()
         });
         tasks.kill();
-        // A name that is still being resolved would otherwise hold up the end.
+        // Bounded, because a name lookup on a blocking thread would otherwise delay the exit.
         runtime.shutdown_timeout(Duration::from_millis(100));
+        // `&` and not `&&`: both threads have to be joined.
         let sound = running.join() & udp.is_none_or(|t| t.join().is_ok());
         Ok(if sound { code } else { 70 })
     }

@@ -79,6 +79,7 @@ impl Drain {
     /// Starts the draining phase.
     pub fn start(&self) {
         self.closed.cancel();
+        // Set before the token is cancelled: a woken task must see it.
         self.phase.draining.store(true, Ordering::Release);
         self.draining.cancel();
         self.tasks.close();
@@ -108,10 +109,11 @@ impl Drain {
     {
         let phase = Arc::clone(&self.phase);
         self.tasks.spawn(async move {
+            // Dropped with the task, also when it is aborted or panics.
             let _open = open;
             let mut end = pin!(phase.kill.cancelled());
-            // Waiting for the end takes locks that every task shares, so it is asked for once and
-            // not at every wake.
+            // Waiting for the kill takes locks that all tasks share, so the waker is registered
+            // once and not at every wake-up.
             let mut asked: Option<Waker> = None;
             poll_fn(|cx| {
                 if phase.killed.load(Ordering::Acquire) || task.as_mut().poll(cx).is_ready() {
@@ -143,6 +145,7 @@ impl Drain {
 
     /// Aborts every task that is still alive and returns the number of connections cut.
     pub fn kill(&self) -> usize {
+        // Counted before the kill, which drops the tasks.
         let cut = self.open();
         self.phase.killed.store(true, Ordering::Release);
         self.phase.kill.cancel();
@@ -174,7 +177,7 @@ mod tests {
         let drain = Drain::default();
         drain.carry(std::future::pending());
         drain.carry(async {});
-        // What merely serves connections is ended as well, and is none.
+        // Tasks that only serve connections are aborted as well, but not counted.
         drain.spawn(std::future::pending());
         drain.start();
         tokio::task::yield_now().await;

@@ -38,7 +38,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(told) => {
             let code = if told.use_stderr() { USAGE } else { 0 };
-            // Nowhere to complain to when even this cannot be printed.
+            // There is no other place to report to if standard output is closed.
             let _ = told.print();
             return code.into();
         }

@@ -106,7 +106,7 @@ pub(crate) fn create_ready_file(path: &std::path::Path) -> std::io::Result<()> {
         .create(true)
         .append(true)
         .open(path)?;
-    // One that another user left behind cannot be changed and need not be.
+    // A file left by another user cannot be changed and need not be.
     let _ = std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666));
     Ok(())
 }

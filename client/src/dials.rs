@@ -91,6 +91,7 @@ async fn answer(
     let dial_timeout = duration_from_nanos(request.dial_timeout);
     let (tx, rx) = mpsc::channel(QUEUE);
     let info = StreamInfo::new(conn, session, latency, dial_timeout);
+    // The queue is empty, so this never waits.
     tx.send(TunnelMessage {
         payload: Message::StreamInfo(info).encode(),
     })
@@ -100,6 +101,7 @@ async fn answer(
         some => some,
     };
     let mut incoming = timeout(opening, open(via, rx)).await??;
+    // The cluster names the destination; only the one the user has chosen may be dialled.
     if conn.destination() != target {
         dialer::reject(&mut incoming, Outgoing::caller(tx)).await;
         anyhow::bail!(

@@ -125,6 +125,7 @@ impl Direct {
         {
             let name = &pod.pod_name;
             match &self.reach.fixed[..] {
+                // Without fixed addresses, each pod is reached by itself.
                 [] => wanted.extend(self.reach.place(pod).map(|place| (place, name.clone()))),
                 fixed => wanted.extend(
                     fixed
@@ -135,6 +136,7 @@ impl Direct {
         }
         self.attached.retain(|place, retired| {
             let keep = wanted.contains_key(place);
+            // Retired, not cancelled: an open attachment continues until it ends by itself.
             if !keep {
                 retired.cancel();
             }
@@ -198,6 +200,8 @@ async fn attach(
                 pause = Duration::from_millis(200);
                 unreachable_is_said = false;
             }
+            // One line until it has been reachable again; most clusters do not route pods to
+            // workstations.
             Err(status) if !unreachable_is_said => {
                 say("unreachable", &session::said(&status));
                 unreachable_is_said = true;
@@ -222,6 +226,7 @@ async fn attach_once(
     let opening = timeout(ANSWER_TIMEOUT, async {
         let channel = reach.channel(place).await?;
         let mut agent = AgentClient::new(channel).max_decoding_message_size(GRPC_LIMIT);
+        // Proves that an agent answers at this address before connections depend on it.
         agent.version(()).await?;
         Ok::<_, Status>(agent)
     });
@@ -237,6 +242,8 @@ async fn attach_once(
             connected();
             announced
         }
+        // Headers arrive with the first announcement, so the attachment is taken to be
+        // established.
         Err(_) => {
             connected();
             announced.await?

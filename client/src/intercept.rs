@@ -32,6 +32,7 @@ const GRACE: Duration = Duration::from_secs(5);
 
 /// Creates an intercept and serves it until `stop`, or until it is removed by another process.
 pub async fn create(flags: &Create, stop: CancellationToken) -> Result<(), Failure> {
+    // Before anything is created: a wrong address must not leave an intercept behind.
     let target = resolve(&flags.address, flags.port.local).await?;
     let way = Way::open(&flags.manager).await?;
     let namespace = flags.namespace.as_deref().unwrap_or(way.namespace());
@@ -90,6 +91,7 @@ impl Life<'_> {
             .map_err(|status| refused("the manager refuses this client", &status))?
             .into_inner();
         let stop = self.stop.clone();
+        // The session exists from here on, so every way out departs from it.
         match stop.run_until_cancelled(self.make(&session)).await {
             Some(Ok(info)) => {
                 line(summary(&info));
@@ -119,6 +121,7 @@ impl Life<'_> {
         let prepared = self.manager.prepare_intercept(prepare).await;
         let prepared =
             prepared.map_err(|status| refused("the intercept cannot be prepared", &status))?;
+        // The manager knows the workload's service and ports; the agent matches by them.
         complete(&mut self.spec, prepared.into_inner())?;
         request.intercept_spec = Some(self.spec.clone());
         let info = self.manager.create_intercept(call(request)).await;
@@ -153,13 +156,16 @@ impl Life<'_> {
                         None => break Ok(()),
                         Some(Resumed::Same) => {}
                         Some(Resumed::Unknown) => match self.begin().await {
+                            // Interrupted while arriving, and already departed.
                             Ok(None) => return Ok(()),
                             Ok(Some((new, created))) => {
+                                // The former session is gone with its attachments; the new one
+                                // starts its own.
                                 (session, info) = (new, created);
                                 direct = self.direct(&session);
                             }
                             Err(failure) => {
-                                // The manager may have gone again, and so is asked again.
+                                // The manager may have restarted again, so it is asked again.
                                 line(Pairs(&[
                                     ("manager", "lost"),
                                     ("message", &failure.to_string()),
@@ -170,7 +176,8 @@ impl Life<'_> {
                         },
                     }
                     line(Pairs(&[("manager", "back")]));
-                    // A manager that takes us back only to refuse us must not be hammered.
+                    // A manager that restores the session only to end it again must not be called
+                    // in a tight loop.
                     sleep(Duration::from_millis(200)).await;
                 }
             }
@@ -202,6 +209,8 @@ impl Life<'_> {
         let stop = self.stop.clone();
         let (manager, answers) = (self.manager.clone(), self.answers.clone());
         tokio::select! {
+            // The watches and the heartbeat end together: losing one means that the manager is
+            // lost.
             () = stop.cancelled() => Ok(Ended::Stopped),
             status = session::remain(manager.clone(), session.clone()) => Ok(Ended::Lost(status)),
             status = dials(answers, manager.clone(), session) => Ok(Ended::Lost(status)),
@@ -225,6 +234,7 @@ impl Life<'_> {
         loop {
             let snapshot = tokio::select! {
                 snapshot = snapshots.message() => snapshot,
+                // Once active, an intercept may wait again for a new replica without a time limit.
                 () = sleep_until(deadline), if !self.became_active => return Err(self.never_active()),
             };
             let snapshot = match snapshot {
@@ -239,6 +249,7 @@ impl Life<'_> {
             else {
                 return Ok(Ended::Removed);
             };
+            // A line for each change a user would notice, not for each snapshot.
             let is_news = state.disposition != info.disposition || state.pod_name != info.pod_name;
             *info = state;
             if is_news {
@@ -247,6 +258,8 @@ impl Life<'_> {
             match info.disposition() {
                 Disposition::Active if !self.became_active => self.activated(info)?,
                 Disposition::Active | Disposition::Waiting => {}
+                // A workload being rolled out has no agent for a moment; the intercept comes back
+                // by itself.
                 _ if self.became_active => {}
                 other => {
                     let why = if info.message.is_empty() {
@@ -301,15 +314,18 @@ impl Life<'_> {
             name: self.spec.name.clone(),
         };
         let mut remove = call(request);
+        // Short, because the user is waiting for the prompt.
         remove.set_timeout(Duration::from_secs(2));
         let _ = self.manager.remove_intercept(remove).await;
         let finished = async {
             sleep(LATE_DIAL_GRACE).await;
+            // `wait` needs a closed tracker; later announcements may still add tasks.
             self.answers.tunnels.close();
             let _ = timeout(GRACE, self.answers.tunnels.wait()).await;
         };
         tokio::select! {
             () = finished => {}
+            // Requests already routed here are still announced while leaving.
             () = async {
                 dials(self.answers.clone(), self.manager.clone(), &session).await;
                 std::future::pending().await
@@ -330,6 +346,7 @@ impl Life<'_> {
 async fn dials(answers: Answers, manager: Manager, session: &SessionInfo) -> Status {
     match answers.watch(Via::Manager(manager), session).await {
         Ok(()) => Status::unavailable("the manager ended the session"),
+        // The manager lacks this optional watch; the others keep the session.
         Err(status) if status.code() == Code::Unimplemented => std::future::pending().await,
         Err(status) => status,
     }
@@ -360,6 +377,7 @@ fn complete(spec: &mut InterceptSpec, prepared: PreparedIntercept) -> Result<(),
         )));
     }
     if !prepared.service_uid.is_empty() {
+        // Names survive a change of the number in the service.
         let port = match prepared.service_port_name.as_str() {
             "" => prepared.service_port.to_string(),
             name => name.to_owned(),
@@ -415,6 +433,7 @@ fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
         .write(true)
         .create(true)
         .truncate(true)
+        // Set at creation, so that the content is never readable by others.
         .mode(0o600)
         .open(path)?;
     file.write_all(text.as_bytes())

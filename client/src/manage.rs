@@ -43,6 +43,7 @@ pub async fn leave(flags: &Leave) -> Result<(), Failure> {
             .map(|spec| spec.client.clone())
             .unwrap_or_default()
     };
+    // Names are unique per client, so another user's intercept of that name must not be removed.
     let own = named
         .iter()
         .find(|info| client(info) == flags.manager.client);
@@ -99,6 +100,7 @@ pub(crate) fn summary(info: &InterceptInfo) -> String {
 async fn all(manager: &mut session::Manager) -> Result<Vec<InterceptInfo>, Failure> {
     let first = async {
         let mut snapshots = manager
+            // An empty session asks for the intercepts of all clients.
             .watch_intercepts(SessionInfo::default())
             .await?
             .into_inner();

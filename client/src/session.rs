@@ -156,7 +156,9 @@ pub(crate) fn call<T>(message: T) -> Request<T> {
 pub(crate) fn client_info(client: &str, namespace: &str) -> ClientInfo {
     ClientInfo {
         name: client.to_owned(),
+        // Stable across runs, since managers recognise a returning user by it.
         install_id: client.to_owned(),
+        // Managers accept only this product name.
         product: "telepresence".into(),
         version: VERSION.into(),
         namespace: namespace.to_owned(),
@@ -195,6 +197,7 @@ pub(crate) async fn resume(
     client: &ClientInfo,
     intercept: &InterceptInfo,
 ) -> Resumed {
+    // A manager that restarts is usually back within seconds, so the first tries are quick.
     let mut pause = Duration::from_millis(100);
     loop {
         let request = ReconnectClientRequest {
@@ -212,10 +215,12 @@ pub(crate) async fn resume(
                 session: Some(session.clone()),
                 ..RemainRequest::default()
             };
+            // Without ReconnectClient, a heartbeat tells if the session still exists.
             answer = manager.remain(call(request)).await;
         }
         match answer {
             Ok(_) => return Resumed::Same,
+            // Any other error is an answer: the manager is there and rejects the session.
             Err(status) if is_away(&status) => {}
             Err(_) => return Resumed::Unknown,
         }
@@ -228,6 +233,7 @@ pub(crate) async fn resume(
 pub(crate) fn is_away(status: &Status) -> bool {
     matches!(
         status.code(),
+        // tonic reports broken connections as any of these.
         Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown
     )
 }

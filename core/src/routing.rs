@@ -142,6 +142,8 @@ impl RouteTable {
     /// before global; then by id.
     #[must_use]
     pub fn new(mut entries: Vec<Entry>) -> Self {
+        // Sorted once, so that the first match is the right one. The id makes the order the same on
+        // every replica.
         entries.sort_by(|a, b| {
             rank(a)
                 .cmp(&rank(b))
@@ -207,6 +209,7 @@ impl RouteTable {
             };
         }
         let view = matcher::View::new(request, &self.names);
+        // Knowing an id of this port proves that the caller may learn about its rules.
         let asks_why = view.token().is_some_and(|token| self.knows(token));
         Routed {
             decision: self.first_match(&view),
@@ -230,6 +233,7 @@ impl RouteTable {
                     State::Expired => Decision::Expired(&entry.intercept),
                 };
             }
+            // Statistics only, so relaxed ordering is enough.
             entry.intercept.stats.misses.fetch_add(1, Ordering::Relaxed);
         }
         Decision::App
@@ -251,6 +255,7 @@ impl RouteTable {
                 matched,
                 failed,
             });
+            // Later rules are evaluated for the explanation only.
             if matched && matches!(decision, Decision::App) {
                 decision = match entry.state {
                     State::Active => Decision::Client(&entry.intercept),

@@ -73,6 +73,7 @@ impl Intercepts {
     ) {
         for mut info in infos {
             let Some(spec) = &info.spec else { continue };
+            // Restored state comes from the client and is validated like new input.
             if check_spec(spec).is_err() || info.disposition() == Disposition::Removed {
                 continue;
             }
@@ -80,6 +81,7 @@ impl Intercepts {
             info.client_session = Some(session.clone());
             self.by_id
                 .entry(info.id.clone())
+                // An intercept already known keeps the state this manager has given it.
                 .or_insert_with(|| Intercept {
                     info,
                     trusted_until: Some(now + patience),
@@ -109,6 +111,7 @@ impl Intercepts {
             .get_mut(&review.id)
             .ok_or_else(|| Refusal::no_intercept(&review.id))?;
         let info = &mut intercept.info;
+        // Late reviews are no error: several replicas review the same intercept.
         if info.disposition() != Disposition::Waiting || !is_workload(spec_of(info), agent) {
             return Ok(());
         }
@@ -133,7 +136,7 @@ impl Intercepts {
         for intercept in self.by_id.values_mut() {
             let spec = spec_of(&intercept.info);
             if spec.agent == name && spec.namespace == namespace {
-                // An agent is back, so there is no need to take anything on trust.
+                // An agent is back, so the intercept no longer depends on trust.
                 intercept.trusted_until = intercept.trusted_until.filter(|_| agents.is_empty());
                 if intercept.trusted_until.is_none() {
                     let verdict = verdict(agents, spec);
@@ -149,6 +152,7 @@ impl Intercepts {
         for Intercept { info, .. } in self.by_id.values_mut() {
             let reviewed_by =
                 info.disposition() == Disposition::Active && info.pod_ip == gone.pod_ip;
+            // Waiting again, so that another replica reviews it.
             if reviewed_by && info.pod_name == gone.pod_name && is_workload(spec_of(info), gone) {
                 set(info, Disposition::Waiting, String::new());
             }
@@ -172,6 +176,7 @@ impl Intercepts {
         let found = self
             .by_id
             .get(&id(session, name))
+            // Clients may pass the short name or the whole id.
             .or_else(|| self.by_id.get(name));
         found
             .map(|intercept| &intercept.info)
@@ -296,6 +301,7 @@ fn settle(info: &mut InterceptInfo, verdict: Result<(), (Disposition, String)>) 
 }
 
 fn set(info: &mut InterceptInfo, disposition: Disposition, message: String) {
+    // Unchanged intercepts keep their time, so that watchers see no difference.
     if info.disposition() != disposition || info.message != message {
         info.set_disposition(disposition);
         info.message = message;

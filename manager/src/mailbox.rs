@@ -67,7 +67,7 @@ impl<T> Mailbox<T> {
     pub(crate) async fn take(&self, reader: u64) -> Option<T> {
         let mut changed = std::pin::pin!(self.changed.notified());
         loop {
-            // Registered before looking, so that what is posted in between is not missed.
+            // Registered before the check, so that an item posted in between is not missed.
             changed.as_mut().enable();
             {
                 let mut inner = self.inner();

@@ -56,7 +56,7 @@ async fn main() -> anyhow::Result<()> {
         #[expect(clippy::disallowed_methods, reason = "nothing runs yet")]
         std::process::exit(if error.use_stderr() { 64 } else { 0 })
     });
-    // What the libraries say below a warning is for their own developers.
+    // Libraries log from warnings up; their details are for their own developers.
     let level = options.log_level;
     let filter = Targets::new()
         .with_default(Level::WARN)

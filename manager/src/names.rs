@@ -50,6 +50,7 @@ impl Names {
                 .as_ref()
                 .map_or("", |session| session.session_id.as_str())
                 .to_owned();
+            // Two answers are enough: one agent may be about to leave.
             let helpers = registry.helpers(&client).into_iter().take(ASKED);
             let names =
                 helpers.filter_map(|id| registry.sessions.get(&id).ok().map(|it| it.names.clone()));
@@ -75,10 +76,12 @@ impl Names {
         {
             answers.push(answer);
         }
+        // Closes the channel, so that `forget` finds and removes its sender.
         drop(answer_rx);
         self.forget(&question);
         match answers
             .into_iter()
+            // A success beats an error, and more records beat fewer.
             .min_by_key(|answer| (answer.r_code, std::cmp::Reverse(answer.rrs.len())))
         {
             Some(best) => best,
@@ -130,6 +133,7 @@ pub(crate) async fn addresses(name: &str) -> Vec<IpAddr> {
 }
 
 async fn own(request: &DnsRequest) -> DnsResponse {
+    // The system resolver returns addresses only.
     if !matches!(request.r#type, A | AAAA) {
         return DnsResponse {
             r_code: NOT_IMPLEMENTED,

@@ -51,6 +51,7 @@ impl Shared {
     /// Changes state and notifies the watches.
     pub(crate) fn change<R>(&self, change: impl FnOnce(&mut Registry) -> R) -> R {
         let result = change(&mut self.lock());
+        // After the lock is released: watchers read the registry as soon as they wake.
         self.changes.send_modify(|count| *count += 1);
         result
     }
@@ -67,6 +68,7 @@ impl Shared {
 
     /// Waits until `look` returns a value.
     pub(crate) async fn until<R>(&self, mut look: impl FnMut(&Registry) -> Option<R>) -> Option<R> {
+        // Subscribed before the first look, so that no change is missed in between.
         let mut changes = self.changes();
         loop {
             if let Some(found) = self.read(&mut look) {
@@ -156,6 +158,7 @@ impl Registry {
             .agents()
             .map(|(_, it)| (it.name.clone(), it.namespace.clone()))
             .collect();
+        // Restored intercepts may refer to any connected workload.
         for (name, namespace) in here {
             self.reconcile(&name, &namespace);
         }
@@ -166,6 +169,7 @@ impl Registry {
     pub(crate) fn depart(&mut self, id: &str) -> Option<Who> {
         let who = self.sessions.end(id)?;
         match &who {
+            // An intercept lives only as long as its client's session.
             Who::Client(_) => self.intercepts.remove_all_of(id),
             Who::Agent(agent) => {
                 self.intercepts.agent_left(agent);
@@ -177,6 +181,7 @@ impl Registry {
 
     /// Ends sessions without contact for too long.
     pub(crate) fn expire(&mut self, now: Instant) -> Vec<(String, Who)> {
+        // Before sessions expire, because both may concern the same workload.
         for (name, namespace) in self.intercepts.trusted_too_long(now) {
             self.reconcile(&name, &namespace);
         }
@@ -192,6 +197,7 @@ impl Registry {
         mut spec: InterceptSpec,
     ) -> Result<InterceptInfo, Refusal> {
         let client = self.sessions.client(&session.session_id)?;
+        // Reviews name the owner, so an empty field is filled from the session.
         if spec.client.is_empty() {
             spec.client = client.name.clone();
         }
@@ -232,6 +238,7 @@ impl Registry {
         let Ok(info) = self.sessions.client(client) else {
             return Vec::new();
         };
+        // The manager itself sees what such a client wants to reach.
         if info.namespace == self.settings.namespace {
             return Vec::new();
         }
@@ -242,6 +249,7 @@ impl Registry {
             .filter(|(_, agent)| self.intercepts_agent(client, agent))
             .map(id)
             .collect();
+        // Intercepted pods come first: their view of the cluster is the one the client asked for.
         if !intercepted.is_empty() {
             return intercepted;
         }
@@ -259,6 +267,7 @@ impl Registry {
             agent
                 .pod_ip
                 .parse::<IpAddr>()
+                // Connection ids hold IPv4 addresses unmapped.
                 .is_ok_and(|ip| ip.to_canonical() == destination)
         };
         let in_pod = self

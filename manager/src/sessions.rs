@@ -75,6 +75,7 @@ impl Sessions {
     /// lost session; another pod with the same uid is refused.
     pub(crate) fn add_agent(&mut self, agent: AgentInfo, now: Instant) -> Result<String, Refusal> {
         check_agent(&agent)?;
+        // Older agents do not report a uid; each of their arrivals is a new session.
         let unique = if agent.pod_uid.is_empty() {
             uuid::Uuid::new_v4().to_string()
         } else {
@@ -85,6 +86,7 @@ impl Sessions {
             who: Who::Agent(there),
             ..
         }) = self.by_id.get(&id)
+            // The same pod arriving again has lost its session and may replace it.
             && !same_pod(there, &agent)
         {
             return Err(Refusal::Exists(format!(
@@ -125,6 +127,7 @@ impl Sessions {
             names: Arc::new(Mailbox::new()),
         };
         if let Some(old) = self.by_id.insert(id, session) {
+            // Ends the watches of a session that the same pod has replaced.
             old.end.cancel();
         }
     }
@@ -205,6 +208,7 @@ fn check_client(client: &ClientInfo) -> Result<(), Refusal> {
     ] {
         required("client", field, value)?;
     }
+    // Clients report `v2.x.y`; semver has no prefix.
     let version = client.version.strip_prefix('v').unwrap_or(&client.version);
     match semver::Version::parse(version) {
         Ok(version) if version >= OLDEST_CLIENT => Ok(()),

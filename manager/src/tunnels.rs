@@ -70,11 +70,12 @@ impl Tunnels {
         if !end.send(Message::StreamOk(STREAM_VERSION)).await {
             return Ok(());
         }
+        // A stream that was asked for by a dial request is the second one of a pair.
         if let Some(waiter) = self
             .waiting()
             .remove(&(info.session_id.clone(), info.conn_id))
         {
-            // A first stream that gave up just now drops the second, which tells its peer.
+            // If the first stream has just given up, the second is dropped, which tells its peer.
             let _ = waiter.second_tx.send(end);
             return Ok(());
         }
@@ -85,6 +86,7 @@ impl Tunnels {
                         "the second message of an agent's tunnel must be a session",
                     ));
                 };
+                // Checked before waiting, so that an unknown session fails at once.
                 shared.read(|registry| registry.sessions.client(&client).map(|_| ()))?;
                 self.join(shared, end, &info, &client).await
             }
@@ -125,10 +127,12 @@ impl Tunnels {
             ))
         })?;
         let wait = match info.dial_timeout.saturating_add(info.roundtrip_latency) {
+            // Some clients leave both times unset.
             Duration::ZERO => DEFAULT_JOIN_TIMEOUT,
             wait => wait.min(MAX_JOIN_TIMEOUT),
         };
         let deadline = Instant::now() + wait;
+        // Registered before the request is posted, because the second stream may arrive at once.
         let mut waiting = self.wait_for(other, info.conn_id);
         let request = DialRequest {
             conn_id: info.conn_id.to_bytes(),
@@ -148,8 +152,10 @@ impl Tunnels {
                     within {wait:?}")));
             }
             () = gone.cancelled() => return Err(Refusal::no_session(other).into()),
+            // The first peer has given up.
             () = first.outgoing.closed() => return Ok(()),
         };
+        // Removes the entry before the long life of the pipe begins.
         drop(waiting);
         match second {
             Ok(second) => pipe(first, second).await,
@@ -233,6 +239,7 @@ async fn pipe(first: End, second: End) {
     let forth = pass(&mut from_first, &to_second);
     let back = pass(&mut from_second, &to_first);
     tokio::pin!(forth, back);
+    // A finished direction leaves the other one running; a broken one ends both.
     let (forth_is_last, half) = tokio::select! {
         half = &mut forth => match half {
             Half::Done => (false, back.await),
@@ -248,6 +255,7 @@ async fn pipe(first: End, second: End) {
         let disconnect = TunnelMessage {
             payload: Message::Disconnect.encode(),
         };
+        // Bounded: a peer that does not read must not keep the task.
         let _ = timeout(FIRST_MESSAGE_TIMEOUT, sender.send(Ok(disconnect))).await;
     }
 }
@@ -264,11 +272,12 @@ async fn pass(
         };
         let (payload, end) = match message {
             None => (Message::CloseSend.encode(), Some(Half::Done)),
-            // The peer broke off; the other end must not take that for an orderly end.
+            // The peer broke off; the other end must not see an orderly end.
             Some(Err(_)) => (Message::Disconnect.encode(), Some(Half::Over)),
-            // An empty message means nothing, and some peers cannot bear it.
+            // An empty message has no meaning, and some peers fail on it.
             Some(Ok(message)) if message.payload.is_empty() => continue,
             Some(Ok(TunnelMessage { payload })) => {
+                // Only the code decides, so the body is not decoded.
                 let end = match Message::decode(payload.slice(..1)) {
                     Ok(Message::CloseSend) => Some(Half::Done),
                     Ok(Message::Disconnect | Message::DialReject) => Some(Half::Over),

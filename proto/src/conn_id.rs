@@ -38,6 +38,7 @@ impl ConnId {
     /// Packs a connection. The short form is used when both addresses are IPv4, also when a
     /// dual-stack socket reported them as v4-mapped IPv6; port 0 is packed as it is.
     pub fn new(transport: Transport, source: SocketAddr, destination: SocketAddr) -> Self {
+        // Both ends must pack a v4-mapped address as IPv4, because they compare bytes.
         let (from, to) = (source.ip().to_canonical(), destination.ip().to_canonical());
         let (source_port, destination_port) = (
             source.port().to_be_bytes(),
@@ -77,6 +78,7 @@ impl ConnId {
             return Err(ConnIdError::Protocol(protocol));
         }
         let mut bytes = [0; LONG];
+        // Byte for byte, even if we would have packed the addresses differently.
         bytes[..wire.len()].copy_from_slice(wire);
         Ok(Self { long, bytes })
     }
@@ -113,12 +115,14 @@ impl ConnId {
     fn address(&self, half: usize) -> SocketAddr {
         let bytes = &self.bytes;
         if self.long {
+            // 16 bytes of address and 2 of port.
             let at = half * 18;
             let mut octets = [0; 16];
             octets.copy_from_slice(&bytes[at..at + 16]);
             let port = u16::from_be_bytes([bytes[at + 16], bytes[at + 17]]);
             SocketAddr::new(IpAddr::V6(Ipv6Addr::from(octets)).to_canonical(), port)
         } else {
+            // 4 bytes of address and 2 of port.
             let at = half * 6;
             let ip = Ipv4Addr::new(bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]);
             let port = u16::from_be_bytes([bytes[at + 4], bytes[at + 5]]);

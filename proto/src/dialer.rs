@@ -117,6 +117,7 @@ where
         Transport::Tcp => timeout(dial_timeout, TcpStream::connect(destination))
             .await
             .map(|it| it.map(Socket::Tcp)),
+        // A UDP connect sends nothing, so it needs no timeout.
         Transport::Udp => Ok(udp(destination).await.map(Socket::Udp)),
     };
     match dialled.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
@@ -128,7 +129,7 @@ where
             })
         }
         Ok(socket) => {
-            // The keep-alive says that ours are answered; peers that do not know that ignore it.
+            // The keep-alive announces that ours are answered; peers without support ignore it.
             for word in [Message::DialOk, Message::KeepAlive] {
                 if outgoing.send(word.encode()).await.is_err() {
                     return Ok(Carried::TunnelLost);
@@ -158,6 +159,7 @@ enum Socket {
 }
 
 async fn udp(destination: std::net::SocketAddr) -> io::Result<UdpSocket> {
+    // The local address has to be of the destination's family.
     let any: std::net::IpAddr = match destination {
         std::net::SocketAddr::V4(_) => std::net::Ipv4Addr::UNSPECIFIED.into(),
         std::net::SocketAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
@@ -259,6 +261,7 @@ impl Activity {
     async fn stale(&self) -> Result<std::convert::Infallible, Broken> {
         loop {
             let deadline = *self.last() + self.idle;
+            // Read again after each sleep, because activity moves the deadline.
             if deadline <= Instant::now() {
                 return Err(Broken::Idle);
             }
@@ -295,13 +298,14 @@ where
     match ended {
         Ok(()) => {
             outgoing.close();
-            // As long as it takes: a slow reader at the far end may still be taking what we sent.
+            // Without a short limit: a slow reader at the far end may still be receiving what we
+            // sent.
             until_ended(incoming, TCP_IDLE_TIMEOUT).await;
             Carried::Whole
         }
         Err(Broken::Target) => {
-            // The target reads no more, but what it has written before still belongs to the caller.
-            // That it then seems to end in order means nothing: a reset shows once only.
+            // The target no longer reads, but what it has written before still belongs to the
+            // caller. Its end may look orderly even after a reset, because a reset shows only once.
             let rest = async {
                 if !outgoing.finished {
                     let _ = timeout(LINGER_TIMEOUT, read_all(&mut read, outgoing, &activity)).await;
@@ -312,7 +316,7 @@ where
             Carried::TargetLost
         }
         Err(Broken::Tunnel) => {
-            // An abrupt end stays one: the target must not take it for an orderly close.
+            // An abrupt end is passed on as a reset: the target must not see an orderly close.
             let _ = stream.set_zero_linger();
             Carried::TunnelLost
         }
@@ -341,11 +345,12 @@ async fn read_all<T>(
     activity: &Activity,
 ) -> Result<(), Broken> {
     loop {
-        // Waiting costs no buffer: one is taken when there is something to read.
+        // No buffer is held while waiting for readability.
         tokio::select! {
             ready = read.readable() => ready.map_err(|_| Broken::Target)?,
             () = outgoing.gone() => return Err(Broken::Tunnel),
         }
+        // Reserved before reading, so that a full queue stops the target and no byte is lost.
         let place = outgoing.place().await?;
         let mut message = BytesMut::with_capacity(READ_SIZE);
         begin_normal(&mut message);
@@ -373,8 +378,8 @@ where
 {
     while let Some(data) = next_data(incoming, activity, pulse).await? {
         let mut writing = std::pin::pin!(write.write_all(&data));
-        // Behind a target that does not read, keep-alives wait like everything else; the peer is
-        // not to take that for the end of this side.
+        // With a target that does not read, keep-alives are queued like data; the peer must not
+        // take that for the end of this side.
         let written = loop {
             match timeout(BEAT_INTERVAL, &mut writing).await {
                 Ok(written) => break written,
@@ -384,7 +389,7 @@ where
         written.map_err(|_| Broken::Target)?;
         activity.touch();
     }
-    // A target that is gone already needs no close.
+    // A target that has closed already needs no shutdown.
     let _ = write.shutdown().await;
     Ok(())
 }
@@ -406,6 +411,7 @@ where
         let message = message.map_err(|_| Broken::Tunnel)?;
         match Message::decode(message.payload).map_err(|_| Broken::Tunnel)? {
             Message::Normal(data) => return Ok(Some(data)),
+            // The peer's half-close; our direction continues.
             Message::CloseSend => return Ok(None),
             Message::Disconnect | Message::DialReject => return Err(Broken::Tunnel),
             Message::KeepAlive => pulse.beat(),
@@ -428,10 +434,11 @@ where
                     return Err(Broken::Target);
                 }
                 let place = outgoing.place().await?;
+                // One byte of message code precedes the datagram.
                 let mut message = BytesMut::with_capacity(MAX_DATAGRAM + 1);
                 begin_normal(&mut message);
                 if socket.try_recv_buf(&mut message).is_ok() {
-                    // A datagram is mostly far smaller than the buffer it might have filled.
+                    // Copied, because a datagram is mostly far smaller than the buffer.
                     place.send((outgoing.wrap)(TunnelMessage {
                         payload: Bytes::copy_from_slice(&message),
                     }));

@@ -84,6 +84,7 @@ impl FromStr for GoDuration {
             Some(b'+') => (false, &text[1..]),
             Some(_) => (false, text),
         };
+        // The only number Go accepts without a unit.
         if rest == "0" {
             return Ok(Self(0));
         }
@@ -100,6 +101,8 @@ impl FromStr for GoDuration {
             rest = behind;
         }
         let nanos = if negative {
+            // The smallest value has no positive counterpart, so it is negated as an unsigned
+            // number.
             Some(total.wrapping_neg().cast_signed())
         } else {
             i64::try_from(total).ok()
@@ -157,6 +160,7 @@ fn digits(text: &str) -> (&str, &str) {
 fn part_of(fraction: &str, unit: u64) -> u64 {
     let (mut value, mut scale) = (0u64, 1f64);
     for digit in fraction.bytes() {
+        // Go ignores further digits as well: they are below a nanosecond.
         if value > (LIMIT - 1) / 10 {
             break;
         }
@@ -175,6 +179,7 @@ impl fmt::Display for GoDuration {
         let nanos = self.0.unsigned_abs();
         let sign = if self.0 < 0 { "-" } else { "" };
         let text = match nanos {
+            // Go prints zero with a unit.
             0 => "0s".to_owned(),
             n if n < MICROSECOND => format!("{sign}{n}ns"),
             n if n < MILLISECOND => format!("{sign}{}\u{b5}s", decimal(n, MICROSECOND)),

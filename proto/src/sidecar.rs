@@ -233,7 +233,7 @@ pub fn from_json(text: &str, source: &str, role: Role) -> Result<Sidecar, Faults
 pub fn from_annotations(text: &str, source: &str, role: Role) -> Result<Option<Sidecar>, Faults> {
     let annotations = annotations::parse(text, source);
     let Some(config) = annotations.entries.get(annotations::AGENT_CONFIG) else {
-        // A line that cannot be read may have been the very one.
+        // An unreadable line may have been the configuration itself.
         let broken = |fault: &Fault| fault.key == annotations::AGENT_CONFIG;
         return match annotations.warnings.into_iter().find(broken) {
             Some(fault) => Err(fault.into()),

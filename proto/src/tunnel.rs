@@ -145,6 +145,7 @@ impl Message {
             Self::Normal(data) => normal_from(data),
             Self::StreamInfo(info) => info.encode(),
             Self::StreamOk(version) => {
+                // One byte of code and at most ten of number.
                 let mut payload = BytesMut::with_capacity(11);
                 payload.put_u8(STREAM_OK);
                 put_uvarint(&mut payload, *version);
@@ -177,6 +178,7 @@ impl Message {
             DISCONNECT => Self::Disconnect,
             KEEP_ALIVE => Self::KeepAlive,
             SESSION => Self::Session(text(&body, "session id")?),
+            // Kept whole, so that a relay can pass on what a later version adds.
             code => Self::Unknown(code, body),
         })
     }
@@ -186,6 +188,7 @@ impl StreamInfo {
     fn encode(&self) -> Bytes {
         let conn_id = self.conn_id.as_bytes();
         let session_id = self.session_id.as_bytes();
+        // 64 bytes cover the code and five numbers of at most ten bytes.
         let mut payload = BytesMut::with_capacity(64 + conn_id.len() + session_id.len());
         payload.put_u8(STREAM_INFO);
         put_uvarint(&mut payload, self.version);
@@ -262,6 +265,7 @@ fn take_uvarint(body: &mut Bytes, field: &'static str) -> Result<u64, TunnelErro
             return Err(TunnelError::Overlong(field));
         }
         number |= u64::from(byte & 0x7f) << (7 * index);
+        // The last byte of a number has no top bit.
         if byte < 0x80 {
             let _ = body.split_to(index + 1);
             return Ok(number);
@@ -273,6 +277,7 @@ fn take_uvarint(body: &mut Bytes, field: &'static str) -> Result<u64, TunnelErro
 fn take_counted(body: &mut Bytes, field: &'static str) -> Result<Bytes, TunnelError> {
     let length = take_uvarint(body, field)?;
     match usize::try_from(length) {
+        // Checked against what is there, so a forged length allocates nothing.
         Ok(length) if length <= body.len() => Ok(body.split_to(length)),
         _ => Err(TunnelError::Truncated(field)),
     }

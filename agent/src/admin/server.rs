@@ -71,6 +71,8 @@ fn answer(request: &Request<Incoming>, agent: &Agent) -> Response<Full<Bytes>> {
         path: request.uri().path(),
         query: request.uri().query().unwrap_or_default(),
         accept: header(hyper::header::ACCEPT),
+        // Browsers state the origin of a request (Fetch Metadata); other clients send no such
+        // header.
         cross_site: !matches!(
             header(hyper::header::HeaderName::from_static("sec-fetch-site")),
             "" | "same-origin" | "none"

@@ -77,6 +77,7 @@ impl Servers {
             ("server", settings.server_port, servers.grpc.port),
             ("admin", settings.admin_port, servers.admin.port),
         ] {
+            // Port 0 asked for any port, so no warning for it.
             if wanted != 0 && wanted != got {
                 tracing::warn!("{name} port {wanted} is taken; {got} is used instead");
             }
@@ -107,7 +108,7 @@ impl Servers {
             self.grpc.port, self.admin.port
         );
         let written = std::fs::create_dir_all(&dir).and_then(|()| {
-            // Renamed into place, so that nobody reads half of it.
+            // Renamed into place, so that readers never see half of it.
             let fresh = dir.join(format!(".ports.{}", std::process::id()));
             std::fs::write(&fresh, text)?;
             std::fs::rename(fresh, dir.join("ports.json"))
@@ -120,6 +121,7 @@ impl Servers {
 }
 
 fn bind_near(bind: Bind, wanted: u16) -> io::Result<ApiListener> {
+    // A second agent-like sidecar in the pod may have the usual port.
     let last = wanted.saturating_add(if wanted == 0 { 0 } else { MAX_FOLLOWING_PORTS });
     let mut answer = bind_families(bind, wanted);
     for port in wanted.saturating_add(1)..=last {
@@ -138,6 +140,7 @@ fn bind_families(bind: Bind, port: u16) -> io::Result<ApiListener> {
         Bind::All => (Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED),
     };
     let first = listen(SocketAddr::new(v4.into(), port))?;
+    // The kernel's choice for port 0; the other family has to use the same.
     let port = first.local_addr()?.port();
     let mut listeners = vec![first];
     match listen(SocketAddr::new(v6.into(), port)) {
@@ -158,6 +161,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
+    // A restarted container must not wait for connections in TIME_WAIT.
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
     socket.listen(128)?;
@@ -202,12 +206,14 @@ fn datagrams(port: u16) -> io::Result<UdpSocket> {
             Some(Protocol::UDP),
         )?;
         if address.is_ipv6() {
+            // One dual-stack socket serves both families.
             socket.set_only_v6(false)?;
         }
         socket.bind(&address.into())?;
         Ok(UdpSocket::from(socket))
     };
     match open(Ipv6Addr::UNSPECIFIED.into()) {
+        // No IPv6 in this pod; a taken port is an error in either family.
         Err(e) if e.kind() != io::ErrorKind::AddrInUse => open(Ipv4Addr::UNSPECIFIED.into()),
         bound => bound,
     }
@@ -240,6 +246,7 @@ pub(crate) fn serve_udp(ports: Vec<UdpPort>, drain: &Drain) -> io::Result<Option
                     }
                 });
             }
+            // Without this wait `finished` would return at once while idle.
             drain.draining().await;
             drain.finished().await;
         });

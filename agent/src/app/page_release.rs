@@ -1,9 +1,8 @@
 //! Releases memory pages used only during start-up: code and tables that parsed command line and
 //! configuration, built everything and met the manager would stay mapped, and are most of an idle
 //! agent's resident memory.
-// `madvise` is unsafe in general, because it can throw away data. Parts of a file that nobody can
-// have written to are read again from the page cache when they are next used, so nothing can be
-// lost here.
+// `madvise` is unsafe in general, because it can discard data. Pages of a file that cannot have
+// been written are read again from the page cache on their next use, so nothing is lost here.
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;

@@ -127,6 +127,7 @@ fn share(
     }
     let addr = app_addr(settings, target);
     let replaced = is_replaced(settings, target);
+    // Dialling a replaced container would reach the agent's own listener.
     let (tls, app): (_, Arc<dyn DialApp>) = match plan {
         _ if replaced => (None, Arc::new(ReplacedApp(addr))),
         Some(plan) => {
@@ -137,7 +138,7 @@ fn share(
     };
     PortContext {
         container_port: target.container_port.get(),
-        // A replaced container is gone, and the agent stands at its very port.
+        // A replaced container does not run, and the agent listens on its port.
         agent_port: if replaced {
             target.container_port.get()
         } else {
@@ -263,7 +264,7 @@ pub(crate) fn link(settings: &Settings, port: &BoundPort) -> PortHandle {
     let probe_handle = Arc::clone(&probe);
     let ask = move || -> ProbeFuture {
         let probe = Arc::clone(&probe);
-        // An app that does not answer in time is one whose protocol nobody knows.
+        // An app that does not answer in time counts as one of unknown protocol.
         Box::pin(async move { drop(tokio::time::timeout(PROBE_TIMEOUT, probe.ask()).await) })
     };
     PortHandle {
@@ -285,6 +286,7 @@ impl ProtocolProbe {
     async fn ask(&self) {
         let shared = &*self.shared;
         let reads = shared.tls.as_ref().is_some_and(|tls| tls.in_force());
+        // Terminated TLS is parsed by ALPN, and UDP has no requests, so neither needs a probe.
         if reads || !self.may_ask || shared.transport == Transport::Udp {
             return;
         }
@@ -306,6 +308,7 @@ impl ProtocolProbe {
         let speaks_tls = shared.app_protocol.get().0 == AppProtocol::Tls
             || self.tls_seen.load(Ordering::Relaxed)
             || tls.is_some_and(|tls| tls.is_certain());
+        // Clear text can be parsed, and so can TLS with a valid certificate.
         if !speaks_tls || tls.is_some_and(|tls| tls.in_force()) {
             return None;
         }

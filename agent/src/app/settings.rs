@@ -92,7 +92,9 @@ impl Settings {
                 (String::new(), None)
             }
         };
+        // Read even if the configuration is faulty, so that all faults are reported in one run.
         let annotations = read_annotations(&root, &mut warnings);
+        // From here on every fault is known.
         let own = Own::read(env, &mut faults);
         let sidecar = sidecar.map(|s| own.override_config(s));
         let (Some(mut sidecar), true) = (sidecar, faults.is_empty()) else {
@@ -122,6 +124,7 @@ impl Settings {
             log_json: own.log_json,
             access_log: own.access_log,
             access_log_headers: own.access_log_headers,
+            // The environment overrides the configuration, whose default is the stock agent's port.
             server_port: own
                 .server_port
                 .or(sidecar.envoy.server_port)
@@ -224,6 +227,7 @@ pub fn below(root: &Path, path: &str) -> PathBuf {
 /// Returns the CPU quota in whole cores, at most 2: one worker of this agent outruns the apps of
 /// most pods.
 fn default_workers() -> usize {
+    // More workers rarely help a sidecar and cost memory in every pod.
     std::thread::available_parallelism().map_or(1, |n| n.get().min(2))
 }
 
@@ -234,6 +238,7 @@ fn find_config(
     root: &Path,
     env: &Env,
 ) -> Result<(String, Sidecar), Faults> {
+    // A named file is the only candidate: falling back would hide a typing error.
     if let Some(path) = explicit {
         let shown = path.display().to_string();
         let text = std::fs::read_to_string(path).map_err(|e| unreadable("--config", &shown, &e))?;
@@ -354,6 +359,7 @@ impl Own {
                 "use 1 to 65535, or 0 for any free port",
                 faults,
             ),
+            // 64 bounds memory on a mistyped value; no pod needs as many.
             workers: env.within(env::WORKERS, 1..=64, faults),
             strategy: env.parsed(
                 env::STRATEGY,

@@ -97,11 +97,13 @@ impl Shutdown {
         let departure: Pin<Box<dyn Future<Output = ()> + Send + 'd>> = Box::pin(depart);
         let departure = departure.shared();
         let again = async {
+            // Without working signal handlers no second signal can come.
             if signals.next().await.is_none() {
                 std::future::pending::<()>().await;
             }
         };
         let forced = tokio::select! {
+            // A second signal takes precedence over a phase that ends at the same time.
             biased;
             () = again => true,
             () = self.phases(&departure) => false,
@@ -111,8 +113,8 @@ impl Shutdown {
         if cut > 0 {
             tracing::warn!(connections = cut, "shutdown: connections cut");
         }
-        // Dropped tasks are counted by their own guards, and what is left of saying goodbye to the
-        // manager is short; a thread or a manager that hangs does not keep the process.
+        // Dropped tasks are counted by their own guards, and the rest of departing from the manager
+        // is short; a thread or a manager that hangs does not keep the process.
         let _ = timeout(
             KILL_TIMEOUT,
             futures_util::future::join(self.drain.finished(), departure),
@@ -136,6 +138,8 @@ impl Shutdown {
                         closing = Some(Instant::now() + self.lame_duck);
                     } else {
                         tracing::info!("listeners closed");
+                        // Like Envoy's drain without `graceful`: the process stays and open
+                        // connections continue.
                         self.drain.close();
                     }
                 }
@@ -148,7 +152,7 @@ impl Shutdown {
     }
 
     async fn phases(&self, departure: &Departure<'_>) {
-        // Once ready, a departure stays so: its end does not end a phase.
+        // A finished departure stays ready when polled, but must not end a phase.
         let beside = || async {
             departure.clone().await;
             std::future::pending::<()>().await;
@@ -175,6 +179,7 @@ impl Shutdown {
         if self.app_ports.is_empty() {
             std::future::pending::<()>().await;
         }
+        // Polled, because the kernel reports no event for another process's listener.
         while listened_on(&self.app_ports) {
             sleep(POLL_INTERVAL).await;
         }
@@ -199,6 +204,7 @@ fn listened_on(ports: &[u16]) -> bool {
 fn listening(table: &str) -> impl Iterator<Item = u16> + '_ {
     table.lines().skip(1).filter_map(|line| {
         let mut fields = line.split_ascii_whitespace().skip(1);
+        // Columns: slot, local address, remote address, state.
         let (local, state) = (fields.next()?, fields.nth(1)?);
         let port = local.rsplit_once(':')?.1;
         (state == "0A")

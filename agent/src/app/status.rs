@@ -100,6 +100,7 @@ async fn fetch(
         if !answer.status().is_success() {
             return Err(format!("answered {}", answer.status()).into());
         }
+        // The port may belong to another program, so its response is bounded.
         Ok(Limited::new(answer.into_body(), MAX_RESPONSE)
             .collect()
             .await?
@@ -108,7 +109,8 @@ async fn fetch(
     tokio::pin!(exchange);
     tokio::select! {
         answer = &mut exchange => answer,
-        // The connection's end is no answer yet: what it delivered may still be on its way to us.
+        // The connection may end before its response was delivered to us, so its end is not a
+        // result yet.
         ended = connection => {
             ended?;
             exchange.await

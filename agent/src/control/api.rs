@@ -98,7 +98,7 @@ fn accepted(listener: TcpListener) -> impl Stream<Item = std::io::Result<TcpStre
                     let _ = socket.set_nodelay(true);
                     return Some((Ok(socket), listener));
                 }
-                // Out of descriptors, usually; an error handed on would end the server.
+                // Out of descriptors, usually; returning the error would end the server.
                 Err(error) => {
                     tracing::debug!(%error, "agent API: accept failed");
                     tokio::time::sleep(Duration::from_millis(100)).await;

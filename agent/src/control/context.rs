@@ -51,6 +51,7 @@ pub(crate) enum SessionLost {
 impl LevelRequests {
     /// Sets a level and returns the number of the override.
     pub(crate) fn set(&self, level: Option<LogLevel>) -> u64 {
+        // Only equality matters, so no ordering with other memory is needed.
         let number = self.count.fetch_add(1, Ordering::Relaxed) + 1;
         (self.switch.0)(level);
         number
@@ -58,6 +59,7 @@ impl LevelRequests {
 
     /// Removes the override unless a later one replaced it.
     pub(crate) fn restore_after(&self, number: u64) {
+        // A later override has a higher number and must stay.
         if self.count.load(Ordering::Relaxed) == number {
             (self.switch.0)(None);
         }

@@ -109,7 +109,7 @@ async fn udp(conn_id: ConnId, io: TunnelIo) {
             tokio::select! {
                 sent = tunnel.recv_datagram() => match sent {
                     Ok(Some(payload)) => {
-                        // What the network refuses is lost, as datagrams are.
+                        // A datagram the network refuses is lost, as on any network.
                         let _ = socket.send(&payload).await;
                         true
                     }

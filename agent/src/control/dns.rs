@@ -57,6 +57,7 @@ impl Dns {
     pub(crate) async fn answer(&self, name: &str, record_type: u32) -> Option<DnsAnswer> {
         let record_type = u16::try_from(record_type).ok().map(RecordType::from)?;
         let found = match record_type {
+            // Record types as the stock agent answers them; others are left to other agents.
             RecordType::A | RecordType::AAAA => {
                 self.by_dots(name, DnsQuestion::Address(record_type)).await
             }
@@ -76,6 +77,7 @@ impl Dns {
                 rrs: encoded(name, &found)?,
             }),
             Err(error) if is_not_found(&error) => Some(DnsAnswer {
+                // NXDOMAIN.
                 r_code: 3,
                 rrs: Vec::new(),
             }),
@@ -117,6 +119,7 @@ impl Dns {
     async fn by_dots(&self, name: &str, asked: DnsQuestion) -> Result<Vec<RData>, NetError> {
         match name.matches('.').count() {
             0 | 1 => self.ask(without_dot(name), asked).await,
+            // Like `ndots:5` in a pod's resolv.conf: names with fewer dots are completed first.
             2..=4 => match self.ask(without_dot(name), asked).await {
                 Ok(found) => Ok(found),
                 Err(_) => self.ask(name, asked).await,
@@ -153,6 +156,7 @@ impl Dns {
             Err(error) if is_not_found(&error) => error,
             other => return other,
         };
+        // `_service._protocol.host` (RFC 2782).
         let mut labels = name.splitn(3, '.');
         let (Some(service), Some(protocol), Some(host)) =
             (labels.next(), labels.next(), labels.next())
@@ -187,9 +191,11 @@ enum DnsQuestion {
 fn build(mut builder: ResolverBuilder<TokioRuntimeProvider>) -> Result<TokioResolver, NetError> {
     let options: &mut ResolverOpts = builder.options_mut();
     options.timeout = QUERY_TIMEOUT;
+    // Two tries of 450 ms fit into the second that the manager waits.
     options.attempts = 2;
     options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
     options.positive_max_ttl = Some(Duration::from_secs(u64::from(TTL)));
+    // Short, because a service may just be created.
     options.negative_max_ttl = Some(Duration::from_secs(1));
     builder.build()
 }
@@ -199,6 +205,7 @@ fn is_not_found(error: &NetError) -> bool {
         NetError::Dns(DnsError::NoRecordsFound(none)) => {
             matches!(
                 none.response_code,
+                // NoError without records means that the name has no record of this type.
                 ResponseCode::NXDomain | ResponseCode::NoError
             )
         }
@@ -229,6 +236,7 @@ fn encoded(name: &str, found: &[RData]) -> Option<Vec<u8>> {
     let mut owner = Name::from_ascii(name)
         .or_else(|_| Name::from_utf8(name))
         .ok()?;
+    // Absolute, so that the encoder does not append a search domain.
     owner.set_fqdn(true);
     let mut wire = Vec::new();
     let mut encoder = BinEncoder::new(&mut wire);

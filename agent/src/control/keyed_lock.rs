@@ -30,7 +30,7 @@ impl<K: Clone + Eq + Hash> KeyedLock<K> {
     /// Waits for the lock of `key`, which is released when the guard is dropped.
     pub(crate) async fn take(&self, key: K) -> KeyGuard<K> {
         loop {
-            // Created before the look, so that no turn given back in between is missed.
+            // Created before the check, so that a release in between is not missed.
             let released = self.0.released.notified();
             if self.0.locked().insert(key.clone()) {
                 return KeyGuard {
@@ -58,6 +58,7 @@ pub(crate) struct KeyGuard<K: Eq + Hash> {
 impl<K: Eq + Hash> Drop for KeyGuard<K> {
     fn drop(&mut self) {
         self.lock.locked().remove(&self.key);
+        // All waiters check again, because the notification does not carry the key.
         self.lock.released.notify_waiters();
     }
 }

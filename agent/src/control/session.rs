@@ -44,6 +44,8 @@ impl Live<'_> {
     /// Runs the session until it is lost.
     pub(crate) async fn run(&self) -> SessionLost {
         tokio::select! {
+            // The session is lost with its intercept watch or its heartbeat; the other watches are
+            // optional and never end.
             lost = self.intercepts() => lost,
             lost = self.remain() => lost,
             () = self.dials() => SessionLost::Ended("unreachable".to_owned()),
@@ -68,6 +70,7 @@ impl Live<'_> {
                 }
                 Err(status) => {
                     missed += 1;
+                    // A single failure may be a manager that is restarting its listener.
                     if missed == MAX_MISSED_REMAINS {
                         return SessionLost::Ended(format!(
                             "no answer to {MAX_MISSED_REMAINS} heartbeats: {}",
@@ -83,6 +86,7 @@ impl Live<'_> {
     /// ones everything.
     async fn intercepts(&self) -> SessionLost {
         match self.deltas().await {
+            // Managers before the delta watch: use full snapshots instead.
             Err(status) if status.code() == Code::Unimplemented => {}
             ended => return watch_ended(ended),
         }
@@ -96,8 +100,7 @@ impl Live<'_> {
             .watch_intercepts_delta(self.session.clone())
             .await?
             .into_inner();
-        // The first message of a stream holds everything, so nothing is carried over from an
-        // earlier one.
+        // The first message of a stream holds everything, so the snapshot starts empty.
         let mut snapshot = Snapshot::new();
         while let Some(delta) = deltas.message().await? {
             snapshot.extend(delta.upserts);
@@ -130,6 +133,8 @@ impl Live<'_> {
     }
 
     async fn take(&self, snapshot: &Snapshot) {
+        // Probing may take seconds but happens only for waiting intercepts, whose owners wait for
+        // the review anyway.
         self.context.publisher.prepare(snapshot).await;
         let metrics = &self.context.metrics;
         metrics.snapshots.inc();
@@ -150,7 +155,7 @@ impl Live<'_> {
             let id = request.id.clone();
             match with_timeout(ANSWER_TIMEOUT, client.review_intercept(request)).await {
                 Ok(_) => {}
-                // Its owner has removed it meanwhile.
+                // The owner has removed the intercept meanwhile.
                 Err(status) if status.code() == Code::NotFound => {}
                 Err(status) => {
                     let text = format!(
@@ -185,6 +190,8 @@ impl Live<'_> {
             }
             Verdict::Refuse { bad_args, message } => {
                 tracing::debug!(id = request.id, message, "intercept refused");
+                // BadArgs tells the client that the user must change the command, AgentError that
+                // another pod may accept it.
                 request.set_disposition(if bad_args {
                     Disposition::BadArgs
                 } else {
@@ -231,6 +238,8 @@ impl Live<'_> {
         let (link, context) = (self.link.clone(), Arc::clone(self.context));
         self.context.control.spawn(async move {
             let meter = context.tunnels.meter("", TunnelDirection::Cluster);
+            // The tunnel call itself gets at least the usual response time, even with a tiny dial
+            // timeout.
             let budget = (latency + timeout).max(ANSWER_TIMEOUT);
             match tokio::time::timeout(budget, tunnels::call(&link, info, meter)).await {
                 Ok(Ok(io)) => dialer::dial_and_carry(conn_id, timeout, io).await,
@@ -306,7 +315,9 @@ impl Live<'_> {
             .duration
             .as_ref()
             .and_then(|d| Duration::try_from(*d).ok())
+            // Zero and absent both mean that the level lasts.
             .filter(|d| !d.is_zero());
+        // On a task of the control side, so that the level ends even if this session ends before.
         if let Some(lasts) = lasts.filter(|_| level.is_some()) {
             self.context.control.spawn(async move {
                 tokio::time::sleep(lasts).await;
@@ -317,6 +328,7 @@ impl Live<'_> {
 
     /// Reports the traffic of finished tunnels to the manager.
     async fn reports(&self) {
+        // A session under way owns the receiver; its successor waits until it is dropped.
         let mut reports = self.context.reports.lock().await;
         while let Some(report) = reports.recv().await {
             if let Err(status) =
@@ -366,6 +378,7 @@ impl Live<'_> {
                 Err(status) => tracing::debug!("watch for {what} ended: {}", status_text(&status)),
             }
             tokio::time::sleep(pause).await;
+            // Doubling up to the maximum; any message resets it.
             pause = (pause * 2).min(REOPEN_BACKOFF.1);
         }
     }

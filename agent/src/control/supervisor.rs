@@ -220,7 +220,7 @@ impl Supervisor {
         self.context.metrics.arrivals.inc();
         *lock(&self.granted) = Some((client.clone(), session.clone()));
         if let Some(previous) = previous.filter(|p| p.session_id != session.session_id) {
-            // Arrive first, then depart: a workload without any agent would lose its intercepts'
+            // Arrive before departing: a workload without any agent would lose its intercepts'
             // clients.
             let _ = with_timeout(DEPART_TIMEOUT, client.depart(previous)).await;
         }
@@ -313,10 +313,12 @@ fn limited(client: ManagerClient<Channel>) -> ManagerClient<Channel> {
 /// Checks a version: one to three numbers, with an optional `v` prefix and a pre-release or build
 /// suffix; development builds of managers are lax about it.
 fn is_version(text: &str) -> bool {
+    // Managers report `v2.25.0`; semver has no prefix.
     let text = text.strip_prefix('v').unwrap_or(text);
     let end = text.find(['-', '+']).unwrap_or(text.len());
     let (numbers, suffix) = text.split_at(end);
     let numbers: Vec<_> = numbers.split('.').collect();
+    // `semver` demands three numbers, so missing ones become zero.
     let missing = ".0".repeat(3_usize.saturating_sub(numbers.len()));
     numbers.len() <= 3
         && semver::Version::parse(&format!("{}{missing}{suffix}", numbers.join("."))).is_ok()
@@ -326,6 +328,8 @@ fn is_version(text: &str) -> bool {
 /// restarted manager at once.
 fn jittered(pause: Duration) -> Duration {
     let random = std::collections::hash_map::RandomState::new()
+        // The standard library's hash keys are random, which is enough for jitter without another
+        // dependency.
         .build_hasher()
         .finish();
     let half = pause / 2;

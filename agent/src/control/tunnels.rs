@@ -47,10 +47,12 @@ pub(crate) struct ManagerLink {
 }
 
 struct TunnelHub {
+    // Read by every dial without a lock; written when a session begins or is lost.
     manager: ArcSwapOption<ManagerLink>,
     watchers: Mutex<HashMap<String, Watcher>>,
     waiters: Mutex<HashMap<WaiterKey, Waiter>>,
     dial_locks: KeyedLock<WaiterKey>,
+    // Numbers tell a watcher or waiter from a later one with the same key.
     numbers: AtomicU64,
     open: watch::Sender<usize>,
     reports: mpsc::Sender<TunnelMetrics>,
@@ -135,6 +137,7 @@ impl Tunnels {
 
     /// Passes an answering call to its waiter; returns the call if there is none.
     pub(crate) fn answer(&self, info: &StreamInfo, io: TunnelIo) -> Result<(), TunnelIo> {
+        // Removed by the first answer, so that a second call with the same key is refused.
         let waiter = lock(&self.0.waiters).remove(&(info.session_id.clone(), info.conn_id));
         match waiter {
             Some(waiter) => waiter.tunnel_tx.send(io),
@@ -227,6 +230,7 @@ impl Tunnels {
         let Some(dials) = lock(&self.0.watchers).get(session).map(|w| w.dials.clone()) else {
             return Ok(None);
         };
+        // Registered before the request is sent, because the answer may arrive at once.
         let (waiting, tunnel) = Waiting::new(&self.0, (session.clone(), conn_id));
         let request = DialRequest {
             conn_id: conn_id.to_bytes(),
@@ -234,6 +238,7 @@ impl Tunnels {
             dial_timeout: nanos_from_duration(intercept.dial_timeout),
             ..DialRequest::default()
         };
+        // The watch has just ended: fall back to the manager.
         if dials.send(request).await.is_err() {
             return Ok(None);
         }
@@ -254,6 +259,7 @@ impl Tunnels {
                 "not connected to the traffic-manager".to_owned(),
             ));
         };
+        // Without a session the manager could not tell whom to ask for the second stream.
         if intercept.client_session.is_empty() {
             return Err(TunnelError::NoPath(
                 "the intercept names no client session".to_owned(),
@@ -267,6 +273,8 @@ impl Tunnels {
         );
         let meter = self.meter(&intercept.client_session, TunnelDirection::Workstation);
         let io = call(&link, info, meter).await?;
+        // The second message names the workstation's session, which the manager needs to find the
+        // other end.
         let named = io
             .tx
             .send(Message::Session(intercept.client_session.clone()).encode())
@@ -374,6 +382,7 @@ async fn target_ip(host: &str) -> Result<IpAddr, TunnelError> {
     if let Ok(ip) = host.parse() {
         return Ok(ip);
     }
+    // Always IPv4, as the stock client listens; a resolver in the pod must not decide it.
     if host.eq_ignore_ascii_case("localhost") {
         return Ok(IpAddr::from([127, 0, 0, 1]));
     }
@@ -492,6 +501,8 @@ impl Drop for Meter {
             TunnelDirection::Cluster => (received, sent),
         };
         let client_session_id = std::mem::take(&mut self.client);
+        // Dials on behalf of the manager have no session to report to, and idle tunnels nothing to
+        // report.
         if !client_session_id.is_empty() && (sent, received) != (0, 0) {
             let _ = self.hub.reports.try_send(TunnelMetrics {
                 client_session_id,

@@ -125,7 +125,7 @@ impl Buf {
         if self.store.as_ref().map_or(0, |s| s.len()) >= at_least {
             return;
         }
-        // A size of its own, so that it never enters the accounts of the pools.
+        // A size unlike those of the pools, so that this buffer is never returned to one.
         let size = if at_least == LARGE {
             at_least + 1
         } else {
@@ -183,7 +183,7 @@ impl Buf {
                 }
                 _ => return,
             };
-            // A thread that is ending has no stock left to put it into.
+            // The pool of a thread that is ending is gone already.
             let _ = pool.try_with(|pool| {
                 let mut pool = pool.borrow_mut();
                 if pool.len() < stock {

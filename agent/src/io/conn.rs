@@ -82,6 +82,7 @@ impl Conn {
         match self {
             Self::Tcp(socket) => socket.abort(),
             Self::Unregistered(UnregisteredSocket(Some(socket))) => reset_when_dropped(socket),
+            // Registration failed earlier and closed the socket.
             Self::Unregistered(UnregisteredSocket(None)) => {}
             Self::Other(io) => io.abort(),
         }
@@ -126,8 +127,8 @@ impl UnregisteredSocket {
 /// read. False is no proof: the runtime may not know yet.
 #[must_use]
 pub fn has_ended(socket: &TcpStream) -> bool {
-    // A read that did not fill its buffer has taken the mark of readable data away, unless more was
-    // announced since.
+    // A read that did not fill its buffer has cleared the readable flag, unless more was announced
+    // since.
     let marks = socket
         .ready(Interest::READABLE | Interest::WRITABLE)
         .now_or_never();
@@ -227,7 +228,7 @@ impl Io for TcpStream {
 
 /// Makes closing the socket reset its connection (`SO_LINGER` 0).
 pub fn reset_when_dropped(socket: &impl AsFd) {
-    // A socket that is gone already has nothing left to reset.
+    // A closed socket has nothing left to reset.
     let _ = SockRef::from(socket).set_linger(Some(std::time::Duration::ZERO));
 }
 
@@ -260,7 +261,7 @@ impl AsyncRead for Conn {
                 poll_read_socket(socket, cx, buf)
             }
             Self::Tcp(socket) => Pin::new(socket).poll_read(cx, buf),
-            // There are none after watching.
+            // Registration above has replaced this variant.
             Self::Unregistered(_) => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
             Self::Other(io) => Pin::new(io).poll_read(cx, buf),
         }
@@ -282,7 +283,7 @@ impl AsyncWrite for Conn {
         }
         match this {
             Self::Tcp(socket) => poll_write_socket(socket, cx, buf),
-            // There are none after watching.
+            // Registration above has replaced this variant.
             Self::Unregistered(_) => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
             Self::Other(io) => Pin::new(io).poll_write(cx, buf),
         }
@@ -303,7 +304,7 @@ impl AsyncWrite for Conn {
             Self::Other(io) => return Pin::new(io).poll_shutdown(cx),
         };
         match shut {
-            // Both sides have ended already; there is nothing left to say and nothing is wrong.
+            // Both sides have ended already, which is no error.
             Poll::Ready(Err(e)) if e.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
             shut => shut,
         }
@@ -318,7 +319,7 @@ impl AsyncWrite for Conn {
         this.register()?;
         match this {
             Self::Tcp(socket) => Pin::new(socket).poll_write_vectored(cx, bufs),
-            // There are none after watching.
+            // Registration above has replaced this variant.
             Self::Unregistered(_) => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
             Self::Other(io) => Pin::new(io).poll_write_vectored(cx, bufs),
         }

@@ -54,7 +54,7 @@ async fn broken(socket: TcpStream) -> io::Error {
         }
         match socket.take_error() {
             Ok(Some(error)) | Err(error) => return error,
-            // Not an error of the connection; forgotten, so that the next one is waited for.
+            // No error is pending: clear readiness and wait for the next event.
             Ok(None) => {
                 let _ = socket.try_io(Interest::ERROR, || {
                     Err::<(), _>(io::ErrorKind::WouldBlock.into())

@@ -84,6 +84,8 @@ pub async fn resume(
             .poll(cx, up, down, &metrics.bytes_out, metrics)
             .map_err(|b| b.seen(Side::Up, Side::Down))?;
         let (side, socket, late_reset) = match (inward.is_ready(), outward.is_ready()) {
+            // A finished direction no longer reads its source, so only the socket's error state can
+            // show a reset.
             (true, true) => return Poll::Ready(Ok(())),
             (false, false) => return Poll::Pending,
             (true, false) => (Side::Down, down.as_tcp(), &mut behind_down),
@@ -194,6 +196,7 @@ impl Direction {
             let read = match (&*from, &*to) {
                 (Conn::Tcp(source), Conn::Tcp(_)) if self.bulk.is_busy() && !self.copies_only => {
                     let filled = self.pipe.poll_fill(cx, source, u64::MAX);
+                    // Nothing was taken from the source, so copying can continue at the same byte.
                     if matches!(&filled, Poll::Ready(Err(e)) if crate::io::splice::is_refused(e)) {
                         self.copies_only = true;
                         continue;
@@ -241,8 +244,9 @@ impl Direction {
             self.buf.consume(n);
             self.moved += n as u64;
         }
+        // Buffered bytes were read before those in the pipe, so they go first.
         while self.pipe.held() > 0 {
-            // Only a pair of sockets ever puts bytes into the hop.
+            // Only a pair of sockets ever puts bytes into the pipe.
             let Conn::Tcp(sink) = &*to else { break };
             let n = ready!(self.pipe.poll_drain(cx, sink)).map_err(Broken::To)?;
             metrics.bytes_spliced.add(n as u64);
@@ -270,6 +274,8 @@ impl BulkDetector {
 
     /// Records a read of `n` bytes.
     pub fn record(&mut self, n: usize) {
+        // Full reads raise the score slowly and small ones lower it fast: a wrong guess of "bulk"
+        // costs two extra system calls per read.
         if n >= buffers::SIZE {
             self.0 = (self.0 + 1).min(Self::MAX_SCORE);
         } else if n < Self::SMALL_READ {

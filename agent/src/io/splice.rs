@@ -60,6 +60,7 @@ impl SplicePipe {
         limit: u64,
     ) -> Poll<io::Result<usize>> {
         debug_assert_eq!(self.held, 0, "fill and drain alternate");
+        // Takes part in the runtime's cooperative budget, since `try_io` alone would never yield.
         let progress = ready!(coop::poll_proceed(cx));
         let len = usize::try_from(limit).unwrap_or(MAX_SPLICE).min(MAX_SPLICE);
         loop {
@@ -83,6 +84,7 @@ impl SplicePipe {
                 {
                     return Poll::Ready(Err(refused(e)));
                 }
+                // A seccomp profile may forbid the call.
                 Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
                     return Poll::Ready(Err(refused(e)));
                 }
@@ -121,9 +123,10 @@ impl SplicePipe {
             return;
         }
         if let Some(pipe) = self.pipe.take() {
-            // A thread that is ending has no stock left to put it into.
+            // The pool of a thread that is ending is gone already.
             let _ = POOL.try_with(|pool| {
                 let mut pool = pool.borrow_mut();
+                // Beyond the stock the pipe is closed, which returns its two descriptors.
                 if pool.len() < MAX_POOLED {
                     pool.push(pipe);
                 }
@@ -216,7 +219,7 @@ fn take() -> io::Result<Pipe> {
         return Ok(pipe);
     }
     let (out, into) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-    // Best effort: past the user's soft limit the kernel says no, and a small pipe does as well.
+    // Best effort: beyond the user's soft limit the kernel refuses, and a small pipe works as well.
     let _ = fcntl_setpipe_size(&into, PIPE_SIZE);
     Ok(Pipe { out, into })
 }

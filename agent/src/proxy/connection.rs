@@ -64,7 +64,7 @@ struct ReadyConn {
 async fn begin(io: UnregisteredSocket, mut context: ConnContext) -> Result<ReadyConn, Ended> {
     let (mut down, dial) = match &context.port.tls {
         None => (Conn::Unregistered(io), Arc::clone(&context.port.app)),
-        // Boxed: a handshake needs much room for a short time.
+        // Boxed: a handshake needs much memory for a short time.
         Some(_) => Box::pin(accept_tls(io, &mut context)).await?,
     };
     let port = &context.port;
@@ -79,6 +79,7 @@ async fn begin(io: UnregisteredSocket, mut context: ConnContext) -> Result<Ready
         app.begin_with(classify(received.unread()) != FirstBytes::NeedMore);
     }
     let own = OwnPort::of(&mut app);
+    // Declared opaque: detection must not hold back a byte.
     if declared == AppProtocol::Opaque {
         down.register().map_err(|_| Ended::CallerReset)?;
         let first = relay::PendingBytes {
@@ -97,6 +98,7 @@ async fn begin(io: UnregisteredSocket, mut context: ConnContext) -> Result<Ready
     let first = match detect::first_bytes(&mut down, received, &mut app, &context).await {
         Ok(first) => first,
         Err(ended) => {
+            // A clean close would look like an empty but complete response.
             if ended.resets_caller() {
                 down.abort();
             }
@@ -104,6 +106,8 @@ async fn begin(io: UnregisteredSocket, mut context: ConnContext) -> Result<Ready
         }
     };
     report(port, first.protocol);
+    // Relays and HTTP/2 wait for both directions, which needs a registered socket. HTTP/1 registers
+    // only when it has to wait.
     if first.protocol != Protocol::Http1 {
         down.register().map_err(|_| Ended::CallerReset)?;
     }
@@ -169,7 +173,7 @@ async fn http2(
 async fn read_available(down: &mut Conn, received: &mut Buf) -> io::Result<()> {
     if let Conn::Unregistered(socket) = down {
         let read = received.fill_now(socket.get()?)?;
-        // Whoever has said nothing yet has to be waited for.
+        // A caller that has sent nothing yet has to be waited for.
         return if read.is_some_and(|n| n > 0) {
             Ok(())
         } else {
@@ -220,7 +224,7 @@ async fn accept_tls(
     let arrival = tokio::select! {
         biased;
         arrival = tls.accept(io, port.routes.load().is_empty(), &port.metrics) => arrival,
-        // Whoever has not said anything by then will not be missed by the app.
+        // A caller that has sent nothing by now loses nothing by being refused.
         () = port.drain.draining() => return Err(Ended::Drained),
     };
     match arrival {
@@ -259,6 +263,7 @@ async fn relay_opaque(
     reason: OpaqueReason,
 ) -> Ended {
     let context = &context;
+    // Bytes that were not understood could still carry a forged identity header.
     if !matches!(reason, OpaqueReason::TlsRelayed | OpaqueReason::Declared)
         && context.identity().is_some()
     {
@@ -266,6 +271,7 @@ async fn relay_opaque(
         down.abort();
         return Ended::Malformed;
     }
+    // The app was not dialled, because a workstation takes the connection.
     if app.is_idle() {
         return opaque::carry(down, first.from_down, None, context, reason).await;
     }
@@ -318,6 +324,7 @@ impl Drop for ConnGuard {
         self.port.metrics.active.add(-1);
         let ended = match self.ended {
             Some(ended) => ended,
+            // Dropped without an outcome: by unwinding, or by the drain that aborts its task.
             None if std::thread::panicking() => Ended::Bug,
             None => Ended::Drained,
         };

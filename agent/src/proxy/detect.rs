@@ -67,7 +67,7 @@ pub async fn first_bytes(
     app: &mut AppLeg,
     context: &ConnContext,
 ) -> Result<Detected, Ended> {
-    // Only a caller that has HTTP to say is sure to speak first.
+    // Only a caller that speaks HTTP is sure to send first.
     let (declared, source) = context.port.app_protocol.get();
     let client_first = matches!(declared, AppProtocol::Http1 | AppProtocol::Http2)
         && source != ProtocolSource::Probe;
@@ -116,6 +116,7 @@ impl Look<'_> {
             return Poll::Ready(decided);
         }
         if !self.doubted && !sniff::is_familiar(self.from_caller.unread()) {
+            // The shorter timeout starts now; the one under way was for a usual request.
             (self.doubted, self.deadline) = (true, None);
         }
         let (wait, reason) = if self.doubted {
@@ -139,7 +140,7 @@ impl Look<'_> {
     fn poll_caller(&mut self, cx: &mut Context<'_>) -> Poll<Result<Protocol, Ended>> {
         loop {
             match std::task::ready!(self.from_caller.poll_fill(self.down, cx)) {
-                // The end of a caller that said nothing decisive, or a full buffer: the app is to
+                // The caller ended without a decisive byte, or filled the buffer: the app has to
                 // see it.
                 Ok(0) => return Poll::Ready(Ok(Protocol::Opaque(OpaqueReason::Undecided))),
                 Ok(_) => {}
@@ -148,7 +149,8 @@ impl Look<'_> {
                     return Poll::Ready(Err(Ended::CallerReset));
                 }
             }
-            // The caller speaks: from here on it is the usual deadline that runs.
+            // The caller has sent a byte, so the short timeout for silent callers no longer
+            // applies.
             self.deadline = self
                 .deadline
                 .take()
@@ -162,10 +164,11 @@ impl Look<'_> {
     /// Maps a verdict to a protocol on this port. The bytes override a declaration, which may be
     /// wrong, except that a port declared to speak TLS never gets clear-text handling.
     fn protocol(&self, verdict: FirstBytes) -> Option<Protocol> {
+        // With TLS terminated here, TLS records inside are just unknown bytes.
         let ends_tls = self.context.hello.is_some();
         Some(match verdict {
             FirstBytes::NeedMore => return None,
-            // The app said something that only a caller with a preface understands.
+            // The app sent SETTINGS, which only a caller with an HTTP/2 preface understands.
             FirstBytes::Http1 | FirstBytes::Tls | FirstBytes::Other
                 if !self.from_app.is_empty() =>
             {
@@ -187,7 +190,7 @@ impl Look<'_> {
         }
         let failure = match std::task::ready!(self.app.poll_conn(cx)) {
             Ok(conn) => match std::task::ready!(self.from_app.poll_fill(conn, cx)) {
-                // Some HTTP/2 servers greet with their SETTINGS before they have seen the preface.
+                // Some HTTP/2 servers send their SETTINGS before they have received the preface.
                 Ok(n) if n > 0 && sniff::may_be_settings(self.from_app.unread()) => {
                     return self.poll_app(cx);
                 }
@@ -197,7 +200,7 @@ impl Look<'_> {
             Err(ended) => ended,
         };
         self.app.fail(failure);
-        // While there are rules, a request may yet turn out to be a workstation's.
+        // With rules in force, a request may still turn out to be a workstation's.
         if self.context.port.routes.load().is_empty() {
             Poll::Ready(Err(failure))
         } else {

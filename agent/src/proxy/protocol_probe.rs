@@ -20,7 +20,8 @@ pub(crate) async fn ask_when_needed(port: Arc<PortContext>) {
         let (_, source) = port.app_protocol.get();
         let pause = match (needed, source) {
             (true, ProtocolSource::Bytes) => probe(&port).await,
-            // An answer is kept as long as it is needed: the next intercept may meet another app.
+            // A result is dropped when it is no longer needed: the next intercept may meet another
+            // app.
             (false, ProtocolSource::Probe) => {
                 port.app_protocol
                     .set(AppProtocol::Unknown, ProtocolSource::Bytes);

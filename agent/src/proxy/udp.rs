@@ -71,6 +71,7 @@ pub async fn serve(
     };
     let mut buf = vec![0; traffic_proto::tunnel::MAX_DATAGRAM];
     loop {
+        // Recomputed at every turn, so that any datagram postpones the end of the drain.
         let quiet_until = server.active + QUIET_PERIOD;
         tokio::select! {
             got = next(&server.socket, &mut buf) => server.take_all(got?, &mut buf),
@@ -104,6 +105,7 @@ async fn next(socket: &UdpSocket, buf: &mut [u8]) -> io::Result<Received> {
 fn receive(socket: &UdpSocket, buf: &mut [u8]) -> io::Result<Received> {
     loop {
         match packet::recv(socket.as_fd(), buf) {
+            // A pending ICMP error says nothing about the next datagram.
             Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {}
             other => return other,
         }
@@ -134,17 +136,20 @@ impl Server {
             .get(&key)
             .filter(|flow| flow.leads_to(intercept.as_deref()))
         {
-            // Who is told nothing while draining holds nothing up.
+            // Only traffic counts as activity, so a silent flow does not delay the drain.
             self.active = Instant::now();
             flow.send(datagram);
             return;
         }
+        // The rules now lead elsewhere: the old flow only delivers late answers from here on.
         if let Some(former) = self.flows.remove(&key) {
             former.replace();
         }
+        // Known callers finish their exchange; new ones are not accepted while draining.
         if self.draining {
             return;
         }
+        // Counted by running work, which includes replaced flows that still wait for answers.
         if self.running.len() >= self.limits.flows {
             metrics.limits.at(metrics::Limit::UdpFlows).inc();
             return;
@@ -184,6 +189,7 @@ impl Server {
 
     fn forget(&mut self, key: FlowKey, id: u64) {
         self.active = Instant::now();
+        // A newer flow of the same caller stays.
         if self.flows.get(&key).is_some_and(|flow| flow.id() == id) {
             self.flows.remove(&key);
         }

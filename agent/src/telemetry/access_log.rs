@@ -74,6 +74,7 @@ impl AccessLog {
             .name("access-log".to_owned())
             .spawn(move || {
                 while let Ok(line) = queue.recv() {
+                    // One write for all queued lines, which keeps up with bursts.
                     let more = queue.try_iter().take(QUEUE_CAPACITY);
                     let batch = more.fold(line, |mut batch, line| {
                         batch.push_str(&line);
@@ -82,6 +83,8 @@ impl AccessLog {
                     if out
                         .write_all(batch.as_bytes())
                         .and_then(|()| out.flush())
+                        // The reader of standard output is gone, so further lines would fail as
+                        // well.
                         .is_err()
                     {
                         return;
@@ -145,6 +148,7 @@ impl AccessLog {
     /// Writes the line of a finished exchange.
     pub fn end(&self, entry: &Entry) {
         let line = self.format.render(entry, entry.clock.elapsed());
+        // Never waits: a stalled reader must not delay a request.
         if self.lines.try_send(line).is_err() {
             self.dropped.inc();
         }

@@ -214,7 +214,7 @@ impl LogControl {
         let mut current = self.lock();
         change(&mut current);
         if let Some(filter) = &self.filter {
-            // The handle only fails when the subscriber is gone, and then nobody reads the lines.
+            // The handle fails only if the subscriber is gone, and then no lines are written.
             let _ = filter.reload(targets(&current));
         }
     }
@@ -233,7 +233,7 @@ pub fn parse_level(name: &str) -> Result<LogLevel, LevelError> {
 }
 
 fn targets(levels: &Levels) -> Targets {
-    // Libraries below the agent speak only when it is asked to tell everything.
+    // Libraries log below warnings only if the agent itself logs everything.
     let agent = levels.of_agent();
     let others = if agent == LogLevel::Trace {
         LevelFilter::DEBUG
@@ -259,8 +259,7 @@ fn targets(levels: &Levels) -> Targets {
 fn filter_of(level: LogLevel) -> LevelFilter {
     match level {
         LogLevel::Off => LevelFilter::OFF,
-        // Nothing of ours is milder than an error and worse than a warning: what is critical is
-        // logged as an error.
+        // `tracing` has no level above errors, so critical lines are errors.
         LogLevel::Critical | LogLevel::Error => LevelFilter::ERROR,
         LogLevel::Warning => LevelFilter::WARN,
         LogLevel::Info => LevelFilter::INFO,

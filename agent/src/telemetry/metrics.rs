@@ -486,8 +486,7 @@ impl Label for Ended {
     };
 
     fn index(self) -> usize {
-        // Every value stands in `ALL`; the first one answers for a value that somebody forgot to
-        // add there.
+        // All values are in `ALL`; the first one is the fallback for a value missing there.
         Self::ALL.iter().position(|e| *e == self).unwrap_or(0)
     }
 

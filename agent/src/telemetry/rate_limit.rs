@@ -69,6 +69,7 @@ impl LogLimiter {
         let first = now >= next
             && self
                 .next
+                // Of several threads at the same moment only one writes its line.
                 .compare_exchange(next, later, Ordering::Relaxed, Ordering::Relaxed)
                 .is_ok();
         if first {

@@ -55,8 +55,7 @@ macro_rules! io_of_inner {
     ($name:ident) => {
         impl<S: Io> Io for $name<S> {
             fn abort(&mut self) {
-                // A TLS stream that is dropped says nothing, so resetting what it runs on is all
-                // there is to do.
+                // A dropped TLS stream sends nothing, so resetting the stream below it is enough.
                 self.0.get_mut().0.abort();
             }
         }

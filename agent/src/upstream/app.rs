@@ -75,6 +75,7 @@ fn start(addr: AppAddr, sent_at_once: bool) -> io::Result<TcpStream> {
         )
     };
     let socket = match make() {
+        // The reserve exists for exactly this dial.
         Err(e) if is_out_of_descriptors(&e) && fd_reserve::release() => make()?,
         made => made?,
     };
@@ -83,6 +84,7 @@ fn start(addr: AppAddr, sent_at_once: bool) -> io::Result<TcpStream> {
         socket.set_tcp_quickack(false)?;
     }
     match socket.connect(&addr.0.into()) {
+        // EINPROGRESS is the normal result of a nonblocking connect.
         Err(e) if e.raw_os_error() != Some(Errno::INPROGRESS.raw_os_error()) => return Err(e),
         _ => {}
     }
@@ -129,6 +131,7 @@ pub async fn connect_marked(addr: AppAddr) -> Result<(TcpStream, Option<OwnPort>
         }
         Ok(writable) => writable.map_err(failed)?,
     }
+    // Writable means only that the connect has ended; its result is in the socket's error.
     match socket.take_error().map_err(failed)? {
         Some(refused) => Err(failed(refused)),
         None => Ok((socket, own)),
@@ -238,7 +241,7 @@ impl AppLeg {
         Poll::Ready(match &mut self.state {
             DialState::Up(conn) => Ok(conn),
             DialState::Failed(ended) => Err(*ended),
-            // Both were left above.
+            // Both states were left above.
             DialState::Idle | DialState::Dialing(_) => Err(Ended::Bug),
         })
     }
@@ -326,6 +329,7 @@ impl OwnPort {
     /// Marks the local port of `socket`.
     pub fn of_socket(socket: &TcpStream) -> Option<Self> {
         let port = socket.local_addr().ok()?.port();
+        // Relaxed: the redirected connection arrives through the kernel, which orders both threads.
         own_ports(port).fetch_or(1 << (port % 64), Ordering::Relaxed);
         Some(Self(port))
     }

@@ -199,8 +199,8 @@ impl AppTlsDialer {
         let (offer, doubt) = match speaks {
             AppAnswer::Tls => match self.ask_tls(&[H2, HTTP1]).await? {
                 TlsAnswer::Tls(picked) => (self.tls_offer(picked.as_deref()).await?, None),
-                // It wants something of the caller's own, so what it would offer to the caller
-                // stays unknown.
+                // It requires a certificate of the caller's own, so its offer to the caller stays
+                // unknown.
                 TlsAnswer::Refused => (http1, None),
                 TlsAnswer::NotTls => {
                     self.learn_clear_text();
@@ -401,8 +401,8 @@ impl tls::alpn::AppTls for AppTlsDialer {
                         likely: self.lock().last_offer.unwrap_or(declared),
                     })
                 }
-                // The app listens, but what it is cannot be found out: HTTP/1.1 is what most
-                // understand.
+                // The app listens, but its protocol cannot be determined: HTTP/1.1 is the most
+                // common one.
                 Err(AppError::Tls { .. }) => Ok(AlpnOffer {
                     h2: false,
                     http1: true,
@@ -419,7 +419,7 @@ impl tls::alpn::AppTls for AppTlsDialer {
             let Ok(speaks_first) = probe::speaks_first(self.addr).await else {
                 return false;
             };
-            // Silence may be a slow start.
+            // A silent app may just be starting.
             self.lock().speaks_first =
                 Some((speaks_first, until((!speaks_first).then_some(SILENT_TTL))));
             speaks_first

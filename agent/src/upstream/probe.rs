@@ -66,7 +66,7 @@ pub(crate) fn read_failure(error: &io::Error) -> TlsAnswer {
     use rustls::Error as E;
     match error.get_ref().and_then(|inner| inner.downcast_ref::<E>()) {
         None => TlsAnswer::Closed,
-        // An echo answers a ClientHello with a ClientHello: well-formed, and yet no TLS.
+        // An echo server answers a ClientHello with a ClientHello: well-formed, but not TLS.
         Some(
             E::InvalidMessage(_)
             | E::InappropriateMessage { .. }
@@ -98,7 +98,7 @@ pub async fn h2c(app: AppAddr) -> Result<Option<bool>, AppError> {
             && length.is_multiple_of(6)
             && length <= 1024;
         if settings {
-            // Leaving in order keeps the app's log clean; it has answered already.
+            // Closing properly keeps errors out of the app's log; it has answered already.
             let mut payload = vec![0; usize::try_from(length).unwrap_or_default()];
             conn.read_exact(&mut payload).await?;
             conn.write_all(SETTINGS_ACK).await?;

@@ -134,6 +134,7 @@ impl Liveness {
     /// Ready when the peer has given no sign of life for two intervals, although it was asked for
     /// one after the first.
     fn poll_gone(&mut self, tx: &PollSender<Bytes>, cx: &mut Context<'_>) -> Poll<()> {
+        // Older workstations ignore keep-alives, so their silence means nothing.
         if !self.answers {
             return Poll::Pending;
         }
@@ -154,7 +155,7 @@ impl Liveness {
                 return Poll::Ready(());
             } else {
                 self.asked = true;
-                // A queue that is full for so long is a sign of its own.
+                // A queue that stays full this long is itself a sign of a dead peer.
                 if let Some(tx) = tx.get_ref() {
                     let _ = tx.try_send(Message::KeepAlive.encode());
                 }
@@ -234,6 +235,7 @@ impl Tunnel {
     /// Sends one datagram, or drops it (and returns `false`) if the queue is full, the tunnel is
     /// over, or it is too large for a datagram.
     pub fn send_datagram(&mut self, datagram: &[u8]) -> bool {
+        // A larger message would be refused by the peer and end the whole flow.
         if datagram.len() > tunnel::MAX_DATAGRAM || self.outgoing_over {
             return false;
         }
@@ -247,6 +249,7 @@ impl Tunnel {
     /// # Errors
     /// The dial was rejected, or the stream broke.
     pub async fn recv_datagram(&mut self) -> io::Result<Option<Bytes>> {
+        // From now on empty messages count, because an empty datagram is valid.
         self.datagrams = true;
         poll_fn(|cx| {
             if !self.unread.is_empty() {
@@ -299,7 +302,7 @@ impl Tunnel {
             };
             self.liveness.received = self.liveness.received.wrapping_add(1);
             match message {
-                // A datagram may be empty; in a stream of bytes it means nothing.
+                // An empty datagram is valid; in a stream an empty message means nothing.
                 Ok(Message::Normal(data)) if data.is_empty() && !self.datagrams => {}
                 Ok(Message::Normal(data)) => {
                     self.dial_succeeded();
@@ -309,6 +312,7 @@ impl Tunnel {
                     self.dial_succeeded();
                     return Poll::Ready(Ok(Event::Dialled));
                 }
+                // A keep-alive from the dialling end announces that ours are answered.
                 Ok(Message::KeepAlive) => self.liveness.answers |= self.role == Role::Caller,
                 Ok(Message::CloseSend) => {
                     self.reading = Reading::Over;
@@ -330,7 +334,7 @@ impl Tunnel {
                 Ok(Message::Unknown(code, _)) => {
                     tracing::debug!(code, "unknown tunnel message ignored")
                 }
-                // They belong to the opening, which is over.
+                // Messages of the opening phase, which is over.
                 Ok(_) => {}
                 Err(error) => {
                     tracing::debug!(%error, "tunnel ended for a malformed message");
@@ -339,6 +343,7 @@ impl Tunnel {
                 }
             }
         }
+        // The limit was reached with messages still queued: yield and continue at once.
         cx.waker().wake_by_ref();
         Poll::Pending
     }
@@ -377,6 +382,7 @@ impl Tunnel {
 
     fn end_outgoing(&mut self) {
         self.outgoing_over = true;
+        // Closing the sender half-closes the gRPC call; a held slot would prevent it.
         if self.role == Role::Caller {
             self.farewell = None;
             self.tx.close();
@@ -410,6 +416,7 @@ impl AsyncRead for Tunnel {
                 Event::End => return Poll::Ready(Ok(())),
             }
         }
+        // The rest of a message stays for the next read, so no byte is copied twice.
         let n = self.unread.len().min(buf.remaining());
         buf.put_slice(self.unread.get(..n).unwrap_or_default());
         self.unread.advance(n);
@@ -447,6 +454,7 @@ impl AsyncWrite for Tunnel {
             return Poll::Ready(Ok(0));
         }
         ready!(self.poll_slot(cx))?;
+        // One byte of message code precedes the data.
         let mut payload = BytesMut::with_capacity(1 + total);
         tunnel::begin_normal(&mut payload);
         for buf in bufs {
@@ -462,7 +470,7 @@ impl AsyncWrite for Tunnel {
     }
 
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // Whoever drains the queue does so as soon as it can.
+        // The queue's reader drains it by itself, so there is nothing to flush.
         Poll::Ready(Ok(()))
     }
 
@@ -473,7 +481,7 @@ impl AsyncWrite for Tunnel {
         if self.role == Role::Server {
             match ready!(self.poll_slot(cx)) {
                 Ok(()) => self.send(Message::CloseSend.encode())?,
-                // The call is over already, which says more than CloseSend would.
+                // The call has ended already, so CloseSend is not needed.
                 Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {}
                 Err(e) => return Poll::Ready(Err(e)),
             }
@@ -488,6 +496,8 @@ impl Drop for Tunnel {
     /// Disconnect: a gRPC client that drops the response stream cancels the whole call, including
     /// queued messages.
     fn drop(&mut self) {
+        // A server's response stream ends by itself; an open direction was aborted and needs no
+        // delivery.
         if self.role == Role::Server || !self.outgoing_over {
             return;
         }

@@ -208,7 +208,7 @@ impl Workstations<'_> {
     ) -> Result<C, NoWorkstation> {
         match &dialled {
             Ok(_) => attempt.succeeded(now()),
-            // It only waited behind another dial, which tells.
+            // It only waited for another dial, which reports the failure.
             Err(failure) if failure.why == FailOpen::Skipped => drop(attempt),
             Err(failure) => {
                 self.metrics.tunnel_failures.inc();

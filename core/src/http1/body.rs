@@ -66,6 +66,7 @@ impl Body {
     #[must_use]
     pub fn of_request(head: &Head) -> Self {
         match head.framing {
+            // RFC 9112 section 6.3, rule 7: a request without framing has no body.
             Framing::Unsaid | Framing::Length(0) => Self::Done,
             Framing::Length(n) => Self::Length(n),
             Framing::Chunked => Self::Chunked(Chunk::Start),
@@ -76,12 +77,14 @@ impl Body {
     /// section 6.3).
     #[must_use]
     pub fn of_response(head: &Head, method: Method) -> Self {
+        // RFC 9112 section 6.3, rule 1: these never have a body, whatever their fields say.
         let bodyless = method == Method::Head || matches!(head.status(), 100..=199 | 204 | 304);
         match head.framing {
             _ if bodyless => Self::Done,
             Framing::Length(0) => Self::Done,
             Framing::Length(n) => Self::Length(n),
             Framing::Chunked => Self::Chunked(Chunk::Start),
+            // RFC 9112 section 6.3, rule 8.
             Framing::Unsaid => Self::UntilClose,
         }
     }
@@ -148,6 +151,7 @@ impl Body {
     fn advance_chunks(&mut self, bytes: &[u8]) -> Result<usize, Malformed> {
         let mut at = 0;
         while let (Self::Chunked(chunk), Some(byte)) = (&mut *self, bytes.get(at)) {
+            // Data is skipped in one step; only the framing around it is parsed byte by byte.
             if let Chunk::Data(left) = chunk {
                 let n = (bytes.len() - at).min(usize::try_from(*left).unwrap_or(usize::MAX));
                 at += n;
@@ -184,6 +188,7 @@ impl Chunk {
             (Self::Size { value, .. } | Self::Space(value), b' ' | b'\t') => Self::Space(value),
             (Self::Extension(size), b'\r') => Self::SizeLf(size),
             (Self::Extension(size), _) if is_text(byte) => Self::Extension(size),
+            // The last chunk has size 0 and is followed by trailers (RFC 9112 section 7.1.2).
             (Self::SizeLf(0), b'\n') => Self::Trailer,
             (Self::SizeLf(size), b'\n') => Self::Data(size),
             (Self::DataCr, b'\r') => Self::DataLf,
@@ -207,6 +212,7 @@ impl Chunk {
             .to_digit(16)
             .filter(|_| digits < MAX_SIZE_DIGITS)?;
         Some(Self::Size {
+            // 15 digits are 60 bits, so the shift cannot overflow.
             value: value << 4 | u64::from(digit),
             digits: digits + 1,
         })
@@ -214,6 +220,7 @@ impl Chunk {
 }
 
 fn is_text(byte: u8) -> bool {
+    // HTAB, visible characters and obs-text (RFC 9110 section 5.5).
     byte == b'\t' || byte >= 0x20 && byte != 0x7f
 }
 

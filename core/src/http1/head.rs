@@ -162,6 +162,7 @@ impl Parser {
     /// # Errors
     /// The ambiguity of the head, found as soon as its line is complete.
     pub fn parse(&mut self, bytes: &[u8]) -> Result<Step, Ambiguous> {
+        // The incomplete line has no new line feed, so it is not parsed again.
         if self.searched > self.at
             && memchr(b'\n', bytes.get(self.searched..).unwrap_or_default()).is_none()
         {
@@ -183,8 +184,10 @@ impl Parser {
                 return Err(Ambiguous::Oversized);
             }
             match (self.start, line.end) {
+                // One empty line before a request is ignored (RFC 9112 section 2.2).
                 (None, 0) if self.at == 0 && self.kind == Kind::Request => {}
                 (None, _) => self.first_line(rest.get(..line.end).unwrap_or_default(), next)?,
+                // An empty line ends the head.
                 (Some(start), 0) => return self.complete(start, next),
                 (Some(_), _) => self.field(rest, line)?,
             }
@@ -218,12 +221,14 @@ impl Parser {
     }
 
     fn field(&mut self, rest: &[u8], line: Line) -> Result<(), Ambiguous> {
-        // Most names are dismissed by their length.
+        // Most names are skipped by their length alone.
         if !matches!(line.colon, 6 | 7 | 10 | 14 | 17) {
             return Ok(());
         }
         let name = rest.get(..line.colon).unwrap_or_default();
         let value = || trimmed(rest.get(line.colon + 1..line.end).unwrap_or_default());
+        // Equal repeated lengths are allowed by RFC 9110 section 8.6, but implementations differ,
+        // so they are ambiguous.
         if name.eq_ignore_ascii_case(b"content-length") {
             if self
                 .length
@@ -233,6 +238,7 @@ impl Parser {
                 return Err(Ambiguous::Length);
             }
         } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
+            // Any other coding, or a list of them, may be decoded differently by the next hop.
             if self.chunked || !value().eq_ignore_ascii_case(b"chunked") {
                 return Err(Ambiguous::Coding);
             }
@@ -257,11 +263,15 @@ impl Parser {
             // A 1.0 peer knows no transfer coding and would read the chunks as the body (RFC 9112
             // section 6.1).
             (None, true) if self.minor == 1 => Framing::Chunked,
+            // Length and coding together are the classic request smuggling vector (RFC 9112 section
+            // 6.3, rule 3).
             _ => return Err(Ambiguous::Conflict),
         };
         let bodyless = match start {
-            // Content of a CONNECT has no meaning that readers agree on (RFC 9110 section 9.3.6).
+            // Content of a CONNECT has no meaning that implementations agree on (RFC 9110 section
+            // 9.3.6).
             Start::Request { method, .. } => method == Method::Connect,
+            // RFC 9112 section 6.1 and RFC 9110 section 8.6 forbid framing here.
             Start::Response { status } => status / 100 == 1 || status == 204,
         };
         if bodyless && !matches!(framing, Framing::Unsaid | Framing::Length(0)) {
@@ -358,7 +368,7 @@ impl crate::routing::Request for RequestView<'_> {
 
     fn visit_headers<'a>(&'a self, visit: &mut dyn FnMut(&'a [u8], &'a [u8])) {
         let mut rest = self.fields;
-        // The lines have been parsed before: each has a colon and ends in CR LF.
+        // The lines were validated before: each has a colon and ends in CR LF.
         while let Some(colon) = memchr(b':', rest) {
             let (name, after) = rest.split_at(colon);
             let end = memchr(b'\r', after).unwrap_or(after.len());
@@ -384,7 +394,7 @@ fn origin_form(target: &[u8]) -> &[u8] {
     let path = after.iter().position(|b| matches!(b, b'/' | b'?' | b'#'));
     match path.map(|at| after.split_at(at).1) {
         Some(path) if path.first() == Some(&b'/') => path,
-        // An authority without a path asks for the root.
+        // An authority without a path means the root.
         _ => b"/",
     }
 }
@@ -410,6 +420,7 @@ fn field_line(bytes: &[u8]) -> Result<Option<Line>, Ambiguous> {
     };
     match (colon, bytes.get(colon).copied()) {
         (0, Some(b'\r')) => Ok(line_end(bytes, 0)?.map(|end| Line { colon: 0, end })),
+        // obs-fold is deprecated (RFC 9112 section 5.2) and merged differently by parsers.
         (0, Some(b' ' | b'\t')) => Err(Ambiguous::Folded),
         (0, _) => Err(Ambiguous::Name),
         (_, Some(b':')) => Ok(line_end(bytes, colon + 1)?.map(|end| Line { colon, end })),
@@ -427,6 +438,7 @@ fn line_end(bytes: &[u8], from: usize) -> Result<Option<usize>, Ambiguous> {
             (Some(b'\t'), _) => at += 1,
             (Some(b'\r'), Some(b'\n')) => return Ok(Some(at)),
             (None, _) | (Some(b'\r'), None) => return Ok(None),
+            // A bare CR or LF ends a line for some parsers only (RFC 9112 section 2.2).
             (Some(b'\r' | b'\n'), _) => return Err(Ambiguous::LineEnd),
             (Some(_), _) => return Err(Ambiguous::Value),
         }
@@ -441,7 +453,7 @@ fn text_len(bytes: &[u8]) -> usize {
     for (i, word) in words.iter().enumerate() {
         let w = u64::from_le_bytes(*word);
         let del = w ^ (ONES * 0x7f);
-        // The usual tests for "a byte below 0x20" and "a zero byte"; the lowest flag is exact,
+        // The usual bit tricks for "a byte below 0x20" and "a zero byte"; the lowest flag is exact,
         // higher ones need not be.
         let flags = (w.wrapping_sub(ONES * 0x20) & !w | del.wrapping_sub(ONES) & !del) & HIGH;
         if flags != 0 {
@@ -480,6 +492,7 @@ fn request_line(line: &[u8], offset: usize) -> Option<(Start, u8)> {
     }
     let target = method_end + 1;
     let target_end = target + memchr(b' ', line.get(target..)?).filter(|len| *len > 0)?;
+    // Some parsers split the request line at tabs as well.
     if line.get(target..target_end)?.contains(&b'\t') {
         return None;
     }
@@ -509,6 +522,7 @@ fn status_line(line: &[u8]) -> Option<(Start, u8)> {
         return None;
     }
     let status = digits.iter().fold(0, |n, d| n * 10 + u16::from(d - b'0'));
+    // Three digits are at most 999; codes below 100 do not exist.
     (status >= 100).then_some((Start::Response { status }, minor))
 }
 
@@ -525,7 +539,7 @@ fn decimal(digits: &[u8]) -> Option<u64> {
         let digit = d.is_ascii_digit().then(|| u64::from(d - b'0'))?;
         n.checked_mul(10)?.checked_add(digit)
     })?;
-    // Lengths beyond a signed 64-bit number are read differently by different readers.
+    // Lengths above a signed 64-bit number are parsed differently by different implementations.
     (!digits.is_empty() && i64::try_from(number).is_ok()).then_some(number)
 }
 

@@ -65,6 +65,7 @@ impl FrameHeader {
             length: u32::from_be_bytes([0, l0, l1, l2]),
             kind,
             flags,
+            // The top bit is reserved and has to be ignored (RFC 9113 section 4.1).
             stream: u32::from_be_bytes([s0, s1, s2, s3]) & MAX_STREAM,
         }
     }
@@ -238,6 +239,7 @@ impl FrameScanner {
         let begun = if self.left > 0 {
             self.left as usize
         } else {
+            // 0 if no header has begun, else the bytes still missing from it.
             (HEAD - usize::from(self.have)) % HEAD
         };
         if begun > 0 {
@@ -286,6 +288,7 @@ impl FrameScanner {
             head.kind,
             kind::HEADERS | kind::PUSH_PROMISE | kind::CONTINUATION
         ) {
+            // Other frame types cannot appear inside a header section (RFC 9113 section 6.10).
             self.section_open = head.leaves_section_open();
         }
         head
@@ -347,6 +350,7 @@ impl OpenStreams {
 
     /// Tracks a frame of the client; returns true if it opens a stream.
     pub fn from_caller(&mut self, head: FrameHeader) -> bool {
+        // Client stream ids only grow (RFC 9113 section 5.1.1); a lower one is a trailer section.
         let opens = head.kind == kind::HEADERS && head.stream > self.highest;
         if opens {
             self.highest = head.stream;
@@ -368,6 +372,7 @@ impl OpenStreams {
         if head.ends_stream() {
             self.end(head.stream, side as u8);
         } else if head.kind == kind::RST_STREAM {
+            // A reset closes both halves, whichever side sends it.
             self.end(head.stream, BOTH);
         }
     }
@@ -405,6 +410,7 @@ impl OpenStreams {
             // An idle connection keeps room for a usual number of streams, not for its busiest
             // moment.
             self.entries.shrink_to(64);
+        // Amortised: a sweep costs as many steps as there were closes since the last one.
         } else if self.closed >= 32 && self.closed * 2 > self.entries.len() {
             self.entries.retain(|e| e.ended != BOTH);
             self.closed = 0;

@@ -68,6 +68,7 @@ impl HeaderFilter {
         let pattern = if value.contains(|c| r"\.+*?()[]{}^$|".contains(c)) {
             match go_regex::compile(value) {
                 Ok(regex) => Pattern::Regex(regex),
+                // The stock agent also takes an invalid pattern as literal text.
                 Err(PatternError::Syntax { .. }) => exact(value),
                 Err(too_big) => return Err(too_big),
             }
@@ -122,11 +123,13 @@ fn glob(pattern: &[u8], text: &[u8]) -> bool {
     let Some(mut rest) = text.strip_prefix(first) else {
         return false;
     };
+    // Without a `*` the whole text has to equal the pattern.
     let Some(last) = parts.next_back() else {
         return rest.is_empty();
     };
     for part in parts {
         let Some(at) =
+            // The leftmost match is always right for inner parts, because `*` takes the rest.
             (0..=rest.len()).find(|at| rest.get(*at..).is_some_and(|r| r.starts_with(part)))
         else {
             return false;

@@ -40,8 +40,7 @@ pub(super) fn yaml(text: &str, source: &str) -> Result<Node, Faults> {
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! { max_depth: MAX_DEPTH },
         duplicate_keys: DuplicateKeyPolicy::PassThrough,
-        // `0777` and `1_000` arrive as text, for the reader to make numbers of where it wants
-        // numbers.
+        // `0777` and `1_000` arrive as text; the reader converts them if it expects a number.
         leading_zero_numbers_as_strings: true,
         underscored_numbers_as_strings: true,
         non_finite_float_policy: NonFiniteFloatPolicy::AsString,
@@ -187,7 +186,7 @@ impl<'de, C: Deserialize<'de>> Visitor<'de> for Any<C> {
     }
 
     fn visit_u128<E>(self, value: u128) -> Result<Raw<C>, E> {
-        // Far out of every range we have.
+        // Far out of range for all our values.
         Ok(Raw::Int(i128::try_from(value).unwrap_or(i128::MAX)))
     }
 

@@ -253,7 +253,7 @@ impl Field {
     pub(super) fn as_integer(&self) -> Option<i128> {
         match &self.node.value {
             Value::Int(number) => Some(*number),
-            // Exact up to 53 bits, more than any range we have.
+            // Exact up to 53 bits, more than any of our ranges.
             Value::Float(number) if number.fract() == 0.0 && number.abs() < 9e15 => {
                 Some(*number as i128)
             }

@@ -64,10 +64,12 @@ fn merge<'a>(
     let mut targets: Vec<Target> = Vec::new();
     for (container, entry) in entries {
         let same = |target: &&mut Target| {
+            // One listener serves all service ports that lead to the same container port.
             (target.agent_port, target.transport) == (entry.agent_port, entry.transport)
         };
         match targets.iter_mut().find(same) {
             Some(target) => {
+                // One entry that needs a redirect is enough.
                 target.numeric |= entry.target_port_numeric;
                 target.headless |= entry.headless;
                 if target.app_protocol.is_empty() {
@@ -103,6 +105,7 @@ fn merge<'a>(
 fn proxy_number(target: &Target, total: usize) -> usize {
     match target.entries.iter().find_map(|entry| entry.inactive_port) {
         Some(port) => port.get().into(),
+        // agent-init computes the same number from the same configuration.
         None => usize::from(target.agent_port.get()) + PROXY_OFFSET + total,
     }
 }

@@ -43,8 +43,7 @@ fn declared_or_strategy(
     strategy: AppProtocolStrategy,
 ) -> (AppProtocol, ProtocolSource) {
     if !target.app_protocol.is_empty() {
-        // A declaration that is not known says at least that no strategy was meant: the bytes
-        // decide.
+        // An unknown declaration still means that no strategy was wanted: the bytes decide.
         return known(&target.app_protocol)
             .map_or((AppProtocol::Unknown, ProtocolSource::Bytes), |declared| {
                 (declared, ProtocolSource::AppProtocol)

@@ -23,7 +23,7 @@ pub(crate) fn between(held: &Filters, wanted: &Filters) -> Option<&'static str> 
                 None
             }
         }
-        // Headers are asked before paths: each finds its own.
+        // Rules with headers are evaluated before those with paths only, so both can be served.
         (true, false) | (false, true) => None,
         (false, false) => paths_overlap(held, wanted).then_some("the paths overlap"),
     }

@@ -67,6 +67,7 @@ impl RoutePublisher {
                     .as_ref()
                     .is_some_and(|spec| spec.mechanism != "tcp")
         };
+        // TCP intercepts need no protocol, so their reviews are not delayed by a probe.
         if snapshot.values().any(http) {
             join_all(self.ports.iter().map(|port| (port.ask)())).await;
         }
@@ -76,6 +77,7 @@ impl RoutePublisher {
     pub(crate) fn snapshot(&self, snapshot: &Snapshot) -> Vec<Review> {
         let unreadable: Vec<_> = self.ports.iter().map(|p| (p.unreadable)()).collect();
         let mut state = self.lock();
+        // A session backs the tables again.
         state.grace_ends = None;
         let outcome = state
             .rules
@@ -85,6 +87,7 @@ impl RoutePublisher {
         for change in &outcome.changes {
             tracing::info!("{change}");
         }
+        // Wakes the deadline task, which may now have an earlier or no deadline.
         self.changed.notify_one();
         outcome.reviews
     }
@@ -93,6 +96,7 @@ impl RoutePublisher {
     pub(crate) fn lost(&self) {
         let mut state = self.lock();
         state.rules.drop_promises();
+        // Repeated losses while reconnecting do not extend the grace.
         if state.grace_ends.is_none() {
             state.grace_ends = Some(Instant::now() + self.grace);
         }
@@ -130,6 +134,7 @@ impl RoutePublisher {
         if state.grace_ends.is_some_and(|at| at <= now) {
             state.grace_ends = None;
             let tables = state.rules.clear();
+            // No line if nothing was intercepted.
             if !tables.is_empty() {
                 tracing::warn!(
                     "no manager for {:?}: intercepts are suspended, all traffic goes to the app",
@@ -141,6 +146,7 @@ impl RoutePublisher {
         let tables = state.rules.expire(now.into_std());
         self.publish(tables);
         let expiry = state.rules.next_expiry().map(Instant::from_std);
+        // The earlier of both deadlines, or none.
         state.grace_ends.into_iter().chain(expiry).min()
     }
 

@@ -69,6 +69,7 @@ pub(crate) fn rule(info: &InterceptInfo, spec: &InterceptSpec) -> Result<Rule, R
     }
     let mut plaintext = spec.plaintext;
     let mechanism = match spec.mechanism.as_str() {
+        // Older clients leave the mechanism empty.
         "tcp" | "" if filters.is_empty() => Mechanism::Tcp,
         "tcp" | "" | "http" => {
             plaintext |= read_args(info, spec, &mut filters)?;
@@ -80,6 +81,7 @@ pub(crate) fn rule(info: &InterceptInfo, spec: &InterceptSpec) -> Result<Rule, R
             )));
         }
     };
+    // A fixed order, so that equal specs give equal descriptions and tables.
     filters.headers.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(Rule {
         mechanism,
@@ -103,6 +105,7 @@ fn header(name: &str, value: &str) -> Result<HeaderFilter, Refusal> {
 }
 
 fn bad_path(path: &str, error: &traffic_core::routing::go_regex::PatternError) -> Refusal {
+    // Patterns may have thousands of characters; a message must stay readable.
     let shown: String = path.chars().take(100).collect();
     Refusal::of_spec(format!("path filter {shown:?}: {error}"))
 }
@@ -121,6 +124,7 @@ fn read_args(
             Some((flag, value)) => (flag, Some(value)),
             None => (arg.as_str(), None),
         };
+        // Both `--flag=value` and `--flag value` are in use.
         let mut value = || {
             let value = inline.or_else(|| args.next().map(String::as_str));
             value.ok_or_else(|| {
@@ -131,11 +135,13 @@ fn read_args(
         };
         let path = |filter: Result<PathFilter, _>| filter.map_err(|e| bad_path(arg, &e));
         match flag.trim_start_matches('-') {
+            // `--match` is the older name of `--header`.
             "header" | "match" => header_arg(&info.id, value()?, filters)?,
             "path-equal" => filters.paths.push(PathFilter::Equal(value()?.to_owned())),
             "path-prefix" => filters.paths.push(PathFilter::Prefix(value()?.to_owned())),
             "path-regex" => filters.paths.push(path(PathFilter::whole(value()?))?),
             "plaintext" => plaintext = inline.is_none_or(|v| v == "true"),
+            // Metadata is for the client's own tools and does not affect routing.
             "meta" => {
                 value()?;
             }
@@ -190,6 +196,7 @@ impl Rule {
             .iter()
             .map(|h| (h.name.clone(), h.text.clone()))
             .collect();
+        // The map has room for one path only; tools show none if there are several.
         if let [path] = self.filters.paths.as_slice() {
             let (key, text) = match path {
                 PathFilter::Equal(p) => (":path-equal:", p),

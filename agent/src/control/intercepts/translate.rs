@@ -149,6 +149,8 @@ impl Rules {
             .values()
             .filter_map(|i| Some((i, self.own_spec(i)?)))
             .collect();
+        // Each port is decided by itself: promises first, then routes, then reviews, since a review
+        // may add a promise for the next snapshot.
         for (index, (port, target)) in self.ports.iter_mut().zip(&self.targets).enumerate() {
             let unreadable = unreadable.get(index).and_then(Option::as_deref);
             let candidates = port.candidates(&ours, target, &self.containers, unreadable);
@@ -165,6 +167,8 @@ impl Rules {
                 .tables
                 .extend(port.changed_table().map(|table| (index, table)));
         }
+        // A waiting intercept that no port reviewed matches none of them, and its owner is told the
+        // known ports.
         for (info, spec) in ours
             .iter()
             .filter(|(i, _)| i.disposition() == Disposition::Waiting)
@@ -247,6 +251,7 @@ fn fits(
             spec.container_name
         )));
     }
+    // Without filters the whole port is taken, which needs no parsing of requests.
     if compiled.rule.filters.is_empty() {
         return Ok(compiled);
     }
@@ -289,9 +294,12 @@ impl PortRules {
         delivered: i64,
     ) -> Result<Compiled, Refusal> {
         let previous = self.known.get(&info.id);
+        // An unchanged spec keeps its compiled rule, so that unchanged tables can be detected by
+        // pointer.
         if let Some(known) = previous.filter(|k| k.spec == *spec) {
             return known.rule.clone();
         }
+        // Counters survive an edited spec: it is the same intercept to its owner.
         let stats = previous
             .and_then(|k| k.rule.as_ref().ok())
             .map(|c| Arc::clone(&c.intercept.stats));
@@ -330,6 +338,7 @@ impl PortRules {
     fn keep_held(&mut self, candidates: &[Candidate<'_>]) {
         self.held.retain(|held| {
             find(candidates, &held.id).is_some_and(|c| match (&c.rule, c.info.disposition()) {
+                // A rule that no longer compiles or fits must not be routed.
                 (Err(_), _) | (_, Disposition::Removed) => false,
                 (Ok(_), Disposition::Active | Disposition::Waiting) => true,
                 (Ok(_), _) => held.mechanism == Mechanism::Tcp,
@@ -350,6 +359,7 @@ impl PortRules {
                 continue;
             };
             let mechanism = compiled.rule.mechanism;
+            // `had_tcp` is the state before this snapshot, as the stock agent decides it.
             if self.holds(&candidate.info.id) || (mechanism == Mechanism::Tcp && had_tcp) {
                 continue;
             }
@@ -357,6 +367,7 @@ impl PortRules {
                 .rivals(candidates, compiled)
                 .map(|(c, _)| (c.info.id.clone(), is_binding(c)))
                 .collect();
+            // A confirmed promise is never withdrawn for another replica's choice.
             if rivals.iter().any(|(_, is_binding)| *is_binding) {
                 continue;
             }
@@ -394,6 +405,7 @@ impl PortRules {
         };
         let served: Vec<_> = self.held.iter().filter_map(active).collect();
         let port = target.container_port;
+        // Compared with the previous pass, so that each change is logged once.
         for started in served
             .iter()
             .filter(|s| self.served.iter().all(|old| old.id != s.id))
@@ -413,6 +425,7 @@ impl PortRules {
                 ended.id, ended.client
             ));
             if let Some(deadline) =
+                // A TCP intercept has no requests that could be answered with 503.
                 remember.filter(|_| gone(&ended.id) && ended.mechanism == Mechanism::Http)
             {
                 self.remembered.push((Arc::clone(ended), now + deadline));
@@ -435,6 +448,8 @@ impl PortRules {
             .filter(|c| c.info.disposition() == Disposition::Waiting)
         {
             let review = self.reviewed(candidate, candidates, target, now);
+            // One refusing port refuses the whole intercept, because its owner expects all of its
+            // ports.
             let refused_elsewhere = reviews
                 .get(candidate.info.id.as_str())
                 .is_some_and(|r| matches!(r.verdict, Verdict::Refuse { .. }));
@@ -458,6 +473,7 @@ impl PortRules {
         };
         let description = compiled.rule.description();
         if !self.holds(id) {
+            // The oldest rival is named, since rivals come in order of acceptance.
             if let Some((rival, reason)) = self.rivals(all, compiled).next() {
                 let message = self.conflict_message(rival, compiled, reason, now);
                 return refusal(id, &description, Refusal::of_agent(message));
@@ -495,6 +511,7 @@ impl PortRules {
                 .rule
                 .as_ref()
                 .is_ok_and(|c| c.rule.mechanism == Mechanism::Tcp);
+        // The exact text of the stock agent, which tools may compare.
         if both_tcp {
             let state = if rival.info.disposition() == Disposition::Active {
                 "currently-served"
@@ -552,6 +569,7 @@ impl PortRules {
                 .published
                 .iter()
                 .zip(&entries)
+                // Pointers suffice: a changed spec is always compiled to a new intercept.
                 .all(|((i, state), e)| Arc::ptr_eq(i, &e.intercept) && *state == e.state);
         if same {
             return None;

@@ -65,7 +65,7 @@ impl Connection {
                 }
             }
         });
-        // Either way the answer has had its time.
+        // After the timeout the caller has had time to read the response.
         let _ = tokio::time::timeout(LINGER_TIMEOUT, reading).await;
         Ended::Clean
     }

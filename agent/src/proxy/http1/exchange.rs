@@ -183,14 +183,18 @@ impl Exchange {
                     Poll::Ready(Ok(())) => self.record_forwarded(ends),
                     Poll::Ready(Err(e)) => {
                         let ended = ended_by_app(&e);
+                        // The connect was refused or timed out, so no response can come.
                         if self.upstream == Upstream::App && ended != Ended::AppReset {
                             return Some(Outcome::End(ended));
                         }
+                        // The peer may have answered before it stopped reading, such as with 413:
+                        // its response still counts.
                         self.refused = true;
                     }
                 }
             }
             if self.refused || self.request.is_done() {
+                // Everything of the request is sent; from here on only a leaving caller matters.
                 return self.watch_caller(ends, cx);
             }
             if !ends.request.buf.is_empty() {
@@ -250,6 +254,8 @@ impl Exchange {
             Poll::Ready(Ok(0)) => {
                 *ends.caller_done = true;
                 if self.upstream == Upstream::App && !self.refused {
+                    // Best effort: if the shutdown cannot be sent now, the end of the connection
+                    // follows anyway.
                     let _ = Pin::new(&mut *ends.up).poll_shutdown(cx);
                 }
                 None
@@ -286,6 +292,8 @@ impl Exchange {
             if !ends.answer.is_written() && ready!(ends.answer.poll_write(ends.down, cx)).is_err() {
                 return Poll::Ready(Outcome::End(Ended::CallerReset));
             }
+            // Checked after writing, so that the response has reached the caller before the
+            // exchange ends.
             if matches!(&self.answer, ResponseSide::Body(body) if body.is_done()) {
                 return self.poll_over(ends, cx);
             }
@@ -344,6 +352,7 @@ impl Exchange {
         match &mut self.answer {
             ResponseSide::Head(parser) => match parser.parse(ends.answer.buf.unread()) {
                 Ok(Step::More) => {
+                    // Heads larger than one buffer are rare, so memory grows only for them.
                     if ends.answer.buf.is_full() {
                         ends.answer.buf.grow(MAX_HEAD);
                     }
@@ -371,7 +380,9 @@ impl Exchange {
             .responses
             .at(Class::of(status))
             .inc();
+        // RFC 9110 section 9.3.6: a 2xx response to CONNECT turns the connection into a tunnel.
         let tunnel = self.method == Method::Connect && status / 100 == 2;
+        // Interim responses pass unchanged; only the final head may get lines inserted.
         let len = if status / 100 == 1 && status != 101 {
             head.len
         } else {
@@ -379,6 +390,7 @@ impl Exchange {
         };
         self.heads.1 += len as u64;
         if status == 101 || tunnel {
+            // After the switch the bytes belong to another protocol.
             return Parsed::Over(Outcome::Relay(Some(OpaqueReason::Upgraded)));
         }
         let mut body = if status / 100 == 1 {
@@ -387,6 +399,7 @@ impl Exchange {
             Body::of_response(head, self.method)
         };
         if status / 100 == 1 {
+            // The 100 arrived, so the caller sends its body.
             self.awaits_continue &= status != 100;
             self.answer = ResponseSide::Head(Parser::new(Kind::Response));
             return match ends.answer.mark_head_sendable(len, &mut body) {
@@ -396,13 +409,13 @@ impl Exchange {
         }
         self.persists &= head.persists();
         if self.awaits_continue && !self.request.is_done() {
-            // Whether the announced body follows, or the next request, is between the caller and
-            // the app.
+            // Only caller and app can know whether the announced body follows, or the next request.
             if self.may_relay {
                 return Parsed::Over(Outcome::Relay(Some(OpaqueReason::Ambiguous)));
             }
             self.persists = false;
         }
+        // The end of the connection ends the message, so no further request can follow.
         if body == Body::UntilClose {
             if self.may_relay {
                 return Parsed::Over(Outcome::Relay(None));
@@ -425,6 +438,8 @@ impl Exchange {
             record.answered(head.status(), self.upstream_took);
             lines.extend(record.explained_line());
         }
+        // `Connection: close` would be wrong on a tunnel or an upgrade, and is not needed if the
+        // connection ends anyway.
         if !tunnel
             && head.status() != 101
             && self.persists
@@ -443,6 +458,7 @@ impl Exchange {
             .unread()
             .iter()
             .position(|b| *b == b'\n')
+            // Inserted after the status line, where any header may stand.
             .map_or(0, |at| at + 1);
         ends.answer.buf.insert(first_line, lines.as_bytes());
         head.len + lines.len()
@@ -475,7 +491,7 @@ impl Exchange {
             return Poll::Ready(Outcome::Close);
         }
         if complete {
-            // The app ends its own connection where it means to.
+            // The app ends its own connection when it wants to.
             let goes_on = !self.closing && (self.persists || self.may_relay);
             return Poll::Ready(if goes_on {
                 Outcome::Next

@@ -45,7 +45,7 @@ pub fn exchanges(
         caller_done: false,
         record: None,
     };
-    // Made outside, because an async function would keep room for its arguments beside it.
+    // Built outside, because an async function reserves room for its arguments a second time.
     async move {
         let ended = connection.run().await;
         if let Some(record) = connection.record.take() {
@@ -107,6 +107,7 @@ impl Connection {
                 Route::Client
             };
             self.context.port.metrics.http1_requests.at(route).inc();
+            // Only requests to the app need its connection to be usable.
             if upstream == Upstream::App {
                 self.ready_app().await;
             }
@@ -119,6 +120,8 @@ impl Connection {
             );
             match poll_fn(|cx| exchange.poll(self, cx)).await {
                 Outcome::Next => {
+                    // Servers close idle connections: the app's may be gone once a workstation has
+                    // answered.
                     self.stale_app = upstream != Upstream::App;
                     if let Some(record) = self.record.take() {
                         record.end(Ended::Clean);
@@ -145,6 +148,7 @@ impl Connection {
     /// decision only.
     fn route(&mut self, head: &Head) -> Option<(Arc<Intercept>, Route)> {
         let table = self.context.port.routes.load();
+        // The common case pays one pointer read and no parsing of the target.
         if table.is_empty() && self.context.port.access.log.is_none() {
             return None;
         }
@@ -207,6 +211,7 @@ impl Connection {
             },
             Upstream::Tunnel(at) => Some(self.workstations.at(at)),
         };
+        // Unreachable: `poll_conn` has just returned a connection.
         let Some(up) = up else { return Ended::Bug };
         let ((from_down, inward), (from_up, outward)) = (self.request.take(), self.answer.take());
         let first = PendingBytes { from_down, from_up };

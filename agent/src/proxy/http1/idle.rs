@@ -58,7 +58,7 @@ impl<'d> Idle<'d> {
     }
 
     pub(crate) fn poll_next(&mut self, c: &mut Connection, cx: &mut Context<'_>) -> Poll<NextHead> {
-        // Behind its last answer the app has ended: the caller is not asked for more.
+        // The app has ended after its last response, so no further request is read.
         if c.answer.has_ended()
             && c.request.buf.is_empty()
             && let Some(next) = watch_app(c, cx)
@@ -102,6 +102,7 @@ impl<'d> Idle<'d> {
                     }
                 }
             }
+            // Nothing more can be read; only the app's end is awaited.
             if c.caller_done {
                 return None;
             }
@@ -126,8 +127,8 @@ impl<'d> Idle<'d> {
         }
         match c.app.up() {
             Some(app) if !c.stale_app => {
-                // Where TLS has to wait for room, its closing alert is given up; the socket's end
-                // follows anyway.
+                // If TLS has no room for its closing alert, the alert is dropped; the end of the
+                // socket follows anyway.
                 let _ = Pin::new(app).poll_shutdown(cx);
                 None
             }
@@ -178,7 +179,7 @@ fn watch_app(c: &mut Connection, cx: &mut Context<'_>) -> Option<NextHead> {
     let failure = match c.app.poll_conn(cx) {
         Poll::Pending => return None,
         Poll::Ready(Err(ended)) => ended,
-        // More than the answer has come with it.
+        // Bytes beyond the response were read together with it.
         Poll::Ready(Ok(_)) if !c.answer.buf.is_empty() => {
             return Some(NextHead::Unclear(OpaqueReason::Ambiguous));
         }
@@ -190,17 +191,18 @@ fn watch_app(c: &mut Connection, cx: &mut Context<'_>) -> Option<NextHead> {
             match read {
                 Poll::Pending => return None,
                 Poll::Ready(Ok(0)) => return Some(NextHead::End(Ended::Clean)),
-                // An answer without a question, a timeout's 408 for instance.
+                // An unsolicited response, such as the 408 of a timeout.
                 Poll::Ready(Ok(_)) => return Some(NextHead::Unclear(OpaqueReason::Ambiguous)),
                 Poll::Ready(Err(e)) => ended_by_app(&e),
             }
         }
     };
+    // A reset reaches the caller at once, as it would without an agent.
     if failure == Ended::AppReset {
         return Some(NextHead::End(failure));
     }
     c.app.fail(failure);
-    // While there are rules, the next request may yet be a workstation's.
+    // With rules in force, the next request may still be a workstation's.
     c.context
         .port
         .routes
@@ -214,6 +216,7 @@ fn watch_app(c: &mut Connection, cx: &mut Context<'_>) -> Option<NextHead> {
 pub(crate) fn drop_closed_app(c: &mut Connection, cx: &mut Context<'_>) {
     let Some(conn) = c.app.up() else { return };
     if c.answer.poll_read(conn, 0, cx).is_ready() {
+        // Unsolicited bytes of a stale connection must not become part of the next response.
         c.answer.buf.consume(usize::MAX);
         c.app.give_up();
     }

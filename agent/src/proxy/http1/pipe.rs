@@ -141,10 +141,12 @@ impl Pipe {
     ) -> Poll<io::Result<()>> {
         while self.sendable > 0 {
             let bytes = self.buf.unread().get(..self.sendable).unwrap_or_default();
+            // Known end and nothing behind these bytes: they can leave in one packet with the
+            // close.
             let last = matches!(self.end, Some(Ok(()))) && bytes.len() == self.buf.len();
             let n = match &*to {
-                // Where not all of it found room, the rest goes the usual way, and takes this with
-                // it.
+                // If not all bytes fit, the rest is written normally, which also sends those held
+                // back here.
                 Conn::Tcp(_) | Conn::Unregistered(_) if last && !self.unflushed => {
                     match to.write_last(bytes) {
                         Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
@@ -162,6 +164,7 @@ impl Pipe {
                 }
                 _ => ready!(Pin::new(&mut *to).poll_write(cx, bytes))?,
             };
+            // A writer that accepts nothing would loop forever.
             if n == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
@@ -170,7 +173,7 @@ impl Pipe {
             self.uncounted += n as u64;
             self.unflushed = true;
         }
-        // Only a pair of sockets ever puts bytes into the hop, and sockets need no flush.
+        // Only a pair of sockets ever puts bytes into the pipe, and sockets need no flush.
         while let (Conn::Tcp(sink), true) = (&*to, self.splice_pipe.held() > 0) {
             let n = ready!(self.splice_pipe.poll_drain(cx, sink))? as u64;
             self.uncounted += n;
@@ -205,7 +208,7 @@ impl Pipe {
     ) -> Poll<io::Result<usize>> {
         let ahead = body.plain_ahead();
         if ahead >= MIN_SPLICE {
-            // Where that fails the next write tells.
+            // A failure shows at the next write.
             let _ = to.register();
         }
         if let (Conn::Tcp(source), Conn::Tcp(_)) = (&*from, &*to)
@@ -228,6 +231,7 @@ impl Pipe {
             }
         }
         let n = ready!(self.poll_read(from, ahead, cx))?;
+        // Read sizes below that say nothing about a bulk transfer.
         if ahead >= MIN_SPLICE {
             self.bulk.record(n);
         }

@@ -22,7 +22,7 @@ pub(crate) struct PooledTunnel {
 impl TunnelPool {
     /// Returns the tunnel at the index chosen for the current exchange.
     pub(crate) fn at(&mut self, at: usize) -> &mut Conn {
-        // Places change only between exchanges.
+        // Indexes change only between exchanges.
         &mut self.open[at].conn
     }
 

@@ -28,8 +28,8 @@ const BACKLOG_DRAIN_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// Accepts until the drain stops it. Every connection is one task.
 pub async fn accept(listener: Listener, port: Arc<PortContext>) {
-    // Asked for each time, because a crowd that is never all accepted would keep the other branch
-    // from its turn.
+    // Checked each time, because an endless queue of callers would keep the other branch from being
+    // polled.
     while !port.drain.is_closed() {
         if !fd_reserve::ensure() {
             pause_accepting(&port, &Errno::MFILE.into()).await;
@@ -43,7 +43,7 @@ pub async fn accept(listener: Listener, port: Arc<PortContext>) {
         match accepted {
             Ok(accepted) => admit(accepted, &port),
             Err(error) if bind::is_exhausted(&error) => pause_accepting(&port, &error).await,
-            // The caller was gone before it was accepted.
+            // The caller left before it was accepted.
             Err(error) => tracing::debug!(port = port.agent_port, %error, "accept"),
         }
     }
@@ -61,7 +61,7 @@ fn drain_backlog(listener: &Listener, port: &Arc<PortContext>) {
             {
                 return;
             }
-            // Gone before its turn; others may wait behind it.
+            // This caller left before it was accepted; others may be queued after it.
             Err(_) => {}
         }
     }
@@ -69,8 +69,8 @@ fn drain_backlog(listener: &Listener, port: &Arc<PortContext>) {
 
 /// Pauses accepting, so that callers wait in the backlog until connections have ended.
 async fn pause_accepting(port: &PortContext, error: &io::Error) {
-    // The reserve may be the last descriptor there is, and callers that another worker has accepted
-    // wait for one.
+    // Released, because it may be the last descriptor, and a caller accepted by another worker may
+    // need one to dial the app.
     fd_reserve::release();
     port.metrics.limits.at(Limit::Descriptors).inc();
     limited!(

@@ -77,6 +77,7 @@ impl PortSpec {
             return Ok(vec![first]);
         }
         let port = first.local_addr().map_err(failed)?.port();
+        // Closed, because the port cannot be shared while a listener without SO_REUSEPORT holds it.
         drop(first);
         (0..workers)
             .map(|_| {
@@ -103,7 +104,7 @@ impl PortSpec {
             return bind(SocketAddr::new(addr, port));
         }
         match bind(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port)) {
-            // No IPv6 in this kernel, or switched off for this pod.
+            // IPv6 is missing in this kernel, or switched off for this pod.
             Err(e)
                 if [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL]
                     .iter()
@@ -151,12 +152,13 @@ impl Accepted {
     #[must_use]
     pub fn is_our_own(&self, app: Option<AppAddr>) -> bool {
         let Some(app) = app else { return false };
+        // A cheap test first: only dials to the own pod can loop.
         if self.caller.0.ip() != app.0.ip() || !OwnPort::is_marked(self.caller.0.port()) {
             return false;
         }
-        // Another process of the pod may use the same address and port towards somewhere else, so
-        // the destination has to agree too: as dialled where the kernel remembers a translation,
-        // else as accepted.
+        // Another process of the pod may use the same local address and port towards another
+        // destination, so the destination is compared too: as dialled if the kernel remembers a
+        // translation, else as accepted.
         let socket = SockRef::from(&self.io);
         let dialled = socket
             .original_dst_v4()
@@ -187,6 +189,7 @@ pub fn raise_descriptor_limit() {
 /// connections end.
 #[must_use]
 pub fn is_exhausted(error: &io::Error) -> bool {
+    // Of this process, of the host, and of kernel memory for sockets.
     [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM]
         .iter()
         .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))

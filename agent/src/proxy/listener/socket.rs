@@ -1,7 +1,7 @@
 //! Accepts without registering the caller's socket with the runtime: many callers have already sent
 //! a request, get one response and leave; registering costs two system calls.
-// Watching a descriptor is unsafe in general, because it might be closed meanwhile and its number
-// be given to another. The listener that owns it lives in the watcher, and nobody else gets it.
+// Registering a descriptor is unsafe in general, because it might be closed meanwhile and its
+// number be reused. The listener that owns it lives inside the `AsyncFd` and is never moved out.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -24,8 +24,8 @@ impl Listener {
     /// # Errors
     /// The kernel watches no more descriptors.
     pub fn new(listener: TcpListener) -> io::Result<Self> {
-        // SAFETY: the watcher owns the listener, which keeps its descriptor open and never changes
-        // it; only a shared reference is ever lent.
+        // SAFETY: the `AsyncFd` owns the listener, which keeps its descriptor open and never
+        // changes it; only shared references are lent.
         let watched = unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) };
         Ok(Self(watched.map_err(io::Error::from)?))
     }

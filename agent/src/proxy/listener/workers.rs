@@ -146,7 +146,7 @@ async fn serve(
     for (listener, port) in listeners {
         match Listener::new(listener) {
             Ok(listener) => drain.spawn(super::accept::accept(listener, port)),
-            // Only a runtime that cannot take another descriptor does this.
+            // The only cause is a runtime that cannot register another descriptor.
             Err(error) => tracing::error!(port = port.agent_port, %error, "the port is not served"),
         }
     }

@@ -95,6 +95,7 @@ impl Flow {
     pub(crate) fn leads_to(&self, wanted: Option<&Intercept>) -> bool {
         match (&self.intercept, wanted) {
             (None, None) => true,
+            // Compared by target and not by pointer: an edited filter must not end a flow.
             (Some(has), Some(wants)) => has.same_target(wants),
             _ => false,
         }
@@ -105,6 +106,8 @@ impl Flow {
         self.clock.tick();
         match &self.way {
             FlowTarget::App(socket) => send_to_app(socket, datagram),
+            // A full queue drops the datagram; waiting would block every other caller of this
+            // socket.
             FlowTarget::Queue(queue) => drop(queue.try_send(Bytes::copy_from_slice(datagram))),
         }
     }
@@ -125,6 +128,7 @@ pub(crate) fn to_app(
     let flow = Flow::new(None, FlowTarget::App(socket.clone()));
     let (clock, replaced) = (flow.clock.clone(), flow.replaced.clone());
     let work = async move {
+        // Held by the work and not by the flow, so that replaced flows count until they end.
         let _live = shared.metrics.udp_flows.hold();
         tokio::select! {
             () = answers_of_app(&socket, &reply, &shared, &clock) => {}
@@ -185,7 +189,7 @@ async fn through(
                 Some(datagram) => {
                     tunnel.send_datagram(&datagram);
                 }
-                // The caller's datagrams go elsewhere; answers may still come.
+                // The caller's datagrams go to another flow now; answers may still arrive.
                 None => more = false,
             },
             answer = tunnel.recv_datagram() => match answer {
@@ -222,6 +226,7 @@ async fn instead_to_app(
         while let Some(datagram) = queue.recv().await {
             send_to_app(&socket, &datagram);
         }
+        // Answers may still come after the caller's last datagram.
         std::future::pending::<()>().await;
     };
     tokio::select! {
@@ -242,7 +247,7 @@ async fn answers_of_app(socket: &UdpSocket, reply: &Reply, shared: &PortContext,
                 io::Result::Ok(())
             });
             match received {
-                // Nothing listens at the app's port (yet): the next datagram asks again.
+                // The app's port is closed for now: the next datagram tries again.
                 Ok(()) => {}
                 Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
@@ -265,7 +270,7 @@ fn send_to_app(socket: &UdpSocket, datagram: &[u8]) {
         .send(datagram)
         .is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
     {
-        // A second failure is a lost datagram, which is what networks do.
+        // After a second failure the datagram is lost, as on any network.
         let _ = socket.send(datagram);
     }
 }

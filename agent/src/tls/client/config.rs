@@ -90,8 +90,8 @@ impl Client {
     /// As [`Self::config`].
     pub fn probe_config(&self, alpn: &[&[u8]]) -> Result<Arc<ClientConfig>, rustls::Error> {
         let loaded = self.store.as_ref().and_then(|store| store.current());
-        // Nothing but the protocols is learned, and no secret is told: a wrong certificate is not
-        // the probe's matter.
+        // Only protocols are learned and no secret is sent, so the certificate need not be verified
+        // here.
         build(loaded, None, alpn).map(|mut config| {
             config.resumption = Resumption::disabled();
             Arc::new(config)
@@ -107,10 +107,12 @@ impl Client {
         let loaded = self.store.as_ref().and_then(|store| store.current());
         let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
         let same = match (&built.of, &loaded) {
+            // Every load makes a new value, so a rotation shows as another pointer.
             (Some(a), Some(b)) => Arc::ptr_eq(a, b),
             (None, None) => true,
             _ => false,
         };
+        // Starting over is simpler than evicting, and callers cannot cause it often.
         if !same || built.configs.len() >= MAX_VARIANTS {
             *built = ClientConfigs {
                 of: loaded.clone(),
@@ -126,6 +128,7 @@ impl Client {
         let mut config = build(loaded, trust, alpn)?;
         config.resumption = match peer {
             Peer::App => Resumption::in_memory_sessions(MAX_SESSIONS),
+            // Workstations differ behind one name, so their sessions must not be mixed.
             Peer::Workstation => Resumption::disabled(),
         };
         let config = Arc::new(config);
@@ -139,6 +142,7 @@ impl Client {
     pub fn name(&self, hello: Option<&TlsInfo>, app: IpAddr) -> ServerName<'static> {
         let callers = hello.and_then(|hello| hello.server_name.as_deref());
         let name = self.server_name.as_deref().or(callers);
+        // rustls sends SNI only for DNS names (RFC 6066 section 3).
         name.and_then(|name| DnsName::try_from(name.to_owned()).ok())
             .map_or_else(|| ServerName::IpAddress(app.into()), ServerName::DnsName)
     }
@@ -180,6 +184,8 @@ fn build(
 ) -> Result<ClientConfig, rustls::Error> {
     let builder = ClientConfig::builder_with_provider(crate::tls::alpn::provider())
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
+        // Required by rustls for any custom verifier; `AppVerifier` checks signatures in every
+        // case.
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(AppVerifier::new(trust)));
     let pair =

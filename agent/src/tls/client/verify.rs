@@ -46,7 +46,7 @@ impl ServerCertVerifier for AppVerifier {
             return Ok(ServerCertVerified::assertion());
         };
         // The user put this very certificate into the secret. A self-signed one often says CA:TRUE
-        // and lacks the app's name, for which it would be refused as a link of a chain.
+        // and lacks the app's name, so path validation would reject it.
         if ca.pinned.iter().any(|pinned| pinned == end_entity) {
             return pinned_is_current(end_entity, now);
         }
@@ -58,7 +58,7 @@ impl ServerCertVerifier for AppVerifier {
             now,
             self.algorithms.all,
         )?;
-        // An address stands for "nobody said a name": then the CA alone vouches for the app.
+        // An address means that no name was asked for: then the CA alone decides.
         if matches!(server_name, ServerName::DnsName(_)) {
             verify_server_name(&certificate, server_name)?;
         }

@@ -227,12 +227,14 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn take(&mut self, annotation: &str, value: &str) {
+        // Annotations of other programs are not ours to judge.
         let Some(name) = annotation
             .strip_prefix(PREFIX)
             .or_else(|| annotation.strip_prefix(OLDER_PREFIX))
         else {
             return;
         };
+        // The part after the dot is a container port, a service port or a port name.
         let (name, suffix) = name.split_once('.').unwrap_or((name, ""));
         let Some(rank) = AnnotationKey::SPELLINGS
             .iter()
@@ -264,9 +266,9 @@ impl Reader<'_> {
                 value: self.expand(value),
             };
             match self.newer.get(&(port, key)) {
-                // Spellings of one annotation on one port: the usual one counts, whichever came
-                // first.
+                // Two spellings of one annotation on one port: the usual one is used, in any order.
                 Some(other) if other.value != written.value => {
+                    // `-tls-` is the usual spelling, `-cert-` an older one.
                     let usual = if annotation.contains("-cert-") {
                         other.clone()
                     } else {
@@ -292,6 +294,7 @@ impl Reader<'_> {
     /// Returns the container port of that number or name, else all ports targeted by a service port
     /// of that number or name.
     fn ports_of(&self, suffix: &str) -> Vec<u16> {
+        // A container port wins over a service port of the same number.
         let number: Option<u16> = suffix.parse().ok();
         if let Some(port) = self.ports.iter().find(|p| Some(p.container_port) == number) {
             return vec![port.container_port];
@@ -322,6 +325,7 @@ impl Reader<'_> {
 
     fn expand(&self, value: &str) -> String {
         [
+            // Longer spellings first, so that none is replaced inside another.
             "${AGENT_NAME}",
             "$_TEL_AGENT_NAME",
             "${_TEL_AGENT_NAME}",
@@ -344,6 +348,7 @@ impl Reader<'_> {
             AnnotationKey::UpstreamSecret,
             AnnotationKey::UpstreamPath,
         );
+        // Annotations without a port must not force TLS onto a port declared as clear text.
         let inherits = !is_clear_text(&port.app_protocol);
         let certain = !own_terminating.is_empty();
         let named = certain || !own_originating.is_empty();
@@ -372,6 +377,7 @@ impl Reader<'_> {
         if unused {
             self.note_without_termination(port);
         }
+        // Without any secret the port needs no TLS plan.
         (!plan.terminating.is_empty() || plan.originating.is_some()).then_some(plan)
     }
 
@@ -411,6 +417,7 @@ impl Reader<'_> {
             for dir in list(&written.value) {
                 if Path::new(dir)
                     .components()
+                    // A path must not leave the container's file system.
                     .any(|part| part == Component::ParentDir)
                 {
                     self.refuse(
@@ -420,6 +427,7 @@ impl Reader<'_> {
                     );
                     continue;
                 }
+                // The injector adds this path itself for a named secret.
                 let literal = self.rooted(Path::new(dir));
                 if sources
                     .iter()
@@ -430,6 +438,8 @@ impl Reader<'_> {
                 let in_container = self
                     .rooted(&port.mount_point)
                     .join(relative(Path::new(dir)));
+                // Paths are meant inside the app's container; the agent's own file system is the
+                // second choice.
                 sources.push(self.source(&written.annotation, dir, vec![in_container, literal]));
             }
         }
@@ -531,6 +541,7 @@ impl Reader<'_> {
             && name
                 .bytes()
                 .all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b));
+        // Replacing one of these would change where the request ends or goes.
         const FRAMING: [&str; 8] = [
             "host",
             "content-length",
@@ -596,7 +607,7 @@ impl Legacy {
                 .filter(|value| !value.trim().is_empty())?;
             Some((annotation, value.clone()))
         };
-        // The oldest prefix counts only where none of the two is written with a newer one.
+        // The oldest prefix is used only if neither annotation has a newer one.
         let pick = |prefixes: &[&str]| {
             ["terminating", "originating"]
                 .map(|what| prefixes.iter().find_map(|prefix| named(prefix, what)))
@@ -660,6 +671,7 @@ fn is_secret_name(name: &str) -> bool {
         && name.bytes().all(allowed)
         && ends(name.bytes().next())
         && ends(name.bytes().last())
+        // RFC 1123 forbids empty labels.
         && !name.contains("..")
 }
 

@@ -246,6 +246,7 @@ pub fn load(source: &SecretSource, want: Want, now: i64) -> Result<LoadedSecret,
         ),
     };
     let ca = load_ca(&dir, &files).map_err(|(file, problem)| fail(&dir.join(file), problem))?;
+    // A missing CA is normal beside a pair, but not if the CA is all that is wanted.
     if want == Want::Ca && ca.is_none() {
         return Err(fail(&dir.join(files[2]), Problem::Missing));
     }
@@ -266,11 +267,14 @@ impl fmt::Display for SecretSource {
 fn locate(source: &SecretSource) -> Result<(PathBuf, [&'static str; 3]), (PathBuf, Problem)> {
     let mut empty = None;
     for dir in &source.dirs {
+        // Not following links: a dangling link still shows the layout, and the fault then names the
+        // file.
         let has = |name: &str| dir.join(name).symlink_metadata().is_ok();
         if let Some(layout) = LAYOUTS
             .into_iter()
             .find(|[crt, key, ca]| has(crt) || has(key) || has(ca))
         {
+            // Tools mix layouts, such as tls.crt beside root-cert.pem.
             let ca = LAYOUTS
                 .into_iter()
                 .map(|[_, _, ca]| ca)
@@ -298,6 +302,7 @@ fn load_pair(dir: &Path, files: &[&'static str; 3], now: i64) -> InFile<Certifie
     let [crt, key, _] = *files;
     let chain = sections(dir, crt)?;
     let secret = sections(dir, key)?;
+    // Tells apart swapped files from files without PEM, since the remedies differ.
     if chain.certificates.is_empty() {
         let other = if chain.key.is_some() || chain.encrypted {
             Problem::KeyForCertificate
@@ -320,7 +325,7 @@ fn load_pair(dir: &Path, files: &[&'static str; 3], now: i64) -> InFile<Certifie
         .map_err(|_| (key, Problem::UnusableKey))?;
     let certified = CertifiedKey::new(chain.certificates, signer);
     match certified.keys_match() {
-        // Every key of the provider knows its public half; one that did not could still sign.
+        // Keys of this provider know their public half; one that does not can still sign.
         Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {
             Ok(CertifiedPair {
                 certified: Arc::new(certified),
@@ -358,6 +363,7 @@ fn load_ca(dir: &Path, files: &[&'static str; 3]) -> InFile<Option<Ca>> {
     let mut roots = RootCertStore::empty();
     for (i, der) in found.certificates.iter().enumerate() {
         roots
+            // Rejects what rustls could not use later, during a handshake.
             .add(der.clone())
             .map_err(|_| (file, Problem::BadCertificate(i + 1)))?;
     }
@@ -382,12 +388,14 @@ pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>, Problem> {
         kind => Problem::Unreadable(kind.to_string()),
     };
     let meta = std::fs::metadata(path).map_err(failed)?;
+    // Checked before opening, because opening a pipe would block.
     if !meta.is_file() || meta.len() > MAX_FILE {
         return Err(Problem::NotAFile);
     }
     let mut text = Vec::with_capacity(usize::try_from(meta.len()).unwrap_or_default());
     File::open(path)
         .map_err(failed)?
+        // The file may grow between the check and the read.
         .take(MAX_FILE)
         .read_to_end(&mut text)
         .map_err(failed)?;
@@ -397,6 +405,7 @@ pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>, Problem> {
 fn check_chain(chain: &[CertificateDer<'_>], now: i64) -> Result<Facts, Problem> {
     let mut facts = None;
     for (i, der) in chain.iter().enumerate() {
+        // Intermediates are parsed too, so that a damaged chain is found now and not by callers.
         let (_, certificate) =
             X509Certificate::from_der(der).map_err(|_| Problem::BadCertificate(i + 1))?;
         if i == 0 {
@@ -407,6 +416,7 @@ fn check_chain(chain: &[CertificateDer<'_>], now: i64) -> Result<Facts, Problem>
 }
 
 fn check_leaf(certificate: &X509Certificate<'_>, now: i64) -> Result<Facts, Problem> {
+    // rustls refuses versions 1 and 2 with a message that names no file.
     if certificate.version() != X509Version::V3 {
         return Err(Problem::OldVersion);
     }
@@ -439,6 +449,7 @@ fn facts(certificate: &X509Certificate<'_>) -> Facts {
 }
 
 fn position_of_leaf(certified: &CertifiedKey) -> Option<usize> {
+    // Some tools write the chain root first.
     let position = (1..certified.cert.len()).find(|i| {
         let rest = certified.cert.get(*i..).unwrap_or_default().to_vec();
         CertifiedKey::new(rest, Arc::clone(&certified.key))

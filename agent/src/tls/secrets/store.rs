@@ -69,6 +69,7 @@ impl Store {
             loads: Counter::default(),
             refused: Counter::default(),
         };
+        // The first read is final: nothing is being written at start-up.
         store.read(store.look(), true);
         store.warn_of_expiry();
         Arc::new(store)
@@ -127,6 +128,8 @@ impl Store {
             Err(fault) => {
                 let known =
                     progress.fault.as_ref() == Some(&fault) && progress.judged == Some(content);
+                // A writer may be between two files, so a new fault counts only if the content is
+                // unchanged at the next look.
                 if !known && !final_word && progress.suspect != Some(content) {
                     progress.suspect = Some(content);
                     return true;
@@ -149,6 +152,7 @@ impl Store {
         progress.judged = Some(content);
         progress.retry = None;
         progress.fault = None;
+        // The same content was accepted before: only its metadata changed.
         if same {
             return;
         }
@@ -217,6 +221,7 @@ impl Store {
                     m.len(),
                     m.mtime(),
                     m.mtime_nsec(),
+                    // A change of permissions shows in ctime alone.
                     m.ctime(),
                     m.ctime_nsec(),
                 )
@@ -337,7 +342,7 @@ impl FolderWatch {
 
 impl Drop for FolderWatch {
     fn drop(&mut self) {
-        // A thread that is gone already needs no word.
+        // A thread that has ended already needs no message.
         let _ = self.tx.send(Wake::Stop);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -346,8 +351,8 @@ impl Drop for FolderWatch {
 }
 
 fn run(stores: &[Arc<Store>], tx: mpsc::SyncSender<Wake>, rx: &mpsc::Receiver<Wake>) {
-    // Every event is only a hint that makes the next look come sooner: its kind and errors do not
-    // matter, and with a full queue a look is due anyway.
+    // An event only makes the next check come sooner: its kind and errors do not matter, and with a
+    // full queue a check is due anyway.
     let mut watcher = notify::recommended_watcher(move |_| drop(tx.try_send(Wake::Event)))
         .inspect_err(
             |error| tracing::debug!(%error, "no file events: secrets are polled every second"),

@@ -246,8 +246,8 @@ impl TlsPort {
                         "the caller sent nothing",
                     ));
                 }
-                // Nothing says that this port's callers speak TLS at all: the app may be one that
-                // speaks first.
+                // The port's callers may not speak TLS at all: the app may be one that speaks
+                // first.
                 Err(_) if self.app.speaks_first().await => return Ok(RecordKind::Clear(None)),
                 Err(_) => patience = APP_CHECK_INTERVAL,
             }
@@ -315,8 +315,7 @@ impl TlsPort {
             .alpn()
             .map(|names| names.map(<[u8]>::to_vec).collect());
         let offer = match &asked {
-            // A caller that takes no part in ALPN gets no answer to it, so the app need not be
-            // asked.
+            // A caller without ALPN gets no answer to it, so the app need not be probed.
             None => AlpnOffer::default(),
             Some(names) => {
                 let offer = match self.app.offers().await {
@@ -333,7 +332,7 @@ impl TlsPort {
                     Err(away) => away.likely,
                 };
                 let http = names.iter().any(|name| name == H2 || name == HTTP1);
-                // A caller of another protocol is not refused for HTTP's sake.
+                // A caller that offers only other protocols must not be refused because of HTTP.
                 if http { offer } else { AlpnOffer::default() }
             }
         };

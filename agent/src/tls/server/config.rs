@@ -116,11 +116,11 @@ impl ServerConfigs {
         let mut base = builder.with_cert_resolver(Arc::new(BySni {
             certificates: certificates.clone(),
         }));
-        // Every suite on offer is strong; ours puts AES first, which every machine that runs pods
-        // has in hardware.
+        // All offered suites are strong; our order puts AES first, which machines that run pods
+        // have in hardware.
         base.ignore_client_order = true;
-        // Resumption lives in tickets the callers keep, so it costs no memory here. Tickets are of
-        // this configuration: whoever was verified against other secrets is verified again.
+        // Resumption uses tickets stored by callers, so it costs no memory here. Tickets belong to
+        // this configuration: a caller verified against other secrets is verified again.
         base.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new()?;
         base.session_storage = Arc::new(NoServerSessionStorage {});
         Ok(Self {

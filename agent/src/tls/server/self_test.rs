@@ -70,7 +70,7 @@ pub(crate) fn respond_to(config: Arc<ServerConfig>, mut hello: &[u8]) -> Result<
 }
 
 fn caller() -> Result<ClientConnection, Error> {
-    // A name that nobody can have (RFC 6761 section 6.4).
+    // A name that cannot exist (RFC 6761 section 6.4).
     let name = ServerName::try_from("rehearsal.invalid")
         .map_err(|error| Error::General(error.to_string()))?;
     ClientConnection::new(
