@@ -12,7 +12,6 @@ use traffic_agent::drain::Drain;
 use traffic_agent::proxy::context::{
     AppProtocol, ConnContext, DetectedProtocol, PortContext, ProtocolSource,
 };
-use traffic_agent::proxy::listener::socket::Listener;
 use traffic_agent::routes::CurrentRoutes;
 use traffic_agent::telemetry::metrics::PortMetrics;
 use traffic_agent::upstream::app::PlainApp;
@@ -62,7 +61,7 @@ pub async fn serve(shared: Arc<PortContext>) -> SocketAddr {
         .expect("a bound listener has an address");
     listener.set_nonblocking(true).expect("a mode of sockets");
     tokio::spawn(traffic_agent::proxy::listener::accept::accept(
-        Listener::new(listener).expect("room to watch it"),
+        TcpListener::from_std(listener).expect("room to watch it"),
         shared,
     ));
     addr

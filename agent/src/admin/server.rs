@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::request::AdminRequest;
 use crate::admin::{Agent, endpoints};
+use crate::io::listen;
 
 /// Time a connection may take to send a request head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -24,21 +25,12 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(300);
 /// Serves `listener` until `stop`; connections are HTTP/1 as Envoy's admin speaks it.
 pub async fn serve(listener: TcpListener, agent: Arc<Agent>, stop: CancellationToken) {
     loop {
-        let accepted = tokio::select! {
+        let socket = tokio::select! {
             () = stop.cancelled() => return,
-            accepted = listener.accept() => accepted,
+            socket = listen::accept(&listener, "admin") => socket,
         };
-        match accepted {
-            Ok((socket, _)) => {
-                #[expect(clippy::disallowed_methods, reason = "it ends with `stop`")]
-                tokio::spawn(connection(socket, agent.clone(), stop.clone()));
-            }
-            Err(error) => {
-                // Out of descriptors, usually: a pause instead of a spin.
-                tracing::debug!(%error, "admin: accept failed");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
+        #[expect(clippy::disallowed_methods, reason = "it ends with `stop`")]
+        tokio::spawn(connection(socket, agent.clone(), stop.clone()));
     }
 }
 

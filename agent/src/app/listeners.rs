@@ -1,18 +1,18 @@
 //! Sockets that belong to no TCP port: UDP ports, the agent's gRPC API, the admin.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use tokio_util::sync::CancellationToken;
 
-use socket2::{Domain, Protocol, Socket, Type};
-
 use crate::admin::{Agent, server};
 use crate::app::ports::BoundPort;
 use crate::app::settings::{Bind, Settings};
 use crate::drain::Drain;
+use crate::io::listen;
+use crate::io::listen::ListenOptions;
 use crate::proxy::context::PortContext;
 use crate::proxy::listener::bind::BindError;
 use crate::proxy::udp;
@@ -139,33 +139,16 @@ fn bind_families(bind: Bind, port: u16) -> io::Result<ApiListener> {
         Bind::Pod => (Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST),
         Bind::All => (Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED),
     };
-    let first = listen(SocketAddr::new(v4.into(), port))?;
-    // The kernel's choice for port 0; the other family has to use the same.
-    let port = first.local_addr()?.port();
-    let mut listeners = vec![first];
-    match listen(SocketAddr::new(v6.into(), port)) {
-        Ok(second) => listeners.push(second),
-        Err(e) if e.kind() == io::ErrorKind::AddrInUse => return Err(e),
-        // A pod without IPv6.
-        Err(_) => {}
-    }
+    let options = ListenOptions {
+        backlog: 128,
+        share: false,
+        nodelay: true,
+    };
+    let listeners = listen::tcp_families((v4, v6), port, options)?;
+    let port = listeners
+        .first()
+        .map_or(Ok(port), |first| first.local_addr().map(|a| a.port()))?;
     Ok(ApiListener { listeners, port })
-}
-
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::STREAM.nonblocking().cloexec(),
-        Some(Protocol::TCP),
-    )?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
-    // A restarted container must not wait for connections in TIME_WAIT.
-    socket.set_reuse_address(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(128)?;
-    Ok(socket.into())
 }
 
 /// Binds every UDP port.
@@ -176,7 +159,7 @@ pub(crate) fn bind_udp(ports: &[BoundPort]) -> Result<Vec<UdpPort>, BindError> {
     of_udp
         .map(|port| {
             let number = port.shared.agent_port;
-            let bound = datagrams(number).and_then(|socket| Ok((socket.local_addr()?, socket)));
+            let bound = listen::udp(number).and_then(|socket| Ok((socket.local_addr()?, socket)));
             let (address, socket) = bound.map_err(|source| match source.kind() {
                 io::ErrorKind::AddrInUse => BindError::Taken {
                     port: number,
@@ -195,28 +178,6 @@ pub(crate) fn bind_udp(ports: &[BoundPort]) -> Result<Vec<UdpPort>, BindError> {
             })
         })
         .collect()
-}
-
-fn datagrams(port: u16) -> io::Result<UdpSocket> {
-    let open = |ip: IpAddr| -> io::Result<UdpSocket> {
-        let address = SocketAddr::new(ip, port);
-        let socket = Socket::new(
-            Domain::for_address(address),
-            Type::DGRAM.nonblocking().cloexec(),
-            Some(Protocol::UDP),
-        )?;
-        if address.is_ipv6() {
-            // One dual-stack socket serves both families.
-            socket.set_only_v6(false)?;
-        }
-        socket.bind(&address.into())?;
-        Ok(UdpSocket::from(socket))
-    };
-    match open(Ipv6Addr::UNSPECIFIED.into()) {
-        // No IPv6 in this pod; a taken port is an error in either family.
-        Err(e) if e.kind() != io::ErrorKind::AddrInUse => open(Ipv4Addr::UNSPECIFIED.into()),
-        bound => bound,
-    }
 }
 
 /// Serves all UDP ports on a separate thread; `None` if there are none. Datagrams in flight count

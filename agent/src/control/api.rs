@@ -24,6 +24,7 @@ use crate::control::tunnels::{
     QUEUE_CAPACITY, TunnelDirection, Tunnels, answering, metered_incoming,
 };
 use crate::drain::Drain;
+use crate::io::listen;
 use crate::telemetry::metrics::ControlMetrics;
 use crate::upstream::{Role, TunnelIo};
 
@@ -91,20 +92,10 @@ pub async fn serve(
 }
 
 fn accepted(listener: TcpListener) -> impl Stream<Item = std::io::Result<TcpStream>> + Send {
+    // An error handed on would end the server.
     stream::unfold(listener, |listener| async {
-        loop {
-            match listener.accept().await {
-                Ok((socket, _)) => {
-                    let _ = socket.set_nodelay(true);
-                    return Some((Ok(socket), listener));
-                }
-                // Out of descriptors, usually; returning the error would end the server.
-                Err(error) => {
-                    tracing::debug!(%error, "agent API: accept failed");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            }
-        }
+        let socket = listen::accept(&listener, "agent API").await;
+        Some((Ok(socket), listener))
     })
 }
 

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, ReadBuf};
 
-use crate::io::conn;
+use crate::io::eager;
 
 /// Size of one buffer: room for any usual head, small enough for many connections at a time.
 pub const SIZE: usize = 16 * 1024;
@@ -109,7 +109,7 @@ impl Buf {
     /// The connection failed.
     pub fn fill_now(&mut self, from: impl AsFd) -> io::Result<Option<usize>> {
         let store = self.store.get_or_insert_with(|| borrow_from_pool(false));
-        let read = conn::read_now(from, store.get_mut(self.end..).unwrap_or_default());
+        let read = eager::read_now(from, store.get_mut(self.end..).unwrap_or_default());
         self.end += *read.as_ref().unwrap_or(&0);
         if self.is_empty() {
             self.release();

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use futures_util::FutureExt as _;
+use tokio::net::TcpStream;
 
 use crate::addr::Caller;
 use crate::io::buffers::Buf;
-use crate::io::conn::{Conn, UnregisteredSocket};
+use crate::io::conn::Conn;
 use crate::io::relay;
 use crate::outcome::{Ended, Stage};
 use crate::proxy::context::{AppProtocol, ConnContext, PortContext};
@@ -35,15 +36,12 @@ pub(crate) fn carry(accepted: Accepted, port: Arc<PortContext>) -> impl Future<O
         hello: None,
     };
     let carried = ConnGuard::begin(port, accepted.caller);
-    connection(UnregisteredSocket::new(accepted.io), context).map(|ended| carried.end(ended))
+    connection(accepted.io, context).map(|ended| carried.end(ended))
 }
 
 /// Carries one connection from its first byte to its end. Every open connection holds memory for
 /// this future, so the steps share one slot; an async function would keep both at once.
-pub fn connection(
-    io: UnregisteredSocket,
-    context: ConnContext,
-) -> impl Future<Output = Ended> + Send {
+pub fn connection(io: TcpStream, context: ConnContext) -> impl Future<Output = Ended> + Send {
     begin(io, context).then(|begun| match begun {
         Ok(begun) => begun.carry().left_future(),
         Err(ended) => ready(ended).right_future(),
@@ -61,10 +59,10 @@ struct ReadyConn {
 }
 
 /// Runs TLS where annotations ask for it, connects to the app, and reads the first bytes.
-async fn begin(io: UnregisteredSocket, mut context: ConnContext) -> Result<ReadyConn, Ended> {
+async fn begin(io: TcpStream, mut context: ConnContext) -> Result<ReadyConn, Ended> {
     let (mut down, dial) = match &context.port.tls {
-        None => (Conn::Unregistered(io), Arc::clone(&context.port.app)),
-        // Boxed: a handshake needs much memory for a short time.
+        None => (Conn::Tcp(io), Arc::clone(&context.port.app)),
+        // Boxed: a handshake needs much room for a short time.
         Some(_) => Box::pin(accept_tls(io, &mut context)).await?,
     };
     let port = &context.port;
@@ -81,7 +79,6 @@ async fn begin(io: UnregisteredSocket, mut context: ConnContext) -> Result<Ready
     let own = OwnPort::of(&mut app);
     // Declared opaque: detection must not hold back a byte.
     if declared == AppProtocol::Opaque {
-        down.register().map_err(|_| Ended::CallerReset)?;
         let first = relay::PendingBytes {
             from_down: received,
             ..relay::PendingBytes::default()
@@ -106,11 +103,6 @@ async fn begin(io: UnregisteredSocket, mut context: ConnContext) -> Result<Ready
         }
     };
     report(port, first.protocol);
-    // Relays and HTTP/2 wait for both directions, which needs a registered socket. HTTP/1 registers
-    // only when it has to wait.
-    if first.protocol != Protocol::Http1 {
-        down.register().map_err(|_| Ended::CallerReset)?;
-    }
     let (protocol, first) = (
         first.protocol,
         relay::PendingBytes {
@@ -168,25 +160,14 @@ async fn http2(
     }
 }
 
-/// Reads what the caller has sent already, whether or not its socket is registered with the
-/// runtime.
+/// Reads what the caller has already sent, without waiting.
 async fn read_available(down: &mut Conn, received: &mut Buf) -> io::Result<()> {
-    if let Conn::Unregistered(socket) = down {
-        let read = received.fill_now(socket.get()?)?;
-        // A caller that has sent nothing yet has to be waited for.
-        return if read.is_some_and(|n| n > 0) {
-            Ok(())
-        } else {
-            down.register()
-        };
+    if let Conn::Tcp(socket) = down {
+        return received.fill_now(socket).map(drop);
     }
-    match (
-        poll_fn(|cx| Poll::Ready(received.poll_fill(down, cx))).await,
-        &*down,
-    ) {
-        (Poll::Pending, Conn::Tcp(socket)) => received.fill_now(socket).map(drop),
-        (Poll::Ready(read), _) => read.map(drop),
-        (Poll::Pending, _) => Ok(()),
+    match poll_fn(|cx| Poll::Ready(received.poll_fill(down, cx))).await {
+        Poll::Ready(read) => read.map(drop),
+        Poll::Pending => Ok(()),
     }
 }
 
@@ -213,14 +194,13 @@ fn report(port: &PortContext, found: Protocol) {
 /// Accepts TLS where annotations ask for it: finds ALPN and caller identity, and prepares the
 /// matching TLS towards the app.
 async fn accept_tls(
-    io: UnregisteredSocket,
+    io: TcpStream,
     context: &mut ConnContext,
 ) -> Result<(Conn, Arc<dyn DialApp>), Ended> {
     let port = Arc::clone(&context.port);
     let Some(tls) = &port.tls else {
-        return Ok((Conn::Unregistered(io), Arc::clone(&port.app)));
+        return Ok((Conn::Tcp(io), Arc::clone(&port.app)));
     };
-    let io = io.register_owned().map_err(|_| Ended::CallerReset)?;
     let arrival = tokio::select! {
         biased;
         arrival = tls.accept(io, port.routes.load().is_empty(), &port.metrics) => arrival,

@@ -2,5 +2,4 @@
 
 pub mod accept;
 pub mod bind;
-pub mod socket;
 pub mod workers;

@@ -1,7 +1,6 @@
 //! What an idle connection costs.
 
 use traffic_agent::addr::Caller;
-use traffic_agent::io::conn::UnregisteredSocket;
 use traffic_agent::proxy::connection;
 use traffic_agent::proxy::context::ConnContext;
 
@@ -22,8 +21,7 @@ async fn the_future_of_a_connection_stays_small() {
         port: rig.port.clone(),
         hello: None,
     };
-    let connection =
-        connection::connection(UnregisteredSocket::new(socket.into_std().unwrap()), lane);
+    let connection = connection::connection(socket, lane);
     let size = size_of_val(&connection);
     assert!(size <= BUDGET, "{size} bytes");
 }

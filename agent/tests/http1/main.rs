@@ -5,12 +5,12 @@
 
 mod bulk;
 mod doors;
+mod early_request;
 mod exchange;
 mod explained;
 mod footprint;
 mod generate;
 mod intercepted;
-mod newcomer;
 mod rig;
 mod second_reader;
 mod transparent;

@@ -1,14 +1,13 @@
 //! One request and its response. Both directions flow at once, so early responses, interim
 //! responses and streaming either way work; the exchange is over when both messages are complete.
 
-use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::AsyncWrite;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
 use crate::io::conn::Conn;
 use crate::outcome::Ended;
@@ -19,10 +18,6 @@ use crate::telemetry::metrics::{Class, OpaqueReason};
 use crate::upstream::app::ended_by_app;
 use traffic_core::http1::body::Body;
 use traffic_core::http1::head::{Head, Kind, MAX_HEAD, Method, Parser, Step};
-
-/// Time a response may take before the caller's new socket is registered with the runtime, which
-/// notices a caller that leaves. Most responses come sooner and save the registration.
-const UNREGISTERED_TIMEOUT: Duration = Duration::from_millis(10);
 
 /// State of the connection after an exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,8 +58,6 @@ pub(crate) struct Exchange {
     heads: (u64, u64),
     /// `Connection: close` was sent to the caller in this response.
     closing: bool,
-    /// Runs while the caller's socket is unregistered.
-    registration_delay: Option<Pin<Box<Sleep>>>,
 }
 
 enum ResponseSide {
@@ -113,7 +106,6 @@ impl Exchange {
             upstream_took: None,
             heads: (head.len as u64, 0),
             closing: false,
-            registration_delay: None,
         }
     }
 
@@ -241,14 +233,6 @@ impl Exchange {
     fn watch_caller(&mut self, ends: &mut Ends<'_, '_>, cx: &mut Context<'_>) -> Option<Outcome> {
         if *ends.caller_done || !ends.request.buf.is_empty() {
             return None;
-        }
-        if ends.down.is_unregistered() {
-            let registration_delay = self
-                .registration_delay
-                .get_or_insert_with(|| Box::pin(tokio::time::sleep(UNREGISTERED_TIMEOUT)));
-            if registration_delay.as_mut().poll(cx).is_pending() {
-                return None;
-            }
         }
         match ends.request.poll_read(ends.down, 0, cx) {
             Poll::Ready(Ok(0)) => {

@@ -10,8 +10,8 @@ use std::task::{Context, Poll, ready};
 use tokio::io::AsyncWrite;
 
 use crate::io::buffers::{Buf, SIZE};
-use crate::io::conn;
 use crate::io::conn::Conn;
+use crate::io::eager;
 use crate::io::relay::BulkDetector;
 use crate::io::splice;
 use crate::io::splice::SplicePipe;
@@ -33,7 +33,7 @@ pub(crate) struct Pipe {
     bulk: BulkDetector,
     /// The kernel refused to splice.
     copies_only: bool,
-    /// Nothing was written yet, so the target socket may not be registered with the runtime.
+    /// Nothing was written yet, so the runtime may not know yet that the target is connected.
     nothing_written: bool,
     /// End of the source, if it was found while the last bytes were still to be written.
     end: Option<io::Result<()>>,
@@ -73,7 +73,7 @@ impl Pipe {
     /// are sent together with the close.
     pub(crate) fn look_for_end(&mut self, from: &Conn) {
         if let (Conn::Tcp(source), None, false) = (from, &self.end, self.buf.is_full()) {
-            if conn::has_ended(source) {
+            if eager::has_ended(source) {
                 self.end = Some(Ok(()));
                 return;
             }
@@ -145,10 +145,10 @@ impl Pipe {
             // close.
             let last = matches!(self.end, Some(Ok(()))) && bytes.len() == self.buf.len();
             let n = match &*to {
-                // If not all bytes fit, the rest is written normally, which also sends those held
-                // back here.
-                Conn::Tcp(_) | Conn::Unregistered(_) if last && !self.unflushed => {
-                    match to.write_last(bytes) {
+                // Where not all of it found room, the rest goes the usual way, and takes this with
+                // it.
+                Conn::Tcp(socket) if last && !self.unflushed => {
+                    match eager::write_last(socket, bytes) {
                         Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                             self.unflushed = true;
                             continue;
@@ -157,7 +157,7 @@ impl Pipe {
                     }
                 }
                 Conn::Tcp(socket) if std::mem::take(&mut self.nothing_written) => {
-                    match conn::write_now(socket, bytes) {
+                    match eager::write_now(socket, bytes) {
                         Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
                         written => written?,
                     }
@@ -202,16 +202,12 @@ impl Pipe {
     pub(crate) fn poll_read_body(
         &mut self,
         from: &mut Conn,
-        to: &mut Conn,
+        to: &Conn,
         body: &mut Body,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
         let ahead = body.plain_ahead();
-        if ahead >= MIN_SPLICE {
-            // A failure shows at the next write.
-            let _ = to.register();
-        }
-        if let (Conn::Tcp(source), Conn::Tcp(_)) = (&*from, &*to)
+        if let (Conn::Tcp(source), Conn::Tcp(_)) = (&*from, to)
             && ahead >= MIN_SPLICE
             && self.bulk.is_busy()
             && !self.copies_only

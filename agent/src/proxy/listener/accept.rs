@@ -5,14 +5,16 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt as _;
 use rustix::io::Errno;
+use tokio::net::TcpListener;
 
+use crate::addr::Caller;
 use crate::io::fd_reserve;
 use crate::outcome::Ended;
 use crate::proxy::connection::carry;
 use crate::proxy::context::PortContext;
 use crate::proxy::listener::bind::{self, Accepted};
-use crate::proxy::listener::socket::Listener;
 use crate::telemetry::metrics::Limit;
 use crate::telemetry::rate_limit::limited;
 
@@ -27,9 +29,9 @@ const EXHAUSTED_DELAY: Duration = Duration::from_millis(50);
 const BACKLOG_DRAIN_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// Accepts until the drain stops it. Every connection is one task.
-pub async fn accept(listener: Listener, port: Arc<PortContext>) {
-    // Checked each time, because an endless queue of callers would keep the other branch from being
-    // polled.
+pub async fn accept(listener: TcpListener, port: Arc<PortContext>) {
+    // Asked for each time, because a crowd that is never all accepted would keep the other branch
+    // from its turn.
     while !port.drain.is_closed() {
         if !fd_reserve::ensure() {
             pause_accepting(&port, &Errno::MFILE.into()).await;
@@ -37,7 +39,7 @@ pub async fn accept(listener: Listener, port: Arc<PortContext>) {
         }
         let accepted = tokio::select! {
             biased;
-            accepted = listener.accept() => accepted,
+            accepted = next(&listener) => accepted,
             () = port.drain.closed() => break,
         };
         match accepted {
@@ -50,19 +52,23 @@ pub async fn accept(listener: Listener, port: Arc<PortContext>) {
     drain_backlog(&listener, &port);
 }
 
+async fn next(listener: &TcpListener) -> io::Result<Accepted> {
+    let (io, peer) = listener.accept().await?;
+    Ok(Accepted {
+        io,
+        caller: Caller::new(peer),
+    })
+}
+
 /// Accepts all queued connections without waiting for more.
-fn drain_backlog(listener: &Listener, port: &Arc<PortContext>) {
+fn drain_backlog(listener: &TcpListener, port: &Arc<PortContext>) {
     let end = Instant::now() + BACKLOG_DRAIN_TIMEOUT;
     while Instant::now() < end {
-        match listener.accept_now() {
-            Ok(accepted) => admit(accepted, port),
-            Err(error)
-                if error.kind() == io::ErrorKind::WouldBlock || bind::is_exhausted(&error) =>
-            {
-                return;
-            }
-            // This caller left before it was accepted; others may be queued after it.
-            Err(_) => {}
+        match next(listener).now_or_never() {
+            Some(Ok(accepted)) => admit(accepted, port),
+            // Gone before its turn; others may wait behind it.
+            Some(Err(error)) if !bind::is_exhausted(&error) => {}
+            Some(Err(_)) | None => return,
         }
     }
 }

@@ -1,14 +1,17 @@
 //! Binds a port with the socket options of the data path, and accepts.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 
 use crate::addr::{AppAddr, Caller};
 use crate::io::conn::reset_when_dropped;
+use crate::io::listen;
+use crate::io::listen::ListenOptions;
 use crate::upstream::app::OwnPort;
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::SockRef;
+use tokio::net::TcpStream;
 
 /// Listen backlog; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -55,7 +58,7 @@ pub enum BindError {
 /// An accepted connection.
 #[derive(Debug)]
 pub struct Accepted {
-    /// The socket, nonblocking and not yet registered with the runtime.
+    /// The socket.
     pub io: TcpStream,
     /// The downstream peer.
     pub caller: Caller,
@@ -100,45 +103,20 @@ impl PortSpec {
     }
 
     fn somewhere<T>(&self, port: u16, bind: impl Fn(SocketAddr) -> io::Result<T>) -> io::Result<T> {
-        if let Some(addr) = self.addr {
-            return bind(SocketAddr::new(addr, port));
-        }
-        match bind(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port)) {
-            // IPv6 is missing in this kernel, or switched off for this pod.
-            Err(e)
-                if [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL]
-                    .iter()
-                    .any(|errno| e.raw_os_error() == Some(errno.raw_os_error())) =>
-            {
-                bind(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port))
-            }
-            bound => bound,
+        match self.addr {
+            Some(addr) => bind(SocketAddr::new(addr, port)),
+            None => listen::any_address(port, bind),
         }
     }
 }
 
 fn bind(addr: SocketAddr, share: bool) -> io::Result<TcpListener> {
-    let socket = Socket::new(
-        Domain::for_address(addr),
-        Type::STREAM.nonblocking().cloexec(),
-        None,
-    )?;
-    both_families(&socket, addr)?;
-    socket.set_reuse_address(true)?;
-    socket.set_reuse_port(share)?;
-    // Accepted sockets inherit it, which saves a system call for each.
-    socket.set_tcp_nodelay(true)?;
-    socket.bind(&addr.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
-}
-
-fn both_families(socket: &Socket, addr: SocketAddr) -> io::Result<()> {
-    if addr.is_ipv6() {
-        socket.set_only_v6(addr.ip() != IpAddr::V6(Ipv6Addr::UNSPECIFIED))
-    } else {
-        Ok(())
-    }
+    let options = ListenOptions {
+        backlog: BACKLOG,
+        share,
+        nodelay: true,
+    };
+    listen::tcp(addr, options)
 }
 
 impl Accepted {
@@ -189,8 +167,14 @@ pub fn raise_descriptor_limit() {
 /// connections end.
 #[must_use]
 pub fn is_exhausted(error: &io::Error) -> bool {
-    // Of this process, of the host, and of kernel memory for sockets.
-    [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM]
-        .iter()
-        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+    [
+        Errno::MFILE,
+        Errno::NFILE,
+        Errno::NOBUFS,
+        Errno::NOMEM,
+        // No room for another watch of epoll.
+        Errno::NOSPC,
+    ]
+    .iter()
+    .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }

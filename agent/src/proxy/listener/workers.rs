@@ -10,7 +10,6 @@ use crate::drain::Drain;
 use crate::proxy::context::PortContext;
 use crate::proxy::listener::bind;
 use crate::proxy::listener::bind::{BindError, PortSpec};
-use crate::proxy::listener::socket::Listener;
 
 /// Maximum of workers started by default: every pod pays for its sidecar.
 const MAX_DEFAULT_WORKERS: usize = 2;
@@ -144,7 +143,7 @@ async fn serve(
     drain: Drain,
 ) {
     for (listener, port) in listeners {
-        match Listener::new(listener) {
+        match tokio::net::TcpListener::from_std(listener) {
             Ok(listener) => drain.spawn(super::accept::accept(listener, port)),
             // The only cause is a runtime that cannot register another descriptor.
             Err(error) => tracing::error!(port = port.agent_port, %error, "the port is not served"),

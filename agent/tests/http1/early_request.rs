@@ -1,4 +1,4 @@
-//! Callers that have asked before they are accepted: nobody watches their sockets at first.
+//! Callers whose request is there when they are accepted.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use tokio::task::JoinHandle;
 use traffic_agent::addr::Caller;
-use traffic_agent::io::conn::UnregisteredSocket;
 use traffic_agent::outcome::Ended;
 use traffic_agent::proxy::connection;
 use traffic_agent::proxy::context::{AppProtocol, ConnContext};
@@ -27,10 +26,8 @@ fn asks(rig: &Rig, request: &str) -> (Caller1, JoinHandle<Ended>) {
         port: Arc::clone(&rig.port),
         hello: None,
     };
-    let carried = tokio::spawn(connection::connection(
-        UnregisteredSocket::new(accepted),
-        lane,
-    ));
+    let accepted = tokio::net::TcpStream::from_std(accepted).unwrap();
+    let carried = tokio::spawn(connection::connection(accepted, lane));
     (
         Caller1 {
             socket: tokio::net::TcpStream::from_std(caller).unwrap(),
