@@ -69,10 +69,14 @@ impl Tunnel {
     }
 
     async fn next(&mut self) -> Option<Message> {
-        soon(self.rx.message())
-            .await
-            .unwrap()
-            .map(|message| Message::decode(message.payload).unwrap())
+        loop {
+            let message = soon(self.rx.message()).await.unwrap()?;
+            match Message::decode(message.payload).unwrap() {
+                // Signs of life may come at any time.
+                Message::KeepAlive => {}
+                message => return Some(message),
+            }
+        }
     }
 
     async fn expect(&mut self, wanted: Message) {
