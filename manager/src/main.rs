@@ -3,10 +3,11 @@
 #![cfg_attr(not(test), warn(clippy::disallowed_methods, clippy::disallowed_types))]
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::Level;
@@ -20,6 +21,8 @@ use traffic_proto::duration::GoDuration;
 #[derive(Parser)]
 #[command(version)]
 struct Options {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// Address and port to listen on; port 0 lets the kernel choose
     #[arg(long, default_value = "127.0.0.1:8081")]
     listen: SocketAddr,
@@ -49,6 +52,61 @@ struct Options {
     version_string: String,
 }
 
+/// Roles of the image, and commands of the chart's hooks.
+#[derive(Subcommand)]
+enum Command {
+    /// Serve (the default)
+    Manager,
+    /// Print the version, or that of a running manager
+    Version {
+        /// Address of the manager to ask
+        #[arg(long, value_name = "HOST:PORT")]
+        of: Option<String>,
+    },
+    /// Ask the manager to remove all agents; the exit code is 0 also when it cannot be reached, so that
+    /// nothing is held up
+    Uninstall {
+        /// Address of the manager's webhook
+        #[arg(long, value_name = "https://HOST:PORT/uninstall")]
+        url: hyper::Uri,
+        /// CA of the webhook's certificate
+        #[arg(long, value_name = "FILE")]
+        ca_file: PathBuf,
+        /// Time for the agents to go
+        #[arg(long, default_value = "3m", value_parser = duration)]
+        timeout: Duration,
+    },
+}
+
+/// Runs the command, unless it is to serve.
+async fn one_off(command: Option<&Command>) -> Option<anyhow::Result<()>> {
+    match command? {
+        Command::Manager => None,
+        Command::Version { of: None } => {
+            println!("traffic-manager {}", env!("CARGO_PKG_VERSION"));
+            Some(Ok(()))
+        }
+        Command::Version { of: Some(address) } => {
+            let version = traffic_manager::commands::version_of(address).await;
+            let version = version.with_context(|| format!("no traffic-manager at {address}"));
+            Some(version.map(|version| println!("{version}")))
+        }
+        Command::Uninstall {
+            url,
+            ca_file,
+            timeout,
+        } => {
+            match traffic_manager::commands::uninstall(url, ca_file, *timeout).await {
+                Ok(()) => println!("all agents are removed"),
+                Err(error) => eprintln!(
+                    "agents may stay: {error}; they go on relaying until their pods restart"
+                ),
+            }
+            Some(Ok(()))
+        }
+    }
+}
+
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let options = Options::try_parse().unwrap_or_else(|error| {
@@ -56,6 +114,9 @@ async fn main() -> anyhow::Result<()> {
         #[expect(clippy::disallowed_methods, reason = "nothing runs yet")]
         std::process::exit(if error.use_stderr() { 64 } else { 0 })
     });
+    if let Some(done) = one_off(options.command.as_ref()).await {
+        return done;
+    }
     // Libraries log from warnings up; their details are for their own developers.
     let level = options.log_level;
     let filter = Targets::new()

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // A test that meets what it does not expect may say so by panicking.
 
+mod commands;
 mod door;
 mod intercepts;
 mod names;
