@@ -14,7 +14,7 @@ test: packages ## Every test; installs the packages they need
 	cargo build --workspace --bins --example app
 	HARNESS_BUILT=1 cargo test --workspace
 
-test-test-chart: cluster-packages ## The chart, rendered by a real Helm
+test-chart: cluster-packages ## The chart, rendered by a real Helm
 	tests/chart/test_chart.py
 
 images: ## Both container images in target/images, without a container engine
@@ -23,7 +23,7 @@ images: ## Both container images in target/images, without a container engine
 site: ## The documentation's links, and the site in target/site/book; needs mdbook
 	docs/build-site
 
-cluster: cluster-packages ## The tests that need a real Kubernetes; about ten minutes more the first time
+test-cluster: cluster-packages ## The tests that need a real Kubernetes; about ten minutes more the first time
 	cargo build --workspace --bins --example app
 	HARNESS_BUILT=1 tests/cluster/test
 
