@@ -16,7 +16,7 @@ const LAYERS: &[&[&str]] = &[
     &["io"],
     &["tls"],
     &["upstream"],
-    &["proxy", "control"],
+    &["proxy", "control", "files"],
     &["admin"],
     &["app", "main"],
 ];

@@ -3,6 +3,7 @@
 
 mod certificates;
 mod control;
+mod files;
 mod listeners;
 mod page_release;
 mod ports;

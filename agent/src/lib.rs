@@ -40,6 +40,8 @@ pub mod proxy;
 
 pub mod control;
 
+pub mod files;
+
 // The read-only view of both, and the composition root.
 pub mod admin;
 

@@ -7,4 +7,5 @@
 pub mod http1;
 pub mod http2;
 pub mod routing;
+pub mod sftp;
 pub mod sniff;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::app::files::FileService;
 use crate::app::listeners::ApiListener;
 use crate::app::ports;
 use crate::app::ports::BoundPort;
@@ -58,8 +59,9 @@ impl ControlPath<'_> {
                 tracing::error!(%error, "the agent's gRPC API has stopped; restart the pod");
             }
         });
+        let files = FileService::start(self.settings, tasks);
         let session = ControlConfig {
-            identity: identity(self.settings, api_port),
+            identity: identity(self.settings, api_port, files),
             manager: manager_address(self.settings),
             grace: self.settings.sidecar.session_grace,
             remember: self.settings.remember(),
@@ -106,11 +108,15 @@ fn level_switch(log: logging::LogControl) -> LevelSwitch {
     LevelSwitch(Box::new(move |level| log.level_override(level)))
 }
 
-fn identity(settings: &Settings, api_port: u16) -> crate::control::config::AgentIdentity {
+fn identity(
+    settings: &Settings,
+    api_port: u16,
+    files: FileService,
+) -> crate::control::config::AgentIdentity {
     let container = |s: container_env::SharedContainer| crate::control::config::Container {
+        mount_point: files.mount_point(settings, &s.name),
         name: s.name,
         environment: s.environment,
-        mount_point: s.mount_point,
         mounts: s.mounts,
     };
     let shared = container_env::containers(&settings.sidecar, &settings.environment);
@@ -122,6 +128,7 @@ fn identity(settings: &Settings, api_port: u16) -> crate::control::config::Agent
         pod_ip: settings.pod_ip.map(|ip| ip.to_string()).unwrap_or_default(),
         pod_uid: settings.pod_uid.clone(),
         api_port,
+        sftp_port: files.sftp_port,
         containers: shared.into_iter().map(container).collect(),
     }
 }

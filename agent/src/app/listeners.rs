@@ -134,7 +134,7 @@ fn bind_near(bind: Bind, wanted: u16) -> io::Result<ApiListener> {
 }
 
 /// Binds IPv4 and, if the pod has it, IPv6 on the same port.
-fn bind_families(bind: Bind, port: u16) -> io::Result<ApiListener> {
+pub(crate) fn bind_families(bind: Bind, port: u16) -> io::Result<ApiListener> {
     let (v4, v6) = match bind {
         Bind::Pod => (Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST),
         Bind::All => (Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED),

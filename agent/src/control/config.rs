@@ -42,6 +42,8 @@ pub struct AgentIdentity {
     pub pod_uid: String,
     /// Port of the agent's own gRPC API.
     pub api_port: u16,
+    /// Port of the SFTP server; 0 without one.
+    pub sftp_port: u16,
     /// App containers.
     pub containers: Vec<Container>,
 }
@@ -115,6 +117,7 @@ impl AgentIdentity {
             version: VERSION.to_owned(),
             mechanisms: vec![mechanism("tcp"), mechanism("http")],
             api_port: i32::from(self.api_port),
+            sftp_port: i32::from(self.sftp_port),
             containers: self
                 .containers
                 .iter()

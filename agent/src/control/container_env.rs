@@ -26,15 +26,12 @@ pub struct SharedContainer {
     pub environment: BTreeMap<String, String>,
     /// Mount paths with their policy number.
     pub mounts: BTreeMap<String, i32>,
-    /// Directory in which a file server offers them; empty without one.
-    pub mount_point: String,
 }
 
 /// Returns environment and mounts of all containers. `environment` is the agent's own.
 ///
-/// Volumes are not served, so no mount point is named: a workstation that was told one would try to
-/// mount it. `TELEPRESENCE_API_PORT` stays out for the same reason: a workstation would start a
-/// server because of it.
+/// The mount point is left empty: the file service names it where it runs. `TELEPRESENCE_API_PORT` stays out: a workstation
+/// would start a server because of it.
 #[must_use]
 pub fn containers(
     sidecar: &Sidecar,
@@ -49,7 +46,6 @@ pub fn containers(
                 .iter()
                 .map(|(path, policy)| (path.clone(), policy.number()))
                 .collect(),
-            mount_point: String::new(),
         }
     };
     sidecar.containers.iter().map(share).collect()
@@ -101,7 +97,10 @@ fn container_environment(
 
 /// Returns the configured mounts and those named by the injector in a variable with the container's
 /// prefix.
-fn mounts(container: &Container, own: &BTreeMap<String, String>) -> Vec<(String, MountPolicy)> {
+pub(crate) fn mounts(
+    container: &Container,
+    own: &BTreeMap<String, String>,
+) -> Vec<(String, MountPolicy)> {
     let mut mounts = container.mounts.clone();
     let listed = own
         .get(&format!("{}TELEPRESENCE_MOUNTS", container.env_prefix))

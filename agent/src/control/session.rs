@@ -184,6 +184,9 @@ impl Live<'_> {
                 request.headers = headers;
                 if let Some(shared) = identity.containers.iter().find(|c| c.name == container) {
                     request.mount_point.clone_from(&shared.mount_point);
+                    if !shared.mount_point.is_empty() {
+                        request.sftp_port = i32::from(identity.sftp_port);
+                    }
                     request.environment.clone_from(&shared.environment);
                     request.mounts.clone_from(&shared.mounts);
                 }

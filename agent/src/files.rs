@@ -1,0 +1,11 @@
+//! File service: the volumes of the app's containers, for workstations that mount them. Paths are
+//! confined to the exported volumes, mount policies hold, and all file work runs on threads of its
+//! own, so that neither the data path nor the control path waits for a disk.
+//!
+//! `export` knows the volumes, `confined` resolves paths in them, `sftp` answers the requests of
+//! one connection, `server` accepts connections.
+
+mod confined;
+pub mod export;
+pub mod server;
+mod sftp;

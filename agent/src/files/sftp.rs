@@ -1,0 +1,356 @@
+//! The requests of one SFTP connection, answered from the exports.
+
+mod paths;
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{self, Dir, FileType, OFlags, Stat};
+use rustix::io::Errno;
+use traffic_core::sftp::{
+    Answers, Attributes, MAX_READ, NameEntry, Operation, StatusCode, open, parse,
+};
+
+use crate::files::export::{Exports, Place, absolute, normalised};
+
+/// Open handles of one connection.
+pub(crate) const MAX_HANDLES: usize = 1024;
+/// Open directories of one connection; each has a buffer.
+const MAX_DIRECTORIES: usize = 64;
+/// Names in one answer.
+const MAX_NAMES: usize = 100;
+/// Extensions that are offered, as stock agents offer them, and `fsync`.
+const EXTENSIONS: [(&str, &str); 4] = [
+    ("posix-rename@openssh.com", "1"),
+    ("statvfs@openssh.com", "2"),
+    ("hardlink@openssh.com", "1"),
+    ("fsync@openssh.com", "1"),
+];
+
+/// The state of a connection: its open handles.
+pub(crate) struct Session<'e> {
+    exports: &'e Exports,
+    handles: HashMap<u32, Handle>,
+    next: u32,
+}
+
+enum Handle {
+    File {
+        fd: OwnedFd,
+        append: bool,
+    },
+    Directory {
+        entries: Option<Dir>,
+        synthetic: Vec<Vec<u8>>,
+    },
+}
+
+/// A request that failed, with the status that says why.
+#[derive(Debug)]
+pub(crate) struct Failed(StatusCode, String);
+
+impl From<Errno> for Failed {
+    fn from(errno: Errno) -> Self {
+        let code = match errno {
+            Errno::NOENT | Errno::NOTDIR => StatusCode::NoSuchFile,
+            Errno::ACCESS | Errno::PERM | Errno::ROFS => StatusCode::PermissionDenied,
+            Errno::NOSYS | Errno::OPNOTSUPP => StatusCode::Unsupported,
+            _ => StatusCode::Failure,
+        };
+        Self(code, io::Error::from(errno).to_string())
+    }
+}
+
+type Answered<T = ()> = Result<T, Failed>;
+
+impl<'e> Session<'e> {
+    pub(crate) fn new(exports: &'e Exports) -> Self {
+        Self {
+            exports,
+            handles: HashMap::new(),
+            next: 0,
+        }
+    }
+
+    /// Answers one packet. A packet that cannot be answered for lack of a request number is passed
+    /// over.
+    pub(crate) fn answer(&mut self, packet: &[u8], out: &mut Vec<u8>) {
+        let mut answers = Answers(out);
+        let request = match parse(packet) {
+            Ok(request) => request,
+            Err(fault) => {
+                if let Some(id) = fault.id {
+                    answers.status(id, StatusCode::BadMessage, &fault.to_string());
+                }
+                return;
+            }
+        };
+        let id = request.id;
+        if let Err(Failed(code, text)) = self.perform(id, request.operation, &mut answers) {
+            answers.status(id, code, &text);
+        }
+    }
+
+    fn perform(&mut self, id: u32, operation: Operation<'_>, out: &mut Answers<'_>) -> Answered {
+        match operation {
+            Operation::Init(_) => out.version(&EXTENSIONS),
+            Operation::Open {
+                path,
+                flags,
+                attributes,
+            } => {
+                let handle = self.open(path, flags, attributes)?;
+                out.handle(id, &handle);
+            }
+            Operation::Read {
+                handle,
+                offset,
+                length,
+            } => {
+                return self.read(id, handle, offset, length, out);
+            }
+            Operation::Write {
+                handle,
+                offset,
+                data,
+            } => {
+                self.write(handle, offset, data)?;
+                out.status(id, StatusCode::Ok, "");
+            }
+            Operation::OpenDir(path) => {
+                let handle = self.open_directory(path)?;
+                out.handle(id, &handle);
+            }
+            Operation::ReadDir(handle) => return self.read_directory(id, handle, out),
+            Operation::LStat(path) => out.attributes(id, &self.attributes(path, false)?),
+            Operation::Stat(path) => out.attributes(id, &self.attributes(path, true)?),
+            Operation::FStat(handle) => {
+                let (fd, _) = self.file(handle)?;
+                out.attributes(id, &attributes_of(&fs::fstat(fd)?));
+            }
+            Operation::RealPath(path) => {
+                let name = absolute(&normalised(path));
+                let attributes = Attributes::default();
+                out.names(
+                    id,
+                    &[NameEntry {
+                        name: &name,
+                        attributes,
+                    }],
+                );
+            }
+            Operation::ReadLink(path) => {
+                let name = self.read_link(path)?;
+                let attributes = Attributes::default();
+                out.names(
+                    id,
+                    &[NameEntry {
+                        name: &name,
+                        attributes,
+                    }],
+                );
+            }
+            Operation::StatVfs(path) => out.extended(id, &self.figures(path)?),
+            other => {
+                self.change(other)?;
+                out.status(id, StatusCode::Ok, "");
+            }
+        }
+        Ok(())
+    }
+
+    /// Operations that are answered with a bare status.
+    fn change(&mut self, operation: Operation<'_>) -> Answered {
+        match operation {
+            Operation::Close(handle) => {
+                let number = number_of(handle)?;
+                self.handles.remove(&number).map(drop).ok_or_else(no_handle)
+            }
+            Operation::SetStat(path, attributes) => self.set_attributes(path, attributes),
+            Operation::FSetStat(handle, attributes) => {
+                let (fd, _) = self.file(handle)?;
+                paths::set_attributes_of(fd, attributes)
+            }
+            Operation::Remove(path) => self.remove(path, fs::AtFlags::empty()),
+            Operation::RemoveDir(path) => self.remove(path, fs::AtFlags::REMOVEDIR),
+            Operation::MakeDir(path, attributes) => self.make_directory(path, attributes),
+            Operation::Rename(from, to) => self.rename(from, to, false),
+            Operation::PosixRename(from, to) => self.rename(from, to, true),
+            Operation::SymLink { target, link } => self.link_symbolically(target, link),
+            Operation::HardLink(from, to) => self.link(from, to),
+            Operation::FSync(handle) => Ok(fs::fsync(self.file(handle)?.0)?),
+            _ => {
+                let text = "this operation is not offered".to_owned();
+                Err(Failed(StatusCode::Unsupported, text))
+            }
+        }
+    }
+
+    fn open(&mut self, path: &[u8], flags: u32, attributes: Attributes) -> Answered<[u8; 4]> {
+        let has = |flag| flags & flag != 0;
+        let mut how = match (has(open::READ), has(open::WRITE) || has(open::APPEND)) {
+            (_, false) => OFlags::RDONLY,
+            (false, true) => OFlags::WRONLY,
+            (true, true) => OFlags::RDWR,
+        };
+        for (wanted, flag) in [
+            (open::APPEND, OFlags::APPEND),
+            (open::CREATE, OFlags::CREATE),
+            (open::EXCLUSIVE, OFlags::EXCL),
+        ] {
+            if has(wanted) {
+                how |= flag;
+            }
+        }
+        let fd = self.open_file(path, how, has(open::TRUNCATE), attributes)?;
+        self.keep(Handle::File {
+            fd,
+            append: has(open::APPEND),
+        })
+    }
+
+    fn keep(&mut self, handle: Handle) -> Answered<[u8; 4]> {
+        let directories = self
+            .handles
+            .values()
+            .filter(|h| matches!(h, Handle::Directory { .. }));
+        let full = self.handles.len() >= MAX_HANDLES
+            || matches!(handle, Handle::Directory { .. }) && directories.count() >= MAX_DIRECTORIES;
+        if full {
+            let text = format!(
+                "too many open handles: {MAX_HANDLES} files and {MAX_DIRECTORIES} directories"
+            );
+            return Err(Failed(StatusCode::Failure, text));
+        }
+        while self.handles.contains_key(&self.next) {
+            self.next = self.next.wrapping_add(1);
+        }
+        let number = self.next;
+        self.next = self.next.wrapping_add(1);
+        self.handles.insert(number, handle);
+        Ok(number.to_be_bytes())
+    }
+
+    fn file(&self, handle: &[u8]) -> Answered<(&OwnedFd, bool)> {
+        match self.handles.get(&number_of(handle)?) {
+            Some(Handle::File { fd, append }) => Ok((fd, *append)),
+            _ => Err(no_handle()),
+        }
+    }
+
+    fn read(
+        &self,
+        id: u32,
+        handle: &[u8],
+        offset: u64,
+        length: u32,
+        out: &mut Answers<'_>,
+    ) -> Answered {
+        let (fd, _) = self.file(handle)?;
+        let wanted = usize::try_from(length).unwrap_or(MAX_READ).min(MAX_READ);
+        match out.data(id, wanted, |room| rustix::io::pread(fd, room, offset))? {
+            0 => Err(Failed(StatusCode::EndOfFile, "end of file".to_owned())),
+            _ => Ok(()),
+        }
+    }
+
+    fn write(&self, handle: &[u8], mut offset: u64, mut data: &[u8]) -> Answered {
+        let (fd, append) = self.file(handle)?;
+        while !data.is_empty() {
+            let written = if append {
+                rustix::io::write(fd, data)?
+            } else {
+                rustix::io::pwrite(fd, data, offset)?
+            };
+            if written == 0 {
+                return Err(Errno::IO.into());
+            }
+            data = data.get(written..).unwrap_or_default();
+            offset += written as u64;
+        }
+        Ok(())
+    }
+
+    fn open_directory(&mut self, path: &[u8]) -> Answered<[u8; 4]> {
+        let handle = match self.exports.find(path) {
+            Place::Missing => return Err(Errno::NOENT.into()),
+            Place::Virtual(names) => Handle::Directory {
+                entries: None,
+                synthetic: names,
+            },
+            Place::Real(location) => {
+                let how = OFlags::RDONLY | OFlags::DIRECTORY;
+                let found = match paths::open_visible(&location, how) {
+                    Err(_) if !location.further.is_empty() => None,
+                    other => Some(other?),
+                };
+                let entries = found.map(|found| Dir::new(found.fd)).transpose()?;
+                Handle::Directory {
+                    entries,
+                    synthetic: location.further,
+                }
+            }
+        };
+        self.keep(handle)
+    }
+
+    fn read_directory(&mut self, id: u32, handle: &[u8], out: &mut Answers<'_>) -> Answered {
+        let number = number_of(handle)?;
+        let Some(Handle::Directory { entries, synthetic }) = self.handles.get_mut(&number) else {
+            return Err(no_handle());
+        };
+        let mut found: Vec<(Vec<u8>, Attributes)> = Vec::new();
+        for name in synthetic.drain(..) {
+            found.push((name, paths::directory_attributes()));
+        }
+        if let Some(entries) = entries {
+            while found.len() < MAX_NAMES {
+                let Some(entry) = entries.read() else { break };
+                let name = entry?.file_name().to_owned();
+                // A name that is gone again has no attributes.
+                let stat = fs::statat(entries.fd()?, &name, fs::AtFlags::SYMLINK_NOFOLLOW);
+                let attributes = stat.map(|s| attributes_of(&s)).unwrap_or_default();
+                found.push((name.into_bytes(), attributes));
+            }
+        }
+        if found.is_empty() {
+            return Err(Failed(StatusCode::EndOfFile, "no more entries".to_owned()));
+        }
+        let names: Vec<_> = found
+            .iter()
+            .map(|(name, attributes)| NameEntry {
+                name,
+                attributes: *attributes,
+            })
+            .collect();
+        out.names(id, &names);
+        Ok(())
+    }
+}
+
+fn number_of(handle: &[u8]) -> Answered<u32> {
+    let bytes: [u8; 4] = handle.try_into().map_err(|_| no_handle())?;
+    Ok(u32::from_be_bytes(bytes))
+}
+
+fn no_handle() -> Failed {
+    Failed(StatusCode::Failure, "no such handle is open".to_owned())
+}
+
+/// Attributes as the protocol has them; times before 1970 or after 2106 are cut to its range.
+fn attributes_of(stat: &Stat) -> Attributes {
+    let time = |seconds: i64| u32::try_from(seconds.max(0)).unwrap_or(u32::MAX);
+    Attributes {
+        size: Some(u64::try_from(stat.st_size).unwrap_or_default()),
+        owner: Some((stat.st_uid, stat.st_gid)),
+        mode: Some(stat.st_mode),
+        times: Some((time(stat.st_atime), time(stat.st_mtime))),
+    }
+}
+
+/// Returns true for a file that may be read and written: no device, socket or named pipe, which
+/// could block a thread or reach beyond the volume.
+fn is_regular(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+}
