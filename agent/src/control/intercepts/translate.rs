@@ -309,7 +309,9 @@ impl PortRules {
                 .filter(|port| *port != 0)
                 .ok_or_else(|| Refusal {
                     bad_args: true,
-                    message: format!("{delivered} is not a port number; use 1 to 65535"),
+                    message: format!(
+                        "{delivered} is not a port number of a workstation; use 1 to 65535"
+                    ),
                 })?;
             let intercept = Arc::new(rule.intercept(info, spec, port, stats.unwrap_or_default()));
             Ok(Compiled { rule, intercept })
