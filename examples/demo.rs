@@ -18,13 +18,12 @@ use harness::{ports, programs};
 const REQUESTS: usize = 300;
 
 fn main() -> ExitCode {
-    // The reason of a panic is printed where it happens; everything started is stopped on the way
-    // out.
+    // A panic prints its reason itself; unwinding stops all started programs.
     std::panic::catch_unwind(demo).unwrap_or(ExitCode::FAILURE)
 }
 
 fn demo() -> ExitCode {
-    println!("Starting the parts (logs are shown if something fails)");
+    println!("Starting all parts (logs are shown on failure)");
     let (_app, app) = start_app("app");
     let (_local_a, local_a) = start_app("laptop-a");
     let (_local_b, local_b) = start_app("laptop-b");
@@ -48,11 +47,12 @@ fn demo() -> ExitCode {
         intercept
     });
 
-    let astray = one_by_one(pod) + over_one_connection(pod);
+    let wrong = one_by_one(pod) + over_one_connection(pod);
     println!(
-        "\nThe pod has one port, and callers need not know that anything stands in front of the app.\n\
-         A request with a developer's header was answered on that developer's machine, through a gRPC tunnel.\n\
-         All others reached the app as they were sent, on the same connection as their neighbours."
+        "\nCallers used the pod's only port and did not notice the agent.\n\
+         Requests with a developer's header were answered on that developer's machine, through a \
+         gRPC tunnel.\n\
+         All others reached the app unchanged, on the same connections."
     );
     if std::env::var_os("SERVE").is_some_and(|value| value != "0") {
         serve(pod);
@@ -62,13 +62,13 @@ fn demo() -> ExitCode {
     }
     let back = get(pod, "/", &[("x-dev", "a")]).unwrap();
     println!(
-        "\nAfter both have left, x-dev: a is answered by {}",
+        "\nAfter both intercepts ended, x-dev: a is answered by {}",
         back.by()
     );
-    match astray + usize::from(back.by() != "app") {
+    match wrong + usize::from(back.by() != "app") {
         0 => ExitCode::SUCCESS,
-        astray => {
-            println!("{astray} requests went astray");
+        wrong => {
+            println!("{wrong} requests got the wrong answer");
             ExitCode::FAILURE
         }
     }
@@ -132,7 +132,7 @@ fn one_by_one(pod: SocketAddr) -> usize {
         (&[("x-dev", "c")], "app"),
         (&[("x-other", "a")], "app"),
     ];
-    let mut astray = 0;
+    let mut wrong = 0;
     for (headers, expected) in cases {
         let header: Vec<_> = headers
             .iter()
@@ -147,15 +147,15 @@ fn one_by_one(pod: SocketAddr) -> usize {
         let mark = if answer.by() == expected {
             ""
         } else {
-            "  ASTRAY"
+            "  WRONG"
         };
         println!(
             "  GET / {shown:<22} {expected:<12} {:<12}{mark}",
             answer.by()
         );
-        astray += usize::from(answer.by() != expected);
+        wrong += usize::from(answer.by() != expected);
     }
-    astray
+    wrong
 }
 
 /// Sends requests for all three in turn on one keep-alive connection; returns the number of wrong

@@ -38,7 +38,7 @@ pub(crate) struct Reach {
 #[derive(Clone, PartialEq, Eq, Hash)]
 enum Place {
     Address(SocketAddr),
-    /// In a pod, through the API server.
+    /// A pod, reached through the API server.
     Pod {
         namespace: String,
         name: String,

@@ -37,7 +37,7 @@ pub(crate) type Manager = ManagerClient<Channel>;
 pub(crate) enum Way {
     /// Straight to this address.
     Address(String),
-    /// Through the API server of a cluster.
+    /// A manager reached through the API server of a cluster.
     Cluster(Cluster),
 }
 

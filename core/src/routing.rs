@@ -16,9 +16,9 @@ use crate::routing::matcher::Filters;
 pub use crate::routing::request::Request;
 pub use crate::routing::stats::{Stats, TunnelPath};
 
-/// How long a dial may take where the intercept's spec has no dial timeout.
+/// Default dial timeout, if the intercept's spec has none.
 const DEFAULT_DIAL_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a dial may take at most; a caller is waiting.
+/// Maximum dial timeout, because a caller is waiting.
 const MAX_DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Mechanism by which an intercept takes traffic.
@@ -73,8 +73,8 @@ impl Intercept {
         }
     }
 
-    /// Whether tunnels of both lead to the same place in the same way, so that one opened for
-    /// either serves the other.
+    /// Returns true if tunnels of both lead to the same target in the same way, so that one opened
+    /// for either serves the other.
     #[must_use]
     pub fn same_target(&self, other: &Self) -> bool {
         self.id == other.id
@@ -84,7 +84,7 @@ impl Intercept {
             && self.plaintext == other.plaintext
     }
 
-    /// Whether it takes all of its port, so that its callers are anybody.
+    /// Returns true if it takes the whole port, so that any caller may be meant.
     #[must_use]
     pub fn takes_whole_port(&self) -> bool {
         self.filters.is_empty()
@@ -274,7 +274,7 @@ pub struct RuleTrace {
     pub id: String,
     /// Name given by its owner.
     pub name: String,
-    /// Every clause matched.
+    /// All clauses matched.
     pub matched: bool,
     /// First clause that did not match.
     pub failed: Option<String>,

@@ -41,7 +41,7 @@ pub(crate) fn apps<'a>(
         .collect()
 }
 
-/// Everything the parts of a pod are made from.
+/// Inputs from which the parts of a pod are built.
 pub(crate) struct Parts<'a> {
     pub(crate) pod: &'a Pod,
     pub(crate) plan: &'a Plan,
@@ -83,7 +83,7 @@ impl Parts<'_> {
         }
     }
 
-    /// One port for each listener, named where it takes over a name.
+    /// Returns one port for each listener, named if it takes over a name.
     fn ports(&self) -> Vec<ContainerPort> {
         let mut ports: Vec<ContainerPort> = Vec::new();
         for (container, entry) in self.plan.config.entries() {
@@ -111,7 +111,7 @@ impl Parts<'_> {
         ports
     }
 
-    /// Any entry of the listener is redirected, so that all its callers are.
+    /// Returns true if any entry of the listener is redirected; then all its callers are.
     pub(crate) fn is_redirected(&self, container: &ConfigContainer, entry: &Entry) -> bool {
         container.intercepts.iter().any(|other| {
             (other.agent_port, other.protocol) == (entry.agent_port, entry.protocol)
@@ -277,8 +277,8 @@ impl Parts<'_> {
         context
     }
 
-    /// That of the first app container that can be intercepted and has one, else of the first that
-    /// has one.
+    /// Returns the context of the first app container that can be intercepted and has one, else of
+    /// the first that has one.
     fn app_context(&self) -> SecurityContext {
         let with_ports = self.present().filter(|(it, _)| !it.intercepts.is_empty());
         let context = |app: &Container| app.security_context.clone();

@@ -63,16 +63,16 @@ pub fn ours(annotations: &BTreeMap<String, String>) -> BTreeMap<String, String> 
 /// Answer to whether a pod is to get an agent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Inject {
-    /// Nothing is said.
+    /// Unset: the policy decides.
     #[default]
     Unset,
     /// Always.
     Enabled,
-    /// Never.
+    /// Disabled: never.
     Disabled,
 }
 
-/// What annotations ask for.
+/// Requests made by annotations.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Requests {
     /// Agent or not.
@@ -119,10 +119,10 @@ pub fn read(annotations: &BTreeMap<String, String>) -> Result<Requests, Faults> 
     Ok(requests)
 }
 
-/// What the annotation about injection alone says, whatever the others are.
+/// Reads only the annotation about injection.
 ///
 /// # Errors
-/// A value that means nothing.
+/// The value is invalid.
 pub fn inject(annotations: &BTreeMap<String, String>) -> Result<Inject, Faults> {
     let mut reader = Reader {
         annotations,
@@ -134,7 +134,7 @@ pub fn inject(annotations: &BTreeMap<String, String>) -> Result<Inject, Faults> 
     Ok(inject)
 }
 
-/// Whether container and volumes are in the template already.
+/// Returns true if container and volumes are in the template already.
 pub fn is_manual(annotations: &BTreeMap<String, String>) -> bool {
     [DOMAIN, OLDER_DOMAIN]
         .iter()
@@ -325,11 +325,11 @@ fn is_port_name(name: &str) -> bool {
 /// Secrets that annotations ask to have mounted into the agent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TlsSecrets {
-    /// Of `inject-terminating-tls-secret`.
+    /// Secret of `inject-terminating-tls-secret`.
     pub terminating: Option<String>,
-    /// Of `inject-originating-tls-secret`.
+    /// Secret of `inject-originating-tls-secret`.
     pub originating: Option<String>,
-    /// Of the annotations that name a port in their suffix, each once.
+    /// Secrets of annotations with a port in their suffix, each once.
     pub of_ports: Vec<String>,
     /// Annotation to set for each of the latter, which tells an agent the directory.
     pub path_annotations: BTreeMap<String, String>,
@@ -338,7 +338,7 @@ pub struct TlsSecrets {
 /// Directory of the agent below which the Secrets of ports are mounted.
 pub const SECRETS_DIR: &str = "/downstream-tls";
 
-/// Finds the Secrets; names that cannot be a Secret's are left to the agent to complain about.
+/// Finds the Secrets; the agent reports names that cannot be a Secret's.
 pub fn tls_secrets(annotations: &BTreeMap<String, String>, agent_name: &str) -> TlsSecrets {
     let expand = |value: &String| expand(value, agent_name);
     let both = |name: &str| {

@@ -23,7 +23,7 @@ pub struct Config {
     /// Port of the REST API; 0: none.
     #[serde(skip_serializing_if = "is_zero")]
     pub api_port: u16,
-    /// How the protocol of an undeclared port is found.
+    /// Detection of an undeclared port's protocol.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub app_protocol_strategy: String,
     /// Interval of keepalive towards the manager.
@@ -35,16 +35,16 @@ pub struct Config {
     /// The app containers.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub containers: Vec<ConfigContainer>,
-    /// Whether clear-text ports may be probed for HTTP/2.
+    /// Clear-text ports may be probed for HTTP/2.
     #[serde(rename = "enableH2cProbing", skip_serializing_if = "Option::is_none")]
     pub enable_h2c_probing: Option<bool>,
-    /// Whether consumption is reported.
+    /// Consumption is reported.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub enable_metrics: Option<bool>,
     /// Settings of the data path.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub envoy: Option<ConfigEnvoy>,
-    /// What requests get whose intercept has ended.
+    /// Response to requests whose intercept has ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expired_notifications: Option<ConfigExpired>,
     /// Resources of the init container.
@@ -68,7 +68,7 @@ pub struct Config {
     pub mount_policies: BTreeMap<String, &'static str>,
     /// The workload's namespace.
     pub namespace: String,
-    /// When the image is pulled.
+    /// Pull policy of the image.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub pull_policy: String,
     /// Secrets for pulling it.
@@ -114,13 +114,13 @@ pub struct ConfigEnvoy {
     pub server_port: Option<u16>,
 }
 
-/// What requests get whose intercept has ended.
+/// Response to requests whose intercept has ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ConfigExpired {
-    /// For how long.
+    /// Time after the intercept's end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deadline: Option<String>,
-    /// Whether at all.
+    /// Notifications are on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub enabled: Option<bool>,
 }
@@ -134,7 +134,7 @@ pub struct ConfigContainer {
     pub listed_mounts: Vec<String>,
     /// Prefix of its variables in the agent.
     pub env_prefix: String,
-    /// Its ports that can be intercepted.
+    /// Ports that can be intercepted.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub intercepts: Vec<Entry>,
     /// Directory of its volumes in the agent.
@@ -142,7 +142,7 @@ pub struct ConfigContainer {
     /// Mount path to policy, as later agents read them.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub mounts: BTreeMap<String, &'static str>,
-    /// Its name.
+    /// Container name.
     pub name: String,
     /// 1: a workstation stands in for it.
     #[serde(skip_serializing_if = "is_no_replacement")]
@@ -160,7 +160,7 @@ pub struct Entry {
     pub app_protocol: String,
     /// Port of the app.
     pub container_port: u16,
-    /// Its name; may be empty.
+    /// Name of the container port; may be empty.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub container_port_name: String,
     /// Callers dial the pod itself, so that they have to be redirected.
@@ -177,7 +177,7 @@ pub struct Entry {
     /// Port of the service; 0 without one.
     #[serde(skip_serializing_if = "is_zero")]
     pub service_port: u16,
-    /// Its name; may be empty.
+    /// Name of the service port; may be empty.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub service_port_name: String,
     /// Uid of the service.
@@ -213,7 +213,8 @@ impl ConfigContainer {
 }
 
 impl Config {
-    /// As it travels in a pod's annotation: without what only the injector reads.
+    /// Returns the configuration for the pod's annotation, without fields that only the injector
+    /// reads.
     pub fn for_agent(&self) -> Self {
         Self {
             agent_image: String::new(),
@@ -233,13 +234,13 @@ impl Config {
         serde_json::to_string(self).unwrap_or_default()
     }
 
-    /// Some port is redirected by an init container or a mesh.
+    /// Returns true if a port is redirected by an init container or a mesh.
     pub fn has_redirects(&self) -> bool {
         let kept = self.containers.iter().filter(|it| !it.is_replaced());
         kept.flat_map(|it| &it.intercepts).any(Entry::is_redirected)
     }
 
-    /// All entries with their containers.
+    /// Iterates over all entries with their containers.
     pub fn entries(&self) -> impl Iterator<Item = (&ConfigContainer, &Entry)> {
         self.containers
             .iter()

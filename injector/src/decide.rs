@@ -18,51 +18,51 @@ use crate::settings::{InjectPolicy, Settings};
 pub enum OwnerOf<'a> {
     /// A workload, and the desired state apart from its annotations.
     Workload(&'a Workload, &'a Wanted),
-    /// Nobody.
+    /// The pod has no owner.
     Nobody,
-    /// Something whose pods get no agent.
+    /// The owner's pods get no agent.
     Foreign {
-        /// Its kind.
+        /// Kind of the owner.
         kind: String,
-        /// Its name.
+        /// Name of the owner.
         name: String,
     },
-    /// Something that is not known yet.
+    /// The owner is not known yet.
     Unknown {
-        /// Its kind.
+        /// Kind of the owner.
         kind: String,
-        /// Its name.
+        /// Name of the owner.
         name: String,
     },
 }
 
-/// What is done with a pod.
+/// Result of the decision about a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It gets an agent, or another one.
+    /// The pod gets an agent, or another one.
     Inject,
-    /// It is left alone.
+    /// The pod is left unchanged.
     Skip(Skip),
-    /// It is left alone although an agent is wanted.
+    /// The pod is left unchanged although an agent is wanted.
     Refuse(Refusal),
 }
 
 /// The decision about a pod.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decision {
-    /// What is done.
+    /// Result of the decision.
     pub verdict: Verdict,
     /// The desired agent, where there is one.
     pub plan: Option<Plan>,
     /// Operations on the pod; none: it stays as it is.
     pub patch: Patch,
-    /// Why, one sentence each.
+    /// Reasons, one sentence each.
     pub reasons: Vec<String>,
-    /// What somebody ought to do something about.
+    /// Problems that need attention.
     pub warnings: Vec<String>,
 }
 
-/// Decides about a pod as it is sent to the API server, or as it is there.
+/// Decides about a pod as it is sent to the API server, or as it exists.
 pub fn decide(
     pod: &Pod,
     owner: &OwnerOf<'_>,
@@ -105,7 +105,7 @@ enum Stop {
     Refuse(Refusal),
 }
 
-/// Whether the pod is to have an agent at all; the workload, and the containers to replace.
+/// Decides if the pod is to have an agent; returns the workload and the containers to replace.
 fn wants<'a>(
     pod: &Pod,
     owner: &OwnerOf<'a>,

@@ -15,7 +15,7 @@ pub enum Refusal {
     Faults {
         /// Kind and name.
         workload: String,
-        /// One for each annotation.
+        /// Faults, one for each annotation.
         faults: Faults,
     },
     /// An annotation names a Service that is not there.
@@ -28,18 +28,18 @@ pub enum Refusal {
         workload: String,
         /// Name of the Service.
         service: String,
-        /// Its namespace.
+        /// Namespace of the Service.
         namespace: String,
     },
     /// The template has no app container.
     #[error("{0} has no container an agent could stand for")]
     NoContainers(String),
-    /// Every port needs a redirect that cannot be made.
+    /// Redirects cannot be made for any port.
     #[error("{workload}: {}", .reasons.join("; "))]
     NoRedirect {
         /// Kind and name.
         workload: String,
-        /// One for each port.
+        /// Reasons, one for each port.
         reasons: Vec<String>,
     },
     /// Two Istio `Sidecar` objects for one workload.
@@ -53,7 +53,7 @@ pub enum Refusal {
         /// Name of the other Sidecar.
         sidecar: String,
     },
-    /// All port numbers are taken.
+    /// Port numbers are exhausted.
     #[error("{0} leaves no port number for an agent; declare fewer ports")]
     NoAgentPort(String),
 }
@@ -63,12 +63,12 @@ fn one_line(faults: &Faults) -> String {
     faults.join("; ")
 }
 
-/// Something worth knowing about a plan.
+/// A remark about a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Note {
-    /// Somebody ought to do something about it.
+    /// The remark needs attention.
     pub is_warning: bool,
-    /// What it is.
+    /// Text of the remark.
     pub text: String,
 }
 
@@ -203,7 +203,7 @@ pub enum Skip {
     ForeignOwner {
         /// Kind of the owner.
         kind: String,
-        /// Its name.
+        /// Name of the owner.
         name: String,
     },
     /// The workload is of a kind that the operator has switched off.
@@ -217,13 +217,13 @@ pub enum Skip {
         /// Its name.
         name: String,
     },
-    /// Nobody has asked for an agent.
+    /// An agent is not requested.
     #[error("nobody intercepts {0}; the agent comes with the first intercept")]
     NotWanted(String),
     /// The agent is maintained by hand.
     #[error("{0} is injected by hand (telepresence.io/manually-injected or a manual entry)")]
     Manual(String),
-    /// The pod is as it is to be.
+    /// The pod is up to date.
     #[error("the agent is there and as it is to be")]
     UpToDate,
 }

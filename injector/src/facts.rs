@@ -32,7 +32,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// In the order in which a name without a kind is looked up.
+    /// Kinds in the order in which a name without a kind is looked up.
     pub const ALL: [Self; 4] = [
         Self::Deployment,
         Self::ReplicaSet,
@@ -40,7 +40,7 @@ impl Kind {
         Self::Rollout,
     ];
 
-    /// As Kubernetes writes it.
+    /// Returns the kind as Kubernetes writes it.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Deployment => "Deployment",
@@ -79,9 +79,9 @@ impl FromStr for Kind {
 pub struct Workload {
     /// Kind of the workload at the end of the owner chain.
     pub kind: Kind,
-    /// Its name.
+    /// Name of the workload.
     pub name: String,
-    /// Its namespace.
+    /// Namespace of the workload.
     pub namespace: String,
     /// Template of the pod's nearest owner: a ReplicaSet's own, not its Deployment's.
     pub template: Template,
@@ -103,9 +103,9 @@ pub struct Template {
 /// A container of a template.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Container {
-    /// Its name.
+    /// Container name.
     pub name: String,
-    /// Its declared ports.
+    /// Declared ports.
     pub ports: Vec<ContainerPort>,
     /// Volume name and path of each mount.
     pub mounts: Vec<(String, String)>,
@@ -116,7 +116,7 @@ pub struct Container {
 pub struct ContainerPort {
     /// Empty when unnamed.
     pub name: String,
-    /// Its number.
+    /// Port number.
     pub number: u16,
     /// TCP where nothing is declared.
     pub transport: Transport,
@@ -125,13 +125,13 @@ pub struct ContainerPort {
 /// A Service with a selector.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Service {
-    /// Its name.
+    /// Service name.
     pub name: String,
-    /// Its uid.
+    /// Service uid.
     pub uid: String,
     /// Labels of the pods behind it; none: no pods.
     pub selector: BTreeMap<String, String>,
-    /// It has no cluster address.
+    /// The Service has no cluster address.
     pub headless: bool,
     /// TCP and UDP ports.
     pub ports: Vec<ServicePort>,
@@ -164,12 +164,12 @@ pub enum TargetPort {
 /// The strictest Pod Security level that a namespace enforces.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PodSecurity {
-    /// Everything is allowed.
+    /// Unrestricted.
     #[default]
     Privileged,
-    /// No added capabilities.
+    /// Baseline: added capabilities are forbidden.
     Baseline,
-    /// No root, no privilege escalation, all capabilities dropped.
+    /// Restricted: no root, no privilege escalation, all capabilities dropped.
     Restricted,
 }
 
@@ -186,7 +186,7 @@ impl PodSecurity {
         }
     }
 
-    /// As the label's value writes it.
+    /// Returns the label's value.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Privileged => "privileged",
@@ -196,24 +196,24 @@ impl PodSecurity {
     }
 }
 
-/// What is known of a namespace.
+/// Facts about a namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Surroundings {
     /// Services of the pod's namespace, in any order.
     pub services: Vec<Service>,
-    /// Its Pod Security level.
+    /// Pod Security level.
     pub pod_security: PodSecurity,
-    /// The Istio `Sidecar` object of somebody else that selects the workload, if there is one.
+    /// Istio `Sidecar` object of another owner that selects the workload, if there is one.
     pub foreign_sidecar: Option<String>,
 }
 
 /// The desired state of a workload, apart from what its annotations say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Wanted {
-    /// Nobody has asked for an agent.
+    /// An agent is not requested.
     #[default]
     No,
-    /// Somebody has, possibly to replace containers.
+    /// An agent is requested, possibly with containers to replace.
     Yes {
         /// Names of containers that a workstation stands in for.
         replaced: BTreeSet<String>,
@@ -313,7 +313,7 @@ fn service_port(port: &core::ServicePort) -> Option<ServicePort> {
 }
 
 impl Service {
-    /// Whether pods with these labels are behind it.
+    /// Returns true if pods with these labels belong to the Service.
     pub fn selects(&self, labels: &BTreeMap<String, String>) -> bool {
         !self.selector.is_empty()
             && self
@@ -327,7 +327,7 @@ fn number(number: i32) -> Option<u16> {
     u16::try_from(number).ok().filter(|number| *number != 0)
 }
 
-/// None for a protocol that no agent carries, such as SCTP.
+/// Parses a protocol; none for one that agents do not carry, such as SCTP.
 pub(crate) fn transport(protocol: Option<&str>) -> Option<Transport> {
     match protocol.unwrap_or_default() {
         "" => Some(Transport::Tcp),

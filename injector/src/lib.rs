@@ -1,9 +1,9 @@
 //! Decides for a pod: agent or not, with which configuration, by which patch, and why.
 //!
-//! Everything here is a pure function of its arguments: no clock, no sockets. The desired agent of
-//! a workload comes from its template, Services and the settings ([`plan`]); a pod is patched to
-//! have it ([`decide`]). A digest of these inputs, kept in an annotation, says whether a pod was
-//! made from them, so that what other webhooks do to it neither loops nor rolls anything.
+//! All functions are pure: no clock, no sockets. The desired agent of a workload comes from its
+//! template, Services and the settings ([`plan`]); a pod is patched to have it ([`decide`]). A
+//! digest of these inputs, kept in an annotation, tells if a pod was made from them, so that
+//! changes by other webhooks neither loop nor roll anything.
 
 #![cfg_attr(not(test), warn(clippy::disallowed_methods, clippy::disallowed_types))]
 

@@ -10,16 +10,16 @@ const MAX_LINKS: usize = 8;
 /// The controller of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OwnerRef {
-    /// Its kind.
+    /// Kind of the controller.
     pub kind: String,
-    /// Its name.
+    /// Name of the controller.
     pub name: String,
 }
 
 /// An object on the way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
-    /// Its own controller.
+    /// Controller of this object.
     pub controller: Option<OwnerRef>,
 }
 
@@ -33,7 +33,7 @@ pub enum Walk {
         /// Kind and name of the workload.
         workload: (Kind, String),
     },
-    /// Nobody owns the pod.
+    /// The pod has no owner.
     NoOwner,
     /// The nearest owner is of a kind whose pods get no agent.
     Foreign(OwnerRef),

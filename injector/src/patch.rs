@@ -22,8 +22,8 @@ const MAX_PORT_NAME: usize = 15;
 /// Longest value of a label.
 const MAX_LABEL: usize = 63;
 
-/// Whether the pod was made by the plan and is whole: what else other webhooks did to our
-/// containers is theirs to know.
+/// Returns true if the pod was made by the plan and is complete; other changes of webhooks to our
+/// containers are accepted.
 pub(crate) fn is_applied(pod: &Pod, digest: &str, init: bool, native: bool) -> bool {
     let annotations = pod.metadata.annotations.as_ref();
     let same = annotations
@@ -404,7 +404,7 @@ impl<'a> Draft<'a> {
     }
 }
 
-/// What a hidden port is called: `tm-` and the old name, cut, with a number where that is taken.
+/// Returns the name of a hidden port: `tm-` and the old name, cut, with a number if that is taken.
 fn hidden_name(name: &str, container: &Container, renamed: &BTreeMap<&str, String>) -> String {
     let names = container.ports.iter().flatten();
     let used: Vec<_> = names.filter_map(|it| it.name.as_deref()).collect();

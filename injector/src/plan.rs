@@ -37,7 +37,7 @@ pub struct Plan {
     pub native: bool,
     /// The namespace's Pod Security level.
     pub pod_security: PodSecurity,
-    /// Worth knowing.
+    /// Remarks about the plan.
     pub notes: Vec<Note>,
 }
 
@@ -168,7 +168,7 @@ impl Draft<'_> {
                 .any(|it| same_name(&it))
     }
 
-    /// One agent port for each distinct container port number, none of them a port that the
+    /// Assigns one agent port to each distinct container port number; none is a port that the
     /// workload uses itself.
     fn assign_agent_ports(&mut self) -> Result<(), Refusal> {
         let containers = self.workload.template.containers.iter();

@@ -12,9 +12,9 @@ use crate::facts::{Container, ContainerPort, Service, ServicePort, TargetPort, W
 pub(crate) struct Match<'a> {
     /// Position of the container in the template.
     pub(crate) container: usize,
-    /// Its port; may be one that the container does not declare.
+    /// Container port; may be one that the container does not declare.
     pub(crate) port: ContainerPort,
-    /// None for a port without a Service.
+    /// Service and its port; none for a port without a Service.
     pub(crate) service: Option<(&'a Service, &'a ServicePort)>,
 }
 
@@ -207,7 +207,7 @@ fn without_service(
     Ok(ports)
 }
 
-/// Every declared port, for a workload that no Service leads to.
+/// Returns all declared ports, for a workload without Services.
 fn declared(containers: &[Container]) -> Vec<Match<'static>> {
     let mut matches: Vec<Match<'static>> = Vec::new();
     for (container, facts) in containers.iter().enumerate() {

@@ -19,7 +19,7 @@ pub struct Settings {
     pub pull_secrets: Vec<String>,
     /// Pods that get an agent.
     pub policy: InjectPolicy,
-    /// How the protocol of an undeclared port is found.
+    /// Detection of an undeclared port's protocol.
     pub strategy: AppProtocolStrategy,
     /// First port of the agent.
     pub first_port: u16,
@@ -41,15 +41,15 @@ pub struct Settings {
     pub security_context: Option<SecurityContext>,
     /// Security context of the init container; none: NET_ADMIN alone.
     pub init_security_context: Option<SecurityContext>,
-    /// Whether an init container may be used.
+    /// An init container may be used.
     pub init_container: bool,
-    /// Whether a mesh redirects ports in place of the init container.
+    /// Mesh that redirects ports in place of the init container.
     pub mesh: Mesh,
-    /// Whether agents are native sidecars.
+    /// Use of native sidecars for agents.
     pub native_sidecar: NativeSidecar,
     /// Major and minor version of the API server, when known.
     pub server_version: Option<(u32, u32)>,
-    /// How the configuration gets to the agent.
+    /// Way of the configuration to the agent.
     pub carrier: Carrier,
     /// Volume name or path prefix to policy.
     pub mount_policies: Vec<(String, MountPolicy)>,
@@ -68,13 +68,13 @@ pub struct AgentOptions {
     pub envoy_server_port: Option<u16>,
     /// Port of the agent's administration.
     pub envoy_admin_port: Option<u16>,
-    /// Whether requests that match an ended intercept are told so.
+    /// Requests that match an ended intercept are answered with 503.
     pub expired_enabled: Option<bool>,
-    /// For how long.
+    /// Time after the intercept's end.
     pub expired_deadline: Option<Duration>,
-    /// Whether clear-text ports may be probed for HTTP/2.
+    /// Clear-text ports may be probed for HTTP/2.
     pub enable_h2c_probing: Option<bool>,
-    /// Whether agents report consumption.
+    /// Agents report consumption.
     pub enable_metrics: Option<bool>,
     /// Pause before a broken watch is opened again.
     pub watch_retry_interval: Option<Duration>,
@@ -85,7 +85,7 @@ pub struct AgentOptions {
 /// Pods that get an agent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum InjectPolicy {
-    /// Those of intercepted workloads, and annotated ones.
+    /// Pods of intercepted workloads, and annotated ones.
     OnDemand,
     /// Annotated ones.
     WhenEnabled,
@@ -97,20 +97,21 @@ pub enum InjectPolicy {
 /// The service mesh whose objects are used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mesh {
-    /// None.
+    /// No mesh.
     #[default]
     None,
     /// Istio's `Sidecar` objects redirect numeric ports.
     Istio,
 }
 
-/// Whether agents are init containers that are restarted always.
+/// Use of native sidecars (init containers with restartPolicy Always).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum NativeSidecar {
-    /// Where the API server is 1.32 or newer: before, Services do not resolve their named ports.
+    /// Automatic: used if the API server is 1.32 or newer; older Services do not resolve their
+    /// named ports.
     #[default]
     Auto,
-    /// Wherever the API server knows them.
+    /// Used on every API server that knows them.
     Always,
     /// Ordinary containers.
     Never,
@@ -157,7 +158,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Whether agents become native sidecars where nothing else speaks against it.
+    /// Returns true if agents become native sidecars unless other reasons forbid it.
     pub fn native(&self) -> bool {
         /// Named ports of native sidecars are resolved from here on.
         const RESOLVED: (u32, u32) = (1, 32);

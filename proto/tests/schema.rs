@@ -250,7 +250,7 @@ fn fields_of_later_versions_are_skipped() {
     assert_eq!(SessionInfo::decode(&bytes[..]), Ok(session()));
 }
 
-/// Every call as `Service/Method request -> response`, a star before what is streamed.
+/// All calls as `Service/Method request -> response`, a star before streamed ones.
 const CALLS: &str = "
 telepresence.agent.Agent/Lookup LookupRequest -> LookupResponse
 telepresence.agent.Agent/Tunnel *TunnelMessage -> *TunnelMessage

@@ -152,7 +152,7 @@ fn everybody_gets(pod: &Pod, headers: &[(&str, &str)], expected: &str) {
     }
 }
 
-/// Its callers come by the agent's port or by the app's own, and reach the app either way.
+/// Checks that callers reach the app by the agent's port and by the app's own.
 fn the_named_port_is_left_alone(pod: &Pod, headers: &[(&str, &str)]) {
     for address in [Pod::IP, Pod::IP6] {
         for port in [7070, 9901] {
@@ -169,7 +169,7 @@ fn the_named_port_is_left_alone(pod: &Pod, headers: &[(&str, &str)]) {
     );
 }
 
-/// What stands for the containers' file systems, writable for every user.
+/// Creates a folder for the containers' file systems, writable for every user.
 fn file_tree() -> tempfile::TempDir {
     let root = tempfile::tempdir().unwrap();
     for below in ["", "etc", "etc/traffic-agent", "tmp", "tel_app_exports"] {
@@ -267,7 +267,7 @@ fn count_self_calls(pod: &Space) {
     ));
 }
 
-/// Who answers a GET, or what went wrong.
+/// Returns the name of the app that answers a GET, or the error.
 fn who_answers(
     space: &Space,
     who: Who,
@@ -280,7 +280,7 @@ fn who_answers(
     answer.map_or_else(|error| error.to_string(), |answer| answer.by().to_owned())
 }
 
-/// What a datagram to the app brings.
+/// Sends a datagram to the app and returns the answer.
 fn datagram(space: &Space, who: Who, address: &str) -> String {
     let to = SocketAddr::new(address.parse().unwrap(), 5353);
     space.run_as(who.0, who.1, || {

@@ -1,4 +1,4 @@
-//! What users are promised, kept by the whole system: real processes, real sockets.
+//! Promises to users, kept by the whole system: real processes, real sockets.
 
 #![allow(clippy::unwrap_used)] // A test that meets what it does not expect may say so by panicking.
 

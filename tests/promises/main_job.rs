@@ -44,7 +44,7 @@ impl Trio {
         }
     }
 
-    /// Who answered how many.
+    /// Returns the number of requests each has answered.
     fn counts(&self) -> [usize; 3] {
         [&self.system.app, &self.laptops[0], &self.laptops[1]]
             .map(|app| usize::try_from(app.served()).unwrap())
@@ -189,7 +189,7 @@ fn under_load(trio: &Trio, during: impl FnOnce()) -> usize {
     answered.into_inner()
 }
 
-/// Whether an answer begins, rather than the connection ending between two exchanges.
+/// Returns true if a response begins, false if the connection ends between two exchanges.
 fn begins(caller: &mut Caller) -> bool {
     let mut byte = [0];
     matches!(caller.stream().peek(&mut byte), Ok(1))

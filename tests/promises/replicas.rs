@@ -1,4 +1,5 @@
-//! Every replica of a workload delivers to the workstation, also when replicas come and go.
+//! Replicas: every replica of a workload delivers to the workstation, also when replicas come and
+//! go.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +11,7 @@ use harness::sidecar::Port;
 use harness::system::{Agent, System};
 use harness::wait::{SetAtEnd, until};
 
-/// Another replica beside those of the system, in front of the same app.
+/// Starts another replica in front of the system's app.
 fn replica(system: &System) -> Agent {
     let mut sidecar = system.agent.sidecar.clone();
     sidecar.ports = vec![Port {

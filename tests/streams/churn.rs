@@ -1,5 +1,5 @@
-//! Intercepts that come and go twenty times a second cost nobody a request, and no request goes
-//! where no rule sent it.
+//! Intercepts that come and go twenty times a second: no request fails, and none goes to a wrong
+//! target.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,7 +14,7 @@ use crate::load::{Tally, Work};
 use crate::rules::{Control, Rules};
 use crate::{app, seconds};
 
-/// How many callers of each kind, half of them on each port.
+/// Callers of each kind, half of them on each port.
 const HTTP1: u64 = 100;
 const HTTP2: u64 = 10;
 const GRPC: u64 = 10;

@@ -27,7 +27,7 @@ const STREAMS: u64 = 20;
 /// Calls of a gRPC channel at a time.
 const CALLS: u64 = 8;
 
-/// Where callers call, what holds there, and what came of it.
+/// Parameters of callers: address, rules and results.
 #[derive(Clone, Debug)]
 pub(crate) struct Work {
     pub(crate) address: SocketAddr,
@@ -35,7 +35,7 @@ pub(crate) struct Work {
     pub(crate) tally: Arc<Tally>,
 }
 
-/// What came of the requests of one kind of callers.
+/// Results of the requests of one kind of callers.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     pub(crate) stop: AtomicBool,
@@ -98,7 +98,7 @@ impl Work {
         true
     }
 
-    /// One HTTP/1 connection for the whole time.
+    /// Runs one HTTP/1 connection for the whole time.
     pub(crate) async fn http1(self, mut number: u64) {
         let mut socket = self.connect().await;
         while !self.tally.stopped() {
@@ -146,7 +146,7 @@ impl Work {
         }
     }
 
-    /// One request after the other until the connection takes no more.
+    /// Sends requests one after the other until the connection takes no more.
     async fn lane(&self, mut send: http2::SendRequest<Full<Bytes>>, mut number: u64) {
         while !self.tally.stopped() {
             number += 1;
@@ -224,7 +224,7 @@ impl Work {
     }
 }
 
-/// One unary call: who answered, and how many bytes.
+/// Sends a unary call; returns the server's name and the number of bytes.
 async fn call(
     grpc: &mut tonic::client::Grpc<Channel>,
     asked: &Asked,
@@ -248,7 +248,7 @@ async fn call(
     Ok((by, response.get_ref().len()))
 }
 
-/// Whether the library gave the request up before it sent anything of it.
+/// Returns true if the library gave the request up before sending any of it.
 fn is_unsent(status: &Status) -> bool {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = status.source();
     while let Some(error) = cause {
@@ -261,8 +261,8 @@ fn is_unsent(status: &Status) -> bool {
     false
 }
 
-/// Whether the connection was told to leave before the request: the library says so also of
-/// requests that it never sent, and in either case they may be sent again (RFC 9113 section 6.8).
+/// Returns true if the connection was closing before the request: the library reports that also for
+/// requests it never sent, and both may be repeated (RFC 9113 section 6.8).
 fn is_unprocessed(error: &hyper::Error) -> bool {
     let cause = error
         .source()
@@ -281,7 +281,7 @@ fn length(number: u64) -> usize {
     }
 }
 
-/// One HTTP/1 exchange: who answered, and how many bytes.
+/// Sends one HTTP/1 request; returns the server's name and the number of bytes.
 async fn exchange(
     socket: &mut BufReader<TcpStream>,
     asked: &Asked,

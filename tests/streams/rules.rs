@@ -21,10 +21,10 @@ use traffic_proto::manager::{
     CreateInterceptRequest, InterceptSpec, RemoveInterceptRequest2, SessionInfo,
 };
 
-/// How long a caller at full work may take to read a GOAWAY.
+/// Time for a caller at full load to read a GOAWAY.
 const GOAWAY_GRACE: Duration = Duration::from_millis(500);
 
-/// Who may answer a request.
+/// Expected servers of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Expected {
     App,
@@ -35,9 +35,9 @@ pub(crate) enum Expected {
 /// The rules of one port.
 #[derive(Debug, Default)]
 pub(crate) struct Rules {
-    /// Whether `always` is in force.
+    /// The rule `always` is in force.
     always: bool,
-    /// Of four phases: off, coming, on, going.
+    /// Phase: off, coming, on, going.
     slow: AtomicU64,
     /// The newest quick rule.
     newest: AtomicU64,
@@ -45,7 +45,7 @@ pub(crate) struct Rules {
     gone: AtomicU64,
 }
 
-/// One request's value of `x-dev`, and what was known when it was sent.
+/// A request's value of `x-dev` with the state known when it was sent.
 #[derive(Debug)]
 pub(crate) struct Asked {
     pub(crate) dev: Option<String>,
@@ -62,7 +62,7 @@ impl Rules {
         })
     }
 
-    /// What request number `number` asks for.
+    /// Returns the header value of request number `number`.
     pub(crate) fn ask(&self, number: u64) -> Asked {
         let sure = |dev: Option<String>, expected| Asked {
             dev,
@@ -90,7 +90,7 @@ impl Rules {
         }
     }
 
-    /// Who must have answered, as is known when the answer is there.
+    /// Returns the expected server, as known when the response has arrived.
     pub(crate) fn expected(&self, asked: &Asked) -> Expected {
         let Some(before) = asked.slow else {
             return asked.expected;
@@ -103,12 +103,12 @@ impl Rules {
         }
     }
 
-    /// How many quick rules there have been.
+    /// Returns the number of quick rules so far.
     pub(crate) fn quick(&self) -> u64 {
         self.newest.load(Ordering::SeqCst)
     }
 
-    /// How often the slow rule was in force.
+    /// Returns how often the slow rule was in force.
     pub(crate) fn slow(&self) -> u64 {
         (self.slow.load(Ordering::SeqCst) + 2) / 4
     }
@@ -129,7 +129,7 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// In the name of the workstation whose intercept `name` the agent serves.
+    /// Acts as the workstation whose intercept `name` the agent serves.
     pub(crate) async fn of(system: &System, name: &str) -> Self {
         let page = caller::get(system.agent.admin(), "/intercepts", &[]).unwrap();
         let page: serde_json::Value = serde_json::from_slice(&page.body).unwrap();

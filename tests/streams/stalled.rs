@@ -1,5 +1,5 @@
-//! One of many streams whose reader stalls costs little memory and holds up no other, in either
-//! direction, relayed and terminated, to the app and through a tunnel.
+//! A stream with a stalled reader costs little memory and holds up no other, in either direction,
+//! relayed and terminated, to the app and through a tunnel.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use crate::{app, seconds};
 
-/// What the agent may take for stalled streams.
+/// Maximum memory of the agent for stalled streams.
 const MOST: u64 = 16 << 20;
 
 /// Resident bytes of a process.

@@ -18,7 +18,7 @@ use tonic::transport::{Channel, Endpoint, Server};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::rig::{ORIGINATE, Rig, Setup, TERMINATE};
+use crate::fixture::{Fixture, ORIGINATE, Setup, TERMINATE};
 
 /// A health service over TLS that knows one service, named after itself. The harness runs it until
 /// the test ends.
@@ -147,8 +147,8 @@ async fn grpc_over_tls_reaches_app_and_workstation_over_mutual_tls() {
         serve("app", &authority).await,
         serve("local", &authority).await,
     );
-    let rig = tokio::task::spawn_blocking(move || {
-        Rig::start(
+    let fixture = tokio::task::spawn_blocking(move || {
+        Fixture::start(
             authority,
             &Setup {
                 app_protocol: "grpc",
@@ -156,16 +156,18 @@ async fn grpc_over_tls_reaches_app_and_workstation_over_mutual_tls() {
             },
         )
     });
-    let rig = rig.await.unwrap();
-    let mut before = HealthClient::new(channel(rig.agent.address(), rig.authority.pem()).await);
+    let fixture = fixture.await.unwrap();
+    let mut before =
+        HealthClient::new(channel(fixture.agent.address(), fixture.authority.pem()).await);
     assert!(asked(&mut before, "app", true).await, "no intercept yet");
-    let (rig, _intercept) = tokio::task::spawn_blocking(move || {
-        let intercept = rig.intercept(local, &[]);
-        (rig, intercept)
+    let (fixture, _intercept) = tokio::task::spawn_blocking(move || {
+        let intercept = fixture.intercept(local, &[]);
+        (fixture, intercept)
     })
     .await
     .unwrap();
-    let mut after = HealthClient::new(channel(rig.agent.address(), rig.authority.pem()).await);
+    let mut after =
+        HealthClient::new(channel(fixture.agent.address(), fixture.authority.pem()).await);
     // A request may be on its way while the old connection is being left.
     let deadline = tokio::time::Instant::now() + harness::wait::WAIT_TIMEOUT;
     while !asked(&mut before, "local", true).await {
@@ -179,7 +181,7 @@ async fn grpc_over_tls_reaches_app_and_workstation_over_mutual_tls() {
         assert!(asked(client, "app", false).await);
         assert!(!asked(client, "app", true).await);
     }
-    tokio::task::spawn_blocking(move || drop((rig, _intercept)))
+    tokio::task::spawn_blocking(move || drop((fixture, _intercept)))
         .await
         .unwrap();
 }

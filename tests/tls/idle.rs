@@ -1,4 +1,4 @@
-//! What an idle TLS connection costs the agent.
+//! Memory of an idle TLS connection in the agent.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,11 +10,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
 
-use crate::rig::{Rig, Setup, TERMINATE};
+use crate::fixture::{Fixture, Setup, TERMINATE};
 
 const CONNECTIONS: u64 = 400;
-/// Both sockets, the task and the TLS state of one connection; a leak of a record buffer (16 KiB
-/// each way) would show.
+/// Memory of one connection: two sockets, the task and the TLS state; a leaked record buffer (16
+/// KiB each way) would show.
 const BOUND: u64 = 24 * 1024;
 
 /// Answers each request line with a fixed answer, and keeps every connection.
@@ -71,8 +71,8 @@ async fn open(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_tls_connection_costs_little() {
     let app = app().await;
-    let rig = tokio::task::spawn_blocking(move || {
-        Rig::start(
+    let fixture = tokio::task::spawn_blocking(move || {
+        Fixture::start(
             Authority::new("cluster"),
             &Setup {
                 app_protocol: "http",
@@ -80,10 +80,10 @@ async fn an_idle_tls_connection_costs_little() {
             },
         )
     });
-    let rig = rig.await.unwrap();
+    let fixture = fixture.await.unwrap();
     let mut roots = rustls::RootCertStore::empty();
     roots
-        .add(CertificateDer::from_pem_slice(rig.authority.pem().as_bytes()).unwrap())
+        .add(CertificateDer::from_pem_slice(fixture.authority.pem().as_bytes()).unwrap())
         .unwrap();
     let config = rustls::ClientConfig::builder_with_provider(traffic_agent::tls::alpn::provider())
         .with_safe_default_protocol_versions()
@@ -91,7 +91,7 @@ async fn an_idle_tls_connection_costs_little() {
         .with_root_certificates(roots)
         .with_no_client_auth();
     let connector = TlsConnector::from(Arc::new(config));
-    let (pid, to) = (rig.agent.process.pid(), rig.agent.address());
+    let (pid, to) = (fixture.agent.process.pid(), fixture.agent.address());
     // What is allocated once for all is there before the measurement begins.
     let mut held = Vec::new();
     for _ in 0..CONNECTIONS / 4 {
@@ -104,7 +104,7 @@ async fn an_idle_tls_connection_costs_little() {
     let each = resident(pid).saturating_sub(before) / CONNECTIONS;
     println!("{each} bytes for each idle TLS connection");
     assert!(each <= BOUND, "{each} bytes for each idle TLS connection");
-    tokio::task::spawn_blocking(move || drop(rig))
+    tokio::task::spawn_blocking(move || drop(fixture))
         .await
         .unwrap();
 }

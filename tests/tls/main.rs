@@ -3,9 +3,9 @@
 
 #![allow(clippy::unwrap_used)] // A test that meets what it does not expect may say so by panicking.
 
+mod fixture;
 mod grpc;
 mod idle;
 mod nginx;
-mod rig;
 mod secrets;
 mod traffic;

@@ -9,7 +9,7 @@ use harness::ports;
 use harness::wait::until;
 use tempfile::TempDir;
 
-/// What it speaks.
+/// Protocol of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Speaks {
     /// Clear text.
@@ -20,7 +20,7 @@ pub(crate) enum Speaks {
 
 /// A running nginx; ended when dropped.
 pub(crate) struct Nginx {
-    /// Where it listens.
+    /// Address of the server.
     pub(crate) addr: SocketAddr,
     dir: TempDir,
     child: Child,
@@ -67,7 +67,7 @@ impl Nginx {
         nginx
     }
 
-    /// What it has logged of its requests.
+    /// Returns its log of requests.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("access.log")).unwrap_or_default()
     }

@@ -4,15 +4,15 @@ use std::process::Command;
 
 use harness::certs::Authority;
 
+use crate::fixture::{Fixture, ORIGINATE, Setup, TERMINATE, said};
 use crate::nginx::{Nginx, Speaks};
-use crate::rig::{ORIGINATE, Rig, Setup, TERMINATE, said};
 
 /// A caller with a certificate of its own, since the app asks for one.
-fn end_to_end(rig: &Rig) -> Result<String, String> {
+fn end_to_end(fixture: &Fixture) -> Result<String, String> {
     let pem = tempfile::NamedTempFile::new().unwrap();
-    let signed = rig.authority.sign(&["own-caller"]);
+    let signed = fixture.authority.sign(&["own-caller"]);
     std::fs::write(pem.path(), format!("{}{}", signed.cert, signed.key)).unwrap();
-    rig.curl(&["--http1.1", "--cert", pem.path().to_str().unwrap()])
+    fixture.curl(&["--http1.1", "--cert", pem.path().to_str().unwrap()])
 }
 
 const UNTOUCHED: &str = "app sni=app.test alpn=http/1.1 dn=CN=own-caller proto=HTTP/1.1 caller=\n";
@@ -22,22 +22,22 @@ fn without_a_secret_tls_is_relayed_untouched_and_a_filtered_intercept_names_the_
     for app_protocol in ["https", "", "grpc"] {
         let authority = Authority::new("cluster");
         let app = Nginx::start("app", Speaks::MutualTls, false, &authority);
-        let rig = Rig::start(
+        let fixture = Fixture::start(
             authority,
             &Setup {
                 app_protocol,
                 ..Setup::new(app.addr, &[])
             },
         );
-        assert_eq!(end_to_end(&rig).unwrap(), UNTOUCHED);
-        let intercept = rig.begin_intercept(app.addr, &[]);
+        assert_eq!(end_to_end(&fixture).unwrap(), UNTOUCHED);
+        let intercept = fixture.begin_intercept(app.addr, &[]);
         let told = intercept.line("telepresence.io/downstream-tls-secret");
         assert!(
             told.contains(&format!("downstream-tls-secret.{}", app.addr.port())),
             "{told}"
         );
         assert_eq!(
-            end_to_end(&rig).unwrap(),
+            end_to_end(&fixture).unwrap(),
             UNTOUCHED,
             "declared {app_protocol:?}"
         );
@@ -55,18 +55,19 @@ fn a_bad_secret_is_told_once_and_its_port_relays() {
         secrets: &spoil,
         ..Setup::new(app.addr, &[TERMINATE, ORIGINATE])
     };
-    let rig = Rig::start(authority, &setup);
-    assert_eq!(end_to_end(&rig).unwrap(), UNTOUCHED);
+    let fixture = Fixture::start(authority, &setup);
+    assert_eq!(end_to_end(&fixture).unwrap(), UNTOUCHED);
     let message = "server/tls.key: is empty; store the whole PEM text in the Secret";
-    assert_eq!(rig.agent.process.lines(message).len(), 1);
-    let intercept = rig.begin_intercept(app.addr, &[]);
+    assert_eq!(fixture.agent.process.lines(message).len(), 1);
+    let intercept = fixture.begin_intercept(app.addr, &[]);
     intercept.line(message);
     // Mended, the port terminates.
-    let server = rig.agent.root.path().join("downstream-tls/server");
-    rig.authority.write_secret(&server, &rig.signed[0]);
-    rig.agent.process.line("certificate in use");
+    let server = fixture.agent.root.path().join("downstream-tls/server");
+    fixture.authority.write_secret(&server, &fixture.signed[0]);
+    fixture.agent.process.line("certificate in use");
     harness::wait::until("the agent's own certificate", || {
-        rig.curl(&["--http1.1"])
+        fixture
+            .curl(&["--http1.1"])
             .ok()
             .filter(|answer| answer.contains("dn=CN=agent-client"))
     });
@@ -76,19 +77,19 @@ fn a_bad_secret_is_told_once_and_its_port_relays() {
 fn metrics_tell_the_seconds_to_expiry_and_no_page_or_log_line_holds_a_key() {
     let authority = Authority::new("cluster");
     let app = Nginx::start("app", Speaks::MutualTls, true, &authority);
-    let rig = Rig::start(
+    let fixture = Fixture::start(
         authority,
         &Setup {
             log_level: "trace",
             ..Setup::new(app.addr, &[TERMINATE, ORIGINATE])
         },
     );
-    rig.curl(&["--http2"]).unwrap();
+    fixture.curl(&["--http2"]).unwrap();
     let page = |path: &str| {
         let mut command = Command::new("curl");
         command
             .args(["-sS", "--max-time", "30"])
-            .arg(format!("http://{}{path}", rig.agent.admin()));
+            .arg(format!("http://{}{path}", fixture.agent.admin()));
         said(command).unwrap()
     };
     let metrics = page("/stats/prometheus");
@@ -113,10 +114,10 @@ fn metrics_tell_the_seconds_to_expiry_and_no_page_or_log_line_holds_a_key() {
         page("/listeners"),
         page("/clusters"),
     ];
-    everything.extend(rig.agent.process.lines(""));
+    everything.extend(fixture.agent.process.lines(""));
     let text = everything.join("\n");
     assert!(text.contains("certificate in use") && text.len() > 5000);
-    for signed in &rig.signed {
+    for signed in &fixture.signed {
         for line in signed.key.lines().filter(|line| !line.starts_with('-')) {
             assert!(
                 !text.contains(&line[..line.len().min(24)]),
@@ -131,16 +132,24 @@ fn a_check_refuses_annotations_that_cannot_be_followed_and_a_running_agent_leave
     let authority = Authority::new("cluster");
     let app = Nginx::start("app", Speaks::Clear, false, &authority);
     let odd = ("telepresence.io/upstream-insecure-skip-verify", "perhaps");
-    let rig = Rig::start(
+    let fixture = Fixture::start(
         authority,
         &Setup {
             app_protocol: "http",
             ..Setup::new(app.addr, &[TERMINATE, odd])
         },
     );
-    rig.agent.process.line("is neither enabled nor disabled");
-    assert!(rig.curl(&["--http1.1"]).unwrap().starts_with("app sni= "));
-    let root = rig.agent.root.path();
+    fixture
+        .agent
+        .process
+        .line("is neither enabled nor disabled");
+    assert!(
+        fixture
+            .curl(&["--http1.1"])
+            .unwrap()
+            .starts_with("app sni= ")
+    );
+    let root = fixture.agent.root.path();
     let mut check = Command::new(harness::programs::path("traffic-agent"));
     check
         .arg("--check")

@@ -2,8 +2,8 @@
 
 use harness::certs::Authority;
 
+use crate::fixture::{Fixture, ORIGINATE, Setup, TERMINATE};
 use crate::nginx::{Nginx, Speaks};
-use crate::rig::{ORIGINATE, Rig, Setup, TERMINATE};
 
 const DEV: [&str; 2] = ["-H", "x-dev: a"];
 
@@ -12,25 +12,25 @@ fn app_and_workstation_see_the_same_client_certificate_name_and_protocol() {
     let authority = Authority::new("cluster");
     let app = Nginx::start("app", Speaks::MutualTls, true, &authority);
     let local = Nginx::start("local", Speaks::MutualTls, true, &authority);
-    let rig = Rig::start(authority, &Setup::new(app.addr, &[TERMINATE, ORIGINATE]));
+    let fixture = Fixture::start(authority, &Setup::new(app.addr, &[TERMINATE, ORIGINATE]));
     let answer = |by: &str, alpn: &str, proto: &str| {
         Ok(format!(
             "{by} sni=app.test alpn={alpn} dn=CN=agent-client proto={proto} caller=\n"
         ))
     };
     assert_eq!(
-        rig.curl(&["--http2"]),
+        fixture.curl(&["--http2"]),
         answer("app", "h2", "HTTP/2.0"),
         "no intercept"
     );
-    let intercept = rig.intercept(local.addr, &[]);
+    let intercept = fixture.intercept(local.addr, &[]);
     for (flag, alpn, proto) in [
         ("--http2", "h2", "HTTP/2.0"),
         ("--http1.1", "http/1.1", "HTTP/1.1"),
     ] {
-        assert_eq!(rig.curl(&[flag]), answer("app", alpn, proto), "{flag}");
+        assert_eq!(fixture.curl(&[flag]), answer("app", alpn, proto), "{flag}");
         assert_eq!(
-            rig.curl(&[flag, DEV[0], DEV[1]]),
+            fixture.curl(&[flag, DEV[0], DEV[1]]),
             answer("local", alpn, proto),
             "{flag}"
         );
@@ -69,20 +69,20 @@ fn a_plaintext_intercept_gets_clear_text_while_the_app_keeps_its_tls() {
             std::fs::rename(secrets.join(from), root.join(to)).unwrap();
         }
     };
-    let rig = Rig::start(
+    let fixture = Fixture::start(
         authority,
         &Setup {
             secrets: &at_the_old_place,
             ..Setup::new(app.addr, &annotations)
         },
     );
-    let _intercept = rig.intercept(local.addr, &["--http-plaintext"]);
-    let unmatched = rig.curl(&["--http1.1"]).unwrap();
+    let _intercept = fixture.intercept(local.addr, &["--http-plaintext"]);
+    let unmatched = fixture.curl(&["--http1.1"]).unwrap();
     assert_eq!(
         unmatched,
         "app sni=app.test alpn=http/1.1 dn=CN=agent-client proto=HTTP/1.1 caller=\n"
     );
-    let matched = rig.curl(&["--http1.1", DEV[0], DEV[1]]).unwrap();
+    let matched = fixture.curl(&["--http1.1", DEV[0], DEV[1]]).unwrap();
     assert_eq!(matched, "local sni= alpn= dn= proto=HTTP/1.1 caller=\n");
 }
 
@@ -91,20 +91,20 @@ fn an_app_in_clear_text_behind_terminated_tls_has_its_requests_told_apart() {
     let authority = Authority::new("cluster");
     let app = Nginx::start("app", Speaks::Clear, false, &authority);
     let local = Nginx::start("local", Speaks::Clear, false, &authority);
-    let rig = Rig::start(
+    let fixture = Fixture::start(
         authority,
         &Setup {
             app_protocol: "http",
             ..Setup::new(app.addr, &[TERMINATE])
         },
     );
-    let _intercept = rig.intercept(local.addr, &[]);
+    let _intercept = fixture.intercept(local.addr, &[]);
     assert_eq!(
-        rig.curl(&["--http2"]).unwrap(),
+        fixture.curl(&["--http2"]).unwrap(),
         "app sni= alpn= dn= proto=HTTP/1.1 caller=\n"
     );
     assert_eq!(
-        rig.curl(&["--http2", DEV[0], DEV[1]]).unwrap(),
+        fixture.curl(&["--http2", DEV[0], DEV[1]]).unwrap(),
         "local sni= alpn= dn= proto=HTTP/1.1 caller=\n"
     );
 }
@@ -125,7 +125,7 @@ fn a_verified_caller_is_named_to_app_and_workstation_and_nobody_can_name_himself
         std::fs::create_dir(secrets.join("callers")).unwrap();
         std::fs::write(secrets.join("callers/ca.crt"), callers.pem()).unwrap();
     };
-    let rig = Rig::start(
+    let fixture = Fixture::start(
         authority,
         &Setup {
             app_protocol: "h2c",
@@ -139,12 +139,12 @@ fn a_verified_caller_is_named_to_app_and_workstation_and_nobody_can_name_himself
     let forged = ["--http2", "-H", "X-Caller: root"];
     let known = [&forged[..], &["--cert", pem.path().to_str().unwrap()]].concat();
     let check = |by: &str, more: &[&str]| {
-        let anonymous = rig.curl(&[&forged[..], more].concat()).unwrap();
+        let anonymous = fixture.curl(&[&forged[..], more].concat()).unwrap();
         assert_eq!(
             anonymous,
             format!("{by} sni= alpn= dn= proto=HTTP/2.0 caller=\n")
         );
-        let named = rig.curl(&[&known[..], more].concat()).unwrap();
+        let named = fixture.curl(&[&known[..], more].concat()).unwrap();
         assert!(
             named.starts_with(&format!("{by} sni= alpn= dn= proto=HTTP/2.0 caller=Hash=")),
             "{named}"
@@ -155,7 +155,7 @@ fn a_verified_caller_is_named_to_app_and_workstation_and_nobody_can_name_himself
         );
     };
     check("app", &[]);
-    let _intercept = rig.intercept(local.addr, &[]);
+    let _intercept = fixture.intercept(local.addr, &[]);
     check("app", &[]);
     check("local", &DEV);
 }
@@ -165,14 +165,14 @@ fn a_workstation_is_reached_through_tls_while_the_app_is_away() {
     let authority = Authority::new("cluster");
     let local = Nginx::start("local", Speaks::Clear, false, &authority);
     let nobody = std::net::SocketAddr::from(([127, 0, 0, 1], harness::ports::free()));
-    let rig = Rig::start(
+    let fixture = Fixture::start(
         authority,
         &Setup {
             app_protocol: "http",
             ..Setup::new(nobody, &[TERMINATE])
         },
     );
-    let refused = rig.curl(&["--http1.1"]).unwrap_err();
+    let refused = fixture.curl(&["--http1.1"]).unwrap_err();
     // Where in its connect curl meets the reset is a matter of moments, and so are its words.
     let words = [
         "reset",
@@ -181,9 +181,9 @@ fn a_workstation_is_reached_through_tls_while_the_app_is_away() {
         "SSL connection",
     ];
     assert!(words.iter().any(|w| refused.contains(w)), "{refused}");
-    let _intercept = rig.intercept(local.addr, &[]);
+    let _intercept = fixture.intercept(local.addr, &[]);
     assert_eq!(
-        rig.curl(&["--http1.1", DEV[0], DEV[1]]).unwrap(),
+        fixture.curl(&["--http1.1", DEV[0], DEV[1]]).unwrap(),
         "local sni= alpn= dn= proto=HTTP/1.1 caller=\n"
     );
 }

@@ -28,8 +28,8 @@ use traffic_core::routing::dial_memory::{Attempt, DialMemory};
 pub const CHUNK: usize = 64 * 1024;
 /// Messages without data handled in one turn before other tasks run.
 const MAX_IGNORED_IN_A_ROW: u32 = 64;
-/// How long a peer that answers keep-alives may be silent until it is asked for a sign of life, and
-/// again until it is taken for gone.
+/// Interval of silence after which a peer that answers keep-alives is asked for one, and after a
+/// second one taken for dead.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// Time a call is kept after its tunnel was dropped, for data still queued towards a slow
 /// workstation.

@@ -31,17 +31,17 @@ pub struct Workstations<'p> {
     pub metrics: &'p Arc<PortMetrics>,
 }
 
-/// When a connection may be written to.
+/// Time of the first write to a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FirstWrite {
-    /// Once the workstation has connected: until then the app can still have it all.
+    /// After the workstation has connected: until then the app can still get all bytes.
     AfterDial,
-    /// At once, as a whole connection is carried: a rejected dial then resets the caller. While
-    /// earlier dials have failed, the dial is waited for all the same.
+    /// At once, for a whole connection: a rejected dial then resets the caller. After failed
+    /// earlier dials the dial is awaited all the same.
     AtOnce,
 }
 
-/// Why the app answers instead of a workstation.
+/// Reason the app answers instead of a workstation.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what}")]
 pub struct NoWorkstation {

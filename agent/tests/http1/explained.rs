@@ -1,6 +1,5 @@
-//! What the agent says of single requests: explanations on the wire and by the admin agree with
-//! what happens, the access log has a line for each, and nothing of it is there for whoever did not
-//! ask.
+//! Explanations and access log: explanations on the wire and by the admin agree with the routing,
+//! the access log has a line for each request, and callers who did not ask see nothing of it.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};

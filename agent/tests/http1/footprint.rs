@@ -1,4 +1,4 @@
-//! What an idle connection costs.
+//! Memory of an idle connection.
 
 use traffic_agent::addr::Caller;
 use traffic_agent::proxy::connection;

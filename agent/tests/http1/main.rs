@@ -4,13 +4,13 @@
 #![allow(clippy::unwrap_used)]
 
 mod bulk;
-mod doors;
 mod early_request;
 mod exchange;
 mod explained;
 mod footprint;
 mod generate;
 mod intercepted;
+mod ports;
 mod rig;
 mod second_reader;
 mod transparent;

@@ -1,4 +1,4 @@
-//! What one side writes is what the other reads, byte for byte.
+//! Transparency: bytes written on one side are read on the other unchanged.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::generate::{Exchange, Rng, exchange};
 use crate::rig::{Rig, Script, WAIT_TIMEOUT};
 
-/// How many exchanges each run makes.
+/// Number of exchanges in each run.
 fn exchanges() -> usize {
     std::env::var("HTTP1_EXCHANGES")
         .ok()

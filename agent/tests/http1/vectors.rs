@@ -1,5 +1,5 @@
-//! Every usual way to make two readers disagree ends at the app, unread, even when it carries a
-//! matching header.
+//! Known ways to make two parsers disagree end at the app, relayed opaquely, even with a matching
+//! header.
 
 use std::sync::atomic::Ordering;
 

@@ -1,4 +1,4 @@
-//! Callers that attack: bounded, counted, and nobody else notices.
+//! Attacking callers: bounded, counted, and without effect on others.
 
 use bytes::Bytes;
 use h2::Reason;
@@ -84,7 +84,7 @@ fn thrown_out(reason: Option<Reason>) {
     );
 }
 
-/// While `attack` goes on, another caller is served; afterwards the limit was counted.
+/// Checks that another caller is served during `attack`, and that the limit was counted.
 async fn survives(attack: impl AsyncFnOnce(&Rig)) {
     let (mut rig, _app, _workstation) = intercepted().await;
     let other = Caller::connect(rig.addr).await;

@@ -1,5 +1,4 @@
-//! Callers that race against being told to leave: whoever behaves by RFC 9113 section 6.8 loses no
-//! request.
+//! Callers that race against a GOAWAY: a client that follows RFC 9113 section 6.8 loses no request.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

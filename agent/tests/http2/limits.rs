@@ -1,5 +1,5 @@
-//! What the app says of itself holds for the caller, as long as it says so; and what waits for a
-//! busy app or a tunnel has a bound.
+//! Limits of the app hold for the caller as long as they are announced, and requests waiting for a
+//! busy app or a tunnel are bounded.
 
 use h2::Reason;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

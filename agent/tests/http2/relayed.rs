@@ -1,4 +1,4 @@
-//! While nothing is intercepted: the bytes are the bytes.
+//! Relay mode without intercepts: bytes pass unchanged.
 
 use http::{HeaderMap, HeaderValue, Request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

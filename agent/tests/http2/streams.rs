@@ -1,4 +1,4 @@
-//! While an intercept is active: stream by stream, and every stream as without the agent.
+//! Terminated mode with an intercept: every stream behaves as without the agent.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -23,17 +23,17 @@ use crate::WAIT_TIMEOUT;
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// How the manager behaves; changed while it runs.
+/// Behaviour of the manager; can be changed while it runs.
 #[derive(Clone, Debug)]
 pub struct Script {
     pub version: String,
-    /// Whether there are watches for dials and DNS.
+    /// Watches for dials and DNS are offered.
     pub side_watches: bool,
-    /// Whether there is a watch of intercept deltas.
+    /// The watch of intercept deltas is offered.
     pub deltas: bool,
-    /// How long a watch lives.
+    /// Lifetime of a watch.
     pub lifetime: Option<Duration>,
-    /// How many arrivals are refused because the agent is there already, unless it departs first.
+    /// Number of arrivals refused because the agent exists already, unless it departs first.
     pub already_exists: bool,
 }
 
@@ -49,7 +49,7 @@ impl Default for Script {
     }
 }
 
-/// What the agent did.
+/// Calls the agent has made.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
     pub arrivals: Vec<AgentInfo>,

@@ -8,9 +8,9 @@ mod pod;
 
 mod arrival;
 mod direct;
-mod troubles;
+mod manager_faults;
 
 use std::time::Duration;
 
-/// How long anything may take on a slow machine.
+/// Time any event may take on a slow machine.
 pub const WAIT_TIMEOUT: Duration = Duration::from_secs(30);

@@ -20,8 +20,7 @@ pub struct Pod {
     log: Arc<Mutex<Vec<String>>>,
 }
 
-/// Ports nobody listens on, below those that the kernel gives to outgoing connections, and each
-/// given once.
+/// Returns unused ports below the kernel's range for outgoing connections, each given once.
 pub fn free_ports<const N: usize>() -> [u16; N] {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let start = u16::try_from(std::process::id() % 6_000).unwrap();
@@ -132,7 +131,7 @@ impl Pod {
         }
     }
 
-    /// One request; who answered it.
+    /// Sends a request and returns the name of the server.
     pub async fn ask(&self, header: &str) -> std::io::Result<String> {
         request(self.agent_port, header).await
     }
@@ -175,7 +174,7 @@ impl Drop for Pod {
     }
 }
 
-/// One HTTP/1.1 request on a connection of its own; the body of the answer.
+/// Sends one HTTP/1.1 request on its own connection and returns the response body.
 pub async fn request(port: u16, header: &str) -> std::io::Result<String> {
     let exchange = async {
         let mut socket = TcpStream::connect(("127.0.0.1", port)).await?;

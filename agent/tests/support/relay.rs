@@ -39,7 +39,7 @@ pub struct Far {
     pub intercept: Arc<Intercept>,
 }
 
-/// Hands every opened tunnel's far end to the test; refuses while nobody takes them.
+/// Passes every opened tunnel's far end to the test; refuses while none is taken.
 #[derive(Debug)]
 pub struct Workstation {
     opened_tx: Mutex<Option<mpsc::Sender<Far>>>,

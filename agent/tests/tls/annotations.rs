@@ -1,4 +1,4 @@
-//! Every spelling of every annotation, and what it makes of a port.
+//! All spellings of all annotations, and their effect on a port.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

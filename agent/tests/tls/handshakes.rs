@@ -1,4 +1,4 @@
-//! Handshakes good and bad: what callers get, what is counted, and that nobody else notices.
+//! Valid and invalid handshakes: results for callers, counters, and no effect on others.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

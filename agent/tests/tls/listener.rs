@@ -1,4 +1,4 @@
-//! One port of the agent, as far as TLS goes: accept, handshake, dial the app, copy.
+//! A port of the agent with TLS: accept, handshake, dial the app, copy.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

@@ -1,5 +1,4 @@
-//! Everything this process logs, at trace level, for tests that look for lines or for what must not
-//! be in them.
+//! Collects the logs of this process at trace level, for tests of their content.
 
 use std::io;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -42,7 +41,7 @@ pub fn collect() {
     sink();
 }
 
-/// All lines so far.
+/// Returns all lines so far.
 pub fn text() -> String {
     String::from_utf8_lossy(&sink().0.lock().unwrap()).into_owned()
 }

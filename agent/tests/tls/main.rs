@@ -2,11 +2,11 @@
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 mod annotations;
-mod canary;
 mod certs;
 mod handshakes;
 mod listener;
 mod logs;
+mod no_key_leaks;
 mod programs;
 mod rotation;
 mod secrets;

@@ -14,7 +14,7 @@ use crate::certs::{Ca, Issued, write_secret};
 use crate::handshakes::echo;
 use crate::listener::{Listener, plan};
 
-/// What nginx speaks.
+/// Protocol of nginx.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Speaks {
     Clear,

@@ -1,4 +1,4 @@
-//! Every layout and key format that is read, and every way a Secret can be wrong.
+//! Secret layouts and key formats that are read, and all faults of a Secret.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -16,7 +16,7 @@ use crate::session::{self, Way};
 /// Result of one check.
 enum Outcome {
     Fine(String),
-    /// Something works less well, or is not known.
+    /// Doubtful: works less well, or is not known.
     Doubtful(String),
     Missing(String),
 }
@@ -123,7 +123,7 @@ async fn agent_rights(cluster: &Cluster, namespace: &str) -> Outcome {
     }
 }
 
-/// Those of `needed` (verb, resource, sub-resource) that the API server would refuse.
+/// Returns those of `needed` (verb, resource, sub-resource) that the API server would refuse.
 async fn denied(
     client: &Client,
     namespace: &str,

@@ -19,7 +19,7 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Observer of the manager's pods.
 pub(crate) struct Watch {
-    /// None when the API server cannot be asked; Helm says why then.
+    /// Client of the API server; none if it cannot be reached, which Helm then reports.
     client: Option<Client>,
     namespace: String,
 }

@@ -19,7 +19,7 @@ const SETTLE_INTERVAL: Duration = Duration::from_secs(1);
 pub(crate) enum State {
     None,
     Deployed {
-        /// Of the chart's application.
+        /// Version of the chart's application.
         version: String,
     },
     /// The last command on it did not succeed.

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use harness::apps::App;
 use traffic_proto::manager::{InterceptDispositionType as Disposition, ReconnectAgentRequest};
 
-use crate::rig::{Agent, Manager, agent_info};
+use crate::fixture::{Agent, Manager, agent_info};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn states_are_printed_and_the_environment_is_written() {

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // A test that meets what it does not expect may say so by panicking.
 
+mod fixture;
 mod life;
 mod mistakes;
-mod rig;
 mod tunnels;

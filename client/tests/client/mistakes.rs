@@ -1,9 +1,9 @@
-//! What is wrong is said, and the exit code tells a program.
+//! Mistakes are reported, and the exit code tells a program.
 
 use harness::apps::App;
 use traffic_proto::manager::InterceptDispositionType as Disposition;
 
-use crate::rig::Manager;
+use crate::fixture::Manager;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_usage_is_64() {

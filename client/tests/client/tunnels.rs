@@ -15,7 +15,7 @@ use traffic_proto::manager::{
 use traffic_proto::tunnel::{Message, StreamInfo};
 use traffic_proto::{ConnId, Transport};
 
-use crate::rig::{Agent, Manager, soon};
+use crate::fixture::{Agent, Manager, within_timeout};
 
 /// The agent's end of a tunnel.
 struct Tunnel {
@@ -70,7 +70,7 @@ impl Tunnel {
 
     async fn next(&mut self) -> Option<Message> {
         loop {
-            let message = soon(self.rx.message()).await.unwrap()?;
+            let message = within_timeout(self.rx.message()).await.unwrap()?;
             match Message::decode(message.payload).unwrap() {
                 // Signs of life may come at any time.
                 Message::KeepAlive => {}

@@ -15,9 +15,9 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Back-off after failed dials: the first, and the longest.
+/// Backoff after failed dials: first and longest.
 const SKIP_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-/// How many times the usual dial a request waits behind one that is unanswered.
+/// Multiple of the usual dial time that a request waits behind an unanswered dial.
 const USUAL_FACTOR: u32 = 8;
 /// Bounds of that wait for an intercept of a whole port, whose callers are anybody.
 const WHOLE_PORT_TIMEOUT: (Duration, Duration) =
@@ -39,7 +39,7 @@ struct Known {
     numbers: u64,
     /// Successes so far: others learn by it that the workstation answers.
     successes: u64,
-    /// How long a dial usually takes; none while none succeeded.
+    /// Usual time of a dial; none until one has succeeded.
     usual: Option<Duration>,
     /// The workstation's attachment at the last success or failure.
     attachment: Option<u64>,
@@ -68,25 +68,25 @@ enum Trust {
 /// The answer to a request that wants to dial.
 #[derive(Debug)]
 pub enum Admission {
-    /// It may.
+    /// The request may dial.
     Dial(Attempt),
     /// The workstation is skipped; the app is to answer at once.
     Skip(Skipped),
 }
 
-/// Why a workstation is skipped.
+/// Reason a workstation is skipped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Skipped {
-    /// How the last dial failed.
+    /// Failure of the last dial.
     pub reason: String,
-    /// Until the next request may dial; zero while one does.
+    /// Time until the next request may dial; zero while one does.
     pub retry_in: Duration,
 }
 
-/// What is known of a workstation, for people.
+/// State of a workstation by earlier dials, for messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reachability {
-    /// No dial has ended yet.
+    /// Untried: no dial has ended yet.
     Untried,
     /// The last dial succeeded.
     Reachable,
@@ -94,14 +94,14 @@ pub enum Reachability {
     Unreachable {
         /// Failures in a row.
         failures: u32,
-        /// How the last one failed.
+        /// Failure of the last dial.
         reason: String,
-        /// Until the next request may dial; zero when it may.
+        /// Time until the next request may dial; zero if it may now.
         retry_in: Duration,
     },
 }
 
-/// One dial. Dropped without an outcome, it counts as failed only when it had been unanswered for
+/// A dial attempt. Dropped without an outcome, it counts as failed only if it was unanswered for
 /// long.
 #[derive(Debug)]
 pub struct Attempt {
@@ -110,7 +110,7 @@ pub struct Attempt {
     began: Instant,
     successes_before: u64,
     attachment: Option<u64>,
-    /// How long to wait behind the leader; none for the leader itself.
+    /// Time to wait behind the leader; none for the leader itself.
     patience: Option<Duration>,
     doubted: bool,
     /// Clock readings come in as values everywhere else; a drop has none.
@@ -183,7 +183,7 @@ impl DialMemory {
         known.last_failure = None;
     }
 
-    /// Whether a request at `now` may dial.
+    /// Returns true if a request at `now` may dial.
     #[must_use]
     pub fn may_try(&self, now: Instant) -> bool {
         let known = self.lock();
@@ -194,7 +194,7 @@ impl DialMemory {
         }
     }
 
-    /// What is known at `now`, for people.
+    /// Returns the state at `now`, for messages.
     #[must_use]
     pub fn reachability(&self, now: Instant) -> Reachability {
         let known = self.lock();
@@ -264,21 +264,21 @@ impl Known {
 }
 
 impl Attempt {
-    /// How long to wait behind another dial that is unanswered; none for the dial that waits for
+    /// Returns the time to wait behind another unanswered dial; none for the dial that waits for
     /// its whole timeout.
     #[must_use]
     pub fn patience(&self) -> Option<Duration> {
         self.patience
     }
 
-    /// Whether other requests skip the workstation until this dial is over, so that nothing may be
-    /// sent before it is.
+    /// Returns true if other requests skip the workstation until this dial is over, so that no byte
+    /// may be sent before.
     #[must_use]
     pub fn is_doubted(&self) -> bool {
         self.doubted
     }
 
-    /// Whether the workstation has answered another dial since this one began.
+    /// Returns true if the workstation has answered another dial since this one began.
     #[must_use]
     pub fn others_succeeded(&self) -> bool {
         self.memory.lock().successes != self.successes_before

@@ -9,10 +9,10 @@ use crate::routing::dial_memory::DialMemory;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
 pub enum TunnelPath {
-    /// No tunnel was opened yet.
+    /// No tunnel opened yet.
     #[default]
     None = 0,
-    /// Through the traffic-manager.
+    /// Tunnel through the traffic-manager.
     Manager = 1,
     /// A workstation that is attached to this agent.
     Direct = 2,
@@ -41,7 +41,7 @@ pub struct Stats {
     pub failed_open: AtomicU64,
     /// Seconds since the Unix epoch of the last hit; 0 for never.
     pub last_match: AtomicU64,
-    /// What is known of the workstation from earlier dials.
+    /// Results of earlier dials to the workstation.
     pub dials: Arc<DialMemory>,
     tunnel: AtomicU8,
 }
@@ -58,7 +58,7 @@ impl Stats {
         self.tunnel.store(path as u8, Ordering::Relaxed);
     }
 
-    /// How the last tunnel was opened.
+    /// Returns the path of the last tunnel.
     #[must_use]
     pub fn tunnel(&self) -> TunnelPath {
         match self.tunnel.load(Ordering::Relaxed) {

@@ -7,12 +7,12 @@ use traffic_proto::manager::{
     ReviewInterceptRequest,
 };
 
-use crate::rig::{Rig, Spoil, agent, mechanism, spec};
+use crate::fixture::{Fixture, Spoil, agent, mechanism, spec};
 
 #[tokio::test]
 async fn an_intercept_waits_becomes_active_and_is_removed() {
-    let rig = Rig::with(|settings| settings.excluded_env = vec!["SECRET".into()]).await;
-    let (mut agent, mut dev) = (rig.agent("app-1").await, rig.client("dev").await);
+    let fixture = Fixture::with(|settings| settings.excluded_env = vec!["SECRET".into()]).await;
+    let (mut agent, mut dev) = (fixture.agent("app-1").await, fixture.client("dev").await);
     let created = dev.create(spec("one")).await;
     assert_eq!(created.id, format!("{}:one", dev.id()));
     assert_eq!(created.disposition(), Disposition::Waiting);
@@ -61,9 +61,9 @@ async fn an_intercept_waits_becomes_active_and_is_removed() {
 
 #[tokio::test]
 async fn only_the_first_review_counts() {
-    let rig = Rig::start().await;
-    let (mut one, mut two) = (rig.agent("app-1").await, rig.agent("app-2").await);
-    let mut dev = rig.client("dev").await;
+    let fixture = Fixture::start().await;
+    let (mut one, mut two) = (fixture.agent("app-1").await, fixture.agent("app-2").await);
+    let mut dev = fixture.client("dev").await;
     let id = dev.create(spec("one")).await.id;
     let mut watch = dev.intercepts().await;
     one.review(&id, Disposition::Active, "10.0.0.49").await;
@@ -76,15 +76,15 @@ async fn only_the_first_review_counts() {
 
 #[tokio::test]
 async fn reviews_of_strangers_change_nothing() {
-    let rig = Rig::start().await;
-    let mut agent_there = rig.agent("app-1").await;
-    let mut stranger = rig
+    let fixture = Fixture::start().await;
+    let mut agent_there = fixture.agent("app-1").await;
+    let mut stranger = fixture
         .arrive(AgentInfo {
             name: "other".into(),
             ..agent("other-1")
         })
         .await;
-    let mut dev = rig.client("dev").await;
+    let mut dev = fixture.client("dev").await;
     let id = dev.create(spec("one")).await.id;
     stranger.review(&id, Disposition::Active, "10.0.0.9").await;
     stranger.depart().await;
@@ -113,8 +113,8 @@ async fn reviews_of_strangers_change_nothing() {
 
 #[tokio::test]
 async fn without_an_agent_there_is_no_agent_until_one_comes() {
-    let rig = Rig::start().await;
-    let mut dev = rig.client("dev").await;
+    let fixture = Fixture::start().await;
+    let mut dev = fixture.client("dev").await;
     let info = dev.create(spec("one")).await;
     assert_eq!(info.disposition(), Disposition::NoAgent);
     assert!(
@@ -123,7 +123,7 @@ async fn without_an_agent_there_is_no_agent_until_one_comes() {
         info.message
     );
     let mut watch = dev.intercepts().await;
-    let mut agent = rig.agent("app-1").await;
+    let mut agent = fixture.agent("app-1").await;
     watch.until(Disposition::Waiting).await;
     agent.depart().await;
     watch.until(Disposition::NoAgent).await;
@@ -131,13 +131,14 @@ async fn without_an_agent_there_is_no_agent_until_one_comes() {
 
 #[tokio::test]
 async fn agents_in_other_namespaces_do_not_count() {
-    let rig = Rig::start().await;
-    rig.arrive(AgentInfo {
-        namespace: "elsewhere".into(),
-        ..agent("app-1")
-    })
-    .await;
-    let mut dev = rig.client("dev").await;
+    let fixture = Fixture::start().await;
+    fixture
+        .arrive(AgentInfo {
+            namespace: "elsewhere".into(),
+            ..agent("app-1")
+        })
+        .await;
+    let mut dev = fixture.client("dev").await;
     assert_eq!(
         dev.create(spec("one")).await.disposition(),
         Disposition::NoAgent
@@ -146,18 +147,19 @@ async fn agents_in_other_namespaces_do_not_count() {
 
 #[tokio::test]
 async fn replicas_that_differ_are_no_agent_until_they_agree() {
-    let rig = Rig::start().await;
-    let mut old = rig.agent("app-1").await;
-    let mut dev = rig.client("dev").await;
+    let fixture = Fixture::start().await;
+    let mut old = fixture.agent("app-1").await;
+    let mut dev = fixture.client("dev").await;
     let id = dev.create(spec("one")).await.id;
     let mut watch = dev.intercepts().await;
     old.review(&id, Disposition::Active, "10.0.0.49").await;
     watch.until(Disposition::Active).await;
-    rig.arrive(AgentInfo {
-        version: "v1.0.1".into(),
-        ..agent("app-2")
-    })
-    .await;
+    fixture
+        .arrive(AgentInfo {
+            version: "v1.0.1".into(),
+            ..agent("app-2")
+        })
+        .await;
     let info = watch.until(Disposition::NoAgent).await;
     assert!(
         info.message.contains("not consistent") && info.message.contains("app-2"),
@@ -170,13 +172,13 @@ async fn replicas_that_differ_are_no_agent_until_they_agree() {
 
 #[tokio::test]
 async fn a_mechanism_the_agent_lacks_is_no_mechanism() {
-    let rig = Rig::start().await;
+    let fixture = Fixture::start().await;
     let only_tcp = |pod: &str| AgentInfo {
         mechanisms: vec![mechanism("tcp")],
         ..agent(pod)
     };
-    rig.arrive(only_tcp("app-1")).await;
-    let mut dev = rig.client("dev").await;
+    fixture.arrive(only_tcp("app-1")).await;
+    let mut dev = fixture.client("dev").await;
     let info = dev.create(spec("one")).await;
     assert_eq!(info.disposition(), Disposition::NoMechanism);
     assert!(
@@ -188,13 +190,14 @@ async fn a_mechanism_the_agent_lacks_is_no_mechanism() {
 
 #[tokio::test]
 async fn a_doubled_mechanism_is_not_consistent() {
-    let rig = Rig::start().await;
-    rig.arrive(AgentInfo {
-        mechanisms: vec![mechanism("http"), mechanism("http")],
-        ..agent("app-1")
-    })
-    .await;
-    let mut dev = rig.client("dev").await;
+    let fixture = Fixture::start().await;
+    fixture
+        .arrive(AgentInfo {
+            mechanisms: vec![mechanism("http"), mechanism("http")],
+            ..agent("app-1")
+        })
+        .await;
+    let mut dev = fixture.client("dev").await;
     assert_eq!(
         dev.create(spec("one")).await.disposition(),
         Disposition::NoAgent
@@ -203,9 +206,9 @@ async fn a_doubled_mechanism_is_not_consistent() {
 
 #[tokio::test]
 async fn when_the_reviewing_agent_leaves_another_reviews() {
-    let rig = Rig::start().await;
-    let (mut one, mut two) = (rig.agent("app-1").await, rig.agent("app-2").await);
-    let mut dev = rig.client("dev").await;
+    let fixture = Fixture::start().await;
+    let (mut one, mut two) = (fixture.agent("app-1").await, fixture.agent("app-2").await);
+    let mut dev = fixture.client("dev").await;
     let id = dev.create(spec("one")).await.id;
     let mut watch = dev.intercepts().await;
     one.review(&id, Disposition::Active, "10.0.0.49").await;
@@ -218,9 +221,9 @@ async fn when_the_reviewing_agent_leaves_another_reviews() {
 
 #[tokio::test]
 async fn an_intercept_survives_the_departure_of_an_agent_that_did_not_review_it() {
-    let rig = Rig::start().await;
-    let (mut one, mut two) = (rig.agent("app-1").await, rig.agent("app-2").await);
-    let mut dev = rig.client("dev").await;
+    let fixture = Fixture::start().await;
+    let (mut one, mut two) = (fixture.agent("app-1").await, fixture.agent("app-2").await);
+    let mut dev = fixture.client("dev").await;
     let id = dev.create(spec("one")).await.id;
     let mut watch = dev.intercepts().await;
     one.review(&id, Disposition::Active, "10.0.0.49").await;
@@ -232,11 +235,11 @@ async fn an_intercept_survives_the_departure_of_an_agent_that_did_not_review_it(
 
 #[tokio::test]
 async fn a_departing_client_takes_its_intercepts_along() {
-    let rig = Rig::start().await;
+    let fixture = Fixture::start().await;
     let (mut agent, mut dev, mut other) = (
-        rig.agent("app-1").await,
-        rig.client("dev").await,
-        rig.client("other").await,
+        fixture.agent("app-1").await,
+        fixture.client("dev").await,
+        fixture.client("other").await,
     );
     dev.create(spec("one")).await;
     let kept = other.create(spec("one")).await;
@@ -252,14 +255,14 @@ async fn a_departing_client_takes_its_intercepts_along() {
 
 #[tokio::test]
 async fn an_intercept_in_error_stays_so() {
-    let rig = Rig::start().await;
-    let (mut agent, mut dev) = (rig.agent("app-1").await, rig.client("dev").await);
+    let fixture = Fixture::start().await;
+    let (mut agent, mut dev) = (fixture.agent("app-1").await, fixture.client("dev").await);
     let id = dev.create(spec("one")).await.id;
     let mut watch = dev.intercepts().await;
     agent.review(&id, Disposition::AgentError, "").await;
     watch.until(Disposition::AgentError).await;
     agent.review(&id, Disposition::Active, "10.0.0.49").await;
-    rig.agent("app-2").await;
+    fixture.agent("app-2").await;
     assert_eq!(
         dev.intercepts().await.next().await[0].disposition(),
         Disposition::AgentError
@@ -268,9 +271,9 @@ async fn an_intercept_in_error_stays_so() {
 
 #[tokio::test]
 async fn mistakes_in_a_spec_are_named() {
-    let rig = Rig::start().await;
-    rig.agent("app-1").await;
-    let mut dev = rig.client("dev").await;
+    let fixture = Fixture::start().await;
+    fixture.agent("app-1").await;
+    let mut dev = fixture.client("dev").await;
     let cases: [(Spoil<InterceptSpec>, &str); 6] = [
         (|spec| spec.name.clear(), "name"),
         (|spec| spec.agent.clear(), "agent"),
@@ -313,9 +316,9 @@ async fn mistakes_in_a_spec_are_named() {
 
 #[tokio::test]
 async fn intercepts_are_found_by_name_or_id() {
-    let rig = Rig::start().await;
-    rig.agent("app-1").await;
-    let mut dev = rig.client("dev").await;
+    let fixture = Fixture::start().await;
+    fixture.agent("app-1").await;
+    let mut dev = fixture.client("dev").await;
     let info = dev.create(spec("one")).await;
     for name in ["one", &info.id] {
         let request = GetInterceptRequest {
@@ -343,8 +346,8 @@ async fn intercepts_are_found_by_name_or_id() {
 
 #[tokio::test]
 async fn preparing_resolves_a_numeric_port_and_says_what_is_wrong() {
-    let rig = Rig::start().await;
-    let mut dev = rig.client("dev").await;
+    let fixture = Fixture::start().await;
+    let mut dev = fixture.client("dev").await;
     let request = dev.create_request(spec("one"));
     let prepared = dev
         .manager
@@ -356,7 +359,7 @@ async fn preparing_resolves_a_numeric_port_and_says_what_is_wrong() {
         prepared.error.contains("no agent") && prepared.error_category == 1,
         "{prepared:?}"
     );
-    rig.agent("app-1").await;
+    fixture.agent("app-1").await;
     let prepared = dev
         .manager
         .prepare_intercept(request)
@@ -394,8 +397,9 @@ async fn preparing_resolves_a_numeric_port_and_says_what_is_wrong() {
 
 #[tokio::test]
 async fn preparing_waits_for_the_agent_to_arrive() {
-    let rig = Rig::with(|settings| settings.agent_arrival = crate::rig::WAIT_TIMEOUT).await;
-    let mut dev = rig.client("dev").await;
+    let fixture =
+        Fixture::with(|settings| settings.agent_arrival = crate::fixture::WAIT_TIMEOUT).await;
+    let mut dev = fixture.client("dev").await;
     let mut asking = dev.manager.clone();
     let request = EnsureAgentRequest {
         session: Some(dev.session.clone()),
@@ -408,7 +412,7 @@ async fn preparing_waits_for_the_agent_to_arrive() {
             let request = dev.create_request(spec("one"));
             dev.manager.prepare_intercept(request)
         },
-        rig.agent("app-1")
+        fixture.agent("app-1")
     );
     assert_eq!(ensured.unwrap().into_inner().agents, vec![agent("app-1")]);
     assert_eq!(prepared.unwrap().into_inner().error, "");

@@ -3,10 +3,10 @@
 #![allow(clippy::unwrap_used)] // A test that meets what it does not expect may say so by panicking.
 
 mod commands;
-mod door;
+mod fixture;
+mod grpc_only;
 mod intercepts;
 mod names;
-mod rig;
 mod sessions;
 mod tunnels;
 mod watches;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tonic::Code;
 use traffic_proto::manager::{AgentInfo, DnsAgentResponse, DnsRequest, DnsResponse, LookupRequest};
 
-use crate::rig::{Party, Rig, agent, soon, spec};
+use crate::fixture::{Fixture, Party, agent, spec, within_timeout};
 
 fn question(client: &Party, name: &str, kind: u32) -> DnsRequest {
     DnsRequest {
@@ -23,7 +23,7 @@ async fn answering(mut agent: Party, r_code: i32, rrs: &'static [u8]) -> DnsRequ
         .await
         .unwrap()
         .into_inner();
-    let request = soon(asked.message()).await.unwrap().unwrap();
+    let request = within_timeout(asked.message()).await.unwrap().unwrap();
     let answer = DnsAgentResponse {
         session: Some(agent.session.clone()),
         request: Some(request.clone()),
@@ -42,9 +42,9 @@ async fn answering(mut agent: Party, r_code: i32, rrs: &'static [u8]) -> DnsRequ
 
 #[tokio::test]
 async fn the_best_of_two_agents_answers_is_taken() {
-    let rig = Rig::start().await;
-    let (one, two) = (rig.agent("app-1").await, rig.agent("app-2").await);
-    let mut dev = rig.client("dev").await;
+    let fixture = Fixture::start().await;
+    let (one, two) = (fixture.agent("app-1").await, fixture.agent("app-2").await);
+    let mut dev = fixture.client("dev").await;
     let request = question(&dev, "db.default.", 1);
     let (_, asked, answer) = tokio::join!(
         answering(one, 3, b""),
@@ -58,9 +58,9 @@ async fn the_best_of_two_agents_answers_is_taken() {
 
 #[tokio::test]
 async fn the_intercepted_agents_are_asked_first() {
-    let rig = Rig::start().await;
-    let mine = rig.agent("app-1").await;
-    let mut idle = rig
+    let fixture = Fixture::start().await;
+    let mine = fixture.agent("app-1").await;
+    let mut idle = fixture
         .arrive(AgentInfo {
             name: "other".into(),
             ..agent("other-2")
@@ -72,7 +72,7 @@ async fn the_intercepted_agents_are_asked_first() {
         .await
         .unwrap()
         .into_inner();
-    let mut dev = rig.client("dev").await;
+    let mut dev = fixture.client("dev").await;
     dev.create(spec("one")).await;
     let request = question(&dev, "db.", 28);
     let (_, answer) = tokio::join!(answering(mine, 0, b"mine"), dev.manager.lookup_dns(request));
@@ -86,17 +86,17 @@ async fn the_intercepted_agents_are_asked_first() {
 
 #[tokio::test]
 async fn an_agent_that_does_not_answer_delays_only_for_its_time() {
-    let rig = Rig::with(|settings| settings.lookup = Duration::from_millis(200)).await;
-    let mut silent = rig.agent("app-1").await;
+    let fixture = Fixture::with(|settings| settings.lookup = Duration::from_millis(200)).await;
+    let mut silent = fixture.agent("app-1").await;
     let _asked = silent
         .manager
         .watch_lookup_dns(silent.session.clone())
         .await
         .unwrap();
-    let mut dev = rig.client("dev").await;
+    let mut dev = fixture.client("dev").await;
     let begin = Instant::now();
     let request = question(&dev, "localhost.", 1);
-    let answer = soon(dev.manager.lookup_dns(request))
+    let answer = within_timeout(dev.manager.lookup_dns(request))
         .await
         .unwrap()
         .into_inner();
@@ -122,8 +122,8 @@ async fn an_agent_that_does_not_answer_delays_only_for_its_time() {
 
 #[tokio::test]
 async fn the_manager_looks_names_up_itself() {
-    let rig = Rig::start().await;
-    let mut dev = rig.client("dev").await;
+    let fixture = Fixture::start().await;
+    let mut dev = fixture.client("dev").await;
     let mut ask = async |name: &str| {
         let request = LookupRequest {
             session: Some(dev.session.clone()),

@@ -8,7 +8,7 @@ use traffic_proto::manager::{
     agent_info::ContainerInfo,
 };
 
-use crate::rig::{Party, Rig, Spoil, agent, client, mechanism, soon, spec};
+use crate::fixture::{Fixture, Party, Spoil, agent, client, mechanism, spec, within_timeout};
 
 fn remain(session: &SessionInfo) -> RemainRequest {
     RemainRequest {
@@ -19,18 +19,18 @@ fn remain(session: &SessionInfo) -> RemainRequest {
 
 #[tokio::test]
 async fn ids_are_an_agents_uid_or_random() {
-    let rig = Rig::start().await;
-    assert_eq!(rig.agent("app-1").await.id(), "agent:uid-app-1");
+    let fixture = Fixture::start().await;
+    assert_eq!(fixture.agent("app-1").await.id(), "agent:uid-app-1");
     let without_uid = |pod: &str| AgentInfo {
         pod_uid: String::new(),
         ..agent(pod)
     };
     let (two, three) = (
-        rig.arrive(without_uid("app-2")).await,
-        rig.arrive(without_uid("app-3")).await,
+        fixture.arrive(without_uid("app-2")).await,
+        fixture.arrive(without_uid("app-3")).await,
     );
     assert!(two.id().starts_with("agent:") && two.id().len() > 30 && two.id() != three.id());
-    let client = rig.client("dev").await;
+    let client = fixture.client("dev").await;
     assert_eq!(client.id().len(), 36);
     assert_eq!(client.session.install_id.as_deref(), Some("install"));
     assert!(!client.session.cluster_id.is_empty());
@@ -38,13 +38,13 @@ async fn ids_are_an_agents_uid_or_random() {
 
 #[tokio::test]
 async fn the_same_pod_may_arrive_again_and_another_with_its_uid_may_not() {
-    let rig = Rig::start().await;
-    let mut first = rig.agent("app-1").await;
+    let fixture = Fixture::start().await;
+    let mut first = fixture.agent("app-1").await;
     let mut watch = first.intercepts().await;
     watch.next().await;
-    let mut again = rig.agent("app-1").await;
+    let mut again = fixture.agent("app-1").await;
     assert!(
-        soon(watch.0.message()).await.unwrap().is_none(),
+        within_timeout(watch.0.message()).await.unwrap().is_none(),
         "the old session's watches end"
     );
     again.manager.remain(remain(&again.session)).await.unwrap();
@@ -52,7 +52,7 @@ async fn the_same_pod_may_arrive_again_and_another_with_its_uid_may_not() {
         pod_uid: "uid-app-1".into(),
         ..agent("other-1")
     };
-    let refused = rig
+    let refused = fixture
         .connect()
         .await
         .arrive_as_agent(stranger)
@@ -63,8 +63,8 @@ async fn the_same_pod_may_arrive_again_and_another_with_its_uid_may_not() {
 
 #[tokio::test]
 async fn what_is_missing_in_an_arrival_is_named() {
-    let rig = Rig::start().await;
-    let mut manager = rig.connect().await;
+    let fixture = Fixture::start().await;
+    let mut manager = fixture.connect().await;
     let cases: [(Spoil<AgentInfo>, &str); 6] = [
         (|agent| agent.name.clear(), "agent name"),
         (|agent| agent.namespace.clear(), "agent namespace"),
@@ -87,8 +87,8 @@ async fn what_is_missing_in_an_arrival_is_named() {
 
 #[tokio::test]
 async fn clients_below_2_6_are_refused() {
-    let rig = Rig::start().await;
-    let mut manager = rig.connect().await;
+    let fixture = Fixture::start().await;
+    let mut manager = fixture.connect().await;
     for version in ["2.5.9", "v1.14.0", "two", "2.6"] {
         let mut old = client("dev");
         old.version = version.into();
@@ -104,8 +104,8 @@ async fn clients_below_2_6_are_refused() {
 
 #[tokio::test]
 async fn unknown_sessions_are_not_found_and_may_depart_all_the_same() {
-    let rig = Rig::start().await;
-    let mut manager = rig.connect().await;
+    let fixture = Fixture::start().await;
+    let mut manager = fixture.connect().await;
     let unknown = SessionInfo {
         session_id: "nobody".into(),
         ..SessionInfo::default()
@@ -153,7 +153,7 @@ async fn only_remaining_sessions_stay(mut here: Party, mut silent: Party) {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    soon(async {
+    within_timeout(async {
         tokio::select! { () = ended => {}, () = remaining => {} }
     })
     .await;
@@ -170,27 +170,27 @@ async fn only_remaining_sessions_stay(mut here: Party, mut silent: Party) {
 
 #[tokio::test]
 async fn agents_expire_when_they_are_not_heard_of() {
-    let rig = Rig::with(|settings| {
+    let fixture = Fixture::with(|settings| {
         settings.agent_ttl = Duration::from_secs(1);
         settings.scan = Duration::from_millis(100);
     })
     .await;
-    only_remaining_sessions_stay(rig.agent("app-1").await, rig.agent("app-2").await).await;
+    only_remaining_sessions_stay(fixture.agent("app-1").await, fixture.agent("app-2").await).await;
 }
 
 #[tokio::test]
 async fn clients_expire_by_their_own_time() {
-    let rig = Rig::with(|settings| {
+    let fixture = Fixture::with(|settings| {
         settings.client_ttl = Duration::from_secs(1);
         settings.scan = Duration::from_millis(100);
     })
     .await;
-    only_remaining_sessions_stay(rig.client("one").await, rig.client("two").await).await;
+    only_remaining_sessions_stay(fixture.client("one").await, fixture.client("two").await).await;
 }
 
 #[tokio::test]
 async fn a_new_manager_takes_sessions_and_intercepts_back() {
-    let before = Rig::start().await;
+    let before = Fixture::start().await;
     let (mut agent_there, mut dev) = (before.agent("app-1").await, before.client("dev").await);
     dev.create(spec("one")).await;
     let mut watch = dev.intercepts().await;
@@ -206,7 +206,7 @@ async fn a_new_manager_takes_sessions_and_intercepts_back() {
         .until(traffic_proto::manager::InterceptDispositionType::Active)
         .await;
 
-    let after = Rig::start().await;
+    let after = Fixture::start().await;
     let mut manager = after.connect().await;
     let request = ReconnectClientRequest {
         session: Some(dev.session.clone()),
@@ -235,12 +235,12 @@ async fn a_new_manager_takes_sessions_and_intercepts_back() {
 #[tokio::test]
 async fn what_a_new_manager_took_on_trust_does_not_last_without_agents() {
     use traffic_proto::manager::InterceptDispositionType as Disposition;
-    let rig = Rig::with(|settings| {
+    let fixture = Fixture::with(|settings| {
         settings.agent_ttl = Duration::from_millis(300);
         settings.scan = Duration::from_millis(50);
     })
     .await;
-    let mut manager = rig.connect().await;
+    let mut manager = fixture.connect().await;
     let session = SessionInfo {
         session_id: "earlier".into(),
         ..SessionInfo::default()
@@ -265,7 +265,7 @@ async fn what_a_new_manager_took_on_trust_does_not_last_without_agents() {
 
 #[tokio::test]
 async fn excluded_variables_are_not_handed_on() {
-    let rig = Rig::with(|settings| settings.excluded_env = vec!["SECRET".into()]).await;
+    let fixture = Fixture::with(|settings| settings.excluded_env = vec!["SECRET".into()]).await;
     let mut info = agent("app-1");
     let environment = [("SECRET".into(), "x".into()), ("PLAIN".into(), "y".into())].into();
     info.containers.insert(
@@ -275,15 +275,19 @@ async fn excluded_variables_are_not_handed_on() {
             ..ContainerInfo::default()
         },
     );
-    rig.arrive(info).await;
-    let mut dev = rig.client("dev").await;
+    fixture.arrive(info).await;
+    let mut dev = fixture.client("dev").await;
     let mut agents = dev
         .manager
         .watch_agents(dev.session.clone())
         .await
         .unwrap()
         .into_inner();
-    let seen = soon(agents.message()).await.unwrap().unwrap().agents;
+    let seen = within_timeout(agents.message())
+        .await
+        .unwrap()
+        .unwrap()
+        .agents;
     let names: Vec<_> = seen[0].containers["app"]
         .environment
         .keys()

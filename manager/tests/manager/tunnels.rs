@@ -13,7 +13,7 @@ use traffic_proto::manager::{DialRequest, TunnelMessage};
 use traffic_proto::tunnel::{Message, StreamInfo, normal_from};
 use traffic_proto::{ConnId, Transport};
 
-use crate::rig::{Party, Rig, soon, spec};
+use crate::fixture::{Fixture, Party, spec, within_timeout};
 
 /// One end of a tunnel, as a peer of the manager has it.
 struct End {
@@ -64,7 +64,7 @@ impl End {
     }
 
     async fn next(&mut self) -> Result<Option<Message>, Status> {
-        let message = soon(self.rx.message()).await?;
+        let message = within_timeout(self.rx.message()).await?;
         Ok(message.map(|message| Message::decode(message.payload).unwrap()))
     }
 
@@ -97,15 +97,15 @@ async fn dials(party: &Party) -> Streaming<DialRequest> {
 }
 
 /// An agent's end and a workstation's, joined.
-async fn joined(rig: &Rig, port: u16) -> (End, End) {
-    let (agent, dev) = (rig.agent("app-1").await, rig.client("dev").await);
+async fn joined(fixture: &Fixture, port: u16) -> (End, End) {
+    let (agent, dev) = (fixture.agent("app-1").await, fixture.client("dev").await);
     let mut announced = dials(&dev).await;
     let session = Message::Session(dev.id().into());
     let mut from = End::open(&agent, conn(port), Duration::from_secs(5), &[session])
         .await
         .unwrap();
     from.expect(Message::StreamOk(2)).await;
-    let request = soon(announced.message()).await.unwrap().unwrap();
+    let request = within_timeout(announced.message()).await.unwrap().unwrap();
     assert_eq!(request.conn_id, conn(port).to_bytes());
     assert_eq!(
         (request.dial_timeout, request.roundtrip_latency),
@@ -120,8 +120,8 @@ async fn joined(rig: &Rig, port: u16) -> (End, End) {
 
 #[tokio::test]
 async fn messages_pass_verbatim_in_both_directions() {
-    let rig = Rig::start().await;
-    let (mut agent, mut dev) = joined(&rig, 1).await;
+    let fixture = Fixture::start().await;
+    let (mut agent, mut dev) = joined(&fixture, 1).await;
     dev.send(Message::DialOk).await;
     agent.expect(Message::DialOk).await;
     for message in [
@@ -139,8 +139,8 @@ async fn messages_pass_verbatim_in_both_directions() {
 
 #[tokio::test]
 async fn the_end_of_one_direction_does_not_end_the_other() {
-    let rig = Rig::start().await;
-    let (mut agent, mut dev) = joined(&rig, 1).await;
+    let fixture = Fixture::start().await;
+    let (mut agent, mut dev) = joined(&fixture, 1).await;
     agent.send(Message::Normal("last words".into())).await;
     agent.finish();
     dev.expect(Message::Normal("last words".into())).await;
@@ -155,8 +155,8 @@ async fn the_end_of_one_direction_does_not_end_the_other() {
 
 #[tokio::test]
 async fn a_peer_that_vanishes_is_reported_as_a_disconnect() {
-    let rig = Rig::start().await;
-    let (agent, mut dev) = joined(&rig, 1).await;
+    let fixture = Fixture::start().await;
+    let (agent, mut dev) = joined(&fixture, 1).await;
     drop(agent);
     // Dropping the sender may show as a half-close first.
     let first = dev.next().await.unwrap();
@@ -169,8 +169,8 @@ async fn a_peer_that_vanishes_is_reported_as_a_disconnect() {
 
 #[tokio::test]
 async fn a_rejected_dial_ends_the_tunnel() {
-    let rig = Rig::start().await;
-    let (mut agent, dev) = joined(&rig, 1).await;
+    let fixture = Fixture::start().await;
+    let (mut agent, dev) = joined(&fixture, 1).await;
     dev.send(Message::DialReject).await;
     agent.expect(Message::DialReject).await;
     assert_eq!(agent.next().await.unwrap(), None);
@@ -178,8 +178,8 @@ async fn a_rejected_dial_ends_the_tunnel() {
 
 #[tokio::test]
 async fn a_workstation_that_does_not_dial_is_given_up() {
-    let rig = Rig::start().await;
-    let (agent, dev) = (rig.agent("app-1").await, rig.client("dev").await);
+    let fixture = Fixture::start().await;
+    let (agent, dev) = (fixture.agent("app-1").await, fixture.client("dev").await);
     let session = [Message::Session(dev.id().into())];
     let mut end = End::open(&agent, conn(1), Duration::from_millis(100), &session)
         .await
@@ -193,7 +193,7 @@ async fn a_workstation_that_does_not_dial_is_given_up() {
         .unwrap();
     again.expect(Message::StreamOk(2)).await;
     let mut announced = dials(&dev).await;
-    soon(announced.message()).await.unwrap().unwrap();
+    within_timeout(announced.message()).await.unwrap().unwrap();
     let answer = End::open(&dev, conn(1), Duration::from_secs(5), &[])
         .await
         .unwrap();
@@ -208,8 +208,8 @@ async fn a_workstation_that_does_not_dial_is_given_up() {
 
 #[tokio::test]
 async fn a_workstation_that_departs_is_not_waited_for() {
-    let rig = Rig::start().await;
-    let (agent, mut dev) = (rig.agent("app-1").await, rig.client("dev").await);
+    let fixture = Fixture::start().await;
+    let (agent, mut dev) = (fixture.agent("app-1").await, fixture.client("dev").await);
     let session = [Message::Session(dev.id().into())];
     let mut end = End::open(&agent, conn(1), Duration::from_secs(60), &session)
         .await
@@ -221,14 +221,14 @@ async fn a_workstation_that_departs_is_not_waited_for() {
 
 #[tokio::test]
 async fn tunnels_outlive_the_sessions_they_were_opened_in() {
-    let rig = Rig::start().await;
-    let (mut agent, dev) = (rig.agent("app-1").await, rig.client("dev").await);
+    let fixture = Fixture::start().await;
+    let (mut agent, dev) = (fixture.agent("app-1").await, fixture.client("dev").await);
     let mut announced = dials(&dev).await;
     let session = [Message::Session(dev.id().into())];
     let from = End::open(&agent, conn(1), Duration::from_secs(5), &session)
         .await
         .unwrap();
-    soon(announced.message()).await.unwrap().unwrap();
+    within_timeout(announced.message()).await.unwrap().unwrap();
     let mut to = End::open(&dev, conn(1), Duration::from_secs(5), &[])
         .await
         .unwrap();
@@ -242,8 +242,8 @@ async fn tunnels_outlive_the_sessions_they_were_opened_in() {
 
 #[tokio::test]
 async fn a_tunnel_that_is_opened_wrongly_is_refused() {
-    let rig = Rig::start().await;
-    let (agent, dev) = (rig.agent("app-1").await, rig.client("dev").await);
+    let fixture = Fixture::start().await;
+    let (agent, dev) = (fixture.agent("app-1").await, fixture.client("dev").await);
     let unknown = Party {
         manager: dev.manager.clone(),
         session: Default::default(),
@@ -277,7 +277,7 @@ async fn a_tunnel_that_is_opened_wrongly_is_refused() {
             .unwrap()
             .into_inner();
         assert_eq!(
-            soon(answers.message()).await.unwrap_err().code(),
+            within_timeout(answers.message()).await.unwrap_err().code(),
             Code::FailedPrecondition,
             "{payload:?}"
         );
@@ -286,15 +286,15 @@ async fn a_tunnel_that_is_opened_wrongly_is_refused() {
 
 #[tokio::test]
 async fn a_client_reaches_the_cluster_through_an_agent_it_intercepts() {
-    let rig = Rig::start().await;
-    let (agent, mut dev) = (rig.agent("app-1").await, rig.client("dev").await);
+    let fixture = Fixture::start().await;
+    let (agent, mut dev) = (fixture.agent("app-1").await, fixture.client("dev").await);
     dev.create(spec("one")).await;
     let mut announced = dials(&agent).await;
     let mut from = End::open(&dev, conn(1), Duration::from_secs(5), &[])
         .await
         .unwrap();
     from.expect(Message::StreamOk(2)).await;
-    let request = soon(announced.message()).await.unwrap().unwrap();
+    let request = within_timeout(announced.message()).await.unwrap().unwrap();
     assert_eq!(request.conn_id, conn(1).to_bytes());
     let mut to = End::open(&agent, conn(1), Duration::from_secs(5), &[])
         .await
@@ -307,8 +307,12 @@ async fn a_client_reaches_the_cluster_through_an_agent_it_intercepts() {
 }
 
 /// A client of a namespace without agents, for which the manager dials.
-async fn dialled_by_the_manager(rig: &Rig, transport: Transport, destination: SocketAddr) -> End {
-    let dev = rig.client("dev").await;
+async fn dialled_by_the_manager(
+    fixture: &Fixture,
+    transport: Transport,
+    destination: SocketAddr,
+) -> End {
+    let dev = fixture.client("dev").await;
     let conn = ConnId::new(transport, ([10, 1, 1, 1], 1).into(), destination);
     let mut end = End::open(&dev, conn, Duration::from_secs(5), &[])
         .await
@@ -319,16 +323,18 @@ async fn dialled_by_the_manager(rig: &Rig, transport: Transport, destination: So
 
 #[tokio::test]
 async fn without_agents_the_manager_dials_itself() {
-    let rig = Rig::start().await;
+    let fixture = Fixture::start().await;
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let mut end =
-        dialled_by_the_manager(&rig, Transport::Tcp, listener.local_addr().unwrap()).await;
-    let (mut stream, _) = soon(listener.accept()).await.unwrap();
+        dialled_by_the_manager(&fixture, Transport::Tcp, listener.local_addr().unwrap()).await;
+    let (mut stream, _) = within_timeout(listener.accept()).await.unwrap();
     end.expect(Message::DialOk).await;
     end.send(Message::Normal("question".into())).await;
     end.finish();
     let mut asked = String::new();
-    soon(stream.read_to_string(&mut asked)).await.unwrap();
+    within_timeout(stream.read_to_string(&mut asked))
+        .await
+        .unwrap();
     assert_eq!(asked, "question", "a half-close reaches the target as one");
     stream.write_all(b"answer").await.unwrap();
     drop(stream);
@@ -339,11 +345,11 @@ async fn without_agents_the_manager_dials_itself() {
 
 #[tokio::test]
 async fn the_manager_reports_a_target_it_cannot_reach() {
-    let rig = Rig::start().await;
+    let fixture = Fixture::start().await;
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let nobody = listener.local_addr().unwrap();
     drop(listener);
-    let mut end = dialled_by_the_manager(&rig, Transport::Tcp, nobody).await;
+    let mut end = dialled_by_the_manager(&fixture, Transport::Tcp, nobody).await;
     end.expect(Message::DialReject).await;
     end.finish();
     assert_eq!(end.next().await.unwrap(), None);
@@ -351,14 +357,15 @@ async fn the_manager_reports_a_target_it_cannot_reach() {
 
 #[tokio::test]
 async fn the_manager_dials_udp() {
-    let rig = Rig::start().await;
+    let fixture = Fixture::start().await;
     let socket = UdpSocket::bind(("127.0.0.1", 0)).await.unwrap();
-    let mut end = dialled_by_the_manager(&rig, Transport::Udp, socket.local_addr().unwrap()).await;
+    let mut end =
+        dialled_by_the_manager(&fixture, Transport::Udp, socket.local_addr().unwrap()).await;
     end.expect(Message::DialOk).await;
     for datagram in ["one", "two"] {
         end.send(Message::Normal(datagram.into())).await;
         let mut buffer = [0; 100];
-        let (count, from) = soon(socket.recv_from(&mut buffer)).await.unwrap();
+        let (count, from) = within_timeout(socket.recv_from(&mut buffer)).await.unwrap();
         assert_eq!(&buffer[..count], datagram.as_bytes());
         socket.send_to(&buffer[..count], from).await.unwrap();
         end.expect(Message::Normal(datagram.into())).await;
@@ -367,15 +374,15 @@ async fn the_manager_dials_udp() {
 
 #[tokio::test]
 async fn a_stalled_tunnel_holds_up_no_other() {
-    let rig = Rig::start().await;
-    let (agent, dev) = (rig.agent("app-1").await, rig.client("dev").await);
+    let fixture = Fixture::start().await;
+    let (agent, dev) = (fixture.agent("app-1").await, fixture.client("dev").await);
     let mut announced = dials(&dev).await;
     let mut open = async |port| {
         let session = [Message::Session(dev.id().into())];
         let from = End::open(&agent, conn(port), Duration::from_secs(5), &session)
             .await
             .unwrap();
-        soon(announced.message()).await.unwrap().unwrap();
+        within_timeout(announced.message()).await.unwrap().unwrap();
         let mut to = End::open(&dev, conn(port), Duration::from_secs(5), &[])
             .await
             .unwrap();

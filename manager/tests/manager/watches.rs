@@ -11,24 +11,25 @@ use traffic_proto::manager::{
     RemoveInterceptRequest2, SessionInfo, WorkloadEventsRequest,
 };
 
-use crate::rig::{Rig, agent, soon, spec};
+use crate::fixture::{Fixture, agent, spec, within_timeout};
 
 /// Long enough for a message that should not come to show up.
 const QUIET_PERIOD: Duration = Duration::from_millis(300);
 
 #[tokio::test]
 async fn the_first_snapshot_comes_at_once_and_identical_ones_do_not_follow() {
-    let rig = Rig::start().await;
-    let (mut agent, mut dev) = (rig.agent("app-1").await, rig.client("dev").await);
+    let fixture = Fixture::start().await;
+    let (mut agent, mut dev) = (fixture.agent("app-1").await, fixture.client("dev").await);
     let mut watch = agent.intercepts().await;
     assert!(watch.next().await.is_empty());
     // Changes that do not concern this watch: another client, another workload's agent, heartbeats.
-    rig.client("other").await;
-    rig.arrive(AgentInfo {
-        name: "other".into(),
-        ..crate::rig::agent("other-1")
-    })
-    .await;
+    fixture.client("other").await;
+    fixture
+        .arrive(AgentInfo {
+            name: "other".into(),
+            ..crate::fixture::agent("other-1")
+        })
+        .await;
     assert!(timeout(QUIET_PERIOD, watch.0.message()).await.is_err());
     dev.create(spec("one")).await;
     assert_eq!(watch.next().await.len(), 1);
@@ -36,8 +37,8 @@ async fn the_first_snapshot_comes_at_once_and_identical_ones_do_not_follow() {
 
 #[tokio::test]
 async fn snapshots_are_sorted_and_rapid_changes_are_one() {
-    let rig = Rig::start().await;
-    let (mut agent, mut dev) = (rig.agent("app-1").await, rig.client("dev").await);
+    let fixture = Fixture::start().await;
+    let (mut agent, mut dev) = (fixture.agent("app-1").await, fixture.client("dev").await);
     let mut watch = agent.intercepts().await;
     watch.next().await;
     // Nobody reads meanwhile, and yet the state that comes is the whole and last one, soon.
@@ -58,8 +59,8 @@ async fn snapshots_are_sorted_and_rapid_changes_are_one() {
 
 #[tokio::test]
 async fn an_empty_session_sees_the_intercepts_of_all() {
-    let rig = Rig::start().await;
-    let (mut one, mut two) = (rig.client("one").await, rig.client("two").await);
+    let fixture = Fixture::start().await;
+    let (mut one, mut two) = (fixture.client("one").await, fixture.client("two").await);
     one.create(spec("a")).await;
     two.create(spec("b")).await;
     let all = one
@@ -80,11 +81,11 @@ async fn an_empty_session_sees_the_intercepts_of_all() {
 
 #[tokio::test]
 async fn an_agent_sees_only_what_it_can_act_on() {
-    let rig = Rig::start().await;
-    let mut dev = rig.client("dev").await;
-    let mut tcp_only = crate::rig::agent("app-1");
+    let fixture = Fixture::start().await;
+    let mut dev = fixture.client("dev").await;
+    let mut tcp_only = crate::fixture::agent("app-1");
     tcp_only.mechanisms.truncate(1);
-    let mut agent = rig.arrive(tcp_only).await;
+    let mut agent = fixture.arrive(tcp_only).await;
     assert_eq!(
         dev.create(spec("one")).await.disposition(),
         Disposition::NoMechanism
@@ -95,15 +96,15 @@ async fn an_agent_sees_only_what_it_can_act_on() {
 
 #[tokio::test]
 async fn deltas_begin_with_everything_even_if_that_is_nothing() {
-    let rig = Rig::start().await;
-    let (mut agent, mut dev) = (rig.agent("app-1").await, rig.client("dev").await);
+    let fixture = Fixture::start().await;
+    let (mut agent, mut dev) = (fixture.agent("app-1").await, fixture.client("dev").await);
     let mut watch = agent
         .manager
         .watch_intercepts_delta(agent.session.clone())
         .await
         .unwrap()
         .into_inner();
-    let first = soon(watch.message()).await.unwrap().unwrap();
+    let first = within_timeout(watch.message()).await.unwrap().unwrap();
     assert!(first.upserts.is_empty() && first.removals.is_empty());
     let (one, two) = (
         dev.create(spec("one")).await.id,
@@ -112,7 +113,7 @@ async fn deltas_begin_with_everything_even_if_that_is_nothing() {
     let mut seen = std::collections::BTreeSet::new();
     while seen.len() < 2 {
         seen.extend(
-            soon(watch.message())
+            within_timeout(watch.message())
                 .await
                 .unwrap()
                 .unwrap()
@@ -122,7 +123,7 @@ async fn deltas_begin_with_everything_even_if_that_is_nothing() {
     }
     assert_eq!(seen, [one.clone(), two.clone()].into());
     agent.review(&one, Disposition::Active, "10.0.0.49").await;
-    let change = soon(watch.message()).await.unwrap().unwrap();
+    let change = within_timeout(watch.message()).await.unwrap().unwrap();
     assert_eq!(
         change.upserts.keys().collect::<Vec<_>>(),
         [&one],
@@ -133,7 +134,7 @@ async fn deltas_begin_with_everything_even_if_that_is_nothing() {
         name: "two".into(),
     };
     dev.manager.remove_intercept(request).await.unwrap();
-    let change = soon(watch.message()).await.unwrap().unwrap();
+    let change = within_timeout(watch.message()).await.unwrap().unwrap();
     assert!(change.upserts.is_empty() && change.removals == [two]);
     let mut fresh = agent
         .manager
@@ -142,7 +143,12 @@ async fn deltas_begin_with_everything_even_if_that_is_nothing() {
         .unwrap()
         .into_inner();
     assert_eq!(
-        soon(fresh.message()).await.unwrap().unwrap().upserts.len(),
+        within_timeout(fresh.message())
+            .await
+            .unwrap()
+            .unwrap()
+            .upserts
+            .len(),
         1,
         "a new watch begins with everything"
     );
@@ -150,14 +156,15 @@ async fn deltas_begin_with_everything_even_if_that_is_nothing() {
 
 #[tokio::test]
 async fn agents_are_shown_by_namespace() {
-    let rig = Rig::start().await;
-    let mut dev = rig.client("dev").await;
-    rig.agent("app-1").await;
-    rig.arrive(AgentInfo {
-        namespace: "elsewhere".into(),
-        ..agent("app-2")
-    })
-    .await;
+    let fixture = Fixture::start().await;
+    let mut dev = fixture.client("dev").await;
+    fixture.agent("app-1").await;
+    fixture
+        .arrive(AgentInfo {
+            namespace: "elsewhere".into(),
+            ..agent("app-2")
+        })
+        .await;
     let mut own = dev
         .manager
         .watch_agents(dev.session.clone())
@@ -171,7 +178,7 @@ async fn agents_are_shown_by_namespace() {
             .collect::<Vec<_>>()
     };
     assert_eq!(
-        pods(soon(own.message()).await.unwrap().unwrap().agents),
+        pods(within_timeout(own.message()).await.unwrap().unwrap().agents),
         ["app-1"]
     );
     let request = AgentsRequest {
@@ -185,7 +192,13 @@ async fn agents_are_shown_by_namespace() {
         .unwrap()
         .into_inner();
     assert_eq!(
-        pods(soon(other.message()).await.unwrap().unwrap().agents),
+        pods(
+            within_timeout(other.message())
+                .await
+                .unwrap()
+                .unwrap()
+                .agents
+        ),
         ["app-2"]
     );
     let mut delta = dev
@@ -195,28 +208,38 @@ async fn agents_are_shown_by_namespace() {
         .unwrap()
         .into_inner();
     assert_eq!(
-        soon(delta.message()).await.unwrap().unwrap().upserts.len(),
+        within_timeout(delta.message())
+            .await
+            .unwrap()
+            .unwrap()
+            .upserts
+            .len(),
         1
     );
-    rig.agent("app-3").await;
+    fixture.agent("app-3").await;
     assert_eq!(
-        soon(delta.message()).await.unwrap().unwrap().upserts.len(),
+        within_timeout(delta.message())
+            .await
+            .unwrap()
+            .unwrap()
+            .upserts
+            .len(),
         1
     );
 }
 
 #[tokio::test]
 async fn agent_pods_say_whether_this_client_intercepts_them() {
-    let rig = Rig::start().await;
-    rig.agent("app-1").await;
-    let (mut dev, mut other) = (rig.client("dev").await, rig.client("other").await);
+    let fixture = Fixture::start().await;
+    fixture.agent("app-1").await;
+    let (mut dev, mut other) = (fixture.client("dev").await, fixture.client("other").await);
     let mut pods = dev
         .manager
         .watch_agent_pods(dev.session.clone())
         .await
         .unwrap()
         .into_inner();
-    let pod = soon(pods.message())
+    let pod = within_timeout(pods.message())
         .await
         .unwrap()
         .unwrap()
@@ -233,11 +256,18 @@ async fn agent_pods_say_whether_this_client_intercepts_them() {
         .await
         .unwrap()
         .into_inner();
-    soon(delta.message()).await.unwrap();
+    within_timeout(delta.message()).await.unwrap();
     dev.create(spec("one")).await;
-    assert!(soon(pods.message()).await.unwrap().unwrap().agents[0].intercepted);
     assert!(
-        soon(delta.message())
+        within_timeout(pods.message())
+            .await
+            .unwrap()
+            .unwrap()
+            .agents[0]
+            .intercepted
+    );
+    assert!(
+        within_timeout(delta.message())
             .await
             .unwrap()
             .unwrap()
@@ -251,14 +281,21 @@ async fn agent_pods_say_whether_this_client_intercepts_them() {
         .await
         .unwrap()
         .into_inner();
-    assert!(!soon(others.message()).await.unwrap().unwrap().agents[0].intercepted);
+    assert!(
+        !within_timeout(others.message())
+            .await
+            .unwrap()
+            .unwrap()
+            .agents[0]
+            .intercepted
+    );
 }
 
 #[tokio::test]
 async fn workloads_are_what_agents_stand_for() {
-    let rig = Rig::start().await;
-    let mut agent = rig.agent("app-1").await;
-    let mut dev = rig.client("dev").await;
+    let fixture = Fixture::start().await;
+    let mut agent = fixture.agent("app-1").await;
+    let mut dev = fixture.client("dev").await;
     let request = WorkloadEventsRequest {
         session_info: Some(dev.session.clone()),
         ..Default::default()
@@ -269,7 +306,7 @@ async fn workloads_are_what_agents_stand_for() {
         .await
         .unwrap()
         .into_inner();
-    let event = soon(watch.message())
+    let event = within_timeout(watch.message())
         .await
         .unwrap()
         .unwrap()
@@ -281,7 +318,7 @@ async fn workloads_are_what_agents_stand_for() {
     );
     let id = dev.create(spec("one")).await.id;
     agent.review(&id, Disposition::Active, "10.0.0.49").await;
-    let event = soon(watch.message())
+    let event = within_timeout(watch.message())
         .await
         .unwrap()
         .unwrap()
@@ -295,15 +332,20 @@ async fn workloads_are_what_agents_stand_for() {
     assert_eq!(workload.intercept_clients[0].client, "dev@laptop");
     agent.depart().await;
     assert_eq!(
-        soon(watch.message()).await.unwrap().unwrap().events[0].r#type(),
+        within_timeout(watch.message())
+            .await
+            .unwrap()
+            .unwrap()
+            .events[0]
+            .r#type(),
         Type::Deleted
     );
 }
 
 #[tokio::test]
 async fn log_levels_are_passed_on_once_and_only_temporary_ones_to_newcomers() {
-    let rig = Rig::start().await;
-    let mut manager = rig.connect().await;
+    let fixture = Fixture::start().await;
+    let mut manager = fixture.connect().await;
     let lasting = LogLevelRequest {
         log_level: "debug".into(),
         duration: None,
@@ -317,24 +359,33 @@ async fn log_levels_are_passed_on_once_and_only_temporary_ones_to_newcomers() {
     };
     let mut early = manager.watch_log_level(()).await.unwrap().into_inner();
     manager.set_log_level(lasting.clone()).await.unwrap();
-    assert_eq!(soon(early.message()).await.unwrap(), Some(lasting.clone()));
+    assert_eq!(
+        within_timeout(early.message()).await.unwrap(),
+        Some(lasting.clone())
+    );
     let mut late = manager.watch_log_level(()).await.unwrap().into_inner();
     manager.set_log_level(lasting).await.unwrap();
     manager.set_log_level(temporary.clone()).await.unwrap();
     assert_eq!(
-        soon(early.message()).await.unwrap(),
+        within_timeout(early.message()).await.unwrap(),
         Some(temporary.clone()),
         "the same level again is no news"
     );
-    assert_eq!(soon(late.message()).await.unwrap(), Some(temporary.clone()));
+    assert_eq!(
+        within_timeout(late.message()).await.unwrap(),
+        Some(temporary.clone())
+    );
     let mut latest = manager.watch_log_level(()).await.unwrap().into_inner();
-    assert_eq!(soon(latest.message()).await.unwrap(), Some(temporary));
+    assert_eq!(
+        within_timeout(latest.message()).await.unwrap(),
+        Some(temporary)
+    );
 }
 
 #[tokio::test]
 async fn all_watches_end_in_order_when_the_manager_stops() {
-    let rig = Rig::start().await;
-    let mut agent = rig.agent("app-1").await;
+    let fixture = Fixture::start().await;
+    let mut agent = fixture.agent("app-1").await;
     let mut intercepts = agent.intercepts().await;
     intercepts.next().await;
     let mut dials = agent
@@ -356,16 +407,21 @@ async fn all_watches_end_in_order_when_the_manager_stops() {
         .unwrap()
         .into_inner();
     assert_eq!(
-        soon(cluster.message())
+        within_timeout(cluster.message())
             .await
             .unwrap()
             .unwrap()
             .manager_pod_port,
-        i32::from(rig.address.port())
+        i32::from(fixture.address.port())
     );
-    rig.stop.cancel();
-    assert!(soon(intercepts.0.message()).await.unwrap().is_none());
-    assert!(soon(dials.message()).await.unwrap().is_none());
-    assert!(soon(levels.message()).await.unwrap().is_none());
-    assert!(soon(cluster.message()).await.unwrap().is_none());
+    fixture.stop.cancel();
+    assert!(
+        within_timeout(intercepts.0.message())
+            .await
+            .unwrap()
+            .is_none()
+    );
+    assert!(within_timeout(dials.message()).await.unwrap().is_none());
+    assert!(within_timeout(levels.message()).await.unwrap().is_none());
+    assert!(within_timeout(cluster.message()).await.unwrap().is_none());
 }

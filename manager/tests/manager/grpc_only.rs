@@ -1,0 +1,115 @@
+//! Accepted callers, and calls that are not offered.
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tonic::Code;
+use tonic::transport::Endpoint;
+use traffic_proto::manager::{GetLogsRequest, SessionInfo, UpdateInterceptRequest};
+
+use crate::fixture::Fixture;
+
+#[tokio::test]
+async fn what_is_no_grpc_is_answered_with_a_line_of_text() {
+    let fixture = Fixture::start().await;
+    for path in ["/", "/telepresence.manager.Manager/Version"] {
+        let mut stream = TcpStream::connect(fixture.address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: manager\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        assert!(
+            answer.contains(&format!("{path} is not a gRPC call")),
+            "{answer}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn health_is_served() {
+    use tonic_health::pb::health_check_response::ServingStatus;
+    use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+    let fixture = Fixture::start().await;
+    let channel = Endpoint::from_shared(format!("http://{}", fixture.address))
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
+    let mut health = HealthClient::new(channel);
+    for service in ["", "telepresence.manager.Manager"] {
+        let answer = health
+            .check(HealthCheckRequest {
+                service: service.into(),
+            })
+            .await
+            .unwrap()
+            .into_inner();
+        assert_eq!(answer.status(), ServingStatus::Serving);
+    }
+}
+
+#[tokio::test]
+async fn the_version_is_one_that_agents_and_clients_can_read() {
+    let fixture = Fixture::start().await;
+    let version = fixture
+        .connect()
+        .await
+        .version(())
+        .await
+        .unwrap()
+        .into_inner();
+    let number = version.version.strip_prefix('v').unwrap();
+    assert!(semver::Version::parse(number).unwrap() >= semver::Version::new(2, 25, 0));
+}
+
+#[tokio::test]
+async fn what_is_not_offered_is_unimplemented() {
+    let fixture = Fixture::start().await;
+    let mut manager = fixture.connect().await;
+    let codes = [
+        manager.get_license(()).await.unwrap_err().code(),
+        manager
+            .can_connect_ambassador_cloud(())
+            .await
+            .unwrap_err()
+            .code(),
+        manager.get_cloud_config(()).await.unwrap_err().code(),
+        manager
+            .update_intercept(UpdateInterceptRequest::default())
+            .await
+            .unwrap_err()
+            .code(),
+    ];
+    assert_eq!(codes, [Code::Unimplemented; 4]);
+    assert!(
+        manager
+            .get_logs(GetLogsRequest::default())
+            .await
+            .unwrap()
+            .into_inner()
+            .pod_logs
+            .is_empty()
+    );
+    assert_eq!(
+        manager
+            .get_telepresence_api(())
+            .await
+            .unwrap()
+            .into_inner()
+            .port,
+        0
+    );
+    let kinds = manager
+        .get_known_workload_kinds(SessionInfo::default())
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(kinds.kinds, [1, 2, 3]);
+    let config = manager
+        .get_client_config(())
+        .await
+        .unwrap()
+        .into_inner()
+        .config_yaml;
+    assert!(std::str::from_utf8(&config).is_ok());
+}
