@@ -140,6 +140,7 @@ ROWS = [
     ([CM, "agentInjector.certificate.certmanager.issuerRef.kind=ClusterIssuer"], "ClusterIssuer/telepresence", True),
     ([CM, "agentInjector.certificate.altNames={x.example}"], "Certificate/mutator-webhook-tls: spec.dnsNames.3", "x.example"),
     ("agentInjector.certificate.altNames={x.example}", "env AGENT_INJECTOR_ALT_NAMES", "x.example"),
+    ("agentInjector.certificate.life=24h", "env AGENT_INJECTOR_CERTIFICATE_LIFE", "24h"),
     ("agentInjector.certificate.accessMethod=mount", "env AGENT_INJECTOR_SECRET", "/var/run/secrets/tls"),
     ("agentInjector.certificate.accessMethod=mount", "pod spec.volumes.0.secret.secretName", "mutator-webhook-tls"),
     (["agentInjector.certificate.method=supplied", "agentInjector.certificate.caBundle=PEM"], WEBHOOK + "webhooks.0.clientConfig.caBundle", "UEVN"),
@@ -168,6 +169,7 @@ ROWS = [
     ("intercept.expiredNotifications.deadline=12h", "env AGENT_EXPIRED_DEADLINE", "12h"),
     ("telepresenceAPI.port=9980", "env AGENT_REST_API_PORT", "9980"),
     ("trafficManager.serviceMesh.type=istio", "env SERVICE_MESH_TYPE", "istio"),
+    ("trafficManager.serviceMesh.linkerdSkipPorts=true", "env LINKERD_SKIP_PORTS", "true"),
     # What clients are told
     ("client.dns.excludeSuffixes={.a,.b}", "env CLIENT_DNS_EXCLUDE_SUFFIXES", ".a .b"),
     ("client.dns.excludeSuffixes:=[]", "env CLIENT_DNS_EXCLUDE_SUFFIXES", ""),
