@@ -1,4 +1,5 @@
 //! Tests on a real cluster, `make test-cluster`.
 #![allow(clippy::unwrap_used)]
 
+mod chart;
 mod rig;
