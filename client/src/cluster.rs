@@ -126,9 +126,9 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
-        let said = cause.to_string();
-        if !text.contains(&said) {
-            text = format!("{text}: {said}");
+        let status_text = cause.to_string();
+        if !text.contains(&status_text) {
+            text = format!("{text}: {status_text}");
         }
         source = cause.source();
     }

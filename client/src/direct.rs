@@ -13,9 +13,9 @@ use traffic_proto::agent::agent_client::AgentClient;
 use traffic_proto::manager::{AgentPodInfo, SessionInfo};
 use traffic_proto::tunnel::GRPC_LIMIT;
 
-use crate::dials::{Answers, Via};
 use crate::report::{Pairs, line};
 use crate::session::{self, Way};
+use crate::tunnels::{TunnelDialer, Via};
 
 /// Time for an agent to be reached and to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
@@ -95,7 +95,7 @@ impl Reach {
 
 /// Direct attachments of one session.
 pub(crate) struct Direct {
-    answers: Answers,
+    tunnel_dialer: TunnelDialer,
     session: SessionInfo,
     reach: Reach,
     /// Cancellation by place, for agents that are no longer wanted.
@@ -105,9 +105,9 @@ pub(crate) struct Direct {
 }
 
 impl Direct {
-    pub(crate) fn new(answers: Answers, session: SessionInfo, reach: Reach) -> Self {
+    pub(crate) fn new(tunnel_dialer: TunnelDialer, session: SessionInfo, reach: Reach) -> Self {
         Self {
-            answers,
+            tunnel_dialer,
             session,
             reach,
             attached: HashMap::new(),
@@ -146,7 +146,7 @@ impl Direct {
             self.attached.entry(place.clone()).or_insert_with(|| {
                 let retired = self.all.child_token();
                 let attachment = attach(
-                    self.answers.clone(),
+                    self.tunnel_dialer.clone(),
                     self.session.clone(),
                     (self.reach.clone(), place),
                     pod,
@@ -172,7 +172,7 @@ impl Drop for Direct {
 
 /// Stays attached to one agent; reconnects when it closes, until it is retired.
 async fn attach(
-    answers: Answers,
+    tunnel_dialer: TunnelDialer,
     session: SessionInfo,
     (reach, place): (Reach, Place),
     pod: String,
@@ -188,9 +188,9 @@ async fn attach(
         ]));
     };
     let mut pause = Duration::from_millis(200);
-    let mut unreachable_is_said = false;
+    let mut unreachable_logged = false;
     loop {
-        match attach_once(&answers, &session, (&reach, &place), || {
+        match attach_once(&tunnel_dialer, &session, (&reach, &place), || {
             say("connected", "")
         })
         .await
@@ -198,13 +198,13 @@ async fn attach(
             Ok(()) => {
                 say("ended", "");
                 pause = Duration::from_millis(200);
-                unreachable_is_said = false;
+                unreachable_logged = false;
             }
             // One line until it has been reachable again; most clusters do not route pods to
             // workstations.
-            Err(status) if !unreachable_is_said => {
-                say("unreachable", &session::said(&status));
-                unreachable_is_said = true;
+            Err(status) if !unreachable_logged => {
+                say("unreachable", &session::status_text(&status));
+                unreachable_logged = true;
             }
             Err(_) => {}
         }
@@ -218,7 +218,7 @@ async fn attach(
 
 /// Serves one attachment to its end; an error means that it could not be established.
 async fn attach_once(
-    answers: &Answers,
+    tunnel_dialer: &TunnelDialer,
     session: &SessionInfo,
     (reach, place): (&Reach, &Place),
     connected: impl FnOnce(),
@@ -235,7 +235,7 @@ async fn attach_once(
             .await
             .map_err(|_| Status::deadline_exceeded("no answer in time"))??,
     );
-    let mut announced = std::pin::pin!(answers.open(&via, session));
+    let mut announced = std::pin::pin!(tunnel_dialer.open(&via, session));
     let announced = match timeout(HEADERS_TIMEOUT, &mut announced).await {
         Ok(announced) => {
             let announced = announced?;
@@ -249,10 +249,10 @@ async fn attach_once(
             announced.await?
         }
     };
-    if let Err(status) = answers.serve(announced, via.clone(), session).await {
+    if let Err(status) = tunnel_dialer.serve(announced, via.clone(), session).await {
         tracing::debug!(
             "direct connection to {place} lost: {}",
-            session::said(&status)
+            session::status_text(&status)
         );
     }
     Ok(())

@@ -321,7 +321,7 @@ mod tests {
 
     #[test]
     fn mistakes_are_named() {
-        for (flags, said) in [
+        for (flags, status_text) in [
             (&["--port=0"][..], "is not a port number"),
             (&["--port=80:"], "after the colon"),
             (&["--port=80:x/SCTP"], "/TCP or /UDP"),
@@ -340,7 +340,7 @@ mod tests {
             ),
         ] {
             let error = create(flags).unwrap_err();
-            assert!(error.contains(said), "{flags:?}: {error}");
+            assert!(error.contains(status_text), "{flags:?}: {error}");
         }
     }
 }

@@ -17,12 +17,12 @@ use traffic_proto::manager::{
 };
 
 use crate::Failure;
-use crate::dials::{Answers, Via};
 use crate::direct::{Direct, Reach};
 use crate::flags::Create;
 use crate::manage::summary;
 use crate::report::{Pairs, env_file, line};
-use crate::session::{self, Manager, Resumed, Way, call, said};
+use crate::session::{self, Manager, Resumed, Way, call, status_text};
+use crate::tunnels::{TunnelDialer, Via};
 
 /// Time after leaving in which connections may still be announced, for requests routed before the
 /// agent learned of it.
@@ -40,34 +40,34 @@ pub async fn create(flags: &Create, stop: CancellationToken) -> Result<(), Failu
     let patience = session::FIRST_CONTACT_TIMEOUT.min(Duration::from_secs(flags.timeout));
     let manager = session::connect(&way, patience).await?;
     let client = session::client_info(&flags.manager.client, namespace);
-    let answers = Answers {
+    let tunnel_dialer = TunnelDialer {
         target,
         tunnels: TaskTracker::new(),
     };
-    let mut life = Life {
+    let mut intercept_session = InterceptSession {
         flags,
         way,
         manager,
         client,
         spec,
-        answers,
+        tunnel_dialer,
         stop,
         became_active: false,
     };
-    match life.begin().await? {
-        Some((session, info)) => life.last(session, info).await,
+    match intercept_session.begin().await? {
+        Some((session, info)) => intercept_session.run(session, info).await,
         None => Ok(()),
     }
 }
 
-struct Life<'a> {
+struct InterceptSession<'a> {
     flags: &'a Create,
     way: Way,
     manager: Manager,
     client: ClientInfo,
     /// Spec as prepared by the manager.
     spec: InterceptSpec,
-    answers: Answers,
+    tunnel_dialer: TunnelDialer,
     stop: CancellationToken,
     became_active: bool,
 }
@@ -80,7 +80,7 @@ enum Ended {
     Lost(Status),
 }
 
-impl Life<'_> {
+impl InterceptSession<'_> {
     /// Arrives and creates the intercept; `None` if stopped meanwhile.
     async fn begin(&mut self) -> Result<Option<(SessionInfo, InterceptInfo)>, Failure> {
         let session = self
@@ -131,7 +131,7 @@ impl Life<'_> {
     }
 
     /// Serves the intercept to its end, over as many connections to the manager as needed.
-    async fn last(
+    async fn run(
         mut self,
         mut session: SessionInfo,
         mut info: InterceptInfo,
@@ -149,7 +149,10 @@ impl Life<'_> {
                 }
                 Err(failure) => break Err(failure),
                 Ok(Ended::Lost(status)) => {
-                    line(Pairs(&[("manager", "lost"), ("message", &said(&status))]));
+                    line(Pairs(&[
+                        ("manager", "lost"),
+                        ("message", &status_text(&status)),
+                    ]));
                     let resumed =
                         session::resume(self.manager.clone(), &session, &self.client, &info);
                     match self.stop.run_until_cancelled(resumed).await {
@@ -189,7 +192,7 @@ impl Life<'_> {
 
     fn direct(&self, session: &SessionInfo) -> Direct {
         Direct::new(
-            self.answers.clone(),
+            self.tunnel_dialer.clone(),
             session.clone(),
             Reach {
                 way: self.way.clone(),
@@ -207,13 +210,13 @@ impl Life<'_> {
         direct: &mut Direct,
     ) -> Result<Ended, Failure> {
         let stop = self.stop.clone();
-        let (manager, answers) = (self.manager.clone(), self.answers.clone());
+        let (manager, tunnel_dialer) = (self.manager.clone(), self.tunnel_dialer.clone());
         tokio::select! {
             // The watches and the heartbeat end together: losing one means that the manager is
             // lost.
             () = stop.cancelled() => Ok(Ended::Stopped),
             status = session::remain(manager.clone(), session.clone()) => Ok(Ended::Lost(status)),
-            status = dials(answers, manager.clone(), session) => Ok(Ended::Lost(status)),
+            status = dials(tunnel_dialer, manager.clone(), session) => Ok(Ended::Lost(status)),
             status = agents(manager.clone(), session, direct) => Ok(Ended::Lost(status)),
             ended = self.states(manager.clone(), session, info) => ended,
         }
@@ -289,7 +292,7 @@ impl Life<'_> {
         } else {
             &info.mechanism_args_desc
         };
-        let (workload, target) = (self.flags.workload(), self.answers.target);
+        let (workload, target) = (self.flags.workload(), self.tunnel_dialer.target);
         line(format_args!(
             "Intercepting {workload}: {takes} -> {target}. Press Ctrl-C to leave."
         ));
@@ -320,14 +323,14 @@ impl Life<'_> {
         let finished = async {
             sleep(LATE_DIAL_GRACE).await;
             // `wait` needs a closed tracker; later announcements may still add tasks.
-            self.answers.tunnels.close();
-            let _ = timeout(GRACE, self.answers.tunnels.wait()).await;
+            self.tunnel_dialer.tunnels.close();
+            let _ = timeout(GRACE, self.tunnel_dialer.tunnels.wait()).await;
         };
         tokio::select! {
             () = finished => {}
             // Requests already routed here are still announced while leaving.
             () = async {
-                dials(self.answers.clone(), self.manager.clone(), &session).await;
+                dials(self.tunnel_dialer.clone(), self.manager.clone(), &session).await;
                 std::future::pending().await
             } => {}
         }
@@ -343,8 +346,8 @@ impl Life<'_> {
 
 /// Answers connections announced by the manager. A manager that never announces any is no error:
 /// later versions do not.
-async fn dials(answers: Answers, manager: Manager, session: &SessionInfo) -> Status {
-    match answers.watch(Via::Manager(manager), session).await {
+async fn dials(tunnel_dialer: TunnelDialer, manager: Manager, session: &SessionInfo) -> Status {
+    match tunnel_dialer.watch(Via::Manager(manager), session).await {
         Ok(()) => Status::unavailable("the manager ended the session"),
         // The manager lacks this optional watch; the others keep the session.
         Err(status) if status.code() == Code::Unimplemented => std::future::pending().await,
@@ -440,5 +443,5 @@ fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
 }
 
 fn refused(what: &str, status: &Status) -> Failure {
-    Failure::Failed(format!("{what}: {}", said(status)))
+    Failure::Failed(format!("{what}: {}", status_text(status)))
 }

@@ -1,6 +1,6 @@
 //! The workstation's end of an intercept: creates it, answers its tunnels, leaves cleanly.
 //!
-//! `flags` is the command line. `intercept` runs one intercept from arrival to departure; `dials`
+//! `flags` is the command line. `intercept` runs one intercept from arrival to departure; `tunnels`
 //! answers connections announced by the manager or by an agent, to which `direct` attaches if one
 //! can be reached; `report` prints events for people and for programs.
 
@@ -10,12 +10,12 @@ pub mod cluster;
 pub mod flags;
 pub mod helm;
 
-mod dials;
 mod direct;
 mod intercept;
 mod manage;
 mod report;
 mod session;
+mod tunnels;
 
 pub use intercept::create;
 pub use manage::{leave, list};

@@ -8,7 +8,7 @@ use traffic_proto::manager::{InterceptInfo, RemoveInterceptRequest2, SessionInfo
 use crate::Failure;
 use crate::flags::{Leave, Manager};
 use crate::report::{Pairs, line};
-use crate::session::{self, Way, call, said};
+use crate::session::{self, Way, call, status_text};
 
 /// Time for the manager to send its intercepts.
 const LIST_TIMEOUT: Duration = Duration::from_secs(15);
@@ -68,7 +68,7 @@ pub async fn leave(flags: &Leave) -> Result<(), Failure> {
         Failure::Failed(format!(
             "intercept {:?} was not removed: {}",
             flags.name,
-            said(&status)
+            status_text(&status)
         ))
     })?;
     line(Pairs(&[("state", "REMOVED"), ("intercept", &flags.name)]));
@@ -110,7 +110,7 @@ async fn all(manager: &mut session::Manager) -> Result<Vec<InterceptInfo>, Failu
         Ok(Ok(snapshot)) => Ok(snapshot.intercepts),
         Ok(Err(status)) => Err(Failure::Failed(format!(
             "the manager does not list intercepts: {}",
-            said(&status)
+            status_text(&status)
         ))),
         Err(_) => Err(Failure::Failed(
             "the manager does not list intercepts: no answer in time".into(),

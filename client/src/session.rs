@@ -132,7 +132,7 @@ pub(crate) async fn connect(way: &Way, patience: Duration) -> Result<Manager, Fa
     })
     .await;
     let Ok(version) = answer else {
-        let why = last.map(|status| said(&status)).unwrap_or_default();
+        let why = last.map(|status| status_text(&status)).unwrap_or_default();
         return Err(Failure::Failed(format!(
             "no traffic-manager answers at {way}: {why}; {}",
             way.hint()
@@ -239,7 +239,7 @@ pub(crate) fn is_away(status: &Status) -> bool {
 }
 
 /// Formats a status: the message, and its cause if the transport knows more.
-pub(crate) fn said(status: &Status) -> String {
+pub(crate) fn status_text(status: &Status) -> String {
     let mut text = if status.message().is_empty() {
         status.code().to_string()
     } else {

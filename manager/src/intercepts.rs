@@ -13,7 +13,7 @@ use traffic_proto::manager::{
     ReviewInterceptRequest, SessionInfo,
 };
 
-use crate::refusal::Refusal;
+use crate::error::RequestError;
 
 /// All intercepts by id, `<client session>:<name>`.
 #[derive(Debug, Default)]
@@ -35,11 +35,11 @@ impl Intercepts {
         session: &SessionInfo,
         spec: InterceptSpec,
         agents: &[&AgentInfo],
-    ) -> Result<InterceptInfo, Refusal> {
+    ) -> Result<InterceptInfo, RequestError> {
         check_spec(&spec)?;
         let id = id(&session.session_id, &spec.name);
         if self.by_id.contains_key(&id) {
-            return Err(Refusal::Exists(format!(
+            return Err(RequestError::Exists(format!(
                 "intercept {:?} exists already; leave it first",
                 spec.name
             )));
@@ -69,7 +69,7 @@ impl Intercepts {
         session: &SessionInfo,
         infos: Vec<InterceptInfo>,
         now: Instant,
-        patience: Duration,
+        trust_period: Duration,
     ) {
         for mut info in infos {
             let Some(spec) = &info.spec else { continue };
@@ -84,7 +84,7 @@ impl Intercepts {
                 // An intercept already known keeps the state this manager has given it.
                 .or_insert_with(|| Intercept {
                     info,
-                    trusted_until: Some(now + patience),
+                    trusted_until: Some(now + trust_period),
                 });
         }
     }
@@ -105,11 +105,11 @@ impl Intercepts {
         &mut self,
         agent: &AgentInfo,
         review: ReviewInterceptRequest,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), RequestError> {
         let intercept = self
             .by_id
             .get_mut(&review.id)
-            .ok_or_else(|| Refusal::no_intercept(&review.id))?;
+            .ok_or_else(|| RequestError::no_intercept(&review.id))?;
         let info = &mut intercept.info;
         // Late reviews are no error: several replicas review the same intercept.
         if info.disposition() != Disposition::Waiting || !is_workload(spec_of(info), agent) {
@@ -172,7 +172,7 @@ impl Intercepts {
         workloads
     }
 
-    pub(crate) fn get(&self, session: &str, name: &str) -> Result<&InterceptInfo, Refusal> {
+    pub(crate) fn get(&self, session: &str, name: &str) -> Result<&InterceptInfo, RequestError> {
         let found = self
             .by_id
             .get(&id(session, name))
@@ -180,7 +180,7 @@ impl Intercepts {
             .or_else(|| self.by_id.get(name));
         found
             .map(|intercept| &intercept.info)
-            .ok_or_else(|| Refusal::no_intercept(name))
+            .ok_or_else(|| RequestError::no_intercept(name))
     }
 
     /// Iterates over all intercepts in order of their ids.
@@ -212,7 +212,7 @@ fn id(session: &str, name: &str) -> String {
     format!("{session}:{name}")
 }
 
-fn check_spec(spec: &InterceptSpec) -> Result<(), Refusal> {
+fn check_spec(spec: &InterceptSpec) -> Result<(), RequestError> {
     let fields = [
         ("name", &spec.name),
         ("agent", &spec.agent),
@@ -222,13 +222,13 @@ fn check_spec(spec: &InterceptSpec) -> Result<(), Refusal> {
     ];
     for (field, value) in fields {
         if value.is_empty() {
-            return Err(Refusal::Invalid(format!(
+            return Err(RequestError::Invalid(format!(
                 "intercept {field} must not be empty"
             )));
         }
     }
     if !(1..=65535).contains(&spec.target_port) {
-        return Err(Refusal::Invalid(format!(
+        return Err(RequestError::Invalid(format!(
             "intercept target_port {} is not a port number; use 1 to 65535",
             spec.target_port
         )));

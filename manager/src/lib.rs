@@ -3,7 +3,7 @@
 //!
 //! `service` is the gRPC service. Behind it `registry` holds `sessions` and `intercepts` under one
 //! lock, with all rules as plain functions of state and time; `watches` turn every change into
-//! snapshots and deltas; `tunnels` joins the two streams of a tunnelled connection; `names` asks
+//! snapshots and deltas; `tunnels` joins the two streams of a tunnelled connection; `dns` asks
 //! agents to resolve.
 
 #![cfg_attr(not(test), warn(clippy::disallowed_methods, clippy::disallowed_types))]
@@ -11,16 +11,16 @@
 pub mod commands;
 pub mod settings;
 
+mod dns;
+mod error;
 mod intercepts;
 mod mailbox;
-mod names;
-mod refusal;
 mod registry;
 mod serve;
 mod service;
 mod sessions;
+mod snapshots;
 mod tunnels;
-mod views;
 mod watches;
 
 pub use serve::{Bound, bind};

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 /// Maximum of queued items: more than a busy workstation ever has open between two wake-ups of its
 /// reader.
-const CAPACITY: usize = 1024;
+const QUEUE_CAPACITY: usize = 1024;
 
 /// A bounded queue with one reader at a time, the last one that opened it.
 #[derive(Debug)]
@@ -40,10 +40,10 @@ impl<T> Mailbox<T> {
     /// Posts an item, valid until `deadline`. False if the queue is full of valid items.
     pub(crate) fn post(&self, item: T, deadline: Instant) -> bool {
         let mut inner = self.inner();
-        if inner.items.len() >= CAPACITY {
+        if inner.items.len() >= QUEUE_CAPACITY {
             let now = Instant::now();
             inner.items.retain(|(deadline, _)| *deadline > now);
-            if inner.items.len() >= CAPACITY {
+            if inner.items.len() >= QUEUE_CAPACITY {
                 return false;
             }
         }
@@ -130,7 +130,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_full_box_refuses_until_items_are_stale() {
         let mailbox = Mailbox::new();
-        for n in 0..CAPACITY {
+        for n in 0..QUEUE_CAPACITY {
             assert!(mailbox.post(n, soon()));
         }
         assert!(!mailbox.post(0, soon()));

@@ -14,9 +14,9 @@ use traffic_proto::manager::{
     ReconnectClientRequest, ReviewInterceptRequest, SessionInfo,
 };
 
+use crate::error::RequestError;
 use crate::intercepts::{self, Intercepts};
-use crate::refusal::Refusal;
-use crate::sessions::{Sessions, Who};
+use crate::sessions::{Party, Sessions};
 use crate::settings::Settings;
 
 /// The registry as shared by the services.
@@ -98,7 +98,7 @@ impl Registry {
         &mut self,
         client: ClientInfo,
         now: Instant,
-    ) -> Result<SessionInfo, Refusal> {
+    ) -> Result<SessionInfo, RequestError> {
         let install_id = Some(client.install_id.clone()).filter(|id| !id.is_empty());
         let session_id = self.sessions.add_client(client, now)?;
         Ok(SessionInfo {
@@ -112,7 +112,7 @@ impl Registry {
         &mut self,
         mut agent: AgentInfo,
         now: Instant,
-    ) -> Result<SessionInfo, Refusal> {
+    ) -> Result<SessionInfo, RequestError> {
         self.exclude_env(&mut agent);
         let (name, namespace) = (agent.name.clone(), agent.namespace.clone());
         let session_id = self.sessions.add_agent(agent, now)?;
@@ -128,7 +128,7 @@ impl Registry {
         &mut self,
         request: ReconnectAgentRequest,
         now: Instant,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), RequestError> {
         let (session, mut agent) = (
             request.session.unwrap_or_default(),
             request.agent.unwrap_or_default(),
@@ -136,7 +136,7 @@ impl Registry {
         self.exclude_env(&mut agent);
         let (name, namespace) = (agent.name.clone(), agent.namespace.clone());
         self.sessions
-            .restore(&session.session_id, Who::Agent(agent), now)?;
+            .restore(&session.session_id, Party::Agent(agent), now)?;
         self.reconcile(&name, &namespace);
         Ok(())
     }
@@ -146,11 +146,11 @@ impl Registry {
         &mut self,
         request: ReconnectClientRequest,
         now: Instant,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), RequestError> {
         let session = request.session.unwrap_or_default();
         let client = request.client.unwrap_or_default();
         self.sessions
-            .restore(&session.session_id, Who::Client(client), now)?;
+            .restore(&session.session_id, Party::Client(client), now)?;
         self.intercepts
             .restore(&session, request.intercepts, now, self.settings.agent_ttl);
         let here: Vec<_> = self
@@ -166,28 +166,28 @@ impl Registry {
     }
 
     /// Ends a session with its consequences; does nothing for an unknown one.
-    pub(crate) fn depart(&mut self, id: &str) -> Option<Who> {
-        let who = self.sessions.end(id)?;
-        match &who {
+    pub(crate) fn depart(&mut self, id: &str) -> Option<Party> {
+        let party = self.sessions.end(id)?;
+        match &party {
             // An intercept lives only as long as its client's session.
-            Who::Client(_) => self.intercepts.remove_all_of(id),
-            Who::Agent(agent) => {
+            Party::Client(_) => self.intercepts.remove_all_of(id),
+            Party::Agent(agent) => {
                 self.intercepts.agent_left(agent);
                 self.reconcile(&agent.name, &agent.namespace);
             }
         }
-        Some(who)
+        Some(party)
     }
 
     /// Ends sessions without contact for too long.
-    pub(crate) fn expire(&mut self, now: Instant) -> Vec<(String, Who)> {
+    pub(crate) fn expire(&mut self, now: Instant) -> Vec<(String, Party)> {
         // Before sessions expire, because both may concern the same workload.
         for (name, namespace) in self.intercepts.trusted_too_long(now) {
             self.reconcile(&name, &namespace);
         }
         let over = self.sessions.expired(now);
         over.into_iter()
-            .filter_map(|id| self.depart(&id).map(|who| (id, who)))
+            .filter_map(|id| self.depart(&id).map(|party| (id, party)))
             .collect()
     }
 
@@ -195,7 +195,7 @@ impl Registry {
         &mut self,
         session: &SessionInfo,
         mut spec: InterceptSpec,
-    ) -> Result<InterceptInfo, Refusal> {
+    ) -> Result<InterceptInfo, RequestError> {
         let client = self.sessions.client(&session.session_id)?;
         // Reviews name the owner, so an empty field is filled from the session.
         if spec.client.is_empty() {
@@ -206,7 +206,10 @@ impl Registry {
     }
 
     /// Stores an agent's review; ignores one of a session that is gone.
-    pub(crate) fn review(&mut self, mut review: ReviewInterceptRequest) -> Result<(), Refusal> {
+    pub(crate) fn review(
+        &mut self,
+        mut review: ReviewInterceptRequest,
+    ) -> Result<(), RequestError> {
         let session = review.session.take().unwrap_or_default();
         let Ok(agent) = self.sessions.agent(&session.session_id) else {
             return Ok(());

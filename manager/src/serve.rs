@@ -23,7 +23,7 @@ use traffic_proto::tunnel::GRPC_LIMIT;
 
 use crate::registry::Shared;
 use crate::service::Service;
-use crate::sessions::Who;
+use crate::sessions::Party;
 use crate::settings::Settings;
 
 /// Bytes one stream may send ahead of its reader.
@@ -73,7 +73,7 @@ impl Bound {
         let grpc = Routes::new(manager).add_service(health).into_axum_router();
         let routes = Routes::default()
             .into_axum_router()
-            .fallback_service(Door { grpc });
+            .fallback_service(GrpcOnly { grpc });
         let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
         let server = Server::builder()
             .accept_http1(true)
@@ -102,10 +102,10 @@ async fn expire(shared: std::sync::Arc<Shared>, scan: Duration) {
             () = shared.stop.cancelled() => return,
             _ = ticks.tick() => {}
         }
-        for (session, who) in shared.change(|registry| registry.expire(Instant::now())) {
-            let name = match who {
-                Who::Agent(agent) => agent.pod_name,
-                Who::Client(client) => client.name,
+        for (session, party) in shared.change(|registry| registry.expire(Instant::now())) {
+            let name = match party {
+                Party::Agent(agent) => agent.pod_name,
+                Party::Client(client) => client.name,
             };
             tracing::info!(session, name, "session expired");
         }
@@ -114,11 +114,11 @@ async fn expire(shared: std::sync::Arc<Shared>, scan: Duration) {
 
 /// Passes gRPC on and answers other requests with a line of text.
 #[derive(Clone)]
-struct Door<S> {
+struct GrpcOnly<S> {
     grpc: S,
 }
 
-impl<S, B, R> HttpService<Request<B>> for Door<S>
+impl<S, B, R> HttpService<Request<B>> for GrpcOnly<S>
 where
     S: HttpService<Request<B>, Response = Response<R>, Error = Infallible>,
     S::Future: Send + 'static,

@@ -14,12 +14,12 @@ use traffic_proto::manager as pb;
 use traffic_proto::manager::manager_server::Manager;
 use traffic_proto::port_identifier::{NameOrNumber, PortIdentifier};
 
-use crate::names::{self, Names};
-use crate::refusal::Refusal;
+use crate::dns::{self, Resolver};
+use crate::error::RequestError;
 use crate::registry::{Registry, Shared};
 use crate::settings::Settings;
-use crate::tunnels::{End, QUEUE, Tunnels};
-use crate::views;
+use crate::snapshots;
+use crate::tunnels::{End, QUEUE_CAPACITY, Tunnels};
 use crate::watches::{Messages, all, changed, deliver, follow};
 
 /// The manager's service. Clones share everything.
@@ -28,7 +28,7 @@ pub(crate) struct Service {
     shared: Arc<Shared>,
     settings: Arc<Settings>,
     tunnels: Arc<Tunnels>,
-    names: Arc<Names>,
+    names: Arc<Resolver>,
     log_level: watch::Sender<Option<pb::LogLevelRequest>>,
     address: std::net::SocketAddr,
     tasks: TaskTracker,
@@ -280,7 +280,7 @@ impl Manager for Service {
         request: Request<pb::SessionInfo>,
     ) -> Answer<Self::WatchAgentPodsStream> {
         let (session, end) = self.session(request)?;
-        let view = move |registry: &Registry| views::agent_pods(registry, &session);
+        let view = move |registry: &Registry| snapshots::agent_pods(registry, &session);
         let message = all(|agents| pb::AgentPodInfoSnapshot { agents });
         Ok(Response::new(follow(&self.shared, end, view, message)))
     }
@@ -290,7 +290,7 @@ impl Manager for Service {
         request: Request<pb::SessionInfo>,
     ) -> Answer<Self::WatchAgentPodsDeltaStream> {
         let (session, end) = self.session(request)?;
-        let view = move |registry: &Registry| views::agent_pods(registry, &session);
+        let view = move |registry: &Registry| snapshots::agent_pods(registry, &session);
         let message = changed(|upserts, removals| pb::AgentPodInfoDelta { upserts, removals });
         Ok(Response::new(follow(&self.shared, end, view, message)))
     }
@@ -300,7 +300,7 @@ impl Manager for Service {
         request: Request<pb::SessionInfo>,
     ) -> Answer<Self::WatchAgentsStream> {
         let (session, end) = self.session(request)?;
-        let view = move |registry: &Registry| views::agents(registry, &session, &[]);
+        let view = move |registry: &Registry| snapshots::agents(registry, &session, &[]);
         Ok(Response::new(follow(
             &self.shared,
             end,
@@ -317,7 +317,7 @@ impl Manager for Service {
         let session = id(request.session);
         let end = self.end_of(&session)?;
         let view =
-            move |registry: &Registry| views::agents(registry, &session, &request.namespaces);
+            move |registry: &Registry| snapshots::agents(registry, &session, &request.namespaces);
         Ok(Response::new(follow(
             &self.shared,
             end,
@@ -331,7 +331,7 @@ impl Manager for Service {
         request: Request<pb::SessionInfo>,
     ) -> Answer<Self::WatchAgentsDeltaStream> {
         let (session, end) = self.session(request)?;
-        let view = move |registry: &Registry| views::agents(registry, &session, &[]);
+        let view = move |registry: &Registry| snapshots::agents(registry, &session, &[]);
         let message = changed(|upserts, removals| pb::AgentInfoDelta { upserts, removals });
         Ok(Response::new(follow(&self.shared, end, view, message)))
     }
@@ -341,7 +341,7 @@ impl Manager for Service {
         request: Request<pb::SessionInfo>,
     ) -> Answer<Self::WatchInterceptsStream> {
         let (session, end) = self.session_or_all(request)?;
-        let view = move |registry: &Registry| views::intercepts(registry, &session);
+        let view = move |registry: &Registry| snapshots::intercepts(registry, &session);
         let message = all(|intercepts| pb::InterceptInfoSnapshot { intercepts });
         Ok(Response::new(follow(&self.shared, end, view, message)))
     }
@@ -351,7 +351,7 @@ impl Manager for Service {
         request: Request<pb::SessionInfo>,
     ) -> Answer<Self::WatchInterceptsDeltaStream> {
         let (session, end) = self.session_or_all(request)?;
-        let view = move |registry: &Registry| views::intercepts(registry, &session);
+        let view = move |registry: &Registry| snapshots::intercepts(registry, &session);
         let message = changed(|upserts, removals| pb::InterceptInfoDelta { upserts, removals });
         Ok(Response::new(follow(&self.shared, end, view, message)))
     }
@@ -364,12 +364,12 @@ impl Manager for Service {
         let session = id(request.session_info);
         let end = self.end_of(&session)?;
         let view =
-            move |registry: &Registry| views::workloads(registry, &session, &request.namespace);
+            move |registry: &Registry| snapshots::workloads(registry, &session, &request.namespace);
         Ok(Response::new(follow(
             &self.shared,
             end,
             view,
-            views::workload_events,
+            snapshots::workload_events,
         )))
     }
 
@@ -469,7 +469,7 @@ impl Manager for Service {
             .shared
             .change(|registry| registry.intercepts.remove(&session, &request.name))
         {
-            return Err(Refusal::no_intercept(&request.name).into());
+            return Err(RequestError::no_intercept(&request.name).into());
         }
         tracing::info!(session, name = request.name, "intercept removed");
         Ok(Response::new(()))
@@ -552,12 +552,12 @@ impl Manager for Service {
                 "name {name:?} must have a label and end with a dot"
             )));
         }
-        let addresses = names::addresses(&name).await;
+        let addresses = dns::addresses(&name).await;
         if addresses.is_empty() {
             return Err(Status::not_found(format!("{name} has no address")));
         }
         Ok(Response::new(pb::LookupResponse {
-            ips: addresses.into_iter().map(views::ip_bytes).collect(),
+            ips: addresses.into_iter().map(snapshots::ip_bytes).collect(),
         }))
     }
 
@@ -565,7 +565,7 @@ impl Manager for Service {
         &self,
         request: Request<Streaming<pb::TunnelMessage>>,
     ) -> Answer<Self::TunnelStream> {
-        let (outgoing, messages) = mpsc::channel(QUEUE);
+        let (outgoing, messages) = mpsc::channel(QUEUE_CAPACITY);
         let end = End {
             incoming: request.into_inner(),
             outgoing: outgoing.clone(),

@@ -12,8 +12,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use traffic_proto::manager::{AgentInfo, ClientInfo, DialRequest, DnsRequest};
 
+use crate::error::RequestError;
 use crate::mailbox::Mailbox;
-use crate::refusal::Refusal;
 
 /// Oldest supported client version.
 const OLDEST_CLIENT: semver::Version = semver::Version::new(2, 6, 0);
@@ -21,7 +21,7 @@ const OLDEST_CLIENT: semver::Version = semver::Version::new(2, 6, 0);
 /// A session with its queues.
 #[derive(Debug)]
 pub(crate) struct Session {
-    pub(crate) who: Who,
+    pub(crate) party: Party,
     /// Time of arrival or last contact.
     pub(crate) seen: Instant,
     /// Cancelled when the session ends.
@@ -34,7 +34,7 @@ pub(crate) struct Session {
 
 /// The party of a session.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Who {
+pub(crate) enum Party {
     Agent(AgentInfo),
     Client(ClientInfo),
 }
@@ -64,16 +64,20 @@ impl Sessions {
         &mut self,
         client: ClientInfo,
         now: Instant,
-    ) -> Result<String, Refusal> {
+    ) -> Result<String, RequestError> {
         check_client(&client)?;
         let id = uuid::Uuid::new_v4().to_string();
-        self.start(id.clone(), Who::Client(client), now);
+        self.start(id.clone(), Party::Client(client), now);
         Ok(id)
     }
 
     /// Starts an agent's session and returns its id. The same pod arriving again replaces its old,
     /// lost session; another pod with the same uid is refused.
-    pub(crate) fn add_agent(&mut self, agent: AgentInfo, now: Instant) -> Result<String, Refusal> {
+    pub(crate) fn add_agent(
+        &mut self,
+        agent: AgentInfo,
+        now: Instant,
+    ) -> Result<String, RequestError> {
         check_agent(&agent)?;
         // Older agents do not report a uid; each of their arrivals is a new session.
         let unique = if agent.pod_uid.is_empty() {
@@ -83,44 +87,49 @@ impl Sessions {
         };
         let id = format!("agent:{unique}");
         if let Some(Session {
-            who: Who::Agent(there),
+            party: Party::Agent(there),
             ..
         }) = self.by_id.get(&id)
             // The same pod arriving again has lost its session and may replace it.
             && !same_pod(there, &agent)
         {
-            return Err(Refusal::Exists(format!(
+            return Err(RequestError::Exists(format!(
                 "an agent with pod uid {unique:?} is already connected: pod {:?} in namespace {:?}",
                 there.pod_name, there.namespace
             )));
         }
-        self.start(id.clone(), Who::Agent(agent), now);
+        self.start(id.clone(), Party::Agent(agent), now);
         Ok(id)
     }
 
     /// Restores a session of an earlier manager; for one still present only the contact is
     /// recorded.
-    pub(crate) fn restore(&mut self, id: &str, who: Who, now: Instant) -> Result<(), Refusal> {
+    pub(crate) fn restore(
+        &mut self,
+        id: &str,
+        party: Party,
+        now: Instant,
+    ) -> Result<(), RequestError> {
         if id.is_empty() {
-            return Err(Refusal::Invalid("session id is empty".into()));
+            return Err(RequestError::Invalid("session id is empty".into()));
         }
-        match &who {
-            Who::Agent(agent) => check_agent(agent)?,
-            Who::Client(client) => check_client(client)?,
+        match &party {
+            Party::Agent(agent) => check_agent(agent)?,
+            Party::Client(client) => check_client(client)?,
         }
         match self.by_id.get_mut(id) {
             Some(session) => {
                 session.seen = now;
-                session.who = who;
+                session.party = party;
             }
-            None => self.start(id.to_owned(), who, now),
+            None => self.start(id.to_owned(), party, now),
         }
         Ok(())
     }
 
-    fn start(&mut self, id: String, who: Who, now: Instant) {
+    fn start(&mut self, id: String, party: Party, now: Instant) {
         let session = Session {
-            who,
+            party,
             seen: now,
             end: self.all.child_token(),
             dials: Arc::new(Mailbox::new()),
@@ -133,29 +142,29 @@ impl Sessions {
     }
 
     /// Records a contact of the session.
-    pub(crate) fn touch(&mut self, id: &str, now: Instant) -> Result<(), Refusal> {
+    pub(crate) fn touch(&mut self, id: &str, now: Instant) -> Result<(), RequestError> {
         let session = self
             .by_id
             .get_mut(id)
-            .ok_or_else(|| Refusal::no_session(id))?;
+            .ok_or_else(|| RequestError::no_session(id))?;
         session.seen = now;
         Ok(())
     }
 
     /// Ends a session; `None` if there is none.
-    pub(crate) fn end(&mut self, id: &str) -> Option<Who> {
+    pub(crate) fn end(&mut self, id: &str) -> Option<Party> {
         let session = self.by_id.remove(id)?;
         session.end.cancel();
-        Some(session.who)
+        Some(session.party)
     }
 
     /// Returns ids of the sessions without contact for too long.
     pub(crate) fn expired(&self, now: Instant) -> Vec<String> {
-        let ttl = |who: &Who| match who {
-            Who::Agent(_) => self.agent_ttl,
-            Who::Client(_) => self.client_ttl,
+        let ttl = |party: &Party| match party {
+            Party::Agent(_) => self.agent_ttl,
+            Party::Client(_) => self.client_ttl,
         };
-        let is_over = |session: &Session| now.duration_since(session.seen) > ttl(&session.who);
+        let is_over = |session: &Session| now.duration_since(session.seen) > ttl(&session.party);
         self.by_id
             .iter()
             .filter(|(_, session)| is_over(session))
@@ -163,23 +172,25 @@ impl Sessions {
             .collect()
     }
 
-    pub(crate) fn get(&self, id: &str) -> Result<&Session, Refusal> {
-        self.by_id.get(id).ok_or_else(|| Refusal::no_session(id))
+    pub(crate) fn get(&self, id: &str) -> Result<&Session, RequestError> {
+        self.by_id
+            .get(id)
+            .ok_or_else(|| RequestError::no_session(id))
     }
 
-    pub(crate) fn client(&self, id: &str) -> Result<&ClientInfo, Refusal> {
-        match &self.get(id)?.who {
-            Who::Client(client) => Ok(client),
-            Who::Agent(_) => Err(Refusal::Invalid(format!(
+    pub(crate) fn client(&self, id: &str) -> Result<&ClientInfo, RequestError> {
+        match &self.get(id)?.party {
+            Party::Client(client) => Ok(client),
+            Party::Agent(_) => Err(RequestError::Invalid(format!(
                 "session {id:?} is an agent's; a client's is needed"
             ))),
         }
     }
 
-    pub(crate) fn agent(&self, id: &str) -> Result<&AgentInfo, Refusal> {
-        match &self.get(id)?.who {
-            Who::Agent(agent) => Ok(agent),
-            Who::Client(_) => Err(Refusal::Invalid(format!(
+    pub(crate) fn agent(&self, id: &str) -> Result<&AgentInfo, RequestError> {
+        match &self.get(id)?.party {
+            Party::Agent(agent) => Ok(agent),
+            Party::Client(_) => Err(RequestError::Invalid(format!(
                 "session {id:?} is a client's; an agent's is needed"
             ))),
         }
@@ -189,9 +200,9 @@ impl Sessions {
     pub(crate) fn agents(&self) -> impl Iterator<Item = (&str, &AgentInfo)> {
         self.by_id
             .iter()
-            .filter_map(|(id, session)| match &session.who {
-                Who::Agent(agent) => Some((id.as_str(), agent)),
-                Who::Client(_) => None,
+            .filter_map(|(id, session)| match &session.party {
+                Party::Agent(agent) => Some((id.as_str(), agent)),
+                Party::Client(_) => None,
             })
     }
 }
@@ -200,7 +211,7 @@ fn same_pod(one: &AgentInfo, other: &AgentInfo) -> bool {
     one.namespace == other.namespace && one.pod_name == other.pod_name
 }
 
-fn check_client(client: &ClientInfo) -> Result<(), Refusal> {
+fn check_client(client: &ClientInfo) -> Result<(), RequestError> {
     for (field, value) in [
         ("name", &client.name),
         ("product", &client.product),
@@ -212,17 +223,17 @@ fn check_client(client: &ClientInfo) -> Result<(), Refusal> {
     let version = client.version.strip_prefix('v').unwrap_or(&client.version);
     match semver::Version::parse(version) {
         Ok(version) if version >= OLDEST_CLIENT => Ok(()),
-        Ok(version) => Err(Refusal::Invalid(format!(
+        Ok(version) => Err(RequestError::Invalid(format!(
             "client version {version} is too old; {OLDEST_CLIENT} or later is served"
         ))),
-        Err(error) => Err(Refusal::Invalid(format!(
+        Err(error) => Err(RequestError::Invalid(format!(
             "client version {:?} is not a version: {error}",
             client.version
         ))),
     }
 }
 
-fn check_agent(agent: &AgentInfo) -> Result<(), Refusal> {
+fn check_agent(agent: &AgentInfo) -> Result<(), RequestError> {
     let fields = [
         ("name", &agent.name),
         ("namespace", &agent.namespace),
@@ -233,7 +244,7 @@ fn check_agent(agent: &AgentInfo) -> Result<(), Refusal> {
         required("agent", field, value)?;
     }
     if agent.mechanisms.is_empty() {
-        return Err(Refusal::Invalid(
+        return Err(RequestError::Invalid(
             "agent without a mechanism; name at least one, such as tcp".into(),
         ));
     }
@@ -245,9 +256,9 @@ fn check_agent(agent: &AgentInfo) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn required(what: &str, field: &str, value: &str) -> Result<(), Refusal> {
+fn required(what: &str, field: &str, value: &str) -> Result<(), RequestError> {
     if value.is_empty() {
-        return Err(Refusal::Invalid(format!(
+        return Err(RequestError::Invalid(format!(
             "{what} {field} must not be empty"
         )));
     }

@@ -18,14 +18,14 @@ use traffic_proto::dialer::{self, Outgoing};
 use traffic_proto::manager::{DialRequest, TunnelMessage};
 use traffic_proto::tunnel::{Message, STREAM_VERSION, StreamInfo, nanos_from_duration};
 
+use crate::error::RequestError;
 use crate::mailbox::Mailbox;
-use crate::refusal::Refusal;
 use crate::registry::Shared;
-use crate::sessions::Who;
+use crate::sessions::Party;
 
 /// Messages held for one direction. They can be a megabyte each, and the transport's window holds
 /// more.
-pub(crate) const QUEUE: usize = 8;
+pub(crate) const QUEUE_CAPACITY: usize = 8;
 /// Time until the first message of a new stream has to arrive.
 const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Default wait for the second stream, if the first names no times.
@@ -61,11 +61,11 @@ impl Tunnels {
                 "the first message of a tunnel must be a stream info",
             ));
         };
-        let who = shared.read(|registry| {
+        let party = shared.read(|registry| {
             registry
                 .sessions
                 .get(&info.session_id)
-                .map(|it| it.who.clone())
+                .map(|it| it.party.clone())
         })?;
         if !end.send(Message::StreamOk(STREAM_VERSION)).await {
             return Ok(());
@@ -79,8 +79,8 @@ impl Tunnels {
             let _ = waiter.second_tx.send(end);
             return Ok(());
         }
-        match who {
-            Who::Agent(_) => {
+        match party {
+            Party::Agent(_) => {
                 let Message::Session(client) = opening(&mut end.incoming).await? else {
                     return Err(Status::failed_precondition(
                         "the second message of an agent's tunnel must be a session",
@@ -90,7 +90,7 @@ impl Tunnels {
                 shared.read(|registry| registry.sessions.client(&client).map(|_| ()))?;
                 self.join(shared, end, &info, &client).await
             }
-            Who::Client(_) => {
+            Party::Client(_) => {
                 let destination = info.conn_id.destination().ip();
                 match shared.read(|registry| registry.dialler(&info.session_id, destination)) {
                     Some(agent) => self.join(shared, end, &info, &agent).await,
@@ -121,7 +121,7 @@ impl Tunnels {
     ) -> Result<(), Status> {
         let (dials, gone) = shared.read(|registry| {
             let session = registry.sessions.get(other)?;
-            Ok::<(Arc<Mailbox<DialRequest>>, _), Refusal>((
+            Ok::<(Arc<Mailbox<DialRequest>>, _), RequestError>((
                 session.dials.clone(),
                 session.end.clone(),
             ))
@@ -151,7 +151,7 @@ impl Tunnels {
                 return Err(Status::deadline_exceeded(format!("session {other:?} did not dial \
                     within {wait:?}")));
             }
-            () = gone.cancelled() => return Err(Refusal::no_session(other).into()),
+            () = gone.cancelled() => return Err(RequestError::no_session(other).into()),
             // The first peer has given up.
             () = first.outgoing.closed() => return Ok(()),
         };

@@ -36,13 +36,13 @@ where
         changes: shared.changes(),
         end,
         view,
-        told: None,
+        sent: None,
     };
     stream::unfold((follower, message), |(mut follower, message)| async move {
         let (before, state) = follower.next().await?;
-        let told = message(before, &state);
-        follower.told = Some(state);
-        Some((Ok(told), (follower, message)))
+        let sent = message(before, &state);
+        follower.sent = Some(state);
+        Some((Ok(sent), (follower, message)))
     })
     .boxed()
 }
@@ -78,7 +78,7 @@ struct Follower<T, V> {
     end: CancellationToken,
     view: V,
     /// View sent last.
-    told: Option<View<T>>,
+    sent: Option<View<T>>,
 }
 
 impl<T: PartialEq, V: Fn(&Registry) -> View<T>> Follower<T, V> {
@@ -90,8 +90,8 @@ impl<T: PartialEq, V: Fn(&Registry) -> View<T>> Follower<T, V> {
                 return None;
             }
             let state = self.shared.read(&self.view);
-            if self.told.as_ref() != Some(&state) {
-                return Some((self.told.take(), state));
+            if self.sent.as_ref() != Some(&state) {
+                return Some((self.sent.take(), state));
             }
             tokio::select! {
                 () = self.end.cancelled() => return None,

@@ -214,16 +214,16 @@ contexts:
 
     #[tokio::test]
     async fn mistakes_are_named() {
-        let said = |result: Result<Chosen, Failure>| result.err().unwrap().to_string();
-        let unknown = said(choose(Some("nowhere"), None).await);
+        let status_text = |result: Result<Chosen, Failure>| result.err().unwrap().to_string();
+        let unknown = status_text(choose(Some("nowhere"), None).await);
         assert!(unknown.contains("it has here, there, wrong"), "{unknown}");
-        let broken = said(choose(Some("wrong"), None).await);
+        let broken = status_text(choose(Some("wrong"), None).await);
         assert!(broken.contains("manager: {namespace: NAME}"), "{broken}");
         let flags = ClusterFlags {
             kubeconfig: Some("/nowhere/config".into()),
             ..ClusterFlags::default()
         };
-        let missing = said(flags.choose().await);
+        let missing = status_text(flags.choose().await);
         assert!(
             missing.contains("no kubeconfig at /nowhere/config"),
             "{missing}"

@@ -16,16 +16,18 @@ use traffic_proto::manager::{
 
 use crate::intercepts::{is_workload, owner, spec_of};
 use crate::registry::Registry;
-use crate::sessions::Who;
+use crate::sessions::Party;
 
 /// Returns intercepts by id: all for an empty session; for an agent those of its workload that it
 /// may have to act on; for a client its own.
 pub(crate) fn intercepts(registry: &Registry, session: &str) -> BTreeMap<String, InterceptInfo> {
-    let who = registry.sessions.get(session).map(|session| &session.who);
-    let sees = |info: &&InterceptInfo| match who {
+    let party = registry.sessions.get(session).map(|session| &session.party);
+    let sees = |info: &&InterceptInfo| match party {
         Err(_) => session.is_empty(),
-        Ok(Who::Client(_)) => owner(info) == session && info.disposition() != Disposition::Removed,
-        Ok(Who::Agent(agent)) => {
+        Ok(Party::Client(_)) => {
+            owner(info) == session && info.disposition() != Disposition::Removed
+        }
+        Ok(Party::Agent(agent)) => {
             let disposition = info.disposition();
             is_workload(spec_of(info), agent)
                 && matches!(
@@ -132,11 +134,11 @@ pub(crate) fn workloads(
 }
 
 fn own_namespace(registry: &Registry, session: &str) -> Option<String> {
-    match &registry.sessions.get(session).ok()?.who {
-        Who::Client(client) => {
+    match &registry.sessions.get(session).ok()?.party {
+        Party::Client(client) => {
             Some(client.namespace.clone()).filter(|namespace| !namespace.is_empty())
         }
-        Who::Agent(agent) => Some(agent.namespace.clone()),
+        Party::Agent(agent) => Some(agent.namespace.clone()),
     }
 }
 

@@ -14,9 +14,9 @@ use traffic_proto::manager::{DnsAgentResponse, DnsRequest, DnsResponse};
 use crate::registry::Shared;
 
 /// Maximum of agents asked for one name.
-const ASKED: usize = 2;
+const MAX_ASKED_AGENTS: usize = 2;
 /// TTL of records in seconds, as the agents use.
-const TTL: u32 = 4;
+const RECORD_TTL_SECONDS: u32 = 4;
 /// Time for the manager's own resolver.
 const OWN_LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -29,20 +29,20 @@ const AAAA: u32 = 28;
 
 /// Queries waiting for an agent's answer.
 #[derive(Default)]
-pub(crate) struct Names {
+pub(crate) struct Resolver {
     open: Mutex<HashMap<Question, Vec<mpsc::Sender<DnsResponse>>>>,
 }
 
 /// Client session, name and type; agents' answers are matched by these.
 type Question = (String, String, u32);
 
-impl Names {
+impl Resolver {
     /// Answers a workstation's query, with the agents' best answer if there is one.
     pub(crate) async fn resolve(
         &self,
         shared: &Shared,
         request: DnsRequest,
-        patience: Duration,
+        deadline_after: Duration,
     ) -> DnsResponse {
         let (mailboxes, client) = shared.read(|registry| {
             let client = request
@@ -51,17 +51,17 @@ impl Names {
                 .map_or("", |session| session.session_id.as_str())
                 .to_owned();
             // Two answers are enough: one agent may be about to leave.
-            let helpers = registry.helpers(&client).into_iter().take(ASKED);
+            let helpers = registry.helpers(&client).into_iter().take(MAX_ASKED_AGENTS);
             let names =
                 helpers.filter_map(|id| registry.sessions.get(&id).ok().map(|it| it.names.clone()));
             (names.collect::<Vec<_>>(), client)
         });
         if mailboxes.is_empty() {
-            return own(&request).await;
+            return own_lookup(&request).await;
         }
         let question = (client, request.name.clone(), request.r#type);
-        let deadline = Instant::now() + patience;
-        let (answer_tx, mut answer_rx) = mpsc::channel(ASKED);
+        let deadline = Instant::now() + deadline_after;
+        let (answer_tx, mut answer_rx) = mpsc::channel(MAX_ASKED_AGENTS);
         self.open()
             .entry(question.clone())
             .or_default()
@@ -85,7 +85,7 @@ impl Names {
             .min_by_key(|answer| (answer.r_code, std::cmp::Reverse(answer.rrs.len())))
         {
             Some(best) => best,
-            None => own(&request).await,
+            None => own_lookup(&request).await,
         }
     }
 
@@ -132,7 +132,7 @@ pub(crate) async fn addresses(name: &str) -> Vec<IpAddr> {
     }
 }
 
-async fn own(request: &DnsRequest) -> DnsResponse {
+async fn own_lookup(request: &DnsRequest) -> DnsResponse {
     // The system resolver returns addresses only.
     if !matches!(request.r#type, A | AAAA) {
         return DnsResponse {
@@ -185,7 +185,7 @@ fn record(name: &str, kind: u32, data: &[u8]) -> Option<Bytes> {
     record.put_u8(0);
     record.put_u16(u16::try_from(kind).ok()?);
     record.put_u16(1);
-    record.put_u32(TTL);
+    record.put_u32(RECORD_TTL_SECONDS);
     record.put_u16(u16::try_from(data.len()).ok()?);
     record.put_slice(data);
     Some(record.freeze())

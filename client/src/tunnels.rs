@@ -19,7 +19,7 @@ use traffic_proto::tunnel::{Message, StreamInfo, duration_from_nanos};
 use crate::session::Manager;
 
 /// Messages held towards the manager or agent; the transport's window holds more.
-const QUEUE: usize = 8;
+const QUEUE_CAPACITY: usize = 8;
 /// Default time to open a stream, if the request names none.
 const DEFAULT_OPEN_TIMEOUT: Duration = Duration::from_secs(7);
 
@@ -32,7 +32,7 @@ pub(crate) enum Via {
 
 /// Answers announced connections.
 #[derive(Clone)]
-pub(crate) struct Answers {
+pub(crate) struct TunnelDialer {
     /// The only address that is dialled, whatever the request names: the cluster must not reach
     /// others.
     pub(crate) target: SocketAddr,
@@ -40,7 +40,7 @@ pub(crate) struct Answers {
     pub(crate) tunnels: TaskTracker,
 }
 
-impl Answers {
+impl TunnelDialer {
     /// Answers dial requests of the session until the stream ends or fails.
     pub(crate) async fn watch(&self, via: Via, session: &SessionInfo) -> Result<(), Status> {
         let announced = self.open(&via, session).await?;
@@ -89,7 +89,7 @@ async fn answer(
     let conn = ConnId::parse(&request.conn_id)?;
     let latency = duration_from_nanos(request.roundtrip_latency);
     let dial_timeout = duration_from_nanos(request.dial_timeout);
-    let (tx, rx) = mpsc::channel(QUEUE);
+    let (tx, rx) = mpsc::channel(QUEUE_CAPACITY);
     let info = StreamInfo::new(conn, session, latency, dial_timeout);
     // The queue is empty, so this never waits.
     tx.send(TunnelMessage {

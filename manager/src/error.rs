@@ -4,7 +4,7 @@ use tonic::{Code, Status};
 
 /// A request that is refused; the text is for the user at the other end.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Refusal {
+pub(crate) enum RequestError {
     /// The request itself is wrong.
     #[error("{0}")]
     Invalid(String),
@@ -16,7 +16,7 @@ pub(crate) enum Refusal {
     Exists(String),
 }
 
-impl Refusal {
+impl RequestError {
     /// Creates the error for an unknown session id.
     pub(crate) fn no_session(id: &str) -> Self {
         Self::NotFound(format!(
@@ -30,12 +30,12 @@ impl Refusal {
     }
 }
 
-impl From<Refusal> for Status {
-    fn from(refusal: Refusal) -> Self {
+impl From<RequestError> for Status {
+    fn from(refusal: RequestError) -> Self {
         let code = match &refusal {
-            Refusal::Invalid(_) => Code::InvalidArgument,
-            Refusal::NotFound(_) => Code::NotFound,
-            Refusal::Exists(_) => Code::AlreadyExists,
+            RequestError::Invalid(_) => Code::InvalidArgument,
+            RequestError::NotFound(_) => Code::NotFound,
+            RequestError::Exists(_) => Code::AlreadyExists,
         };
         Status::new(code, refusal.to_string())
     }
