@@ -13,6 +13,7 @@ use traffic_proto::port_identifier::PortIdentifier;
 use traffic_proto::tunnel::nanos_from_duration;
 
 use crate::cluster::kubeconfig::ClusterFlags;
+use crate::genyaml::flags::Genyaml;
 use crate::helm::flags::HelmCommand;
 
 /// Time for the round trip to a workstation, in addition to a dial, as granted by the stock client.
@@ -43,6 +44,8 @@ pub enum Command {
     Helm(HelmCommand),
     /// Look for everything an intercept takes
     Check(Check),
+    /// Print the agent of a workload, to put it into a manifest by hand
+    Genyaml(Box<Genyaml>),
 }
 
 /// Flags of `check`.

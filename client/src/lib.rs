@@ -8,6 +8,7 @@
 
 pub mod cluster;
 pub mod flags;
+pub mod genyaml;
 pub mod helm;
 
 mod direct;

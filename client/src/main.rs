@@ -42,6 +42,7 @@ async fn main() -> ExitCode {
         Command::List(manager) => intercept::list(manager).await,
         Command::Leave(leave) => intercept::leave(leave).await,
         Command::Helm(command) => intercept::helm::run(command).await,
+        Command::Genyaml(flags) => intercept::genyaml::run(flags).await,
         Command::Check(flags) => {
             intercept::cluster::check(&flags.cluster, flags.namespace.as_deref()).await
         }
