@@ -36,7 +36,7 @@ pub enum Command {
     /// Create an intercept and serve it until interrupted
     Create(Box<Create>),
     /// List all intercepts the manager knows
-    List(Manager),
+    List(ManagerFlags),
     /// Remove an intercept; the process that serves it ends
     Leave(Leave),
     /// Install, upgrade or uninstall the traffic-manager
@@ -61,7 +61,7 @@ pub struct Check {
 
 /// Address of the manager, and the name of the user.
 #[derive(Debug, Args)]
-pub struct Manager {
+pub struct ManagerFlags {
     /// Host and port of the traffic-manager; by default it is reached through the cluster of the
     /// kubeconfig
     #[arg(long, value_name = "HOST:PORT", conflicts_with_all = ["context", "kubeconfig"])]
@@ -81,7 +81,7 @@ pub struct Leave {
     pub name: String,
     /// Flags for the manager.
     #[command(flatten)]
-    pub manager: Manager,
+    pub manager: ManagerFlags,
 }
 
 /// Flags of `create`.
@@ -135,7 +135,7 @@ pub struct Create {
     pub timeout: u64,
     /// Flags for the manager.
     #[command(flatten)]
-    pub manager: Manager,
+    pub manager: ManagerFlags,
 }
 
 /// Value of `--port`.

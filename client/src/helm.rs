@@ -14,7 +14,7 @@ use crate::Failure;
 use crate::cluster::kubeconfig::DEFAULT_MANAGER_NAMESPACE;
 use crate::report::line;
 use chart::Chart;
-use flags::{HelmCommand, Install, Place, Uninstall, Upgrade};
+use flags::{HelmCommand, Install, InstallTarget, Uninstall, Upgrade};
 use progress::Watch;
 use release::State;
 
@@ -150,7 +150,7 @@ async fn uninstall(flags: &Uninstall) -> Result<(), Failure> {
 /// Runs an install or upgrade, and tells how the manager's pods are doing meanwhile.
 async fn apply(
     mut helm: Command,
-    place: &Place,
+    place: &InstallTarget,
     namespace: &str,
     dry_run: bool,
     timeout: std::time::Duration,
@@ -176,7 +176,7 @@ async fn apply(
 }
 
 /// Helm, spoken to about a release.
-fn at(place: &Place, namespace: &str) -> Command {
+fn at(place: &InstallTarget, namespace: &str) -> Command {
     let mut helm = helm();
     if let Some(context) = &place.cluster.context {
         helm.args(["--kube-context", context]);
@@ -193,7 +193,7 @@ fn helm() -> Command {
 }
 
 /// Flag, kubeconfig extension or the usual one.
-async fn namespace(place: &Place) -> Result<String, Failure> {
+async fn namespace(place: &InstallTarget) -> Result<String, Failure> {
     if let Some(namespace) = place.named() {
         return Ok(namespace);
     }

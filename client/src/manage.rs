@@ -6,7 +6,7 @@ use tokio::time::timeout;
 use traffic_proto::manager::{InterceptInfo, RemoveInterceptRequest2, SessionInfo};
 
 use crate::Failure;
-use crate::flags::{Leave, Manager};
+use crate::flags::{Leave, ManagerFlags};
 use crate::report::{Pairs, line};
 use crate::session::{self, Way, call, status_text};
 
@@ -14,7 +14,7 @@ use crate::session::{self, Way, call, status_text};
 const LIST_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Prints one line for each intercept the manager knows.
-pub async fn list(flags: &Manager) -> Result<(), Failure> {
+pub async fn list(flags: &ManagerFlags) -> Result<(), Failure> {
     let way = Way::open(flags).await?;
     let mut manager = session::connect(&way, session::FIRST_CONTACT_TIMEOUT).await?;
     let intercepts = all(&mut manager).await?;

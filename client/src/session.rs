@@ -43,7 +43,7 @@ pub(crate) enum Way {
 
 impl Way {
     /// Opens the way that the flags choose: an address, else a cluster.
-    pub(crate) async fn open(flags: &crate::flags::Manager) -> Result<Self, Failure> {
+    pub(crate) async fn open(flags: &crate::flags::ManagerFlags) -> Result<Self, Failure> {
         match &flags.manager {
             Some(address) => Ok(Self::Address(address.clone())),
             None => Ok(Self::Cluster(Cluster::open(&flags.cluster).await?)),

@@ -46,7 +46,7 @@ pub(crate) fn is_applied(pod: &Pod, digest: &str, init: bool, native: bool) -> b
 
 /// The patch for a pod.
 pub(crate) fn patch(parts: &Parts<'_>) -> Patch {
-    let mut draft = Draft {
+    let mut draft = PatchDraft {
         parts,
         operations: Vec::new(),
     };
@@ -65,12 +65,12 @@ pub(crate) fn patch(parts: &Parts<'_>) -> Patch {
     Patch(draft.operations)
 }
 
-struct Draft<'a> {
+struct PatchDraft<'a> {
     parts: &'a Parts<'a>,
     operations: Vec<PatchOperation>,
 }
 
-impl<'a> Draft<'a> {
+impl<'a> PatchDraft<'a> {
     fn spec(&self) -> &'a k8s_openapi::api::core::v1::PodSpec {
         static NONE: std::sync::LazyLock<k8s_openapi::api::core::v1::PodSpec> =
             std::sync::LazyLock::new(Default::default);

@@ -22,11 +22,11 @@ const MAX_SPLICE: usize = 1 << 20;
 const MAX_POOLED: usize = 8;
 
 thread_local! {
-    static POOL: RefCell<Vec<Pipe>> = const { RefCell::new(Vec::new()) };
+    static POOL: RefCell<Vec<PipeEnds>> = const { RefCell::new(Vec::new()) };
 }
 
 #[derive(Debug)]
-struct Pipe {
+struct PipeEnds {
     out: OwnedFd,
     into: OwnedFd,
 }
@@ -37,7 +37,7 @@ struct Pipe {
 /// because the kernel answers a full pipe and an empty socket alike.
 #[derive(Debug, Default)]
 pub struct SplicePipe {
-    pipe: Option<Pipe>,
+    pipe: Option<PipeEnds>,
     held: usize,
 }
 
@@ -214,12 +214,12 @@ fn move_bytes(from: impl AsFd, to: impl AsFd, len: usize) -> io::Result<usize> {
     )?)
 }
 
-fn take() -> io::Result<Pipe> {
+fn take() -> io::Result<PipeEnds> {
     if let Some(pipe) = POOL.with_borrow_mut(Vec::pop) {
         return Ok(pipe);
     }
     let (out, into) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
     // Best effort: beyond the user's soft limit the kernel refuses, and a small pipe works as well.
     let _ = fcntl_setpipe_size(&into, PIPE_SIZE);
-    Ok(Pipe { out, into })
+    Ok(PipeEnds { out, into })
 }

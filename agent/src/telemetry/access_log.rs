@@ -14,7 +14,7 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 
 use crate::addr::Caller;
 use crate::outcome::{Ended, Stage};
-pub use crate::telemetry::access_log::entry::Entry;
+pub use crate::telemetry::access_log::entry::LogEntry;
 use crate::telemetry::access_log::format::{Format, FormatError};
 use crate::telemetry::metrics::Counter;
 use traffic_core::routing::Request;
@@ -107,8 +107,8 @@ impl AccessLog {
     /// Starts the entry of an opaque connection: no method, path or status, only bytes and an
     /// outcome.
     #[must_use]
-    pub fn begin_connection(&self, caller: Caller) -> Box<Entry> {
-        Box::new(Entry::of(caller))
+    pub fn begin_connection(&self, caller: Caller) -> Box<LogEntry> {
+        Box::new(LogEntry::of(caller))
     }
 
     /// Starts the entry of an exchange whose request head is complete.
@@ -118,7 +118,7 @@ impl AccessLog {
         method: &[u8],
         protocol: &'static str,
         caller: Caller,
-    ) -> Box<Entry> {
+    ) -> Box<LogEntry> {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let mut authority = String::new();
         let mut headers = Vec::new();
@@ -135,18 +135,18 @@ impl AccessLog {
             }
         });
         let (method, target) = (text(method), text(request.target()));
-        Box::new(Entry {
+        Box::new(LogEntry {
             method,
             target,
             authority,
             protocol,
             headers,
-            ..Entry::of(caller)
+            ..LogEntry::of(caller)
         })
     }
 
     /// Writes the line of a finished exchange.
-    pub fn end(&self, entry: &Entry) {
+    pub fn end(&self, entry: &LogEntry) {
         let line = self.format.render(entry, entry.clock.elapsed());
         // Never waits: a stalled reader must not delay a request.
         if self.lines.try_send(line).is_err() {

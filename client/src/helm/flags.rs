@@ -27,7 +27,7 @@ pub enum HelmCommand {
 
 /// Cluster and namespace of the release.
 #[derive(Debug, Args)]
-pub struct Place {
+pub struct InstallTarget {
     /// Namespace of the release; --manager-namespace wins
     #[arg(long, short, value_name = "NAMESPACE")]
     pub namespace: Option<String>,
@@ -36,7 +36,7 @@ pub struct Place {
     pub cluster: ClusterFlags,
 }
 
-impl Place {
+impl InstallTarget {
     /// The namespace that flags name.
     pub(crate) fn named(&self) -> Option<String> {
         let flags = [&self.cluster.manager_namespace, &self.namespace];
@@ -132,7 +132,7 @@ pub struct Install {
     pub timeout: Duration,
     /// Cluster and namespace.
     #[command(flatten)]
-    pub place: Place,
+    pub place: InstallTarget,
     /// Flags of every command.
     #[command(flatten)]
     pub common: Common,
@@ -173,7 +173,7 @@ pub struct Uninstall {
     pub timeout: Duration,
     /// Cluster and namespace.
     #[command(flatten)]
-    pub place: Place,
+    pub place: InstallTarget,
     /// Flags of every command.
     #[command(flatten)]
     pub common: Common,
@@ -195,7 +195,7 @@ pub struct Template {
     pub values: Values,
     /// Cluster and namespace.
     #[command(flatten)]
-    pub place: Place,
+    pub place: InstallTarget,
 }
 
 /// A duration as Go writes it, of a second at least.

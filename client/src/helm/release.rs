@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use tokio::time::{Instant, sleep};
 
-use super::flags::Place;
+use super::flags::InstallTarget;
 use super::{RELEASE, at, not_started, words_of};
 use crate::Failure;
 use crate::report::line;
@@ -53,7 +53,7 @@ struct Metadata {
 }
 
 /// Current state.
-pub(crate) async fn state(place: &Place, namespace: &str) -> Result<State, Failure> {
+pub(crate) async fn state(place: &InstallTarget, namespace: &str) -> Result<State, Failure> {
     let mut helm = at(place, namespace);
     helm.args(["status", RELEASE, "--output", "json"]);
     let output = helm
@@ -76,7 +76,7 @@ pub(crate) async fn state(place: &Place, namespace: &str) -> Result<State, Failu
 
 /// State once no command changes it any more, or `Stuck` when that takes longer than `timeout`.
 pub(crate) async fn settled(
-    place: &Place,
+    place: &InstallTarget,
     namespace: &str,
     timeout: Duration,
 ) -> Result<State, Failure> {

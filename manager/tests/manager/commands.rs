@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 use traffic_manager::commands;
 
-const LIMIT: Duration = Duration::from_secs(30);
+const UNINSTALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A listener that answers one request with `answer`, and gives back what it read.
 struct Hook {
@@ -58,7 +58,7 @@ impl Hook {
 #[tokio::test]
 async fn uninstall_sends_delete_and_takes_the_answer() {
     let hook = Hook::answering("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
-    let done = commands::uninstall(&hook.url, hook.ca.path(), LIMIT).await;
+    let done = commands::uninstall(&hook.url, hook.ca.path(), UNINSTALL_TIMEOUT).await;
     done.unwrap();
     let request = hook.read.await.unwrap();
     assert!(
@@ -71,7 +71,7 @@ async fn uninstall_sends_delete_and_takes_the_answer() {
 #[tokio::test]
 async fn a_refusal_of_the_manager_is_told() {
     let hook = Hook::answering("HTTP/1.1 500 Oops\r\ncontent-length: 0\r\n\r\n").await;
-    let failed = commands::uninstall(&hook.url, hook.ca.path(), LIMIT).await;
+    let failed = commands::uninstall(&hook.url, hook.ca.path(), UNINSTALL_TIMEOUT).await;
     let text = failed.unwrap_err().to_string();
     assert!(text.contains("500"), "{text}");
 }
@@ -80,7 +80,7 @@ async fn a_refusal_of_the_manager_is_told() {
 async fn a_manager_with_another_ca_is_not_trusted() {
     let hook = Hook::answering("").await;
     let other = Hook::answering("").await;
-    let failed = commands::uninstall(&hook.url, other.ca.path(), LIMIT).await;
+    let failed = commands::uninstall(&hook.url, other.ca.path(), UNINSTALL_TIMEOUT).await;
     let text = failed.unwrap_err().to_string();
     assert!(text.contains("certificate"), "{text}");
     other.read.abort();
@@ -89,7 +89,7 @@ async fn a_manager_with_another_ca_is_not_trusted() {
 #[tokio::test]
 async fn a_missing_ca_is_named_with_its_place() {
     let url = "https://localhost:1/uninstall".parse().unwrap();
-    let failed = commands::uninstall(&url, "/no/ca.crt".as_ref(), LIMIT).await;
+    let failed = commands::uninstall(&url, "/no/ca.crt".as_ref(), UNINSTALL_TIMEOUT).await;
     let text = failed.unwrap_err().to_string();
     assert!(text.contains("--ca-file /no/ca.crt"), "{text}");
 }

@@ -6,7 +6,7 @@ use crate::addr::Caller;
 
 /// Fields of an exchange under way.
 #[derive(Debug)]
-pub struct Entry {
+pub struct LogEntry {
     /// Time at which the head was complete.
     pub started: SystemTime,
     pub(crate) clock: Instant,
@@ -42,7 +42,7 @@ pub struct Entry {
     pub flags: &'static str,
 }
 
-impl Entry {
+impl LogEntry {
     /// Starts an entry for a connection of `caller`.
     pub(crate) fn of(caller: Caller) -> Self {
         Self {

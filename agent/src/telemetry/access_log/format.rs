@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 
-use crate::telemetry::access_log::entry::Entry;
+use crate::telemetry::access_log::entry::LogEntry;
 
 /// Envoy's default format string.
 pub const DEFAULT: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% \
@@ -122,7 +122,7 @@ impl Format {
 
     /// Renders the line of `entry`, including its newline.
     #[must_use]
-    pub fn render(&self, entry: &Entry, took: Duration) -> String {
+    pub fn render(&self, entry: &LogEntry, took: Duration) -> String {
         match self {
             Self::Json => json_line(entry, took),
             Self::Text(pieces) => {
@@ -222,7 +222,7 @@ fn non_empty(text: &str) -> Option<String> {
     Some(text.to_owned()).filter(|text| !text.is_empty())
 }
 
-fn request_value(entry: &Entry, name: &str) -> Option<String> {
+fn request_value(entry: &LogEntry, name: &str) -> Option<String> {
     match name {
         ":method" => non_empty(&entry.method),
         ":path" => non_empty(&entry.target),
@@ -235,7 +235,7 @@ fn request_value(entry: &Entry, name: &str) -> Option<String> {
     }
 }
 
-fn plain_value(op: Plain, entry: &Entry, took: Duration) -> String {
+fn plain_value(op: Plain, entry: &LogEntry, took: Duration) -> String {
     let or_dash = |text: &str| {
         if text.is_empty() {
             "-".to_owned()
@@ -267,7 +267,7 @@ fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn json_line(entry: &Entry, took: Duration) -> String {
+fn json_line(entry: &LogEntry, took: Duration) -> String {
     let headers: serde_json::Map<_, _> = entry
         .headers
         .iter()
@@ -380,7 +380,7 @@ mod tests {
 
     #[test]
     fn every_documented_operator_says_what_the_document_says_and_every_operator_is_documented() {
-        let mut entry = Entry::of(crate::addr::Caller("10.0.0.9:1234".parse().unwrap()));
+        let mut entry = LogEntry::of(crate::addr::Caller("10.0.0.9:1234".parse().unwrap()));
         entry.started = UNIX_EPOCH + Duration::from_millis(1_700_000_000_123);
         (entry.method, entry.target, entry.protocol) =
             ("GET".to_owned(), "/a?b".to_owned(), "HTTP/2");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::outcome::Ended;
-use crate::telemetry::access_log::{AccessLog, Entry, flag};
+use crate::telemetry::access_log::{AccessLog, LogEntry, flag};
 use crate::telemetry::explain_header::Explanation;
 use crate::telemetry::metrics::{FailOpen, Label as _};
 use traffic_core::routing::{Decision, Intercept, RouteTable};
@@ -14,7 +14,7 @@ use traffic_core::routing::{Decision, Intercept, RouteTable};
 /// cut.
 #[derive(Debug, Default)]
 pub struct AccessRecord {
-    line: Option<(Arc<AccessLog>, Box<Entry>)>,
+    line: Option<(Arc<AccessLog>, Box<LogEntry>)>,
     explanation: Option<Explanation>,
     failed_open: Option<FailOpen>,
 }
@@ -24,7 +24,7 @@ impl AccessRecord {
     /// for one).
     #[must_use]
     pub fn new(
-        line: Option<(Arc<AccessLog>, Box<Entry>)>,
+        line: Option<(Arc<AccessLog>, Box<LogEntry>)>,
         explanation: Option<Explanation>,
     ) -> Box<Self> {
         let mut record = Box::new(Self {
@@ -120,7 +120,7 @@ impl AccessRecord {
         });
     }
 
-    fn entry(&mut self, note: impl FnOnce(&mut Entry)) {
+    fn entry(&mut self, note: impl FnOnce(&mut LogEntry)) {
         if let Some((_, entry)) = &mut self.line {
             note(entry);
         }

@@ -82,10 +82,10 @@ const fn build() -> Code {
 /// A string that is none of the code: an end of string within it, or padding that is no beginning
 /// of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Malformed;
+pub(super) struct BadHuffman;
 
 /// Appends what `bytes` stand for.
-pub(super) fn decode(bytes: &[u8], out: &mut Vec<u8>) -> Result<(), Malformed> {
+pub(super) fn decode(bytes: &[u8], out: &mut Vec<u8>) -> Result<(), BadHuffman> {
     out.reserve(bytes.len() + bytes.len() / 2);
     // Bits that were read and not used, in the highest bits; how many.
     let (mut bits, mut have, mut rest) = (0u64, 0u32, bytes.iter());
@@ -110,11 +110,11 @@ pub(super) fn decode(bytes: &[u8], out: &mut Vec<u8>) -> Result<(), Malformed> {
             return if have < 8 && padded == u64::MAX {
                 Ok(())
             } else {
-                Err(Malformed)
+                Err(BadHuffman)
             };
         }
         if symbol == EOS {
-            return Err(Malformed);
+            return Err(BadHuffman);
         }
         // Below 256.
         out.push(symbol as u8);
@@ -168,7 +168,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn decoded(bytes: &[u8]) -> Result<Vec<u8>, Malformed> {
+    fn decoded(bytes: &[u8]) -> Result<Vec<u8>, BadHuffman> {
         let mut out = Vec::new();
         decode(bytes, &mut out).map(|()| out)
     }
@@ -203,11 +203,11 @@ mod tests {
         assert_eq!(decoded(&[]), Ok(vec![]));
         // `a` is 00011.
         assert_eq!(decoded(&[0b0001_1111]), Ok(b"a".to_vec()));
-        assert_eq!(decoded(&[0b0001_1110]), Err(Malformed));
-        assert_eq!(decoded(&[0b0001_1111, 0xff]), Err(Malformed));
-        assert_eq!(decoded(&[0xff]), Err(Malformed));
-        assert_eq!(decoded(&[0xff; 4]), Err(Malformed));
-        assert_eq!(decoded(&[0xff; 40]), Err(Malformed));
+        assert_eq!(decoded(&[0b0001_1110]), Err(BadHuffman));
+        assert_eq!(decoded(&[0b0001_1111, 0xff]), Err(BadHuffman));
+        assert_eq!(decoded(&[0xff]), Err(BadHuffman));
+        assert_eq!(decoded(&[0xff; 4]), Err(BadHuffman));
+        assert_eq!(decoded(&[0xff; 40]), Err(BadHuffman));
     }
 
     proptest! {

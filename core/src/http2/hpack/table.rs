@@ -16,13 +16,13 @@ pub(super) struct Table {
     text: Vec<u8>,
     /// How much text was removed from the front of `text`, modulo 2^32.
     removed: u32,
-    entries: VecDeque<Entry>,
+    entries: VecDeque<TableEntry>,
     size: usize,
     max: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Entry {
+struct TableEntry {
     /// Where its text begins, counted as [`Table::removed`] is.
     at: u32,
     // Tables are no larger than 64 KiB, overhead included.
@@ -30,7 +30,7 @@ struct Entry {
     value: u16,
 }
 
-impl Entry {
+impl TableEntry {
     fn size(self) -> usize {
         usize::from(self.name) + usize::from(self.value) + ENTRY_OVERHEAD
     }
@@ -54,7 +54,7 @@ impl Table {
 
     /// Bytes on the heap.
     pub(super) fn heap(&self) -> usize {
-        self.text.capacity() + self.entries.capacity() * size_of::<Entry>()
+        self.text.capacity() + self.entries.capacity() * size_of::<TableEntry>()
     }
 
     /// The entry of an index, which counts from 1 through the static table first.
@@ -65,7 +65,7 @@ impl Table {
         self.read(*self.entries.get(index - static_table::LEN - 1)?)
     }
 
-    fn read(&self, entry: Entry) -> Option<(&[u8], &[u8])> {
+    fn read(&self, entry: TableEntry) -> Option<(&[u8], &[u8])> {
         let at = entry.at.wrapping_sub(self.removed) as usize;
         let text = self.text.get(at..)?;
         let (name, text) = text.split_at_checked(entry.name.into())?;
@@ -89,7 +89,7 @@ impl Table {
         })
     }
 
-    fn position(&self, wanted: impl Fn(Entry) -> bool) -> Option<usize> {
+    fn position(&self, wanted: impl Fn(TableEntry) -> bool) -> Option<usize> {
         let at = self.entries.iter().position(|entry| wanted(*entry))?;
         Some(static_table::LEN + 1 + at)
     }
@@ -128,7 +128,7 @@ impl Table {
         };
         self.make_room(self.max - size);
         let at = (start as u32).wrapping_add(self.removed);
-        self.entries.push_front(Entry { at, name, value });
+        self.entries.push_front(TableEntry { at, name, value });
         self.size += size;
         self.forget_dropped();
     }
