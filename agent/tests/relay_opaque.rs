@@ -10,7 +10,7 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use support::{WAIT_TIMEOUT, Workstation, global, lane, port};
+use support::{WAIT_TIMEOUT, Workstation, context, global, port};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -32,13 +32,13 @@ async fn call(shared: &Arc<PortContext>) -> (TcpStream, JoinHandle<Ended>) {
         listener.accept()
     );
     let (down, from) = accepted.unwrap();
-    let lane = lane(shared, from);
+    let context = context(shared, from);
     let task = tokio::spawn(async move {
         opaque::carry(
             Conn::Tcp(down),
             Buf::default(),
             None,
-            &lane,
+            &context,
             OpaqueReason::NotHttp,
         )
         .await

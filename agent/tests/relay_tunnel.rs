@@ -23,12 +23,12 @@ use traffic_proto::tunnel::Message;
 const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The far end of a tunnel.
-struct Far {
+struct FakeTunnel {
     from_agent: mpsc::Receiver<Bytes>,
     to_agent: mpsc::Sender<Result<Bytes, TunnelError>>,
 }
 
-fn tunnel(role: Role, depth: usize) -> (Tunnel, Far) {
+fn tunnel(role: Role, depth: usize) -> (Tunnel, FakeTunnel) {
     let (tx, from_agent) = mpsc::channel(depth);
     let (to_agent, rx) = mpsc::channel(64);
     (
@@ -37,14 +37,14 @@ fn tunnel(role: Role, depth: usize) -> (Tunnel, Far) {
             rx: Box::pin(ReceiverStream::new(rx)),
             role,
         }),
-        Far {
+        FakeTunnel {
             from_agent,
             to_agent,
         },
     )
 }
 
-impl Far {
+impl FakeTunnel {
     async fn say(&self, message: Message) {
         self.to_agent.send(Ok(message.encode())).await.unwrap();
     }
@@ -298,7 +298,7 @@ async fn datagrams_keep_their_borders_and_are_dropped_rather_than_queued_without
 
 struct Carried {
     caller: TcpStream,
-    far: Far,
+    far: FakeTunnel,
     task: tokio::task::JoinHandle<relay::Relayed>,
 }
 

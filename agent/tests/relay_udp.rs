@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use support::{Far, WAIT_TIMEOUT, Workstation, global, port};
+use support::{FakeTunnel, WAIT_TIMEOUT, Workstation, global, port};
 use tokio::net::UdpSocket;
 use tokio::time::timeout;
 use traffic_agent::proxy::context::PortContext;
@@ -185,7 +185,7 @@ async fn beyond_the_limit_no_flow_is_made_and_it_is_counted() {
     assert_eq!(agent.shared.metrics.udp_flows.get(), 2);
 }
 
-async fn hears(far: &mut Far) -> Bytes {
+async fn hears(far: &mut FakeTunnel) -> Bytes {
     match Message::decode(
         timeout(WAIT_TIMEOUT, far.from_agent.recv())
             .await

@@ -10,10 +10,10 @@ use traffic_agent::outcome::Ended;
 use traffic_agent::proxy::connection;
 use traffic_agent::proxy::context::{AppProtocol, ConnContext};
 
-use crate::rig::{Caller1, Desk, Expect, Rig, Script, WAIT_TIMEOUT};
+use crate::rig::{Expect, Rig, Script, TestClient, TunnelBehaviour, WAIT_TIMEOUT};
 
 /// A caller whose `request` is there when it is accepted, and the connection that carries it.
-fn asks(rig: &Rig, request: &str) -> (Caller1, JoinHandle<Ended>) {
+fn asks(rig: &Rig, request: &str) -> (TestClient, JoinHandle<Ended>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut caller = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     caller.write_all(request.as_bytes()).unwrap();
@@ -21,15 +21,15 @@ fn asks(rig: &Rig, request: &str) -> (Caller1, JoinHandle<Ended>) {
     let (accepted, peer) = listener.accept().unwrap();
     accepted.peek(&mut [0]).unwrap();
     accepted.set_nonblocking(true).unwrap();
-    let lane = ConnContext {
+    let context = ConnContext {
         caller: Caller::new(peer),
         port: Arc::clone(&rig.port),
         hello: None,
     };
     let accepted = tokio::net::TcpStream::from_std(accepted).unwrap();
-    let carried = tokio::spawn(connection::connection(accepted, lane));
+    let carried = tokio::spawn(connection::connection(accepted, context));
     (
-        Caller1 {
+        TestClient {
             socket: tokio::net::TcpStream::from_std(caller).unwrap(),
         },
         carried,
@@ -135,7 +135,7 @@ async fn a_large_first_answer_arrives_whole_by_a_caller_that_reads_late() {
             .unwrap();
         socket.write_all(&sent).unwrap();
     });
-    let rig = Rig::with(addr, AppProtocol::Http1, Desk::Away);
+    let rig = Rig::with(addr, AppProtocol::Http1, TunnelBehaviour::Away);
     let (mut caller, carried) = asks(&rig, "GET / HTTP/1.0\r\n\r\n");
     // Until the app is held up, because nobody takes its answer.
     let mut stalled = 0;

@@ -5,7 +5,7 @@ use traffic_agent::outcome::Ended;
 use traffic_agent::proxy::context::AppProtocol;
 use traffic_agent::telemetry::metrics::{Limit, OpaqueReason, Protocol};
 
-use crate::rig::{Desk, Expect, Rig, Script, eventually};
+use crate::rig::{Expect, Rig, Script, TunnelBehaviour, eventually};
 
 #[tokio::test]
 async fn an_interim_answer_comes_before_the_body_it_asks_for() {
@@ -404,7 +404,7 @@ async fn what_is_no_http_reaches_the_app_and_a_declared_port_is_not_looked_at() 
             OpaqueReason::Declared,
         ),
     ] {
-        let rig = Rig::with(app.addr(), declared, Desk::Away);
+        let rig = Rig::with(app.addr(), declared, TunnelBehaviour::Away);
         let mut caller = rig.call().await;
         caller.send(text).await;
         let mut app = app.accept().await;

@@ -15,7 +15,7 @@ use traffic_agent::telemetry::logging::LogControl;
 use traffic_core::routing::matcher::PathFilter;
 use traffic_core::routing::{Entry, Intercept, RouteTable, State};
 
-use crate::rig::{Desk, Expect, Rig, Script, WAIT_TIMEOUT, intercept, named_server};
+use crate::rig::{Expect, Rig, Script, TunnelBehaviour, WAIT_TIMEOUT, intercept, named_server};
 
 /// A small generator, so that a failure can be run again.
 struct Dice(u64);
@@ -107,12 +107,17 @@ fn encoded(text: &str) -> String {
 
 #[tokio::test]
 async fn explanations_agree_with_what_happens_for_a_thousand_tables_and_requests() {
-    let (app, desk) = (named_server("app").await, named_server("client").await);
+    let (app, behaviour) = (named_server("app").await, named_server("client").await);
     let access = Access {
         log: None,
         pod: "echo-1".into(),
     };
-    let rig = Rig::telling(app, AppProtocol::Unknown, Desk::Dials(desk), access);
+    let rig = Rig::telling(
+        app,
+        AppProtocol::Unknown,
+        TunnelBehaviour::Dials(behaviour),
+        access,
+    );
     let agent = agent(&rig);
     let mut caller = BufReader::new(rig.call().await.socket);
     let mut dice = Dice(7);
@@ -266,7 +271,7 @@ impl Sink {
 
 #[tokio::test]
 async fn the_access_log_says_where_each_request_went_and_why() {
-    let (app, desk) = (named_server("app").await, named_server("client").await);
+    let (app, behaviour) = (named_server("app").await, named_server("client").await);
     let sink = Sink::default();
     let log = AccessLog::start("json", &["x-shown".to_owned()], sink.clone())
         .unwrap()
@@ -275,7 +280,12 @@ async fn the_access_log_says_where_each_request_went_and_why() {
         log: Some(Arc::new(log)),
         pod: "echo-1".into(),
     };
-    let rig = Rig::telling(app, AppProtocol::Unknown, Desk::Dials(desk), access);
+    let rig = Rig::telling(
+        app,
+        AppProtocol::Unknown,
+        TunnelBehaviour::Dials(behaviour),
+        access,
+    );
     let mut caller = BufReader::new(rig.call().await.socket);
     let mut ask = async |headers: &str, body: &str| {
         let request = format!(
@@ -349,7 +359,7 @@ async fn a_request_that_fails_open_says_so_in_the_log_and_to_the_owner() {
         log: Some(Arc::new(log)),
         pod: "echo-1".into(),
     };
-    let rig = Rig::telling(app, AppProtocol::Unknown, Desk::Rejects, access);
+    let rig = Rig::telling(app, AppProtocol::Unknown, TunnelBehaviour::Rejects, access);
     let _: Arc<Intercept> = rig.intercept();
     let mut caller = BufReader::new(rig.call().await.socket);
     let request = "GET / HTTP/1.1\r\nx-dev: a\r\nx-traffic-agent-explain: session\r\n\r\n";

@@ -16,12 +16,12 @@ const BUDGET: usize = 968;
 async fn the_future_of_a_connection_stays_small() {
     let rig = Rig::start(named_server("app").await);
     let socket = rig.call().await.socket;
-    let lane = ConnContext {
+    let context = ConnContext {
         caller: Caller::new(rig.addr),
         port: rig.port.clone(),
         hello: None,
     };
-    let connection = connection::connection(socket, lane);
+    let connection = connection::connection(socket, context);
     let size = size_of_val(&connection);
     assert!(size <= BUDGET, "{size} bytes");
 }

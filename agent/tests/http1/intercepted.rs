@@ -9,7 +9,7 @@ use traffic_agent::proxy::context::AppProtocol;
 use traffic_agent::telemetry::metrics::{FailOpen, OpaqueReason, Route};
 use traffic_core::routing::State;
 
-use crate::rig::{Desk, Expect, Rig, Script, eventually, named_server};
+use crate::rig::{Expect, Rig, Script, TunnelBehaviour, eventually, named_server};
 
 const MATCHING: &str = "GET / HTTP/1.1\r\nX-Dev: a\r\n\r\n";
 const OTHER: &str = "GET / HTTP/1.1\r\nX-Dev: b\r\n\r\n";
@@ -21,15 +21,15 @@ fn named(name: &str) -> String {
     )
 }
 
-async fn rig(desk: Desk) -> Rig {
-    let rig = Rig::with(named_server("app").await, AppProtocol::Unknown, desk);
+async fn rig(behaviour: TunnelBehaviour) -> Rig {
+    let rig = Rig::with(named_server("app").await, AppProtocol::Unknown, behaviour);
     rig.intercept();
     rig
 }
 
 #[tokio::test]
 async fn requests_of_one_connection_go_where_their_headers_say_over_one_tunnel() {
-    let rig = rig(Desk::Dials(named_server("desk").await)).await;
+    let rig = rig(TunnelBehaviour::Dials(named_server("desk").await)).await;
     let mut caller = rig.call().await;
     for _ in 0..3 {
         caller.send(MATCHING).await;
@@ -53,7 +53,7 @@ async fn hundreds_of_old_connections_follow_each_change_of_rules_with_their_next
     let rig = Rig::with(
         named_server("app").await,
         AppProtocol::Unknown,
-        Desk::Dials(named_server("desk").await),
+        TunnelBehaviour::Dials(named_server("desk").await),
     );
     let mut callers = Vec::new();
     for _ in 0..100 {
@@ -88,12 +88,12 @@ async fn hundreds_of_old_connections_follow_each_change_of_rules_with_their_next
 
 #[tokio::test]
 async fn without_a_workstation_the_app_answers_and_the_reason_is_counted() {
-    for (desk, why) in [
-        (Desk::Away, FailOpen::NoTunnel),
-        (Desk::Rejects, FailOpen::DialRejected),
-        (Desk::Silent, FailOpen::DialTimeout),
+    for (behaviour, why) in [
+        (TunnelBehaviour::Away, FailOpen::NoTunnel),
+        (TunnelBehaviour::Rejects, FailOpen::DialRejected),
+        (TunnelBehaviour::Silent, FailOpen::DialTimeout),
     ] {
-        let rig = rig(desk).await;
+        let rig = rig(behaviour).await;
         let mut caller = rig.call().await;
         let body = "x".repeat(100_000);
         let request = format!(
@@ -101,7 +101,7 @@ async fn without_a_workstation_the_app_answers_and_the_reason_is_counted() {
             body.len()
         );
         let app = Script::listen().await;
-        let rig = Rig::with(app.addr(), AppProtocol::Unknown, desk);
+        let rig = Rig::with(app.addr(), AppProtocol::Unknown, behaviour);
         rig.intercept();
         drop(caller);
         caller = rig.call().await;
@@ -118,14 +118,14 @@ async fn without_a_workstation_the_app_answers_and_the_reason_is_counted() {
             app.send("HTTP/1.1 204 x\r\n\r\n").await;
         };
         tokio::join!(calling, serving);
-        assert_eq!(rig.port.metrics.fail_open.at(why).get(), 1, "{desk:?}");
+        assert_eq!(rig.port.metrics.fail_open.at(why).get(), 1, "{behaviour:?}");
         assert_eq!(rig.port.metrics.http1_requests.at(Route::App).get(), 1);
     }
 }
 
 #[tokio::test]
 async fn after_a_failed_dial_the_app_answers_at_once_until_the_workstation_is_tried_again() {
-    let rig = rig(Desk::Silent).await;
+    let rig = rig(TunnelBehaviour::Silent).await;
     let intercept = rig.intercept();
     let mut callers = Vec::new();
     for _ in 0..20 {
@@ -146,7 +146,7 @@ async fn after_a_failed_dial_the_app_answers_at_once_until_the_workstation_is_tr
     assert_eq!(intercept.stats.failed_open.load(Ordering::Relaxed), 21);
     // One in flight tries again, and brings the traffic back.
     rig.workstation
-        .becomes(Desk::Dials(named_server("desk").await));
+        .becomes(TunnelBehaviour::Dials(named_server("desk").await));
     eventually("the workstation answers", || {
         intercept.stats.dials.may_try(std::time::Instant::now())
     })
@@ -163,7 +163,7 @@ async fn an_app_that_is_away_does_not_keep_a_workstation_from_answering() {
     let rig = Rig::with(
         gone,
         AppProtocol::Unknown,
-        Desk::Dials(named_server("desk").await),
+        TunnelBehaviour::Dials(named_server("desk").await),
     );
     rig.intercept();
     let mut caller = rig.call().await;
@@ -183,7 +183,7 @@ async fn an_app_that_starts_later_gets_the_next_request_of_an_old_connection() {
     let rig = Rig::with(
         addr,
         AppProtocol::Unknown,
-        Desk::Dials(named_server("desk").await),
+        TunnelBehaviour::Dials(named_server("desk").await),
     );
     rig.intercept();
     let mut caller = rig.call().await;
@@ -197,14 +197,18 @@ async fn an_app_that_starts_later_gets_the_next_request_of_an_old_connection() {
 
 #[tokio::test]
 async fn a_tunnel_lost_amid_an_answer_resets_the_caller_and_nothing_is_sent_twice() {
-    let (app, desk) = (Script::listen().await, Script::listen().await);
-    let rig = Rig::with(app.addr(), AppProtocol::Unknown, Desk::Dials(desk.addr()));
+    let (app, behaviour) = (Script::listen().await, Script::listen().await);
+    let rig = Rig::with(
+        app.addr(),
+        AppProtocol::Unknown,
+        TunnelBehaviour::Dials(behaviour.addr()),
+    );
     rig.intercept();
     for partial in ["", "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\npart"] {
         let mut caller = rig.call().await;
         let mut at_app = app.accept().await;
         caller.send(MATCHING).await;
-        let mut at_desk = desk.accept().await;
+        let mut at_desk = behaviour.accept().await;
         at_desk.expect(MATCHING).await;
         at_desk.send(partial).await;
         caller.expect(partial).await;
@@ -220,11 +224,11 @@ async fn a_tunnel_lost_amid_an_answer_resets_the_caller_and_nothing_is_sent_twic
 
 #[tokio::test]
 async fn a_workstation_whose_server_closes_amid_an_answer_is_no_truncated_success() {
-    let desk = Script::listen().await;
-    let rig = rig(Desk::Dials(desk.addr())).await;
+    let behaviour = Script::listen().await;
+    let rig = rig(TunnelBehaviour::Dials(behaviour.addr())).await;
     let mut caller = rig.call().await;
     caller.send(MATCHING).await;
-    let mut at_desk = desk.accept().await;
+    let mut at_desk = behaviour.accept().await;
     at_desk.expect(MATCHING).await;
     at_desk
         .send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
@@ -238,12 +242,12 @@ async fn a_workstation_whose_server_closes_amid_an_answer_is_no_truncated_succes
 
 #[tokio::test]
 async fn a_tunnel_that_ended_while_idle_is_opened_again() {
-    let desk = Script::listen().await;
-    let rig = rig(Desk::Dials(desk.addr())).await;
+    let behaviour = Script::listen().await;
+    let rig = rig(TunnelBehaviour::Dials(behaviour.addr())).await;
     let mut caller = rig.call().await;
     for n in 1..=3 {
         caller.send(MATCHING).await;
-        let mut at_desk = desk.accept().await;
+        let mut at_desk = behaviour.accept().await;
         at_desk.expect(MATCHING).await;
         at_desk.send("HTTP/1.1 204 x\r\n\r\n").await;
         caller.expect("HTTP/1.1 204 x\r\n\r\n").await;
@@ -260,8 +264,12 @@ async fn a_tunnel_that_ended_while_idle_is_opened_again() {
 
 #[tokio::test]
 async fn an_app_that_closed_while_a_workstation_answered_is_dialled_again() {
-    let (app, desk) = (Script::listen().await, named_server("desk").await);
-    let rig = Rig::with(app.addr(), AppProtocol::Unknown, Desk::Dials(desk));
+    let (app, behaviour) = (Script::listen().await, named_server("desk").await);
+    let rig = Rig::with(
+        app.addr(),
+        AppProtocol::Unknown,
+        TunnelBehaviour::Dials(behaviour),
+    );
     rig.intercept();
     let mut caller = rig.call().await;
     let first = app.accept().await;
@@ -282,11 +290,11 @@ async fn an_app_that_closed_while_a_workstation_answered_is_dialled_again() {
 
 #[tokio::test]
 async fn an_answer_until_close_from_a_workstation_ends_the_connection_whole() {
-    let desk = Script::listen().await;
-    let rig = rig(Desk::Dials(desk.addr())).await;
+    let behaviour = Script::listen().await;
+    let rig = rig(TunnelBehaviour::Dials(behaviour.addr())).await;
     let mut caller = rig.call().await;
     caller.send(MATCHING).await;
-    let mut at_desk = desk.accept().await;
+    let mut at_desk = behaviour.accept().await;
     at_desk.expect(MATCHING).await;
     let body = "z".repeat(300_000);
     at_desk
@@ -301,12 +309,12 @@ async fn an_answer_until_close_from_a_workstation_ends_the_connection_whole() {
 
 #[tokio::test]
 async fn a_caller_that_half_closes_behind_a_matching_request_still_gets_the_answer() {
-    let desk = Script::listen().await;
-    let rig = rig(Desk::Dials(desk.addr())).await;
+    let behaviour = Script::listen().await;
+    let rig = rig(TunnelBehaviour::Dials(behaviour.addr())).await;
     let mut caller = rig.call().await;
     caller.send(MATCHING).await;
     caller.socket.shutdown().await.unwrap();
-    let mut at_desk = desk.accept().await;
+    let mut at_desk = behaviour.accept().await;
     at_desk.expect(MATCHING).await;
     tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     at_desk
@@ -320,13 +328,13 @@ async fn a_caller_that_half_closes_behind_a_matching_request_still_gets_the_answ
 
 #[tokio::test]
 async fn a_matching_upgrade_is_a_relay_to_the_workstation() {
-    let desk = Script::listen().await;
-    let rig = rig(Desk::Dials(desk.addr())).await;
+    let behaviour = Script::listen().await;
+    let rig = rig(TunnelBehaviour::Dials(behaviour.addr())).await;
     let mut caller = rig.call().await;
     let request =
         "GET /ws HTTP/1.1\r\nX-Dev: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
     caller.send(&format!("{request}early")).await;
-    let mut at_desk = desk.accept().await;
+    let mut at_desk = behaviour.accept().await;
     at_desk.expect(request).await;
     at_desk.send("HTTP/1.1 101 x\r\n\r\nalong").await;
     caller.expect("HTTP/1.1 101 x\r\n\r\nalong").await;
@@ -340,8 +348,8 @@ async fn a_matching_upgrade_is_a_relay_to_the_workstation() {
 
 #[tokio::test]
 async fn large_bodies_pass_through_the_tunnel_both_ways_at_once() {
-    let desk = Script::listen().await;
-    let rig = rig(Desk::Dials(desk.addr())).await;
+    let behaviour = Script::listen().await;
+    let rig = rig(TunnelBehaviour::Dials(behaviour.addr())).await;
     let caller = rig.call().await;
     let body: String = (0..500_000).map(|n| format!("{n:05x}")).collect();
     let request = format!(
@@ -362,7 +370,7 @@ async fn large_bodies_pass_through_the_tunnel_both_ways_at_once() {
         assert!(seen == answer.as_bytes());
     };
     let serving = async {
-        let (mut read, mut write) = desk.accept().await.into_split();
+        let (mut read, mut write) = behaviour.accept().await.into_split();
         let mut seen = vec![0; request.len()];
         let (got, sent) = tokio::join!(
             read.read_exact(&mut seen),
@@ -409,12 +417,16 @@ async fn an_expired_rule_answers_503_and_the_connection_goes_on() {
 
 #[tokio::test]
 async fn where_a_workstation_takes_everything_a_server_there_may_speak_first() {
-    let desk = Script::listen().await;
+    let behaviour = Script::listen().await;
     let app = Script::listen().await;
-    let rig = Rig::with(app.addr(), AppProtocol::Unknown, Desk::Dials(desk.addr()));
+    let rig = Rig::with(
+        app.addr(),
+        AppProtocol::Unknown,
+        TunnelBehaviour::Dials(behaviour.addr()),
+    );
     rig.rule(&[], State::Active);
     let mut caller = rig.call().await;
-    let mut at_desk = desk.accept().await;
+    let mut at_desk = behaviour.accept().await;
     at_desk.send("220 mail.test ESMTP\r\n").await;
     caller.expect("220 mail.test ESMTP\r\n").await;
     assert!(app.is_untouched().await);

@@ -8,7 +8,7 @@ use traffic_agent::proxy::listener::bind::{BindError, PortSpec};
 use traffic_agent::proxy::listener::workers::Ports;
 use traffic_agent::upstream::OpenTunnel;
 
-use crate::rig::{Desk, Expect, Rig, Script, Workstation, eventually, shared};
+use crate::rig::{Expect, Rig, Script, TunnelBehaviour, Workstation, eventually, shared};
 
 fn spec(port: u16) -> PortSpec {
     PortSpec {
@@ -22,7 +22,7 @@ fn spec(port: u16) -> PortSpec {
 #[tokio::test]
 async fn a_port_that_somebody_has_is_named_with_its_owner_and_the_remedy() {
     let app = Script::listen().await;
-    let tunnels = Workstation::new(Desk::Away) as Arc<dyn OpenTunnel>;
+    let tunnels = Workstation::new(TunnelBehaviour::Away) as Arc<dyn OpenTunnel>;
     let other = std::net::TcpListener::bind("[::]:0").unwrap();
     let port = other.local_addr().unwrap().port();
     for workers in [1, 2] {
@@ -59,7 +59,7 @@ async fn a_port_that_somebody_has_is_named_with_its_owner_and_the_remedy() {
 #[tokio::test]
 async fn one_listener_serves_both_families_and_callers_of_ipv4_are_known_as_such() {
     let app = Script::listen().await;
-    let shared = shared(AppAddr(app.addr()), Workstation::new(Desk::Away));
+    let shared = shared(AppAddr(app.addr()), Workstation::new(TunnelBehaviour::Away));
     let ports = Ports::bind(vec![(spec(0), Arc::clone(&shared))], 2).unwrap();
     let port = ports.addrs()[0].port();
     let running = ports.run(&shared.drain).unwrap();
@@ -84,7 +84,7 @@ async fn a_dial_that_comes_back_to_us_is_cut_and_counted() {
     let reserved = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = reserved.local_addr().unwrap();
     drop(reserved);
-    let shared = shared(AppAddr(addr), Workstation::new(Desk::Away));
+    let shared = shared(AppAddr(addr), Workstation::new(TunnelBehaviour::Away));
     let spec = PortSpec {
         addr: Some(addr.ip()),
         ..spec(addr.port())

@@ -30,7 +30,7 @@ pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What the workstation does when a tunnel is asked for.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Desk {
+pub(crate) enum TunnelBehaviour {
     /// Dials this address.
     Dials(SocketAddr),
     /// Is not there.
@@ -43,24 +43,24 @@ pub(crate) enum Desk {
 
 #[derive(Debug)]
 pub(crate) struct Workstation {
-    desk: Mutex<Desk>,
+    behaviour: Mutex<TunnelBehaviour>,
     pub(crate) opened: AtomicUsize,
     /// Breaks every open tunnel when sent to.
     cut: tokio::sync::watch::Sender<u64>,
 }
 
 impl Workstation {
-    pub(crate) fn new(desk: Desk) -> Arc<Self> {
+    pub(crate) fn new(behaviour: TunnelBehaviour) -> Arc<Self> {
         Arc::new(Self {
-            desk: Mutex::new(desk),
+            behaviour: Mutex::new(behaviour),
             opened: AtomicUsize::new(0),
             cut: tokio::sync::watch::Sender::new(0),
         })
     }
 
     /// What it does from here on.
-    pub(crate) fn becomes(&self, desk: Desk) {
-        *self.desk.lock().unwrap() = desk;
+    pub(crate) fn becomes(&self, behaviour: TunnelBehaviour) {
+        *self.behaviour.lock().unwrap() = behaviour;
     }
 
     pub(crate) fn break_tunnels(&self) {
@@ -75,11 +75,11 @@ impl OpenTunnel for Workstation {
         _caller: Caller,
         _transport: Transport,
     ) -> BoxFuture<'static, Result<TunnelIo, TunnelError>> {
-        let desk = *self.desk.lock().unwrap();
+        let behaviour = *self.behaviour.lock().unwrap();
         let mut cut = self.cut.subscribe();
         self.opened.fetch_add(1, Ordering::SeqCst);
         Box::pin(async move {
-            if matches!(desk, Desk::Away) {
+            if matches!(behaviour, TunnelBehaviour::Away) {
                 return Err(TunnelError::NoPath("nobody there".to_owned()));
             }
             let (tx, from_agent) = mpsc::channel(50);
@@ -87,7 +87,7 @@ impl OpenTunnel for Workstation {
             tokio::spawn(async move {
                 let broken = to_agent.clone();
                 tokio::select! {
-                    () = work(desk, from_agent, to_agent) => {}
+                    () = work(behaviour, from_agent, to_agent) => {}
                     _ = cut.changed() => {
                         let _ = broken.send(Err(TunnelError::Broken("cut".to_owned()))).await;
                     }
@@ -103,12 +103,12 @@ impl OpenTunnel for Workstation {
 }
 
 async fn work(
-    desk: Desk,
+    behaviour: TunnelBehaviour,
     mut from_agent: mpsc::Receiver<Bytes>,
     to_agent: mpsc::Sender<Result<Bytes, TunnelError>>,
 ) {
-    let Desk::Dials(target) = desk else {
-        if matches!(desk, Desk::Rejects) {
+    let TunnelBehaviour::Dials(target) = behaviour else {
+        if matches!(behaviour, TunnelBehaviour::Rejects) {
             let _ = to_agent.send(Ok(Message::DialReject.encode())).await;
         }
         while from_agent.recv().await.is_some() {}
@@ -172,21 +172,21 @@ pub(crate) struct Rig {
 
 impl Rig {
     pub(crate) fn start(app: SocketAddr) -> Self {
-        Self::with(app, AppProtocol::Unknown, Desk::Away)
+        Self::with(app, AppProtocol::Unknown, TunnelBehaviour::Away)
     }
 
-    pub(crate) fn with(app: SocketAddr, declared: AppProtocol, desk: Desk) -> Self {
-        Self::telling(app, declared, desk, Access::default())
+    pub(crate) fn with(app: SocketAddr, declared: AppProtocol, behaviour: TunnelBehaviour) -> Self {
+        Self::telling(app, declared, behaviour, Access::default())
     }
 
     /// With an access log, or a pod's name.
     pub(crate) fn telling(
         app: SocketAddr,
         declared: AppProtocol,
-        desk: Desk,
+        behaviour: TunnelBehaviour,
         access: Access,
     ) -> Self {
-        let workstation = Workstation::new(desk);
+        let workstation = Workstation::new(behaviour);
         let mut port = shared(
             AppAddr(app),
             Arc::clone(&workstation) as Arc<dyn OpenTunnel>,
@@ -212,10 +212,10 @@ impl Rig {
         }
     }
 
-    pub(crate) async fn call(&self) -> Caller1 {
+    pub(crate) async fn call(&self) -> TestClient {
         let socket = TcpStream::connect(self.addr).await.unwrap();
         socket.set_nodelay(true).unwrap();
-        Caller1 { socket }
+        TestClient { socket }
     }
 
     /// Puts one intercept on `x-dev: a` in force.
@@ -278,7 +278,7 @@ impl Drop for Rig {
 }
 
 /// A raw caller.
-pub(crate) struct Caller1 {
+pub(crate) struct TestClient {
     pub(crate) socket: TcpStream,
 }
 
@@ -333,7 +333,7 @@ impl Expect for TcpStream {
     }
 }
 
-impl Expect for Caller1 {
+impl Expect for TestClient {
     async fn send(&mut self, text: &str) {
         self.socket.send(text).await;
     }

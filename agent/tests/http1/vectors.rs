@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use traffic_agent::telemetry::metrics::OpaqueReason;
 
-use crate::rig::{Desk, Expect, Rig, Script, eventually, named_server};
+use crate::rig::{Expect, Rig, Script, TunnelBehaviour, eventually, named_server};
 
 const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nx-dev: a\r\n\r\n";
 
@@ -76,7 +76,7 @@ async fn every_vector_goes_whole_to_the_app_and_never_to_the_workstation() {
     let rig = Rig::with(
         app.addr(),
         traffic_agent::proxy::context::AppProtocol::Unknown,
-        Desk::Dials(named_server("desk").await),
+        TunnelBehaviour::Dials(named_server("desk").await),
     );
     rig.intercept();
     for after_a_good_one in [false, true] {
@@ -105,17 +105,17 @@ async fn every_vector_goes_whole_to_the_app_and_never_to_the_workstation() {
 #[tokio::test]
 async fn a_chunk_that_breaks_off_later_is_cut_for_the_workstation_and_left_to_the_app() {
     let app = Script::listen().await;
-    let desk = Script::listen().await;
+    let behaviour = Script::listen().await;
     let rig = Rig::with(
         app.addr(),
         traffic_agent::proxy::context::AppProtocol::Unknown,
-        Desk::Dials(desk.addr()),
+        TunnelBehaviour::Dials(behaviour.addr()),
     );
     rig.intercept();
     let head = "POST / HTTP/1.1\r\nx-dev: a\r\nTransfer-Encoding: chunked\r\n\r\n";
     let mut caller = rig.call().await;
     caller.send(head).await;
-    let mut at_desk = desk.accept().await;
+    let mut at_desk = behaviour.accept().await;
     at_desk.expect(head).await;
     caller.send("5\nhello").await;
     caller.expect_reset().await;
@@ -140,7 +140,7 @@ async fn an_unclear_answer_is_relayed_and_no_later_request_is_routed() {
     let rig = Rig::with(
         app.addr(),
         traffic_agent::proxy::context::AppProtocol::Unknown,
-        Desk::Dials(named_server("desk").await),
+        TunnelBehaviour::Dials(named_server("desk").await),
     );
     rig.intercept();
     for answer in [

@@ -23,7 +23,7 @@ use traffic_core::routing::matcher::{Filters, HeaderFilter};
 use traffic_core::routing::{Entry, Intercept, Mechanism, RouteTable, State};
 use traffic_proto::tunnel::Message;
 
-use crate::base::{self, Far, WAIT_TIMEOUT, Workstation};
+use crate::base::{self, FakeTunnel, WAIT_TIMEOUT, Workstation};
 
 pub struct Rig {
     pub addr: SocketAddr,
@@ -65,7 +65,7 @@ impl Rig {
                 let (shared, ended_tx) = (shared.clone(), ended_tx.clone());
                 tokio::spawn(async move {
                     down.set_nodelay(true).unwrap();
-                    let mut lane = base::lane(&shared, caller);
+                    let mut lane = base::context(&shared, caller);
                     lane.hello = secure.then(Arc::default);
                     let Ok(app) = shared.app.dial(None).await else {
                         return;
@@ -132,7 +132,7 @@ pub fn table(state: State) -> RouteTable {
 }
 
 /// What a workstation's client does with a tunnel: dials its target and moves bytes.
-async fn serve_tunnel(mut far: Far, target: SocketAddr) {
+async fn serve_tunnel(mut far: FakeTunnel, target: SocketAddr) {
     let Ok(socket) = TcpStream::connect(target).await else {
         let _ = far.to_agent.send(Ok(Message::DialReject.encode())).await;
         return;

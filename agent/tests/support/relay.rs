@@ -31,7 +31,7 @@ use traffic_core::routing::{Entry, Intercept, Mechanism, RouteTable, State};
 pub const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The far end of an opened tunnel, and who it was opened for.
-pub struct Far {
+pub struct FakeTunnel {
     pub from_agent: mpsc::Receiver<Bytes>,
     pub to_agent: mpsc::Sender<Result<Bytes, TunnelError>>,
     pub caller: Caller,
@@ -42,7 +42,7 @@ pub struct Far {
 /// Passes every opened tunnel's far end to the test; refuses while none is taken.
 #[derive(Debug)]
 pub struct Workstation {
-    opened_tx: Mutex<Option<mpsc::Sender<Far>>>,
+    opened_tx: Mutex<Option<mpsc::Sender<FakeTunnel>>>,
     pub asked: AtomicUsize,
 }
 
@@ -54,7 +54,7 @@ impl Workstation {
         })
     }
 
-    pub fn there() -> (Arc<Self>, mpsc::Receiver<Far>) {
+    pub fn there() -> (Arc<Self>, mpsc::Receiver<FakeTunnel>) {
         let (opened_tx, opened_rx) = mpsc::channel(4096);
         (
             Arc::new(Self {
@@ -81,7 +81,7 @@ impl OpenTunnel for Workstation {
             let (tx, from_agent) = mpsc::channel(50);
             let (to_agent, rx) = mpsc::channel(50);
             opened_tx
-                .send(Far {
+                .send(FakeTunnel {
                     from_agent,
                     to_agent,
                     caller,
@@ -136,7 +136,7 @@ pub fn port(app: SocketAddr, transport: Transport, tunnels: Arc<Workstation>) ->
     })
 }
 
-pub fn lane(port: &Arc<PortContext>, caller: SocketAddr) -> ConnContext {
+pub fn context(port: &Arc<PortContext>, caller: SocketAddr) -> ConnContext {
     ConnContext {
         caller: Caller::new(caller),
         port: port.clone(),
