@@ -95,14 +95,15 @@ async fn upgrade(flags: &Upgrade) -> Result<(), Failure> {
     match release::settled(&install.place, &namespace, install.timeout).await? {
         State::None => {
             return Err(Failure::Failed(format!(
-                "no traffic-manager is installed in namespace {namespace}; use intercept helm install, \
-                 or name its namespace with --namespace"
+                "no traffic-manager is installed in namespace {namespace}; use intercept helm \
+                install, or name its namespace with --namespace"
             )));
         }
         State::Stuck => {
             return Err(Failure::Failed(format!(
-                "another Helm command on the traffic-manager in namespace {namespace} is under way or was \
-                 interrupted; wait for it, or take it back with helm rollback {RELEASE} -n {namespace}"
+                "another Helm command on the traffic-manager in namespace {namespace} is under way \
+                or was interrupted; wait for it, or take it back with helm rollback {RELEASE} -n \
+                {namespace}"
             )));
         }
         State::Deployed { .. } | State::Failed => {}
@@ -225,8 +226,8 @@ async fn succeeded(mut helm: Command, what: &str) -> Result<(), Failure> {
 
 fn not_started(error: &std::io::Error) -> Failure {
     Failure::Failed(format!(
-        "helm cannot be started: {error}; install Helm 3.14 or newer (package helm of your system, brew install helm), \
-         or name one with {PROGRAM}=PROGRAM"
+        "helm cannot be started: {error}; install Helm 3.14 or newer (package helm of your system, \
+        brew install helm), or name one with {PROGRAM}=PROGRAM"
     ))
 }
 

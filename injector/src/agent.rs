@@ -95,9 +95,12 @@ impl Parts<'_> {
             if ports.iter().any(known) {
                 continue;
             }
+            // A redirected port keeps its name at the app: the Service still names the app's port,
+            // and the rules send its packets to the agent.
             let takes_name = container.is_replaced() || !self.is_redirected(container, entry);
             let name = takes_name.then(|| entry.container_port_name.clone());
             let name = name.filter(|name| {
+                // A container may carry a port name once; the API server refuses the pod otherwise.
                 let used = |it: &ContainerPort| it.name.as_ref() == Some(name);
                 !name.is_empty() && !ports.iter().any(used)
             });
@@ -135,6 +138,7 @@ impl Parts<'_> {
         variables.push(field("_TEL_AGENT_POD_IP", "status.podIP"));
         variables.push(field("_TEL_AGENT_NAME", "metadata.name"));
         variables.push(field("_TEL_AGENT_POD_UID", "metadata.uid"));
+        // The value is resolved when the container starts, from the annotation of the same patch.
         if self.settings.carrier == Carrier::Annotation {
             variables.push(field("AGENT_CONFIG", &annotation_field(AGENT_CONFIG)));
         }
@@ -302,6 +306,7 @@ impl Parts<'_> {
         let capabilities = context.capabilities.get_or_insert_default();
         capabilities.drop = Some(vec!["ALL".to_owned()]);
         capabilities.add = None;
+        // Fields the pod sets already hold for every container; only missing ones are added.
         if pod.and_then(|it| it.run_as_non_root) != Some(true) {
             context.run_as_non_root = Some(true);
         }
@@ -396,6 +401,8 @@ impl Names {
     pub(crate) fn new(wanted: &[Volume], there: &[Volume]) -> Self {
         let mut names = BTreeMap::new();
         for volume in wanted {
+            // A volume of this name and source is the one an earlier injection added; any other
+            // belongs to the app and must keep its name.
             let same_name = there.iter().find(|it| it.name == volume.name);
             if same_name.is_none_or(|it| is_same(it, volume)) {
                 continue;
@@ -465,6 +472,8 @@ fn carried_mount(
     }
     if policy == MountPolicy::RemoteReadonly {
         carried.read_only = Some(true);
+        // Submounts stay writable with `readOnly` alone. Kubernetes allows it only without
+        // propagation.
         carried.recursive_read_only = Some("IfPossible".to_owned());
         carried.mount_propagation = None;
     }
@@ -474,6 +483,7 @@ fn carried_mount(
 /// Ready once the manager has been reached for the first time; original images have no program
 /// that says so.
 fn readiness(image: &str) -> Probe {
+    // REGISTRY/REPOSITORY/NAME:TAG@DIGEST: the registry's own port is before the last slash.
     let name = image.rsplit('/').next().unwrap_or_default();
     let name = name.split(['@', ':']).next().unwrap_or_default();
     let command: &[&str] = match STOCK_IMAGES.contains(&name) {

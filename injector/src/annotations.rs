@@ -250,6 +250,7 @@ impl Reader<'_> {
         let Some((key, value)) = self.text(IGNORE_MOUNTS) else {
             return Vec::new();
         };
+        // Both spellings exist in the field: a JSON array and a comma list.
         let items: Vec<String> = if value.starts_with('[') {
             match serde_json::from_str(&value) {
                 Ok(items) => items,

@@ -348,6 +348,7 @@ pub(crate) fn mount_policy(
         if let Some((_, policy)) = rules.iter().find(|(at, _)| at == volume) {
             return *policy;
         }
+        // The deepest directory decides, as with mounts.
         let above = rules.iter().filter(|(at, _)| is_above(at, path));
         if let Some((_, policy)) = above.max_by_key(|(at, _)| at.len()) {
             return *policy;

@@ -125,6 +125,7 @@ fn wants<'a>(
         Stop::Refuse(Refusal::Faults { workload, faults })
     })?;
     let skip = |skip| Err(Stop::Skip(skip));
+    // The pod's annotation precedes the policy in every case.
     match (annotated, settings.policy) {
         (Inject::Disabled, _) => return skip(Skip::Disabled("disabled".to_owned())),
         (Inject::Unset, InjectPolicy::WhenEnabled) => return skip(Skip::Policy("WhenEnabled")),
@@ -159,6 +160,7 @@ fn wants<'a>(
     match (wanted, annotated) {
         (Wanted::Manual, _) => skip(Skip::Manual(workload.to_string())),
         (Wanted::Yes { replaced }, _) => Ok((workload, replaced)),
+        // An enabled pod has its agent before the first intercept, with no container replaced.
         (Wanted::No, Inject::Enabled) => Ok((workload, &NONE)),
         (Wanted::No, _) => skip(Skip::NotWanted(workload.to_string())),
     }

@@ -13,6 +13,7 @@ const APP_PREFIX: &str = "_TEL_APP_";
 pub(crate) fn carried(container: &Container, env_prefix: &str) -> Vec<EnvVar> {
     let prefix = format!("{APP_PREFIX}{env_prefix}");
     let own: BTreeSet<_> = variables(container).map(|it| it.name.as_str()).collect();
+    // The content of a ConfigMap or Secret is unknown here, so every name may come from it.
     let may_be_inherited = container.env_from.as_ref().is_some_and(|it| !it.is_empty());
     // What the container does not define itself is the cluster's, which the agent has as well.
     let is_own = |name: &str| may_be_inherited || own.contains(name);
@@ -77,6 +78,8 @@ fn prefix_references(text: &str, prefix: &str, is_own: impl Fn(&str) -> bool) ->
     while let Some(at) = rest.find('$') {
         out.push_str(&rest[..at]);
         rest = &rest[at..];
+        // Kubernetes writes a literal `$(NAME)` as `$$(NAME)`; both dollars stay, for it expands
+        // the value again.
         if let Some(behind) = rest.strip_prefix("$$") {
             out.push_str("$$");
             rest = behind;
@@ -98,6 +101,7 @@ fn prefix_references(text: &str, prefix: &str, is_own: impl Fn(&str) -> bool) ->
                 out.push_str(&rest[..2 + end]);
                 rest = &inner[end..];
             }
+            // An unclosed reference is plain text for Kubernetes too.
             None => break,
         }
     }

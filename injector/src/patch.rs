@@ -104,9 +104,12 @@ impl<'a> PatchDraft<'a> {
             return;
         }
         if !exists {
+            // RFC 6902, 4.1: the parent of an added element must exist, so a missing list is added
+            // whole.
             return self.add(path, items);
         }
         for item in items {
+            // RFC 6901, 4: "-" is the element after the last one.
             let end: Vec<_> = path.iter().copied().chain(["-"]).collect();
             self.add(&end, item);
         }
@@ -147,6 +150,7 @@ impl<'a> PatchDraft<'a> {
             }
             return;
         }
+        // From the end: a removal moves every later element down by one.
         for (at, _) in there.iter().enumerate().rev().filter(|(_, it)| ours(it)) {
             self.remove(&[path[0], path[1], &at.to_string()]);
         }
@@ -167,6 +171,7 @@ impl<'a> PatchDraft<'a> {
             .iter()
             .position(|it| it.name == AGENT_CONTAINER);
         let mut agent = self.parts.agent(names);
+        // Clusters refuse a restart policy of an ordinary container (allowed from 1.34 on).
         agent.restart_policy = None;
         match (at, native) {
             (Some(at), true) => self.remove(&["spec", "containers", &at.to_string()]),
@@ -206,6 +211,8 @@ impl<'a> PatchDraft<'a> {
         let mut taken_over: Vec<(&str, &str)> = Vec::new();
         for (container, entry) in self.parts.plan.config.entries() {
             let name = entry.container_port_name.as_str();
+            // A Service finds its port by name; the agent takes the name, so the app's port gets
+            // another.
             let hidden = !container.is_replaced() && !self.parts.is_redirected(container, entry);
             let port = (name, entry.protocol.name());
             if hidden && !name.is_empty() && !taken_over.contains(&port) {
@@ -231,6 +238,7 @@ impl<'a> PatchDraft<'a> {
                 self.replace(&place, &hidden);
                 renamed.insert(name, hidden);
             }
+            // Probes and hooks name ports as well, and mean the app, not the agent.
             self.rename_references(at, container, &renamed);
         }
     }
@@ -312,12 +320,15 @@ impl<'a> PatchDraft<'a> {
                 .containers
                 .iter()
                 .find(|it| it.name == container.name);
+            // The container leaves the pod below; this annotation is what a second injection reads
+            // it from.
             if let Some(json) = found.and_then(|it| serde_json::to_string(it).ok()) {
                 wanted.insert(key, json);
             }
         }
         if self.parts.settings.linkerd_skip_ports {
             let key = "config.linkerd.io/skip-outbound-ports";
+            // A value the workload's owner chose stays.
             if there.is_none_or(|it| !it.contains_key(key)) {
                 wanted.insert(key.to_owned(), plan.config.manager_port.to_string());
             }
@@ -398,6 +409,7 @@ impl<'a> PatchDraft<'a> {
             .filter(|(_, it)| replaced(it))
             .map(|(at, _)| at)
             .collect();
+        // Last operation of the patch: the positions of the operations before stay valid.
         for at in positions.into_iter().rev() {
             self.remove(&["spec", "containers", &at.to_string()]);
         }
@@ -412,6 +424,7 @@ fn hidden_name(name: &str, container: &Container, renamed: &BTreeMap<&str, Strin
         !used.contains(&name.as_str()) && !renamed.values().any(|other| other == name)
     };
     let cut = |end: &str| {
+        // `end` is at most "-999", so the length cannot be negative.
         let length = MAX_PORT_NAME - end.len();
         let start: String = format!("tm-{name}").chars().take(length).collect();
         format!("{}{end}", start.trim_end_matches('-'))

@@ -88,6 +88,7 @@ pub fn plan(
 
 fn no_redirect(around: &Surroundings, settings: &Settings) -> Option<NoRedirect> {
     match (settings.mesh, around.pod_security) {
+        // An Istio `Sidecar` object redirects in the mesh's proxy; no privileges are needed.
         (Mesh::Istio, _) => None,
         _ if !settings.init_container => Some(NoRedirect::SwitchedOff),
         (_, PodSecurity::Privileged) => None,
@@ -174,10 +175,12 @@ impl Draft<'_> {
         let containers = self.workload.template.containers.iter();
         let declared = containers.flat_map(|it| it.ports.iter().map(|port| port.number));
         let mut taken: BTreeSet<u16> = declared.collect();
+        // The app listens on ports it does not declare, too; Services with a number name them.
         taken.extend(self.entries.iter().map(|(_, it)| it.container_port));
         let mut next = self.settings.first_port.max(1);
         let mut ports: BTreeMap<u16, u16> = BTreeMap::new();
         for (_, entry) in &mut self.entries {
+            // One container port has one agent port, however many Services point at it.
             if let Some(port) = ports.get(&entry.container_port) {
                 entry.agent_port = *port;
                 continue;
@@ -204,6 +207,8 @@ impl Draft<'_> {
             .collect();
         let mut by_agent_port: BTreeMap<u16, u16> = BTreeMap::new();
         for (agent_port, transport) in targets {
+            // Agent and agent-init compute this number too; the config names the port only when it
+            // differs.
             let usual = usize::from(agent_port) + PROXY_OFFSET + total;
             let usual = u16::try_from(usual).ok();
             // TCP and UDP on one number share the proxy port's number as well.
@@ -264,6 +269,7 @@ impl Draft<'_> {
             });
         }
         let all_replaced = config.containers.iter().all(ConfigContainer::is_replaced);
+        // A pod needs at least one ordinary container: with all of them replaced it is the agent.
         let native = settings.native() && !all_replaced;
         note_ways(&config, &mut notes);
         let mut plan = Plan {
@@ -275,6 +281,7 @@ impl Draft<'_> {
             pod_security: around.pod_security,
             notes,
         };
+        // The digest covers the whole config: pods with an older one are out of date.
         plan.digest = plan.hash(settings);
         Ok(plan)
     }
@@ -423,6 +430,7 @@ fn describe(
 /// The first number from `from` on, past the end from 1024 again, that is not taken.
 fn free(from: u16, taken: &BTreeSet<u16>) -> Option<u16> {
     (from..=u16::MAX)
+        // Ports below 1024 need a capability the agent does not have.
         .chain(1024..from.max(1024))
         .find(|port| !taken.contains(port))
 }

@@ -101,6 +101,7 @@ fn considered<'a>(
     }
     let labels = &workload.template.labels;
     let mut selecting: Vec<_> = services.iter().filter(|it| it.selects(labels)).collect();
+    // The API server lists in no fixed order, and a different order would give a different digest.
     selecting.sort_by(|one, other| one.name.cmp(&other.name));
     Ok(selecting)
 }
@@ -128,6 +129,7 @@ fn selects(identifier: &PortIdentifier, port: &ServicePort) -> bool {
             *name == port.name && identifier.transport.is_none_or(|it| it == port.transport)
         }
         NameOrNumber::Number(number) => {
+            // A numeric target names the container's port, which is what the annotation refers to.
             let means = match port.target {
                 TargetPort::Number(target) => target,
                 TargetPort::Name(_) => port.port,
@@ -155,6 +157,7 @@ fn target(containers: &[Container], port: &ServicePort) -> Option<(usize, Contai
         return declared;
     };
     declared.or_else(|| {
+        // A container that declares no ports may listen on any; one that declares some is believed.
         let silent = containers.iter().position(|it| it.ports.is_empty())?;
         Some((silent, unnamed(number, port.transport)))
     })

@@ -39,6 +39,7 @@ pub async fn check(flags: &ClusterFlags, namespace: Option<&str>) -> Result<(), 
     let namespace = namespace.unwrap_or(&cluster.namespace);
     report.add("rights", manager_rights(&cluster).await);
     report.add("agents", agent_rights(&cluster, namespace).await);
+    // The version comes from the manager itself, so it needs one that is ready.
     if report.add("manager", manager(&cluster).await) {
         report.add("version", version(&cluster).await);
     }
@@ -98,7 +99,8 @@ async fn manager_rights(cluster: &Cluster) -> Outcome {
             Fine(format!("port-forward to pods in namespace {namespace}"))
         }
         Ok(denied) => Missing(format!(
-            "you may not {} in namespace {namespace}; ask for Role traffic-manager-connect (chart value clientRbac)",
+            "you may not {} in namespace {namespace}; ask for Role traffic-manager-connect (chart \
+            value clientRbac)",
             denied.join(", ")
         )),
         Err(error) => Doubtful(unreachable(&error).to_string()),
@@ -116,7 +118,8 @@ async fn agent_rights(cluster: &Cluster, namespace: &str) -> Outcome {
             Fine(format!("direct way to agents in namespace {namespace}"))
         }
         Ok(denied) => Doubtful(format!(
-            "you may not {} in namespace {namespace}: requests come through the manager instead of straight from the agent",
+            "you may not {} in namespace {namespace}: requests come through the manager instead of \
+            straight from the agent",
             denied.join(", ")
         )),
         Err(error) => Doubtful(unreachable(&error).to_string()),
@@ -165,10 +168,11 @@ async fn manager(cluster: &Cluster) -> Outcome {
     match (pods.len(), ready) {
         (0, _) => Missing(format!(
             "no traffic-manager in namespace {namespace}; install one with intercept helm install, \
-             or name its namespace with --manager-namespace"
+            or name its namespace with --manager-namespace"
         )),
         (_, 0) => Missing(format!(
-            "the traffic-manager in namespace {namespace} is not ready; see kubectl -n {namespace} get events"
+            "the traffic-manager in namespace {namespace} is not ready; see kubectl -n {namespace} \
+            get events"
         )),
         (all, ready) => Fine(format!(
             "{ready} of {all} pods ready in namespace {namespace}"
@@ -194,13 +198,17 @@ async fn webhook(cluster: &Cluster) -> Outcome {
             match bundle.filter(|bundle| !bundle.0.is_empty()) {
                 Some(_) => Fine(format!("{name} has its CA")),
                 None => Missing(format!(
-                    "{name} has no caBundle, so the API server cannot trust the injector; see the manager's log"
+                    "{name} has no caBundle, so the API server cannot trust the injector; see the \
+                    manager's log"
                 )),
             }
         }
         Ok(None) => Doubtful(format!(
-            "there is no {name}: the injector is off or has another name; agents have to be injected by hand then"
+            "there is no {name}: the injector is off or has another name; agents have to be \
+            injected by hand then"
         )),
+        // Webhook configurations are cluster-wide: few users may read them, and no intercept needs
+        // it.
         Err(error) if is_refused(&error) => {
             Doubtful("you may not look at webhook configurations; an administrator can".into())
         }

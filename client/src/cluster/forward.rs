@@ -85,6 +85,7 @@ impl Port {
             .await
             .map_err(|error| self.failed(&error))?;
         let stream = forwarder.take_stream(port);
+        // The kubelet reports a refused port here, after the stream is open.
         if let Some(error) = forwarder.take_error(port) {
             let place = self.to_string();
             self.tasks.spawn(async move {
@@ -106,12 +107,13 @@ impl Port {
             let namespace = &self.namespace;
             let message = if pods.is_empty() {
                 format!(
-                    "no traffic-manager in namespace {namespace}; install one with intercept helm install, \
-                     or name its namespace with --manager-namespace"
+                    "no traffic-manager in namespace {namespace}; install one with intercept helm \
+                    install, or name its namespace with --manager-namespace"
                 )
             } else {
                 format!(
-                    "the traffic-manager in namespace {namespace} is not ready; see kubectl -n {namespace} describe pod {}",
+                    "the traffic-manager in namespace {namespace} is not ready; see kubectl -n \
+                    {namespace} describe pod {}",
                     name_of(&pods[0])
                 )
             };
@@ -129,6 +131,7 @@ impl Port {
             .into_iter()
             .flat_map(|it| it.ports.unwrap_or_default())
             .find(|it| it.name.as_deref() == Some(API_PORT_NAME));
+        // A Service port without targetPort targets its own number.
         let target = target.map(|it| it.target_port.unwrap_or(IntOrString::Int(it.port)));
         match target {
             Some(IntOrString::Int(number)) => u16::try_from(number).ok(),

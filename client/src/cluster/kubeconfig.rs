@@ -64,7 +64,8 @@ impl ClusterFlags {
             .filter(|name| !name.is_empty())
             .ok_or_else(|| {
                 Failure::Failed(
-                    "the kubeconfig has no current context; name one with --context, or reach a manager with --manager HOST:PORT"
+                    "the kubeconfig has no current context; name one with --context, or reach a \
+                    manager with --manager HOST:PORT"
                         .into(),
                 )
             })?;
@@ -113,7 +114,8 @@ impl ClusterFlags {
         };
         read.map_err(|error| {
             Failure::Failed(format!(
-                "no kubeconfig at {place}: {error}; name one with --kubeconfig, or reach a manager with --manager HOST:PORT"
+                "no kubeconfig at {place}: {error}; name one with --kubeconfig, or reach a manager \
+                with --manager HOST:PORT"
             ))
         })
     }

@@ -144,7 +144,8 @@ impl Install {
         let own = env!("CARGO_PKG_VERSION");
         match self.version.as_deref() {
             Some(asked) if asked.trim_start_matches('v') != own => Err(Failure::Usage(format!(
-                "--version {asked}: this program carries chart {own}; take the intercept program of version {asked}"
+                "--version {asked}: this program carries chart {own}; take the intercept program \
+                of version {asked}"
             ))),
             _ => Ok(()),
         }

@@ -35,6 +35,7 @@ impl Watch {
 
     /// Prints each change, for ever.
     pub(crate) async fn tell(&self) -> Infallible {
+        // One line per change of a pod's state, not one per look.
         let mut told: HashMap<String, String> = HashMap::new();
         loop {
             sleep(LOOK_INTERVAL).await;
@@ -103,6 +104,7 @@ fn described(pod: &Pod) -> String {
     if is_ready(pod) {
         return "ready".into();
     }
+    // A deleted pod keeps its conditions until its containers have ended.
     if pod.metadata.deletion_timestamp.is_some() {
         return "ending".into();
     }
@@ -172,12 +174,14 @@ mod tests {
             ),
             (
                 serde_json::json!({"containerStatuses": [{"name": "c", "image": "", "imageID": "", "ready": false,
-                    "restartCount": 0, "state": {"waiting": {"reason": "ErrImagePull", "message": "no such host"}}}]}),
+                    "restartCount": 0, "state": {"waiting": {"reason": "ErrImagePull", "message": "no \
+                        such host"}}}]}),
                 "ErrImagePull: no such host",
             ),
             (
                 serde_json::json!({"containerStatuses": [{"name": "c", "image": "", "imageID": "", "ready": false,
-                    "restartCount": 0, "state": {"terminated": {"exitCode": 64, "message": "LOG_LEVEL: unknown"}}}]}),
+                    "restartCount": 0, "state": {"terminated": {"exitCode": 64, "message": "LOG_LEVEL: \
+                        unknown"}}}]}),
                 "ended with 64: LOG_LEVEL: unknown",
             ),
         ] {

@@ -58,6 +58,7 @@ pub(crate) async fn state(place: &InstallTarget, namespace: &str) -> Result<Stat
     helm.args(["status", RELEASE, "--output", "json"]);
     let output = helm
         .stdin(Stdio::null())
+        // Ctrl-C drops this future; Helm must not continue without its caller.
         .kill_on_drop(true)
         .output()
         .await
@@ -98,7 +99,8 @@ pub(crate) async fn settled(
 fn parse(json: &[u8]) -> Result<State, Failure> {
     let status: Status = serde_json::from_slice(json).map_err(|error| {
         Failure::Failed(format!(
-            "helm status answers something else than expected: {error}; Helm 3.14 or newer is needed"
+            "helm status answers something else than expected: {error}; Helm 3.14 or newer is \
+            needed"
         ))
     })?;
     Ok(match status.info.status.as_str() {
@@ -107,6 +109,8 @@ fn parse(json: &[u8]) -> Result<State, Failure> {
         },
         "uninstalled" => State::None,
         "uninstalling" => State::Stuck,
+        // pending-install, pending-upgrade and pending-rollback: left behind when Helm was killed,
+        // or held by another Helm that works.
         pending if pending.starts_with("pending") => State::Stuck,
         _ => State::Failed,
     })
