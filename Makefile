@@ -24,8 +24,7 @@ site: ## The documentation's links, and the site in target/site/book; needs mdbo
 	docs/build-site
 
 test-cluster: cluster-packages ## The tests that need a real Kubernetes; about ten minutes more the first time
-	cargo build --workspace --bins --example app
-	HARNESS_BUILT=1 tests/cluster/test
+	tests/cluster/test
 
 cluster: cluster-packages ## A real Kubernetes that stays up, and the lines to try
 	tests/cluster/rig down

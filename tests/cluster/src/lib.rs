@@ -3,8 +3,8 @@
 //!
 //! `Cluster::shared()` is the one that `make test-cluster` started. Each test takes a `Namespace` of
 //! it, applies objects there, waits for what it expects by watching, and asks through a `Caller`,
-//! which is a pod. `Load` is a steady stream of requests from a pod, `audit` reads who asked the API
-//! server for what.
+//! which is a pod. `Load` is a steady stream of requests from a pod, `Manager` is ours, installed by
+//! its chart, `audit` reads who asked the API server for what.
 //!
 //! Everything here blocks and panics with a reason, as in the harness; what the kube crate can do
 //! beyond it is reached with `Cluster::client` and `Cluster::wait_for`.
@@ -15,11 +15,13 @@ pub mod audit;
 mod caller;
 mod cluster;
 mod load;
+mod manager;
 mod namespace;
 mod rig;
 
 pub use caller::{Answer, Caller};
 pub use cluster::{Cluster, Facts, User};
 pub use load::{Load, Tally};
+pub use manager::Manager;
 pub use namespace::{Namespace, Output};
 pub use rig::Kind;

@@ -211,12 +211,17 @@ spec: {{selector: {{app: {name}}}, ports: [{{name: http, port: 80, targetPort: {
 
     /// All that a container has printed so far.
     pub fn logs(&self, pod: &str, container: &str) -> String {
+        self.try_logs(pod, container).unwrap()
+    }
+
+    /// The same; an error while the container has not started.
+    pub fn try_logs(&self, pod: &str, container: &str) -> kube::Result<String> {
         let parameters = LogParams {
             container: Some(container.to_owned()),
             ..LogParams::default()
         };
         let api: Api<Pod> = self.api();
-        self.cluster.block_on(api.logs(pod, &parameters)).unwrap()
+        self.cluster.block_on(api.logs(pod, &parameters))
     }
 
     fn print(&self) {

@@ -53,6 +53,37 @@ fn a_steady_load_tells_who_answered_and_what_failed() {
 }
 
 #[test]
+fn a_datagram_to_a_service_is_answered() {
+    let namespace = Cluster::shared().namespace("datagram");
+    namespace.apply(
+        "
+apiVersion: v1
+kind: Pod
+metadata: {name: echo, labels: {app: echo}}
+spec:
+  containers:
+    - name: app
+      image: localhost/rig/app:1
+      imagePullPolicy: Never
+      args: [serve, echo, -udp, ':5000']
+---
+apiVersion: v1
+kind: Service
+metadata: {name: echo}
+spec: {selector: {app: echo}, ports: [{port: 53, targetPort: 5000, protocol: UDP}]}
+",
+    );
+    namespace.ready_pod("echo");
+    let caller = namespace.caller();
+    // The proxy hears of the pod a little later than the test does.
+    let answer = harness::wait::until("the answer", || {
+        let asked = caller.run(&["app", "datagram", "echo:53", "hello"]);
+        asked.success.then_some(asked.stdout)
+    });
+    assert_eq!(answer, "echo hello\n");
+}
+
+#[test]
 fn nothing_outside_is_reached_from_a_pod() {
     let namespace = Cluster::shared().namespace("outside");
     // An address for documentation (RFC 5737): it would be routed like any other of the world's.

@@ -15,13 +15,20 @@ const usage = `usage: app VERB [OPTION...]
   pause                       waits for the end of the pod
   serve NAME                  answers HTTP/1.1, HTTP/2 and UDP, and says who did
   load URL                    sends requests at a steady rate; prints what was answered
+  datagram ADDRESS TEXT       sends a datagram and prints the answer
   hook                        admission webhook that annotates the pods it is asked about
 app VERB -h lists the options.`
 
 // verb runs until it is done or stopped.
 type verb func(stop context.Context, arguments []string) error
 
-var verbs = map[string]verb{"pause": pause, "serve": serve, "load": load, "hook": hook}
+var verbs = map[string]verb{
+	"datagram": datagram,
+	"hook":     hook,
+	"load":     load,
+	"pause":    pause,
+	"serve":    serve,
+}
 
 func main() {
 	name, arguments := "pause", os.Args[1:]

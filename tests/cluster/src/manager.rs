@@ -1,0 +1,88 @@
+//! Our traffic-manager in the cluster, installed by its chart.
+
+use std::path::Path;
+
+use crate::namespace::Namespace;
+
+/// An installed manager. Dropping it uninstalls the chart.
+#[derive(Debug)]
+pub struct Manager<'a> {
+    namespace: &'a Namespace<'a>,
+}
+
+impl<'a> Manager<'a> {
+    /// Installs the chart in `namespace` for the workloads of `managed`, and waits until the manager
+    /// is ready. A manager for the whole cluster would meet other tests' pods.
+    pub fn install(
+        namespace: &'a Namespace<'a>,
+        managed: &[&Namespace<'_>],
+        values: &serde_json::Value,
+    ) -> Self {
+        let names: Vec<&str> = managed.iter().map(|one| one.name()).collect();
+        let scope = serde_json::json!({"managerRbac": {"namespaced": true, "namespaces": names}});
+        let manager = Self { namespace };
+        manager.upgrade(&[&scope, values]);
+        manager
+    }
+
+    /// Installs or changes it with these values; later ones win. Panics with Helm's words when that
+    /// fails, as it does when the manager is not ready within a minute.
+    pub fn upgrade(&self, values: &[&serde_json::Value]) {
+        let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../chart");
+        let files = tempfile::tempdir().unwrap();
+        let mut helm = self.namespace.cluster().helm();
+        helm.args([
+            "upgrade",
+            "--install",
+            "traffic-manager",
+            "--wait",
+            "--timeout",
+            "60s",
+        ])
+        .args([
+            "--reset-then-reuse-values",
+            "--namespace",
+            self.namespace.name(),
+        ])
+        .arg(chart);
+        for (number, values) in values.iter().enumerate() {
+            let file = files.path().join(format!("{number}.json"));
+            std::fs::write(&file, values.to_string()).unwrap();
+            helm.arg("--values").arg(file);
+        }
+        let output = helm.output().unwrap();
+        assert!(
+            output.status.success(),
+            "helm: {}\n{}",
+            String::from_utf8_lossy(&output.stderr),
+            self.logs()
+        );
+    }
+
+    /// Name of a manager's pod.
+    pub fn pod(&self) -> String {
+        let mut pods = self.namespace.pods("app=traffic-manager");
+        pods.pop().expect("a pod of the manager")
+    }
+
+    /// What its pods have printed.
+    pub fn logs(&self) -> String {
+        let pods = self.namespace.pods("app=traffic-manager");
+        let logs = pods
+            .iter()
+            .map(|pod| self.namespace.try_logs(pod, "traffic-manager"));
+        logs.map(|text| text.unwrap_or_else(|error| error.to_string()))
+            .collect()
+    }
+}
+
+impl Drop for Manager<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- the manager said:\n{}", self.logs());
+        }
+        let mut helm = self.namespace.cluster().helm();
+        let arguments = ["uninstall", "traffic-manager", "--wait", "--namespace"];
+        let _ = helm.args(arguments).arg(self.namespace.name()).output();
+    }
+}
