@@ -376,6 +376,8 @@ impl Parts<'_> {
             // The image's user may be root, which the pod forbids; the program's file capability
             // serves any user.
             run_as_user: (non_root && !has_user).then_some(AGENT_GROUP),
+            // The image's own group is the agent's, which marks traffic as the agent's alone.
+            run_as_group: Some(self.settings.agent_group().saturating_add(1)),
             ..SecurityContext::default()
         }
     }

@@ -35,6 +35,9 @@ pub struct Config {
     /// The app containers.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub containers: Vec<ConfigContainer>,
+    /// How the agent ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drain: Option<ConfigDrain>,
     /// Clear-text ports may be probed for HTTP/2.
     #[serde(rename = "enableH2cProbing", skip_serializing_if = "Option::is_none")]
     pub enable_h2c_probing: Option<bool>,
@@ -80,6 +83,9 @@ pub struct Config {
     /// Security context of the agent's container.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub security_context: Option<SecurityContext>,
+    /// How long the last intercepts stay in force without a manager.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session_grace: Option<String>,
     /// Port of the tracing service; 0: none.
     #[serde(skip_serializing_if = "is_zero")]
     pub tracing_port: u16,
@@ -112,6 +118,18 @@ pub struct ConfigEnvoy {
     /// Port of the agent's gRPC service.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server_port: Option<u16>,
+}
+
+/// How the agent ends.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConfigDrain {
+    /// How long open connections may take.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grace: Option<String>,
+    /// How long connections are still accepted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lame_duck: Option<String>,
 }
 
 /// Response to requests whose intercept has ended.
@@ -261,6 +279,7 @@ impl Config {
             },
             client_connection_ttl: options.client_connection_ttl.map(go),
             containers: Vec::new(),
+            drain: drain(options),
             enable_h2c_probing: options.enable_h2c_probing,
             enable_metrics: options.enable_metrics,
             envoy: envoy(options),
@@ -285,6 +304,7 @@ impl Config {
                 .collect(),
             resources: settings.resources.clone(),
             security_context: settings.security_context.clone(),
+            session_grace: options.session_grace.map(go),
             tracing_port: settings.tracing_port,
             watch_retry_interval: options.watch_retry_interval.map(go),
             workload_kind: kind.to_owned(),
@@ -300,6 +320,14 @@ fn envoy(options: &AgentOptions) -> Option<ConfigEnvoy> {
         server_port: options.envoy_server_port,
     };
     (envoy != ConfigEnvoy::default()).then_some(envoy)
+}
+
+fn drain(options: &AgentOptions) -> Option<ConfigDrain> {
+    let drain = ConfigDrain {
+        grace: options.drain_grace.map(go),
+        lame_duck: options.drain_lame_duck.map(go),
+    };
+    (drain != ConfigDrain::default()).then_some(drain)
 }
 
 fn expired(options: &AgentOptions) -> Option<ConfigExpired> {

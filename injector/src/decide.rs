@@ -1,6 +1,6 @@
 //! The decision about one pod.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use json_patch::Patch;
 use k8s_openapi::api::core::v1::Pod;
@@ -69,14 +69,11 @@ pub fn decide(
     around: &Surroundings,
     settings: &Settings,
 ) -> Decision {
-    let (workload, replaced) = match wants(pod, owner, settings) {
+    let empty = BTreeMap::new();
+    let own = pod.metadata.annotations.as_ref().unwrap_or(&empty);
+    let (workload, plan) = match desired(own, owner, around, settings) {
         Ok(found) => found,
-        Err(Stop::Skip(skip)) => return Decision::skip(skip),
-        Err(Stop::Refuse(refusal)) => return Decision::refuse(refusal),
-    };
-    let plan = match plan(workload, replaced, around, settings) {
-        Ok(plan) => plan,
-        Err(refusal) => return Decision::refuse(refusal),
+        Err(verdict) => return Decision::without_plan(verdict),
     };
     let mut decision = Decision {
         verdict: Verdict::Skip(Skip::UpToDate),
@@ -100,31 +97,38 @@ pub fn decide(
     decision
 }
 
-enum Stop {
-    Skip(Skip),
-    Refuse(Refusal),
+/// The desired agent of pods with these annotations, a pod's own or those of its template.
+///
+/// # Errors
+/// The reason why there is to be none.
+pub fn desired<'a>(
+    annotations: &BTreeMap<String, String>,
+    owner: &OwnerOf<'a>,
+    around: &Surroundings,
+    settings: &Settings,
+) -> Result<(&'a Workload, Plan), Verdict> {
+    let (workload, replaced) = wants(annotations, owner, settings)?;
+    match plan(workload, replaced, around, settings) {
+        Ok(plan) => Ok((workload, plan)),
+        Err(refusal) => Err(Verdict::Refuse(refusal)),
+    }
 }
 
 /// Decides if the pod is to have an agent; returns the workload and the containers to replace.
 fn wants<'a>(
-    pod: &Pod,
+    own: &BTreeMap<String, String>,
     owner: &OwnerOf<'a>,
     settings: &Settings,
-) -> Result<(&'a Workload, &'a BTreeSet<String>), Stop> {
+) -> Result<(&'a Workload, &'a BTreeSet<String>), Verdict> {
     static NONE: BTreeSet<String> = BTreeSet::new();
-    let empty = std::collections::BTreeMap::new();
-    let own = pod.metadata.annotations.as_ref().unwrap_or(&empty);
     let annotated = annotations::inject(own).map_err(|faults| {
-        let name = pod
-            .metadata
-            .name
-            .as_ref()
-            .or(pod.metadata.generate_name.as_ref());
-        let name = name.map(String::as_str).unwrap_or_default();
-        let workload = format!("pod {name}");
-        Stop::Refuse(Refusal::Faults { workload, faults })
+        let workload = match owner {
+            OwnerOf::Workload(workload, _) => workload.to_string(),
+            _ => "the pod".to_owned(),
+        };
+        Verdict::Refuse(Refusal::Faults { workload, faults })
     })?;
-    let skip = |skip| Err(Stop::Skip(skip));
+    let skip = |skip| Err(Verdict::Skip(skip));
     // The pod's annotation precedes the policy in every case.
     match (annotated, settings.policy) {
         (Inject::Disabled, _) => return skip(Skip::Disabled("disabled".to_owned())),
@@ -135,25 +139,7 @@ fn wants<'a>(
     if settings.image.is_empty() {
         return skip(Skip::NoImage);
     }
-    let (workload, wanted) = match owner {
-        OwnerOf::Workload(workload, wanted) => (*workload, *wanted),
-        OwnerOf::Nobody => return skip(Skip::NoOwner),
-        OwnerOf::Foreign { kind, name } => {
-            return match kind.parse::<Kind>() {
-                Ok(kind) => skip(Skip::KindOff(kind)),
-                Err(_) => skip(Skip::ForeignOwner {
-                    kind: kind.clone(),
-                    name: name.clone(),
-                }),
-            };
-        }
-        OwnerOf::Unknown { kind, name } => {
-            return skip(Skip::OwnerUnknown {
-                kind: kind.clone(),
-                name: name.clone(),
-            });
-        }
-    };
+    let (workload, wanted) = owned(owner).map_err(Verdict::Skip)?;
     if annotations::is_manual(own) {
         return skip(Skip::Manual(workload.to_string()));
     }
@@ -166,10 +152,28 @@ fn wants<'a>(
     }
 }
 
+fn owned<'a>(owner: &OwnerOf<'a>) -> Result<(&'a Workload, &'a Wanted), Skip> {
+    match owner {
+        OwnerOf::Workload(workload, wanted) => Ok((workload, wanted)),
+        OwnerOf::Nobody => Err(Skip::NoOwner),
+        OwnerOf::Foreign { kind, name } => Err(match kind.parse::<Kind>() {
+            Ok(kind) => Skip::KindOff(kind),
+            Err(_) => Skip::ForeignOwner {
+                kind: kind.clone(),
+                name: name.clone(),
+            },
+        }),
+        OwnerOf::Unknown { kind, name } => Err(Skip::OwnerUnknown {
+            kind: kind.clone(),
+            name: name.clone(),
+        }),
+    }
+}
+
 fn make_patch(pod: &Pod, workload: &Workload, plan: &Plan, settings: &Settings) -> Patch {
     // Those of the template made the plan, so these can be read as well.
     let requests = annotations::read(&workload.template.annotations).unwrap_or_default();
-    let empty = std::collections::BTreeMap::new();
+    let empty = BTreeMap::new();
     let own = pod.metadata.annotations.as_ref().unwrap_or(&empty);
     let secrets = annotations::tls_secrets(own, &plan.config.agent_name);
     let parts = Parts {
@@ -184,29 +188,24 @@ fn make_patch(pod: &Pod, workload: &Workload, plan: &Plan, settings: &Settings) 
 }
 
 impl Decision {
-    fn skip(skip: Skip) -> Self {
-        // A missing image keeps everything from working; the other reasons are somebody's choice.
-        let is_fault = matches!(skip, Skip::NoImage | Skip::OwnerUnknown { .. });
-        let reasons = vec![skip.to_string()];
+    fn without_plan(verdict: Verdict) -> Self {
+        let (reason, is_warning) = match &verdict {
+            // These keep what is wanted from working; the others are somebody's choice.
+            Verdict::Skip(skip @ (Skip::NoImage | Skip::OwnerUnknown { .. })) => {
+                (skip.to_string(), true)
+            }
+            Verdict::Skip(skip) => (skip.to_string(), false),
+            Verdict::Refuse(refusal) => (refusal.to_string(), true),
+            Verdict::Inject => (String::new(), false),
+        };
         Self {
-            warnings: if is_fault {
-                reasons.clone()
+            warnings: if is_warning {
+                vec![reason.clone()]
             } else {
                 Vec::new()
             },
-            reasons,
-            verdict: Verdict::Skip(skip),
-            plan: None,
-            patch: Patch::default(),
-        }
-    }
-
-    fn refuse(refusal: Refusal) -> Self {
-        let reasons = vec![refusal.to_string()];
-        Self {
-            warnings: reasons.clone(),
-            reasons,
-            verdict: Verdict::Refuse(refusal),
+            reasons: vec![reason],
+            verdict,
             plan: None,
             patch: Patch::default(),
         }

@@ -20,7 +20,8 @@ mod plan;
 mod ports;
 mod settings;
 
-pub use decide::{Decision, OwnerOf, Verdict, decide};
+pub use annotations::Inject;
+pub use decide::{Decision, OwnerOf, Verdict, decide, desired};
 pub use explain::{Note, Refusal, Skip};
 pub use facts::{
     AGENT_CONTAINER, Container, ContainerPort, INIT_CONTAINER, Kind, PodSecurity, Service,

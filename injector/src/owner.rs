@@ -8,7 +8,7 @@ use crate::facts::Kind;
 const MAX_LINKS: usize = 8;
 
 /// The controller of an object.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct OwnerRef {
     /// Kind of the controller.
     pub kind: String,

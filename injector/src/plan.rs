@@ -120,9 +120,14 @@ impl Draft<'_> {
 
     fn add(&mut self, found: &Match<'_>) {
         let mut entry = entry(found, self.settings);
+        // Containers of a pod share its ports: one number is listened on once, whoever declares it.
+        let known = self.entries.iter().find(|(_, it)| {
+            (it.container_port, it.protocol) == (entry.container_port, entry.protocol)
+        });
+        let container = known.map_or(found.container, |(container, _)| *container);
         let headless = found.service.is_some_and(|(service, _)| service.headless);
-        let clash = self.shares_a_name(found.container, &entry);
-        if !entry.target_port_numeric && !self.is_replaced(found.container) {
+        let clash = self.shares_a_name(container, &entry);
+        if !entry.target_port_numeric && !self.is_replaced(container) {
             match (headless || clash, self.no_redirect) {
                 (true, None) => entry.headless = true,
                 // A name can be taken over without privileges; only callers of the pod's own
@@ -137,12 +142,12 @@ impl Draft<'_> {
             }
         }
         if entry.is_redirected()
-            && !self.is_replaced(found.container)
+            && !self.is_replaced(container)
             && let Some(why) = self.no_redirect
         {
             return self.refuse(found, why);
         }
-        self.entries.push((found.container, entry));
+        self.entries.push((container, entry));
     }
 
     fn refuse(&mut self, found: &Match<'_>, why: NoRedirect) {
@@ -153,20 +158,18 @@ impl Draft<'_> {
         }
     }
 
-    /// An agent's container can carry a name once, so a second port of that name, of another
-    /// container or transport, is redirected.
+    /// A name can stand for one port of an agent, and a port of an agent can have one name. What
+    /// goes beyond that is redirected.
     fn shares_a_name(&self, container: usize, entry: &Entry) -> bool {
-        let same_name = |(at, other): &&(usize, Entry)| {
-            other.container_port_name == entry.container_port_name
-                && (*at, other.container_port, other.protocol)
-                    != (container, entry.container_port, entry.protocol)
+        let target = |at: usize, it: &Entry| (at, it.container_port, it.protocol);
+        let own = target(container, entry);
+        let clashes = |(at, other): &&(usize, Entry)| {
+            let same_name = other.container_port_name == entry.container_port_name;
+            let same_target = target(*at, other) == own;
+            !other.is_redirected() && same_name != same_target
         };
-        !entry.container_port_name.is_empty()
-            && self
-                .entries
-                .iter()
-                .filter(|(_, other)| !other.is_redirected())
-                .any(|it| same_name(&it))
+        let named = !entry.container_port_name.is_empty();
+        named && self.entries.iter().any(|it| clashes(&it))
     }
 
     /// Assigns one agent port to each distinct container port number; none is a port that the

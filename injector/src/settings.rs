@@ -80,6 +80,12 @@ pub struct AgentOptions {
     pub watch_retry_interval: Option<Duration>,
     /// Interval of keepalive towards the manager.
     pub client_connection_ttl: Option<Duration>,
+    /// How long the last intercepts stay in force without a manager.
+    pub session_grace: Option<Duration>,
+    /// How long connections are still accepted by an agent that ends.
+    pub drain_lame_duck: Option<Duration>,
+    /// How long open connections may then take.
+    pub drain_grace: Option<Duration>,
 }
 
 /// Pods that get an agent.

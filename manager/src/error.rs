@@ -14,6 +14,9 @@ pub(crate) enum RequestError {
     /// The object to be created exists already.
     #[error("{0}")]
     Exists(String),
+    /// Conditions in the cluster are not met.
+    #[error("{0}")]
+    Failed(String),
 }
 
 impl RequestError {
@@ -36,6 +39,7 @@ impl From<RequestError> for Status {
             RequestError::Invalid(_) => Code::InvalidArgument,
             RequestError::NotFound(_) => Code::NotFound,
             RequestError::Exists(_) => Code::AlreadyExists,
+            RequestError::Failed(_) => Code::FailedPrecondition,
         };
         Status::new(code, refusal.to_string())
     }

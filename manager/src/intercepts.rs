@@ -208,7 +208,8 @@ pub(crate) fn spec_of(info: &InterceptInfo) -> &InterceptSpec {
     info.spec.as_ref().unwrap_or(&NONE)
 }
 
-fn id(session: &str, name: &str) -> String {
+/// Id of a client's intercept.
+pub(crate) fn id(session: &str, name: &str) -> String {
     format!("{session}:{name}")
 }
 

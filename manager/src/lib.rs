@@ -1,5 +1,7 @@
-//! A traffic-manager in one process, without Kubernetes: it knows only what agents and workstations
-//! tell it, and keeps nothing when it ends.
+//! A traffic-manager: sessions, intercepts and tunnels in one process.
+//!
+//! On its own it knows only what agents and workstations tell it, and keeps nothing when it ends. In
+//! a cluster `cluster` adds the injector, roll-outs and the cluster's facts.
 //!
 //! `service` is the gRPC service. Behind it `registry` holds `sessions` and `intercepts` under one
 //! lock, with all rules as plain functions of state and time; `watches` turn every change into
@@ -11,8 +13,10 @@
 pub mod commands;
 pub mod settings;
 
+mod cluster;
 mod dns;
 mod error;
+mod excluded;
 mod intercepts;
 mod mailbox;
 mod registry;
@@ -23,5 +27,6 @@ mod snapshots;
 mod tunnels;
 mod watches;
 
-pub use serve::{Bound, bind};
+pub use cluster::{ClusterError, ClusterSettings, Explain, explain};
+pub use serve::{Bound, Ended, ServeError, bind};
 pub use settings::Settings;

@@ -1,28 +1,42 @@
-//! The program: options, logging, and serving until the first signal.
+//! The program: options or a cluster's environment, logging, and serving until the first signal.
 
 #![cfg_attr(not(test), warn(clippy::disallowed_methods, clippy::disallowed_types))]
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::Level;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
-use traffic_manager::Settings;
+use traffic_manager::{ClusterSettings, Ended, Explain, Settings};
+use traffic_proto::LogLevel;
 use traffic_proto::duration::GoDuration;
 
-/// A traffic-manager for agents and workstations, in one process and without Kubernetes.
+/// Exit code of wrong usage or configuration.
+const USAGE: u8 = 64;
+/// Exit code of something that is not there, or does not answer.
+const UNAVAILABLE: u8 = 69;
+
+/// A traffic-manager for agents and workstations: in a cluster by the environment that the chart
+/// sets, elsewhere in one process by the options here.
 #[derive(Parser)]
 #[command(version)]
-struct Options {
+struct Program {
     #[command(subcommand)]
     command: Option<Command>,
+    #[command(flatten)]
+    options: Options,
+}
+
+#[derive(Args)]
+struct Options {
     /// Address and port to listen on; port 0 lets the kernel choose
     #[arg(long, default_value = "127.0.0.1:8081")]
     listen: SocketAddr,
@@ -41,7 +55,8 @@ struct Options {
     /// Time a new intercept waits for an agent of its workload to connect
     #[arg(long, default_value = "5s", value_parser = duration)]
     agent_arrival: Duration,
-    /// Name of an environment variable that is not passed on to workstations; may be repeated
+    /// Name of an environment variable that is not passed on to workstations, or a pattern with *;
+    /// may be repeated
     #[arg(long, value_name = "VARIABLE")]
     exclude_env: Vec<String>,
     /// Name reported by the Version call
@@ -50,6 +65,9 @@ struct Options {
     /// Version reported by the Version call; clients choose their calls by it
     #[arg(long, default_value_t = Settings::default().version)]
     version_string: String,
+    /// Manage the cluster of the kubeconfig, by the environment that the chart would set
+    #[arg(long)]
+    cluster: bool,
 }
 
 /// Roles of the image, and commands of the chart's hooks.
@@ -57,6 +75,8 @@ struct Options {
 enum Command {
     /// Serve (the default)
     Manager,
+    /// Say for each pod or workload of a manifest if it would get an agent, and why
+    ExplainInjection(Explain),
     /// Print the version, or that of a running manager
     Version {
         /// Address of the manager to ask
@@ -79,7 +99,7 @@ enum Command {
 }
 
 /// Runs the command, unless it is to serve.
-async fn one_off(command: Option<&Command>) -> Option<anyhow::Result<()>> {
+async fn one_off(command: Option<&Command>) -> Option<Result<(), (u8, String)>> {
     match command? {
         Command::Manager => None,
         Command::Version { of: None } => {
@@ -88,8 +108,14 @@ async fn one_off(command: Option<&Command>) -> Option<anyhow::Result<()>> {
         }
         Command::Version { of: Some(address) } => {
             let version = traffic_manager::commands::version_of(address).await;
-            let version = version.with_context(|| format!("no traffic-manager at {address}"));
+            let failed = |error| format!("no traffic-manager at {address}: {error}");
+            let version = version.map_err(|error| (UNAVAILABLE, failed(error)));
             Some(version.map(|version| println!("{version}")))
+        }
+        Command::ExplainInjection(explain) => {
+            let explained = traffic_manager::explain(explain).await;
+            let explained = explained.map_err(|error| (USAGE, error));
+            Some(explained.map(|text| print!("{text}")))
         }
         Command::Uninstall {
             url,
@@ -107,27 +133,70 @@ async fn one_off(command: Option<&Command>) -> Option<anyhow::Result<()>> {
     }
 }
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
-    let options = Options::try_parse().unwrap_or_else(|error| {
-        let _ = error.print();
-        #[expect(clippy::disallowed_methods, reason = "nothing runs yet")]
-        std::process::exit(if error.use_stderr() { 64 } else { 0 })
-    });
-    if let Some(done) = one_off(options.command.as_ref()).await {
-        return done;
+fn main() -> ExitCode {
+    let program = match Program::try_parse() {
+        Ok(program) => program,
+        Err(error) => {
+            // There is nowhere else to say that it cannot be printed.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
+        }
+    };
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(UNAVAILABLE, &format!("no runtime: {error}")),
+    };
+    let code = runtime.block_on(run(program));
+    // A name look-up has a thread of its own, which may not end for long.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    code
+}
+
+async fn run(program: Program) -> ExitCode {
+    // All crates use one; the first call decides, and this is the first.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    if let Some(done) = one_off(program.command.as_ref()).await {
+        return match done {
+            Ok(()) => ExitCode::SUCCESS,
+            Err((code, error)) => failed(code, &error),
+        };
     }
-    // Libraries log from warnings up; their details are for their own developers.
-    let level = options.log_level;
-    let filter = Targets::new()
-        .with_default(Level::WARN)
-        .with_targets([("traffic_manager", level), ("traffic_proto", level)]);
-    let to_stderr = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    tracing_subscriber::registry()
-        .with(to_stderr)
-        .with(filter)
-        .init();
-    let settings = Settings {
+    match serve(program.options).await {
+        Ok(code) => code,
+        Err(error) => failed(UNAVAILABLE, &format!("{error:#}")),
+    }
+}
+
+fn failed(code: u8, error: &str) -> ExitCode {
+    eprintln!("{error}");
+    ExitCode::from(code)
+}
+
+async fn serve(options: Options) -> anyhow::Result<ExitCode> {
+    let variable = |name: &str| std::env::var(name).ok();
+    // Charts set the port; other pods of a cluster have the first variable as well.
+    let in_cluster =
+        variable("KUBERNETES_SERVICE_HOST").is_some() && variable("SERVER_PORT").is_some();
+    if !in_cluster && !options.cluster {
+        log(options.log_level);
+        let listen = options.listen;
+        return serve_on(listen, own(options), "choose another --listen").await;
+    }
+    let settings = match ClusterSettings::read(variable) {
+        Ok(settings) => settings,
+        Err(faults) => {
+            eprintln!("{faults}");
+            return Ok(ExitCode::from(USAGE));
+        }
+    };
+    log(level(&settings.log_level));
+    let listen = settings.listen();
+    let remedy = "choose another SERVER_PORT";
+    serve_on(listen, Settings::of_cluster(settings), remedy).await
+}
+
+fn own(options: Options) -> Settings {
+    Settings {
         name: options.name,
         version: options.version_string,
         namespace: options.namespace,
@@ -136,29 +205,64 @@ async fn main() -> anyhow::Result<()> {
         agent_arrival: options.agent_arrival,
         excluded_env: options.exclude_env,
         ..Settings::default()
-    };
-    let bound = traffic_manager::bind(options.listen, settings).await;
-    let bound = bound.with_context(|| {
-        format!(
-            "cannot listen on {}; choose another --listen",
-            options.listen
-        )
-    })?;
-    println!("listening={}", bound.address());
+    }
+}
+
+async fn serve_on(
+    listen: SocketAddr,
+    settings: Settings,
+    remedy: &str,
+) -> anyhow::Result<ExitCode> {
     let stop = CancellationToken::new();
     let (mut interrupt, mut terminate) = (
         signal(SignalKind::interrupt())?,
         signal(SignalKind::terminate())?,
     );
-    let server = bound.run(stop.clone());
-    tokio::pin!(server);
-    tokio::select! {
-        served = &mut server => return Ok(served?),
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+    let mut is_new = true;
+    loop {
+        let bound = traffic_manager::bind(listen, settings.clone()).await;
+        let bound = bound.with_context(|| format!("cannot listen on {listen}; {remedy}"))?;
+        println!("listening={}", bound.address());
+        let bound = if is_new { bound } else { bound.waiting() };
+        is_new = false;
+        let server = bound.run(stop.clone());
+        tokio::pin!(server);
+        let ended = tokio::select! {
+            ended = &mut server => ended,
+            _ = interrupt.recv() => stop_and(&stop, server).await,
+            _ = terminate.recv() => stop_and(&stop, server).await,
+        };
+        if ended? == Ended::Stopped {
+            return Ok(ExitCode::SUCCESS);
+        }
     }
+}
+
+async fn stop_and<F: Future>(stop: &CancellationToken, server: F) -> F::Output {
     stop.cancel();
-    Ok(server.await?)
+    server.await
+}
+
+fn log(level: Level) {
+    // Libraries log from warnings up; their details are for their own developers.
+    let filter = Targets::new()
+        .with_default(Level::WARN)
+        .with_targets([("traffic_manager", level), ("traffic_proto", level)]);
+    let to_stderr = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    tracing_subscriber::registry()
+        .with(to_stderr)
+        .with(filter)
+        .init();
+}
+
+fn level(word: &str) -> Level {
+    match LogLevel::lenient(word) {
+        LogLevel::Off | LogLevel::Critical | LogLevel::Error => Level::ERROR,
+        LogLevel::Warning => Level::WARN,
+        LogLevel::Info => Level::INFO,
+        LogLevel::Debug => Level::DEBUG,
+        LogLevel::Trace => Level::TRACE,
+    }
 }
 
 /// Parses a duration in Go's notation, not negative.

@@ -15,6 +15,7 @@ use traffic_proto::manager::{
 };
 
 use crate::error::RequestError;
+use crate::excluded::ExcludedEnv;
 use crate::intercepts::{self, Intercepts};
 use crate::sessions::{Party, Sessions};
 use crate::settings::Settings;
@@ -24,14 +25,17 @@ use crate::settings::Settings;
 pub(crate) struct Shared {
     registry: Mutex<Registry>,
     changes: watch::Sender<u64>,
+    excluded: Arc<ExcludedEnv>,
     /// Cancelled when the manager stops.
     pub(crate) stop: CancellationToken,
 }
 
 impl Shared {
     pub(crate) fn new(settings: &Settings, stop: CancellationToken) -> Arc<Self> {
+        let excluded = Arc::new(ExcludedEnv::new(settings.excluded_env.clone()));
         let registry = Registry {
             id: uuid::Uuid::new_v4().to_string(),
+            excluded: excluded.clone(),
             sessions: Sessions::new(settings.agent_ttl, settings.client_ttl, stop.child_token()),
             intercepts: Intercepts::default(),
             settings: settings.clone(),
@@ -39,8 +43,14 @@ impl Shared {
         Arc::new(Self {
             registry: Mutex::new(registry),
             changes: watch::Sender::new(0),
+            excluded,
             stop,
         })
+    }
+
+    /// Variables that no workstation gets.
+    pub(crate) fn excluded_env(&self) -> Arc<ExcludedEnv> {
+        self.excluded.clone()
     }
 
     /// Reads state.
@@ -90,10 +100,16 @@ pub(crate) struct Registry {
     id: String,
     pub(crate) sessions: Sessions,
     pub(crate) intercepts: Intercepts,
+    excluded: Arc<ExcludedEnv>,
     settings: Settings,
 }
 
 impl Registry {
+    /// Gives the manager the identity of its cluster.
+    pub(crate) fn identify(&mut self, id: String) {
+        self.id = id;
+    }
+
     pub(crate) fn arrive_as_client(
         &mut self,
         client: ClientInfo,
@@ -214,9 +230,7 @@ impl Registry {
         let Ok(agent) = self.sessions.agent(&session.session_id) else {
             return Ok(());
         };
-        review
-            .environment
-            .retain(|key, _| !self.settings.excluded_env.contains(key));
+        self.excluded.remove_from(&mut review.environment);
         self.intercepts.review(agent, review)
     }
 
@@ -287,10 +301,9 @@ impl Registry {
     }
 
     fn exclude_env(&self, agent: &mut AgentInfo) {
+        self.excluded.remove_from(&mut agent.environment);
         for container in agent.containers.values_mut() {
-            container
-                .environment
-                .retain(|key, _| !self.settings.excluded_env.contains(key));
+            self.excluded.remove_from(&mut container.environment);
         }
     }
 }

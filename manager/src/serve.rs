@@ -6,6 +6,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -18,9 +19,11 @@ use tonic::codegen::http::{Request, Response, Version, header};
 use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
 use traffic_proto::manager::manager_server::ManagerServer;
-use traffic_proto::tunnel::GRPC_LIMIT;
 
+use crate::cluster::{self, Cluster, ClusterError};
 use crate::registry::Shared;
 use crate::service::Service;
 use crate::sessions::Party;
@@ -33,6 +36,8 @@ const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 1 << 30;
 /// Keepalive interval; detects peers that vanished without closing.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+/// How often to look whether the manager is ready.
+const READY_INTERVAL: Duration = Duration::from_millis(200);
 /// Time tunnels may continue after the manager was told to stop.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -42,6 +47,8 @@ pub struct Bound {
     listener: TcpListener,
     address: SocketAddr,
     settings: Settings,
+    /// The process has not served before.
+    is_new: bool,
 }
 
 /// Binds the port; port 0 lets the kernel choose one.
@@ -52,6 +59,7 @@ pub async fn bind(address: SocketAddr, settings: Settings) -> io::Result<Bound> 
         listener,
         address,
         settings,
+        is_new: true,
     })
 }
 
@@ -61,14 +69,81 @@ impl Bound {
         self.address
     }
 
-    /// Serves until `stop`, which ends all watches at once and tunnels after a few seconds.
-    pub async fn run(self, stop: CancellationToken) -> Result<(), tonic::transport::Error> {
+    /// The manager has handed over to another one and waits for its turn.
+    pub fn waiting(self) -> Self {
+        Self {
+            is_new: false,
+            ..self
+        }
+    }
+
+    /// Serves until `stop`, which ends all watches at once and tunnels after a few seconds, or
+    /// until another manager of the cluster leads.
+    ///
+    /// # Errors
+    /// The port fails, or the cluster cannot be managed.
+    pub async fn run(self, stop: CancellationToken) -> Result<Ended, ServeError> {
+        let (outer, stop) = (stop.clone(), stop.child_token());
         let shared = Shared::new(&self.settings, stop.clone());
         let tasks = TaskTracker::new();
+        let Some(settings) = self.settings.cluster.clone() else {
+            self.serve(shared, tasks, stop, None).await?;
+            return Ok(Ended::Stopped);
+        };
+        let client = cluster::client().await?;
+        if let Some(id) = Cluster::id(&client, &settings.namespace).await {
+            shared.change(|registry| registry.identify(id));
+        }
+        let cluster = Cluster::start(settings, client, shared.clone(), &tasks, &stop).await?;
+        let candidate = cluster.candidate();
+        let lease = tokio::select! {
+            () = outer.cancelled() => return Ok(Ended::Stopped),
+            lease = candidate.acquire(self.is_new) => lease,
+        };
+        cluster.lead(&tasks, &stop).await?;
+        let lost = async {
+            match lease {
+                Some(lease) => candidate.hold(lease).await,
+                None => std::future::pending().await,
+            }
+        };
+        let serving = self.serve(shared, tasks, stop.clone(), Some(cluster));
+        tokio::select! {
+            served = serving => {
+                candidate.release().await;
+                served.map(|()| Ended::Stopped)
+            }
+            () = lost => {
+                stop.cancel();
+                Ok(Ended::Replaced)
+            }
+        }
+    }
+
+    async fn serve(
+        self,
+        shared: Arc<Shared>,
+        tasks: TaskTracker,
+        stop: CancellationToken,
+        cluster: Option<Arc<Cluster>>,
+    ) -> Result<(), ServeError> {
         tasks.spawn(expire(shared.clone(), self.settings.scan));
-        let service = Service::new(shared, self.settings, self.address, tasks.clone());
-        let manager = ManagerServer::new(service).max_decoding_message_size(GRPC_LIMIT);
+        let limit = self.settings.max_receive_size;
+        let service = Service::new(
+            shared,
+            self.settings,
+            self.address,
+            tasks.clone(),
+            cluster.clone(),
+        );
+        let manager = ManagerServer::new(service).max_decoding_message_size(limit);
         let (reporter, health) = tonic_health::server::health_reporter();
+        if let Some(cluster) = cluster {
+            reporter
+                .set_service_status("", ServingStatus::NotServing)
+                .await;
+            tasks.spawn(report_ready(cluster, reporter.clone(), stop.clone()));
+        }
         reporter.set_serving::<ManagerServer<Service>>().await;
         let grpc = Routes::new(manager).add_service(health).into_axum_router();
         let routes = Routes::default()
@@ -88,14 +163,51 @@ impl Bound {
             let _ = timeout(GRACE, tasks.wait()).await;
         };
         tokio::select! {
-            served = server => served,
+            served = server => Ok(served?),
             () = grace => Ok(()),
         }
     }
 }
 
+/// The end of a manager that served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to stop.
+    Stopped,
+    /// Another manager of the cluster leads; this one may wait for its turn.
+    Replaced,
+}
+
+/// The reason why a manager ended that was not told to.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The API's port failed.
+    #[error(transparent)]
+    Transport(#[from] tonic::transport::Error),
+    /// The cluster cannot be managed.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+}
+
+/// Says that the manager is ready, once it is.
+async fn report_ready(cluster: Arc<Cluster>, reporter: HealthReporter, stop: CancellationToken) {
+    let mut ticks = interval(READY_INTERVAL);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        if cluster.is_ready() {
+            tracing::info!("ready");
+            return reporter
+                .set_service_status("", ServingStatus::Serving)
+                .await;
+        }
+    }
+}
+
 /// Ends sessions without contact for too long, at every interval.
-async fn expire(shared: std::sync::Arc<Shared>, scan: Duration) {
+async fn expire(shared: Arc<Shared>, scan: Duration) {
     let mut ticks = interval(scan);
     loop {
         tokio::select! {

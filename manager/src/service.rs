@@ -14,13 +14,15 @@ use traffic_proto::manager as pb;
 use traffic_proto::manager::manager_server::Manager;
 use traffic_proto::port_identifier::{NameOrNumber, PortIdentifier};
 
+use crate::cluster::Cluster;
 use crate::dns::{self, Resolver};
 use crate::error::RequestError;
+use crate::intercepts;
 use crate::registry::{Registry, Shared};
 use crate::settings::Settings;
 use crate::snapshots;
 use crate::tunnels::{End, QUEUE_CAPACITY, Tunnels};
-use crate::watches::{Messages, all, changed, deliver, follow};
+use crate::watches::{Messages, all, changed, deliver, follow, follow_both, latest};
 
 /// The manager's service. Clones share everything.
 #[derive(Clone)]
@@ -32,6 +34,7 @@ pub(crate) struct Service {
     log_level: watch::Sender<Option<pb::LogLevelRequest>>,
     address: std::net::SocketAddr,
     tasks: TaskTracker,
+    cluster: Option<Arc<Cluster>>,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -43,6 +46,7 @@ impl Service {
         settings: Settings,
         address: std::net::SocketAddr,
         tasks: TaskTracker,
+        cluster: Option<Arc<Cluster>>,
     ) -> Self {
         Self {
             shared,
@@ -52,6 +56,7 @@ impl Service {
             log_level: watch::Sender::new(None),
             address,
             tasks,
+            cluster,
         }
     }
 
@@ -158,13 +163,16 @@ impl Manager for Service {
     }
 
     async fn get_client_config(&self, _: Request<()>) -> Answer<pb::CliConfig> {
-        Ok(Response::new(pb::CliConfig {
-            config_yaml: Bytes::from_static(b"{}\n"),
-        }))
+        let config_yaml = match &self.cluster {
+            Some(cluster) => cluster.client_config(),
+            None => Bytes::from_static(b"{}\n"),
+        };
+        Ok(Response::new(pb::CliConfig { config_yaml }))
     }
 
     async fn get_telepresence_api(&self, _: Request<()>) -> Answer<pb::TelepresenceApiInfo> {
-        Ok(Response::new(pb::TelepresenceApiInfo { port: 0 }))
+        let port = self.cluster.as_ref().map_or(0, |it| it.rest_api_port());
+        Ok(Response::new(pb::TelepresenceApiInfo { port: port.into() }))
     }
 
     async fn arrive_as_client(&self, request: Request<pb::ClientInfo>) -> Answer<pb::SessionInfo> {
@@ -363,6 +371,16 @@ impl Manager for Service {
         let request = request.into_inner();
         let session = id(request.session_info);
         let end = self.end_of(&session)?;
+        if let Some(cluster) = &self.cluster {
+            let also = Some(cluster.changes());
+            let cluster = cluster.clone();
+            let view = move |registry: &Registry| {
+                let own = snapshots::namespace_of(registry, &session, &request.namespace);
+                cluster.workload_infos(registry, &own)
+            };
+            let events = follow_both(&self.shared, also, end, view, snapshots::workload_events);
+            return Ok(Response::new(events));
+        }
         let view =
             move |registry: &Registry| snapshots::workloads(registry, &session, &request.namespace);
         Ok(Response::new(follow(
@@ -378,6 +396,9 @@ impl Manager for Service {
         request: Request<pb::SessionInfo>,
     ) -> Answer<Self::WatchClusterInfoStream> {
         let (_, end) = self.session(request)?;
+        if let Some(cluster) = &self.cluster {
+            return Ok(Response::new(latest(cluster.info(), end)));
+        }
         let ip = Bytes::from(match self.address.ip() {
             std::net::IpAddr::V4(ip) => ip.octets().to_vec(),
             std::net::IpAddr::V6(ip) => ip.octets().to_vec(),
@@ -418,6 +439,10 @@ impl Manager for Service {
         } else {
             request.namespace
         };
+        if let Some(cluster) = &self.cluster {
+            let agents = cluster.ensure_agents(&request.name, &namespace).await?;
+            return Ok(Response::new(agent_snapshot(agents)));
+        }
         let agents = self.arrived(&request.name, &namespace).await;
         if agents.is_empty() {
             return Err(Status::not_found(no_agent(&request.name, &namespace)));
@@ -434,6 +459,13 @@ impl Manager for Service {
         self.shared
             .read(|registry| registry.sessions.client(&session).map(|_| ()))?;
         let spec = request.intercept_spec.unwrap_or_default();
+        if let Some(cluster) = &self.cluster {
+            let id = intercepts::id(&session, &spec.name);
+            let prepared = cluster.prepare(&id, &spec).await;
+            return Ok(Response::new(
+                prepared.unwrap_or_else(|refusal| refused(refusal.to_string())),
+            ));
+        }
         let agents = self.arrived(&spec.agent, &spec.namespace).await;
         Ok(Response::new(prepare(
             &spec,
@@ -448,7 +480,14 @@ impl Manager for Service {
     ) -> Answer<pb::InterceptInfo> {
         let request = request.into_inner();
         let session = request.session.unwrap_or_default();
-        let spec = request.intercept_spec.unwrap_or_default();
+        let mut spec = request.intercept_spec.unwrap_or_default();
+        if let Some(cluster) = &self.cluster {
+            let client = &session.session_id;
+            self.shared
+                .read(|registry| registry.sessions.client(client).map(|_| ()))?;
+            let id = intercepts::id(client, &spec.name);
+            cluster.complete(&id, &mut spec).await?;
+        }
         let info = self
             .shared
             .change(|registry| registry.create(&session, spec))?;
@@ -511,9 +550,12 @@ impl Manager for Service {
         _: Request<pb::SessionInfo>,
     ) -> Answer<pb::KnownWorkloadKinds> {
         use pb::workload_info::Kind;
-        let kinds = [Kind::Deployment, Kind::Replicaset, Kind::Statefulset];
+        let kinds = match &self.cluster {
+            Some(cluster) => cluster.workload_kinds(),
+            None => vec![Kind::Deployment, Kind::Replicaset, Kind::Statefulset],
+        };
         Ok(Response::new(pb::KnownWorkloadKinds {
-            kinds: kinds.map(i32::from).to_vec(),
+            kinds: kinds.into_iter().map(i32::from).collect(),
         }))
     }
 
@@ -611,22 +653,15 @@ fn prepare(
     agent: Option<&pb::AgentInfo>,
     agent_image: &str,
 ) -> pb::PreparedIntercept {
-    /// Error category of a user's mistake, as results number them.
-    const USER_ERROR: i32 = 1;
-    let refuse = |error| pb::PreparedIntercept {
-        error,
-        error_category: USER_ERROR,
-        ..Default::default()
-    };
     let Some(agent) = agent else {
-        return refuse(no_agent(&spec.agent, &spec.namespace));
+        return refused(no_agent(&spec.agent, &spec.namespace));
     };
     if !agent
         .mechanisms
         .iter()
         .any(|mechanism| mechanism.name == spec.mechanism)
     {
-        return refuse(format!(
+        return refused(format!(
             "the agent of workload {:?} has no mechanism {:?}",
             spec.agent, spec.mechanism
         ));
@@ -643,7 +678,7 @@ fn prepare(
     };
     if !spec.port_identifier.is_empty() {
         match spec.port_identifier.parse::<PortIdentifier>() {
-            Err(error) => return refuse(error.to_string()),
+            Err(error) => return refused(error.to_string()),
             Ok(identifier) => {
                 prepared.protocol = identifier.transport_or_tcp().to_string();
                 if let NameOrNumber::Number(number) = identifier.port {
@@ -653,6 +688,17 @@ fn prepare(
         }
     }
     prepared
+}
+
+/// Reports a user's mistake.
+fn refused(error: String) -> pb::PreparedIntercept {
+    /// Error category of a user's mistake, as results number them.
+    const USER_ERROR: i32 = 1;
+    pb::PreparedIntercept {
+        error,
+        error_category: USER_ERROR,
+        ..Default::default()
+    }
 }
 
 fn kind_name(kind: pb::workload_info::Kind) -> &'static str {

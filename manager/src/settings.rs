@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use traffic_proto::tunnel::GRPC_LIMIT;
+
+use crate::cluster::ClusterSettings;
+
 /// Settings chosen by the operator.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -25,6 +29,10 @@ pub struct Settings {
     pub excluded_env: Vec<String>,
     /// Image name returned by `GetAgentImageFQN`.
     pub agent_image: String,
+    /// Largest gRPC message that is taken.
+    pub max_receive_size: usize,
+    /// The cluster to manage; none: only what agents and workstations tell.
+    pub cluster: Option<ClusterSettings>,
 }
 
 impl Default for Settings {
@@ -42,6 +50,30 @@ impl Default for Settings {
             lookup: Duration::from_secs(1),
             excluded_env: Vec::new(),
             agent_image: "traffic-agent:latest".into(),
+            max_receive_size: GRPC_LIMIT,
+            cluster: None,
+        }
+    }
+}
+
+impl Settings {
+    /// Settings of a manager in a cluster.
+    pub fn of_cluster(cluster: ClusterSettings) -> Self {
+        let defaults = Self::default();
+        let version = match cluster.compatibility.as_str() {
+            "" => defaults.version,
+            text if text.starts_with('v') => text.to_owned(),
+            text => format!("v{text}"),
+        };
+        Self {
+            version,
+            namespace: cluster.namespace.clone(),
+            client_ttl: cluster.connection_ttl,
+            agent_arrival: cluster.arrival_timeout,
+            agent_image: cluster.injector.image.clone(),
+            max_receive_size: cluster.max_receive_size,
+            cluster: Some(cluster),
+            ..Self::default()
         }
     }
 }

@@ -90,12 +90,7 @@ pub(crate) fn workloads(
     session: &str,
     namespace: &str,
 ) -> BTreeMap<String, WorkloadInfo> {
-    let own = own_namespace(registry, session).unwrap_or_default();
-    let namespace = if namespace.is_empty() {
-        own
-    } else {
-        namespace.to_owned()
-    };
+    let namespace = namespace_of(registry, session, namespace);
     let mut workloads = BTreeMap::new();
     for (_, agent) in registry
         .sessions
@@ -131,6 +126,14 @@ pub(crate) fn workloads(
         workloads.insert(format!("{}:{}", agent.kind, agent.name), workload);
     }
     workloads
+}
+
+/// Returns the namespace that is asked for, the session's own when none is.
+pub(crate) fn namespace_of(registry: &Registry, session: &str, asked: &str) -> String {
+    match asked {
+        "" => own_namespace(registry, session).unwrap_or_default(),
+        asked => asked.to_owned(),
+    }
 }
 
 fn own_namespace(registry: &Registry, session: &str) -> Option<String> {

@@ -5,9 +5,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::stream::{self, BoxStream, StreamExt};
 use tokio::sync::watch;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
@@ -16,6 +18,9 @@ use crate::registry::{Registry, Shared};
 
 /// A server stream of a gRPC call.
 pub(crate) type Messages<T> = BoxStream<'static, Result<T, Status>>;
+
+/// Objects of a cluster change in crowds; one message serves for all that come so close together.
+const ALSO_DELAY: Duration = Duration::from_millis(50);
 
 type View<T> = BTreeMap<String, T>;
 
@@ -31,9 +36,26 @@ where
     T: PartialEq + Clone + Send + Sync + 'static,
     M: Send + 'static,
 {
+    follow_both(shared, None, end, view, message)
+}
+
+/// The same for a view that depends on something besides the registry, which has changes of its
+/// own.
+pub(crate) fn follow_both<T, M>(
+    shared: &Arc<Shared>,
+    also: Option<watch::Receiver<u64>>,
+    end: CancellationToken,
+    view: impl Fn(&Registry) -> View<T> + Send + 'static,
+    message: impl Fn(Option<View<T>>, &View<T>) -> M + Send + 'static,
+) -> Messages<M>
+where
+    T: PartialEq + Clone + Send + Sync + 'static,
+    M: Send + 'static,
+{
     let follower = Follower {
         shared: shared.clone(),
         changes: shared.changes(),
+        also,
         end,
         view,
         sent: None,
@@ -75,6 +97,7 @@ pub(crate) fn changed<T: Clone + PartialEq, M>(
 struct Follower<T, V> {
     shared: Arc<Shared>,
     changes: watch::Receiver<u64>,
+    also: Option<watch::Receiver<u64>>,
     end: CancellationToken,
     view: V,
     /// View sent last.
@@ -86,6 +109,9 @@ impl<T: PartialEq, V: Fn(&Registry) -> View<T>> Follower<T, V> {
     async fn next(&mut self) -> Option<(Option<View<T>>, View<T>)> {
         loop {
             self.changes.mark_unchanged();
+            if let Some(also) = &mut self.also {
+                also.mark_unchanged();
+            }
             if self.end.is_cancelled() {
                 return None;
             }
@@ -96,9 +122,38 @@ impl<T: PartialEq, V: Fn(&Registry) -> View<T>> Follower<T, V> {
             tokio::select! {
                 () = self.end.cancelled() => return None,
                 changed = self.changes.changed() => changed.ok()?,
+                () = changed_too(&mut self.also) => sleep(ALSO_DELAY).await,
             }
         }
     }
+}
+
+async fn changed_too(also: &mut Option<watch::Receiver<u64>>) {
+    if let Some(also) = also
+        && also.changed().await.is_ok()
+    {
+        return;
+    }
+    // Without a sender there are no more changes.
+    std::future::pending().await
+}
+
+/// Sends a value at once and whenever it has changed, until `end`.
+pub(crate) fn latest<T: Clone + Send + Sync + 'static>(
+    values: watch::Receiver<T>,
+    end: CancellationToken,
+) -> Messages<T> {
+    stream::unfold((values, end, true), |(mut values, end, first)| async move {
+        if !first {
+            tokio::select! {
+                () = end.cancelled() => return None,
+                changed = values.changed() => changed.ok()?,
+            }
+        }
+        let value = values.borrow_and_update().clone();
+        Some((Ok(value), (values, end, false)))
+    })
+    .boxed()
 }
 
 /// Delivers items posted into a mailbox, until `end` or until another reader takes over.

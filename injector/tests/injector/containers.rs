@@ -120,7 +120,7 @@ fn a_numeric_port_gets_an_init_container() {
     assert_eq!(init["image"], settings().image);
     assert_eq!(
         init["securityContext"],
-        json!({"capabilities": {"add": ["NET_ADMIN"]}})
+        json!({"capabilities": {"add": ["NET_ADMIN"]}, "runAsGroup": 7440})
     );
     let variables = variables(init);
     assert_eq!(variables["AGENT_GID"], "7439");

@@ -322,6 +322,19 @@ fn a_proxy_port_that_is_taken_is_replaced_and_written_down() {
 }
 
 #[test]
+fn one_number_in_two_containers_is_one_port() {
+    let containers = json!([
+        {"name": "a", "ports": [{"containerPort": 8080}]},
+        {"name": "b", "ports": [{"name": "http", "containerPort": 8080}]},
+    ]);
+    let ports = json!([{"port": 80, "targetPort": "http"}, {"port": 81, "targetPort": 8080}]);
+    assert_eq!(
+        found(containers, &[service("s", ports)]),
+        ["s:80 b:8080/TCP>9900", "s:81 b:8080/TCP>9900 numeric"]
+    );
+}
+
+#[test]
 fn one_name_in_two_containers_is_taken_over_once() {
     let containers = json!([
         {"name": "a", "ports": [{"name": "dns", "containerPort": 53}]},

@@ -1,0 +1,244 @@
+//! Everything that is watched, and the questions that are answered from it without asking the API
+//! server.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use injector::{Kind, Link, PodSecurity, Surroundings, Template, Walk, walk};
+use tokio::sync::{Notify, watch};
+
+use super::env::ClusterSettings;
+use super::objects::{PodFacts, ServiceFacts, WorkloadFacts};
+use super::store::Store;
+
+/// Names a workload.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Key {
+    pub(crate) namespace: String,
+    pub(crate) kind: Kind,
+    pub(crate) name: String,
+}
+
+impl std::fmt::Display for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}.{}", self.kind, self.name, self.namespace)
+    }
+}
+
+/// What is known of a namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct NamespaceFacts {
+    pub(crate) pod_security: PodSecurity,
+    /// The operator's selector takes it.
+    pub(crate) selected: bool,
+    /// It is on its way out.
+    pub(crate) terminating: bool,
+}
+
+/// All watched objects.
+#[derive(Debug)]
+pub(crate) struct Caches {
+    pub(crate) kinds: Vec<Kind>,
+    pub(crate) deployments: Store<WorkloadFacts>,
+    pub(crate) replica_sets: Store<WorkloadFacts>,
+    pub(crate) stateful_sets: Store<WorkloadFacts>,
+    pub(crate) rollouts: Store<WorkloadFacts>,
+    pub(crate) services: Store<ServiceFacts>,
+    pub(crate) pods: Store<PodFacts>,
+    pub(crate) namespaces: Store<NamespaceFacts>,
+    /// Istio `Sidecar` objects that are not ours.
+    pub(crate) sidecars: Store<ForeignSidecar>,
+    /// Counts changes of anything.
+    changes: watch::Sender<u64>,
+    dirty: Mutex<BTreeSet<String>>,
+    pub(crate) dirtied: Notify,
+}
+
+/// An Istio `Sidecar` of somebody else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ForeignSidecar {
+    pub(crate) name: String,
+    /// None selects every pod, which a more special one may override.
+    pub(crate) selector: Option<std::collections::BTreeMap<String, String>>,
+    /// What pods may reach.
+    pub(crate) egress: Option<serde_json::Value>,
+}
+
+/// A pod's owners.
+#[derive(Clone, Debug)]
+pub(crate) enum Owners {
+    /// The workload, and the template of the nearest owner.
+    Found(Arc<WorkloadFacts>, Template),
+    /// Nobody.
+    Nobody,
+    /// Kind and name of something whose pods get no agent.
+    Foreign(String, String),
+    /// Kind and name of something that is not known.
+    Unknown(String, String),
+}
+
+impl Caches {
+    pub(crate) fn new(settings: &ClusterSettings) -> Arc<Self> {
+        Arc::new(Self {
+            kinds: settings.kinds.clone(),
+            deployments: Store::default(),
+            replica_sets: Store::default(),
+            stateful_sets: Store::default(),
+            rollouts: Store::default(),
+            services: Store::default(),
+            pods: Store::default(),
+            namespaces: Store::default(),
+            sidecars: Store::default(),
+            changes: watch::Sender::new(0),
+            dirty: Mutex::default(),
+            dirtied: Notify::new(),
+        })
+    }
+
+    /// The store of a workload kind.
+    pub(crate) fn workloads(&self, kind: Kind) -> &Store<WorkloadFacts> {
+        match kind {
+            Kind::Deployment => &self.deployments,
+            Kind::ReplicaSet => &self.replica_sets,
+            Kind::StatefulSet => &self.stateful_sets,
+            Kind::Rollout => &self.rollouts,
+        }
+    }
+
+    /// Something in a namespace is different.
+    pub(crate) fn touch(&self, namespace: &str) {
+        let mut dirty = self.dirty.lock().unwrap_or_else(PoisonError::into_inner);
+        dirty.insert(namespace.to_owned());
+        drop(dirty);
+        self.dirtied.notify_one();
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    /// Namespaces that were touched since the last call.
+    pub(crate) fn take_dirty(&self) -> BTreeSet<String> {
+        std::mem::take(&mut *self.dirty.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Hears of every change from here on.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    pub(crate) fn workload(&self, key: &Key) -> Option<Arc<WorkloadFacts>> {
+        self.workloads(key.kind).get(&key.namespace, &key.name)
+    }
+
+    /// Workloads of a name, in the order in which kinds are looked up. A ReplicaSet that belongs to
+    /// something is none.
+    pub(crate) fn named(&self, namespace: &str, name: &str) -> Vec<Arc<WorkloadFacts>> {
+        let kinds = Kind::ALL.iter().filter(|kind| self.kinds.contains(kind));
+        kinds
+            .filter_map(|kind| self.workloads(*kind).get(namespace, name))
+            .filter(|it| self.is_root(it))
+            .collect()
+    }
+
+    /// All workloads of a namespace that belong to nothing that is a workload itself.
+    pub(crate) fn roots(&self, namespace: &str) -> Vec<Arc<WorkloadFacts>> {
+        let kinds = Kind::ALL.iter().filter(|kind| self.kinds.contains(kind));
+        kinds
+            .flat_map(|kind| self.workloads(*kind).of(namespace))
+            .filter(|it| self.is_root(it))
+            .collect()
+    }
+
+    fn is_root(&self, workload: &WorkloadFacts) -> bool {
+        let owner = workload.controller.as_ref();
+        let kind = owner.and_then(|it| it.kind.parse::<Kind>().ok());
+        kind.is_none_or(|kind| !self.kinds.contains(&kind))
+    }
+
+    /// The owners of something with this controller.
+    pub(crate) fn owners(&self, namespace: &str, controller: Option<injector::OwnerRef>) -> Owners {
+        let found = walk(controller, &self.kinds, |kind, name| {
+            let workload = self.workloads(kind).get(namespace, name)?;
+            Some(Link {
+                controller: workload.controller.clone(),
+            })
+        });
+        match found {
+            Walk::NoOwner => Owners::Nobody,
+            Walk::Foreign(owner) => Owners::Foreign(owner.kind, owner.name),
+            Walk::Unknown(owner) => Owners::Unknown(owner.kind, owner.name),
+            Walk::Found { nearest, workload } => {
+                let get =
+                    |(kind, name): &(Kind, String)| self.workloads(*kind).get(namespace, name);
+                match (get(&nearest), get(&workload)) {
+                    (Some(near), Some(far)) => Owners::Found(far, near.template.clone()),
+                    // Gone between two looks.
+                    _ => Owners::Unknown(workload.0.name().to_owned(), workload.1),
+                }
+            }
+        }
+    }
+
+    /// Pods of a workload with the template each was made from, and those only.
+    pub(crate) fn pods_of(&self, key: &Key) -> Vec<(Arc<PodFacts>, Template)> {
+        let pods = self.pods.of(&key.namespace).into_iter();
+        pods.filter_map(
+            |pod| match self.owners(&key.namespace, pod.controller.clone()) {
+                Owners::Found(workload, template)
+                    if workload.kind == key.kind && workload.name == key.name =>
+                {
+                    Some((pod, template))
+                }
+                _ => None,
+            },
+        )
+        .collect()
+    }
+
+    /// The surroundings of a namespace's pods; `labels` are those of the pods in question.
+    pub(crate) fn around(
+        &self,
+        namespace: &str,
+        labels: &std::collections::BTreeMap<String, String>,
+    ) -> Surroundings {
+        let services = self.services.of(namespace);
+        let selects = |it: &ForeignSidecar| {
+            it.selector.as_ref().is_some_and(|selector| {
+                selector
+                    .iter()
+                    .all(|(key, value)| labels.get(key) == Some(value))
+            })
+        };
+        let foreign = self
+            .sidecars
+            .of(namespace)
+            .into_iter()
+            .find(|it| selects(it));
+        Surroundings {
+            services: services.iter().map(|it| (**it).clone()).collect(),
+            pod_security: self
+                .namespaces
+                .get("", namespace)
+                .map(|it| it.pod_security)
+                .unwrap_or_default(),
+            foreign_sidecar: foreign.map(|it| it.name.clone()),
+        }
+    }
+}
+
+impl Caches {
+    /// What the namespace's own `Sidecar` lets pods reach; a more special one would hide it.
+    pub(crate) fn mesh_egress(&self, namespace: &str) -> Option<serde_json::Value> {
+        let sidecars = self.sidecars.of(namespace);
+        let default = sidecars.iter().find(|it| it.selector.is_none())?;
+        default.egress.clone()
+    }
+}
+
+impl WorkloadFacts {
+    pub(crate) fn key(&self) -> Key {
+        Key {
+            namespace: self.namespace.clone(),
+            kind: self.kind,
+            name: self.name.clone(),
+        }
+    }
+}

@@ -1,0 +1,493 @@
+//! Agents on demand: a workload gets one because somebody wants to intercept it, and the caller
+//! waits for it, or hears from the cluster why it does not come.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use injector::config::{Config, ConfigContainer, Entry};
+use injector::{Inject, InjectPolicy, Kind, Plan, annotations};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until, timeout};
+use traffic_proto::manager::{AgentInfo, InterceptSpec};
+use traffic_proto::port_identifier::{NameOrNumber, PortIdentifier};
+
+use super::Cluster;
+use super::announce::Told;
+use super::caches::Key;
+use super::events::{self, Trouble};
+use super::objects::WorkloadFacts;
+use crate::error::RequestError;
+
+/// How long to wait for the other pods when the first one has its agent.
+const OTHERS_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a pod may wait for room in the cluster before the caller is told.
+const ROOM_TIMEOUT: Duration = Duration::from_secs(2);
+/// Events that are kept for a message.
+const MAX_TROUBLES: usize = 20;
+
+/// A workload with its agents.
+#[derive(Debug)]
+pub(crate) struct Ensured {
+    pub(crate) workload: Arc<WorkloadFacts>,
+    pub(crate) config: Config,
+    pub(crate) agents: Vec<AgentInfo>,
+}
+
+/// A port of a workload, as an intercept names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Chosen {
+    pub(crate) container: String,
+    pub(crate) entry: Entry,
+}
+
+impl Cluster {
+    /// Sees to it that a workload has agents.
+    pub(crate) async fn ensure(
+        &self,
+        name: &str,
+        namespace: &str,
+    ) -> Result<Ensured, RequestError> {
+        let workload = self.find(name, namespace, "").await?;
+        self.ensure_workload(workload, None).await
+    }
+
+    /// The same for an intercept, with the port that it is about.
+    pub(crate) async fn ensure_for(
+        &self,
+        id: &str,
+        spec: &InterceptSpec,
+    ) -> Result<(Ensured, Option<Chosen>), RequestError> {
+        let workload = self
+            .find(&spec.agent, &spec.namespace, &spec.workload_kind)
+            .await?;
+        self.may_have_agent(&workload)?;
+        let plan = self.plan(&workload)?;
+        let chosen = match spec.no_default_port && spec.port_identifier.is_empty() {
+            true => None,
+            false => Some(choose(&plan.config, spec).map_err(RequestError::Invalid)?),
+        };
+        let replaced = match (&chosen, spec.replace) {
+            (Some(chosen), true) => Some((id.to_owned(), chosen.container.clone())),
+            _ => None,
+        };
+        let ensured = self.ensure_workload(workload, replaced).await?;
+        Ok((ensured, chosen))
+    }
+
+    async fn ensure_workload(
+        &self,
+        workload: Arc<WorkloadFacts>,
+        replaced: Option<(String, String)>,
+    ) -> Result<Ensured, RequestError> {
+        let key = workload.key();
+        let allowed = self.may_have_agent(&workload);
+        let plan = match allowed.and_then(|()| self.plan(&workload)) {
+            Ok(plan) => plan,
+            Err(refusal) => {
+                let note = refusal.to_string();
+                let announcer = &self.announcer;
+                announcer
+                    .tell(&self.caches, &key, Told::Refused, &note)
+                    .await;
+                return Err(refusal);
+            }
+        };
+        if workload.replicas == 0 {
+            return Err(RequestError::Failed(format!(
+                "{key} is scaled to 0 pods; scale it up first"
+            )));
+        }
+        let is_new = self.wishes.want(&key, SystemTime::now());
+        if let Some((id, container)) = &replaced {
+            self.replacing(&key, id, BTreeSet::from([container.clone()]));
+        }
+        self.roller.forgive(&key);
+        self.roller.look(&key);
+        let waited = self.wait_for_agents(&key).await;
+        match waited {
+            Ok(agents) => Ok(Ensured {
+                config: self.plan(&workload).map_or(plan.config, |it| it.config),
+                workload,
+                agents,
+            }),
+            Err(refusal) => {
+                // Only what this call asked for is taken back.
+                if is_new {
+                    self.wishes.release(&key);
+                }
+                if let Some((id, _)) = &replaced {
+                    self.restore(id);
+                }
+                self.roller.forgive(&key);
+                self.caches.touch(&key.namespace);
+                Err(refusal)
+            }
+        }
+    }
+
+    fn plan(&self, workload: &WorkloadFacts) -> Result<Plan, RequestError> {
+        self.planner
+            .plan(workload)
+            .map_err(|refusal| RequestError::Failed(refusal.to_string()))
+    }
+
+    /// The workload of that name; of several kinds the one that has agents, else the first.
+    async fn find(
+        &self,
+        name: &str,
+        namespace: &str,
+        kind: &str,
+    ) -> Result<Arc<WorkloadFacts>, RequestError> {
+        if let Some(refusal) = self.out_of_reach(namespace) {
+            return Err(refusal);
+        }
+        let kind: Option<Kind> = match kind {
+            "" => None,
+            text => Some(text.parse().map_err(|error: injector::UnsupportedKind| {
+                RequestError::Invalid(error.to_string())
+            })?),
+        };
+        let found = self.caches.named(namespace, name);
+        let mut fitting = found
+            .iter()
+            .filter(|it| kind.is_none_or(|kind| it.kind == kind));
+        let first = fitting.clone().next();
+        let wanted = fitting.find(|it| self.wishes.of(&it.key()) != injector::Wanted::No);
+        wanted.or(first).cloned().ok_or_else(|| {
+            let kinds: Vec<_> = match kind {
+                Some(kind) => vec![kind.name()],
+                None => self.caches.kinds.iter().map(|it| it.name()).collect(),
+            };
+            RequestError::NotFound(format!(
+                "no {} {name:?} in namespace {namespace:?}; check the name and the namespace",
+                kinds.join(", ")
+            ))
+        })
+    }
+
+    /// The reason why nothing in a namespace can be intercepted.
+    fn out_of_reach(&self, namespace: &str) -> Option<RequestError> {
+        const CLUSTERS_OWN: [&str; 3] = ["kube-system", "kube-public", "kube-node-lease"];
+        if CLUSTERS_OWN.contains(&namespace) {
+            return Some(RequestError::Failed(format!(
+                "namespace {namespace} is the cluster's own; nothing in it can be intercepted"
+            )));
+        }
+        let managed = self.settings.managed.join(", ");
+        if !self.settings.manages(namespace) {
+            return Some(RequestError::Failed(format!(
+                "namespace {namespace:?} is not managed by this traffic-manager; it manages \
+                 {managed}. Add it to the chart's namespaces, or connect to its own manager"
+            )));
+        }
+        let selected = self.caches.namespaces.get("", namespace);
+        let left_out = selected.is_some_and(|it| !it.selected);
+        left_out.then(|| {
+            RequestError::Failed(format!(
+                "namespace {namespace:?} is not selected by the chart's namespaceSelector; label \
+                 it as that asks for"
+            ))
+        })
+    }
+
+    /// What annotations and the operator say about agents in this workload.
+    fn may_have_agent(&self, workload: &WorkloadFacts) -> Result<(), RequestError> {
+        let key = workload.key();
+        let own = &workload.template.annotations;
+        let refuse = |text: String| Err(RequestError::Failed(text));
+        let inject = match annotations::inject(own) {
+            Ok(inject) => inject,
+            Err(faults) => return refuse(format!("{key}: {faults}")),
+        };
+        if annotations::is_manual(own) {
+            return match workload.template.has_agent {
+                true => Ok(()),
+                false => refuse(format!(
+                    "{key} is annotated manually-injected, and its template has no container \
+                     {:?}; add the agent or remove the annotation",
+                    injector::AGENT_CONTAINER
+                )),
+            };
+        }
+        if self.settings.webhook_port == 0 {
+            let has = |pod: &super::planner::Judged| pod.pod.has_agent;
+            return match self.planner.judge(&key).iter().any(has) {
+                true => Ok(()),
+                false => refuse(format!(
+                    "{key} has no agent, and the injector is off (agentInjector.enabled); add the \
+                     agent by hand"
+                )),
+            };
+        }
+        match (inject, self.planner.settings.policy) {
+            (Inject::Disabled, _) => refuse(format!(
+                "{key} is not interceptable: its template is annotated inject-traffic-agent: \
+                 disabled"
+            )),
+            (Inject::Unset, InjectPolicy::WhenEnabled | InjectPolicy::Never) => refuse(format!(
+                "{key} is not interceptable: agentInjector.injectPolicy admits only workloads whose \
+                 template is annotated telepresence.io/inject-traffic-agent: enabled"
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Agents of the workload's pods, once they are what they are to be.
+    async fn wait_for_agents(&self, key: &Key) -> Result<Vec<AgentInfo>, RequestError> {
+        if let Some(agents) = self.all_arrived(key) {
+            return Ok(agents);
+        }
+        let since = SystemTime::now();
+        let (trouble_tx, mut trouble_rx) = mpsc::channel(MAX_TROUBLES);
+        let follow = events::follow(&self.client, &key.namespace, &key.name, since, |trouble| {
+            // Whoever waits does not need more than fit.
+            let _ = trouble_tx.try_send(trouble);
+            false
+        });
+        let mut wait = Waiting {
+            troubles: Vec::new(),
+            no_room: None,
+            deadline: Instant::now() + self.settings.arrival_timeout,
+        };
+        tokio::select! {
+            () = follow => Err(wait.failed(key, "its events ended")),
+            waited = self.wait(key, &mut wait, &mut trouble_rx) => waited,
+        }
+    }
+
+    async fn wait(
+        &self,
+        key: &Key,
+        wait: &mut Waiting,
+        troubles: &mut mpsc::Receiver<Trouble>,
+    ) -> Result<Vec<AgentInfo>, RequestError> {
+        let (mut sessions, mut caches) = (self.shared.changes(), self.caches.changes());
+        let mut ends = self.roller.ends();
+        let mut others_until: Option<Instant> = None;
+        loop {
+            sessions.mark_unchanged();
+            caches.mark_unchanged();
+            ends.mark_unchanged();
+            if let Some(agents) = self.all_arrived(key) {
+                return Ok(agents);
+            }
+            if !self.arrived(key).is_empty() {
+                others_until.get_or_insert_with(|| Instant::now() + OTHERS_TIMEOUT);
+            }
+            if let Some(why) = self.roller.failure(key) {
+                return Err(wait.failed(key, &why));
+            }
+            let until = wait.next_deadline(others_until);
+            tokio::select! {
+                _ = sessions.changed() => {}
+                _ = caches.changed() => {}
+                _ = ends.changed() => {}
+                Some(trouble) = troubles.recv() => {
+                    if let Some(refusal) = self.hear(key, wait, trouble).await {
+                        return Err(refusal);
+                    }
+                }
+                () = sleep_until(until) => {
+                    let agents = self.arrived(key);
+                    if !agents.is_empty() {
+                        return Ok(agents);
+                    }
+                    let seconds = self.settings.arrival_timeout.as_secs();
+                    return Err(wait.failed(key, &match wait.no_room {
+                        Some(_) => "the cluster has no room for the pod; if it grows by itself, \
+                                    try again in a minute".to_owned(),
+                        None => format!("no agent arrived within {seconds}s"),
+                    }));
+                }
+            }
+        }
+    }
+
+    async fn hear(&self, key: &Key, wait: &mut Waiting, trouble: Trouble) -> Option<RequestError> {
+        if trouble.note.contains("nodes are available") && wait.no_room.is_none() {
+            wait.no_room = Some(Instant::now() + ROOM_TIMEOUT);
+        }
+        let known = wait.troubles.iter().any(|it| {
+            (&it.reason, &it.object, &it.note) == (&trouble.reason, &trouble.object, &trouble.note)
+        });
+        if !known && wait.troubles.len() < MAX_TROUBLES {
+            wait.troubles.push(trouble.clone());
+        }
+        if !trouble.is_fatal {
+            return None;
+        }
+        if trouble.reason == "BackOff" {
+            let log =
+                events::failing_log(&self.client, &key.namespace, &trouble.object, &trouble.note);
+            let _ = timeout(ROOM_TIMEOUT, log).await;
+        }
+        let why = format!("{}: {}", trouble.object, trouble.note);
+        Some(wait.failed(key, &why))
+    }
+
+    /// Agents that are there for pods that are as they are to be.
+    fn arrived(&self, key: &Key) -> Vec<AgentInfo> {
+        let good: BTreeSet<String> = self
+            .planner
+            .judge(key)
+            .into_iter()
+            .filter(|it| it.matches && it.pod.has_agent)
+            .map(|it| it.pod.name.clone())
+            .collect();
+        let manual = |agent: &AgentInfo| {
+            let pod = self.caches.pods.get(&key.namespace, &agent.pod_name);
+            pod.is_some_and(|it| it.manual && it.is_live())
+        };
+        self.shared.read(|registry| {
+            let agents = registry.agents_of(&key.name, &key.namespace).into_iter();
+            agents
+                .filter(|agent| good.contains(&agent.pod_name) || manual(agent))
+                .cloned()
+                .collect()
+        })
+    }
+
+    /// The same, if no pod is left without one.
+    fn all_arrived(&self, key: &Key) -> Option<Vec<AgentInfo>> {
+        let agents = self.arrived(key);
+        let has_agent = |pod: &str| agents.iter().any(|it| it.pod_name == pod);
+        let pods = self.planner.judge(key);
+        let all = pods.iter().all(|it| has_agent(&it.pod.name));
+        (all && !agents.is_empty()).then_some(agents)
+    }
+}
+
+/// Somebody who waits.
+struct Waiting {
+    troubles: Vec<Trouble>,
+    /// Until when a pod without room may find some.
+    no_room: Option<Instant>,
+    deadline: Instant,
+}
+
+impl Waiting {
+    fn next_deadline(&self, others_until: Option<Instant>) -> Instant {
+        let early = [self.no_room, others_until].into_iter().flatten().min();
+        early.map_or(self.deadline, |it| it.min(self.deadline))
+    }
+
+    fn failed(&self, key: &Key, why: &str) -> RequestError {
+        let mut text = format!("no agent for {key}: {why}");
+        if !self.troubles.is_empty() {
+            text.push('\n');
+            text.push_str(&events::table(&self.troubles));
+        }
+        RequestError::Failed(text)
+    }
+}
+
+/// The entry that an intercept is about.
+pub(crate) fn choose(config: &Config, spec: &InterceptSpec) -> Result<Chosen, String> {
+    let identifier = match spec.port_identifier.as_str() {
+        "" => None,
+        text => Some(
+            text.parse::<PortIdentifier>()
+                .map_err(|it| it.to_string())?,
+        ),
+    };
+    let by_service =
+        |entry: &Entry| spec.service_name.is_empty() || spec.service_name == entry.service_name;
+    let in_container = |container: &ConfigContainer| {
+        spec.container_name.is_empty() || spec.container_name == container.name
+    };
+    let fitting = |fits: &dyn Fn(&Entry) -> bool| -> Vec<Chosen> {
+        config
+            .entries()
+            .filter(|(container, entry)| {
+                by_service(entry) && in_container(container) && fits(entry)
+            })
+            .map(|(container, entry)| Chosen {
+                container: container.name.clone(),
+                entry: entry.clone(),
+            })
+            .collect()
+    };
+    let mut found = fitting(&|entry| identifier.as_ref().is_none_or(|it| names(it, entry)));
+    if found.is_empty()
+        && let Some(identifier) = &identifier
+    {
+        // A container port's name or number says as clearly which port is meant.
+        found = fitting(&|entry| names_container_port(identifier, entry));
+    }
+    one_of(found, config, spec)
+}
+
+fn names(identifier: &PortIdentifier, entry: &Entry) -> bool {
+    match entry.service_name.as_str() {
+        "" => names_container_port(identifier, entry),
+        _ => identifier.names(
+            &entry.service_port_name,
+            Some(entry.service_port),
+            entry.protocol,
+        ),
+    }
+}
+
+fn names_container_port(identifier: &PortIdentifier, entry: &Entry) -> bool {
+    let named = match &identifier.port {
+        NameOrNumber::Name(name) => *name == entry.container_port_name,
+        NameOrNumber::Number(number) => *number == entry.container_port,
+    };
+    named && identifier.transport.is_none_or(|it| it == entry.protocol)
+}
+
+/// Several that lead to one port of one container are as good as one.
+fn one_of(found: Vec<Chosen>, config: &Config, spec: &InterceptSpec) -> Result<Chosen, String> {
+    let workload = format!("{} {}", config.workload_kind, config.workload_name);
+    let Some(first) = found.first() else {
+        let known: Vec<_> = config.entries().map(|(_, entry)| describe(entry)).collect();
+        let asked = match (spec.service_name.as_str(), spec.port_identifier.as_str()) {
+            ("", "") => "no port that can be intercepted".to_owned(),
+            (service, "") => format!("no port of Service {service:?}"),
+            ("", port) => format!("no port {port:?}"),
+            (service, port) => format!("no port {port:?} of Service {service:?}"),
+        };
+        let known = match known.as_slice() {
+            [] => "it has none".to_owned(),
+            some => format!("there are {}", some.join(", ")),
+        };
+        return Err(format!("{workload} has {asked}; {known}"));
+    };
+    let target = |it: &Chosen| {
+        (
+            it.container.clone(),
+            it.entry.container_port,
+            it.entry.protocol,
+        )
+    };
+    if found.iter().all(|it| target(it) == target(first)) {
+        return Ok(first.clone());
+    }
+    let services: BTreeSet<_> = found.iter().map(|it| &it.entry.service_name).collect();
+    let flag = match (services.len(), spec.port_identifier.is_empty()) {
+        (1, _) => "--port",
+        (_, true) => "--service or --port",
+        (_, false) => "--service",
+    };
+    let known: Vec<_> = found.iter().map(|it| describe(&it.entry)).collect();
+    Err(format!(
+        "{workload} has several ports that fit: {}; choose one with {flag}",
+        known.join(", ")
+    ))
+}
+
+fn describe(entry: &Entry) -> String {
+    let protocol = entry.protocol;
+    match (
+        entry.service_name.as_str(),
+        entry.service_port_name.as_str(),
+    ) {
+        ("", _) => format!("container port {}/{protocol}", entry.container_port),
+        (service, "") => format!("{service} {}/{protocol}", entry.service_port),
+        (service, name) => format!("{service} {name} ({}/{protocol})", entry.service_port),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,243 @@
+//! Of several managers one leads; a Lease of the cluster says which.
+//!
+//! A manager that has just started asks the one that leads to hand over, so that a rolling update
+//! ends with the new one leading and without a gap. One that does not renew in time is replaced.
+
+use std::time::Duration;
+
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
+use kube::{Api, Client};
+use serde_json::json;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::replacing::said;
+
+const NAME: &str = "traffic-manager";
+/// Annotation by which another manager asks to take over.
+const SUCCESSOR: &str = "telepresence.io/successor";
+/// A holder that has not renewed for so long is gone.
+const LEASE_TTL: Duration = Duration::from_secs(8);
+/// How often the holder renews.
+const RENEW_INTERVAL: Duration = Duration::from_secs(2);
+/// How often others look.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// How long one request may take.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// This manager's part in the election.
+#[derive(Clone)]
+pub(crate) struct Candidate {
+    api: Api<Lease>,
+    namespace: String,
+    identity: String,
+}
+
+impl Candidate {
+    pub(crate) fn new(client: &Client, namespace: &str, pod: &str) -> Self {
+        // Two processes of one pod name, such as a restarted container, must differ.
+        let unique = uuid::Uuid::new_v4().simple().to_string();
+        let pod = if pod.is_empty() {
+            "traffic-manager"
+        } else {
+            pod
+        };
+        Self {
+            api: Api::namespaced(client.clone(), namespace),
+            namespace: namespace.to_owned(),
+            identity: format!("{pod}_{}", &unique[..8]),
+        }
+    }
+
+    /// Waits until this manager leads. `asks`: the holder is asked to hand over.
+    ///
+    /// Without the right to a lease there is nobody to agree with, and the manager leads.
+    pub(crate) async fn acquire(&self, mut asks: bool) -> Option<Lease> {
+        let mut seen: Option<(Option<String>, Option<MicroTime>, Instant)> = None;
+        loop {
+            match self.attempt(&mut seen, &mut asks).await {
+                Ok(Some(lease)) => {
+                    tracing::info!(identity = self.identity, "leading");
+                    return Some(lease);
+                }
+                Ok(None) => {}
+                Err(kube::Error::Api(status)) if status.code == 403 => {
+                    let error = kube::Error::Api(status);
+                    let problem = said(&error, "get, create and update", "leases", &self.namespace);
+                    tracing::error!("{problem}; this manager takes itself for the only one");
+                    return None;
+                }
+                Err(error) => tracing::debug!("lease: {error}"),
+            }
+            sleep(LOOK_INTERVAL).await;
+        }
+    }
+
+    async fn attempt(
+        &self,
+        seen: &mut Option<(Option<String>, Option<MicroTime>, Instant)>,
+        asks: &mut bool,
+    ) -> kube::Result<Option<Lease>> {
+        let Some(lease) = self.api.get_opt(NAME).await? else {
+            let made = self.api.create(&PostParams::default(), &self.fresh()).await;
+            return match made {
+                Ok(lease) => Ok(Some(lease)),
+                Err(error) if is_conflict(&error) => Ok(None),
+                Err(error) => Err(error),
+            };
+        };
+        let spec = lease.spec.clone().unwrap_or_default();
+        let holder = spec.holder_identity.clone().filter(|it| !it.is_empty());
+        let state = (holder.clone(), spec.renew_time.clone());
+        let same = seen
+            .as_ref()
+            .is_some_and(|it| (&it.0, &it.1) == (&state.0, &state.1));
+        if !same {
+            // The clocks of two machines may differ: what counts is how long nothing has changed.
+            *seen = Some((state.0, state.1, Instant::now()));
+        }
+        let expired = seen.as_ref().is_some_and(|it| it.2.elapsed() > LEASE_TTL);
+        let free = holder.as_ref().is_none_or(|it| *it == self.identity);
+        if free || expired {
+            return self.take(lease).await;
+        }
+        if std::mem::take(asks) {
+            let patch = Patch::Merge(json!({"metadata": {"annotations": {
+                SUCCESSOR: self.identity,
+            }}}));
+            self.api
+                .patch(NAME, &PatchParams::default(), &patch)
+                .await?;
+            tracing::info!(holder, "asking the leading manager to hand over");
+        }
+        Ok(None)
+    }
+
+    /// Renews until this manager leads no more.
+    pub(crate) async fn hold(&self, mut lease: Lease) {
+        let mut renewed = Instant::now();
+        loop {
+            sleep(RENEW_INTERVAL).await;
+            if let Some(successor) = self.successor(&lease) {
+                tracing::info!(successor, "handing over");
+                self.give(&lease, &successor).await;
+                return;
+            }
+            match timeout(REQUEST_TIMEOUT, self.renew(&lease)).await {
+                Ok(Ok(Some(next))) => {
+                    lease = next;
+                    renewed = Instant::now();
+                }
+                Ok(Ok(None)) => {
+                    tracing::warn!("another manager leads");
+                    return;
+                }
+                Ok(Err(error)) => tracing::warn!("lease not renewed: {error}"),
+                Err(_) => tracing::warn!("lease not renewed: no answer"),
+            }
+            if renewed.elapsed() > LEASE_TTL {
+                tracing::error!("the lease could not be renewed in time");
+                return;
+            }
+        }
+    }
+
+    /// Lets others lead at once.
+    pub(crate) async fn release(&self) {
+        let Ok(Ok(Some(lease))) = timeout(REQUEST_TIMEOUT, self.api.get_opt(NAME)).await else {
+            return;
+        };
+        let spec = lease.spec.as_ref();
+        if spec.and_then(|it| it.holder_identity.as_deref()) == Some(&self.identity) {
+            self.give(&lease, "").await;
+        }
+    }
+
+    /// A conflict may come from somebody who asks to take over.
+    async fn renew(&self, lease: &Lease) -> kube::Result<Option<Lease>> {
+        match self.take(lease.clone()).await? {
+            Some(lease) => Ok(Some(lease)),
+            None => {
+                let lease = self.api.get(NAME).await?;
+                let holder = lease
+                    .spec
+                    .as_ref()
+                    .and_then(|it| it.holder_identity.clone());
+                Ok((holder.as_ref() == Some(&self.identity)).then_some(lease))
+            }
+        }
+    }
+
+    fn successor(&self, lease: &Lease) -> Option<String> {
+        let annotations = lease.metadata.annotations.as_ref()?;
+        let successor = annotations.get(SUCCESSOR)?;
+        (*successor != self.identity).then(|| successor.clone())
+    }
+
+    async fn give(&self, lease: &Lease, successor: &str) {
+        let mut lease = lease.clone();
+        if let Some(annotations) = &mut lease.metadata.annotations {
+            annotations.remove(SUCCESSOR);
+        }
+        let spec = lease.spec.get_or_insert_default();
+        spec.holder_identity = Some(successor.to_owned());
+        spec.renew_time = Some(now());
+        let parameters = PostParams::default();
+        let given = self.api.replace(NAME, &parameters, &lease);
+        if !matches!(timeout(REQUEST_TIMEOUT, given).await, Ok(Ok(_))) {
+            tracing::debug!("the lease was not handed over; it expires");
+        }
+    }
+
+    async fn take(&self, mut lease: Lease) -> kube::Result<Option<Lease>> {
+        if let Some(annotations) = &mut lease.metadata.annotations
+            && annotations.get(SUCCESSOR) == Some(&self.identity)
+        {
+            annotations.remove(SUCCESSOR);
+        }
+        let spec = lease.spec.get_or_insert_default();
+        let changes = spec.holder_identity.as_ref() != Some(&self.identity);
+        if changes {
+            spec.lease_transitions = Some(spec.lease_transitions.unwrap_or(0) + 1);
+            spec.acquire_time = Some(now());
+        }
+        spec.holder_identity = Some(self.identity.clone());
+        spec.lease_duration_seconds = Some(ttl_seconds());
+        spec.renew_time = Some(now());
+        match self.api.replace(NAME, &PostParams::default(), &lease).await {
+            Ok(lease) => Ok(Some(lease)),
+            Err(error) if is_conflict(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn fresh(&self) -> Lease {
+        Lease {
+            metadata: ObjectMeta {
+                name: Some(NAME.to_owned()),
+                ..ObjectMeta::default()
+            },
+            spec: Some(LeaseSpec {
+                holder_identity: Some(self.identity.clone()),
+                lease_duration_seconds: Some(ttl_seconds()),
+                acquire_time: Some(now()),
+                renew_time: Some(now()),
+                ..LeaseSpec::default()
+            }),
+        }
+    }
+}
+
+fn is_conflict(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 409)
+}
+
+fn ttl_seconds() -> i32 {
+    i32::try_from(LEASE_TTL.as_secs()).unwrap_or(i32::MAX)
+}
+
+fn now() -> MicroTime {
+    MicroTime(Timestamp::now())
+}

@@ -1,0 +1,365 @@
+//! Pods are brought to what they are to be, a few workloads at a time and never more of a
+//! workload's pods than it can spare.
+//!
+//! Nothing is remembered about a roll-out: each step looks at the pods that are there. So a manager
+//! may end amid one, and the next goes on.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use injector::{Carrier, Kind, Mesh};
+use kube::Client;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::announce::{Announcer, Told};
+use super::caches::Key;
+use super::env::{ClusterSettings, RolloutMode};
+use super::mesh;
+use super::objects::{WorkloadFacts, WorkloadState};
+use super::planner::{Desired, Judged, Planner};
+use super::replacing::{self, Outcome};
+
+/// Changes that come together are looked at together.
+const DEBOUNCE_DELAY: Duration = Duration::from_millis(50);
+/// How often to look again without a change.
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+/// A workload that makes no progress for so long makes room for others.
+const STUCK_TIMEOUT: Duration = Duration::from_secs(300);
+/// How long a workload is left alone that could not be rolled.
+const RETRY_DELAY: Duration = Duration::from_secs(60);
+/// How long an eviction is tried before the workload's own roll-out is used instead.
+const EVICTION_TIMEOUT: Duration = Duration::from_secs(30);
+/// Pause between evictions that a budget refuses.
+const EVICTION_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Brings pods to what they are to be.
+pub(crate) struct Roller {
+    client: Client,
+    planner: Planner,
+    announcer: Announcer,
+    mode: RolloutMode,
+    permits: Semaphore,
+    running: Mutex<BTreeSet<Key>>,
+    /// Workloads that could not be rolled: when, why.
+    failed: Mutex<BTreeMap<Key, (Instant, String)>>,
+    /// Counts the ends of roll-outs.
+    ended: watch::Sender<u64>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+/// The end of one roll-out.
+#[derive(Debug)]
+enum End {
+    Done,
+    Failed(String),
+}
+
+impl Roller {
+    pub(crate) fn new(
+        client: Client,
+        planner: Planner,
+        announcer: Announcer,
+        settings: &ClusterSettings,
+        tasks: TaskTracker,
+        stop: CancellationToken,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            client,
+            planner,
+            announcer,
+            mode: settings.rollout,
+            permits: Semaphore::new(settings.rollout_concurrency),
+            running: Mutex::default(),
+            failed: Mutex::default(),
+            ended: watch::Sender::new(0),
+            tasks,
+            stop,
+        })
+    }
+
+    /// Follows the caches until the end.
+    pub(crate) async fn run(self: Arc<Self>) {
+        let caches = self.planner.caches.clone();
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = caches.dirtied.notified() => {}
+            }
+            sleep(DEBOUNCE_DELAY).await;
+            for namespace in caches.take_dirty() {
+                for key in self.planner.relevant(&namespace) {
+                    self.look(&key);
+                }
+            }
+        }
+    }
+
+    /// Starts rolling a workload if that is needed and not under way.
+    pub(crate) fn look(self: &Arc<Self>, key: &Key) {
+        if self.is_settled(key) || self.failed_lately(key) {
+            return;
+        }
+        if !lock(&self.running).insert(key.clone()) {
+            return;
+        }
+        let (this, key) = (self.clone(), key.clone());
+        self.tasks.spawn(async move {
+            let end = tokio::select! {
+                () = this.stop.cancelled() => End::Done,
+                end = this.roll(&key) => end,
+            };
+            lock(&this.running).remove(&key);
+            match end {
+                End::Done => {
+                    lock(&this.failed).remove(&key);
+                }
+                End::Failed(why) => {
+                    tracing::warn!(workload = %key, "roll-out stopped: {why}");
+                    this.tell(&key, Told::RollFailed, &why).await;
+                    lock(&this.failed).insert(key.clone(), (Instant::now(), why));
+                    this.again_later(&key);
+                }
+            }
+            this.ended.send_modify(|count| *count += 1);
+            // Something may have changed at the last moment.
+            this.planner.caches.touch(&key.namespace);
+        });
+    }
+
+    /// Forgets that a workload could not be rolled: somebody asks anew.
+    pub(crate) fn forgive(&self, key: &Key) {
+        lock(&self.failed).remove(key);
+    }
+
+    /// Why a workload could not be rolled, if that is so.
+    pub(crate) fn failure(&self, key: &Key) -> Option<String> {
+        lock(&self.failed).get(key).map(|(_, why)| why.clone())
+    }
+
+    /// All pods of the workload are as they are to be.
+    pub(crate) fn is_settled(&self, key: &Key) -> bool {
+        self.planner.judge(key).iter().all(|it| it.matches)
+    }
+
+    /// Hears of the ends of roll-outs.
+    pub(crate) fn ends(&self) -> watch::Receiver<u64> {
+        self.ended.subscribe()
+    }
+
+    fn failed_lately(&self, key: &Key) -> bool {
+        let failed = lock(&self.failed);
+        let last = failed.get(key);
+        last.is_some_and(|(when, _)| when.elapsed() < RETRY_DELAY)
+    }
+
+    fn again_later(self: &Arc<Self>, key: &Key) {
+        let (this, namespace) = (self.clone(), key.namespace.clone());
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = this.stop.cancelled() => {}
+                () = sleep(RETRY_DELAY) => this.planner.caches.touch(&namespace),
+            }
+        });
+    }
+
+    async fn tell(&self, key: &Key, told: Told, note: &str) {
+        let caches = &self.planner.caches;
+        self.announcer.tell(caches, key, told, note).await;
+    }
+
+    /// In a mesh, makes or removes the object that redirects the workload's ports: it is there
+    /// before the agent is, and goes after it.
+    async fn redirect(&self, key: &Key) -> Result<(), String> {
+        if self.planner.settings.mesh != Mesh::Istio {
+            return Ok(());
+        }
+        let Some(workload) = self.planner.caches.workload(key) else {
+            return Ok(());
+        };
+        match self.planner.desired(&workload, &workload.template) {
+            Desired::Agent(plan) if plan.mesh => {
+                let egress = self.planner.caches.mesh_egress(&key.namespace);
+                mesh::apply(&self.client, &plan.config, egress).await
+            }
+            _ if self.planner.judge(key).iter().all(|it| !it.pod.has_agent) => {
+                mesh::remove(&self.client, &key.namespace, &key.name).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn roll(&self, key: &Key) -> End {
+        // Closed never, so this waits at most.
+        let Ok(_permit) = self.permits.acquire().await else {
+            return End::Done;
+        };
+        if let Err(why) = self.redirect(key).await {
+            return End::Failed(why);
+        }
+        let wanted = self.planner.wants(key);
+        let what = if wanted { "adding" } else { "removing" };
+        tracing::info!(workload = %key, "rolling pods, {what} the agent");
+        let note = format!("replacing pods, {what} the agent");
+        self.tell(key, Told::Rolling, &note).await;
+        let mut rolling = Rolling {
+            roller: self,
+            key,
+            acted_on: BTreeSet::new(),
+            known: BTreeSet::new(),
+            restarted: None,
+            by_eviction: None,
+            refused_since: None,
+        };
+        let mut changes = self.planner.caches.changes();
+        let mut progress = (Instant::now(), usize::MAX);
+        loop {
+            changes.mark_unchanged();
+            let pods = self.planner.judge(key);
+            let stale = pods.iter().filter(|it| !it.matches).count();
+            if stale == 0 {
+                tracing::info!(workload = %key, pods = pods.len(), "pods are as they are to be");
+                let note = format!("{} pods are as they are to be", pods.len());
+                self.tell(key, Told::Rolled, &note).await;
+                if let Err(why) = self.redirect(key).await {
+                    tracing::warn!(workload = %key, "{why}");
+                }
+                return End::Done;
+            }
+            if stale < progress.1 {
+                progress = (Instant::now(), stale);
+            }
+            if progress.0.elapsed() > STUCK_TIMEOUT {
+                let minutes = STUCK_TIMEOUT.as_secs() / 60;
+                return End::Failed(format!("no progress for {minutes} minutes"));
+            }
+            if let Err(why) = rolling.step(&pods).await {
+                return End::Failed(why);
+            }
+            let _ = timeout(LOOK_INTERVAL, changes.changed()).await;
+        }
+    }
+}
+
+/// One workload being rolled.
+struct Rolling<'a> {
+    roller: &'a Roller,
+    key: &'a Key,
+    /// Uids of pods that were told to go.
+    acted_on: BTreeSet<String>,
+    /// Uids of pods that were there before anything was done.
+    known: BTreeSet<String>,
+    /// When the workload's own roll-out was started.
+    restarted: Option<Instant>,
+    /// Whether there were enough ready pods at first for evicting one after the other.
+    by_eviction: Option<bool>,
+    /// Since when a budget refuses evictions.
+    refused_since: Option<Instant>,
+}
+
+impl Rolling<'_> {
+    async fn step(&mut self, pods: &[Judged]) -> Result<(), String> {
+        let caches = &self.roller.planner.caches;
+        let Some(workload) = caches.workload(self.key) else {
+            return Ok(());
+        };
+        let untouched = self.acted_on.is_empty() && self.restarted.is_none();
+        if untouched {
+            self.known = pods.iter().map(|it| it.pod.uid.clone()).collect();
+        } else if pods
+            .iter()
+            .any(|it| it.lacks_agent && !self.known.contains(&it.pod.uid))
+        {
+            return Err(
+                "a new pod came without an agent: the API server cannot reach the webhook, or \
+                 another webhook took the agent away; look at the events of the pod's owner and at \
+                 the manager's log, and on clusters whose API server cannot reach pods set \
+                 hostNetwork or agentInjector.webhook.url"
+                    .to_owned(),
+            );
+        }
+        let ready = pods.iter().filter(|it| it.pod.ready).count();
+        let spared = *self.by_eviction.get_or_insert(ready >= 2);
+        if self.restarted.is_some_and(|when| !is_over(&workload, when)) {
+            return Ok(());
+        }
+        if self.restarts(&workload, pods, spared) {
+            return self.restart().await;
+        }
+        if needs_surge(&workload, ready) {
+            let stale = pods.iter().find(|it| !it.matches).map(|it| it.pod.clone());
+            let Some(stale) = stale else { return Ok(()) };
+            self.acted_on.insert(stale.uid.clone());
+            let planner = &self.roller.planner;
+            return replacing::surge(&self.roller.client, planner, self.key, &stale).await;
+        }
+        self.evict(&workload, pods, ready).await
+    }
+
+    fn restarts(&self, workload: &WorkloadFacts, pods: &[Judged], spared: bool) -> bool {
+        let refused = self
+            .refused_since
+            .is_some_and(|since| since.elapsed() > EVICTION_TIMEOUT);
+        // Replacing what does not serve disturbs nobody.
+        let all_idle = pods.iter().all(|it| it.matches || !it.pod.ready);
+        workload.can_restart
+            && match self.roller.mode {
+                RolloutMode::Restart => true,
+                RolloutMode::Evict => false,
+                RolloutMode::Auto => !all_idle && (!spared || refused),
+            }
+    }
+
+    async fn restart(&mut self) -> Result<(), String> {
+        self.restarted = Some(Instant::now());
+        let older = self.roller.planner.settings.carrier == Carrier::ConfigMap;
+        replacing::restart(&self.roller.client, self.key, older).await
+    }
+
+    /// One pod at a time, and the next only when all others are ready.
+    async fn evict(
+        &mut self,
+        workload: &WorkloadFacts,
+        pods: &[Judged],
+        ready: usize,
+    ) -> Result<(), String> {
+        let wanted = usize::try_from(workload.replicas).unwrap_or(0);
+        let stale = || pods.iter().filter(|it| !it.matches);
+        // One that does not serve anyway may go at once.
+        let idle = stale().find(|it| !it.pod.ready);
+        let Some(next) = idle.or_else(|| stale().next().filter(|_| ready >= wanted)) else {
+            return Ok(());
+        };
+        match replacing::evict(&self.roller.client, &next.pod).await? {
+            Outcome::Done => {
+                self.acted_on.insert(next.pod.uid.clone());
+                self.refused_since = None;
+            }
+            Outcome::Refused => {
+                self.refused_since.get_or_insert_with(Instant::now);
+                sleep(EVICTION_INTERVAL).await;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The workload's own roll-out is over, or has had its time to begin.
+fn is_over(workload: &WorkloadFacts, since: Instant) -> bool {
+    /// Until the workload's controller has surely seen the change.
+    const BEGIN_DELAY: Duration = Duration::from_secs(10);
+    since.elapsed() > BEGIN_DELAY && workload.state == WorkloadState::Available
+}
+
+/// A single pod of a workload that cannot replace it by itself without a gap.
+fn needs_surge(workload: &WorkloadFacts, ready: usize) -> bool {
+    workload.kind == Kind::ReplicaSet && workload.replicas == 1 && ready == 1
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

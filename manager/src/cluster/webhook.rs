@@ -1,0 +1,154 @@
+//! The webhook's listener: HTTPS for the API server, and for the chart's uninstall hook.
+
+use std::convert::Infallible;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::header::CONTENT_TYPE;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use kube::core::DynamicObject;
+use kube::core::admission::AdmissionReview;
+use rustls::ServerConfig;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::Cluster;
+use super::admission::Admission;
+use super::certificates::Served;
+
+/// A pod may be as large as etcd allows, and comes twice in a review at most.
+const MAX_BODY: usize = 8 << 20;
+/// How long a handshake or a request's head may take.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause before accepting again when there are no descriptors left.
+const ACCEPT_DELAY: Duration = Duration::from_millis(100);
+
+/// The webhook's listener.
+pub(crate) struct Webhook {
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) admission: Admission,
+    pub(crate) certificates: Arc<Served>,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) stop: CancellationToken,
+}
+
+/// Listens on every address, of both families where there are two.
+pub(crate) async fn bind(port: u16) -> std::io::Result<TcpListener> {
+    let both = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+    match TcpListener::bind(both).await {
+        Ok(listener) => Ok(listener),
+        Err(_) => TcpListener::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))).await,
+    }
+}
+
+impl Webhook {
+    /// Serves until the end.
+    pub(crate) async fn run(self: Arc<Self>, listener: TcpListener) {
+        let config = ServerConfig::builder()
+            .with_no_client_auth()
+            .with_cert_resolver(self.certificates.clone());
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        loop {
+            let accepted = tokio::select! {
+                () = self.stop.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    let serve = self.clone().serve(acceptor.clone(), stream);
+                    let stop = self.stop.clone();
+                    self.tasks.spawn(async move {
+                        tokio::select! {
+                            () = stop.cancelled() => {}
+                            () = serve => {}
+                        }
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!("webhook cannot accept: {error}");
+                    sleep(ACCEPT_DELAY).await;
+                }
+            }
+        }
+    }
+
+    async fn serve(self: Arc<Self>, acceptor: TlsAcceptor, stream: TcpStream) {
+        let _ = stream.set_nodelay(true);
+        // Health checks and scanners come and go without a handshake.
+        let Ok(Ok(stream)) = timeout(HEAD_TIMEOUT, acceptor.accept(stream)).await else {
+            return;
+        };
+        let service = service_fn(move |request| {
+            let this = self.clone();
+            async move { Ok::<_, Infallible>(this.answer(request).await) }
+        });
+        let served = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(Duration::from_secs(180))
+            .serve_connection(TokioIo::new(stream), service)
+            .await;
+        if let Err(error) = served {
+            tracing::debug!("webhook connection: {error}");
+        }
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        match (request.method(), request.uri().path()) {
+            (_, "/healthz") => text(StatusCode::OK, "ok"),
+            (&Method::DELETE, "/uninstall") => {
+                self.cluster.uninstall().await;
+                text(StatusCode::OK, "agents are removed")
+            }
+            (_, "/uninstall") => text(StatusCode::METHOD_NOT_ALLOWED, "send DELETE"),
+            (&Method::POST, _) => self.review(request).await,
+            _ => text(StatusCode::METHOD_NOT_ALLOWED, "send POST"),
+        }
+    }
+
+    async fn review(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let content_type = request.headers().get(CONTENT_TYPE);
+        if content_type.is_none_or(|it| it != "application/json") {
+            return text(
+                StatusCode::BAD_REQUEST,
+                "the content type must be application/json",
+            );
+        }
+        let body = match Limited::new(request.into_body(), MAX_BODY).collect().await {
+            Ok(body) => body.to_bytes(),
+            Err(error) => return text(StatusCode::BAD_REQUEST, &format!("no body: {error}")),
+        };
+        let review: AdmissionReview<DynamicObject> = match serde_json::from_slice(&body) {
+            Ok(review) => review,
+            Err(error) => {
+                let problem = format!("no admission review: {error}");
+                return text(StatusCode::BAD_REQUEST, &problem);
+            }
+        };
+        let Some(answer) = self.admission.review(review).await else {
+            return text(StatusCode::BAD_REQUEST, "the review holds no request");
+        };
+        let body = match serde_json::to_vec(&answer) {
+            Ok(body) => body,
+            Err(error) => return text(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+        };
+        let mut response = Response::new(Full::from(body));
+        let json = hyper::header::HeaderValue::from_static("application/json");
+        response.headers_mut().insert(CONTENT_TYPE, json);
+        response
+    }
+}
+
+fn text(status: StatusCode, text: &str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(format!("{text}\n")));
+    *response.status_mut() = status;
+    response
+}
