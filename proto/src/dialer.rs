@@ -304,14 +304,7 @@ where
             Carried::Whole
         }
         Err(Broken::Target) => {
-            // The target no longer reads, but what it has written before still belongs to the
-            // caller. Its end may look orderly even after a reset, because a reset shows only once.
-            let rest = async {
-                if !outgoing.finished {
-                    let _ = timeout(LINGER_TIMEOUT, read_all(&mut read, outgoing, &activity)).await;
-                }
-                break_off(outgoing).await;
-            };
+            let rest = send_rest(&mut read, outgoing, &activity);
             tokio::join!(rest, until_ended(incoming, LINGER_TIMEOUT));
             Carried::TargetLost
         }
@@ -321,11 +314,19 @@ where
             Carried::TunnelLost
         }
         Err(Broken::Idle) => {
-            break_off(outgoing).await;
-            until_ended(incoming, LINGER_TIMEOUT).await;
+            give_up(incoming, outgoing).await;
             Carried::Idle
         }
     }
+}
+
+/// Sends what a target that no longer reads has written before: it still belongs to the caller. Its
+/// end may look orderly even after a reset, because a reset shows only once.
+async fn send_rest<T>(read: &mut ReadHalf<'_>, outgoing: &mut Outgoing<T>, activity: &Activity) {
+    if !outgoing.finished {
+        let _ = timeout(LINGER_TIMEOUT, read_all(read, outgoing, activity)).await;
+    }
+    break_off(outgoing).await;
 }
 
 /// Copies until the target half-closes, and signals that.
@@ -427,25 +428,6 @@ where
     let activity = Activity::new(UDP_IDLE_TIMEOUT);
     let pulse = outgoing.pulse();
     let ended: Result<(), Broken> = {
-        let receive = async {
-            loop {
-                // A port that answers "unreachable" may answer the next datagram.
-                if socket.readable().await.is_err() {
-                    return Err(Broken::Target);
-                }
-                let place = outgoing.place().await?;
-                // One byte of message code precedes the datagram.
-                let mut message = BytesMut::with_capacity(MAX_DATAGRAM + 1);
-                begin_normal(&mut message);
-                if socket.try_recv_buf(&mut message).is_ok() {
-                    // Copied, because a datagram is mostly far smaller than the buffer.
-                    place.send((outgoing.wrap)(TunnelMessage {
-                        payload: Bytes::copy_from_slice(&message),
-                    }));
-                    activity.touch();
-                }
-            }
-        };
         let send = async {
             while let Some(data) = next_data(&mut *incoming, &activity, &pulse).await? {
                 let _ = socket.send(&data).await;
@@ -453,7 +435,7 @@ where
             Ok(())
         };
         tokio::select! {
-            ended = receive => ended,
+            ended = receive_datagrams(&socket, outgoing, &activity) => ended,
             ended = send => ended,
             Err(idle) = activity.stale() => Err(idle),
         }
@@ -467,16 +449,48 @@ where
         }
         Err(Broken::Tunnel) => Carried::TunnelLost,
         Err(Broken::Target) => {
-            break_off(outgoing).await;
-            until_ended(incoming, LINGER_TIMEOUT).await;
+            give_up(incoming, outgoing).await;
             Carried::TargetLost
         }
         Err(Broken::Idle) => {
-            break_off(outgoing).await;
-            until_ended(incoming, LINGER_TIMEOUT).await;
+            give_up(incoming, outgoing).await;
             Carried::Idle
         }
     }
+}
+
+/// Sends what the target answers, one datagram a message, until one side is gone.
+async fn receive_datagrams<T>(
+    socket: &UdpSocket,
+    outgoing: &mut Outgoing<T>,
+    activity: &Activity,
+) -> Result<(), Broken> {
+    loop {
+        // A port that answers "unreachable" may answer the next datagram.
+        if socket.readable().await.is_err() {
+            return Err(Broken::Target);
+        }
+        let place = outgoing.place().await?;
+        // One byte of message code precedes the datagram.
+        let mut message = BytesMut::with_capacity(MAX_DATAGRAM + 1);
+        begin_normal(&mut message);
+        if socket.try_recv_buf(&mut message).is_ok() {
+            // Copied, because a datagram is mostly far smaller than the buffer.
+            place.send((outgoing.wrap)(TunnelMessage {
+                payload: Bytes::copy_from_slice(&message),
+            }));
+            activity.touch();
+        }
+    }
+}
+
+/// Breaks the stream off and waits for the peer to end it.
+async fn give_up<S, T>(incoming: &mut S, outgoing: &mut Outgoing<T>)
+where
+    S: Stream<Item = Result<TunnelMessage, Status>> + Unpin,
+{
+    break_off(outgoing).await;
+    until_ended(incoming, LINGER_TIMEOUT).await;
 }
 
 /// Tells the peer that the stream is over.

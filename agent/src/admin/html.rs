@@ -131,6 +131,33 @@ fn clauses(intercept: &Json) -> String {
 /// Renders a form for `/explain` and its answer.
 #[must_use]
 pub fn explain(agent: &Agent, asked: &AdminRequest<'_>) -> String {
+    let mut body = explain_form(agent, asked);
+    if asked.query.is_empty() {
+        return page("Explain a request", &body);
+    }
+    // The form sends its empty slot too.
+    let kept = asked
+        .query
+        .split('&')
+        .filter(|p| *p != "header=")
+        .collect::<Vec<_>>()
+        .join("&");
+    match explanation::explain(
+        agent,
+        &AdminRequest {
+            query: &kept,
+            ..*asked
+        },
+    ) {
+        Ok(answer) => body.push_str(&verdict(&answer)),
+        Err(problem) => {
+            let _ = writeln!(body, "<p class='no'>{}</p>", escape(&problem));
+        }
+    }
+    page("Explain a request", &body)
+}
+
+fn explain_form(agent: &Agent, asked: &AdminRequest<'_>) -> String {
     let value = |name: &str, default: &str| {
         escape(&asked.param(name).unwrap_or_else(|| default.to_owned()))
     };
@@ -160,28 +187,7 @@ pub fn explain(agent: &Agent, asked: &AdminRequest<'_>) -> String {
         );
     }
     body.push_str("<button>explain</button>\n</form>\n");
-    if asked.query.is_empty() {
-        return page("Explain a request", &body);
-    }
-    let kept = asked
-        .query
-        .split('&')
-        .filter(|p| *p != "header=")
-        .collect::<Vec<_>>()
-        .join("&");
-    match explanation::explain(
-        agent,
-        &AdminRequest {
-            query: &kept,
-            ..*asked
-        },
-    ) {
-        Ok(answer) => body.push_str(&verdict(&answer)),
-        Err(problem) => {
-            let _ = writeln!(body, "<p class='no'>{}</p>", escape(&problem));
-        }
-    }
-    page("Explain a request", &body)
+    body
 }
 
 fn verdict(answer: &Json) -> String {

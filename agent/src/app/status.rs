@@ -119,57 +119,8 @@ async fn fetch(
 }
 
 fn render(info: &Json, intercepts: &Json, stats: &Json, certs: &Json) -> String {
-    let mut out = String::new();
-    let own = &info["traffic_agent"];
-    let session = if own["session_connected"] == Json::Bool(true) {
-        "connected"
-    } else {
-        "NOT CONNECTED"
-    };
-    let _ = writeln!(
-        out,
-        "{} {}  up {}  {}\nmanager {}  {session}\n",
-        text(&info["node"]["cluster"]),
-        text(&info["version"]),
-        text(&info["uptime_current_epoch"]),
-        text(&info["state"]),
-        text(&own["manager"])
-    );
-    let mut rows = vec![
-        [
-            "PORT",
-            "AGENT",
-            "PROTOCOL",
-            "OPEN",
-            "CONNECTIONS",
-            "REQUESTS",
-            "APP",
-            "CLIENT",
-            "FAIL-OPEN",
-            "5XX",
-            "INTERCEPTS",
-        ]
-        .map(str::to_owned),
-    ];
-    for port in intercepts["ports"].as_array().into_iter().flatten() {
-        rows.push(port_row(port, stats));
-    }
-    columns(&mut out, &rows);
-    let mut rows =
-        vec![["INTERCEPT", "OWNER", "TAKES", "STATE", "HITS", "TUNNEL"].map(str::to_owned)];
-    for port in intercepts["ports"].as_array().into_iter().flatten() {
-        rows.extend(
-            port["intercepts"]
-                .as_array()
-                .into_iter()
-                .flatten()
-                .map(intercept_row),
-        );
-    }
-    if rows.len() > 1 {
-        out.push('\n');
-        columns(&mut out, &rows);
-    }
+    let mut out = heading(info);
+    port_tables(&mut out, intercepts, stats);
     for cert in certs["certificates"]
         .as_array()
         .into_iter()
@@ -189,27 +140,73 @@ fn render(info: &Json, intercepts: &Json, stats: &Json, certs: &Json) -> String 
     out
 }
 
+fn heading(info: &Json) -> String {
+    let own = &info["traffic_agent"];
+    let session = if own["session_connected"] == Json::Bool(true) {
+        "connected"
+    } else {
+        "NOT CONNECTED"
+    };
+    format!(
+        "{} {}  up {}  {}\nmanager {}  {session}\n\n",
+        text(&info["node"]["cluster"]),
+        text(&info["version"]),
+        text(&info["uptime_current_epoch"]),
+        text(&info["state"]),
+        text(&own["manager"])
+    )
+}
+
+/// Writes a table of the ports and, if there are any, one of the intercepts.
+fn port_tables(out: &mut String, intercepts: &Json, stats: &Json) {
+    let mut rows = vec![
+        [
+            "PORT",
+            "AGENT",
+            "PROTOCOL",
+            "OPEN",
+            "CONNECTIONS",
+            "REQUESTS",
+            "APP",
+            "CLIENT",
+            "FAIL-OPEN",
+            "5XX",
+            "INTERCEPTS",
+        ]
+        .map(str::to_owned),
+    ];
+    for port in intercepts["ports"].as_array().into_iter().flatten() {
+        rows.push(port_row(port, stats));
+    }
+    columns(out, &rows);
+    let mut rows =
+        vec![["INTERCEPT", "OWNER", "TAKES", "STATE", "HITS", "TUNNEL"].map(str::to_owned)];
+    for port in intercepts["ports"].as_array().into_iter().flatten() {
+        rows.extend(
+            port["intercepts"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .map(intercept_row),
+        );
+    }
+    if rows.len() > 1 {
+        out.push('\n');
+        columns(out, &rows);
+    }
+}
+
 fn port_row(port: &Json, stats: &Json) -> [String; 11] {
     let number = &port["containerPort"];
-    let sum = |suffixes: &[&str]| {
+    let ours = format!("traffic_agent.port_{number}.");
+    let total_of = |counts: &dyn Fn(&str) -> bool| -> u64 {
         let list = stats["stats"].as_array().into_iter().flatten();
-        list.filter(|s| {
-            suffixes
-                .iter()
-                .any(|x| text(&s["name"]) == format!("traffic_agent.port_{number}.{x}"))
-        })
-        .filter_map(|s| s["value"].as_u64())
-        .sum::<u64>()
+        list.filter(|s| text(&s["name"]).strip_prefix(&ours).is_some_and(counts))
+            .filter_map(|s| s["value"].as_u64())
+            .sum()
     };
-    let fail_open: u64 = stats["stats"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter(|s| {
-            text(&s["name"]).starts_with(&format!("traffic_agent.port_{number}.fail_open."))
-        })
-        .filter_map(|s| s["value"].as_u64())
-        .sum();
+    let sum = |names: &[&str]| total_of(&|name| names.contains(&name));
+    let fail_open = total_of(&|name| name.starts_with("fail_open."));
     let app = sum(&["http1.requests.app", "http2.requests.app", "http2.relayed"]);
     let client = sum(&["http1.requests.client", "http2.requests.client"]);
     let named = |name: &str| {

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use traffic_proto::port::Transport;
+use traffic_proto::sidecar::Target;
 
 use crate::app::ports;
 use crate::app::settings::{Bind, Settings, protocol};
@@ -23,49 +24,54 @@ pub(crate) fn of(settings: &Settings) -> String {
     );
     let plans = ports::read_tls_annotations(settings);
     for target in &settings.targets {
-        let how = if target.is_redirected() {
-            "are redirected to"
-        } else {
-            "arrive at"
-        };
-        let _ = writeln!(
-            text,
-            "port {}/{} of {}: callers {how} {}, the app is dialled at {}",
-            target.container_port,
-            target.transport,
-            target.container,
-            target.agent_port,
-            ports::app_addr(settings, target)
-        );
-        if target.transport == Transport::Udp {
-            let _ = writeln!(text, "    datagrams, by caller");
-            continue;
-        }
-        let (declared, source, odd) =
-            protocol::of(target, &settings.annotations, s.app_protocol_strategy);
-        let _ = writeln!(
-            text,
-            "    protocol: {}",
-            protocol_text(settings, declared, source)
-        );
-        if let Some(odd) = odd {
-            let _ = writeln!(text, "    warning: {odd}");
-        }
-        let plan = plans
-            .ports
-            .iter()
-            .find(|p| p.container_port == target.container_port.get());
-        let _ = writeln!(
-            text,
-            "    TLS: {}",
-            plan.map_or_else(|| "callers' TLS is relayed, not terminated".to_owned(), tls)
-        );
+        let mut plans = plans.ports.iter();
+        let plan = plans.find(|p| p.container_port == target.container_port.get());
+        port(settings, target, plan, &mut text);
     }
     own(settings, &mut text);
     for warning in settings.warnings.iter().chain(&plans.notes) {
         let _ = writeln!(text, "warning: {warning}");
     }
     text
+}
+
+fn port(settings: &Settings, target: &Target, plan: Option<&PortPlan>, text: &mut String) {
+    let how = if target.is_redirected() {
+        "are redirected to"
+    } else {
+        "arrive at"
+    };
+    let _ = writeln!(
+        text,
+        "port {}/{} of {}: callers {how} {}, the app is dialled at {}",
+        target.container_port,
+        target.transport,
+        target.container,
+        target.agent_port,
+        ports::app_addr(settings, target)
+    );
+    if target.transport == Transport::Udp {
+        let _ = writeln!(text, "    datagrams, by caller");
+        return;
+    }
+    let (declared, source, odd) = protocol::of(
+        target,
+        &settings.annotations,
+        settings.sidecar.app_protocol_strategy,
+    );
+    let _ = writeln!(
+        text,
+        "    protocol: {}",
+        protocol_text(settings, declared, source)
+    );
+    if let Some(odd) = odd {
+        let _ = writeln!(text, "    warning: {odd}");
+    }
+    let _ = writeln!(
+        text,
+        "    TLS: {}",
+        plan.map_or_else(|| "callers' TLS is relayed, not terminated".to_owned(), tls)
+    );
 }
 
 fn protocol_text(

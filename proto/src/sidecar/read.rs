@@ -75,10 +75,7 @@ fn top(root: &mut Section, role: Role, notes: &mut Notes<'_>) -> Sidecar {
         "write the manager's host, such as traffic-manager.ambassador",
         notes,
     );
-    let mut envoy = root.section("envoy", notes);
-    let mut expired = root.section("expiredNotifications", notes);
-    let mut drain = root.section("drain", notes);
-    let sidecar = Sidecar {
+    Sidecar {
         agent_name,
         namespace,
         manager_host,
@@ -93,38 +90,55 @@ fn top(root: &mut Section, role: Role, notes: &mut Notes<'_>) -> Sidecar {
         enable_metrics: root.flag("enableMetrics", false, notes),
         watch_retry_interval: interval(root, "watchRetryInterval", Duration::from_secs(10), notes),
         app_protocol_strategy: root.word("appProtocolStrategy", notes).unwrap_or_default(),
-        envoy: Envoy {
-            log_level: envoy.word("logLevel", notes),
-            server_port: envoy.port("serverPort", notes),
-            admin_port: envoy.port("adminPort", notes),
-        },
-        expired_notifications: ExpiredNotifications {
-            enabled: expired.flag("enabled", false, notes),
-            deadline: expired
-                .duration("deadline", notes)
-                .unwrap_or(DEFAULT_EXPIRED_DEADLINE),
-        },
+        envoy: envoy(root, notes),
+        expired_notifications: expired_notifications(root, notes),
         session_grace: root
             .duration("sessionGrace", notes)
             .unwrap_or(Duration::from_secs(60)),
-        drain: Drain {
-            lame_duck: drain
-                .duration("lameDuck", notes)
-                .unwrap_or(Duration::from_secs(5)),
-            grace: drain
-                .duration("grace", notes)
-                .unwrap_or(Duration::from_secs(20)),
-        },
+        drain: drain(root, notes),
         mount_policies: root
             .take("mountPolicies")
             .map_or_else(Vec::new, |field| policies(field, notes)),
         containers: containers(root, notes),
         warnings: Vec::new(),
+    }
+}
+
+fn envoy(root: &mut Section, notes: &mut Notes<'_>) -> Envoy {
+    let mut section = root.section("envoy", notes);
+    let envoy = Envoy {
+        log_level: section.word("logLevel", notes),
+        server_port: section.port("serverPort", notes),
+        admin_port: section.port("adminPort", notes),
     };
-    envoy.finish(&[], notes);
-    expired.finish(&[], notes);
-    drain.finish(&[], notes);
-    sidecar
+    section.finish(&[], notes);
+    envoy
+}
+
+fn expired_notifications(root: &mut Section, notes: &mut Notes<'_>) -> ExpiredNotifications {
+    let mut section = root.section("expiredNotifications", notes);
+    let expired = ExpiredNotifications {
+        enabled: section.flag("enabled", false, notes),
+        deadline: section
+            .duration("deadline", notes)
+            .unwrap_or(DEFAULT_EXPIRED_DEADLINE),
+    };
+    section.finish(&[], notes);
+    expired
+}
+
+fn drain(root: &mut Section, notes: &mut Notes<'_>) -> Drain {
+    let mut section = root.section("drain", notes);
+    let drain = Drain {
+        lame_duck: section
+            .duration("lameDuck", notes)
+            .unwrap_or(Duration::from_secs(5)),
+        grace: section
+            .duration("grace", notes)
+            .unwrap_or(Duration::from_secs(20)),
+    };
+    section.finish(&[], notes);
+    drain
 }
 
 /// Reads a duration for which zero means absent.

@@ -156,6 +156,17 @@ fn check_alike(target: &Target, first: &Placed<'_>, other: &Placed<'_>, notes: &
             "give each container port its own agentPort",
         );
     }
+    check_alike_in_detail(target, first, other, notes);
+}
+
+/// Checks what two entries of one listener say beside the container port.
+fn check_alike_in_detail(
+    target: &Target,
+    first: &Placed<'_>,
+    other: &Placed<'_>,
+    notes: &mut Notes<'_>,
+) {
+    let (a, b) = (first.entry, other.entry);
     if let (Some(a), Some(b)) = (a.inactive_port, b.inactive_port)
         && a != b
     {
@@ -244,25 +255,28 @@ fn check_proxy_port(
         );
         return;
     }
-    for other in targets
-        .iter()
-        .filter(|other| other.transport == target.transport)
-    {
-        let itself = std::ptr::eq(other, target);
-        let other_proxy = (other.is_redirected() && !itself).then(|| proxy_number(other, total));
-        let clash = if usize::from(other.container_port.get()) == number {
-            format!("containerPort {}", other.container_port)
-        } else if usize::from(other.agent_port.get()) == number {
-            format!("agentPort {}", other.agent_port)
-        } else if other_proxy == Some(number) {
-            format!("the proxy port of agentPort {}", other.agent_port)
-        } else {
-            continue;
-        };
+    if let Some(clash) = user_of(number, target, targets, total) {
         let remedy = "choose ports so that agent, proxy and container ports all differ";
         notes.fault(&place, shown, &format!("{name} is also {clash}"), remedy);
-        return;
     }
+}
+
+/// Names the first other use of `number`, the proxy port of `target`.
+fn user_of(number: usize, target: &Target, targets: &[Target], total: usize) -> Option<String> {
+    let alike = |other: &&Target| other.transport == target.transport;
+    targets.iter().filter(alike).find_map(|other| {
+        let itself = std::ptr::eq(other, target);
+        let other_proxy = (other.is_redirected() && !itself).then(|| proxy_number(other, total));
+        if usize::from(other.container_port.get()) == number {
+            Some(format!("containerPort {}", other.container_port))
+        } else if usize::from(other.agent_port.get()) == number {
+            Some(format!("agentPort {}", other.agent_port))
+        } else if other_proxy == Some(number) {
+            Some(format!("the proxy port of agentPort {}", other.agent_port))
+        } else {
+            None
+        }
+    })
 }
 
 /// Checks that no two listeners are in front of one app port: a redirect can lead to the first
