@@ -42,7 +42,7 @@ async fn app() -> SocketAddr {
 }
 
 async fn client(routes: RouteTable) -> h2::client::SendRequest<Bytes> {
-    let agent = port::serve(port::shared(app().await, routes)).await;
+    let agent = port::serve(app().await, routes).await;
     let socket = TcpStream::connect(agent).await.expect("connect");
     socket.set_nodelay(true).expect("nodelay");
     let (client, connection) = h2::client::handshake(socket).await.expect("handshake");

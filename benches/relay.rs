@@ -9,6 +9,7 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use agent_testkit::app::socket_pair;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
@@ -55,7 +56,7 @@ impl Io for Unspliced {
 }
 
 async fn relayed(spliced: bool) -> (TcpStream, TcpStream) {
-    let ((caller, down), (up, app)) = (port::pair().await, port::pair().await);
+    let ((caller, down), (up, app)) = (socket_pair().await, socket_pair().await);
     let (mut down, mut up) = if spliced {
         (Conn::Tcp(down), Conn::Tcp(up))
     } else {

@@ -3,12 +3,11 @@
 
 #[path = "support/port.rs"]
 mod port;
-#[path = "support/tunnel.rs"]
-mod tunnels;
 
 use std::hint::black_box;
 use std::time::Duration;
 
+use agent_testkit::grpc::tunnel_pair;
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -50,7 +49,7 @@ fn codec(c: &mut Criterion) {
 
 fn whole(c: &mut Criterion) {
     let runtime = port::runtime();
-    let (mut agent, mut workstation) = runtime.block_on(tunnels::call());
+    let (mut workstation, mut agent) = runtime.block_on(tunnel_pair(true));
     let mut group = c.benchmark_group("tunnel");
     group.bench_function("64 B there and back", |b| {
         b.iter(|| {

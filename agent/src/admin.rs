@@ -51,16 +51,6 @@ pub trait Certificates: Send + Sync + fmt::Debug {
     fn certificates(&self) -> Vec<Certificate>;
 }
 
-/// An empty list of certificates.
-#[derive(Debug)]
-pub struct NoCertificates;
-
-impl Certificates for NoCertificates {
-    fn certificates(&self) -> Vec<Certificate> {
-        Vec::new()
-    }
-}
-
 /// A listening socket, for `/listeners`.
 #[derive(Clone, Debug)]
 pub struct ListenerInfo {

@@ -1,159 +1,31 @@
 //! The admin server over a real socket: paths, methods, shapes, and that /explain asks what the
 //! data path asks.
 #![allow(clippy::unwrap_used)]
+
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use futures_util::future::BoxFuture;
+use agent_testkit::admin::AdminFixture;
+use agent_testkit::intercept;
+use agent_testkit::port::context;
+use agent_testkit::tunnels::FakeTunnels;
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
-
-use traffic_agent::addr::{AppAddr, Caller};
-use traffic_agent::admin::{AdminCommands, Agent, ListenerInfo, NoCertificates, server};
-use traffic_agent::io::conn::Conn;
-use traffic_agent::proxy::context::{AppProtocol, DetectedProtocol, PortContext, ProtocolSource};
-use traffic_agent::telemetry::logging::LogControl;
+use traffic_agent::proxy::context::{AppProtocol, DetectedProtocol, ProtocolSource};
 use traffic_agent::telemetry::metrics::{Class, Protocol, Route};
-use traffic_agent::tls::alpn::TlsInfo;
-use traffic_agent::upstream::{AppError, DialApp, OpenTunnel, Transport, TunnelError, TunnelIo};
-use traffic_core::routing::matcher::{Filters, HeaderFilter};
-use traffic_core::routing::{Entry, Intercept, Mechanism, RouteTable, State};
-
-#[derive(Debug)]
-struct Nowhere;
-
-impl DialApp for Nowhere {
-    fn dial<'a>(&'a self, _: Option<&'a TlsInfo>) -> BoxFuture<'a, Result<Conn, AppError>> {
-        let addr = AppAddr("127.0.0.1:1".parse().unwrap());
-        Box::pin(async move {
-            Err(AppError::Timeout {
-                addr,
-                after: Duration::ZERO,
-            })
-        })
-    }
-    fn plain_addr(&self) -> Option<AppAddr> {
-        Some(AppAddr("127.0.0.1:8080".parse().unwrap()))
-    }
-}
-
-impl OpenTunnel for Nowhere {
-    fn open(
-        &self,
-        _: Arc<Intercept>,
-        _: Caller,
-        _: Transport,
-    ) -> BoxFuture<'static, Result<TunnelIo, TunnelError>> {
-        Box::pin(async { Err(TunnelError::NoPath("test".to_owned())) })
-    }
-}
+use traffic_core::routing::{Entry, RouteTable, State};
 
 fn intercept(name: &str, value: &str) -> Entry {
-    Entry {
-        state: State::Active,
-        intercept: Arc::new(Intercept {
-            id: format!("session:{name}"),
-            name: name.to_owned(),
-            client: "<b>jane@host</b>".to_owned(),
-            client_session: "session".to_owned(),
-            mechanism: Mechanism::Http,
-            filters: Filters {
-                headers: vec![HeaderFilter::new("x-dev", value)],
-                paths: Vec::new(),
-            },
-            plaintext: false,
-            target_host: "127.0.0.1".to_owned(),
-            target_port: 3000,
-            roundtrip_latency: Duration::ZERO,
-            dial_timeout: Duration::ZERO,
-            stats: Arc::default(),
-        }),
-    }
+    let mut intercept = intercept::intercept(name, &[("x-dev", value)]);
+    intercept.client = "<b>jane@host</b>".to_owned();
+    intercept::entry(intercept, State::Active)
 }
 
-fn port() -> Arc<PortContext> {
-    Arc::new(PortContext {
-        container_port: 8080,
-        agent_port: 9900,
-        routes: Arc::default(),
-        transport: Transport::Tcp,
-        app_protocol: DetectedProtocol::new(AppProtocol::Http1, ProtocolSource::AppProtocol),
-        app: Arc::new(Nowhere),
-        tls: None,
-        access: traffic_agent::telemetry::access_log::Access::default(),
-        tunnels: Arc::new(Nowhere),
-        metrics: Arc::default(),
-        drain: traffic_agent::drain::Drain::default(),
-    })
-}
-
-struct Running {
-    agent: Arc<Agent>,
-    address: std::net::SocketAddr,
-    stop: CancellationToken,
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.stop.cancel();
-    }
-}
-
-async fn start() -> Running {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let agent = Arc::new(Agent {
-        version: "v0.0.0",
-        workload: "echo".to_owned(),
-        namespace: "shop".to_owned(),
-        pod: "echo-1".to_owned(),
-        manager: "traffic-manager.ambassador:8081".to_owned(),
-        started: Instant::now(),
-        workers: 1,
-        listeners: vec![ListenerInfo {
-            name: "port_8080".to_owned(),
-            address,
-            transport: "TCP",
-        }],
-        ports: vec![port()],
-        control: Arc::default(),
-        certificates: Arc::new(NoCertificates),
-        ready: traffic_agent::ready::Ready::default(),
-        drain: traffic_agent::drain::Drain::default(),
-        log: LogControl::detached(),
-        config: serde_json::json!({ "agentName": "echo" }),
-        commands: Arc::new(AdminCommands::default()),
-    });
-    let stop = CancellationToken::new();
-    tokio::spawn(server::serve(listener, agent.clone(), stop.clone()));
-    Running {
-        agent,
-        address,
-        stop,
-    }
-}
-
-impl Running {
-    async fn ask(&self, method: &str, path: &str, extra: &str) -> (u16, String, String) {
-        let mut socket = TcpStream::connect(self.address).await.unwrap();
-        let request =
-            format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{extra}\r\n");
-        socket.write_all(request.as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        socket.read_to_string(&mut answer).await.unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        (status, head.to_owned(), body.to_owned())
-    }
-
-    async fn json(&self, path: &str) -> Value {
-        let (status, head, body) = self.ask("GET", path, "").await;
-        assert_eq!(status, 200, "{path}: {body}");
-        assert!(head.contains("content-type: application/json"), "{head}");
-        serde_json::from_str(&body).unwrap()
-    }
+async fn start() -> AdminFixture {
+    let mut port = context(([127, 0, 0, 1], 8080).into(), FakeTunnels::away());
+    port.agent_port = 9900;
+    port.app_protocol = DetectedProtocol::new(AppProtocol::Http1, ProtocolSource::AppProtocol);
+    AdminFixture::start(Arc::new(port)).await
 }
 
 #[tokio::test]

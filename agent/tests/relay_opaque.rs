@@ -3,14 +3,14 @@
 
 #![allow(clippy::unwrap_used)]
 
-#[path = "support/relay.rs"]
-mod support;
-
 use std::io;
 use std::sync::Arc;
 
+use agent_testkit::WAIT_TIMEOUT;
+use agent_testkit::intercept::whole_port;
+use agent_testkit::port::{connection, context};
+use agent_testkit::tunnels::FakeTunnels;
 use bytes::Bytes;
-use support::{WAIT_TIMEOUT, Workstation, context, global, port};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -32,13 +32,13 @@ async fn call(shared: &Arc<PortContext>) -> (TcpStream, JoinHandle<Ended>) {
         listener.accept()
     );
     let (down, from) = accepted.unwrap();
-    let context = context(shared, from);
+    let lane = connection(shared, from);
     let task = tokio::spawn(async move {
         opaque::carry(
             Conn::Tcp(down),
             Buf::default(),
             None,
-            &context,
+            &lane,
             OpaqueReason::NotHttp,
         )
         .await
@@ -59,11 +59,7 @@ async fn answered(app: &TcpListener, caller: &mut TcpStream) {
 #[tokio::test]
 async fn a_server_that_speaks_first_is_heard_at_once() {
     let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let shared = port(
-        app.local_addr().unwrap(),
-        Transport::Tcp,
-        Workstation::away(),
-    );
+    let shared = Arc::new(context(app.local_addr().unwrap(), FakeTunnels::away()));
     let (mut caller, task) = call(&shared).await;
     let (mut app, _) = app.accept().await.unwrap();
     app.write_all(b"220 hello").await.unwrap();
@@ -80,11 +76,7 @@ async fn a_server_that_speaks_first_is_heard_at_once() {
 #[tokio::test]
 async fn a_refusing_app_is_seen_as_a_reset() {
     let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let shared = port(
-        app.local_addr().unwrap(),
-        Transport::Tcp,
-        Workstation::away(),
-    );
+    let shared = Arc::new(context(app.local_addr().unwrap(), FakeTunnels::away()));
     drop(app);
     let (mut caller, task) = call(&shared).await;
     let error = timeout(WAIT_TIMEOUT, caller.read(&mut [0; 1]))
@@ -98,12 +90,12 @@ async fn a_refusing_app_is_seen_as_a_reset() {
 #[tokio::test]
 async fn a_tcp_intercept_takes_new_connections_and_leaves_old_ones_where_they_are() {
     let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (workstation, mut opened) = Workstation::there();
-    let shared = port(app.local_addr().unwrap(), Transport::Tcp, workstation);
+    let (workstation, mut opened) = FakeTunnels::scripted();
+    let shared = Arc::new(context(app.local_addr().unwrap(), workstation));
     let (mut old, _old_task) = call(&shared).await;
     let (mut old_app, _) = app.accept().await.unwrap();
 
-    shared.routes.store(global("i"));
+    shared.routes.store(whole_port());
     let (mut new, new_task) = call(&shared).await;
     let from = new.local_addr().unwrap();
     new.write_all(b"to the workstation").await.unwrap();
@@ -158,12 +150,8 @@ async fn a_tcp_intercept_takes_new_connections_and_leaves_old_ones_where_they_ar
 #[tokio::test]
 async fn without_a_tunnel_the_app_answers_and_it_is_counted() {
     let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let shared = port(
-        app.local_addr().unwrap(),
-        Transport::Tcp,
-        Workstation::away(),
-    );
-    shared.routes.store(global("i"));
+    let shared = Arc::new(context(app.local_addr().unwrap(), FakeTunnels::away()));
+    shared.routes.store(whole_port());
     let (mut caller, _task) = call(&shared).await;
     answered(&app, &mut caller).await;
     assert_eq!(shared.metrics.fail_open.at(FailOpen::NoTunnel).get(), 1);
@@ -173,9 +161,9 @@ async fn without_a_tunnel_the_app_answers_and_it_is_counted() {
 #[tokio::test]
 async fn a_rejected_dial_resets_the_caller() {
     let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (workstation, mut opened) = Workstation::there();
-    let shared = port(app.local_addr().unwrap(), Transport::Tcp, workstation);
-    shared.routes.store(global("i"));
+    let (workstation, mut opened) = FakeTunnels::scripted();
+    let shared = Arc::new(context(app.local_addr().unwrap(), workstation));
+    shared.routes.store(whole_port());
     let (mut caller, task) = call(&shared).await;
     let far = timeout(WAIT_TIMEOUT, opened.recv()).await.unwrap().unwrap();
     far.to_agent

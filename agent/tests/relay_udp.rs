@@ -3,15 +3,15 @@
 
 #![allow(clippy::unwrap_used)]
 
-#[path = "support/relay.rs"]
-mod support;
-
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use agent_testkit::WAIT_TIMEOUT;
+use agent_testkit::intercept::whole_port;
+use agent_testkit::port::context;
+use agent_testkit::tunnels::{FakeTunnels, FarEnd};
 use bytes::Bytes;
-use support::{FakeTunnel, WAIT_TIMEOUT, Workstation, global, port};
 use tokio::net::UdpSocket;
 use tokio::time::timeout;
 use traffic_agent::proxy::context::PortContext;
@@ -46,8 +46,10 @@ struct Agent {
     task: tokio::task::JoinHandle<std::io::Result<()>>,
 }
 
-async fn agent(bind: &str, tunnels: Arc<Workstation>, limits: UdpLimits) -> Agent {
-    let shared = port(app().await, Transport::Udp, tunnels);
+async fn agent(bind: &str, tunnels: Arc<FakeTunnels>, limits: UdpLimits) -> Agent {
+    let mut shared = context(app().await, tunnels);
+    shared.transport = Transport::Udp;
+    let shared = Arc::new(shared);
     let socket = UdpSocket::bind(bind).await.unwrap();
     let addr = socket.local_addr().unwrap();
     let task = tokio::spawn(udp::serve(socket, shared.clone(), limits));
@@ -92,7 +94,7 @@ async fn until(what: &str, mut done: impl FnMut() -> bool) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_callers_each_get_their_own_answers_over_their_own_flow() {
-    let agent = agent("127.0.0.1:0", Workstation::away(), UdpLimits::default()).await;
+    let agent = agent("127.0.0.1:0", FakeTunnels::away(), UdpLimits::default()).await;
     let mut callers = Vec::new();
     for _ in 0..1000 {
         callers.push(caller(agent.addr).await);
@@ -119,7 +121,7 @@ async fn a_thousand_callers_each_get_their_own_answers_over_their_own_flow() {
 #[tokio::test]
 async fn answers_come_from_the_address_the_caller_used() {
     // Connected callers drop everything from elsewhere, so an answer is the proof.
-    let agent = agent("0.0.0.0:0", Workstation::away(), UdpLimits::default()).await;
+    let agent = agent("0.0.0.0:0", FakeTunnels::away(), UdpLimits::default()).await;
     for ip in ["127.0.0.1", "127.0.0.9", "127.5.5.5"] {
         ask(
             &caller(SocketAddr::new(ip.parse().unwrap(), agent.addr.port())).await,
@@ -127,7 +129,7 @@ async fn answers_come_from_the_address_the_caller_used() {
         )
         .await;
     }
-    let agent = self::agent("[::]:0", Workstation::away(), UdpLimits::default()).await;
+    let agent = self::agent("[::]:0", FakeTunnels::away(), UdpLimits::default()).await;
     for ip in ["::1", "127.0.0.9"] {
         ask(
             &caller(SocketAddr::new(ip.parse().unwrap(), agent.addr.port())).await,
@@ -143,7 +145,7 @@ async fn a_quiet_flow_is_forgotten_and_a_busy_one_is_not() {
         idle: Duration::from_millis(400),
         ..UdpLimits::default()
     };
-    let agent = agent("127.0.0.1:0", Workstation::away(), limits).await;
+    let agent = agent("127.0.0.1:0", FakeTunnels::away(), limits).await;
     let (quiet, busy) = (caller(agent.addr).await, caller(agent.addr).await);
     let first = ask(&quiet, "a").await;
     let kept = ask(&busy, "b").await;
@@ -168,7 +170,7 @@ async fn beyond_the_limit_no_flow_is_made_and_it_is_counted() {
         flows: 2,
         ..UdpLimits::default()
     };
-    let agent = agent("127.0.0.1:0", Workstation::away(), limits).await;
+    let agent = agent("127.0.0.1:0", FakeTunnels::away(), limits).await;
     let (one, two, three) = (
         caller(agent.addr).await,
         caller(agent.addr).await,
@@ -185,7 +187,7 @@ async fn beyond_the_limit_no_flow_is_made_and_it_is_counted() {
     assert_eq!(agent.shared.metrics.udp_flows.get(), 2);
 }
 
-async fn hears(far: &mut FakeTunnel) -> Bytes {
+async fn hears(far: &mut FarEnd) -> Bytes {
     match Message::decode(
         timeout(WAIT_TIMEOUT, far.from_agent.recv())
             .await
@@ -201,12 +203,12 @@ async fn hears(far: &mut FakeTunnel) -> Bytes {
 
 #[tokio::test]
 async fn a_known_caller_s_next_datagram_follows_a_new_intercept_and_its_end() {
-    let (workstation, mut opened) = Workstation::there();
+    let (workstation, mut opened) = FakeTunnels::scripted();
     let agent = agent("127.0.0.1:0", workstation, UdpLimits::default()).await;
     let caller = caller(agent.addr).await;
     ask(&caller, "before").await;
 
-    agent.shared.routes.store(global("i"));
+    agent.shared.routes.store(whole_port());
     caller.send(b"during").await.unwrap();
     let mut far = timeout(WAIT_TIMEOUT, opened.recv()).await.unwrap().unwrap();
     assert_eq!(
@@ -231,7 +233,7 @@ async fn a_known_caller_s_next_datagram_follows_a_new_intercept_and_its_end() {
 
     // A rebuilt table with the same rule changes nothing; its end sends the next datagram to the
     // app, while a late answer still comes through.
-    agent.shared.routes.store(global("i"));
+    agent.shared.routes.store(whole_port());
     caller.send(b"same tunnel").await.unwrap();
     assert_eq!(hears(&mut far).await, "same tunnel");
     agent.shared.routes.store(RouteTable::default());
@@ -250,8 +252,8 @@ async fn a_known_caller_s_next_datagram_follows_a_new_intercept_and_its_end() {
 
 #[tokio::test]
 async fn datagrams_whose_tunnel_cannot_be_opened_go_to_the_app() {
-    let agent = agent("127.0.0.1:0", Workstation::away(), UdpLimits::default()).await;
-    agent.shared.routes.store(global("i"));
+    let agent = agent("127.0.0.1:0", FakeTunnels::away(), UdpLimits::default()).await;
+    agent.shared.routes.store(whole_port());
     ask(&caller(agent.addr).await, "hello").await;
     assert_eq!(
         agent.shared.metrics.fail_open.at(FailOpen::NoTunnel).get(),
@@ -261,7 +263,7 @@ async fn datagrams_whose_tunnel_cannot_be_opened_go_to_the_app() {
 
 #[tokio::test]
 async fn draining_ends_the_service_once_it_is_quiet() {
-    let agent = agent("127.0.0.1:0", Workstation::away(), UdpLimits::default()).await;
+    let agent = agent("127.0.0.1:0", FakeTunnels::away(), UdpLimits::default()).await;
     let caller = caller(agent.addr).await;
     ask(&caller, "x").await;
     agent.shared.drain.start();

@@ -3,7 +3,9 @@
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 
-use crate::rig::{Expect as _, Rig, Script, WAIT_TIMEOUT};
+use agent_testkit::WAIT_TIMEOUT;
+use agent_testkit::app::{Expect, ScriptedApp};
+use agent_testkit::port::PortFixture;
 
 const MIB: usize = 1 << 20;
 
@@ -36,9 +38,9 @@ fn message(start: &str, body: &[u8], chunked: bool) -> Vec<u8> {
 
 #[tokio::test]
 async fn long_bodies_pass_unchanged_one_after_the_other_and_mostly_past_the_agent() {
-    let app = Script::listen().await;
-    let rig = Rig::start(app.addr());
-    let mut caller = rig.call().await.socket;
+    let app = ScriptedApp::listen().await;
+    let fixture = PortFixture::start(app.addr());
+    let mut caller = fixture.connect().await;
     let mut served = None;
     for (n, (up, down)) in [(false, false), (true, true), (false, true), (true, false)]
         .into_iter()
@@ -71,7 +73,7 @@ async fn long_bodies_pass_unchanged_one_after_the_other_and_mostly_past_the_agen
             "the answer was changed in round {n}"
         );
     }
-    let spliced = rig.port.metrics.bytes_spliced.get();
+    let spliced = fixture.port.metrics.bytes_spliced.get();
     assert!(
         spliced > 14 * MIB as u64,
         "of 28 MiB only {spliced} bytes were spliced"
@@ -80,11 +82,11 @@ async fn long_bodies_pass_unchanged_one_after_the_other_and_mostly_past_the_agen
 
 #[tokio::test]
 async fn nothing_is_lost_of_an_upload_that_an_answer_without_end_overtakes() {
-    let app = Script::listen().await;
-    let rig = Rig::start(app.addr());
+    let app = ScriptedApp::listen().await;
+    let fixture = PortFixture::start(app.addr());
     let request = message("POST /upload HTTP/1.1", &content(16 * MIB, 3), false);
     let sent = request.clone();
-    let (mut from_agent, mut to_agent) = rig.call().await.socket.into_split();
+    let (mut from_agent, mut to_agent) = fixture.connect().await.into_split();
     let uploading = tokio::spawn(async move { to_agent.write_all(&sent).await.map(|()| to_agent) });
     let mut socket = app.accept().await;
     let mut seen = vec![0; request.len()];
@@ -118,9 +120,9 @@ async fn what_the_app_says_behind_its_last_answer_reaches_the_caller_too() {
         ("close", ""),
         ("keep-alive", "\r\n"),
     ] {
-        let app = Script::listen().await;
-        let rig = Rig::start(app.addr());
-        let mut caller = rig.call().await;
+        let app = ScriptedApp::listen().await;
+        let fixture = PortFixture::start(app.addr());
+        let mut caller = fixture.connect().await;
         caller
             .send(&format!(
                 "GET / HTTP/1.1\r\nHost: x\r\nConnection: {connection}\r\n\r\n"

@@ -10,10 +10,13 @@ use traffic_agent::outcome::Ended;
 use traffic_agent::proxy::connection;
 use traffic_agent::proxy::context::{AppProtocol, ConnContext};
 
-use crate::rig::{Expect, Rig, Script, TestClient, TunnelBehaviour, WAIT_TIMEOUT};
+use agent_testkit::WAIT_TIMEOUT;
+use agent_testkit::app::{Expect, ScriptedApp};
+use agent_testkit::port::PortFixture;
+use agent_testkit::tunnels::Behaviour;
 
 /// A caller whose `request` is there when it is accepted, and the connection that carries it.
-fn asks(rig: &Rig, request: &str) -> (TestClient, JoinHandle<Ended>) {
+fn asks(fixture: &PortFixture, request: &str) -> (tokio::net::TcpStream, JoinHandle<Ended>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut caller = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     caller.write_all(request.as_bytes()).unwrap();
@@ -21,19 +24,14 @@ fn asks(rig: &Rig, request: &str) -> (TestClient, JoinHandle<Ended>) {
     let (accepted, peer) = listener.accept().unwrap();
     accepted.peek(&mut [0]).unwrap();
     accepted.set_nonblocking(true).unwrap();
-    let context = ConnContext {
+    let lane = ConnContext {
         caller: Caller::new(peer),
-        port: Arc::clone(&rig.port),
+        port: Arc::clone(&fixture.port),
         hello: None,
     };
     let accepted = tokio::net::TcpStream::from_std(accepted).unwrap();
-    let carried = tokio::spawn(connection::connection(accepted, context));
-    (
-        TestClient {
-            socket: tokio::net::TcpStream::from_std(caller).unwrap(),
-        },
-        carried,
-    )
+    let carried = tokio::spawn(connection::connection(accepted, lane));
+    (tokio::net::TcpStream::from_std(caller).unwrap(), carried)
 }
 
 async fn ended(carried: JoinHandle<Ended>) -> Ended {
@@ -45,17 +43,17 @@ async fn ended(carried: JoinHandle<Ended>) -> Ended {
 
 #[tokio::test]
 async fn a_caller_that_leaves_while_its_first_answer_is_awaited_is_noticed() {
-    let app = Script::listen().await;
-    let rig = Rig::start(app.addr());
-    let (mut caller, carried) = asks(&rig, "GET / HTTP/1.1\r\n\r\n");
+    let app = ScriptedApp::listen().await;
+    let fixture = PortFixture::start(app.addr());
+    let (mut caller, carried) = asks(&fixture, "GET / HTTP/1.1\r\n\r\n");
     let mut socket = app.accept().await;
     socket.expect("GET / HTTP/1.1\r\n\r\n").await;
-    traffic_agent::io::conn::Io::abort(&mut caller.socket);
+    traffic_agent::io::conn::Io::abort(&mut caller);
     drop(caller);
     socket.expect_reset().await;
     assert_eq!(ended(carried).await, Ended::CallerReset);
 
-    let (caller, carried) = asks(&rig, "GET / HTTP/1.1\r\n\r\n");
+    let (caller, carried) = asks(&fixture, "GET / HTTP/1.1\r\n\r\n");
     let mut socket = app.accept().await;
     socket.expect("GET / HTTP/1.1\r\n\r\n").await;
     drop(caller);
@@ -66,13 +64,13 @@ async fn a_caller_that_leaves_while_its_first_answer_is_awaited_is_noticed() {
 
 #[tokio::test]
 async fn a_last_answer_ends_the_connection_and_others_keep_it() {
-    let app = Script::listen().await;
-    let rig = Rig::start(app.addr());
+    let app = ScriptedApp::listen().await;
+    let fixture = PortFixture::start(app.addr());
     for answer in [
         "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
         "HTTP/1.1 200 OK\r\n\r\nuntil the end",
     ] {
-        let (mut caller, carried) = asks(&rig, "GET / HTTP/1.0\r\n\r\n");
+        let (mut caller, carried) = asks(&fixture, "GET / HTTP/1.0\r\n\r\n");
         let mut socket = app.accept().await;
         socket.expect("GET / HTTP/1.0\r\n\r\n").await;
         socket.send(answer).await;
@@ -82,7 +80,7 @@ async fn a_last_answer_ends_the_connection_and_others_keep_it() {
         drop(caller);
         assert_eq!(ended(carried).await, Ended::Clean);
     }
-    let (mut caller, carried) = asks(&rig, "GET /1 HTTP/1.1\r\n\r\nGET /2 HTTP/1.1\r\n\r\n");
+    let (mut caller, carried) = asks(&fixture, "GET /1 HTTP/1.1\r\n\r\nGET /2 HTTP/1.1\r\n\r\n");
     let mut socket = app.accept().await;
     for request in [
         "GET /1 HTTP/1.1\r\n\r\n",
@@ -103,9 +101,9 @@ async fn a_last_answer_ends_the_connection_and_others_keep_it() {
 
 #[tokio::test]
 async fn an_answer_that_is_reset_behind_its_end_is_reset_for_the_caller() {
-    let app = Script::listen().await;
-    let rig = Rig::start(app.addr());
-    let (mut caller, carried) = asks(&rig, "GET / HTTP/1.0\r\n\r\n");
+    let app = ScriptedApp::listen().await;
+    let fixture = PortFixture::start(app.addr());
+    let (mut caller, carried) = asks(&fixture, "GET / HTTP/1.0\r\n\r\n");
     let mut socket = app.accept().await;
     socket.expect("GET / HTTP/1.0\r\n\r\n").await;
     socket
@@ -135,14 +133,14 @@ async fn a_large_first_answer_arrives_whole_by_a_caller_that_reads_late() {
             .unwrap();
         socket.write_all(&sent).unwrap();
     });
-    let rig = Rig::with(addr, AppProtocol::Http1, TunnelBehaviour::Away);
-    let (mut caller, carried) = asks(&rig, "GET / HTTP/1.0\r\n\r\n");
+    let fixture = PortFixture::with(addr, AppProtocol::Http1, Behaviour::Away);
+    let (mut caller, carried) = asks(&fixture, "GET / HTTP/1.0\r\n\r\n");
     // Until the app is held up, because nobody takes its answer.
     let mut stalled = 0;
     let mut passed = 0;
     while stalled < 5 {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        let now = rig.port.metrics.bytes_out.get();
+        let now = fixture.port.metrics.bytes_out.get();
         stalled = if now == passed && now > 0 {
             stalled + 1
         } else {
@@ -157,7 +155,7 @@ async fn a_large_first_answer_arrives_whole_by_a_caller_that_reads_late() {
         ))
         .await;
     let mut seen = Vec::new();
-    tokio::io::AsyncReadExt::read_to_end(&mut caller.socket, &mut seen)
+    tokio::io::AsyncReadExt::read_to_end(&mut caller, &mut seen)
         .await
         .unwrap();
     assert!(seen == body);

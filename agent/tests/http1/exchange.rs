@@ -5,13 +5,16 @@ use traffic_agent::outcome::Ended;
 use traffic_agent::proxy::context::AppProtocol;
 use traffic_agent::telemetry::metrics::{Limit, OpaqueReason, Protocol};
 
-use crate::rig::{Expect, Rig, Script, TunnelBehaviour, eventually};
+use agent_testkit::app::{Expect, ScriptedApp};
+use agent_testkit::eventually;
+use agent_testkit::port::PortFixture;
+use agent_testkit::tunnels::Behaviour;
 
 #[tokio::test]
 async fn an_interim_answer_comes_before_the_body_it_asks_for() {
-    let app = Script::listen().await;
-    let rig = Rig::start(app.addr());
-    let mut caller = rig.call().await;
+    let app = ScriptedApp::listen().await;
+    let fixture = PortFixture::start(app.addr());
+    let mut caller = fixture.connect().await;
     let head = "POST / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n";
     caller.send(head).await;
     let mut app = app.accept().await;
@@ -28,7 +31,8 @@ async fn an_interim_answer_comes_before_the_body_it_asks_for() {
     caller.send("GET /2 HTTP/1.1\r\n\r\n").await;
     app.expect("GET /2 HTTP/1.1\r\n\r\n").await;
     eventually("two requests", || {
-        rig.port
+        fixture
+            .port
             .metrics
             .http1_requests
             .iter()
@@ -41,10 +45,10 @@ async fn an_interim_answer_comes_before_the_body_it_asks_for() {
 
 #[tokio::test]
 async fn a_final_answer_instead_of_100_leaves_the_rest_to_the_app() {
-    let app = Script::listen().await;
-    let rig = Rig::start(app.addr());
-    rig.intercept();
-    let mut caller = rig.call().await;
+    let app = ScriptedApp::listen().await;
+    let fixture = PortFixture::start(app.addr());
+    fixture.intercept();
+    let mut caller = fixture.connect().await;
     caller
         .send("POST / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 30\r\n\r\n")
         .await;
@@ -59,14 +63,22 @@ async fn a_final_answer_instead_of_100_leaves_the_rest_to_the_app() {
     // The announced body, or a request of its own: only caller and app know.
     caller.send("GET / HTTP/1.1\r\nx-dev: a\r\n\r\n").await;
     app.expect("GET / HTTP/1.1\r\nx-dev: a\r\n\r\n").await;
-    assert_eq!(rig.port.metrics.opaque.at(OpaqueReason::Ambiguous).get(), 1);
+    assert_eq!(
+        fixture
+            .port
+            .metrics
+            .opaque
+            .at(OpaqueReason::Ambiguous)
+            .get(),
+        1
+    );
 }
 
 #[tokio::test]
 async fn pipelined_requests_are_answered_in_order_and_the_second_waits_for_the_first() {
-    let app = Script::listen().await;
-    let rig = Rig::start(app.addr());
-    let mut caller = rig.call().await;
+    let app = ScriptedApp::listen().await;
+    let fixture = PortFixture::start(app.addr());
+    let mut caller = fixture.connect().await;
     caller
         .send("GET /1 HTTP/1.1\r\n\r\nGET /2 HTTP/1.1\r\n\r\n")
         .await;
@@ -83,13 +95,13 @@ async fn pipelined_requests_are_answered_in_order_and_the_second_waits_for_the_f
 
 #[tokio::test]
 async fn a_caller_that_ends_its_side_behind_its_request_still_gets_the_answer() {
-    let app = Script::listen().await;
-    let rig = Rig::start(app.addr());
-    let mut caller = rig.call().await;
+    let app = ScriptedApp::listen().await;
+    let fixture = PortFixture::start(app.addr());
+    let mut caller = fixture.connect().await;
     caller
         .send("POST / HTTP/1.0\r\nContent-Length: 2\r\n\r\nhi")
         .await;
-    caller.socket.shutdown().await.unwrap();
+    caller.shutdown().await.unwrap();
     let mut app = app.accept().await;
     app.expect("POST / HTTP/1.0\r\nContent-Length: 2\r\n\r\nhi")
         .await;
@@ -102,9 +114,9 @@ async fn a_caller_that_ends_its_side_behind_its_request_still_gets_the_answer() 
 
 #[tokio::test]
 async fn an_answer_cut_short_by_the_app_is_cut_short_for_the_caller() {
-    let app = Script::listen().await;
-    let rig = Rig::start(app.addr());
-    let mut caller = rig.call().await;
+    let app = ScriptedApp::listen().await;
+    let fixture = PortFixture::start(app.addr());
+    let mut caller = fixture.connect().await;
     caller.send("GET / HTTP/1.1\r\n\r\n").await;
     let mut socket = app.accept().await;
     socket.expect("GET / HTTP/1.1\r\n\r\n").await;
@@ -117,7 +129,7 @@ async fn an_answer_cut_short_by_the_app_is_cut_short_for_the_caller() {
         .await;
     caller.expect_end().await;
 
-    let mut caller = rig.call().await;
+    let mut caller = fixture.connect().await;
     caller.send("GET / HTTP/1.1\r\n\r\n").await;
     let mut socket = app.accept().await;
     socket.expect("GET / HTTP/1.1\r\n\r\n").await;
@@ -134,30 +146,30 @@ async fn an_answer_cut_short_by_the_app_is_cut_short_for_the_caller() {
 
 #[tokio::test]
 async fn a_caller_that_resets_resets_the_app() {
-    let app = Script::listen().await;
-    let rig = Rig::start(app.addr());
-    let mut caller = rig.call().await;
+    let app = ScriptedApp::listen().await;
+    let fixture = PortFixture::start(app.addr());
+    let mut caller = fixture.connect().await;
     caller
         .send("POST / HTTP/1.1\r\nContent-Length: 100\r\n\r\npart")
         .await;
     let mut app = app.accept().await;
     app.expect("POST / HTTP/1.1\r\nContent-Length: 100\r\n\r\npart")
         .await;
-    traffic_agent::io::conn::Io::abort(&mut caller.socket);
+    traffic_agent::io::conn::Io::abort(&mut caller);
     drop(caller);
     app.expect_reset().await;
     eventually("counted", || {
-        rig.port.metrics.ended.at(Ended::CallerReset).get() == 1
+        fixture.port.metrics.ended.at(Ended::CallerReset).get() == 1
     })
     .await;
 }
 
 #[tokio::test]
 async fn an_idle_close_by_either_side_closes_the_other() {
-    let app = Script::listen().await;
-    let rig = Rig::start(app.addr());
+    let app = ScriptedApp::listen().await;
+    let fixture = PortFixture::start(app.addr());
     for caller_first in [true, false] {
-        let mut caller = rig.call().await;
+        let mut caller = fixture.connect().await;
         caller.send("GET / HTTP/1.1\r\n\r\n").await;
         let mut socket = app.accept().await;
         socket.expect("GET / HTTP/1.1\r\n\r\n").await;
@@ -172,17 +184,17 @@ async fn an_idle_close_by_either_side_closes_the_other() {
         }
     }
     eventually("both ended well", || {
-        rig.port.metrics.ended.at(Ended::Clean).get() == 2
+        fixture.port.metrics.ended.at(Ended::Clean).get() == 2
     })
     .await;
-    assert_eq!(rig.port.metrics.active.get(), 0);
+    assert_eq!(fixture.port.metrics.active.get(), 0);
 }
 
 #[tokio::test]
 async fn an_answer_nobody_asked_for_reaches_the_caller() {
-    let app = Script::listen().await;
-    let rig = Rig::start(app.addr());
-    let mut caller = rig.call().await;
+    let app = ScriptedApp::listen().await;
+    let fixture = PortFixture::start(app.addr());
+    let mut caller = fixture.connect().await;
     caller.send("GET / HTTP/1.1\r\n\r\n").await;
     let mut app = app.accept().await;
     app.expect("GET / HTTP/1.1\r\n\r\n").await;
@@ -199,9 +211,9 @@ async fn an_answer_nobody_asked_for_reaches_the_caller() {
 
 #[tokio::test]
 async fn an_upgrade_becomes_a_relay_and_bytes_that_came_along_are_not_lost() {
-    let app = Script::listen().await;
-    let rig = Rig::start(app.addr());
-    let mut caller = rig.call().await;
+    let app = ScriptedApp::listen().await;
+    let fixture = PortFixture::start(app.addr());
+    let mut caller = fixture.connect().await;
     let request = "GET /ws HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
     caller.send(&format!("{request}early")).await;
     let mut app = app.accept().await;
@@ -216,20 +228,23 @@ async fn an_upgrade_becomes_a_relay_and_bytes_that_came_along_are_not_lost() {
         .send("GET / HTTP/1.1\r\nnot a request any more")
         .await;
     app.expect("GET / HTTP/1.1\r\nnot a request any more").await;
-    caller.socket.shutdown().await.unwrap();
+    caller.shutdown().await.unwrap();
     app.expect_end().await;
     app.send("bye").await;
     drop(app);
     caller.expect("bye").await;
     caller.expect_end().await;
-    assert_eq!(rig.port.metrics.opaque.at(OpaqueReason::Upgraded).get(), 1);
+    assert_eq!(
+        fixture.port.metrics.opaque.at(OpaqueReason::Upgraded).get(),
+        1
+    );
 }
 
 #[tokio::test]
 async fn a_refused_upgrade_is_an_answer_like_any_other() {
-    let app = Script::listen().await;
-    let rig = Rig::start(app.addr());
-    let mut caller = rig.call().await;
+    let app = ScriptedApp::listen().await;
+    let fixture = PortFixture::start(app.addr());
+    let mut caller = fixture.connect().await;
     let request = "GET /ws HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
     caller.send(request).await;
     let mut app = app.accept().await;
@@ -242,7 +257,8 @@ async fn a_refused_upgrade_is_an_answer_like_any_other() {
     caller.send("GET /2 HTTP/1.1\r\n\r\n").await;
     app.expect("GET /2 HTTP/1.1\r\n\r\n").await;
     eventually("understood", || {
-        rig.port
+        fixture
+            .port
             .metrics
             .http1_requests
             .iter()
@@ -255,9 +271,9 @@ async fn a_refused_upgrade_is_an_answer_like_any_other() {
 
 #[tokio::test]
 async fn connect_becomes_a_relay_where_the_app_agrees_and_stays_http_where_it_does_not() {
-    let app = Script::listen().await;
-    let rig = Rig::start(app.addr());
-    let mut caller = rig.call().await;
+    let app = ScriptedApp::listen().await;
+    let fixture = PortFixture::start(app.addr());
+    let mut caller = fixture.connect().await;
     caller.send("CONNECT db:5432 HTTP/1.1\r\n\r\n").await;
     let mut app = app.accept().await;
     app.expect("CONNECT db:5432 HTTP/1.1\r\n\r\n").await;
@@ -280,50 +296,50 @@ async fn connect_becomes_a_relay_where_the_app_agrees_and_stays_http_where_it_do
 
 #[tokio::test]
 async fn an_app_that_refuses_is_a_reset_for_the_caller() {
-    let gone = Script::listen().await.addr();
-    let rig = Rig::start(gone);
-    let mut caller = rig.call().await;
+    let gone = ScriptedApp::listen().await.addr();
+    let fixture = PortFixture::start(gone);
+    let mut caller = fixture.connect().await;
     // Without a rule there is nothing to wait for: not even a request.
     caller.expect_reset().await;
     eventually("counted", || {
-        rig.port.metrics.ended.at(Ended::AppRefused).get() == 1
+        fixture.port.metrics.ended.at(Ended::AppRefused).get() == 1
     })
     .await;
-    assert_eq!(rig.port.metrics.app_connect_failures.get(), 1);
+    assert_eq!(fixture.port.metrics.app_connect_failures.get(), 1);
 
-    rig.intercept();
-    let mut caller = rig.call().await;
+    fixture.intercept();
+    let mut caller = fixture.connect().await;
     caller.send("GET / HTTP/1.1\r\n\r\n").await;
     caller.expect_reset().await;
 }
 
 #[tokio::test]
 async fn a_head_that_comes_in_pieces_is_one_request() {
-    let app = Script::listen().await;
-    let rig = Rig::start(app.addr());
-    let mut caller = rig.call().await;
+    let app = ScriptedApp::listen().await;
+    let fixture = PortFixture::start(app.addr());
+    let mut caller = fixture.connect().await;
     let text = format!(
         "GET /{} HTTP/1.1\r\nX-Long: {}\r\n\r\n",
         "p".repeat(9000),
         "v".repeat(40_000)
     );
     for piece in text.as_bytes().chunks(1111) {
-        caller.socket.write_all(piece).await.unwrap();
+        caller.write_all(piece).await.unwrap();
         tokio::task::yield_now().await;
     }
     let mut app = app.accept().await;
     app.expect(&text).await;
     app.send("HTTP/1.1 204 x\r\n\r\n").await;
     caller.expect("HTTP/1.1 204 x\r\n\r\n").await;
-    assert!(rig.port.metrics.opaque.iter().all(|(_, n)| n == 0));
+    assert!(fixture.port.metrics.opaque.iter().all(|(_, n)| n == 0));
 }
 
 #[tokio::test]
 async fn a_head_beyond_the_limit_is_the_apps_affair_and_counted() {
-    let app = Script::listen().await;
-    let rig = Rig::start(app.addr());
-    rig.intercept();
-    let mut caller = rig.call().await;
+    let app = ScriptedApp::listen().await;
+    let fixture = PortFixture::start(app.addr());
+    fixture.intercept();
+    let mut caller = fixture.connect().await;
     let text = format!(
         "GET / HTTP/1.1\r\nx-dev: a\r\nX-Long: {}\r\n\r\n",
         "v".repeat(100_000)
@@ -336,9 +352,10 @@ async fn a_head_beyond_the_limit_is_the_apps_affair_and_counted() {
     caller
         .expect("HTTP/1.1 431 Too Large\r\nConnection: close\r\n\r\n")
         .await;
-    assert_eq!(rig.port.metrics.limits.at(Limit::HeadBytes).get(), 1);
+    assert_eq!(fixture.port.metrics.limits.at(Limit::HeadBytes).get(), 1);
     assert_eq!(
-        rig.port
+        fixture
+            .port
             .metrics
             .opaque
             .at(OpaqueReason::OversizedHead)
@@ -349,9 +366,9 @@ async fn a_head_beyond_the_limit_is_the_apps_affair_and_counted() {
 
 #[tokio::test]
 async fn a_server_that_speaks_first_is_heard_at_once_and_half_close_is_kept() {
-    let app = Script::listen().await;
-    let rig = Rig::start(app.addr());
-    let mut caller = rig.call().await;
+    let app = ScriptedApp::listen().await;
+    let fixture = PortFixture::start(app.addr());
+    let mut caller = fixture.connect().await;
     let mut app = app.accept().await;
     app.send("220 mail.test ESMTP\r\n").await;
     caller.expect("220 mail.test ESMTP\r\n").await;
@@ -362,10 +379,15 @@ async fn a_server_that_speaks_first_is_heard_at_once_and_half_close_is_kept() {
     caller.send("QUIT\r\n").await;
     app.expect("QUIT\r\n").await;
     assert_eq!(
-        rig.port.metrics.opaque.at(OpaqueReason::ServerFirst).get(),
+        fixture
+            .port
+            .metrics
+            .opaque
+            .at(OpaqueReason::ServerFirst)
+            .get(),
         1
     );
-    assert_eq!(rig.port.metrics.carried.at(Protocol::Opaque).get(), 1);
+    assert_eq!(fixture.port.metrics.carried.at(Protocol::Opaque).get(), 1);
 }
 
 trait SocketEnd {
@@ -380,7 +402,7 @@ impl SocketEnd for tokio::net::TcpStream {
 
 #[tokio::test]
 async fn what_is_no_http_reaches_the_app_and_a_declared_port_is_not_looked_at() {
-    let app = Script::listen().await;
+    let app = ScriptedApp::listen().await;
     for (declared, text, reason) in [
         (
             AppProtocol::Unknown,
@@ -404,15 +426,15 @@ async fn what_is_no_http_reaches_the_app_and_a_declared_port_is_not_looked_at() 
             OpaqueReason::Declared,
         ),
     ] {
-        let rig = Rig::with(app.addr(), declared, TunnelBehaviour::Away);
-        let mut caller = rig.call().await;
+        let fixture = PortFixture::with(app.addr(), declared, Behaviour::Away);
+        let mut caller = fixture.connect().await;
         caller.send(text).await;
         let mut app = app.accept().await;
         app.expect(text).await;
         app.send("+PONG\r\n").await;
         caller.expect("+PONG\r\n").await;
         assert_eq!(
-            rig.port.metrics.opaque.at(reason).get(),
+            fixture.port.metrics.opaque.at(reason).get(),
             1,
             "{declared:?} {text:?}"
         );
@@ -421,11 +443,11 @@ async fn what_is_no_http_reaches_the_app_and_a_declared_port_is_not_looked_at() 
 
 #[tokio::test]
 async fn a_caller_that_ends_without_a_word_is_passed_on() {
-    let app = Script::listen().await;
-    let rig = Rig::start(app.addr());
-    let mut caller = rig.call().await;
+    let app = ScriptedApp::listen().await;
+    let fixture = PortFixture::start(app.addr());
+    let mut caller = fixture.connect().await;
     let mut app = app.accept().await;
-    caller.socket.shutdown().await.unwrap();
+    caller.shutdown().await.unwrap();
     app.expect_end().await;
     app.send("Sat Nov 21 2026\r\n").await;
     drop(app);
@@ -435,9 +457,9 @@ async fn a_caller_that_ends_without_a_word_is_passed_on() {
 
 #[tokio::test]
 async fn draining_lets_the_exchange_finish_and_closes_what_is_idle() {
-    let app = Script::listen().await;
-    let rig = Rig::start(app.addr());
-    let (mut busy, mut idle) = (rig.call().await, rig.call().await);
+    let app = ScriptedApp::listen().await;
+    let fixture = PortFixture::start(app.addr());
+    let (mut busy, mut idle) = (fixture.connect().await, fixture.connect().await);
     let request = "GET / HTTP/1.1\r\n\r\n";
     let answer = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlate";
     idle.send(request).await;
@@ -472,7 +494,8 @@ async fn draining_lets_the_exchange_finish_and_closes_what_is_idle() {
         second.expect_end().await;
     });
     eventually("two requests", || {
-        rig.port
+        fixture
+            .port
             .metrics
             .http1_requests
             .iter()
@@ -481,7 +504,7 @@ async fn draining_lets_the_exchange_finish_and_closes_what_is_idle() {
             == 2
     })
     .await;
-    rig.port.drain.start();
+    fixture.port.drain.start();
     idle.expect_end().await;
     // It is told that this answer is the last one.
     busy.expect("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 4\r\n\r\nlate")

@@ -1,21 +1,22 @@
 //! Explanations and access log: explanations on the wire and by the admin agree with the routing,
 //! the access log has a line for each request, and callers who did not ask see nothing of it.
 
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use traffic_agent::admin::endpoints::answer;
 use traffic_agent::admin::request::AdminRequest;
-use traffic_agent::admin::{AdminCommands, Agent, NoCertificates};
-use traffic_agent::proxy::context::AppProtocol;
 use traffic_agent::telemetry::access_log::{Access, AccessLog};
-use traffic_agent::telemetry::logging::LogControl;
 use traffic_core::routing::matcher::PathFilter;
 use traffic_core::routing::{Entry, Intercept, RouteTable, State};
 
-use crate::rig::{Expect, Rig, Script, TunnelBehaviour, WAIT_TIMEOUT, intercept, named_server};
+use agent_testkit::WAIT_TIMEOUT;
+use agent_testkit::admin;
+use agent_testkit::app::{Expect, ScriptedApp, named_server};
+use agent_testkit::intercept::intercept;
+use agent_testkit::port::PortFixture;
+use agent_testkit::tunnels::Behaviour;
 
 /// A small generator, so that a failure can be run again.
 struct Dice(u64);
@@ -53,7 +54,7 @@ fn table(dice: &mut Dice) -> RouteTable {
                 headers.push((*name, dice.pick(VALUES)));
             }
         }
-        let mut rule = intercept(&headers);
+        let mut rule = intercept("mine", &headers);
         rule.id = format!("session:rule-{n}");
         rule.name = format!("rule-{n}");
         if dice.below(3) == 0 {
@@ -72,27 +73,6 @@ fn table(dice: &mut Dice) -> RouteTable {
     RouteTable::new(rules.collect())
 }
 
-fn agent(rig: &Rig) -> Agent {
-    Agent {
-        version: "v0",
-        workload: "echo".to_owned(),
-        namespace: "shop".to_owned(),
-        pod: "echo-1".to_owned(),
-        manager: "tm:8081".to_owned(),
-        started: Instant::now(),
-        workers: 1,
-        listeners: Vec::new(),
-        ports: vec![rig.port.clone()],
-        control: Arc::default(),
-        certificates: Arc::new(NoCertificates),
-        ready: traffic_agent::ready::Ready::default(),
-        drain: rig.port.drain.clone(),
-        log: LogControl::detached(),
-        config: serde_json::Value::Null,
-        commands: Arc::new(AdminCommands::default()),
-    }
-}
-
 fn encoded(text: &str) -> String {
     text.bytes()
         .map(|b| {
@@ -107,25 +87,20 @@ fn encoded(text: &str) -> String {
 
 #[tokio::test]
 async fn explanations_agree_with_what_happens_for_a_thousand_tables_and_requests() {
-    let (app, behaviour) = (named_server("app").await, named_server("client").await);
+    let (app, desk) = (named_server("app").await, named_server("client").await);
     let access = Access {
         log: None,
         pod: "echo-1".into(),
     };
-    let rig = Rig::telling(
-        app,
-        AppProtocol::Unknown,
-        TunnelBehaviour::Dials(behaviour),
-        access,
-    );
-    let agent = agent(&rig);
-    let mut caller = BufReader::new(rig.call().await.socket);
+    let fixture = PortFixture::configured(app, Behaviour::Dials(desk), |port| port.access = access);
+    let agent = admin::agent(&fixture.port);
+    let mut caller = BufReader::new(fixture.connect().await);
     let mut dice = Dice(7);
     let mut seen = [0; 3];
     for round in 0..1000 {
         let table = table(&mut dice);
         let empty = table.is_empty();
-        rig.port.routes.store(table);
+        fixture.port.routes.store(table);
         let target = dice.pick(TARGETS);
         let mut lines = String::new();
         let mut question = format!("port={}&method=GET&path={}", app.port(), encoded(target));
@@ -211,16 +186,16 @@ async fn read_answer(from: &mut BufReader<tokio::net::TcpStream>) -> (String, St
 
 #[tokio::test]
 async fn whoever_has_no_token_gets_the_answer_as_it_is_and_the_request_is_never_changed() {
-    let app = Script::listen().await;
-    let rig = Rig::start(app.addr());
-    rig.intercept();
+    let app = ScriptedApp::listen().await;
+    let fixture = PortFixture::start(app.addr());
+    fixture.intercept();
     let answer = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
     for token in [
         "",
         "X-Traffic-Agent-Explain: nobody\r\n",
         "X-Traffic-Agent-Explain:\r\n",
     ] {
-        let mut caller = rig.call().await;
+        let mut caller = fixture.connect().await;
         let request = format!("GET / HTTP/1.1\r\nHost: x\r\n{token}\r\n");
         caller.send(&request).await;
         let mut server = app.accept().await;
@@ -228,7 +203,7 @@ async fn whoever_has_no_token_gets_the_answer_as_it_is_and_the_request_is_never_
         server.send(answer).await;
         caller.expect(answer).await;
     }
-    let mut caller = rig.call().await;
+    let mut caller = fixture.connect().await;
     let request = "GET / HTTP/1.1\r\nx-traffic-agent-explain: session:mine\r\n\r\n";
     caller.send(request).await;
     let mut server = app.accept().await;
@@ -271,7 +246,7 @@ impl Sink {
 
 #[tokio::test]
 async fn the_access_log_says_where_each_request_went_and_why() {
-    let (app, behaviour) = (named_server("app").await, named_server("client").await);
+    let (app, desk) = (named_server("app").await, named_server("client").await);
     let sink = Sink::default();
     let log = AccessLog::start("json", &["x-shown".to_owned()], sink.clone())
         .unwrap()
@@ -280,13 +255,8 @@ async fn the_access_log_says_where_each_request_went_and_why() {
         log: Some(Arc::new(log)),
         pod: "echo-1".into(),
     };
-    let rig = Rig::telling(
-        app,
-        AppProtocol::Unknown,
-        TunnelBehaviour::Dials(behaviour),
-        access,
-    );
-    let mut caller = BufReader::new(rig.call().await.socket);
+    let fixture = PortFixture::configured(app, Behaviour::Dials(desk), |port| port.access = access);
+    let mut caller = BufReader::new(fixture.connect().await);
     let mut ask = async |headers: &str, body: &str| {
         let request = format!(
             "POST /p?q=1 HTTP/1.1\r\nHost: shop\r\n{headers}Content-Length: {}\r\n\r\n{body}",
@@ -319,7 +289,7 @@ async fn the_access_log_says_where_each_request_went_and_why() {
     );
     assert_eq!(line["upstream_host"], app.to_string());
     assert_eq!(line["headers"], serde_json::json!({ "x-shown": "yes" }));
-    rig.intercept();
+    fixture.intercept();
     ask("x-dev: b\r\n", "").await;
     assert_eq!(sink.line(1).await["reason"], "no match");
     ask("x-dev: a\r\n", "").await;
@@ -329,7 +299,7 @@ async fn the_access_log_says_where_each_request_went_and_why() {
         (&"client".into(), &"session:mine".into())
     );
     assert_eq!(line["upstream_host"], "tunnel");
-    rig.rule(&[("x-dev", "a")], State::Expired);
+    fixture.rule(&[("x-dev", "a")], State::Expired);
     ask("x-dev: a\r\n", "").await;
     let line = sink.line(3).await;
     assert_eq!(
@@ -345,7 +315,7 @@ async fn the_access_log_says_where_each_request_went_and_why() {
             .unwrap()
             .contains("canary")
     );
-    assert_eq!(rig.workstation.opened.load(Ordering::SeqCst), 1);
+    assert_eq!(fixture.tunnels.opened(), 1);
 }
 
 #[tokio::test]
@@ -359,9 +329,9 @@ async fn a_request_that_fails_open_says_so_in_the_log_and_to_the_owner() {
         log: Some(Arc::new(log)),
         pod: "echo-1".into(),
     };
-    let rig = Rig::telling(app, AppProtocol::Unknown, TunnelBehaviour::Rejects, access);
-    let _: Arc<Intercept> = rig.intercept();
-    let mut caller = BufReader::new(rig.call().await.socket);
+    let fixture = PortFixture::configured(app, Behaviour::Rejects, |port| port.access = access);
+    let _: Arc<Intercept> = fixture.intercept();
+    let mut caller = BufReader::new(fixture.connect().await);
     let request = "GET / HTTP/1.1\r\nx-dev: a\r\nx-traffic-agent-explain: session\r\n\r\n";
     caller
         .get_mut()

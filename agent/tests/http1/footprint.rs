@@ -4,7 +4,8 @@ use traffic_agent::addr::Caller;
 use traffic_agent::proxy::connection;
 use traffic_agent::proxy::context::ConnContext;
 
-use crate::rig::{Rig, named_server};
+use agent_testkit::app::named_server;
+use agent_testkit::port::PortFixture;
 
 /// The future of a connection, in bytes: every idle one holds it. With what the task adds it has to
 /// fit into the largest block that the allocator keeps at hand for its thread, 1 032 bytes; and
@@ -14,14 +15,14 @@ const BUDGET: usize = 968;
 
 #[tokio::test]
 async fn the_future_of_a_connection_stays_small() {
-    let rig = Rig::start(named_server("app").await);
-    let socket = rig.call().await.socket;
-    let context = ConnContext {
-        caller: Caller::new(rig.addr),
-        port: rig.port.clone(),
+    let fixture = PortFixture::start(named_server("app").await);
+    let socket = fixture.connect().await;
+    let lane = ConnContext {
+        caller: Caller::new(fixture.addr),
+        port: fixture.port.clone(),
         hello: None,
     };
-    let connection = connection::connection(socket, context);
+    let connection = connection::connection(socket, lane);
     let size = size_of_val(&connection);
     assert!(size <= BUDGET, "{size} bytes");
 }

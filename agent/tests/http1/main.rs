@@ -11,7 +11,6 @@ mod footprint;
 mod generate;
 mod intercepted;
 mod ports;
-mod rig;
 mod second_reader;
 mod transparent;
 mod vectors;

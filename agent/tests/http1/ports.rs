@@ -3,12 +3,14 @@
 
 use std::sync::Arc;
 
-use traffic_agent::addr::AppAddr;
 use traffic_agent::proxy::listener::bind::{BindError, PortSpec};
 use traffic_agent::proxy::listener::workers::Ports;
 use traffic_agent::upstream::OpenTunnel;
 
-use crate::rig::{Expect, Rig, Script, TunnelBehaviour, Workstation, eventually, shared};
+use agent_testkit::app::{Expect, ScriptedApp};
+use agent_testkit::eventually;
+use agent_testkit::port::{PortFixture, context};
+use agent_testkit::tunnels::FakeTunnels;
 
 fn spec(port: u16) -> PortSpec {
     PortSpec {
@@ -21,12 +23,12 @@ fn spec(port: u16) -> PortSpec {
 
 #[tokio::test]
 async fn a_port_that_somebody_has_is_named_with_its_owner_and_the_remedy() {
-    let app = Script::listen().await;
-    let tunnels = Workstation::new(TunnelBehaviour::Away) as Arc<dyn OpenTunnel>;
+    let app = ScriptedApp::listen().await;
+    let tunnels = FakeTunnels::away() as Arc<dyn OpenTunnel>;
     let other = std::net::TcpListener::bind("[::]:0").unwrap();
     let port = other.local_addr().unwrap().port();
     for workers in [1, 2] {
-        let shared = shared(AppAddr(app.addr()), Arc::clone(&tunnels));
+        let shared = Arc::new(context(app.addr(), Arc::clone(&tunnels)));
         let error = Ports::bind(vec![(spec(port), shared)], workers).unwrap_err();
         assert!(matches!(error, BindError::Taken { .. }), "{error:?}");
         let text = error.to_string();
@@ -42,13 +44,13 @@ async fn a_port_that_somebody_has_is_named_with_its_owner_and_the_remedy() {
 
     // Another instance of the agent shares its ports among its workers, and yet not with us.
     let first = Ports::bind(
-        vec![(spec(0), shared(AppAddr(app.addr()), Arc::clone(&tunnels)))],
+        vec![(spec(0), Arc::new(context(app.addr(), Arc::clone(&tunnels))))],
         2,
     )
     .unwrap();
     let taken = first.addrs()[0].port();
     for workers in [1, 2] {
-        let shared = shared(AppAddr(app.addr()), Arc::clone(&tunnels));
+        let shared = Arc::new(context(app.addr(), Arc::clone(&tunnels)));
         assert!(matches!(
             Ports::bind(vec![(spec(taken), shared)], workers),
             Err(BindError::Taken { .. })
@@ -58,8 +60,8 @@ async fn a_port_that_somebody_has_is_named_with_its_owner_and_the_remedy() {
 
 #[tokio::test]
 async fn one_listener_serves_both_families_and_callers_of_ipv4_are_known_as_such() {
-    let app = Script::listen().await;
-    let shared = shared(AppAddr(app.addr()), Workstation::new(TunnelBehaviour::Away));
+    let app = ScriptedApp::listen().await;
+    let shared = Arc::new(context(app.addr(), FakeTunnels::away()));
     let ports = Ports::bind(vec![(spec(0), Arc::clone(&shared))], 2).unwrap();
     let port = ports.addrs()[0].port();
     let running = ports.run(&shared.drain).unwrap();
@@ -84,7 +86,7 @@ async fn a_dial_that_comes_back_to_us_is_cut_and_counted() {
     let reserved = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = reserved.local_addr().unwrap();
     drop(reserved);
-    let shared = shared(AppAddr(addr), Workstation::new(TunnelBehaviour::Away));
+    let shared = Arc::new(context(addr, FakeTunnels::away()));
     let spec = PortSpec {
         addr: Some(addr.ip()),
         ..spec(addr.port())
@@ -107,9 +109,9 @@ async fn a_dial_that_comes_back_to_us_is_cut_and_counted() {
 #[tokio::test]
 async fn a_reader_that_stalls_costs_a_buffer_and_slows_nobody_else() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let app = Script::listen().await;
-    let rig = Rig::start(app.addr());
-    let mut stalled = rig.call().await;
+    let app = ScriptedApp::listen().await;
+    let fixture = PortFixture::start(app.addr());
+    let mut stalled = fixture.connect().await;
     stalled.send("GET /endless HTTP/1.1\r\n\r\n").await;
     let mut endless = app.accept().await;
     endless.expect("GET /endless HTTP/1.1\r\n\r\n").await;
@@ -129,7 +131,7 @@ async fn a_reader_that_stalls_costs_a_buffer_and_slows_nobody_else() {
         "{taken} bytes were taken for a reader that reads nothing"
     );
 
-    let mut other = rig.call().await;
+    let mut other = fixture.connect().await;
     let mut socket = app.accept().await;
     for _ in 0..100 {
         other.send("GET / HTTP/1.1\r\n\r\n").await;
@@ -141,6 +143,6 @@ async fn a_reader_that_stalls_costs_a_buffer_and_slows_nobody_else() {
     let mut buf = vec![0; 1 << 16];
     let mut seen = 0;
     while seen < taken {
-        seen += stalled.socket.read(&mut buf).await.unwrap();
+        seen += stalled.read(&mut buf).await.unwrap();
     }
 }

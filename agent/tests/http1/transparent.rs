@@ -5,7 +5,9 @@ use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::generate::{Exchange, Rng, exchange};
-use crate::rig::{Rig, Script, WAIT_TIMEOUT};
+use agent_testkit::WAIT_TIMEOUT;
+use agent_testkit::app::ScriptedApp;
+use agent_testkit::port::PortFixture;
 
 /// Number of exchanges in each run.
 fn exchanges() -> usize {
@@ -17,29 +19,24 @@ fn exchanges() -> usize {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn thousands_of_odd_exchanges_pass_unchanged_without_a_rule() {
-    let app = Arc::new(Script::listen().await);
-    let rig = Rig::start(app.addr());
-    run(&rig, &app, 1).await;
+    let app = Arc::new(ScriptedApp::listen().await);
+    let fixture = PortFixture::start(app.addr());
+    run(&fixture, &app, 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn thousands_of_odd_exchanges_pass_unchanged_beside_a_rule_that_does_not_match() {
-    let app = Arc::new(Script::listen().await);
-    let rig = Rig::start(app.addr());
-    rig.rule(
+    let app = Arc::new(ScriptedApp::listen().await);
+    let fixture = PortFixture::start(app.addr());
+    fixture.rule(
         &[("x-nobody", "sends-this")],
         traffic_core::routing::State::Active,
     );
-    run(&rig, &app, 2).await;
-    assert_eq!(
-        rig.workstation
-            .opened
-            .load(std::sync::atomic::Ordering::SeqCst),
-        0
-    );
+    run(&fixture, &app, 2).await;
+    assert_eq!(fixture.tunnels.opened(), 0);
 }
 
-async fn run(rig: &Rig, app: &Script, seed: u64) {
+async fn run(fixture: &PortFixture, app: &ScriptedApp, seed: u64) {
     let seed = std::env::var("HTTP1_SEED")
         .ok()
         .and_then(|s| s.parse().ok())
@@ -58,7 +55,7 @@ async fn run(rig: &Rig, app: &Script, seed: u64) {
         made += series.len();
         let series = Arc::new(series);
         let (caller_rng, app_rng) = (Rng::new(rng.next()), Rng::new(rng.next()));
-        let calling = tokio::spawn(call(rig.addr, Arc::clone(&series), caller_rng));
+        let calling = tokio::spawn(call(fixture.addr, Arc::clone(&series), caller_rng));
         let serving = tokio::spawn({
             let socket = app.accept().await;
             let series = Arc::clone(&series);
@@ -71,7 +68,7 @@ async fn run(rig: &Rig, app: &Script, seed: u64) {
         called.unwrap_or_else(|e| panic!("caller: seed {seed}, from {first}: {e}"));
         served.unwrap_or_else(|e| panic!("app: seed {seed}, from {first}: {e}"));
     }
-    let metrics = &rig.port.metrics;
+    let metrics = &fixture.port.metrics;
     let carried = metrics.http1_requests.iter().map(|(_, n)| n).sum::<u64>();
     assert_eq!(carried, made as u64, "every request was understood");
     let opaque: Vec<_> = metrics.opaque.iter().filter(|(_, n)| *n > 0).collect();

@@ -1,11 +1,12 @@
 //! Known ways to make two parsers disagree end at the app, relayed opaquely, even with a matching
 //! header.
 
-use std::sync::atomic::Ordering;
-
 use traffic_agent::telemetry::metrics::OpaqueReason;
 
-use crate::rig::{Expect, Rig, Script, TunnelBehaviour, eventually, named_server};
+use agent_testkit::app::{Expect, ScriptedApp, named_server};
+use agent_testkit::eventually;
+use agent_testkit::port::PortFixture;
+use agent_testkit::tunnels::Behaviour;
 
 const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nx-dev: a\r\n\r\n";
 
@@ -72,16 +73,16 @@ fn vectors() -> Vec<String> {
 
 #[tokio::test]
 async fn every_vector_goes_whole_to_the_app_and_never_to_the_workstation() {
-    let app = Script::listen().await;
-    let rig = Rig::with(
+    let app = ScriptedApp::listen().await;
+    let fixture = PortFixture::with(
         app.addr(),
         traffic_agent::proxy::context::AppProtocol::Unknown,
-        TunnelBehaviour::Dials(named_server("desk").await),
+        Behaviour::Dials(named_server("desk").await),
     );
-    rig.intercept();
+    fixture.intercept();
     for after_a_good_one in [false, true] {
         for vector in vectors() {
-            let mut caller = rig.call().await;
+            let mut caller = fixture.connect().await;
             let mut socket = app.accept().await;
             if after_a_good_one {
                 caller.send("GET /good HTTP/1.1\r\n\r\n").await;
@@ -99,28 +100,28 @@ async fn every_vector_goes_whole_to_the_app_and_never_to_the_workstation() {
             socket.expect(SMUGGLED).await;
         }
     }
-    assert_eq!(rig.workstation.opened.load(Ordering::SeqCst), 0);
+    assert_eq!(fixture.tunnels.opened(), 0);
 }
 
 #[tokio::test]
 async fn a_chunk_that_breaks_off_later_is_cut_for_the_workstation_and_left_to_the_app() {
-    let app = Script::listen().await;
-    let behaviour = Script::listen().await;
-    let rig = Rig::with(
+    let app = ScriptedApp::listen().await;
+    let desk = ScriptedApp::listen().await;
+    let fixture = PortFixture::with(
         app.addr(),
         traffic_agent::proxy::context::AppProtocol::Unknown,
-        TunnelBehaviour::Dials(behaviour.addr()),
+        Behaviour::Dials(desk.addr()),
     );
-    rig.intercept();
+    fixture.intercept();
     let head = "POST / HTTP/1.1\r\nx-dev: a\r\nTransfer-Encoding: chunked\r\n\r\n";
-    let mut caller = rig.call().await;
+    let mut caller = fixture.connect().await;
     caller.send(head).await;
-    let mut at_desk = behaviour.accept().await;
+    let mut at_desk = desk.accept().await;
     at_desk.expect(head).await;
     caller.send("5\nhello").await;
     caller.expect_reset().await;
 
-    let mut caller = rig.call().await;
+    let mut caller = fixture.connect().await;
     let head = head.replace("x-dev: a", "x-dev: b");
     caller.send(&head).await;
     let _unused = app.accept().await;
@@ -129,20 +130,26 @@ async fn a_chunk_that_breaks_off_later_is_cut_for_the_workstation_and_left_to_th
     caller.send("5\nhello").await;
     at_app.expect("5\nhello").await;
     eventually("counted", || {
-        rig.port.metrics.opaque.at(OpaqueReason::Ambiguous).get() == 1
+        fixture
+            .port
+            .metrics
+            .opaque
+            .at(OpaqueReason::Ambiguous)
+            .get()
+            == 1
     })
     .await;
 }
 
 #[tokio::test]
 async fn an_unclear_answer_is_relayed_and_no_later_request_is_routed() {
-    let app = Script::listen().await;
-    let rig = Rig::with(
+    let app = ScriptedApp::listen().await;
+    let fixture = PortFixture::with(
         app.addr(),
         traffic_agent::proxy::context::AppProtocol::Unknown,
-        TunnelBehaviour::Dials(named_server("desk").await),
+        Behaviour::Dials(named_server("desk").await),
     );
-    rig.intercept();
+    fixture.intercept();
     for answer in [
         "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
@@ -151,7 +158,7 @@ async fn an_unclear_answer_is_relayed_and_no_later_request_is_routed() {
         "HTTP/1.1 204 No\r\nContent-Length: 5\r\n\r\nhello",
         "hello, HTTP/0.9",
     ] {
-        let mut caller = rig.call().await;
+        let mut caller = fixture.connect().await;
         caller.send("GET / HTTP/1.1\r\n\r\n").await;
         let mut app = app.accept().await;
         app.expect("GET / HTTP/1.1\r\n\r\n").await;
@@ -160,5 +167,5 @@ async fn an_unclear_answer_is_relayed_and_no_later_request_is_routed() {
         caller.send(SMUGGLED).await;
         app.expect(SMUGGLED).await;
     }
-    assert_eq!(rig.workstation.opened.load(Ordering::SeqCst), 0);
+    assert_eq!(fixture.tunnels.opened(), 0);
 }

@@ -50,7 +50,7 @@ impl App {
 
     pub async fn sees(&mut self, what: &str) {
         loop {
-            let seen = tokio::time::timeout(crate::base::WAIT_TIMEOUT, self.seen.recv()).await;
+            let seen = tokio::time::timeout(agent_testkit::WAIT_TIMEOUT, self.seen.recv()).await;
             if seen
                 .unwrap_or_else(|_| panic!("the app never saw {what:?}"))
                 .unwrap()

@@ -10,9 +10,9 @@ use traffic_agent::telemetry::metrics::Limit;
 use traffic_core::http2::frames::{END_HEADERS, END_STREAM, FrameHeader, PREFACE, kind};
 
 use crate::app::App;
-use crate::base::WAIT_TIMEOUT;
 use crate::rig::{Caller, Rig, request};
 use crate::streams::intercepted;
+use agent_testkit::WAIT_TIMEOUT;
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut bytes = FrameHeader {

@@ -21,8 +21,8 @@ use tonic::server::{Grpc, NamedService, StreamingService, UnaryService};
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use crate::base::WAIT_TIMEOUT;
 use crate::rig::Rig;
+use agent_testkit::WAIT_TIMEOUT;
 
 /// Messages are plain bytes.
 #[derive(Clone, Copy, Default)]

@@ -10,8 +10,8 @@ use h2::client::SendRequest;
 use tokio::time::timeout;
 
 use crate::app::App;
-use crate::base::WAIT_TIMEOUT;
 use crate::rig::{Caller, Rig, request, whole};
+use agent_testkit::WAIT_TIMEOUT;
 
 /// Connections that are told to leave in one test.
 fn partings() -> u32 {

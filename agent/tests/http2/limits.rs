@@ -9,9 +9,10 @@ use traffic_agent::telemetry::metrics::Limit;
 use traffic_core::http2::frames::{ACK, END_HEADERS, END_STREAM, PREFACE, kind};
 
 use crate::app::App;
-use crate::base::{WAIT_TIMEOUT, Workstation};
 use crate::relayed::{next, send};
 use crate::rig::{Caller, Rig, request};
+use agent_testkit::WAIT_TIMEOUT;
+use agent_testkit::tunnels::FakeTunnels;
 
 /// An app of which the test writes the frames.
 struct Raw {
@@ -22,7 +23,7 @@ struct Raw {
 impl Raw {
     async fn new(secure: bool) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (tunnels, _) = Workstation::there();
+        let (tunnels, _) = FakeTunnels::scripted();
         let rig = Rig::start(listener.local_addr().unwrap(), tunnels, secure).await;
         rig.intercept();
         Self { rig, listener }
@@ -223,7 +224,7 @@ async fn an_app_that_does_not_read_holds_its_caller_back_and_nobody_else() {
 #[tokio::test]
 async fn heads_that_wait_for_a_tunnel_have_a_bound() {
     let app = App::start("app").await;
-    let (tunnels, _opened) = Workstation::there();
+    let (tunnels, _opened) = FakeTunnels::scripted();
     let rig = Rig::over(app.addr, tunnels).await;
     rig.intercept();
     let mut caller = TcpStream::connect(rig.addr).await.unwrap();

@@ -4,8 +4,6 @@
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
 mod app;
-#[path = "../support/relay.rs"]
-mod base;
 mod floods;
 mod grpc;
 mod leaving;

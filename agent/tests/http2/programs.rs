@@ -17,7 +17,7 @@ async fn run(program: &str, args: &[&str]) -> Output {
         .kill_on_drop(true)
         .spawn()
         .unwrap_or_else(|e| panic!("{program} (Debian packages curl, nghttp2-client): {e}"));
-    timeout(crate::base::WAIT_TIMEOUT, child.wait_with_output())
+    timeout(agent_testkit::WAIT_TIMEOUT, child.wait_with_output())
         .await
         .expect("it ends")
         .unwrap()

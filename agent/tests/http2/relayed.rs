@@ -9,8 +9,8 @@ use traffic_core::http2::frames;
 use traffic_core::http2::frames::{END_HEADERS, FrameHeader, PREFACE, kind};
 
 use crate::app::App;
-use crate::base::WAIT_TIMEOUT;
 use crate::rig::{Caller, Rig, request, whole};
+use agent_testkit::WAIT_TIMEOUT;
 
 #[tokio::test]
 async fn bytes_are_relayed_as_they_are_whatever_they_are_and_half_close_is_passed_on() {

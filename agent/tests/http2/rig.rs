@@ -4,10 +4,13 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use agent_testkit::WAIT_TIMEOUT;
+use agent_testkit::intercept;
+use agent_testkit::port::{connection, context};
+use agent_testkit::tunnels::{Behaviour, FakeTunnels};
 use bytes::Bytes;
 use h2::client::SendRequest;
 use http::{HeaderMap, Request, StatusCode};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -18,12 +21,7 @@ use traffic_agent::outcome::Ended;
 use traffic_agent::proxy::context::PortContext;
 use traffic_agent::proxy::http2;
 use traffic_agent::telemetry::metrics::PortMetrics;
-use traffic_agent::upstream::Transport;
-use traffic_core::routing::matcher::{Filters, HeaderFilter};
-use traffic_core::routing::{Entry, Intercept, Mechanism, RouteTable, State};
-use traffic_proto::tunnel::Message;
-
-use crate::base::{self, FakeTunnel, WAIT_TIMEOUT, Workstation};
+use traffic_core::routing::{RouteTable, State};
 
 pub struct Rig {
     pub addr: SocketAddr,
@@ -34,28 +32,17 @@ pub struct Rig {
 impl Rig {
     /// A port before `app`; tunnels lead to `workstation`, or cannot be opened.
     pub async fn new(app: SocketAddr, workstation: Option<SocketAddr>) -> Self {
-        let tunnels = match workstation {
-            None => Workstation::away(),
-            Some(target) => {
-                let (tunnels, mut opened) = Workstation::there();
-                tokio::spawn(async move {
-                    while let Some(far) = opened.recv().await {
-                        tokio::spawn(serve_tunnel(far, target));
-                    }
-                });
-                tunnels
-            }
-        };
-        Self::over(app, tunnels).await
+        let behaviour = workstation.map_or(Behaviour::Away, Behaviour::Dials);
+        Self::over(app, FakeTunnels::new(behaviour)).await
     }
 
-    pub async fn over(app: SocketAddr, tunnels: Arc<Workstation>) -> Self {
+    pub async fn over(app: SocketAddr, tunnels: Arc<FakeTunnels>) -> Self {
         Self::start(app, tunnels, false).await
     }
 
     /// As if callers had come by TLS where `secure`.
-    pub async fn start(app: SocketAddr, tunnels: Arc<Workstation>, secure: bool) -> Self {
-        let port = base::port(app, Transport::Tcp, tunnels);
+    pub async fn start(app: SocketAddr, tunnels: Arc<FakeTunnels>, secure: bool) -> Self {
+        let port = Arc::new(context(app, tunnels));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let (ended_tx, ended) = mpsc::unbounded_channel();
@@ -65,7 +52,7 @@ impl Rig {
                 let (shared, ended_tx) = (shared.clone(), ended_tx.clone());
                 tokio::spawn(async move {
                     down.set_nodelay(true).unwrap();
-                    let mut lane = base::context(&shared, caller);
+                    let mut lane = connection(&shared, caller);
                     lane.hello = secure.then(Arc::default);
                     let Ok(app) = shared.app.dial(None).await else {
                         return;
@@ -107,67 +94,7 @@ impl Rig {
 }
 
 pub fn table(state: State) -> RouteTable {
-    let filters = Filters {
-        headers: vec![HeaderFilter::new("x-dev", "a")],
-        ..Filters::default()
-    };
-    let intercept = Intercept {
-        id: "session:echo".to_owned(),
-        name: "echo".to_owned(),
-        client: "dev@laptop".to_owned(),
-        client_session: "session".to_owned(),
-        mechanism: Mechanism::Http,
-        filters,
-        plaintext: false,
-        target_host: "127.0.0.1".to_owned(),
-        target_port: 8080,
-        roundtrip_latency: std::time::Duration::ZERO,
-        dial_timeout: std::time::Duration::ZERO,
-        stats: Arc::default(),
-    };
-    RouteTable::new(vec![Entry {
-        intercept: Arc::new(intercept),
-        state,
-    }])
-}
-
-/// What a workstation's client does with a tunnel: dials its target and moves bytes.
-async fn serve_tunnel(mut far: FakeTunnel, target: SocketAddr) {
-    let Ok(socket) = TcpStream::connect(target).await else {
-        let _ = far.to_agent.send(Ok(Message::DialReject.encode())).await;
-        return;
-    };
-    socket.set_nodelay(true).unwrap();
-    let (mut from_target, mut to_target) = socket.into_split();
-    let to_agent = far.to_agent.clone();
-    let _ = to_agent.send(Ok(Message::DialOk.encode())).await;
-    let back = tokio::spawn(async move {
-        let mut buf = vec![0; 32 * 1024];
-        while let Ok(n @ 1..) = from_target.read(&mut buf).await {
-            if to_agent
-                .send(Ok(
-                    Message::Normal(Bytes::copy_from_slice(&buf[..n])).encode()
-                ))
-                .await
-                .is_err()
-            {
-                return;
-            }
-        }
-        let _ = to_agent.send(Ok(Message::CloseSend.encode())).await;
-    });
-    while let Some(payload) = far.from_agent.recv().await {
-        match Message::decode(payload).unwrap() {
-            Message::Normal(data) if to_target.write_all(&data).await.is_err() => {
-                break;
-            }
-            Message::CloseSend | Message::Disconnect => break,
-            _ => {}
-        }
-    }
-    let _ = to_target.shutdown().await;
-    drop(far.from_agent);
-    let _ = back.await;
+    intercept::table(intercept::intercept("echo", &[("x-dev", "a")]), state)
 }
 
 /// A caller's connection.

@@ -16,8 +16,9 @@ use traffic_core::routing::RouteTable;
 use traffic_proto::tunnel::Message;
 
 use crate::app::{App, send_all};
-use crate::base::{WAIT_TIMEOUT, Workstation};
 use crate::rig::{Answer, Caller, Rig, request, whole};
+use agent_testkit::WAIT_TIMEOUT;
+use agent_testkit::tunnels::FakeTunnels;
 
 /// A port with an active intercept, its app and its workstation.
 pub async fn intercepted() -> (Rig, App, App) {
@@ -598,7 +599,7 @@ async fn what_cannot_be_tunnelled_goes_to_the_app_and_is_counted() {
 #[tokio::test]
 async fn nothing_is_sent_before_the_workstation_has_dialled_and_a_late_dial_goes_to_the_app() {
     let app = App::start("app").await;
-    let (tunnels, mut opened) = Workstation::there();
+    let (tunnels, mut opened) = FakeTunnels::scripted();
     let rig = Rig::over(app.addr, tunnels).await;
     rig.intercept();
     let caller = Caller::connect(rig.addr).await;
@@ -622,7 +623,7 @@ async fn nothing_is_sent_before_the_workstation_has_dialled_and_a_late_dial_goes
 #[tokio::test]
 async fn a_tunnel_lost_in_the_middle_resets_the_stream_and_leaves_the_others_alone() {
     let app = App::start("app").await;
-    let (tunnels, mut opened) = Workstation::there();
+    let (tunnels, mut opened) = FakeTunnels::scripted();
     let rig = Rig::over(app.addr, tunnels).await;
     rig.intercept();
     let caller = Caller::connect(rig.addr).await;

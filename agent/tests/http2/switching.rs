@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use tokio::time::timeout;
 
 use crate::app::App;
-use crate::base::WAIT_TIMEOUT;
 use crate::rig::{Caller, Rig, request};
+use agent_testkit::WAIT_TIMEOUT;
 
 /// Works on one connection at a time with `lanes` requests in flight, as a client does that knows
 /// RFC 9113: a connection that was told GOAWAY takes no more requests, and those in flight are
