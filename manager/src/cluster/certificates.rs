@@ -30,9 +30,9 @@ const BUNDLE_DELAY: Duration = Duration::from_secs(5);
 /// Pause after an error.
 const RETRY_DELAY: Duration = Duration::from_secs(5);
 /// Life of what is made here, where nothing else is said.
-const LIFE: Duration = Duration::from_secs(90 * 24 * 60 * 60);
+const CERTIFICATE_TTL: Duration = Duration::from_secs(90 * 24 * 60 * 60);
 /// Somebody else's certificate that ends so soon is warned about.
-const SOON: Duration = Duration::from_secs(14 * 24 * 60 * 60);
+const EXPIRY_GRACE: Duration = Duration::from_secs(14 * 24 * 60 * 60);
 
 /// The certificate in use; none before the first one.
 #[derive(Debug, Default)]
@@ -295,7 +295,7 @@ impl Keeper {
     }
 
     fn warn_of_end(&self) {
-        let soon = i64::try_from(SOON.as_secs()).unwrap_or(i64::MAX);
+        let soon = i64::try_from(EXPIRY_GRACE.as_secs()).unwrap_or(i64::MAX);
         if let Some(left) = self.served.seconds_left().filter(|left| *left < soon) {
             let days = left / 86_400;
             tracing::warn!(
@@ -340,7 +340,7 @@ async fn read_directory(directory: PathBuf) -> Result<Pair, String> {
 fn life() -> Duration {
     let text = std::env::var("AGENT_INJECTOR_CERTIFICATE_LIFE").ok();
     let parsed = text.and_then(|it| it.parse::<GoDuration>().ok()?.to_std());
-    parsed.unwrap_or(LIFE)
+    parsed.unwrap_or(CERTIFICATE_TTL)
 }
 
 #[cfg(test)]
@@ -368,7 +368,7 @@ mod tests {
 
     #[test]
     fn a_certificate_without_its_key_is_refused() {
-        let (one, other) = (pair(LIFE), pair(LIFE));
+        let (one, other) = (pair(CERTIFICATE_TTL), pair(CERTIFICATE_TTL));
         assert!(Pair::new(&one.certificate, &other.key, "").is_err());
         assert!(Pair::new("", &one.key, "").is_err());
         assert!(Pair::new(&one.certificate, "", "").is_err());
@@ -376,7 +376,7 @@ mod tests {
 
     #[test]
     fn the_bundle_keeps_one_generation_back() {
-        let (one, other) = (pair(LIFE), pair(LIFE));
+        let (one, other) = (pair(CERTIFICATE_TTL), pair(CERTIFICATE_TTL));
         let both = format!("{}{}", one.bundle, other.bundle);
         assert_eq!(first_certificate(&both), one.bundle);
         assert_eq!(pem_certificates(&both).unwrap().len(), 2);
@@ -386,10 +386,10 @@ mod tests {
     fn a_pair_that_does_not_fit_leaves_the_last_good_one_in_use() {
         let served = Served::default();
         assert!(!served.is_ready());
-        served.serve(&pair(LIFE)).unwrap();
+        served.serve(&pair(CERTIFICATE_TTL)).unwrap();
         let bad = Pair {
             key: String::new(),
-            ..pair(LIFE)
+            ..pair(CERTIFICATE_TTL)
         };
         assert!(served.serve(&bad).is_err());
         assert!(served.is_ready());

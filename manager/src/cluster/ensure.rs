@@ -245,7 +245,7 @@ impl Cluster {
             let _ = trouble_tx.try_send(trouble);
             false
         });
-        let mut wait = Waiting {
+        let mut wait = AgentWait {
             troubles: Vec::new(),
             no_room: None,
             deadline: Instant::now() + self.settings.arrival_timeout,
@@ -259,7 +259,7 @@ impl Cluster {
     async fn wait(
         &self,
         key: &Key,
-        wait: &mut Waiting,
+        wait: &mut AgentWait,
         troubles: &mut mpsc::Receiver<Trouble>,
     ) -> Result<Vec<AgentInfo>, RequestError> {
         let (mut sessions, mut caches) = (self.shared.changes(), self.caches.changes());
@@ -304,7 +304,12 @@ impl Cluster {
         }
     }
 
-    async fn hear(&self, key: &Key, wait: &mut Waiting, trouble: Trouble) -> Option<RequestError> {
+    async fn hear(
+        &self,
+        key: &Key,
+        wait: &mut AgentWait,
+        trouble: Trouble,
+    ) -> Option<RequestError> {
         if trouble.note.contains("nodes are available") && wait.no_room.is_none() {
             wait.no_room = Some(Instant::now() + ROOM_TIMEOUT);
         }
@@ -359,14 +364,14 @@ impl Cluster {
 }
 
 /// Somebody who waits.
-struct Waiting {
+struct AgentWait {
     troubles: Vec<Trouble>,
     /// Until when a pod without room may find some.
     no_room: Option<Instant>,
     deadline: Instant,
 }
 
-impl Waiting {
+impl AgentWait {
     fn next_deadline(&self, others_until: Option<Instant>) -> Instant {
         let early = [self.no_room, others_until].into_iter().flatten().min();
         early.map_or(self.deadline, |it| it.min(self.deadline))

@@ -54,7 +54,7 @@ pub(crate) struct Roller {
 
 /// The end of one roll-out.
 #[derive(Debug)]
-enum End {
+enum RollEnd {
     Done,
     Failed(String),
 }
@@ -110,15 +110,15 @@ impl Roller {
         let (this, key) = (self.clone(), key.clone());
         self.tasks.spawn(async move {
             let end = tokio::select! {
-                () = this.stop.cancelled() => End::Done,
+                () = this.stop.cancelled() => RollEnd::Done,
                 end = this.roll(&key) => end,
             };
             lock(&this.running).remove(&key);
             match end {
-                End::Done => {
+                RollEnd::Done => {
                     lock(&this.failed).remove(&key);
                 }
-                End::Failed(why) => {
+                RollEnd::Failed(why) => {
                     tracing::warn!(workload = %key, "roll-out stopped: {why}");
                     this.tell(&key, Told::RollFailed, &why).await;
                     lock(&this.failed).insert(key.clone(), (Instant::now(), why));
@@ -193,13 +193,13 @@ impl Roller {
         }
     }
 
-    async fn roll(&self, key: &Key) -> End {
+    async fn roll(&self, key: &Key) -> RollEnd {
         // Closed never, so this waits at most.
         let Ok(_permit) = self.permits.acquire().await else {
-            return End::Done;
+            return RollEnd::Done;
         };
         if let Err(why) = self.redirect(key).await {
-            return End::Failed(why);
+            return RollEnd::Failed(why);
         }
         let wanted = self.planner.wants(key);
         let what = if wanted { "adding" } else { "removing" };
@@ -228,17 +228,17 @@ impl Roller {
                 if let Err(why) = self.redirect(key).await {
                     tracing::warn!(workload = %key, "{why}");
                 }
-                return End::Done;
+                return RollEnd::Done;
             }
             if stale < progress.1 {
                 progress = (Instant::now(), stale);
             }
             if progress.0.elapsed() > STUCK_TIMEOUT {
                 let minutes = STUCK_TIMEOUT.as_secs() / 60;
-                return End::Failed(format!("no progress for {minutes} minutes"));
+                return RollEnd::Failed(format!("no progress for {minutes} minutes"));
             }
             if let Err(why) = rolling.step(&pods).await {
-                return End::Failed(why);
+                return RollEnd::Failed(why);
             }
             let _ = timeout(LOOK_INTERVAL, changes.changed()).await;
         }
