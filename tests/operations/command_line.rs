@@ -51,8 +51,8 @@ fn a_check_says_what_would_happen() {
         "port 8080/TCP of app: callers arrive at 9900, the app is dialled at 127.0.0.1:8080\n    \
         protocol: http by declared",
         "port 8443/TCP of app: callers are redirected to 9901",
-        "callers' is terminated with web (not there",
-        "tcp by declared; nothing is looked into",
+        "callers' is terminated with web (missing",
+        "tcp by declared; relayed opaquely",
         "port 53/UDP of app",
         "admin: port 19000; on loopback only",
         "access log: json with the values of x-dev",

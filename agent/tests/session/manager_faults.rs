@@ -116,8 +116,11 @@ async fn a_manager_without_watches_for_dials_and_names_keeps_its_session() {
     fake.until("heartbeats", |s| s.remains > 0).await;
     load.unharmed().await;
     assert_eq!(fake.seen().arrivals.len(), 1);
-    assert_eq!(pod.lines("has no watch for dials").len(), 1);
-    assert_eq!(pod.lines("has no watch for DNS questions").len(), 1);
+    assert_eq!(pod.lines("does not offer a watch for dials").len(), 1);
+    assert_eq!(
+        pod.lines("does not offer a watch for DNS questions").len(),
+        1
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
