@@ -7,5 +7,6 @@
 
 mod confined;
 pub mod export;
+mod path;
 pub mod server;
 mod sftp;

@@ -3,7 +3,7 @@
 //!
 //! Feature `grpc` (on by default) adds the generated messages and stubs; without it this crate uses
 //! neither tonic nor tokio, which is how agent-init depends on it. Feature `dialer` adds the
-//! dialling end of a tunnel.
+//! dialling end of a tunnel, `rewrite-io` a connection whose reads are rewritten.
 
 #![cfg_attr(not(test), warn(clippy::disallowed_methods, clippy::disallowed_types))]
 
@@ -15,6 +15,8 @@ pub mod fault;
 pub mod log_level;
 pub mod port;
 pub mod port_identifier;
+#[cfg(feature = "rewrite-io")]
+pub mod rewrite_io;
 pub mod sidecar;
 pub mod tunnel;
 

@@ -80,7 +80,7 @@ impl Found {
         };
         let root = root.as_bytes();
         let below = self.path.strip_prefix(root).unwrap_or(&self.path);
-        crate::files::export::normalised(below)
+        crate::files::path::normalised(below)
     }
 }
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use traffic_proto::sidecar::MountPolicy;
 
 use crate::files::confined::{self, Root};
+use crate::files::path::normalised;
 
 /// Directory under which clients find the containers.
 pub const EXPORTS: &str = "/tel_app_exports";
@@ -155,24 +156,4 @@ impl Location<'_> {
             .max_by_key(|(mount, _)| mount.len())
             .map_or(MountPolicy::Remote, |(_, policy)| *policy)
     }
-}
-
-/// Elements of a path from the root, `.`, `..` and empty ones taken off.
-pub(crate) fn normalised(path: &[u8]) -> Vec<Vec<u8>> {
-    let mut elements: Vec<Vec<u8>> = Vec::new();
-    for element in path.split(|b| *b == b'/') {
-        match element {
-            b"" | b"." => {}
-            b".." => drop(elements.pop()),
-            name => elements.push(name.to_vec()),
-        }
-    }
-    elements
-}
-
-/// Joins elements to an absolute path.
-pub(crate) fn absolute(elements: &[Vec<u8>]) -> Vec<u8> {
-    let mut path = vec![b'/'];
-    path.extend(elements.join(&b'/'));
-    path
 }

@@ -12,7 +12,8 @@ use traffic_core::sftp::{
     Answers, Attributes, MAX_READ, NameEntry, Operation, StatusCode, open, parse,
 };
 
-use crate::files::export::{Exports, Place, absolute, normalised};
+use crate::files::export::{Exports, Place};
+use crate::files::path::{absolute, normalised};
 
 /// Open handles of one connection.
 pub(crate) const MAX_HANDLES: usize = 1024;

@@ -4,6 +4,7 @@
 
 mod decoder;
 mod encoder;
+mod error;
 mod fields;
 mod huffman;
 mod integer;
@@ -13,8 +14,9 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub use decoder::{Decoder, HpackError};
+pub use decoder::Decoder;
 pub use encoder::{Encoder, encode_without_table};
+pub use error::HpackError;
 pub use fields::{Field, FieldList, Form, StaticRef};
 pub use recoder::Recoder;
 

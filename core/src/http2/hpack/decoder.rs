@@ -1,31 +1,12 @@
 //! Reads header blocks (RFC 7541 section 3.2).
 
+use crate::http2::hpack::error::HpackError;
 use crate::http2::hpack::fields::{Field, FieldList, Form, StaticRef};
 use crate::http2::hpack::huffman;
 use crate::http2::hpack::integer;
 use crate::http2::hpack::static_table;
 use crate::http2::hpack::table::Table;
 use crate::http2::hpack::{DEFAULT_TABLE, MAX_TABLE};
-
-/// Why a header block can't be read. Nothing that follows on its connection can be either.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum HpackError {
-    /// It ends within a field.
-    #[error("the header block ends within a field")]
-    Truncated,
-    /// A number is larger than any real one.
-    #[error("a number in the header block is too large")]
-    Integer,
-    /// An index is zero or beyond both tables.
-    #[error("the header block has an index beyond its tables")]
-    Index,
-    /// A string is none of the Huffman code.
-    #[error("a string in the header block is malformed")]
-    Huffman,
-    /// The table is to become larger than it may, or changes its size behind the first field.
-    #[error("the header block has a change of the table's size that is not allowed")]
-    TableSize,
-}
 
 /// One direction's decoder.
 #[derive(Clone, Debug)]

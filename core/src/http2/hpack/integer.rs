@@ -1,6 +1,6 @@
 //! Integers with a prefix (RFC 7541 section 5.1).
 
-use crate::http2::hpack::decoder::HpackError;
+use crate::http2::hpack::error::HpackError;
 
 /// Octets behind the prefix beyond which an integer is refused: more than any value needs.
 const MAX_OCTETS: u32 = 9;

@@ -2,8 +2,9 @@
 //! came, the reader's table is the sender's, and blocks are the sender's bytes. From the first that
 //! is withheld or changed on, the two differ, and blocks are written anew.
 
-use crate::http2::hpack::decoder::{Decoder, HpackError};
+use crate::http2::hpack::decoder::Decoder;
 use crate::http2::hpack::encoder::Encoder;
+use crate::http2::hpack::error::HpackError;
 use crate::http2::hpack::fields::{Field, FieldList};
 use crate::http2::hpack::table::Table;
 

@@ -1,0 +1,21 @@
+//! Errors of a header block that leave the state of the decoder unknown.
+
+/// Why a header block can't be read. Nothing that follows on its connection can be either.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HpackError {
+    /// It ends within a field.
+    #[error("the header block ends within a field")]
+    Truncated,
+    /// A number is larger than any real one.
+    #[error("a number in the header block is too large")]
+    Integer,
+    /// An index is zero or beyond both tables.
+    #[error("the header block has an index beyond its tables")]
+    Index,
+    /// A string is none of the Huffman code.
+    #[error("a string in the header block is malformed")]
+    Huffman,
+    /// The table is to become larger than it may, or changes its size behind the first field.
+    #[error("the header block has a change of the table's size that is not allowed")]
+    TableSize,
+}
