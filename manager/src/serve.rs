@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::TryStreamExt as _;
 use tokio::net::TcpListener;
 use tokio::time::{Instant, interval, timeout};
 use tokio_util::sync::CancellationToken;
@@ -21,7 +22,9 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
+use traffic_core::http2::authority::AuthorityRewriter;
 use traffic_proto::manager::manager_server::ManagerServer;
+use traffic_proto::rewrite_io::RewriteReads;
 
 use crate::cluster::{self, Cluster, ClusterError};
 use crate::registry::Shared;
@@ -149,7 +152,16 @@ impl Bound {
         let routes = Routes::default()
             .into_axum_router()
             .fallback_service(GrpcOnly { grpc });
-        let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
+        // gRPC clients may send an authority that is no host name (`svc%2Fname.namespace:api`), which
+        // the `http` crate refuses.
+        let incoming = TcpIncoming::from(self.listener)
+            .with_nodelay(Some(true))
+            .map_ok(|socket| {
+                let mut authority = AuthorityRewriter::new("localhost");
+                RewriteReads::new(socket, move |input: &[u8], out: &mut Vec<u8>| {
+                    authority.rewrite(input, out);
+                })
+            });
         let server = Server::builder()
             .accept_http1(true)
             .initial_stream_window_size(STREAM_WINDOW)

@@ -11,10 +11,12 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
+use traffic_core::http2::authority::AuthorityRewriter;
 use traffic_proto::agent::agent_server::{Agent, AgentServer};
 use traffic_proto::manager::{
     DialRequest, LookupRequest, LookupResponse, SessionInfo, TunnelMessage, VersionInfo2,
 };
+use traffic_proto::rewrite_io::RewriteReads;
 use traffic_proto::tunnel::{GRPC_LIMIT, Message, STREAM_VERSION, StreamInfo};
 
 use crate::control::config::PRODUCT_NAME;
@@ -91,14 +93,20 @@ pub async fn serve(
         .await
 }
 
-fn accepted(listener: TcpListener) -> impl Stream<Item = std::io::Result<TcpStream>> + Send {
+/// Connections, as the server reads them: an authority that is no host name, which gRPC clients
+/// may send (`pod%2Fname.namespace:18000`), is replaced, because the `http` crate refuses it.
+fn accepted(listener: TcpListener) -> impl Stream<Item = std::io::Result<Connection>> + Send {
     // An error handed on would end the server.
     stream::unfold(listener, |listener| async {
         let socket = listen::accept(&listener, "agent API").await;
-        Some((Ok(socket), listener))
+        let mut authority = AuthorityRewriter::new("localhost");
+        let rewrite: Rewrite = Box::new(move |input, out| authority.rewrite(input, out));
+        Some((Ok(RewriteReads::new(socket, rewrite)), listener))
     })
 }
 
+type Rewrite = Box<dyn FnMut(&[u8], &mut Vec<u8>) + Send>;
+type Connection = RewriteReads<TcpStream, Rewrite>;
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
