@@ -2,10 +2,12 @@
 //! path, and the reserve of file descriptors.
 
 pub mod buffers;
+pub mod close;
 pub mod conn;
 pub mod eager;
 pub mod fd_reserve;
-mod late_reset;
+pub(crate) mod late_reset;
 pub mod listen;
 pub mod relay;
+mod socket_queues;
 pub mod splice;

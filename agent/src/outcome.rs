@@ -28,6 +28,8 @@ pub enum Ended {
     AppRefused,
     /// The app closed or reset during an exchange.
     AppReset,
+    /// The app ended TLS without its closing word, which the caller sees alike.
+    AppCut,
     /// The tunnel broke after something had been sent into it.
     TunnelLost,
     /// A deadline passed.
@@ -54,6 +56,7 @@ impl Ended {
             Self::CallerReset => "caller_reset",
             Self::AppRefused => "app_refused",
             Self::AppReset => "app_reset",
+            Self::AppCut => "app_cut",
             Self::TunnelLost => "tunnel_lost",
             Self::TimedOut(Stage::Handshake) => "handshake_timeout",
             Self::TimedOut(Stage::AppConnect) => "app_connect_timeout",
@@ -71,6 +74,9 @@ impl Ended {
     /// complete response.
     #[must_use]
     pub fn resets_caller(self) -> bool {
-        !matches!(self, Self::Clean | Self::CallerLeft | Self::CallerReset)
+        !matches!(
+            self,
+            Self::Clean | Self::CallerLeft | Self::CallerReset | Self::AppCut
+        )
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod alpn;
 pub mod client;
+pub mod failure;
 pub mod identity;
 pub mod secrets;
 pub mod server;

@@ -71,6 +71,20 @@ pub trait DialApp: Send + Sync + fmt::Debug {
         self.plain_addr()
     }
 
+    /// Keeps the pod's address of the other IP family, learned from where a caller has arrived: the
+    /// app may listen on one family only.
+    fn learn_other_family(&self, _pod: std::net::IpAddr) {}
+
+    /// Returns the app's address in the other IP family, if one is known.
+    fn other_addr(&self) -> Option<crate::addr::AppAddr> {
+        None
+    }
+
+    /// What is wrong with the app's TLS at the moment, for people.
+    fn tls_fault(&self) -> Option<String> {
+        None
+    }
+
     /// The connection to a workstation through an open tunnel, spoken to as the app would be: in TLS
     /// where the app speaks TLS, as it is elsewhere. May ask the app once what it speaks.
     fn secure_tunnel<'a>(

@@ -216,7 +216,7 @@ async fn an_app_s_reset_reaches_the_caller_as_a_reset() {
 async fn an_app_that_stops_listening_resets_a_caller_that_keeps_sending() {
     let mut r = relay(PendingBytes::default(), true).await;
     r.caller.write_all(b"unread").await.unwrap();
-    r.app.readable().await.unwrap();
+    r.app.peek(&mut [0; 1]).await.unwrap();
     drop(r.app); // with unread bytes: the kernel resets
     let sent = timeout(WAIT_TIMEOUT, async {
         loop {
@@ -235,6 +235,44 @@ async fn an_app_that_stops_listening_resets_a_caller_that_keeps_sending() {
         "{kind:?}"
     );
     assert_eq!(ended(r.task).await.0.broken.unwrap().0, Side::Up);
+}
+
+#[tokio::test]
+async fn an_app_that_resets_amid_bulk_resets_the_caller_behind_what_it_had_said() {
+    for _ in 0..200 {
+        let mut r = relay(PendingBytes::default(), true).await;
+        let bulk = vec![7; 4 << 20];
+        let (mut from_relay, mut to_relay) = r.caller.split();
+        let sending = async {
+            loop {
+                if let Err(error) = to_relay.write_all(&bulk).await {
+                    return error.kind();
+                }
+            }
+        };
+        let answering = async {
+            let mut some = vec![0; 1 << 20];
+            r.app.read_exact(&mut some).await.unwrap();
+            r.app.write_all(b"no more").await.unwrap();
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            drop(r.app);
+        };
+        let listening = async {
+            let mut said = [0; 7];
+            from_relay.read_exact(&mut said).await.unwrap();
+            assert_eq!(&said, b"no more");
+            from_relay.read(&mut said).await.map_err(|e| e.kind())
+        };
+        let (sent, _, heard) = timeout(WAIT_TIMEOUT, async {
+            tokio::join!(sending, answering, listening)
+        })
+        .await
+        .expect("an end");
+        // The kernel tells of a reset once, whoever asks first.
+        let reset = io::ErrorKind::ConnectionReset;
+        assert!(sent == reset || heard == Err(reset), "{sent:?} {heard:?}");
+        assert_eq!(ended(r.task).await.0.broken.unwrap().0, Side::Up);
+    }
 }
 
 async fn bulk_both_ways(spliced: bool) -> u64 {

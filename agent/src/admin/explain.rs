@@ -1,11 +1,14 @@
 //! `/explain`: the rule that would decide a request, and for each rule the first clause that fails.
 //! It uses the table of the data path.
 
+use std::sync::atomic::Ordering;
+
 use serde_json::{Value as Json, json};
 
 use crate::admin::Agent;
 use crate::admin::request::AdminRequest;
-use traffic_core::routing::{Decision, Request};
+use traffic_core::routing::dial_memory::Reachability;
+use traffic_core::routing::{Decision, Intercept, Request};
 
 /// A request built from query parameters.
 struct Imagined {
@@ -74,14 +77,22 @@ pub fn explain(agent: &Agent, asked: &AdminRequest<'_>) -> Result<Json, String> 
     };
     let table = port.routes.load_full();
     let (decision, considered) = table.explain(&request);
+    let now = std::time::Instant::now();
     let (word, intercept, reason) = match decision {
         Decision::App if table.is_empty() => ("app", None, "no intercept on this port".to_owned()),
         Decision::App => ("app", None, "no intercept matches".to_owned()),
-        Decision::Client(i) => (
-            "client",
-            Some(i.id.clone()),
-            format!("all clauses of {} match", i.name),
-        ),
+        Decision::Client(i) => match unreachable(i, now) {
+            Some(why) => (
+                "app",
+                Some(i.id.clone()),
+                format!("all clauses of {} match, but {why}", i.name),
+            ),
+            None => (
+                "client",
+                Some(i.id.clone()),
+                format!("all clauses of {} match", i.name),
+            ),
+        },
         Decision::Expired(i) => (
             "expired",
             Some(i.id.clone()),
@@ -98,5 +109,28 @@ pub fn explain(agent: &Agent, asked: &AdminRequest<'_>) -> Result<Json, String> 
         "intercept": intercept,
         "reason": reason,
         "considered": considered,
+        "appTls": port.app.tls_fault(),
     }))
+}
+
+/// Says why the app gets what `intercept` matches, if that is so.
+fn unreachable(intercept: &Intercept, now: std::time::Instant) -> Option<String> {
+    let stats = &intercept.stats;
+    let Reachability::Unreachable {
+        failures,
+        reason,
+        retry_in,
+    } = stats.dials.reachability(now)
+    else {
+        return None;
+    };
+    let retry = if retry_in.is_zero() {
+        "the next request tries again".to_owned()
+    } else {
+        format!("tried again in {:.1} s", retry_in.as_secs_f32())
+    };
+    let lost = stats.failed_open.load(Ordering::Relaxed);
+    Some(format!(
+        "its workstation is not reached: {reason} ({failures} times in a row; {lost} requests went to the app so far; {retry})"
+    ))
 }

@@ -122,6 +122,13 @@ impl List {
     }
 }
 
+/// The labels with one more.
+fn with(labels: &Labels, name: &'static str, value: &str) -> Labels {
+    let mut labels = labels.clone();
+    labels.push((name, value.to_owned()));
+    labels
+}
+
 type Labels = Vec<(&'static str, String)>;
 
 fn server(agent: &Agent, list: &mut List) {
@@ -452,8 +459,16 @@ fn own_stats(port: &PortContext, list: &mut List) {
         &m.tls_failures,
         &format!("{base}.tls_failures"),
         "traffic_agent_tls_failures_total",
-        "Failed TLS handshakes by cause",
-        &labels,
+        "Failed TLS handshakes, with callers and with the app, by cause",
+        &with(&labels, "peer", "caller"),
+        "cause",
+    );
+    list.per(
+        &m.app_tls_failures,
+        &format!("{base}.app_tls_failures"),
+        "traffic_agent_tls_failures_total",
+        "Failed TLS handshakes, with callers and with the app, by cause",
+        &with(&labels, "peer", "app"),
         "cause",
     );
     list.per(

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use serde_json::{Value as Json, json};
 
@@ -11,8 +12,9 @@ use crate::admin::{Agent, memory as process_memory};
 use crate::proxy::context::PortContext;
 use crate::telemetry::metrics::Route;
 use crate::upstream::Transport;
+use traffic_core::routing::dial_memory::Reachability;
 use traffic_core::routing::matcher::PathFilter;
-use traffic_core::routing::{Entry, Mechanism, State};
+use traffic_core::routing::{Entry, Intercept, Mechanism, State};
 
 /// Returns a statistic as one number.
 #[must_use]
@@ -254,6 +256,15 @@ pub fn intercepts(agent: &Agent) -> Json {
     json!({ "ports": ports })
 }
 
+/// Says whether the workstation was reached when it was last tried, and how it was not.
+fn reached(intercept: &Intercept) -> (&'static str, Option<String>) {
+    match intercept.stats.dials.reachability(Instant::now()) {
+        Reachability::Untried => ("untried", None),
+        Reachability::Reachable => ("reached", None),
+        Reachability::Unreachable { reason, .. } => ("unreachable", Some(reason)),
+    }
+}
+
 fn intercept(entry: &Entry) -> Json {
     let i = &entry.intercept;
     let headers: serde_json::Map<String, Json> = i
@@ -281,6 +292,7 @@ fn intercept(entry: &Entry) -> Json {
         State::Active => "active",
         State::Expired => "expired",
     };
+    let (workstation, failure) = reached(i);
     json!({
         "id": i.id,
         "name": i.name,
@@ -294,5 +306,8 @@ fn intercept(entry: &Entry) -> Json {
         "misses": i.stats.misses.load(Ordering::Relaxed),
         "lastMatch": (last > 0).then_some(last),
         "tunnel": i.stats.tunnel().word(),
+        "failedOpen": i.stats.failed_open.load(Ordering::Relaxed),
+        "workstation": workstation,
+        "lastFailure": failure,
     })
 }

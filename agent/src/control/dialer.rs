@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
 use tokio::net::{TcpStream, UdpSocket};
-use tokio::sync::mpsc;
 use traffic_proto::conn_id::ConnId;
 use traffic_proto::port::Transport;
 use traffic_proto::tunnel::{MAX_DATAGRAM, Message, TCP_IDLE_TIMEOUT, UDP_IDLE_TIMEOUT};
@@ -20,6 +20,8 @@ use crate::upstream::tunnel::Tunnel;
 const DEFAULT_DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 /// Maximum dial timeout.
 const MAX_DIAL_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time the peer gets to end a call whose dial was rejected.
+const REJECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Connects to the destination of `conn_id`, reports the result, and carries bytes until either
 /// side is done.
@@ -39,8 +41,8 @@ async fn tcp(conn_id: ConnId, dial_timeout: Duration, io: TunnelIo) {
     let connected = tokio::time::timeout(budget, TcpStream::connect(conn_id.destination())).await;
     let socket = match connected {
         Ok(Ok(socket)) => socket,
-        Ok(Err(error)) => return reject(&io.tx, conn_id, &error.to_string()).await,
-        Err(_) => return reject(&io.tx, conn_id, "no answer in time").await,
+        Ok(Err(error)) => return reject(io, conn_id, &error.to_string()).await,
+        Err(_) => return reject(io, conn_id, "no answer in time").await,
     };
     let _ = socket.set_nodelay(true);
     if io.tx.send(Message::DialOk.encode()).await.is_err() {
@@ -55,17 +57,18 @@ async fn tcp(conn_id: ConnId, dial_timeout: Duration, io: TunnelIo) {
         PendingBytes::default(),
         &metrics,
     );
-    tokio::select! {
-        ended = carried => tracing::debug!(
-            %conn_id,
-            in_ = ended.bytes_in,
-            out = ended.bytes_out,
-            "dialled connection ended"
-        ),
-        () = idle(&metrics, TCP_IDLE_TIMEOUT) => tracing::debug!(
-            %conn_id,
-            "dialled connection was idle for {TCP_IDLE_TIMEOUT:?}"
-        ),
+    let was_idle = tokio::select! {
+        ended = carried => {
+            tracing::debug!(%conn_id, in_ = ended.bytes_in, out = ended.bytes_out, "dialled connection ended");
+            false
+        }
+        () = idle(&metrics, TCP_IDLE_TIMEOUT) => {
+            tracing::debug!(%conn_id, "dialled connection was idle for {TCP_IDLE_TIMEOUT:?}");
+            true
+        }
+    };
+    if was_idle {
+        workstation.abort();
     }
 }
 
@@ -94,10 +97,10 @@ async fn udp(conn_id: ConnId, io: TunnelIo) {
     };
     let socket = match UdpSocket::bind(any).await {
         Ok(socket) => socket,
-        Err(error) => return reject(&io.tx, conn_id, &error.to_string()).await,
+        Err(error) => return reject(io, conn_id, &error.to_string()).await,
     };
     if let Err(error) = socket.connect(destination).await {
-        return reject(&io.tx, conn_id, &error.to_string()).await;
+        return reject(io, conn_id, &error.to_string()).await;
     }
     if io.tx.send(Message::DialOk.encode()).await.is_err() {
         return;
@@ -130,7 +133,13 @@ async fn udp(conn_id: ConnId, io: TunnelIo) {
     }
 }
 
-async fn reject(tx: &mpsc::Sender<bytes::Bytes>, conn_id: ConnId, why: &str) {
+/// Says that the dial failed, and keeps the call until the peer has ended it: ending it earlier would
+/// cancel it together with the message.
+async fn reject(io: TunnelIo, conn_id: ConnId, why: &str) {
     tracing::debug!(%conn_id, "dial for a workstation failed: {why}");
+    let TunnelIo { tx, mut rx, .. } = io;
     let _ = tx.send(Message::DialReject.encode()).await;
+    drop(tx);
+    let rest = async { while let Some(Ok(_)) = rx.next().await {} };
+    let _ = tokio::time::timeout(REJECT_TIMEOUT, rest).await;
 }

@@ -2,7 +2,7 @@
 //! a tunnel).
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -14,6 +14,22 @@ use tokio::net::TcpStream;
 pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {
     /// Makes dropping the stream reset it: RST on a socket, Disconnect in a tunnel.
     fn abort(&mut self);
+
+    /// Makes dropping the stream end it so that the peer can tell it from a proper end. TLS just
+    /// leaves out its closing word; elsewhere that takes a reset.
+    fn cut(&mut self) {
+        self.abort();
+    }
+
+    /// Returns true if the peer's side has ended without the closing word that TLS has.
+    fn was_cut(&self) -> bool {
+        false
+    }
+
+    /// Returns the socket below, if there is one.
+    fn socket(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 }
 
 /// A connection, downstream or upstream.
@@ -47,6 +63,10 @@ impl Io for TcpStream {
     fn abort(&mut self) {
         reset_when_dropped(&*self);
     }
+
+    fn socket(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.as_fd())
+    }
 }
 
 /// Makes closing the socket reset its connection (`SO_LINGER` 0).
@@ -58,6 +78,24 @@ pub fn reset_when_dropped(socket: &impl AsFd) {
 impl Io for Conn {
     fn abort(&mut self) {
         Conn::abort(self);
+    }
+
+    fn cut(&mut self) {
+        match self {
+            Self::Other(io) => io.cut(),
+            Self::Tcp(_) => self.abort(),
+        }
+    }
+
+    fn was_cut(&self) -> bool {
+        matches!(self, Self::Other(io) if io.was_cut())
+    }
+
+    fn socket(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Tcp(socket) => Some(socket.as_fd()),
+            Self::Other(io) => io.socket(),
+        }
     }
 }
 

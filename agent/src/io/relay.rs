@@ -12,8 +12,10 @@ use tokio::io::AsyncWrite;
 
 use crate::io::buffers;
 use crate::io::buffers::Buf;
-use crate::io::conn::Conn;
+use crate::io::close;
+use crate::io::conn::{Conn, Io as _};
 use crate::io::late_reset::LateReset;
+use crate::io::socket_queues;
 use crate::io::splice::SplicePipe;
 use crate::telemetry::metrics::{Counter, PortMetrics};
 
@@ -46,8 +48,9 @@ pub struct Relayed {
     pub bytes_out: u64,
 }
 
-/// Carries bytes both ways until each direction has ended, or one end fails. After a failure both
-/// ends are reset when dropped, so that neither peer takes it for a proper end.
+/// Carries bytes both ways until each direction has ended, or one end fails. An end that takes no
+/// more is still heard out. After a failure both ends are reset when dropped, so that neither peer
+/// takes it for a proper end; what was written before is delivered first.
 pub async fn both(
     down: &mut Conn,
     up: &mut Conn,
@@ -73,40 +76,199 @@ pub async fn resume(
     [inward, outward]: [SplicePipe; 2],
     metrics: &PortMetrics,
 ) -> Relayed {
-    let mut inward = Direction::new(first.from_down, inward);
-    let mut outward = Direction::new(first.from_up, outward);
-    let (mut behind_down, mut behind_up) = (LateReset::default(), LateReset::default());
-    let ended = poll_fn(|cx| {
-        let inward = inward
-            .poll(cx, down, up, &metrics.bytes_in, metrics)
-            .map_err(|b| b.seen(Side::Down, Side::Up))?;
-        let outward = outward
-            .poll(cx, up, down, &metrics.bytes_out, metrics)
-            .map_err(|b| b.seen(Side::Up, Side::Down))?;
-        let (side, socket, late_reset) = match (inward.is_ready(), outward.is_ready()) {
-            // A finished direction no longer reads its source, so only the socket's error state can
-            // show a reset.
-            (true, true) => return Poll::Ready(Ok(())),
-            (false, false) => return Poll::Pending,
-            (true, false) => (Side::Down, down.as_tcp(), &mut behind_down),
-            (false, true) => (Side::Up, up.as_tcp(), &mut behind_up),
+    let mut pair = Pair {
+        inward: Direction::new(first.from_down, inward),
+        outward: Direction {
+            keeps_cuts: true,
+            ..Direction::new(first.from_up, outward)
+        },
+        behind_down: LateReset::default(),
+        behind_up: LateReset::default(),
+        refusal: None,
+        sent_when_up_ended: None,
+    };
+    let ending = poll_fn(|cx| pair.poll(cx, down, up, metrics)).await;
+    let (bytes_in, bytes_out) = (pair.inward.moved, pair.outward.moved);
+    drop(pair);
+    let broken = finish(ending, down, up).await;
+    Relayed {
+        broken,
+        bytes_in,
+        bytes_out,
+    }
+}
+
+/// Ends both connections as the first one has ended, without taking away from the other what was
+/// written for it.
+async fn finish(ending: Ending, down: &mut Conn, up: &mut Conn) -> Option<(Side, io::Error)> {
+    match ending {
+        Ending::Orderly => None,
+        Ending::CallerUnheard => {
+            // Whether the caller takes the rest is between it and its kernel.
+            let _ = close::linger(down).await;
+            None
+        }
+        Ending::AppUnheard(error) => Some((Side::Down, error)),
+        Ending::Cut(error) => {
+            close::cut_when_delivered(down).await;
+            up.abort();
+            Some((Side::Up, error))
+        }
+        Ending::Broken(side, error) => {
+            let (broken, other) = match side {
+                Side::Down => (down, up),
+                Side::Up => (up, down),
+            };
+            broken.abort();
+            close::reset_when_delivered(other).await;
+            Some((side, error))
+        }
+    }
+}
+
+/// How a pair of connections comes to its end.
+enum Ending {
+    /// Each side has ended by itself.
+    Orderly,
+    /// The app has ended properly and takes nothing more of what the caller sends.
+    CallerUnheard,
+    /// The caller has ended properly and takes nothing more of what the app sends.
+    AppUnheard(io::Error),
+    /// Upstream has ended without the closing word of its TLS.
+    Cut(io::Error),
+    /// One side has failed.
+    Broken(Side, io::Error),
+}
+
+/// Both directions of a relayed connection.
+struct Pair {
+    inward: Direction,
+    outward: Direction,
+    behind_down: LateReset,
+    behind_up: LateReset,
+    /// The end that took no more. What it had said before still passes the other way.
+    refusal: Option<Refusal>,
+    /// Bytes that had gone upstream when upstream ended.
+    sent_when_up_ended: Option<u64>,
+}
+
+/// An end that takes no more.
+struct Refusal {
+    side: Side,
+    error: io::Error,
+    /// It had ended its own side properly before.
+    orderly: bool,
+}
+
+impl Pair {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        down: &mut Conn,
+        up: &mut Conn,
+        metrics: &PortMetrics,
+    ) -> Poll<Ending> {
+        let inward = match &self.refusal {
+            Some(Refusal { side: Side::Up, .. }) => Poll::Ready(()),
+            _ => match self.inward.poll(cx, down, up, &metrics.bytes_in, metrics) {
+                Poll::Ready(Ok(())) => Poll::Ready(()),
+                Poll::Pending => Poll::Pending,
+                Poll::Ready(Err(Broken::From(error))) => {
+                    return Poll::Ready(Ending::Broken(Side::Down, error));
+                }
+                Poll::Ready(Err(Broken::To(error))) => match self.refuse(Side::Up, error) {
+                    Some(ending) => return Poll::Ready(ending),
+                    None => Poll::Ready(()),
+                },
+            },
         };
-        let Some(socket) = socket else {
+        // A splice that fails behind bytes that went tells of those only, and the error is gone.
+        self.outward.doubts_end = self.inward.has_spliced && !self.inward.is_over();
+        let outward = match &self.refusal {
+            Some(Refusal {
+                side: Side::Down, ..
+            }) => Poll::Ready(()),
+            _ => match self.outward.poll(cx, up, down, &metrics.bytes_out, metrics) {
+                Poll::Ready(Ok(())) => Poll::Ready(()),
+                Poll::Pending => Poll::Pending,
+                Poll::Ready(Err(Broken::From(error))) if up.was_cut() => {
+                    return Poll::Ready(Ending::Cut(error));
+                }
+                Poll::Ready(Err(Broken::From(error))) => {
+                    return Poll::Ready(Ending::Broken(Side::Up, error));
+                }
+                Poll::Ready(Err(Broken::To(error))) => match self.refuse(Side::Down, error) {
+                    Some(ending) => return Poll::Ready(ending),
+                    None => Poll::Ready(()),
+                },
+            },
+        };
+        if outward.is_ready() && self.sent_when_up_ended.is_none() {
+            self.sent_when_up_ended = Some(self.inward.moved);
+        }
+        match (inward.is_ready(), outward.is_ready()) {
+            (true, true) => Poll::Ready(self.both_over()),
+            (false, false) => Poll::Pending,
+            (true, false) => self.watch(Side::Down, down, cx),
+            (false, true) => self.watch(Side::Up, up, cx),
+        }
+    }
+
+    /// Keeps that `side` takes no more; the other direction goes on. When both sides do, the first
+    /// one tells how it ends.
+    fn refuse(&mut self, side: Side, error: io::Error) -> Option<Ending> {
+        if let Some(first) = self.refusal.take() {
+            return Some(Ending::Broken(first.side, first.error));
+        }
+        let (refused, other) = match side {
+            Side::Up => (&self.inward, &self.outward),
+            Side::Down => (&self.outward, &self.inward),
+        };
+        // The kernel says EPIPE behind a proper end, else ECONNRESET; splicing may swallow the latter
+        // and then say EPIPE as well.
+        let orderly =
+            error.kind() == io::ErrorKind::BrokenPipe && (other.is_over() || !refused.has_spliced);
+        self.refusal = Some(Refusal {
+            side,
+            error,
+            orderly,
+        });
+        None
+    }
+
+    /// Both directions are over.
+    fn both_over(&mut self) -> Ending {
+        match self.refusal.take() {
+            None => Ending::Orderly,
+            Some(Refusal {
+                side,
+                error,
+                orderly: false,
+            }) => Ending::Broken(side, error),
+            Some(Refusal { side: Side::Up, .. }) => Ending::CallerUnheard,
+            Some(Refusal { error, .. }) => Ending::AppUnheard(error),
+        }
+    }
+
+    /// Watches the side that has ended for a reset behind its end. One that our own bytes have
+    /// provoked means no more than that they came too late.
+    fn watch(&mut self, side: Side, conn: &Conn, cx: &mut Context<'_>) -> Poll<Ending> {
+        let Some(socket) = conn.as_tcp() else {
             return Poll::Pending;
         };
-        late_reset
-            .poll_broken(socket, cx)
-            .map(|error| Err((side, error)))
-    })
-    .await;
-    if ended.is_err() {
-        down.abort();
-        up.abort();
-    }
-    Relayed {
-        broken: ended.err(),
-        bytes_in: inward.moved,
-        bytes_out: outward.moved,
+        let late_reset = match side {
+            Side::Down => &mut self.behind_down,
+            Side::Up => &mut self.behind_up,
+        };
+        let error = ready!(late_reset.poll_broken(socket, cx));
+        let sent_since = self
+            .sent_when_up_ended
+            .is_some_and(|n| n != self.inward.moved);
+        Poll::Ready(if side == Side::Up && sent_since {
+            Ending::CallerUnheard
+        } else {
+            Ending::Broken(side, error)
+        })
     }
 }
 
@@ -126,6 +288,12 @@ struct Direction {
     copies_only: bool,
     /// Bytes were written that a TLS writer may still hold back.
     unflushed: bool,
+    /// An end of TLS without its closing word is no proper end.
+    keeps_cuts: bool,
+    /// Bytes were spliced to the sink.
+    has_spliced: bool,
+    /// A reset of the source may have been swallowed, so that it reads like an end.
+    doubts_end: bool,
     moved: u64,
 }
 
@@ -133,15 +301,6 @@ struct Direction {
 enum Broken {
     From(io::Error),
     To(io::Error),
-}
-
-impl Broken {
-    fn seen(self, from: Side, to: Side) -> (Side, io::Error) {
-        match self {
-            Self::From(error) => (from, error),
-            Self::To(error) => (to, error),
-        }
-    }
 }
 
 impl Direction {
@@ -153,6 +312,9 @@ impl Direction {
             bulk: BulkDetector::default(),
             copies_only: false,
             unflushed: false,
+            keeps_cuts: false,
+            has_spliced: false,
+            doubts_end: false,
             moved: 0,
         }
     }
@@ -183,6 +345,10 @@ impl Direction {
         }
     }
 
+    fn is_over(&self) -> bool {
+        !matches!(self.stage, DirectionState::Moving)
+    }
+
     /// Moves bytes until the source ends.
     fn poll_move(
         &mut self,
@@ -211,6 +377,13 @@ impl Direction {
             match read {
                 Poll::Ready(Ok(0)) => {
                     self.pipe.release();
+                    if self.doubts_end && from.as_tcp().is_some_and(socket_queues::is_reset) {
+                        let reset = io::ErrorKind::ConnectionReset.into();
+                        return Poll::Ready(Err(Broken::From(reset)));
+                    }
+                    if self.keeps_cuts && from.was_cut() {
+                        return Poll::Ready(Err(Broken::From(io::ErrorKind::UnexpectedEof.into())));
+                    }
                     return Poll::Ready(Ok(()));
                 }
                 Poll::Ready(Ok(n)) => self.bulk.record(n),
@@ -250,6 +423,7 @@ impl Direction {
             let Conn::Tcp(sink) = &*to else { break };
             let n = ready!(self.pipe.poll_drain(cx, sink)).map_err(Broken::To)?;
             metrics.bytes_spliced.add(n as u64);
+            self.has_spliced = true;
             self.moved += n as u64;
         }
         Poll::Ready(Ok(()))

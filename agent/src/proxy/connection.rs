@@ -60,6 +60,7 @@ struct ReadyConn {
 
 /// Runs TLS where annotations ask for it, connects to the app, and reads the first bytes.
 async fn begin(io: TcpStream, mut context: ConnContext) -> Result<ReadyConn, Ended> {
+    learn_other_family(&io, &context);
     let (mut down, dial) = match &context.port.tls {
         None => (Conn::Tcp(io), Arc::clone(&context.port.app)),
         // Boxed: a handshake needs much room for a short time.
@@ -118,6 +119,21 @@ async fn begin(io: TcpStream, mut context: ConnContext) -> Result<ReadyConn, End
         first,
         context,
     })
+}
+
+/// Keeps where a caller has arrived who uses the other IP family than the app's configured address:
+/// an app may listen on one of the pod's families only.
+fn learn_other_family(io: &TcpStream, context: &ConnContext) {
+    let app = &context.port.app;
+    let other = app
+        .app_addr()
+        .is_some_and(|app| app.0.is_ipv4() != context.caller.0.is_ipv4());
+    if other
+        && app.other_addr().is_none()
+        && let Ok(local) = io.local_addr()
+    {
+        app.learn_other_family(local.ip().to_canonical());
+    }
 }
 
 impl ReadyConn {

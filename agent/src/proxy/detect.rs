@@ -18,6 +18,7 @@ use crate::outcome::Ended;
 use crate::proxy::context::{AppProtocol, ConnContext, ProtocolSource};
 use crate::telemetry::metrics::OpaqueReason;
 use crate::upstream::app::{AppLeg, ended_by_app};
+use traffic_core::http1::head::MAX_HEAD;
 use traffic_core::sniff::{self, FirstBytes};
 
 /// Time a prefix that may become a usual request is held back from the app. Clients send a request
@@ -140,6 +141,10 @@ impl Look<'_> {
     fn poll_caller(&mut self, cx: &mut Context<'_>) -> Poll<Result<Protocol, Ended>> {
         loop {
             match std::task::ready!(self.from_caller.poll_fill(self.down, cx)) {
+                Ok(0) if self.from_caller.is_full() && self.from_caller.len() < MAX_HEAD => {
+                    self.from_caller.grow(MAX_HEAD);
+                    continue;
+                }
                 // The caller ended without a decisive byte, or filled the buffer: the app has to
                 // see it.
                 Ok(0) => return Poll::Ready(Ok(Protocol::Opaque(OpaqueReason::Undecided))),

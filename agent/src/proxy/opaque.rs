@@ -2,6 +2,8 @@
 //! port's connections when it begins. A connection keeps its upstream; changes of rules do not
 //! reset it.
 
+use std::io;
+
 use crate::io::buffers::Buf;
 use crate::io::conn::Conn;
 use crate::io::relay;
@@ -11,7 +13,7 @@ use crate::proxy::context::ConnContext;
 use crate::telemetry::access_log::record::AccessRecord;
 use crate::telemetry::metrics::{OpaqueReason, PortMetrics, Protocol};
 use crate::upstream::AppError;
-use crate::upstream::app::ended_by_app;
+use crate::upstream::app::{ended_by_app, report_dial_failure};
 use crate::upstream::workstation;
 use crate::upstream::workstation::FirstWrite;
 use traffic_core::routing::Mechanism;
@@ -107,6 +109,9 @@ pub async fn to_app(
 #[must_use]
 pub fn app_failed(relayed: &Relayed, metrics: &PortMetrics) -> Ended {
     let failed = match &relayed.broken {
+        Some((Side::Up, error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            return Ended::AppCut;
+        }
         Some((Side::Up, error)) if relayed.bytes_in + relayed.bytes_out == 0 => ended_by_app(error),
         _ => Ended::AppReset,
     };
@@ -148,7 +153,7 @@ async fn dial_app(context: &ConnContext) -> Result<Conn, Ended> {
         .await
         .map_err(|error| {
             context.port.metrics.app_connect_failures.inc();
-            tracing::debug!(caller = %context.caller, %error, "cannot connect to the app");
+            report_dial_failure(&error, &context.port.metrics);
             match error {
                 AppError::Timeout { .. } => Ended::TimedOut(Stage::AppConnect),
                 AppError::Connect { .. } | AppError::Tls { .. } => Ended::AppRefused,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::proxy::context::{AppProtocol, PortContext, ProtocolSource};
+use crate::upstream::app::AppAddrs;
 use crate::upstream::probe;
 
 /// Delay before an app that was away or silent is probed again.
@@ -44,7 +45,7 @@ pub async fn probe(port: &PortContext) -> Option<Duration> {
     if port.app_protocol.get().1 != ProtocolSource::Bytes {
         return None;
     }
-    let found = match probe::speaks(addr).await {
+    let found = match probe::speaks(&AppAddrs::of(&*port.app, addr)).await {
         Ok(Some(probe::Speaks::Tls)) => AppProtocol::Tls,
         Ok(Some(probe::Speaks::H2c)) => AppProtocol::Http2,
         Ok(Some(probe::Speaks::Other)) => AppProtocol::Http1,
@@ -65,5 +66,8 @@ pub async fn speaks_tls(port: &PortContext) -> bool {
     let Some(addr) = port.app.app_addr() else {
         return false;
     };
-    matches!(probe::speaks(addr).await, Ok(Some(probe::Speaks::Tls)))
+    matches!(
+        probe::speaks(&AppAddrs::of(&*port.app, addr)).await,
+        Ok(Some(probe::Speaks::Tls))
+    )
 }

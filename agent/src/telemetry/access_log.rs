@@ -41,7 +41,7 @@ pub fn flag(ended: Ended) -> &'static str {
         Ended::CallerLeft | Ended::CallerReset | Ended::Handshake => "DC",
         Ended::Malformed => "DPE",
         Ended::AppRefused | Ended::TimedOut(Stage::AppConnect) => "UF",
-        Ended::AppReset | Ended::TunnelLost => "UC",
+        Ended::AppReset | Ended::AppCut | Ended::TunnelLost => "UC",
         Ended::TimedOut(_) | Ended::Limit | Ended::Drained | Ended::Bug => "LR",
     }
 }

@@ -175,6 +175,8 @@ labels! {
         OversizedHead = "oversized_head",
         /// A 101 response or a successful CONNECT.
         Upgraded = "upgraded",
+        /// Behind an exchange that one side has said to be the last.
+        Closing = "closing",
         /// A TCP-mechanism intercept takes the whole connection.
         TcpIntercept = "tcp_intercept",
     }
@@ -356,6 +358,8 @@ pub struct PortMetrics {
     pub tls_handshakes: Counter,
     /// TLS handshakes failed, by cause.
     pub tls_failures: PerLabel<TlsFailure>,
+    /// TLS handshakes with the app that failed, by cause.
+    pub app_tls_failures: PerLabel<TlsFailure>,
     /// Times a limit was reached.
     pub limits: PerLabel<Limit>,
     /// Connections that came from the agent itself (a redirect loop); stays 0.
@@ -375,6 +379,8 @@ pub struct PortMetrics {
 /// Rate limiters for log lines that would repeat for every connection while a problem lasts.
 #[derive(Debug, Default)]
 pub struct Lines {
+    /// A TLS handshake with the app failed.
+    pub app_tls: LogLimiter,
     /// The app refuses connections.
     pub app: LogLimiter,
     /// A request meant for a workstation went to the app.
@@ -413,6 +419,7 @@ impl PortMetrics {
         self.responses.reset();
         self.fail_open.reset();
         self.tls_failures.reset();
+        self.app_tls_failures.reset();
         self.limits.reset();
         self.ended.reset();
         self.own_time.reset();
@@ -472,6 +479,7 @@ impl Label for Ended {
             Self::CallerReset,
             Self::AppRefused,
             Self::AppReset,
+            Self::AppCut,
             Self::TunnelLost,
             Self::TimedOut(Stage::Handshake),
             Self::TimedOut(Stage::AppConnect),

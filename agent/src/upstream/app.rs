@@ -6,8 +6,9 @@
 
 use std::fmt;
 use std::io;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -20,7 +21,9 @@ use crate::addr::AppAddr;
 use crate::io::conn::Conn;
 use crate::io::fd_reserve;
 use crate::outcome::{Ended, Stage};
-use crate::telemetry::metrics::PortMetrics;
+use crate::telemetry::metrics::{Label as _, PortMetrics};
+use crate::telemetry::rate_limit::limited;
+use crate::tls;
 use crate::tls::alpn::TlsInfo;
 use crate::upstream::{AppError, DialApp};
 
@@ -32,26 +35,104 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const EXHAUSTED_DELAY: Duration = Duration::from_millis(50);
 
 /// An app reached in clear text.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct PlainApp {
-    addr: AppAddr,
+    addrs: AppAddrs,
 }
 
 impl PlainApp {
     /// Creates an app at `addr`.
     #[must_use]
     pub fn new(addr: AppAddr) -> Self {
-        Self { addr }
+        Self {
+            addrs: AppAddrs::new(addr),
+        }
     }
 }
 
 impl DialApp for PlainApp {
     fn dial<'a>(&'a self, _hello: Option<&'a TlsInfo>) -> BoxFuture<'a, Result<Conn, AppError>> {
-        Box::pin(async move { connect(self.addr).await.map(Conn::Tcp) })
+        Box::pin(async move { self.addrs.connect().await.map(Conn::Tcp) })
     }
 
     fn plain_addr(&self) -> Option<AppAddr> {
-        Some(self.addr)
+        Some(self.addrs.configured())
+    }
+
+    fn learn_other_family(&self, pod: IpAddr) {
+        self.addrs.learn(pod);
+    }
+
+    fn other_addr(&self) -> Option<AppAddr> {
+        self.addrs.other()
+    }
+}
+
+/// The app's addresses: the configured one and, once a caller has arrived over the other IP family,
+/// the pod's of that family. An app may listen on one of them only.
+#[derive(Debug)]
+pub struct AppAddrs {
+    configured: AppAddr,
+    other: OnceLock<IpAddr>,
+}
+
+impl AppAddrs {
+    /// Knows the configured address alone.
+    #[must_use]
+    pub fn new(configured: AppAddr) -> Self {
+        Self {
+            configured,
+            other: OnceLock::new(),
+        }
+    }
+
+    /// The addresses of `app`, whose configured one is `configured`.
+    #[must_use]
+    pub fn of(app: &dyn DialApp, configured: AppAddr) -> Self {
+        let addrs = Self::new(configured);
+        if let Some(other) = app.other_addr() {
+            addrs.learn(other.0.ip());
+        }
+        addrs
+    }
+
+    /// Returns the configured address.
+    #[must_use]
+    pub fn configured(&self) -> AppAddr {
+        self.configured
+    }
+
+    /// Returns the address of the other family, if it is known.
+    #[must_use]
+    pub fn other(&self) -> Option<AppAddr> {
+        let ip = *self.other.get()?;
+        Some(AppAddr(SocketAddr::new(ip, self.configured.0.port())))
+    }
+
+    /// Keeps an address of the pod, if it is of the other family.
+    pub fn learn(&self, pod: IpAddr) {
+        if pod.is_ipv4() != self.configured.0.is_ipv4() {
+            self.other.get_or_init(|| pod);
+        }
+    }
+
+    /// Connects to the configured address, else to the other one.
+    ///
+    /// # Errors
+    /// As [`connect`].
+    pub async fn connect(&self) -> Result<TcpStream, AppError> {
+        self.connect_marked().await.map(|(socket, _)| socket)
+    }
+
+    /// As [`connect_marked`], for both addresses.
+    ///
+    /// # Errors
+    /// As [`connect`].
+    pub async fn connect_marked(&self) -> Result<(TcpStream, Option<OwnPort>), AppError> {
+        match (connect_marked(self.configured).await, self.other()) {
+            (Err(AppError::Connect { .. }), Some(other)) => connect_marked(other).await,
+            (connected, _) => connected,
+        }
     }
 }
 
@@ -89,6 +170,23 @@ fn start(addr: AppAddr, sent_at_once: bool) -> io::Result<TcpStream> {
         _ => {}
     }
     TcpStream::from_std(socket.into())
+}
+
+/// As [`start`], at the first address that does not refuse at once, which within one host it does
+/// before the call returns.
+fn start_either(
+    first: AppAddr,
+    other: Option<AppAddr>,
+    sent_at_once: bool,
+) -> io::Result<TcpStream> {
+    let Some(other) = other else {
+        return start(first, sent_at_once);
+    };
+    let socket = start(first, sent_at_once)?;
+    match socket.take_error()? {
+        None => Ok(socket),
+        Some(_) => start(other, sent_at_once),
+    }
 }
 
 /// Retries [`begin`] while descriptors have run out, because the caller has already been accepted.
@@ -150,6 +248,24 @@ impl AppError {
     }
 }
 
+/// Logs and counts why a connection to the app could not be made: a handshake that the app refuses
+/// resets every caller, and nothing else tells.
+pub fn report_dial_failure(error: &AppError, metrics: &PortMetrics) {
+    match error {
+        AppError::Tls { source, .. } => {
+            let cause = tls::failure::cause(source);
+            metrics.app_tls_failures.at(cause).inc();
+            limited!(
+                metrics.lines.app_tls, warn, cause = cause.label(), %error,
+                "TLS handshake with the app failed; its callers are reset"
+            );
+        }
+        AppError::Connect { .. } | AppError::Timeout { .. } => {
+            tracing::debug!(%error, "the app could not be reached");
+        }
+    }
+}
+
 /// Maps an error on the app's connection to an outcome.
 #[must_use]
 pub fn ended_by_app(error: &io::Error) -> Ended {
@@ -203,7 +319,7 @@ impl AppLeg {
     /// will be `sent_at_once`.
     pub fn begin_with(&mut self, sent_at_once: bool) {
         self.state = match self.app.plain_addr() {
-            Some(addr) => match start(addr, sent_at_once) {
+            Some(addr) => match start_either(addr, self.app.other_addr(), sent_at_once) {
                 Ok(socket) => DialState::Up(Conn::Tcp(socket)),
                 Err(e) if is_out_of_descriptors(&e) => DialState::Dialing(Box::pin(async move {
                     let begun = begin_when_possible(addr).await;
@@ -233,7 +349,7 @@ impl AppLeg {
             self.state = match std::task::ready!(dial.as_mut().poll(cx)) {
                 Ok(conn) => DialState::Up(conn),
                 Err(error) => {
-                    tracing::debug!(%error, "the app could not be reached");
+                    report_dial_failure(&error, &self.metrics);
                     self.failed(error.ended())
                 }
             };

@@ -7,6 +7,7 @@
 //! certificate.
 
 use std::any::Any;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -22,8 +23,7 @@ use crate::tls::client::config::{Client, Peer};
 use crate::tls::secrets::annotations::{PortPlan, ToApp};
 use crate::tls::secrets::store::{Store, Stores, all_good};
 use crate::tls::stream::ClientSide;
-use crate::upstream::app;
-use crate::upstream::app::connect_marked;
+use crate::upstream::app::AppAddrs;
 use crate::upstream::probe;
 use crate::upstream::probe::TlsAnswer;
 use crate::upstream::{AppError, DialApp};
@@ -55,7 +55,7 @@ pub enum ClearHttp {
 /// Dials one port's app, in TLS if it speaks TLS.
 #[derive(Debug)]
 pub struct AppTlsDialer {
-    addr: AppAddr,
+    addrs: AppAddrs,
     client: Client,
     /// All secrets of the port: unless all are valid, callers are passed through without TLS of
     /// ours.
@@ -75,6 +75,8 @@ struct CachedAnswers {
     speaks_first: Option<(bool, Option<Instant>)>,
     /// The last offer, even if expired.
     last_offer: Option<AlpnOffer>,
+    /// How the last connection's handshake failed, if it did.
+    fault: Option<String>,
 }
 
 impl CachedAnswers {
@@ -82,6 +84,7 @@ impl CachedAnswers {
     fn forget(&mut self) {
         *self = Self {
             last_offer: self.last_offer,
+            fault: self.fault.take(),
             ..Self::default()
         };
     }
@@ -101,7 +104,7 @@ impl AppTlsDialer {
     #[must_use]
     pub fn new(plan: &PortPlan, addr: AppAddr, clear_http: ClearHttp, stores: &mut Stores) -> Self {
         Self {
-            addr,
+            addrs: AppAddrs::new(addr),
             client: Client::new(plan, stores),
             secrets: stores.all_of(plan),
             to_app: plan.to_app,
@@ -180,8 +183,8 @@ impl AppTlsDialer {
             .client
             .probe_config(alpn)
             .map_err(|error| self.tls_error(std::io::Error::other(error)))?;
-        let name = self.client.name(None, self.addr.0.ip());
-        probe::tls(self.addr, &config, &name, self.probe_timeout).await
+        let name = self.client.name(None, self.addr().0.ip());
+        probe::tls(&self.addrs, &config, &name, self.probe_timeout).await
     }
 
     async fn offer(&self) -> Result<AlpnOffer, AppError> {
@@ -245,7 +248,7 @@ impl AppTlsDialer {
                 None,
             ),
             ClearHttp::Ask => {
-                let answer = probe::h2c(self.addr).await?;
+                let answer = probe::h2c(&self.addrs).await?;
                 (
                     AlpnOffer {
                         h2: answer.unwrap_or(false),
@@ -266,9 +269,15 @@ impl AppTlsDialer {
             Ok(AppAnswer::Tls) => self.dial_tls(hello).await,
             Err(error) => Err(error),
         };
+        let mut known = self.lock();
+        known.fault = match &dialled {
+            Err(error @ AppError::Tls { .. }) => Some(error.to_string()),
+            _ => None,
+        };
         if dialled.is_err() {
-            self.lock().forget();
+            known.forget();
         }
+        drop(known);
         dialled
     }
 
@@ -279,11 +288,11 @@ impl AppTlsDialer {
     }
 
     async fn dial_plain(&self) -> Result<Conn, AppError> {
-        app::connect(self.addr).await.map(Conn::Tcp)
+        self.addrs.connect().await.map(Conn::Tcp)
     }
 
     async fn dial_tls(&self, hello: Option<&TlsInfo>) -> Result<Conn, AppError> {
-        let (socket, own) = connect_marked(self.addr).await?;
+        let (socket, own) = self.addrs.connect_marked().await?;
         let guard = own.map(|own| Box::new(own) as Box<dyn Any + Send>);
         match self.connect(socket, Peer::App, hello, guard).await {
             Ok(conn) => Ok(conn),
@@ -319,7 +328,7 @@ impl AppTlsDialer {
             .client
             .config(peer, alpn)
             .map_err(std::io::Error::other)?;
-        let name = self.client.name(hello, self.addr.0.ip());
+        let name = self.client.name(hello, self.addr().0.ip());
         let connecting = TlsConnector::from(config).connect(name, io);
         let stream = timeout(HANDSHAKE_TIMEOUT, connecting)
             .await
@@ -327,13 +336,17 @@ impl AppTlsDialer {
         Ok(Conn::Other(Box::new(ClientSide::new(stream, guard))))
     }
 
+    fn addr(&self) -> AppAddr {
+        self.addrs.configured()
+    }
+
     fn port(&self) -> u16 {
-        self.addr.0.port()
+        self.addr().0.port()
     }
 
     fn tls_error(&self, source: std::io::Error) -> AppError {
         AppError::Tls {
-            addr: self.addr,
+            addr: self.addr(),
             source,
         }
     }
@@ -364,11 +377,23 @@ impl DialApp for AppTlsDialer {
     }
 
     fn app_addr(&self) -> Option<AppAddr> {
-        Some(self.addr)
+        Some(self.addr())
     }
 
     fn plain_addr(&self) -> Option<AppAddr> {
         None
+    }
+
+    fn learn_other_family(&self, pod: IpAddr) {
+        self.addrs.learn(pod);
+    }
+
+    fn other_addr(&self) -> Option<AppAddr> {
+        self.addrs.other()
+    }
+
+    fn tls_fault(&self) -> Option<String> {
+        self.lock().fault.clone()
     }
 
     fn secure_tunnel<'a>(
@@ -416,7 +441,7 @@ impl tls::alpn::AppTls for AppTlsDialer {
             if let Some(speaks_first) = kept(&self.lock().speaks_first) {
                 return speaks_first;
             }
-            let Ok(speaks_first) = probe::speaks_first(self.addr).await else {
+            let Ok(speaks_first) = probe::speaks_first(&self.addrs).await else {
                 return false;
             };
             // A silent app may just be starting.
@@ -456,5 +481,9 @@ impl DialApp for Passthrough {
 
     fn plain_addr(&self) -> Option<AppAddr> {
         self.0.app_addr()
+    }
+
+    fn other_addr(&self) -> Option<AppAddr> {
+        self.0.other_addr()
     }
 }

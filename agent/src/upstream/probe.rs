@@ -11,10 +11,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use crate::addr::AppAddr;
 use crate::tls;
 use crate::upstream::AppError;
-use crate::upstream::app::connect_marked;
+use crate::upstream::app::AppAddrs;
 
 /// Time for an unknown app to answer a ClientHello. It usually answers in milliseconds; a busy one
 /// must not be taken for a clear-text app.
@@ -43,12 +42,12 @@ pub enum TlsAnswer {
 /// # Errors
 /// The app does not listen.
 pub async fn tls(
-    app: AppAddr,
+    app: &AppAddrs,
     config: &Arc<ClientConfig>,
     name: &ServerName<'static>,
     patience: Duration,
 ) -> Result<TlsAnswer, AppError> {
-    let (conn, _own) = connect_marked(app).await?;
+    let (conn, _own) = app.connect_marked().await?;
     let connector = TlsConnector::from(Arc::clone(config));
     Ok(
         match timeout(patience, connector.connect(name.clone(), conn)).await {
@@ -81,11 +80,11 @@ pub(crate) fn read_failure(error: &io::Error) -> TlsAnswer {
 ///
 /// # Errors
 /// The app does not listen.
-pub async fn h2c(app: AppAddr) -> Result<Option<bool>, AppError> {
+pub async fn h2c(app: &AppAddrs) -> Result<Option<bool>, AppError> {
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
     const SETTINGS_ACK: &[u8] = b"\0\0\0\x04\x01\0\0\0\0";
     const GOAWAY: &[u8] = b"\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\0";
-    let (mut conn, _own) = connect_marked(app).await?;
+    let (mut conn, _own) = app.connect_marked().await?;
     let question = async {
         conn.write_all(PREFACE).await?;
         let mut header = [0; 9];
@@ -128,11 +127,11 @@ pub enum Speaks {
 ///
 /// # Errors
 /// The app does not listen.
-pub async fn speaks(app: AppAddr) -> Result<Option<Speaks>, AppError> {
-    let name = ServerName::IpAddress(app.0.ip().into());
+pub async fn speaks(app: &AppAddrs) -> Result<Option<Speaks>, AppError> {
+    let name = ServerName::IpAddress(app.configured().0.ip().into());
     let config = tls::client::config::anonymous(&[tls::alpn::H2, tls::alpn::HTTP1]);
     let config = config.map_err(|e| AppError::Tls {
-        addr: app,
+        addr: app.configured(),
         source: io::Error::other(e),
     })?;
     match self::tls(app, &config, &name, PROBE_TIMEOUT).await? {
@@ -148,8 +147,8 @@ pub async fn speaks(app: AppAddr) -> Result<Option<Speaks>, AppError> {
 ///
 /// # Errors
 /// The app does not listen.
-pub async fn speaks_first(app: AppAddr) -> Result<bool, AppError> {
-    let (mut conn, _own) = connect_marked(app).await?;
+pub async fn speaks_first(app: &AppAddrs) -> Result<bool, AppError> {
+    let (mut conn, _own) = app.connect_marked().await?;
     let mut first = [0; 1];
     Ok(matches!(
         timeout(CLEAR_TEXT_TIMEOUT, conn.read(&mut first)).await,

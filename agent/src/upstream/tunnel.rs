@@ -496,6 +496,9 @@ impl Drop for Tunnel {
     /// Disconnect: a gRPC client that drops the response stream cancels the whole call, including
     /// queued messages.
     fn drop(&mut self) {
+        if self.datagrams && !self.outgoing_over {
+            self.abort();
+        }
         // A server's response stream ends by itself; an open direction was aborted and needs no
         // delivery.
         if self.role == Role::Server || !self.outgoing_over {

@@ -5,6 +5,7 @@
 
 mod bulk;
 mod early_request;
+mod endings;
 mod exchange;
 mod explained;
 mod footprint;

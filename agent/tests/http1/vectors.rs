@@ -81,7 +81,9 @@ async fn every_vector_goes_whole_to_the_app_and_never_to_the_workstation() {
     );
     fixture.intercept();
     for after_a_good_one in [false, true] {
-        for vector in vectors() {
+        // Behind a request, empty lines belong to it, and what follows is a request like others.
+        let judged = |v: &String| !(after_a_good_one && v.starts_with("\r\n"));
+        for vector in vectors().into_iter().filter(judged) {
             let mut caller = fixture.connect().await;
             let mut socket = app.accept().await;
             if after_a_good_one {

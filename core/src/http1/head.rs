@@ -199,13 +199,28 @@ impl Parser {
     fn more(&self, bytes: &[u8]) -> Result<Step, Ambiguous> {
         if bytes.len() >= MAX_HEAD {
             Err(Ambiguous::Oversized)
-        } else if self.start.is_none()
-            && !may_begin(self.kind, bytes.get(self.at..).unwrap_or_default())
-        {
-            Err(Ambiguous::StartLine)
         } else {
-            Ok(Step::More)
+            self.may_go_on(bytes.get(self.at..).unwrap_or_default())
         }
+    }
+
+    /// Judges the line that is not complete yet.
+    fn may_go_on(&self, line: &[u8]) -> Result<Step, Ambiguous> {
+        if self.start.is_none() {
+            return if may_begin(self.kind, line) {
+                Ok(Step::More)
+            } else {
+                Err(Ambiguous::StartLine)
+            };
+        }
+        let length = b"content-length:";
+        let is_length = line
+            .get(..length.len())
+            .is_some_and(|name| name.eq_ignore_ascii_case(length));
+        if is_length && !may_be_length(line.get(length.len()..).unwrap_or_default()) {
+            return Err(Ambiguous::Length);
+        }
+        Ok(Step::More)
     }
 
     fn first_line(&mut self, line: &[u8], next: usize) -> Result<(), Ambiguous> {
@@ -237,12 +252,14 @@ impl Parser {
             {
                 return Err(Ambiguous::Length);
             }
+            return self.check_framing();
         } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
             // Any other coding, or a list of them, may be decoded differently by the next hop.
             if self.chunked || !value().eq_ignore_ascii_case(b"chunked") {
                 return Err(Ambiguous::Coding);
             }
             self.chunked = true;
+            return self.check_framing();
         } else if name.eq_ignore_ascii_case(b"connection") {
             for token in value().split(|b| *b == b',').map(trimmed) {
                 self.close |= token.eq_ignore_ascii_case(b"close");
@@ -256,7 +273,16 @@ impl Parser {
         Ok(())
     }
 
-    fn complete(&self, start: Start, len: usize) -> Result<Step, Ambiguous> {
+    /// Nothing that follows mends a framing that contradicts itself.
+    fn check_framing(&self) -> Result<(), Ambiguous> {
+        match self.start {
+            Some(start) => self.framing(start).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// How the body ends, as far as the lines so far say.
+    fn framing(&self, start: Start) -> Result<Framing, Ambiguous> {
         let framing = match (self.length, self.chunked) {
             (None, false) => Framing::Unsaid,
             (Some(n), false) => Framing::Length(n),
@@ -277,6 +303,11 @@ impl Parser {
         if bodyless && !matches!(framing, Framing::Unsaid | Framing::Length(0)) {
             return Err(Ambiguous::Conflict);
         }
+        Ok(framing)
+    }
+
+    fn complete(&self, start: Start, len: usize) -> Result<Step, Ambiguous> {
+        let framing = self.framing(start)?;
         Ok(Step::Complete(Head {
             len,
             start,
@@ -467,19 +498,53 @@ fn text_len(bytes: &[u8]) -> usize {
             .unwrap_or(tail.len())
 }
 
-/// Returns true if an incomplete first line may still become a valid one.
+/// Returns true if an incomplete first line may still become a valid one; it holds no control
+/// characters but tabs.
 fn may_begin(kind: Kind, bytes: &[u8]) -> bool {
     match kind {
-        Kind::Request => match bytes.iter().position(|b| !is_token(*b)) {
-            Some(0) => bytes == b"\r",
-            Some(method) => bytes.get(method) == Some(&b' '),
-            None => true,
-        },
-        Kind::Response => bytes
-            .iter()
-            .zip(b"HTTP/1.")
-            .all(|(byte, want)| byte == want),
+        Kind::Request => may_begin_request(bytes),
+        Kind::Response => may_begin_response(bytes),
     }
+}
+
+fn may_begin_request(bytes: &[u8]) -> bool {
+    let Some(method) = bytes.iter().position(|b| !is_token(*b)) else {
+        return true;
+    };
+    if method == 0 {
+        return bytes == b"\r";
+    }
+    let Some(rest) = bytes.get(method..).and_then(|b| b.strip_prefix(b" ")) else {
+        return false;
+    };
+    let Some(target) = rest.iter().position(|b| !is_text(*b) || *b == b' ') else {
+        return true;
+    };
+    target > 0
+        && rest
+            .get(target..)
+            .and_then(|b| b.strip_prefix(b" "))
+            .is_some_and(|version| {
+                [&b"HTTP/1.1\r"[..], b"HTTP/1.0\r"]
+                    .iter()
+                    .any(|whole| whole.starts_with(version))
+            })
+}
+
+fn may_begin_response(bytes: &[u8]) -> bool {
+    let version = bytes.get(..bytes.len().min(9)).unwrap_or_default();
+    let code = bytes.get(9..bytes.len().min(12)).unwrap_or_default();
+    (b"HTTP/1.1 ".starts_with(version) || b"HTTP/1.0 ".starts_with(version))
+        && code.iter().all(u8::is_ascii_digit)
+        && matches!(bytes.get(12), None | Some(b' ' | b'\r'))
+}
+
+/// Returns true if the value of an incomplete `Content-Length` line may still be a number.
+fn may_be_length(value: &[u8]) -> bool {
+    let digits = value.trim_ascii_start();
+    let len = digits.iter().take_while(|b| b.is_ascii_digit()).count();
+    let rest = digits.get(len..).unwrap_or_default();
+    (len > 0 || rest.is_empty()) && rest.iter().all(|b| matches!(b, b' ' | b'\t' | b'\r'))
 }
 
 /// Parses `method SP target SP HTTP/1.x`, with exactly one space at each place (RFC 9112 section
@@ -541,6 +606,11 @@ fn decimal(digits: &[u8]) -> Option<u64> {
     })?;
     // Lengths above a signed 64-bit number are parsed differently by different implementations.
     (!digits.is_empty() && i64::try_from(number).is_ok()).then_some(number)
+}
+
+/// Returns true for a byte of visible text, space, or beyond ASCII.
+fn is_text(byte: u8) -> bool {
+    byte >= 0x20 && byte != 0x7f
 }
 
 fn trimmed(value: &[u8]) -> &[u8] {

@@ -1,13 +1,11 @@
 //! State of one downstream HTTP/1 connection: the caller, the app, the tunnels, and the buffers
 //! between them.
 
-use std::future::poll_fn;
-use std::task::Poll;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt as _;
-
-use crate::io::conn::Conn;
+use crate::io::close;
+use crate::io::conn::{Conn, Io as _};
 use crate::outcome::Ended;
 use crate::proxy::context::ConnContext;
 use crate::proxy::http1::pipe::Pipe;
@@ -16,12 +14,10 @@ use crate::telemetry::access_log::record::AccessRecord;
 use crate::telemetry::metrics::OpaqueReason;
 use crate::upstream::app::AppLeg;
 use traffic_core::http1::head::Ambiguous;
+use traffic_core::routing::Intercept;
 
 /// Time a head may take from its first byte; a slower connection is relayed opaquely.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
-/// Time a caller is read from after its last response; `MAX_LINGER_BYTES` bounds the bytes.
-const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
-const MAX_LINGER_BYTES: usize = 4 << 20;
 
 /// One downstream connection with its upstreams.
 pub(crate) struct Connection {
@@ -36,6 +32,15 @@ pub(crate) struct Connection {
     pub(crate) answer: Pipe,
     /// The caller has ended its side.
     pub(crate) caller_done: bool,
+    /// The app has been told so, behind everything else.
+    pub(crate) end_passed: bool,
+    /// One side has said that no exchange follows the last one: what the caller still sends is
+    /// between it and the app.
+    pub(crate) is_last: bool,
+    /// The exchange before was a workstation's.
+    pub(crate) previous_intercept: Option<Arc<Intercept>>,
+    /// The exchange before was the app's.
+    pub(crate) previous_was_app: bool,
     /// Access record of the current exchange, if one is kept.
     pub(crate) record: Option<Box<AccessRecord>>,
 }
@@ -49,24 +54,25 @@ pub(crate) enum Upstream {
 }
 
 impl Connection {
-    /// Closes gently so that the caller gets the whole response: its remaining bytes are read for a
-    /// while, because closing over unread bytes resets the connection.
+    /// Closes gently so that the caller gets the whole response, whatever it still sends.
     pub(crate) async fn linger(&mut self) -> Ended {
-        if self.down.shutdown().await.is_err() {
-            return Ended::CallerReset;
+        match close::linger(&mut self.down).await {
+            Ok(()) => Ended::Clean,
+            Err(_) => Ended::CallerReset,
         }
-        let mut left = MAX_LINGER_BYTES;
-        let reading = poll_fn(|cx| {
-            loop {
-                self.request.buf.consume(usize::MAX);
-                match std::task::ready!(self.request.buf.poll_fill(&mut self.down, cx)) {
-                    Ok(n) if n > 0 && left > 0 => left = left.saturating_sub(n),
-                    _ => return Poll::Ready(()),
-                }
-            }
-        });
-        // After the timeout the caller has had time to read the response.
-        let _ = tokio::time::timeout(LINGER_TIMEOUT, reading).await;
+    }
+
+    /// Ends the caller's connection as the app has ended its own, between two requests. The usual
+    /// plain socket is just dropped.
+    pub(crate) async fn end_as_app(&mut self) -> Ended {
+        if self.app.up().is_some_and(|app| app.was_cut()) {
+            Box::pin(close::cut_when_delivered(&mut self.down)).await;
+            return Ended::Clean;
+        }
+        let in_tls = matches!(self.down, Conn::Other(_));
+        if in_tls || !self.request.buf.is_empty() || !close::may_drop(&self.down) {
+            return Box::pin(self.linger()).await;
+        }
         Ended::Clean
     }
 }

@@ -9,7 +9,8 @@ use std::time::Duration;
 use tokio::io::AsyncWrite;
 use tokio::time::Instant;
 
-use crate::io::conn::Conn;
+use crate::io::conn::{Conn, Io as _};
+use crate::io::late_reset::LateReset;
 use crate::outcome::Ended;
 use crate::proxy::context::ConnContext;
 use crate::proxy::http1::connection::{Connection, Upstream};
@@ -28,6 +29,8 @@ pub(crate) enum Outcome {
     End(Ended),
     /// The response was the last one; close gently.
     Close,
+    /// The app has ended its TLS amid its response; so is the caller's.
+    Cut,
     /// The rest is relayed opaquely to this exchange's upstream.
     Relay(Option<OpaqueReason>),
 }
@@ -41,8 +44,9 @@ pub(crate) struct Exchange {
     method: Method,
     started: Instant,
     request: Body,
-    /// The upstream takes no more of the request; its response may still explain why.
-    refused: bool,
+    /// The upstream takes no more of the request: how its writes failed. What it has to say is in
+    /// its response.
+    refused: Option<io::ErrorKind>,
     /// Time the agent itself took until the request's first bytes were written.
     forwarded: Option<Duration>,
     /// The request waits for `100 Continue`: after a final response now, it is unknown whether the
@@ -58,6 +62,8 @@ pub(crate) struct Exchange {
     heads: (u64, u64),
     /// `Connection: close` was sent to the caller in this response.
     closing: bool,
+    /// Watches for a reset behind more pipelined bytes than are read.
+    caller_reset: Option<Box<LateReset>>,
 }
 
 enum ResponseSide {
@@ -78,6 +84,7 @@ struct Ends<'c, 'l> {
     request: &'c mut super::pipe::Pipe,
     answer: &'c mut super::pipe::Pipe,
     caller_done: &'c mut bool,
+    end_passed: &'c mut bool,
     record: &'c mut Option<Box<AccessRecord>>,
 }
 
@@ -97,7 +104,7 @@ impl Exchange {
             method: head.method(),
             started,
             request: body,
-            refused: false,
+            refused: None,
             forwarded: None,
             awaits_continue: head.expects_continue,
             persists: head.persists(),
@@ -106,6 +113,7 @@ impl Exchange {
             upstream_took: None,
             heads: (head.len as u64, 0),
             closing: false,
+            caller_reset: None,
         }
     }
 
@@ -118,6 +126,7 @@ impl Exchange {
             request,
             answer,
             caller_done,
+            end_passed,
             record,
             ..
         } = c;
@@ -135,6 +144,7 @@ impl Exchange {
             request,
             answer,
             caller_done,
+            end_passed,
             record,
         };
         let outcome = match self.poll_request(&mut ends, cx) {
@@ -169,7 +179,7 @@ impl Exchange {
     /// Advances the request; returns an outcome only if it ends the exchange.
     fn poll_request(&mut self, ends: &mut Ends<'_, '_>, cx: &mut Context<'_>) -> Option<Outcome> {
         loop {
-            if !self.refused && !ends.request.is_written() {
+            if self.refused.is_none() && !ends.request.is_written() {
                 match ends.request.poll_write(ends.up, cx) {
                     Poll::Pending => return None,
                     Poll::Ready(Ok(())) => self.record_forwarded(ends),
@@ -181,11 +191,11 @@ impl Exchange {
                         }
                         // The peer may have answered before it stopped reading, such as with 413:
                         // its response still counts.
-                        self.refused = true;
+                        self.refused = Some(e.kind());
                     }
                 }
             }
-            if self.refused || self.request.is_done() {
+            if self.refused.is_some() || self.request.is_done() {
                 // Everything of the request is sent; from here on only a leaving caller matters.
                 return self.watch_caller(ends, cx);
             }
@@ -229,24 +239,35 @@ impl Exchange {
 
     /// Watches the caller while the response is awaited. A half-close is passed on to the app, but
     /// not to a workstation, because stock ones close their whole connection on it and the response
-    /// would be lost. Pipelined bytes wait.
+    /// would be lost. Pipelined bytes wait, as many as a buffer holds, and do not hide what is
+    /// behind them.
     fn watch_caller(&mut self, ends: &mut Ends<'_, '_>, cx: &mut Context<'_>) -> Option<Outcome> {
-        if *ends.caller_done || !ends.request.buf.is_empty() {
+        if *ends.caller_done || self.refused.is_some() {
             return None;
         }
-        match ends.request.poll_read(ends.down, 0, cx) {
-            Poll::Ready(Ok(0)) => {
-                *ends.caller_done = true;
-                if self.upstream == Upstream::App && !self.refused {
-                    // Best effort: if the shutdown cannot be sent now, the end of the connection
-                    // follows anyway.
-                    let _ = Pin::new(&mut *ends.up).poll_shutdown(cx);
+        while !ends.request.buf.is_full() {
+            match ends.request.poll_read(ends.down, 0, cx) {
+                Poll::Ready(Ok(0)) => {
+                    *ends.caller_done = true;
+                    if self.upstream == Upstream::App && ends.request.buf.is_empty() {
+                        *ends.end_passed = true;
+                        let _ = Pin::new(&mut *ends.up).poll_shutdown(cx);
+                    }
+                    return None;
                 }
-                None
+                Poll::Ready(Err(_)) => return Some(Outcome::End(Ended::CallerReset)),
+                Poll::Ready(Ok(_)) => {}
+                Poll::Pending => return None,
             }
-            Poll::Ready(Err(_)) => Some(Outcome::End(Ended::CallerReset)),
-            Poll::Ready(Ok(_)) | Poll::Pending => None,
         }
+        let reset = match ends.down.as_tcp() {
+            Some(socket) => {
+                let watch = self.caller_reset.get_or_insert_default();
+                watch.poll_broken(socket, cx)
+            }
+            None => Poll::Pending,
+        };
+        reset.is_ready().then_some(Outcome::End(Ended::CallerReset))
     }
 
     /// Handles a request body whose framing breaks: the app judges the rest; a workstation must not
@@ -300,7 +321,7 @@ impl Exchange {
                 }
             };
             match ready!(read) {
-                Ok(0) => return Poll::Ready(self.upstream_ended()),
+                Ok(0) => return Poll::Ready(self.upstream_ended(ends.up.was_cut())),
                 Ok(_) => self.record_answered(ends),
                 Err(e) => return Poll::Ready(self.upstream_failed(&e)),
             }
@@ -471,7 +492,7 @@ impl Exchange {
     /// reads.
     fn poll_over(&mut self, ends: &mut Ends<'_, '_>, cx: &mut Context<'_>) -> Poll<Outcome> {
         let complete = self.request.is_done() && ends.request.is_written();
-        if self.refused {
+        if self.refused.is_some() {
             return Poll::Ready(Outcome::Close);
         }
         if complete {
@@ -494,14 +515,26 @@ impl Exchange {
         })
     }
 
-    /// Outcome if the upstream ended its side before the response was complete.
-    fn upstream_ended(&self) -> Outcome {
+    /// Outcome if the upstream ended its side before the response was complete, perhaps without the
+    /// closing word of TLS.
+    fn upstream_ended(&self, was_cut: bool) -> Outcome {
+        // Its writes have told of a reset that its reads do not show any more.
+        let was_reset = self
+            .refused
+            .is_some_and(|kind| kind != io::ErrorKind::BrokenPipe);
         match (&self.answer, self.upstream) {
+            (_, Upstream::App) if was_reset => Outcome::End(Ended::AppReset),
             _ if self.may_relay => Outcome::Relay(None),
+            (_, Upstream::App) if was_cut => Outcome::Cut,
             (ResponseSide::Body(Body::UntilClose) | ResponseSide::Unclear, _) => Outcome::Close,
             (_, Upstream::App) => Outcome::End(Ended::AppReset),
             (_, Upstream::Tunnel(_)) => Outcome::End(Ended::TunnelLost),
         }
+    }
+
+    /// Returns true if both sides mean to keep the connection behind this exchange.
+    pub(crate) fn persists(&self) -> bool {
+        self.persists
     }
 
     fn upstream_failed(&self, error: &io::Error) -> Outcome {

@@ -7,6 +7,7 @@ use std::task::Poll;
 use tokio::time::Instant;
 
 use crate::io::buffers::Buf;
+use crate::io::close;
 use crate::io::conn::Conn;
 use crate::io::relay;
 use crate::io::relay::PendingBytes;
@@ -43,6 +44,10 @@ pub fn exchanges(
         request: Pipe::starting_with(first),
         answer: Pipe::empty(),
         caller_done: false,
+        end_passed: false,
+        is_last: false,
+        previous_intercept: None,
+        previous_was_app: false,
         record: None,
     };
     // Built outside, because an async function reserves room for its arguments a second time.
@@ -52,7 +57,7 @@ pub fn exchanges(
             record.end(ended);
         }
         if ended.resets_caller() {
-            connection.down.abort();
+            Box::pin(close::reset_when_delivered(&mut connection.down)).await;
         }
         ended
     }
@@ -69,6 +74,7 @@ impl Connection {
                 NextHead::Request(head) => head,
                 NextHead::Unclear(reason) => return Box::pin(self.relay_to_app(reason)).await,
                 NextHead::End(ended) => return ended,
+                NextHead::AppEnded => return self.end_as_app().await,
             };
             let started = Instant::now();
             let Some(head) = self.set_identity_header(head) else {
@@ -94,6 +100,8 @@ impl Connection {
                     match Box::pin(self.expired(intercept, head, body)).await {
                         None => {
                             self.record = None;
+                            self.previous_intercept = None;
+                            self.previous_was_app = false;
                             continue;
                         }
                         Some(ended) => return ended,
@@ -123,12 +131,22 @@ impl Connection {
                     // Servers close idle connections: the app's may be gone once a workstation has
                     // answered.
                     self.stale_app = upstream != Upstream::App;
+                    self.is_last = !exchange.persists();
+                    self.previous_was_app = upstream == Upstream::App;
+                    self.previous_intercept = match upstream {
+                        Upstream::App => None,
+                        Upstream::Tunnel(at) => Some(self.workstations.intercept(at)),
+                    };
                     if let Some(record) = self.record.take() {
                         record.end(Ended::Clean);
                     }
                 }
                 Outcome::End(ended) => return ended,
                 Outcome::Close => return Box::pin(self.linger()).await,
+                Outcome::Cut => {
+                    Box::pin(close::cut_when_delivered(&mut self.down)).await;
+                    return Ended::AppCut;
+                }
                 Outcome::Relay(reason) => return Box::pin(self.relay(upstream, reason)).await,
             }
         }

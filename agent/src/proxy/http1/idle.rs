@@ -29,6 +29,8 @@ pub(crate) enum NextHead {
     Unclear(OpaqueReason),
     /// The connection is over.
     End(Ended),
+    /// The app has ended its side, so the caller's is to end alike.
+    AppEnded,
 }
 
 /// Timers and registrations of one wait.
@@ -89,6 +91,14 @@ impl<'d> Idle<'d> {
     fn read_head(&mut self, c: &mut Connection, cx: &mut Context<'_>) -> Option<NextHead> {
         loop {
             if !c.request.buf.is_empty() {
+                if c.is_last {
+                    return Some(NextHead::Unclear(OpaqueReason::Closing));
+                }
+                if self.pass_empty_lines(c, cx).is_pending() {
+                    return None;
+                }
+            }
+            if !c.request.buf.is_empty() {
                 match self.parser.parse(c.request.buf.unread()) {
                     Ok(Step::Complete(head)) => return Some(NextHead::Request(head)),
                     Ok(Step::More) if c.request.buf.is_full() => c.request.buf.grow(MAX_HEAD),
@@ -104,10 +114,10 @@ impl<'d> Idle<'d> {
             }
             // Nothing more can be read; only the app's end is awaited.
             if c.caller_done {
-                return None;
+                return pass_end(c, cx);
             }
             match c.request.poll_read(&mut c.down, 0, cx) {
-                Poll::Ready(Ok(0)) => return self.caller_done(c, cx),
+                Poll::Ready(Ok(0)) => c.caller_done = true,
                 Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(_)) => {
                     c.app.abort();
@@ -118,22 +128,32 @@ impl<'d> Idle<'d> {
         }
     }
 
-    /// Handles a caller that ended its side: the app is told, and the connection is over once the
-    /// app ends its own.
-    fn caller_done(&mut self, c: &mut Connection, cx: &mut Context<'_>) -> Option<NextHead> {
-        c.caller_done = true;
-        if !c.request.buf.is_empty() {
-            return Some(NextHead::Unclear(OpaqueReason::Ambiguous));
-        }
-        match c.app.up() {
-            Some(app) if !c.stale_app => {
-                // If TLS has no room for its closing alert, the alert is dropped; the end of the
-                // socket follows anyway.
-                let _ = Pin::new(app).poll_shutdown(cx);
-                None
+    /// Passes empty lines behind a message at once to where that message went, as they would go
+    /// without the agent; who has gone meanwhile misses nothing. The first request's own go with
+    /// it.
+    fn pass_empty_lines(&self, c: &mut Connection, cx: &mut Context<'_>) -> Poll<()> {
+        while c.request.buf.unread().starts_with(b"\r\n") || !c.request.is_written() {
+            if c.request.is_written() {
+                c.request.mark_len_sendable(2);
             }
-            _ => Some(NextHead::End(Ended::Clean)),
+            let up = match &c.previous_intercept {
+                Some(intercept) => {
+                    let at = c.workstations.find(intercept);
+                    at.map(|at| c.workstations.at(at))
+                }
+                None if c.previous_was_app => c.app.up(),
+                None => {
+                    c.request.unmark_sendable();
+                    return Poll::Ready(());
+                }
+            };
+            match up.map(|up| c.request.poll_write(up, cx)) {
+                Some(Poll::Pending) => return Poll::Pending,
+                Some(Poll::Ready(Ok(()))) => {}
+                Some(Poll::Ready(Err(_))) | None => c.request.discard_sendable(),
+            }
         }
+        Poll::Ready(())
     }
 
     /// Ready once the drain began and no request came for a while; such a request would have been
@@ -167,6 +187,27 @@ impl<'d> Idle<'d> {
     }
 }
 
+/// Handles a caller that ended its side: the app is told once, and the connection is over once the
+/// app ends its own.
+fn pass_end(c: &mut Connection, cx: &mut Context<'_>) -> Option<NextHead> {
+    if !c.request.buf.is_empty() {
+        return Some(NextHead::Unclear(OpaqueReason::Ambiguous));
+    }
+    if c.end_passed {
+        return None;
+    }
+    c.end_passed = true;
+    match c.app.up() {
+        Some(app) if !c.stale_app => {
+            // Where TLS has to wait for room, its closing alert is given up; the socket's end
+            // follows anyway.
+            let _ = Pin::new(app).poll_shutdown(cx);
+            None
+        }
+        _ => Some(NextHead::End(Ended::Clean)),
+    }
+}
+
 /// Watches the app while no request to it is under way.
 fn watch_app(c: &mut Connection, cx: &mut Context<'_>) -> Option<NextHead> {
     if c.stale_app {
@@ -190,7 +231,7 @@ fn watch_app(c: &mut Connection, cx: &mut Context<'_>) -> Option<NextHead> {
             };
             match read {
                 Poll::Pending => return None,
-                Poll::Ready(Ok(0)) => return Some(NextHead::End(Ended::Clean)),
+                Poll::Ready(Ok(0)) => return Some(NextHead::AppEnded),
                 // An unsolicited response, such as the 408 of a timeout.
                 Poll::Ready(Ok(_)) => return Some(NextHead::Unclear(OpaqueReason::Ambiguous)),
                 Poll::Ready(Err(e)) => ended_by_app(&e),

@@ -117,6 +117,16 @@ impl Pipe {
         Ok(())
     }
 
+    /// Marks the first `len` buffered bytes as sendable.
+    pub(crate) fn mark_len_sendable(&mut self, len: usize) {
+        self.sendable = len;
+    }
+
+    /// Takes back a mark of which nothing was written.
+    pub(crate) fn unmark_sendable(&mut self) {
+        self.sendable = 0;
+    }
+
     /// Marks all buffered bytes as sendable.
     pub(crate) fn mark_all_sendable(&mut self) {
         self.sendable = self.buf.len();
@@ -126,6 +136,7 @@ impl Pipe {
     pub(crate) fn discard_sendable(&mut self) {
         self.buf.consume(self.sendable);
         self.sendable = 0;
+        self.unflushed = false;
     }
 
     /// Returns true if all sendable bytes were written and flushed.

@@ -26,6 +26,11 @@ impl TunnelPool {
         &mut self.open[at].conn
     }
 
+    /// The intercept of the tunnel at a place; as [`Self::at`].
+    pub(crate) fn intercept(&self, at: usize) -> Arc<Intercept> {
+        Arc::clone(&self.open[at].intercept)
+    }
+
     /// Drops tunnels that ended (or sent unsolicited bytes) between exchanges.
     pub(crate) fn drop_ended(&mut self, cx: &mut Context<'_>) {
         self.open

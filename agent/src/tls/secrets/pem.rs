@@ -35,17 +35,22 @@ pub enum Damage {
 /// # Errors
 /// The first damage found, unless an encrypted key explains it.
 pub fn read(text: &[u8]) -> Result<Sections, Damage> {
+    let (text, trusted) = plain_form(text);
     let mut found = Sections {
-        encrypted: holds_encrypted_key(text),
+        encrypted: holds_encrypted_key(&text),
         ..Sections::default()
     };
-    let mut rest = text;
+    let mut trusted = trusted.into_iter();
+    let mut rest = &text[..];
     loop {
         match rustls_pemfile::read_one_from_slice(rest) {
             Ok(None) => return Ok(found),
             Ok(Some((item, after))) => {
                 rest = after;
                 match item {
+                    Item::X509Certificate(der) if trusted.next() == Some(true) => {
+                        found.certificates.push(first_element(der));
+                    }
                     Item::X509Certificate(der) => found.certificates.push(der),
                     Item::Pkcs1Key(key) => found.keep_first(key.into()),
                     Item::Pkcs8Key(key) => found.keep_first(key.into()),
@@ -66,6 +71,89 @@ impl Sections {
         if !self.encrypted {
             self.key.get_or_insert(key);
         }
+    }
+}
+
+/// Rewrites what other programs take for PEM (OpenSSL's reader, and so nginx and HAProxy) into the
+/// strict form: a byte order mark, white space behind lines, older labels, and headers in a section
+/// that is not encrypted. Tells for each certificate if trust settings follow in its section.
+fn plain_form(text: &[u8]) -> (Vec<u8>, Vec<bool>) {
+    let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
+    let mut plain = Vec::with_capacity(text.len());
+    let mut trusted = Vec::new();
+    let mut lines = text.split(|b| *b == b'\n').map(<[u8]>::trim_ascii_end);
+    while let Some(line) = lines.next() {
+        let label = line
+            .strip_prefix(b"-----BEGIN ")
+            .and_then(|l| l.strip_suffix(b"-----"));
+        if matches!(
+            label,
+            Some(b"CERTIFICATE" | b"X509 CERTIFICATE" | b"TRUSTED CERTIFICATE")
+        ) {
+            trusted.push(label == Some(b"TRUSTED CERTIFICATE"));
+        }
+        push_line(&mut plain, line);
+        if label.is_some() {
+            let mut first = lines.clone();
+            if let Some(headers) = plain_headers(&mut first) {
+                lines.nth(headers);
+            }
+        }
+    }
+    (plain, trusted)
+}
+
+/// Counts the header lines at the front of a section, without the empty line that ends them; none
+/// where there are no headers, or they say that the section is encrypted.
+fn plain_headers<'t>(lines: &mut impl Iterator<Item = &'t [u8]>) -> Option<usize> {
+    for (headers, line) in lines.enumerate() {
+        if line.is_empty() {
+            return (headers > 0).then_some(headers);
+        }
+        let continues = headers > 0 && matches!(line.first(), Some(b' ' | b'\t'));
+        if line.starts_with(b"-----") || line.ends_with(b"ENCRYPTED") {
+            return None;
+        }
+        if !continues && !line.contains(&b':') {
+            return None;
+        }
+    }
+    None
+}
+
+fn push_line(plain: &mut Vec<u8>, line: &[u8]) {
+    let renamed = [
+        (&b"X509 CERTIFICATE-----"[..], &b"CERTIFICATE-----"[..]),
+        (b"TRUSTED CERTIFICATE-----", b"CERTIFICATE-----"),
+        (b"ANY PRIVATE KEY-----", b"PRIVATE KEY-----"),
+    ];
+    let border = [&b"-----BEGIN "[..], b"-----END "]
+        .into_iter()
+        .find(|border| line.starts_with(border));
+    let (border, label) = line.split_at(border.map_or(0, <[u8]>::len));
+    let label = renamed
+        .iter()
+        .find(|(old, _)| !border.is_empty() && label == *old)
+        .map_or(label, |(_, new)| *new);
+    plain.extend_from_slice(border);
+    plain.extend_from_slice(label);
+    plain.push(b'\n');
+}
+
+/// Cuts off what follows the certificate itself (OpenSSL's trust settings).
+fn first_element(der: CertificateDer<'static>) -> CertificateDer<'static> {
+    let len = match der.as_ref() {
+        [0x30, len @ 0..=0x7f, ..] => 2 + usize::from(*len),
+        [0x30, 0x81, len, ..] => 3 + usize::from(*len),
+        [0x30, 0x82, a, b, ..] => 4 + usize::from(u16::from_be_bytes([*a, *b])),
+        [0x30, 0x83, a, b, c, ..] => {
+            5 + usize::try_from(u32::from_be_bytes([0, *a, *b, *c])).unwrap_or(usize::MAX)
+        }
+        _ => return der,
+    };
+    match der.get(..len) {
+        Some(certificate) => CertificateDer::from(certificate.to_vec()),
+        None => der,
     }
 }
 
@@ -115,7 +203,7 @@ mod tests {
 
     #[track_caller]
     fn agrees(text: &[u8]) {
-        let (certificates, key, damaged) = successor(text);
+        let (certificates, key, damaged) = successor(&plain_form(text).0);
         match read(text) {
             Err(_) => assert!(
                 damaged,
@@ -167,6 +255,29 @@ mod tests {
         }
         let nothing = read(b"").unwrap();
         assert!(nothing.certificates.is_empty() && nothing.key.is_none() && !nothing.encrypted);
+    }
+
+    #[test]
+    fn what_openssl_takes_is_taken() {
+        let trusted = "-----BEGIN TRUSTED CERTIFICATE-----\nMAMCAQcwAA==\n-----END TRUSTED CERTIFICATE-----\n";
+        let der = [0x30, 3, 2, 1, 7];
+        for (text, want) in [
+            (format!("\u{feff}{CERT}"), &[1, 2, 3][..]),
+            (CERT.replace("CERT", "X509 CERT"), &[1, 2, 3]),
+            (CERT.replace('\n', " \t\r\n"), &[1, 2, 3]),
+            (
+                CERT.replacen('\n', "\nComment: mine\n and more\n\n", 1),
+                &[1, 2, 3],
+            ),
+            (format!("Bag Attributes\n    a: b\n{CERT}"), &[1, 2, 3]),
+            (trusted.to_owned(), &der),
+        ] {
+            let found = read(text.as_bytes()).unwrap();
+            let first = found.certificates.first().map(|c| c.to_vec());
+            assert_eq!(first.as_deref(), Some(want), "{text:?}");
+        }
+        let any = PKCS8.replace("PRIVATE", "ANY PRIVATE");
+        assert!(read(any.as_bytes()).unwrap().key.is_some());
     }
 
     #[test]

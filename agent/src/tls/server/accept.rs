@@ -13,9 +13,10 @@ use crate::io::conn::{Conn, Io as _};
 use crate::outcome::Ended;
 use crate::telemetry::metrics::{Limit, PortMetrics, TlsFailure};
 use crate::tls::alpn::{AlpnOffer, AppTls, H2, HTTP1, TlsInfo};
+use crate::tls::failure;
 use crate::tls::identity::CallerIdentity;
 use crate::tls::secrets::{annotations, store};
-use crate::tls::server::client_hello::{RecordKind, classify, read_hello, send_alert_and_close};
+use crate::tls::server::client_hello::{RecordKind, read_hello, send_alert_and_close};
 use crate::tls::server::refusal::{FailedHandshake, HandshakeRefused};
 use crate::tls::server::{config, handshake_limit, self_test};
 use crate::tls::stream;
@@ -355,13 +356,7 @@ async fn finish(
     let start = tokio_rustls::StartHandshake::from_parts(accepted, socket);
     let outcome = start.into_stream(config).into_fallible().await;
     outcome.map_err(|(error, socket)| {
-        let cause = match error
-            .get_ref()
-            .and_then(|inner| inner.downcast_ref::<rustls::Error>())
-        {
-            Some(tls) => classify(tls),
-            None => TlsFailure::Closed,
-        };
+        let cause = failure::cause(&error);
         // The alert has been sent with the error.
         FailedHandshake {
             socket: Some(socket),

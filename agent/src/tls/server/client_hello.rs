@@ -1,17 +1,17 @@
 //! The first step of a handshake: TLS detection, reading the ClientHello within its limits,
-//! classifying failures, and sending alerts.
+//! and sending alerts.
 
 use std::io;
 use std::time::Duration;
 
 use rustls::server::{Accepted, Acceptor};
-use rustls::{AlertDescription, PeerIncompatible};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::telemetry::metrics::TlsFailure;
 use crate::tls::alpn::{H2, HTTP1, TlsInfo};
+use crate::tls::failure::classify;
 use crate::tls::server::refusal::FailedHandshake;
 use crate::tls::server::refusal::HandshakeRefused;
 
@@ -118,45 +118,4 @@ pub(crate) async fn send_alert_and_close(mut socket: TcpStream, alert: &[u8]) {
         io::Result::Ok(())
     };
     let _ = timeout(Duration::from_millis(500), goodbye).await;
-}
-
-/// Maps a failed handshake to its counter.
-pub(crate) fn classify(error: &rustls::Error) -> TlsFailure {
-    use PeerIncompatible as P;
-    use rustls::Error as E;
-    match error {
-        E::PeerIncompatible(
-            P::Tls12NotOffered
-            | P::Tls12NotOfferedOrEnabled
-            | P::ServerTlsVersionIsDisabledByOurConfig
-            | P::ServerDoesNotSupportTls12Or13
-            | P::SupportedVersionsExtensionRequired
-            | P::SignatureAlgorithmsExtensionRequired,
-        )
-        | E::AlertReceived(AlertDescription::ProtocolVersion) => TlsFailure::Version,
-        E::PeerIncompatible(_)
-        | E::AlertReceived(
-            AlertDescription::HandshakeFailure | AlertDescription::InsufficientSecurity,
-        ) => TlsFailure::Cipher,
-        E::NoCertificatesPresented
-        | E::InvalidCertificate(_)
-        | E::General(_)
-        | E::AlertReceived(
-            AlertDescription::BadCertificate
-            | AlertDescription::UnsupportedCertificate
-            | AlertDescription::CertificateRevoked
-            | AlertDescription::CertificateExpired
-            | AlertDescription::CertificateUnknown
-            | AlertDescription::UnknownCA
-            | AlertDescription::UnrecognisedName
-            | AlertDescription::AccessDenied,
-        ) => TlsFailure::Certificate,
-        E::InvalidMessage(_)
-        | E::PeerMisbehaved(_)
-        | E::InappropriateMessage { .. }
-        | E::InappropriateHandshakeMessage { .. }
-        | E::DecryptError
-        | E::PeerSentOversizedRecord => TlsFailure::Malformed,
-        _ => TlsFailure::Other,
-    }
 }

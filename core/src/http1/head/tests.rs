@@ -216,6 +216,52 @@ fn every_smuggling_vector_is_ambiguous() {
 }
 
 #[test]
+fn a_head_that_cannot_become_complete_is_refused_before_its_line_ends() {
+    let refused = |kind, text: &str| parse(kind, text.as_bytes()).is_err();
+    for text in [
+        "GET /a b",
+        "GET / HTTX",
+        "GET / HTTP/2",
+        "GET / HTTP/1.1 ",
+        "GET  ",
+        "GET\t",
+        "GET / HTTP/1.1\r\nContent-Length: a",
+        "GET / HTTP/1.1\r\nContent-Length: 5 6",
+        "GET / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+        "GET / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n",
+        "CONNECT a:1 HTTP/1.1\r\nContent-Length: 5\r\n",
+    ] {
+        assert!(refused(Kind::Request, text), "{text:?}");
+    }
+    for text in ["HTTP/1.1 2a", "HTTP/1.2", "HTTP/1.1 2000", "HTTP/1.1\t"] {
+        assert!(refused(Kind::Response, text), "{text:?}");
+    }
+    for text in [
+        "GE",
+        "GET ",
+        "GET /",
+        "GET / ",
+        "GET / HTTP/1.",
+        "GET / HTTP/1.1\r",
+        "\r",
+        "GET / HTTP/1.1\r\nContent-Length: ",
+        "GET / HTTP/1.1\r\nContent-Length: 5 \r",
+        "GET / HTTP/1.1\r\nContent-Len",
+    ] {
+        assert!(!refused(Kind::Request, text), "{text:?}");
+    }
+    for text in [
+        "H",
+        "HTTP/1.1 2",
+        "HTTP/1.1 200",
+        "HTTP/1.1 200 O",
+        "HTTP/1.0 204\r",
+    ] {
+        assert!(!refused(Kind::Response, text), "{text:?}");
+    }
+}
+
+#[test]
 fn one_empty_line_before_a_request_is_part_of_it() {
     let text = "\r\nGET /x HTTP/1.1\r\nA: b\r\n\r\n";
     let head = request(text).unwrap();
