@@ -76,7 +76,7 @@ async fn what_an_app_says_before_it_hangs_up_arrives_whatever_the_caller_sends()
         }
         // Closing over what the caller has sent resets the connection.
         drop(app);
-        caller.send("*1\r\n$4\r\nPING\r\n").await;
+        let _ = caller.socket.write_all(b"*1\r\n$4\r\nPING\r\n").await;
         caller
             .expect("-ERR max number of clients reached\r\n")
             .await;
