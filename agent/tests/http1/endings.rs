@@ -9,7 +9,11 @@ use traffic_agent::io::conn::Io as _;
 use traffic_agent::proxy::context::AppProtocol;
 use traffic_agent::telemetry::metrics::OpaqueReason;
 
-use crate::rig::{Behaviour, Expect, Rig, Script, WAIT_TIMEOUT, named_server};
+use agent_testkit::app::{Expect, ScriptedApp, named_server};
+use agent_testkit::port::PortFixture;
+use agent_testkit::tunnels::Behaviour;
+
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 const LARGE: usize = 8 << 20;
 
@@ -76,7 +80,7 @@ async fn what_an_app_says_before_it_hangs_up_arrives_whatever_the_caller_sends()
         }
         // Closing over what the caller has sent resets the connection.
         drop(app);
-        let _ = caller.socket.write_all(b"*1\r\n$4\r\nPING\r\n").await;
+        let _ = caller.write_all(b"*1\r\n$4\r\nPING\r\n").await;
         caller
             .expect("-ERR max number of clients reached\r\n")
             .await;
@@ -109,7 +113,7 @@ async fn a_request_behind_the_last_one_is_left_to_the_app_also_when_it_matches()
         app.expect(matching).await;
         drop(app);
         caller.expect_end().await;
-        assert_eq!(fixture.workstation.opened(), 0, "{first:?}");
+        assert_eq!(fixture.tunnels.opened(), 0, "{first:?}");
         assert_eq!(
             fixture.port.metrics.opaque.at(OpaqueReason::Closing).get(),
             1
