@@ -73,6 +73,8 @@ pub struct Sidecar {
     pub drain: Drain,
     /// Volume name or path prefix to policy, for all containers, in order of writing.
     pub mount_policies: Vec<(String, MountPolicy)>,
+    /// Subnets that the agent dials through a mesh, as they were written.
+    pub mesh_dial_subnets: Vec<String>,
     /// App containers.
     pub containers: Vec<Container>,
     /// Harmless oddities, to be logged once.

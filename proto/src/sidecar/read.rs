@@ -29,7 +29,6 @@ const NOT_FOR_US: &[&str] = &[
     "securityContext",
     "initSecurityContext",
     "quicPort",
-    "meshDialSubnets",
 ];
 
 const POLICIES: &str = "write Remote, RemoteReadonly, Local or Ignore";
@@ -99,6 +98,9 @@ fn top(root: &mut Section, role: Role, notes: &mut Notes<'_>) -> Sidecar {
         mount_policies: root
             .take("mountPolicies")
             .map_or_else(Vec::new, |field| policies(field, notes)),
+        mesh_dial_subnets: root
+            .take("meshDialSubnets")
+            .map_or_else(Vec::new, |field| subnets(field, notes)),
         containers: containers(root, notes),
         warnings: Vec::new(),
     }
@@ -139,6 +141,23 @@ fn drain(root: &mut Section, notes: &mut Notes<'_>) -> Drain {
     };
     section.finish(&[], notes);
     drain
+}
+
+/// Reads a list of subnets, or one text with commas between them.
+fn subnets(field: Field, notes: &mut Notes<'_>) -> Vec<String> {
+    let texts: Vec<String> = if field.is_null() {
+        Vec::new()
+    } else if field.is_list() {
+        let fields = field.list(notes);
+        fields.iter().filter_map(|it| it.text(notes)).collect()
+    } else {
+        field.text(notes).into_iter().collect()
+    };
+    let entries = texts.iter().flat_map(|text| text.split(','));
+    entries
+        .map(|entry| entry.trim().to_owned())
+        .filter(|entry| !entry.is_empty())
+        .collect()
 }
 
 /// Reads a duration for which zero means absent.

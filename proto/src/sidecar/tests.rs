@@ -163,6 +163,21 @@ fn json_of_a_later_manager_is_read_whole() {
 }
 
 #[test]
+fn mesh_dial_subnets_are_a_list_or_one_text() {
+    for (written, read) in [
+        (
+            "[10.1.0.0/16, \"fd00::/8\"]",
+            &["10.1.0.0/16", "fd00::/8"][..],
+        ),
+        ("10.1.0.0/16, 10.2.0.0/16", &["10.1.0.0/16", "10.2.0.0/16"]),
+        ("", &[]),
+    ] {
+        let sidecar = init(&format!("meshDialSubnets: {written}\n"));
+        assert_eq!(sidecar.mesh_dial_subnets, read, "{written}");
+    }
+}
+
+#[test]
 fn what_is_not_written_has_the_documented_defaults() {
     let sidecar = agent("agentName: a\nnamespace: n\nmanagerHost: m\n").unwrap();
     assert_eq!(sidecar.manager_port, 8081);
