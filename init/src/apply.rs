@@ -1,171 +1,113 @@
-//! Putting rules into force, taking them away, and comparing them with what is in force: by the
-//! backend asked for, or by the first one that this kernel and image have.
+//! Putting rules into force, taking them away, and comparing them with what is in force.
 //!
 //! A run that fails leaves no rule of ours behind, and one that succeeds leaves ours in one place
-//! only.
-
-use rustix::io::Errno;
+//! only. What could not be looked at is an error: nothing is reported that was not seen.
 
 use crate::args::BackendChoice;
+use crate::choice::{Backend, candidates};
 use crate::error::{Error, REMEDIES};
 use crate::failure::Failure;
 use crate::iptables::{self, Flavour};
-use crate::nft::{self, stale_rules};
+use crate::log::Log;
+use crate::nft::{self, others};
+use crate::permission::{self, Need};
+use crate::plan::Lacks;
 use crate::rule::{Family, Rule};
-use crate::{lock, permission};
+use crate::{lock, signals, xtables};
 
-/// Way to the kernel.
+/// Plan as a function of what the kernel lacks.
+pub type Planned<'a> = &'a dyn Fn(Lacks) -> Vec<Rule>;
+
+/// Rules in force.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Backend {
-    Nft,
-    Iptables(Flavour),
+pub struct Applied {
+    /// Name of the backend.
+    pub backend: &'static str,
+    /// True when they were not in force before.
+    pub changed: bool,
+    /// Tests that the kernel lacks.
+    pub lacks: Lacks,
 }
 
 impl Backend {
-    fn word(self) -> &'static str {
+    fn apply(self, rules: &[Rule], log: &Log<'_>) -> Result<bool, Failure> {
         match self {
-            Self::Nft => "nft",
-            Self::Iptables(Flavour::Nft) => "iptables-nft",
-            Self::Iptables(Flavour::Legacy) => "iptables-legacy",
-        }
-    }
-
-    fn apply(self, rules: &[Rule]) -> Result<(), Failure> {
-        match self {
-            Self::Nft => nft::apply(rules).map_err(explained),
-            Self::Iptables(flavour) => {
-                permitted()?;
-                permission::pass_capabilities();
-                iptables::apply(flavour, rules)
-            }
+            Self::Nft => nft::apply(rules),
+            Self::Iptables(flavour) => iptables::apply(flavour, rules, log),
         }
     }
 
     /// Takes our rules away. Says whether there were any.
-    fn remove(self) -> Result<bool, Failure> {
-        match self {
-            Self::Nft => nft::remove().map_err(explained),
-            Self::Iptables(Flavour::Legacy) => {
-                permitted()?;
-                permission::pass_capabilities();
-                iptables::remove(Flavour::Legacy)
-            }
-            Self::Iptables(Flavour::Nft) => Family::ALL
-                .into_iter()
-                .try_fold(false, |any, family| {
-                    Ok(stale_rules::remove_from(family)? | any)
-                })
-                .map_err(explained),
+    fn remove(self, log: &Log<'_>) -> Result<bool, Failure> {
+        let removed = match self {
+            Self::Nft => nft::remove(),
+            Self::Iptables(flavour) => iptables::remove(flavour, log),
+        };
+        match removed {
+            // A backend that the kernel does not have holds nothing.
+            Err(Failure::Absent(_)) => Ok(false),
+            removed => removed,
         }
     }
 
     fn differences(self, rules: &[Rule]) -> Result<Vec<String>, Failure> {
         match self {
-            Self::Nft => nft::differences(rules).map_err(explained),
-            Self::Iptables(flavour) => {
-                permitted()?;
-                permission::pass_capabilities();
-                iptables::differences(flavour, rules)
-            }
+            Self::Nft => nft::differences(rules),
+            Self::Iptables(flavour) => iptables::differences(flavour, rules),
         }
     }
 }
 
-const ALL: [Backend; 3] = [
-    Backend::Nft,
-    Backend::Iptables(Flavour::Nft),
-    Backend::Iptables(Flavour::Legacy),
-];
-
-fn permitted() -> Result<(), Failure> {
-    if permission::may_program() {
-        Ok(())
-    } else {
-        Err(Failure::NotPermitted("no NET_ADMIN".to_owned()))
-    }
-}
-
-/// Puts nf_tables' refusal into words: the rule, the kernel's answer, and what the kernel lacks when the
-/// answer suggests it.
-fn explained(failure: nft::Refused) -> Failure {
-    let text = format!("the kernel refused {}: {}", failure.what, failure.errno);
-    let absent = [
-        Errno::NOENT,
-        Errno::OPNOTSUPP,
-        Errno::AFNOSUPPORT,
-        Errno::PROTONOSUPPORT,
-        Errno::INVAL,
-    ];
-    match (failure.errno, failure.option) {
-        // The right to program is asked for once, at the door; later it is about the object.
-        (Errno::PERM | Errno::ACCESS, _) if !failure.specific => Failure::NotPermitted(text),
-        (errno, Some(option)) if absent.contains(&errno) => {
-            Failure::Unusable(format!("{text}: it may lack {option}"))
-        }
-        _ => Failure::Unusable(text),
-    }
-}
-
-/// Lists the backends to try, in order.
-fn candidates(choice: BackendChoice) -> Vec<Backend> {
-    let iptables = || match iptables::detect() {
-        Flavour::Nft => [
-            Backend::Iptables(Flavour::Nft),
-            Backend::Iptables(Flavour::Legacy),
-        ],
-        Flavour::Legacy => [
-            Backend::Iptables(Flavour::Legacy),
-            Backend::Iptables(Flavour::Nft),
-        ],
-    };
-    match choice {
-        BackendChoice::Auto => vec![Backend::Nft],
-        BackendChoice::Nft => vec![Backend::Nft],
-        BackendChoice::Iptables => iptables().to_vec(),
-        BackendChoice::IptablesNft => vec![Backend::Iptables(Flavour::Nft)],
-        BackendChoice::IptablesLegacy => vec![Backend::Iptables(Flavour::Legacy)],
-    }
-}
-
-/// Puts `rules` into force and says by which backend.
+/// Puts the planned rules into force.
 ///
-/// Errors: not permitted, or no backend took the rules; none of ours is in force then.
-pub fn apply(rules: &[Rule], choice: BackendChoice) -> Result<&'static str, Error> {
-    permission::may_program();
-    let _lock = lock()?;
-    let done = first_that_works(rules, choice).and_then(|backend| {
-        for other in ALL.into_iter().filter(|other| *other != backend) {
-            match other.remove() {
-                Err(failure @ Failure::NotPermitted(_)) => {
-                    return Err(not_permitted(failure));
-                }
-                // A backend that the kernel does not have holds nothing.
-                Ok(_) | Err(Failure::Unusable(_)) => {}
-            }
+/// Errors: not permitted, or no backend took the rules; none of ours is in force then, or the error
+/// says which may be.
+pub fn apply(planned: Planned<'_>, choice: BackendChoice, log: &Log<'_>) -> Result<Applied, Error> {
+    let _lock = lock(log)?;
+    let done = first_that_works(planned, choice, log).and_then(|(backend, applied)| {
+        // A signal that came meanwhile has nothing left to stop but a second family.
+        signals::received().map_or(Ok(()), |signal| Err(Error::Interrupted(signal)))?;
+        let others = Backend::ALL.into_iter().filter(|other| *other != backend);
+        let mut changed = applied.changed;
+        for other in others {
+            changed |= other.remove(log).map_err(|failure| left(other, failure))?;
         }
-        Ok(backend.word())
+        Ok(Applied { changed, ..applied })
     });
-    done.map_err(|error| match (error, clear()) {
-        (Error::Backend(text), Some(left)) => Error::Backend(format!("{text}. {left}")),
-        (error, _) => error,
+    done.map_err(|error| match clear(log) {
+        Some(left) => error.and(&left),
+        None => error,
     })
 }
 
-fn first_that_works(rules: &[Rule], choice: BackendChoice) -> Result<Backend, Error> {
-    let mut candidates = candidates(choice);
+fn lock(log: &Log<'_>) -> Result<lock::Lock, Error> {
+    // Capabilities that are merely permitted are made effective.
+    let _ = permission::check(Need::NetAdmin);
+    Ok(lock::take(log)?)
+}
+
+fn first_that_works(
+    planned: Planned<'_>,
+    choice: BackendChoice,
+    log: &Log<'_>,
+) -> Result<(Backend, Applied), Error> {
+    let (mut backends, line) = candidates(choice)?;
+    line.iter().for_each(|line| log.info(line));
     let mut answers = Vec::new();
     let mut at = 0;
-    while let Some(backend) = candidates.get(at).copied() {
-        match backend.apply(rules) {
-            Ok(()) => return Ok(backend),
-            Err(failure @ Failure::NotPermitted(_)) => {
-                return Err(not_permitted(failure));
+    while let Some(backend) = backends.get(at).copied() {
+        match with_what_the_kernel_has(backend, planned, log) {
+            Ok(applied) => return Ok((backend, applied)),
+            Err(failure @ (Failure::NotPermitted(_) | Failure::Interrupted(_))) => {
+                return Err(failure.into());
             }
-            Err(Failure::Unusable(why)) => answers.push(format!("{}: {why}", backend.word())),
+            Err(failure) => answers.push(format!("{}: {}", backend.word(), failure.text())),
         }
         at += 1;
         if choice == BackendChoice::Auto && at == 1 {
-            candidates.extend(self::candidates(BackendChoice::Iptables));
+            let (iptables, line) = candidates(BackendChoice::Iptables)?;
+            line.iter().for_each(|line| log.info(line));
+            backends.extend(iptables.into_iter().filter(|it| *it != Backend::Nft));
         }
     }
     Err(Error::Backend(format!(
@@ -174,143 +116,175 @@ fn first_that_works(rules: &[Rule], choice: BackendChoice) -> Result<Backend, Er
     )))
 }
 
-/// Compares `rules` with what is in force: a line for each difference, none when all is well; and
-/// the backend looked at.
+/// Combinations of tests to leave out, from none to all.
+const LACKS: [Lacks; 4] = [
+    Lacks {
+        local: false,
+        claimed: false,
+    },
+    Lacks {
+        local: false,
+        claimed: true,
+    },
+    Lacks {
+        local: true,
+        claimed: false,
+    },
+    Lacks {
+        local: true,
+        claimed: true,
+    },
+];
+
+/// Applies the rules, without the tests that this kernel lacks if need be.
+///
+/// Errors: the first refusal; and a mesh in TPROXY mode, beside which one of the tests is needed.
+fn with_what_the_kernel_has(
+    backend: Backend,
+    planned: Planned<'_>,
+    log: &Log<'_>,
+) -> Result<Applied, Failure> {
+    let mut first = None;
+    for lacks in LACKS {
+        match backend.apply(&planned(lacks), log) {
+            Ok(changed) => {
+                if lacks.claimed && has_transparent_proxy()? {
+                    let refusal = first.map(|it: Failure| it.text()).unwrap_or_default();
+                    return Err(Failure::Refused(format!(
+                        "a mesh in TPROXY mode takes the pod's callers, and the rules cannot leave \
+                         them to it: {refusal}. Give the node that module, or set the mesh to mode \
+                         REDIRECT"
+                    )));
+                }
+                return Ok(Applied {
+                    backend: backend.word(),
+                    changed,
+                    lacks,
+                });
+            }
+            Err(refusal @ Failure::Refused(_)) if signals::received().is_none() => {
+                first = first.or(Some(refusal));
+            }
+            Err(failure) => return Err(failure),
+        }
+    }
+    Err(first.unwrap_or_else(|| Failure::Refused("the kernel refused the rules".to_owned())))
+}
+
+fn has_transparent_proxy() -> Result<bool, Failure> {
+    if others::read()?.has_transparent_proxy {
+        return Ok(true);
+    }
+    for family in Family::ALL {
+        let table = xtables::read(family, "mangle")?;
+        if table.is_some_and(|table| table.has_target("TPROXY")) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Compares the planned rules with what is in force: a line for each difference, none when all is
+/// well; and the backend looked at.
 pub fn differences(
-    rules: &[Rule],
+    planned: Planned<'_>,
     choice: BackendChoice,
-) -> Result<(Vec<String>, &'static str), Error> {
-    permission::may_program();
-    let candidates = if choice == BackendChoice::Auto {
-        ALL.to_vec()
-    } else {
-        candidates(choice)
+    log: &Log<'_>,
+) -> Result<(Vec<String>, Backend), Error> {
+    let _lock = lock(log)?;
+    let backends = match choice {
+        BackendChoice::Auto => Backend::ALL.to_vec(),
+        BackendChoice::Nft => vec![Backend::Nft],
+        BackendChoice::Iptables => Backend::ALL[1..].to_vec(),
+        BackendChoice::IptablesNft => vec![Backend::Iptables(Flavour::Nft)],
+        BackendChoice::IptablesLegacy => vec![Backend::Iptables(Flavour::Legacy)],
     };
-    let mut nearest: Option<(Vec<String>, &'static str)> = None;
+    let mut nearest: Option<(Vec<String>, Backend)> = None;
     let mut answers = Vec::new();
-    for backend in candidates {
-        match backend.differences(rules) {
-            Ok(lines)
+    for backend in backends {
+        match nearest_plan(backend, planned) {
+            // The others cannot be nearer, and their programs may be missing.
+            Ok(lines) if lines.is_empty() => return Ok((lines, backend)),
+            Ok(lines) => {
                 if nearest
                     .as_ref()
-                    .is_none_or(|(best, _)| lines.len() < best.len()) =>
-            {
-                nearest = Some((lines, backend.word()));
+                    .is_none_or(|(best, _)| lines.len() < best.len())
+                {
+                    nearest = Some((lines, backend));
+                }
             }
-            Ok(_) => {}
-            Err(failure @ Failure::NotPermitted(_)) => {
-                return Err(not_permitted(failure));
-            }
-            Err(Failure::Unusable(why)) => answers.push(format!("{}: {why}", backend.word())),
+            Err(Failure::Absent(why)) => answers.push(format!("{}: {why}", backend.word())),
+            Err(failure) => return Err(failure.into()),
         }
     }
     nearest.ok_or_else(|| Error::Backend(answers.join(". ")))
 }
 
+/// Differences from the plan for a kernel that has all tests, or from that for one that lacks some.
+fn nearest_plan(backend: Backend, planned: Planned<'_>) -> Result<Vec<String>, Failure> {
+    let first = backend.differences(&planned(Lacks::default()))?;
+    if first.is_empty() {
+        return Ok(first);
+    }
+    for lacks in &LACKS[1..] {
+        if backend.differences(&planned(*lacks))?.is_empty() {
+            return Ok(Vec::new());
+        }
+    }
+    Ok(first)
+}
+
 /// Takes every rule of ours away, whichever backend it came by, and says from where.
-pub fn remove() -> Result<Vec<&'static str>, Error> {
-    permission::may_program();
-    let _lock = lock()?;
+pub fn remove(log: &Log<'_>) -> Result<Vec<&'static str>, Error> {
+    let _lock = lock(log)?;
     let mut from = Vec::new();
-    for backend in ALL {
-        match backend.remove() {
+    let mut first = None;
+    for backend in Backend::ALL {
+        match backend.remove(log) {
             Ok(true) => from.push(backend.word()),
             Ok(false) => {}
-            Err(failure @ Failure::NotPermitted(_)) => {
-                return Err(not_permitted(failure));
-            }
+            // The others are taken away all the same.
             Err(failure) => {
-                left_behind(backend, &failure).map_or(Ok(()), |left| Err(Error::Backend(left)))?
+                first.get_or_insert((backend, failure));
             }
         }
     }
-    Ok(from)
+    match first {
+        None => Ok(from),
+        Some((backend, failure)) => Err(left(backend, failure)),
+    }
 }
 
-/// Removes our rules after a failure elsewhere, as far as that can be had.
-pub fn remove_quietly() {
+/// Removes our rules after a failure elsewhere, as far as that can be had, and says what may be
+/// left.
+pub fn remove_quietly(log: &Log<'_>) -> Option<String> {
     // Without the lock another run would lose what it is about to put into force.
-    let _lock = lock();
-    clear();
+    let _lock = lock(log);
+    clear(log)
 }
 
 /// Removes our rules, and says what may have stayed all the same.
-fn clear() -> Option<String> {
-    let left = ALL
-        .into_iter()
-        .filter_map(|backend| left_behind(backend, &backend.remove().err()?));
+fn clear(log: &Log<'_>) -> Option<String> {
+    let left = Backend::ALL.into_iter().filter_map(|backend| {
+        match backend.remove(log).err()? {
+            // The error that led here says so already.
+            Failure::NotPermitted(_) => None,
+            failure => Some(left(backend, failure).to_string()),
+        }
+    });
     left.reduce(|all, one| format!("{all}. {one}"))
 }
 
-/// Describes what a removal that failed leaves. A kernel without nf_tables holds nothing in it; tables of
-/// x_tables that are there and cannot be read may hold rules of an earlier run.
-fn left_behind(backend: Backend, failure: &Failure) -> Option<String> {
-    match (backend, failure) {
-        (Backend::Iptables(Flavour::Legacy), Failure::Unusable(why)) => Some(format!(
-            "Rules of an earlier run may be left in {}: {why}",
-            backend.word()
-        )),
-        _ => None,
-    }
-}
-
-fn lock() -> Result<lock::Lock, Error> {
-    lock::take().map_err(|lock::Busy| {
-        Error::Backend(
-            "another agent-init has been programming rules in this pod for a minute; see what it waits for, or end it"
-                .to_owned(),
-        )
-    })
-}
-
-fn not_permitted(failure: Failure) -> Error {
-    let (Failure::NotPermitted(answer) | Failure::Unusable(answer)) = failure;
-    let mut text = format!("{answer}. {}", permission::explanation());
-    if answer.contains("legacy") {
-        text += ". The legacy programs of iptables also need NET_RAW when they do not run as root";
-    }
-    Error::NotPermitted(text)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn failure(errno: Errno, specific: bool) -> Failure {
-        let what = "rule ip TEL_PREROUTING_TCP: tcp dport 8080 redirect to :9900".to_owned();
-        explained(nft::Refused {
-            what,
-            errno,
-            option: Some("CONFIG_NFT_REDIR (module nft_redir)"),
-            specific,
-        })
-    }
-
-    #[test]
-    fn what_the_kernel_lacks_is_named_with_the_rule_and_its_answer() {
-        let Failure::Unusable(text) = failure(Errno::NOENT, true) else {
-            panic!("it is about the kernel")
-        };
-        for words in [
-            "tcp dport 8080 redirect to :9900",
-            "No such file",
-            "CONFIG_NFT_REDIR",
-        ] {
-            assert!(text.contains(words), "{words}: {text}");
-        }
-        // An answer that says nothing about options makes no guess at one.
-        let Failure::Unusable(text) = failure(Errno::BUSY, true) else {
-            panic!("it is about the kernel")
-        };
-        assert!(!text.contains("CONFIG"), "{text}");
-    }
-
-    #[test]
-    fn a_missing_right_is_told_from_an_object_that_refuses() {
-        assert!(matches!(
-            failure(Errno::PERM, false),
-            Failure::NotPermitted(_)
-        ));
-        assert!(matches!(failure(Errno::PERM, true), Failure::Unusable(_)));
+/// Error of a removal that failed.
+fn left(backend: Backend, failure: Failure) -> Error {
+    let text = format!(
+        "rules of an earlier run may be left in {}: {}",
+        backend.word(),
+        failure.text()
+    );
+    match failure {
+        Failure::NotPermitted(_) | Failure::Interrupted(_) => failure.into(),
+        Failure::Absent(_) | Failure::Refused(_) | Failure::Busy(_) => Error::Backend(text),
+        Failure::Unanswered(_) => Error::Unanswered(text),
     }
 }

@@ -1,30 +1,40 @@
 //! Run of the program, from the command line to the exit code.
 
-use std::io::Write;
+use std::ffi::OsString;
+use std::io::{Read, Write};
 
 use traffic_proto::log_level::LogLevel;
 
 use crate::apply;
 use crate::args::{self, Args, Form, Mode};
+use crate::cni::install::Install;
+use crate::env::Env;
 use crate::error::Error;
-use crate::facts::{self, Env, Interfaces, Process};
-use crate::plan::{self, Pod, PortPlan};
-use crate::render;
-use crate::settings::{self, Settings};
+use crate::log::Log;
+use crate::task::{self, Checked};
+use crate::wanted::{self, Wanted};
+use crate::{cni, namespace, render};
 
 /// Runs the command line `words` and gives the exit code: 0, 1 when `--check` found a difference,
-/// or an [`Error::exit_code`]. Results go to `out`, the log to `log`, one line each.
+/// or an [`Error::exit_code`]. Results go to `out`, the log to `log`, one line each. Called as a CNI
+/// plugin, without words, it takes its task from the environment and from `input`.
 pub fn run(
-    words: impl IntoIterator<Item = String>,
+    words: impl IntoIterator<Item = OsString>,
     env: Env<'_>,
+    input: &mut dyn Read,
     out: &mut dyn Write,
     log: &mut dyn Write,
 ) -> u8 {
-    let mut log = Log {
-        to: log,
-        level: LogLevel::Info,
-    };
-    match args::parse(words).and_then(|args| dispatch(&args, env, out, &mut log)) {
+    let log = Log::new(log);
+    let words: Vec<OsString> = words.into_iter().collect();
+    if words.is_empty() && cni::is_called(env) {
+        return cni::run(env, input, out, &log);
+    }
+    let done = log.obey(env).and_then(|()| match installation(&words)? {
+        Some(words) => install(words, out, &log),
+        None => dispatch(&args::parse(words.iter().cloned())?, env, out, &log),
+    });
+    match done {
         Ok(code) => code,
         Err(error) => {
             for line in error.to_string().lines() {
@@ -35,158 +45,86 @@ pub fn run(
     }
 }
 
-fn dispatch(
-    args: &Args,
-    env: Env<'_>,
-    out: &mut dyn Write,
-    log: &mut Log<'_>,
-) -> Result<u8, Error> {
+/// Words behind the name of the installation, when they begin with it.
+fn installation(words: &[OsString]) -> Result<Option<Vec<String>>, Error> {
+    let role = usize::from(words.first().is_some_and(|word| word == "agent-init"));
+    match words.get(role) {
+        Some(word) if word == "cni-install" => args::texts(&words[role + 1..]).map(Some),
+        _ => Ok(None),
+    }
+}
+
+fn install(words: Vec<String>, out: &mut dyn Write, log: &Log<'_>) -> Result<u8, Error> {
+    match Install::parse(&words)? {
+        Some(install) => install.run(log),
+        None => print(out, Install::help()),
+    }
+}
+
+fn dispatch(args: &Args, env: Env<'_>, out: &mut dyn Write, log: &Log<'_>) -> Result<u8, Error> {
+    if let (Some(path), Mode::Apply | Mode::Check | Mode::Remove) = (&args.netns, args.mode) {
+        namespace::enter(path)?;
+    }
     match args.mode {
         Mode::Help => print(out, args::HELP),
         Mode::Version => print(out, concat!("agent-init ", env!("CARGO_PKG_VERSION"), "\n")),
-        Mode::Remove => {
-            log.obey(env, None);
-            let from = apply::remove()?;
-            log.line(
-                LogLevel::Info,
-                &match from.as_slice() {
-                    [] => "there was no rule of ours".to_owned(),
-                    from => format!("took our rules away ({})", from.join(", ")),
-                },
-            );
-            Ok(0)
-        }
-        Mode::DryRun(form) => {
-            let wanted = Wanted::gather(args, env, log)?;
-            let rules = wanted.rules();
-            print(
-                out,
-                &match form {
-                    Form::Iptables => render::iptables_text(&rules),
-                    Form::Nft => render::nft_text(&rules),
-                    Form::Json => render::json_text(&rules, &wanted.pod),
-                },
-            )
-        }
-        Mode::Check => {
-            let wanted = Wanted::gather(args, env, log)?;
-            let (differences, backend) = apply::differences(&wanted.rules(), args.backend)?;
-            for line in &differences {
-                print(out, &format!("{line}\n"))?;
-            }
-            match differences.len() {
-                0 => print(out, &format!("in force ({backend})\n")),
-                _ => print(out, &format!("not in force ({backend})\n")).map(|_| 1),
-            }
-        }
-        Mode::Apply => put_into_force(args, env, log).inspect_err(|error| {
+        Mode::Remove => remove(log),
+        Mode::DryRun(form) => match wanted::gather(args, env, log)? {
+            Some(wanted) => dry_run(&wanted, form, out),
+            None => print(out, render::nothing(form == Form::Json)),
+        },
+        Mode::Check => check(args, env, out, log),
+        Mode::Apply => put_into_force(args, env, log).map_err(|error| match &error {
             // A failed run must not leave what an earlier one did: nobody would know which rules
             // hold.
-            if matches!(error, Error::Config(_)) {
-                apply::remove_quietly();
-            }
+            Error::Config(_) => match apply::remove_quietly(log) {
+                Some(left) => error.and(&left),
+                None => error,
+            },
+            _ => error,
         }),
     }
 }
 
-fn put_into_force(args: &Args, env: Env<'_>, log: &mut Log<'_>) -> Result<u8, Error> {
-    let wanted = Wanted::gather(args, env, log)?;
-    let rules = wanted.rules();
-    if rules.is_empty() {
-        log.line(
-            LogLevel::Info,
-            "no port is asked for by number: nothing to redirect",
-        );
-        apply::remove_quietly();
-        return Ok(0);
-    }
-    let backend = apply::apply(&rules, args.backend)?;
-    for port in &wanted.ports {
-        log.line(LogLevel::Info, &wanted.told(port, backend));
-    }
-    log.line(
-        LogLevel::Debug,
-        &format!("{} rules are in force", rules.len()),
-    );
+fn remove(log: &Log<'_>) -> Result<u8, Error> {
+    let from = apply::remove(log)?;
+    log.info(&match from.as_slice() {
+        [] => "there was no rule of ours".to_owned(),
+        from => format!("took our rules away ({})", from.join(", ")),
+    });
     Ok(0)
 }
 
-/// Ports of the configuration and facts of the pod.
-struct Wanted {
-    ports: Vec<PortPlan>,
-    pod: Pod,
+fn dry_run(wanted: &Wanted, form: Form, out: &mut dyn Write) -> Result<u8, Error> {
+    let rules = wanted.rules(Default::default());
+    let text = match form {
+        Form::Iptables => render::iptables_text(&rules),
+        Form::Nft => render::nft_text(&rules),
+        Form::Json => render::json_text(&rules, &wanted.pod),
+    };
+    print(out, &text)
 }
 
-impl Wanted {
-    fn gather(args: &Args, env: Env<'_>, log: &mut Log<'_>) -> Result<Self, Error> {
-        let Settings {
-            ports,
-            log_level,
-            warnings,
-        } = settings::read(args.config.as_deref(), env, args.root.as_deref())?;
-        log.obey(env, log_level);
-        for warning in warnings {
-            log.line(LogLevel::Warning, &warning);
-        }
-        let interfaces: Interfaces = facts::interfaces();
-        let (pod, warning) = facts::gather(env, &interfaces, Process::current())?;
-        if let Some(warning) = warning {
-            log.line(LogLevel::Warning, &warning);
-        }
-        Ok(Self { ports, pod })
+fn check(args: &Args, env: Env<'_>, out: &mut dyn Write, log: &Log<'_>) -> Result<u8, Error> {
+    let wanted = wanted::gather(args, env, log)?;
+    let Checked { lines, words } = task::check(wanted.as_ref(), args, log)?;
+    for line in &lines {
+        print(out, &format!("{line}\n"))?;
     }
+    match lines.len() {
+        0 => print(out, &format!("in force ({words})\n")),
+        _ => print(out, &format!("not in force ({words})\n")).map(|_| 1),
+    }
+}
 
-    fn rules(&self) -> Vec<crate::rule::Rule> {
-        plan::plan(&self.ports, &self.pod)
-    }
-
-    /// Describes in one line what became of a port.
-    fn told(&self, port: &PortPlan, backend: &str) -> String {
-        let PortPlan {
-            container,
-            container_port,
-            agent_port,
-            proxy_port,
-            transport,
-            ..
-        } = port;
-        if !port.numeric {
-            return format!(
-                "{transport} {container_port} ({container}): named target port, not redirected"
-            );
-        }
-        let addresses: Vec<String> = self.pod.addresses.iter().map(ToString::to_string).collect();
-        format!(
-            "{transport} {container_port} ({container}): callers reach the agent at {agent_port}, the agent ({}) \
-             reaches the app by {proxy_port}; {backend}, {}",
-            self.pod.agent,
-            addresses.join(" ")
-        )
-    }
+fn put_into_force(args: &Args, env: Env<'_>, log: &Log<'_>) -> Result<u8, Error> {
+    let wanted = wanted::gather(args, env, log)?;
+    task::put_into_force(wanted.as_ref(), args, log)?;
+    Ok(0)
 }
 
 fn print(out: &mut dyn Write, text: &str) -> Result<u8, Error> {
     // A reader that closed our output does not want it.
     let _ = out.write_all(text.as_bytes());
     Ok(0)
-}
-
-/// Log: one line for each event, down to a level.
-struct Log<'a> {
-    to: &'a mut dyn Write,
-    level: LogLevel,
-}
-
-impl Log<'_> {
-    /// Sets the level: the configuration's wins over the environment's, as everywhere in this system.
-    fn obey(&mut self, env: Env<'_>, configured: Option<LogLevel>) {
-        let named = env("LOG_LEVEL").and_then(|word| word.parse().ok());
-        self.level = configured.or(named).unwrap_or(LogLevel::Info);
-    }
-
-    fn line(&mut self, level: LogLevel, text: &str) {
-        if level <= self.level {
-            let _ = writeln!(self.to, "agent-init: {level}: {text}");
-        }
-    }
 }

@@ -1,165 +1,160 @@
-//! Backend that runs the iptables programs, for kernels without nf_tables and for those who want it.
+//! Backend that runs the iptables programs, for kernels without nf_tables and for those who want
+//! it.
 //!
-//! For each family: `iptables-save` to see what is ours, then one `iptables-restore --noflush`,
-//! which the kernel takes as a whole or not at all.
+//! For each family `iptables-save` shows which rules are ours, then one `iptables-restore
+//! --noflush`, which the kernel takes as a whole or not at all, leads to the plan. Our rules are
+//! taken away without any program.
 
+mod file_lock;
 pub(crate) mod flavour;
 mod program;
 mod saved;
+mod words;
 
 pub use flavour::Flavour;
 pub use saved::{Document, Saved};
 
 use crate::failure::Failure;
+use crate::log::Log;
 use crate::nft::stale_rules;
-use crate::rule::{Family, Rule, by_family};
+use crate::permission::{self, Need};
+use crate::rule::{Family, Rule, of_family};
+use crate::xtables;
 use program::IptablesProgram;
 
 /// Limit of attempts at a family whose table somebody else changed between our look and our
 /// transaction.
 const MAX_ATTEMPTS: usize = 3;
 
-/// Puts `rules` into force with this flavour, one family after the other.
+/// True when the image has the programs of this flavour.
+pub fn has_programs(flavour: Flavour) -> bool {
+    IptablesProgram::find(flavour, Family::V4, "restore").is_ok()
+}
+
+/// Puts `rules` into force with this flavour, one family after the other. Says whether anything had
+/// to change.
 ///
 /// Errors: the program's word on the rule it refused. Earlier families are in force then; the
 /// caller takes them away.
-pub fn apply(flavour: Flavour, rules: &[Rule]) -> Result<(), Failure> {
-    let wanted = by_family(rules);
+pub fn apply(flavour: Flavour, rules: &[Rule], log: &Log<'_>) -> Result<bool, Failure> {
+    permission::check(flavour.need()).map_err(Failure::NotPermitted)?;
+    permission::pass_capabilities();
+    let mut changed = false;
     for family in Family::ALL {
-        let rules = wanted
-            .iter()
-            .find(|(it, _)| *it == family)
-            .map_or(&[][..], |(_, rules)| rules);
+        let rules = of_family(rules, family);
         // A family without an address may be one the kernel does not even have.
-        if rules.is_empty() {
-            remove_family(flavour, family)?;
+        changed |= if rules.is_empty() {
+            remove_family(flavour, family, log)?
         } else {
-            attempt(flavour, family, rules)?;
-        }
+            attempt(flavour, family, &rules, log)?
+        };
     }
-    Ok(())
+    if flavour == Flavour::Nft {
+        changed |= stale_rules::remove_original()?;
+    }
+    Ok(changed)
 }
 
-fn attempt(flavour: Flavour, family: Family, rules: &[&Rule]) -> Result<(), Failure> {
+fn attempt(
+    flavour: Flavour,
+    family: Family,
+    rules: &[&Rule],
+    log: &Log<'_>,
+) -> Result<bool, Failure> {
     let mut failure = None;
     for _ in 0..MAX_ATTEMPTS {
-        match transition(flavour, family, rules) {
-            Err(Failure::Unusable(why)) => failure = Some(Failure::Unusable(why)),
+        match transition(flavour, family, rules, log) {
+            Err(Failure::Refused(why)) => failure = Some(Failure::Refused(why)),
             done => return done,
         }
     }
-    failure.map_or(Ok(()), Err)
+    failure.map_or(Ok(false), Err)
 }
 
-fn transition(flavour: Flavour, family: Family, rules: &[&Rule]) -> Result<(), Failure> {
+fn transition(
+    flavour: Flavour,
+    family: Family,
+    rules: &[&Rule],
+    log: &Log<'_>,
+) -> Result<bool, Failure> {
     let saved = save(flavour, family)?;
     let mark = match flavour {
-        Flavour::Nft => stale_rules::mark(family)
-            .map_err(|it| Failure::Unusable(format!("{}: {}", it.what, it.errno)))?,
+        Flavour::Nft => stale_rules::mark(family)?,
         Flavour::Legacy => None,
     };
     match saved.transition(rules, mark.as_deref()) {
-        Some(document) => restore(flavour, family, &document),
-        None => Ok(()),
+        Some(document) => restore(flavour, family, &document, log).map(|()| true),
+        None => Ok(false),
     }
 }
 
 /// Takes what is ours out of this flavour's tables. Says whether there was any.
-pub fn remove(flavour: Flavour) -> Result<bool, Failure> {
-    let mut any = false;
-    for family in Family::ALL {
-        any |= remove_family(flavour, family)?;
+pub fn remove(flavour: Flavour, log: &Log<'_>) -> Result<bool, Failure> {
+    match flavour {
+        Flavour::Nft => stale_rules::remove(),
+        Flavour::Legacy => {
+            let mut any = false;
+            for family in Family::ALL {
+                any |= remove_family(flavour, family, log)?;
+            }
+            Ok(any)
+        }
     }
-    Ok(any)
 }
 
-fn remove_family(flavour: Flavour, family: Family) -> Result<bool, Failure> {
+fn remove_family(flavour: Flavour, family: Family, log: &Log<'_>) -> Result<bool, Failure> {
     match flavour {
         // The kernel tells and takes these without the program, and what the program created with
         // them.
-        Flavour::Nft => stale_rules::remove_from(family)
-            .map_err(|it| Failure::Unusable(format!("{}: {}", it.what, it.errno))),
-        Flavour::Legacy => match (
-            legacy_in_use(family),
-            IptablesProgram::find(flavour, family, "save"),
-        ) {
-            // No such table, or none that a program of this image could have filled.
-            (Use::No, _) | (_, Err(_)) => Ok(false),
-            (in_use, Ok(_)) => match (save(flavour, family), in_use) {
-                (Ok(saved), _) => saved.transition(&[], None).map_or(Ok(false), |document| {
-                    restore(flavour, family, &document).map(|()| true)
-                }),
-                (Err(_), Use::Unknown) => Ok(false),
-                (Err(failure), _) => Err(failure),
-            },
-        },
+        Flavour::Nft => stale_rules::remove_from(family),
+        Flavour::Legacy => {
+            if !has_ours(flavour, family)? {
+                return Ok(false);
+            }
+            // A run that a signal ends has no time to wait, and the kernel refuses to replace a
+            // table that has grown or shrunk since it was read.
+            let _lock = match file_lock::take(log) {
+                Err(Failure::Interrupted(_)) => None,
+                lock => lock?,
+            };
+            xtables::remove(family)
+        }
+    }
+}
+
+/// True when this flavour's tables hold a chain or a rule of ours; asked without any program.
+fn has_ours(flavour: Flavour, family: Family) -> Result<bool, Failure> {
+    match flavour {
+        Flavour::Nft => stale_rules::has_ours(family),
+        Flavour::Legacy => Ok(xtables::read(family, "nat")?.is_some_and(|table| table.has_ours())),
     }
 }
 
 /// Compares `rules` with this flavour's tables: a line for each that is missing or not wanted.
 pub fn differences(flavour: Flavour, rules: &[Rule]) -> Result<Vec<String>, Failure> {
+    permission::check(Need::NetAdmin).map_err(Failure::NotPermitted)?;
     let mut lines = Vec::new();
-    let wanted = by_family(rules);
     for family in Family::ALL {
-        let rules = wanted
-            .iter()
-            .find(|(it, _)| *it == family)
-            .map_or(&[][..], |(_, rules)| rules);
-        let in_use = flavour == Flavour::Nft || legacy_in_use(family) != Use::No;
-        let saved = if in_use {
+        let rules = of_family(rules, family);
+        // Looking with the program would create a table of x_tables that is not there, and the
+        // image may not have it.
+        let saved = if has_ours(flavour, family)? {
+            permission::check(flavour.need()).map_err(Failure::NotPermitted)?;
+            permission::pass_capabilities();
             save(flavour, family)?
         } else {
             Saved::default()
         };
-        let differences = saved.differences(rules);
-        lines.extend(
-            differences
-                .into_iter()
-                .map(|line| format!("{line} ({family})")),
-        );
+        let mut differences = saved.differences(&rules);
+        if differences.is_empty() && !rules.is_empty() {
+            differences = saved.in_front();
+        }
+        let named = differences
+            .into_iter()
+            .map(|line| format!("{line} ({family})"));
+        lines.extend(named);
     }
     Ok(lines)
-}
-
-/// Finds the flavour whose tables hold the most rules; the nft flavour when none hold any and the
-/// kernel has it.
-pub fn detect() -> Flavour {
-    let Ok(nft) = stale_rules::rule_count() else {
-        return Flavour::Legacy;
-    };
-    let count = |family| save(Flavour::Legacy, family).map_or(0, |saved| saved.rule_count());
-    let legacy: usize = Family::ALL
-        .into_iter()
-        .filter(|it| legacy_in_use(*it) != Use::No)
-        .map(count)
-        .sum();
-    if legacy > nft {
-        Flavour::Legacy
-    } else {
-        Flavour::Nft
-    }
-}
-
-/// Presence of a `nat` table of x_tables.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Use {
-    Yes,
-    No,
-    /// Known to root only; anybody else has to ask the program.
-    Unknown,
-}
-
-/// Looking with the program instead would create a table.
-fn legacy_in_use(family: Family) -> Use {
-    let path = match family {
-        Family::V4 => "/proc/net/ip_tables_names",
-        Family::V6 => "/proc/net/ip6_tables_names",
-    };
-    match std::fs::read_to_string(path) {
-        Ok(names) if names.lines().any(|name| name == "nat") => Use::Yes,
-        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Use::Unknown,
-        _ => Use::No,
-    }
 }
 
 fn save(flavour: Flavour, family: Family) -> Result<Saved, Failure> {
@@ -172,18 +167,24 @@ fn save(flavour: Flavour, family: Family) -> Result<Saved, Failure> {
     }
 }
 
-fn restore(flavour: Flavour, family: Family, document: &Document) -> Result<(), Failure> {
+fn restore(
+    flavour: Flavour,
+    family: Family,
+    document: &Document,
+    log: &Log<'_>,
+) -> Result<(), Failure> {
     let program = IptablesProgram::find(flavour, family, "restore")?;
-    let answer = program.run(&["--noflush", "--wait"], &document.text())?;
+    if flavour == Flavour::Legacy {
+        // The program would wait for the same lock without a word.
+        drop(file_lock::take(log)?);
+    }
+    let wait = format!("--wait={}", file_lock::LOCK_TIMEOUT.as_secs());
+    let answer = program.run(&["--noflush", &wait], &document.text())?;
     if answer.ok {
         return Ok(());
     }
-    Err(refused(
-        &program,
-        &answer.complaint,
-        family,
-        document.line_blamed_by(&answer.complaint),
-    ))
+    let rule = document.line_blamed_by(&answer.complaint);
+    Err(refused(&program, &answer.complaint, family, rule))
 }
 
 fn refused(
@@ -192,18 +193,12 @@ fn refused(
     family: Family,
     rule: Option<String>,
 ) -> Failure {
+    // A right may have been taken away meanwhile.
+    if let Err(denied) = permission::check(program.flavour().need()) {
+        return Failure::NotPermitted(denied);
+    }
     let name = program.name();
     let complaint = complaint.split_whitespace().collect::<Vec<_>>().join(" ");
-    if [
-        "Permission denied",
-        "Operation not permitted",
-        "must be root",
-    ]
-    .iter()
-    .any(|it| complaint.contains(it))
-    {
-        return Failure::NotPermitted(format!("{name}: {complaint}"));
-    }
     let about = rule
         .map(|rule| format!(" refused rule {rule}"))
         .unwrap_or_default();
@@ -211,8 +206,9 @@ fn refused(
         Family::V4 => "CONFIG_IP_NF_NAT (module iptable_nat)",
         Family::V6 => "CONFIG_IP6_NF_NAT (module ip6table_nat)",
     };
-    Failure::Unusable(format!(
-        "{name}{about}: {complaint}: the kernel may lack {module}, CONFIG_NETFILTER_XT_TARGET_REDIRECT (module \
-         xt_REDIRECT), CONFIG_NETFILTER_XT_NAT (module xt_nat) or CONFIG_NETFILTER_XT_MATCH_OWNER (module xt_owner)"
+    Failure::Refused(format!(
+        "{name}{about}: {complaint}: the kernel may lack {module}, \
+         CONFIG_NETFILTER_XT_TARGET_REDIRECT (module xt_REDIRECT), CONFIG_NETFILTER_XT_NAT (module \
+         xt_nat) or CONFIG_NETFILTER_XT_MATCH_OWNER (module xt_owner)"
     ))
 }

@@ -1,14 +1,18 @@
-//! Program: arguments and environment in, exit code out. A panic is a bug and has an exit code of its
-//! own.
+//! Program: arguments and environment in, exit code out. A panic is a bug and has an exit code of
+//! its own.
 
 use std::process::ExitCode;
 
+use agent_init::{apply, command, error, log, signals};
+
 fn main() -> ExitCode {
+    signals::watch();
     let run = || {
-        let env = |key: &str| std::env::var(key).ok();
-        agent_init::command::run(
-            std::env::args().skip(1),
+        let env = |key: &str| std::env::var_os(key);
+        command::run(
+            std::env::args_os().skip(1),
             &env,
+            &mut std::io::stdin(),
             &mut std::io::stdout(),
             &mut std::io::stderr(),
         )
@@ -16,8 +20,12 @@ fn main() -> ExitCode {
     match std::panic::catch_unwind(run) {
         Ok(code) => code.into(),
         Err(_) => {
-            agent_init::apply::remove_quietly();
-            agent_init::error::BUG.into()
+            let mut stderr = std::io::stderr();
+            let log = log::Log::new(&mut stderr);
+            if let Some(left) = apply::remove_quietly(&log) {
+                log.warning(&left);
+            }
+            error::BUG.into()
         }
     }
 }

@@ -6,6 +6,7 @@
 //! attributes, each `length, kind, payload` padded to four bytes. Numbers are in the host's order
 //! unless a subsystem says otherwise.
 
+use std::cell::RefCell;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -32,8 +33,8 @@ const KIND_DONE: u16 = 3;
 const FLAG_DUMP_INTERRUPTED: u16 = 0x10;
 /// Mask of an attribute's kind: its two upper bits are flags.
 const ATTRIBUTE_KIND: u16 = 0x3fff;
-/// Time for an answer: the kernel answers at once or not at all, and this keeps a broken sandbox from
-/// hanging the pod.
+/// Time for an answer: the kernel answers at once or not at all, and this keeps a broken sandbox
+/// from hanging the pod.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 const BUFFER: usize = 1 << 16;
 /// Room for one transaction with some thousand rules.
@@ -87,7 +88,8 @@ impl Attributes {
     }
 }
 
-/// Iterates over the attributes in `bytes`: kind and payload. Stops at the first one that does not fit.
+/// Iterates over the attributes in `bytes`: kind and payload. Stops at the first one that does not
+/// fit.
 pub fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = usize::from(read16(bytes, 0)?);
@@ -194,20 +196,31 @@ impl From<Errno> for Refusal {
 
 /// Netlink socket to one subsystem of the kernel.
 #[derive(Debug)]
-pub struct Socket(OwnedFd);
+pub struct Socket {
+    fd: OwnedFd,
+    buffer: RefCell<Vec<u8>>,
+}
 
 impl Socket {
     /// Opens one. Errors mean that the kernel (or the sandbox) has no such subsystem.
     pub fn open(protocol: Option<Protocol>) -> Result<Self, Errno> {
+        Self::subscribed(protocol, 0)
+    }
+
+    /// Opens one that also hears the events of these groups, a bit for each.
+    pub fn subscribed(protocol: Option<Protocol>, groups: u32) -> Result<Self, Errno> {
         let fd = rustix::net::socket_with(
             AddressFamily::NETLINK,
             SocketType::RAW,
             SocketFlags::CLOEXEC,
             protocol,
         )?;
-        rustix::net::bind(&fd, &SocketAddrNetlink::new(0, 0))?;
+        rustix::net::bind(&fd, &SocketAddrNetlink::new(0, groups))?;
         sockopt::set_socket_timeout(&fd, sockopt::Timeout::Recv, Some(ANSWER_TIMEOUT))?;
-        Ok(Self(fd))
+        Ok(Self {
+            fd,
+            buffer: RefCell::new(vec![0; BUFFER]),
+        })
     }
 
     /// Requests a dump and gives all bodies of the answer.
@@ -259,8 +272,8 @@ impl Socket {
     /// asked for an acknowledgement; the kernel speaks of all others only when it refuses them.
     pub fn transact(&self, bytes: &[u8], last: u32) -> Result<(), Refusal> {
         // Without NET_ADMIN this is refused, and so will be the transaction.
-        let _ = sockopt::set_socket_send_buffer_size_force(&self.0, TRANSACTION_ROOM);
-        let _ = sockopt::set_socket_recv_buffer_size_force(&self.0, TRANSACTION_ROOM);
+        let _ = sockopt::set_socket_send_buffer_size_force(&self.fd, TRANSACTION_ROOM);
+        let _ = sockopt::set_socket_recv_buffer_size_force(&self.fd, TRANSACTION_ROOM);
         self.send(bytes)?;
         loop {
             let answer = self.receive()?;
@@ -282,7 +295,7 @@ impl Socket {
     fn send(&self, bytes: &[u8]) -> Result<(), Errno> {
         rustix::io::retry_on_intr(|| {
             rustix::net::sendto(
-                &self.0,
+                &self.fd,
                 bytes,
                 SendFlags::empty(),
                 &SocketAddrNetlink::new(0, 0),
@@ -291,13 +304,27 @@ impl Socket {
         .map(drop)
     }
 
+    /// Bodies of the events that are here already.
+    pub fn events(&self) -> Result<Vec<Vec<u8>>, Errno> {
+        let mut bodies = Vec::new();
+        loop {
+            match self.receive_with(RecvFlags::DONTWAIT) {
+                Ok(bytes) => bodies.extend(received(&bytes).map(|one| one.body.to_vec())),
+                Err(Errno::AGAIN) => return Ok(bodies),
+                Err(errno) => return Err(errno),
+            }
+        }
+    }
+
     fn receive(&self) -> Result<Vec<u8>, Errno> {
-        let mut buffer = vec![0; BUFFER];
-        let (got, _) = rustix::io::retry_on_intr(|| {
-            rustix::net::recv(&self.0, &mut buffer[..], RecvFlags::empty())
-        })?;
-        buffer.truncate(got);
-        Ok(buffer)
+        self.receive_with(RecvFlags::empty())
+    }
+
+    fn receive_with(&self, flags: RecvFlags) -> Result<Vec<u8>, Errno> {
+        let mut buffer = self.buffer.borrow_mut();
+        let (got, _) =
+            rustix::io::retry_on_intr(|| rustix::net::recv(&self.fd, &mut buffer[..], flags))?;
+        Ok(buffer[..got].to_vec())
     }
 }
 

@@ -1,9 +1,17 @@
 //! Renders a plan for people and programs: input of `iptables-restore`, input of `nft -f`, JSON.
 
-use crate::nft::TABLE;
-use crate::nft::hook::hook;
+use crate::nft::hook::{TABLE, hook};
 use crate::plan::Pod;
-use crate::rule::{Agent, Chain, Family, Rule, by_family, chains, own_chains};
+use crate::rule::{Chain, Family, Owner, Rule, by_family, chains, own_chains};
+
+/// Renders the plan of a pod that needs none.
+pub fn nothing(json: bool) -> &'static str {
+    if json {
+        "{\n  \"rules\": []\n}\n"
+    } else {
+        "# nothing to do: no port is asked for by number\n"
+    }
+}
 
 /// Renders input of `iptables-restore --noflush` and `ip6tables-restore --noflush` for an
 /// empty table.
@@ -58,8 +66,8 @@ pub fn nft_text(rules: &[Rule]) -> String {
 /// Renders JSON, for programs.
 pub fn json_text(rules: &[Rule], pod: &Pod) -> String {
     let agent = match pod.agent {
-        Agent::Gid(id) => serde_json::json!({ "gid": id }),
-        Agent::Uid(id) => serde_json::json!({ "uid": id }),
+        Owner::Gid(id) => serde_json::json!({ "gid": id }),
+        Owner::Uid(id) => serde_json::json!({ "uid": id }),
     };
     let addresses: Vec<String> = pod.addresses.iter().map(ToString::to_string).collect();
     let plan = serde_json::json!({

@@ -10,60 +10,8 @@ use std::net::{IpAddr, SocketAddr};
 
 pub use traffic_proto::port::Transport;
 
-/// An address family; each has tables of its own in the kernel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Family {
-    /// IPv4.
-    V4,
-    /// IPv6.
-    V6,
-}
-
-impl Family {
-    /// Families in the order in which they are programmed.
-    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
-
-    /// Family of `address`.
-    pub fn of(address: IpAddr) -> Self {
-        if address.is_ipv4() {
-            Self::V4
-        } else {
-            Self::V6
-        }
-    }
-
-    /// Name of the family in nftables, which is also its name of the header.
-    pub fn nft(self) -> &'static str {
-        match self {
-            Self::V4 => "ip",
-            Self::V6 => "ip6",
-        }
-    }
-
-    /// Number of the family in the kernel.
-    pub fn number(self) -> u8 {
-        match self {
-            Self::V4 => 2,
-            Self::V6 => 10,
-        }
-    }
-
-    fn prefix_length(self) -> u8 {
-        match self {
-            Self::V4 => 32,
-            Self::V6 => 128,
-        }
-    }
-}
-
-impl Display for Family {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::V4 => "IPv4",
-            Self::V6 => "IPv6",
-        })
-    }
-}
+use crate::cidr::Cidr;
+pub use crate::family::Family;
 
 /// Transports in the order in which they are programmed.
 pub const TRANSPORTS: [Transport; 2] = [Transport::Tcp, Transport::Udp];
@@ -76,16 +24,16 @@ fn word(transport: Transport) -> &'static str {
     }
 }
 
-/// Mark by which the kernel tells the agent's sockets from all others.
+/// Owner of sockets, as far as the kernel tells them apart by it: the mark of the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Agent {
-    /// Group that only the agent runs as: the one sure mark.
+pub enum Owner {
+    /// Group. A group that only the agent runs as is the one sure mark of the agent.
     Gid(u32),
-    /// User the agent runs as; an app with the same user is taken for the agent.
+    /// User. An app with the agent's user is taken for the agent.
     Uid(u32),
 }
 
-impl Display for Agent {
+impl Display for Owner {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
             Self::Gid(id) => write!(f, "gid {id}"),
@@ -108,9 +56,6 @@ pub enum Chain {
     /// Own chain: the agent's own traffic ends here, before a mesh's chains see it.
     Bypass,
 }
-
-/// Prefix of the names of our own chains.
-pub const PREFIX: &str = "TEL_";
 
 impl Chain {
     /// Name in the `nat` table of iptables; for our own chains also in our nftables
@@ -136,18 +81,26 @@ impl Chain {
 /// Condition on a packet. The tests of a rule are in the order of `iptables-save`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Test {
+    /// Sent from an address in this subnet.
+    FromSubnet(Cidr),
     /// Sent to this address.
     To(IpAddr),
     /// Sent to any other address.
     NotTo(IpAddr),
+    /// Sent to an address in this subnet.
+    ToSubnet(Cidr),
     /// Leaving over this interface.
     Over(String),
     /// Carried by this transport, whatever the port.
     Carried(Transport),
-    /// Sent by the agent.
-    From(Agent),
-    /// Sent by anybody else.
-    NotFrom(Agent),
+    /// Sent to an address of the pod itself, not routed through it.
+    Local,
+    /// Assigned to a transparent socket, as a mesh does in TPROXY mode.
+    Claimed,
+    /// Sent by this owner.
+    From(Owner),
+    /// Sent by any other owner.
+    NotFrom(Owner),
     /// Sent to this port.
     Port(Transport, u16),
 }
@@ -158,6 +111,8 @@ pub enum Test {
 pub enum Action {
     /// Jump to a chain of ours, and back when nothing there matches.
     Jump(Chain),
+    /// Leave this chain: others may still redirect the packet.
+    Return,
     /// Redirect to this port of the pod itself.
     Redirect(u16),
     /// Translate the destination to this address and port.
@@ -180,7 +135,8 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// Renders the rule as `iptables-save` prints and `iptables-restore` reads it, without its chain.
+    /// Renders the rule as `iptables-save` prints and `iptables-restore` reads it, without its
+    /// chain.
     ///
     /// `LeaveAlone` is `ACCEPT`: the mesh's rules of the same table stand behind ours and are not
     /// reached.
@@ -192,6 +148,7 @@ impl Rule {
             .collect();
         words.push(match self.then {
             Action::Jump(chain) => format!("-j {}", chain.name()),
+            Action::Return => "-j RETURN".to_owned(),
             Action::Redirect(port) => format!("-j REDIRECT --to-ports {port}"),
             Action::Translate(to) => format!("-j DNAT --to-destination {to}"),
             Action::LeaveAlone => "-j ACCEPT".to_owned(),
@@ -208,6 +165,7 @@ impl Rule {
         let mut words: Vec<String> = self.when.iter().map(|test| test.nft(self.family)).collect();
         words.push(match self.then {
             Action::Jump(chain) => format!("jump {}", chain.name()),
+            Action::Return => "return".to_owned(),
             Action::Redirect(port) => format!("redirect to :{port}"),
             Action::Translate(to) => format!("dnat to {to}"),
             Action::LeaveAlone => format!("dnat to {} daddr", self.family.nft()),
@@ -224,6 +182,7 @@ impl Rule {
         }
         let then = match self.then {
             Action::Jump(chain) => serde_json::json!({ "jump": chain.name() }),
+            Action::Return => serde_json::json!("return"),
             Action::Redirect(port) => serde_json::json!({ "redirect": port }),
             Action::Translate(to) => serde_json::json!({ "translate": to.to_string() }),
             Action::LeaveAlone => serde_json::json!("leaveAlone"),
@@ -255,14 +214,19 @@ impl Display for Rule {
 impl Test {
     fn iptables(&self, family: Family) -> String {
         match self {
+            Self::FromSubnet(subnet) => format!("-s {subnet}"),
             Self::To(address) => format!("-d {address}/{}", family.prefix_length()),
             Self::NotTo(address) => format!("! -d {address}/{}", family.prefix_length()),
+            Self::ToSubnet(subnet) => format!("-d {subnet}"),
             Self::Over(interface) => format!("-o {interface}"),
             Self::Carried(transport) => format!("-p {}", word(*transport)),
-            Self::From(Agent::Gid(id)) => format!("-m owner --gid-owner {id}"),
-            Self::From(Agent::Uid(id)) => format!("-m owner --uid-owner {id}"),
-            Self::NotFrom(Agent::Gid(id)) => format!("-m owner ! --gid-owner {id}"),
-            Self::NotFrom(Agent::Uid(id)) => format!("-m owner ! --uid-owner {id}"),
+            Self::Local => "-m addrtype --dst-type LOCAL".to_owned(),
+            // A mesh's listener is bound to no address, which the match ignores unless told.
+            Self::Claimed => "-m socket --transparent --nowildcard".to_owned(),
+            Self::From(Owner::Gid(id)) => format!("-m owner --gid-owner {id}"),
+            Self::From(Owner::Uid(id)) => format!("-m owner --uid-owner {id}"),
+            Self::NotFrom(Owner::Gid(id)) => format!("-m owner ! --gid-owner {id}"),
+            Self::NotFrom(Owner::Uid(id)) => format!("-m owner ! --uid-owner {id}"),
             Self::Port(transport, port) => {
                 format!("-p {0} -m {0} --dport {port}", word(*transport))
             }
@@ -271,30 +235,38 @@ impl Test {
 
     fn nft(&self, family: Family) -> String {
         match self {
+            Self::FromSubnet(subnet) => format!("{} saddr {subnet}", family.nft()),
             Self::To(address) => format!("{} daddr {address}", family.nft()),
             Self::NotTo(address) => format!("{} daddr != {address}", family.nft()),
+            Self::ToSubnet(subnet) => format!("{} daddr {subnet}", family.nft()),
             Self::Over(interface) => format!("oifname \"{interface}\""),
             Self::Carried(transport) => format!("meta l4proto {}", word(*transport)),
-            Self::From(Agent::Gid(id)) => format!("meta skgid {id}"),
-            Self::From(Agent::Uid(id)) => format!("meta skuid {id}"),
-            Self::NotFrom(Agent::Gid(id)) => format!("meta skgid != {id}"),
-            Self::NotFrom(Agent::Uid(id)) => format!("meta skuid != {id}"),
+            Self::Local => "fib daddr type local".to_owned(),
+            Self::Claimed => "socket transparent 1".to_owned(),
+            Self::From(Owner::Gid(id)) => format!("meta skgid {id}"),
+            Self::From(Owner::Uid(id)) => format!("meta skuid {id}"),
+            Self::NotFrom(Owner::Gid(id)) => format!("meta skgid != {id}"),
+            Self::NotFrom(Owner::Uid(id)) => format!("meta skuid != {id}"),
             Self::Port(transport, port) => format!("{} dport {port}", word(*transport)),
         }
     }
 
     fn json(&self) -> (&'static str, serde_json::Value) {
-        let agent = |agent: &Agent| match agent {
-            Agent::Gid(id) => serde_json::json!({ "gid": id }),
-            Agent::Uid(id) => serde_json::json!({ "uid": id }),
+        let owner = |owner: &Owner| match owner {
+            Owner::Gid(id) => serde_json::json!({ "gid": id }),
+            Owner::Uid(id) => serde_json::json!({ "uid": id }),
         };
         match self {
+            Self::FromSubnet(subnet) => ("fromSubnet", subnet.to_string().into()),
             Self::To(address) => ("to", address.to_string().into()),
             Self::NotTo(address) => ("notTo", address.to_string().into()),
+            Self::ToSubnet(subnet) => ("toSubnet", subnet.to_string().into()),
             Self::Over(interface) => ("over", interface.as_str().into()),
             Self::Carried(transport) => ("transport", word(*transport).into()),
-            Self::From(who) => ("from", agent(who)),
-            Self::NotFrom(who) => ("notFrom", agent(who)),
+            Self::Local => ("local", true.into()),
+            Self::Claimed => ("claimed", true.into()),
+            Self::From(who) => ("from", owner(who)),
+            Self::NotFrom(who) => ("notFrom", owner(who)),
             Self::Port(transport, port) => ("port", format!("{}/{port}", word(*transport)).into()),
         }
     }
@@ -302,20 +274,16 @@ impl Test {
 
 /// Groups `rules` by family; a family without rules is left out.
 pub fn by_family(rules: &[Rule]) -> Vec<(Family, Vec<&Rule>)> {
-    let of = |family| {
-        (
-            family,
-            rules
-                .iter()
-                .filter(|rule| rule.family == family)
-                .collect::<Vec<_>>(),
-        )
-    };
     Family::ALL
-        .map(of)
         .into_iter()
+        .map(|family| (family, of_family(rules, family)))
         .filter(|(_, rules)| !rules.is_empty())
         .collect()
+}
+
+/// Lists the rules of one family.
+pub fn of_family(rules: &[Rule], family: Family) -> Vec<&Rule> {
+    rules.iter().filter(|rule| rule.family == family).collect()
 }
 
 /// Lists the chains that hold `rules`, each once: our own first, because the hooks' rules jump to

@@ -6,8 +6,8 @@ use traffic_proto::fault::Faults;
 use traffic_proto::log_level::LogLevel;
 use traffic_proto::sidecar::{self, Role, Sidecar};
 
+use crate::env::{Env, value};
 use crate::error::Error;
-use crate::facts::Env;
 use crate::plan::PortPlan;
 
 /// Path at which the injector mounts the configuration.
@@ -19,6 +19,8 @@ const VARIABLE: &str = "AGENT_CONFIG";
 pub struct Settings {
     /// Ports that can be intercepted, numeric or named.
     pub ports: Vec<PortPlan>,
+    /// Subnets that the agent dials through a mesh, as they were written.
+    pub mesh_subnets: Vec<String>,
     /// Log level, if the configuration has one.
     pub log_level: Option<LogLevel>,
     /// Oddities of the configuration, one line each.
@@ -30,15 +32,53 @@ pub struct Settings {
 ///
 /// Errors: no configuration, or every fault of it on a line of its own.
 pub fn read(named: Option<&Path>, env: Env<'_>, root: Option<&Path>) -> Result<Settings, Error> {
-    let inline = env(VARIABLE).filter(|text| !text.trim().is_empty());
+    let inline = value(env, VARIABLE)?;
     let parsed = match (named, inline) {
         (Some(path), _) => from_file(path, root)?,
         (None, Some(text)) => sidecar::from_json(&text, VARIABLE, Role::Init),
         (None, None) => from_file(Path::new(FILE), root)?,
     };
-    parsed
-        .map(|sidecar| settings(&sidecar))
-        .map_err(|faults| Error::Config(faults.to_string()))
+    checked(parsed)
+}
+
+/// Reads the configuration in `text`, JSON; `source` is where it came from, for messages.
+pub fn read_text(text: &str, source: &str) -> Result<Settings, Error> {
+    checked(sidecar::from_json(text, source, Role::Init))
+}
+
+fn checked(parsed: Result<Sidecar, Faults>) -> Result<Settings, Error> {
+    let sidecar = parsed.map_err(|faults| Error::Config(faults.to_string()))?;
+    let settings = settings(&sidecar);
+    check_ports(&settings.ports)?;
+    Ok(settings)
+}
+
+/// Checks that no container port has two redirects: the second would never be reached.
+fn check_ports(ports: &[PortPlan]) -> Result<(), Error> {
+    let numeric: Vec<_> = ports.iter().filter(|port| port.numeric).collect();
+    let mut faults = Vec::new();
+    for (at, port) in numeric.iter().enumerate() {
+        let same = |it: &&&PortPlan| {
+            (it.container_port, it.transport) == (port.container_port, port.transport)
+        };
+        if let Some(first) = numeric[..at].iter().find(same) {
+            faults.push(format!(
+                "containerPort {} {} of container {}: agentPort {} and agentPort {} both stand for \
+                 it, and only the first redirect would be reached; give one container port one \
+                 agentPort",
+                port.container_port,
+                port.transport,
+                port.container,
+                first.agent_port,
+                port.agent_port
+            ));
+        }
+    }
+    if faults.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::Config(faults.join("\n")))
+    }
 }
 
 fn from_file(path: &Path, root: Option<&Path>) -> Result<Result<Sidecar, Faults>, Error> {
@@ -48,7 +88,8 @@ fn from_file(path: &Path, root: Option<&Path>) -> Result<Result<Sidecar, Faults>
     };
     let text = std::fs::read_to_string(&path).map_err(|error| {
         Error::Config(format!(
-            "{}: {error}; mount the sidecar configuration there, name its file with --config, or put it into {VARIABLE}",
+            "{}: {error}; mount the sidecar configuration there, name its file with --config, or \
+             put it into {VARIABLE}",
             path.display()
         ))
     })?;
@@ -71,6 +112,7 @@ fn settings(sidecar: &Sidecar) -> Settings {
     });
     Settings {
         ports: ports.collect(),
+        mesh_subnets: sidecar.mesh_dial_subnets.clone(),
         log_level: sidecar.log_level,
         warnings: sidecar.warnings.iter().map(ToString::to_string).collect(),
     }
@@ -93,12 +135,7 @@ mod tests {
 
     #[test]
     fn the_proxy_port_counts_all_entries_and_named_ports_have_none() {
-        let settings = read(
-            None,
-            &|key| (key == VARIABLE).then(|| CONFIG.to_owned()),
-            None,
-        )
-        .unwrap();
+        let settings = read(None, &|key| (key == VARIABLE).then(|| CONFIG.into()), None).unwrap();
         let ports = [
             (8080, 9900, 9914, true),
             (7070, 9901, 0, false),
@@ -124,7 +161,7 @@ mod tests {
             CONFIG.replace("8080", "2222"),
         )
         .unwrap();
-        let inline = |key: &str| (key == VARIABLE).then(|| CONFIG.replace("8080", "3333"));
+        let inline = |key: &str| (key == VARIABLE).then(|| CONFIG.replace("8080", "3333").into());
         let first = |named: Option<&str>, env: Env<'_>, root| {
             numbers(&read(named.map(Path::new), env, root).unwrap())[0].0
         };
@@ -147,7 +184,7 @@ mod tests {
         let bad = r#"{"containers":[{"name":"app","intercepts":[
             {"targetPortNumeric":true,"protocol":"TCP","containerPort":9900,"agentPort":9900},
             {"targetPortNumeric":true,"protocol":"SCTP","containerPort":0,"agentPort":9901}]}]}"#;
-        let error = read(None, &|key| (key == VARIABLE).then(|| bad.to_owned()), None).unwrap_err();
+        let error = read(None, &|key| (key == VARIABLE).then(|| bad.into()), None).unwrap_err();
         let text = error.to_string();
         for words in ["9900", "SCTP", "containerPort"] {
             assert!(text.contains(words), "{words}: {text}");
@@ -156,5 +193,27 @@ mod tests {
             text.lines().count() >= 3 && error.exit_code() == 64,
             "{text}"
         );
+    }
+
+    #[test]
+    fn one_container_port_with_two_agent_ports_is_refused() {
+        let config = |second: &str| {
+            format!(
+                r#"{{"containers":[{{"name":"app","intercepts":[
+                {{"targetPortNumeric":true,"protocol":"TCP","containerPort":8080,"agentPort":9900}},
+                {{"targetPortNumeric":{second},"protocol":"TCP","containerPort":8080,"agentPort":9901}}]}}]}}"#
+            )
+        };
+        let run = |second| {
+            let env = |key: &str| (key == VARIABLE).then(|| config(second).into());
+            read(None, &env, None)
+        };
+        let error = run("true").unwrap_err();
+        for words in ["8080", "9900", "9901", "one agentPort"] {
+            assert!(error.to_string().contains(words), "{words}: {error}");
+        }
+        assert_eq!(error.exit_code(), 64);
+        // A named port needs no redirect, so none is hidden.
+        assert!(run("false").is_ok());
     }
 }

@@ -1,12 +1,13 @@
-//! Comparison of the plan with the policy: golden texts for the documented examples, and for generated
-//! pods an independent reading of the policy, packet by packet.
+//! Comparison of the plan with the policy: golden texts for the documented examples, and for
+//! generated pods an independent reading of the policy, packet by packet.
 #![allow(clippy::unwrap_used)] // A test that cannot go on panics.
 
 use std::net::{IpAddr, SocketAddr};
 
-use agent_init::plan::{Pod, PortPlan, plan};
+use agent_init::cidr::Cidr;
+use agent_init::plan::{Options, Pod, PortPlan, PortRange};
 use agent_init::render::{iptables_text, json_text, nft_text};
-use agent_init::rule::{Action, Agent, Chain, Family, Rule, Test, Transport};
+use agent_init::rule::{Action, Chain, Family, Owner, Rule, Test, Transport};
 use proptest::prelude::*;
 
 fn port(container_port: u16, agent_port: u16, entries: u16, transport: Transport) -> PortPlan {
@@ -28,7 +29,12 @@ fn named(container_port: u16, agent_port: u16, entries: u16) -> PortPlan {
     }
 }
 
-fn pod(addresses: &[&str], agent: Agent) -> Pod {
+/// Plan without exceptions.
+fn plan(ports: &[PortPlan], pod: &Pod) -> Vec<Rule> {
+    agent_init::plan::plan(ports, pod, &Options::default())
+}
+
+fn pod(addresses: &[&str], agent: Owner) -> Pod {
     Pod {
         addresses: addresses.iter().map(|it| it.parse().unwrap()).collect(),
         loopback: "lo".into(),
@@ -53,7 +59,7 @@ fn assert_golden(name: &str, text: &str) {
 fn one_tcp_port_of_an_ipv4_pod() {
     let rules = plan(
         &[port(8080, 9900, 1, Transport::Tcp)],
-        &pod(&["10.1.0.2"], Agent::Uid(0)),
+        &pod(&["10.1.0.2"], Owner::Uid(0)),
     );
     assert_golden("one_tcp_port.rules", &iptables_text(&rules));
     assert_golden("one_tcp_port.nft", &nft_text(&rules));
@@ -63,7 +69,7 @@ fn one_tcp_port_of_an_ipv4_pod() {
 fn one_tcp_port_of_an_ipv6_pod() {
     let rules = plan(
         &[port(8080, 9900, 1, Transport::Tcp)],
-        &pod(&["fd00::2"], Agent::Uid(1001)),
+        &pod(&["fd00::2"], Owner::Uid(1001)),
     );
     assert_golden("one_tcp_port_ipv6.rules", &iptables_text(&rules));
     assert_golden("one_tcp_port_ipv6.nft", &nft_text(&rules));
@@ -77,7 +83,7 @@ fn tcp_and_udp_of_a_dual_stack_pod_beside_a_named_port() {
         port(9090, 9902, 4, Transport::Tcp),
         named(7070, 9903, 4),
     ];
-    let pod = pod(&["10.1.0.2", "fd00::2"], Agent::Gid(7439));
+    let pod = pod(&["10.1.0.2", "fd00::2"], Owner::Gid(7439));
     let rules = plan(&ports, &pod);
     assert_golden("dual_stack.rules", &iptables_text(&rules));
     assert_golden("dual_stack.nft", &nft_text(&rules));
@@ -85,21 +91,56 @@ fn tcp_and_udp_of_a_dual_stack_pod_beside_a_named_port() {
 }
 
 #[test]
+fn exceptions_stand_before_the_redirects() {
+    let options = Options {
+        excluded_ports: vec!["9090".parse().unwrap()],
+        excluded_sources: vec!["10.9.0.0/16".parse().unwrap()],
+        excluded_owners: vec![Owner::Uid(1337)],
+        mesh_subnets: vec!["10.8.0.0/16".parse().unwrap()],
+        ..Options::default()
+    };
+    let ports = [
+        port(8080, 9900, 2, Transport::Tcp),
+        port(9090, 9901, 2, Transport::Tcp),
+    ];
+    let pod = pod(&["10.1.0.2"], Owner::Gid(7439));
+    let rules = agent_init::plan::plan(&ports, &pod, &options);
+    assert_golden("exceptions.rules", &iptables_text(&rules));
+    assert_golden("exceptions.nft", &nft_text(&rules));
+}
+
+#[test]
 fn named_ports_alone_need_no_rule() {
     assert_eq!(
-        plan(&[named(8080, 9900, 1)], &pod(&["10.1.0.2"], Agent::Uid(0))),
+        plan(&[named(8080, 9900, 1)], &pod(&["10.1.0.2"], Owner::Uid(0))),
         []
     );
 }
 
-/// A connection's first packet, as the rules see it.
+/// Sender of a packet, as far as rules tell them apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sender {
+    Agent,
+    /// Process of an excluded owner.
+    Excluded,
+    Other,
+}
+
+const EXCLUDED: Owner = Owner::Uid(1337);
+
+/// First packet of a connection, as the rules see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Packet {
     arrives: bool,
+    from: IpAddr,
     to: SocketAddr,
     transport: Transport,
-    by_agent: bool,
+    sender: Sender,
     over_loopback: bool,
+    /// To an address of the pod itself.
+    local: bool,
+    /// Assigned to a transparent socket.
+    claimed: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,8 +151,14 @@ enum Fate {
     To(SocketAddr),
 }
 
+/// Verdict of a chain.
+enum Verdict {
+    Final(Fate),
+    Returned,
+}
+
 /// Evaluates a chain as the kernel does.
-fn fate(rules: &[Rule], chain: Chain, packet: Packet) -> Option<Fate> {
+fn verdict(rules: &[Rule], chain: Chain, packet: Packet) -> Verdict {
     let family = Family::of(packet.to.ip());
     for rule in rules
         .iter()
@@ -122,26 +169,36 @@ fn fate(rules: &[Rule], chain: Chain, packet: Packet) -> Option<Fate> {
         }
         match rule.then {
             Action::Jump(next) => {
-                if let Some(fate) = fate(rules, next, packet) {
-                    return Some(fate);
+                if let Verdict::Final(fate) = verdict(rules, next, packet) {
+                    return Verdict::Final(fate);
                 }
             }
-            Action::Redirect(port) => return Some(Fate::ToPort(port)),
-            Action::Translate(to) => return Some(Fate::To(to)),
-            Action::LeaveAlone => return Some(Fate::LeftAlone),
+            Action::Return => return Verdict::Returned,
+            Action::Redirect(port) => return Verdict::Final(Fate::ToPort(port)),
+            Action::Translate(to) => return Verdict::Final(Fate::To(to)),
+            Action::LeaveAlone => return Verdict::Final(Fate::LeftAlone),
         }
     }
-    None
+    Verdict::Returned
 }
 
 fn holds(test: &Test, packet: Packet) -> bool {
+    let sent_by = |owner: Owner| match packet.sender {
+        Sender::Agent => owner != EXCLUDED,
+        Sender::Excluded => owner == EXCLUDED,
+        Sender::Other => false,
+    };
     match test {
+        Test::FromSubnet(subnet) => subnet.contains(packet.from),
         Test::To(address) => packet.to.ip() == *address,
         Test::NotTo(address) => packet.to.ip() != *address,
+        Test::ToSubnet(subnet) => subnet.contains(packet.to.ip()),
         Test::Over(_) => packet.over_loopback,
         Test::Carried(transport) => packet.transport == *transport,
-        Test::From(_) => packet.by_agent,
-        Test::NotFrom(_) => !packet.by_agent,
+        Test::Local => packet.local,
+        Test::Claimed => packet.claimed,
+        Test::From(owner) => sent_by(*owner),
+        Test::NotFrom(owner) => !sent_by(*owner),
         Test::Port(transport, port) => packet.transport == *transport && packet.to.port() == *port,
     }
 }
@@ -152,11 +209,14 @@ fn fate_of(rules: &[Rule], packet: Packet) -> Fate {
     } else {
         Chain::Output
     };
-    fate(rules, hook, packet).unwrap_or(Fate::Untouched)
+    match verdict(rules, hook, packet) {
+        Verdict::Final(fate) => fate,
+        Verdict::Returned => Fate::Untouched,
+    }
 }
 
 /// Policy in other words than the plan's.
-fn wanted(ports: &[PortPlan], pod: &Pod, packet: Packet) -> Fate {
+fn wanted(ports: &[PortPlan], pod: &Pod, options: &Options, packet: Packet) -> Fate {
     let numeric = || ports.iter().filter(|port| port.numeric);
     let has_family = pod
         .addresses
@@ -165,63 +225,138 @@ fn wanted(ports: &[PortPlan], pod: &Pod, packet: Packet) -> Fate {
     if !has_family || numeric().next().is_none() {
         return Fate::Untouched;
     }
+    let to_port = |number: u16| (number, packet.transport);
+    let at = to_port(packet.to.port());
     let app = numeric()
-        .find(|it| it.transport == packet.transport && it.container_port == packet.to.port());
-    let proxy =
-        numeric().find(|it| it.transport == packet.transport && it.proxy_port == packet.to.port());
-    let to_localhost = packet.to.ip().is_loopback();
-    let sees_redirect =
-        packet.arrives || (packet.over_loopback && !(packet.by_agent && to_localhost));
-    match (app, proxy) {
-        (Some(port), _) if sees_redirect => Fate::ToPort(port.agent_port),
-        (_, Some(port))
-            if sees_redirect && !packet.arrives && pod.addresses.contains(&packet.to.ip()) =>
-        {
-            Fate::To(SocketAddr::new(packet.to.ip(), port.container_port))
+        .filter(|it| !options.excludes(it))
+        .find(|it| to_port(it.container_port) == at && it.transport == packet.transport);
+    if packet.arrives {
+        let excluded = options
+            .excluded_sources
+            .iter()
+            .any(|it| it.contains(packet.from));
+        return match app {
+            Some(port) if packet.local && !packet.claimed && !excluded => {
+                Fate::ToPort(port.agent_port)
+            }
+            _ => Fate::Untouched,
+        };
+    }
+    let by_agent = packet.sender == Sender::Agent;
+    let direct = by_agent && packet.to.ip().is_loopback();
+    // An exclusion is for a transport that has redirects.
+    let has_redirects =
+        numeric().any(|it| it.transport == packet.transport && !options.excludes(it));
+    let excluded =
+        packet.sender == Sender::Excluded && !options.excluded_owners.is_empty() && has_redirects;
+    if packet.over_loopback && !direct && !excluded {
+        let own = pod.addresses.contains(&packet.to.ip());
+        match app {
+            Some(port) if own => {
+                return Fate::To(SocketAddr::new(packet.to.ip(), port.agent_port));
+            }
+            Some(port) => return Fate::ToPort(port.agent_port),
+            None => {}
         }
-        _ if packet.by_agent => Fate::LeftAlone,
+        let proxy = numeric()
+            .find(|it| it.transport == packet.transport && it.proxy_port == packet.to.port());
+        if let Some(port) = proxy.filter(|_| own) {
+            return Fate::To(SocketAddr::new(packet.to.ip(), port.container_port));
+        }
+    }
+    let through_mesh = packet.to.port() == 53
+        || options
+            .mesh_subnets
+            .iter()
+            .any(|it| it.contains(packet.to.ip()));
+    match by_agent {
+        true if !through_mesh => Fate::LeftAlone,
         _ => Fate::Untouched,
     }
 }
 
 /// Packets that could be treated differently by any of the rules.
 fn packets(ports: &[PortPlan], pod: &Pod) -> Vec<Packet> {
-    let elsewhere: [IpAddr; 4] =
-        ["127.0.0.1", "::1", "192.0.2.7", "2001:db8::7"].map(|it| it.parse().expect("an address"));
+    let parsed = |it: &str| it.parse::<IpAddr>().expect("an address");
+    let elsewhere = [
+        "127.0.0.1",
+        "::1",
+        "192.0.2.7",
+        "2001:db8::7",
+        "10.8.0.1",
+        "fd08::1",
+    ]
+    .map(parsed);
+    let callers = ["198.51.100.1", "10.9.0.1", "2001:db8::9", "fd09::1"].map(parsed);
     let mut numbers: Vec<u16> = ports
         .iter()
         .flat_map(|it| [it.container_port, it.agent_port, it.proxy_port])
         .collect();
-    numbers.push(1);
+    numbers.extend([1, 53]);
     let mut packets = Vec::new();
     for address in pod.addresses.iter().chain(&elsewhere) {
         let own = pod.addresses.contains(address);
         for number in &numbers {
             for transport in [Transport::Tcp, Transport::Udp] {
-                let to = SocketAddr::new(*address, *number);
-                for by_agent in [false, true] {
-                    let over_loopback = own || address.is_loopback();
-                    packets.push(Packet {
-                        arrives: false,
-                        to,
-                        transport,
-                        by_agent,
-                        over_loopback,
-                    });
+                let packet = Packet {
+                    arrives: false,
+                    from: *address,
+                    to: SocketAddr::new(*address, *number),
+                    transport,
+                    sender: Sender::Other,
+                    over_loopback: own || address.is_loopback(),
+                    local: own || address.is_loopback(),
+                    claimed: false,
+                };
+                for sender in [Sender::Agent, Sender::Excluded, Sender::Other] {
+                    packets.push(Packet { sender, ..packet });
                 }
-                if own {
-                    packets.push(Packet {
-                        arrives: true,
-                        to,
-                        transport,
-                        by_agent: false,
-                        over_loopback: false,
-                    });
+                for from in callers
+                    .iter()
+                    .filter(|it| it.is_ipv4() == address.is_ipv4())
+                {
+                    for claimed in [false, true] {
+                        packets.push(Packet {
+                            arrives: true,
+                            from: *from,
+                            over_loopback: false,
+                            claimed,
+                            ..packet
+                        });
+                    }
                 }
             }
         }
     }
     packets
+}
+
+fn any_options() -> impl Strategy<Value = Options> {
+    let subnets = |subnets: [&'static str; 2]| {
+        prop::sample::subsequence(subnets.map(|it| it.parse::<Cidr>().unwrap()).to_vec(), 0..3)
+    };
+    let ports = prop::collection::vec((1024u16..9000, 0u16..2000), 0..3);
+    let owners = prop::sample::subsequence(vec![EXCLUDED], 0..2);
+    (
+        ports,
+        subnets(["10.9.0.0/16", "fd09::/16"]),
+        owners,
+        subnets(["10.8.0.0/16", "fd08::/16"]),
+    )
+        .prop_map(|(ports, excluded_sources, excluded_owners, mesh_subnets)| {
+            let range = |(first, count): (u16, u16)| PortRange {
+                first,
+                last: first + count,
+                transport: None,
+            };
+            Options {
+                excluded_ports: ports.into_iter().map(range).collect(),
+                excluded_sources,
+                excluded_owners,
+                mesh_subnets,
+                ..Options::default()
+            }
+        })
 }
 
 fn any_ports() -> impl Strategy<Value = Vec<PortPlan>> {
@@ -256,8 +391,8 @@ fn any_pod() -> impl Strategy<Value = Pod> {
         &["10.1.0.2", "10.2.0.2", "fd00::2", "fd01::2"],
     ];
     let agent = prop_oneof![
-        any::<u32>().prop_map(Agent::Uid),
-        any::<u32>().prop_map(Agent::Gid)
+        any::<u32>().prop_map(Owner::Uid),
+        any::<u32>().prop_map(Owner::Gid)
     ];
     (prop::sample::select(families.to_vec()), agent)
         .prop_map(|(addresses, agent)| pod(addresses, agent))
@@ -267,16 +402,17 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn every_packet_goes_where_the_policy_says(ports in any_ports(), pod in any_pod()) {
-        let rules = plan(&ports, &pod);
+    fn every_packet_goes_where_the_policy_says(ports in any_ports(), pod in any_pod(), options in any_options()) {
+        let rules = agent_init::plan::plan(&ports, &pod, &options);
         for packet in packets(&ports, &pod) {
-            prop_assert_eq!(fate_of(&rules, packet), wanted(&ports, &pod, packet), "{:?}", packet);
+            let wanted = wanted(&ports, &pod, &options, packet);
+            prop_assert_eq!(fate_of(&rules, packet), wanted, "{:?}", packet);
         }
     }
 
     #[test]
-    fn no_rule_is_without_effect(ports in any_ports(), pod in any_pod()) {
-        let rules = plan(&ports, &pod);
+    fn no_rule_is_without_effect(ports in any_ports(), pod in any_pod(), options in any_options()) {
+        let rules = agent_init::plan::plan(&ports, &pod, &options);
         let packets = packets(&ports, &pod);
         for at in 0..rules.len() {
             let mut fewer = rules.clone();
@@ -287,8 +423,9 @@ proptest! {
     }
 
     #[test]
-    fn the_same_config_gives_the_same_texts(ports in any_ports(), pod in any_pod()) {
-        let (first, second) = (plan(&ports, &pod), plan(&ports.clone(), &pod.clone()));
+    fn the_same_config_gives_the_same_texts(ports in any_ports(), pod in any_pod(), options in any_options()) {
+        let made = || agent_init::plan::plan(&ports.clone(), &pod.clone(), &options.clone());
+        let (first, second) = (made(), made());
         prop_assert_eq!(iptables_text(&first), iptables_text(&second));
         prop_assert_eq!(nft_text(&first), nft_text(&second));
         prop_assert_eq!(json_text(&first, &pod), json_text(&second, &pod));

@@ -4,19 +4,25 @@
 //! system.
 
 use std::ffi::OsString;
-use std::io::Write as _;
+use std::fs::File;
+use std::io::{Read as _, Seek as _, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::fs::MemfdFlags;
 
+use super::file_lock;
 use super::flavour::Flavour;
 use crate::failure::Failure;
 use crate::rule::Family;
+use crate::signals;
 
-const LOCK_FILE: &str = "/run/xtables.lock";
 const PLACES: &str = "/usr/sbin:/sbin:/usr/local/sbin:/usr/bin:/bin";
+/// Time for one run of a program, the wait for its lock included.
+const RUN_TIMEOUT: Duration = Duration::from_secs(40);
+const MAX_POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Output of the program, and its success.
 pub(super) struct Answer {
@@ -32,7 +38,7 @@ pub(super) struct IptablesProgram {
 }
 
 impl IptablesProgram {
-    /// `what` is `save` or `restore`. Errors name what was looked for.
+    /// Finds the program; `what` is `save` or `restore`. Errors name what was looked for.
     pub(super) fn find(flavour: Flavour, family: Family, what: &str) -> Result<Self, Failure> {
         let base = if family == Family::V4 {
             "iptables"
@@ -47,45 +53,84 @@ impl IptablesProgram {
         // An image may have one flavour only, under the plain name.
         let path = in_path(&plain).filter(|path| flavour_of(path) == Some(flavour));
         path.map(|path| Self { path, flavour }).ok_or_else(|| {
-            Failure::Unusable(format!(
+            Failure::Absent(format!(
                 "no program {exact}, and no {plain} of that flavour, in the image"
             ))
         })
     }
 
-    /// Runs it with these arguments and this input, to its end.
+    /// Runs it with these arguments and this input, to its end. Files in memory stand for pipes, so
+    /// that neither side waits for the other.
+    ///
+    /// Errors: it cannot be started, does not end in time, or a signal came; it is ended then.
     pub(super) fn run(&self, arguments: &[&str], input: &str) -> Result<Answer, Failure> {
         let failed =
-            |error: std::io::Error| Failure::Unusable(format!("{}: {error}", self.path.display()));
+            |error: std::io::Error| Failure::Refused(format!("{}: {error}", self.path.display()));
+        let mut stdin = memory_file("input").map_err(failed)?;
+        stdin.write_all(input.as_bytes()).map_err(failed)?;
+        stdin.rewind().map_err(failed)?;
+        let mut stdout = memory_file("output").map_err(failed)?;
+        let mut stderr = memory_file("errors").map_err(failed)?;
         let lock = self.lock_file();
         let mut command = Command::new(&self.path);
         command.args(arguments).env("LC_ALL", "C");
         command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+            .stdin(stdin)
+            .stdout(stdout.try_clone().map_err(failed)?)
+            .stderr(stderr.try_clone().map_err(failed)?);
         if let Some((_, path)) = &lock {
-            command.env("XTABLES_LOCKFILE", path);
+            command.env(file_lock::VARIABLE, path);
         }
-        let mut child = command.spawn().map_err(failed)?;
-        // It reads all its input before it prints; one that stops reading says why on its own.
-        if let Some(mut stdin) = child.stdin.take() {
-            let _ = stdin.write_all(input.as_bytes());
-        }
-        let done = child.wait_with_output().map_err(failed)?;
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
-        let mut complaint = text(&done.stderr);
-        if complaint.is_empty() && !done.status.success() {
-            complaint = done.status.to_string();
+        let child = command.spawn().map_err(failed)?;
+        let status = self.end_of(child)?;
+        let output = text_of(&mut stdout).map_err(failed)?;
+        let mut complaint = text_of(&mut stderr).map_err(failed)?;
+        if complaint.is_empty() && !status.success() {
+            complaint = status.to_string();
         }
         Ok(Answer {
-            ok: done.status.success(),
-            output: text(&done.stdout),
+            ok: status.success(),
+            output,
             complaint,
         })
     }
 
-    /// The program's name, for messages.
+    /// Waits for the program to end.
+    fn end_of(&self, mut child: Child) -> Result<ExitStatus, Failure> {
+        let start = Instant::now();
+        let mut pause = Duration::from_micros(200);
+        loop {
+            let ended = child.try_wait();
+            let failure = match ended {
+                Ok(Some(status)) => return Ok(status),
+                Err(error) => Failure::Refused(format!("{}: {error}", self.path.display())),
+                Ok(None) => match signals::received() {
+                    Some(signal) => Failure::Interrupted(signal),
+                    None if start.elapsed() > RUN_TIMEOUT => Failure::Busy(format!(
+                        "{}: did not end within {} s and was killed",
+                        self.path.display(),
+                        RUN_TIMEOUT.as_secs()
+                    )),
+                    None => {
+                        std::thread::sleep(pause);
+                        pause = (pause * 2).min(MAX_POLL_INTERVAL);
+                        continue;
+                    }
+                },
+            };
+            // The kernel takes its transaction as a whole or not at all.
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(failure);
+        }
+    }
+
+    /// Flavour of the program.
+    pub(super) fn flavour(&self) -> Flavour {
+        self.flavour
+    }
+
+    /// Name of the program, for messages.
     pub(super) fn name(&self) -> String {
         self.path
             .file_name()
@@ -97,16 +142,9 @@ impl IptablesProgram {
     /// memory serves: our runs exclude each other by other means, and nobody else is in this file
     /// system.
     fn lock_file(&self) -> Option<(OwnedFd, OsString)> {
-        let usable = || {
-            std::fs::OpenOptions::new()
-                .append(true)
-                .create(true)
-                .open(LOCK_FILE)
-                .is_ok()
-        };
         if self.flavour == Flavour::Nft
-            || std::env::var_os("XTABLES_LOCKFILE").is_some()
-            || usable()
+            || std::env::var_os(file_lock::VARIABLE).is_some()
+            || file_lock::open().is_some()
         {
             return None;
         }
@@ -114,6 +152,17 @@ impl IptablesProgram {
         let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
         Path::new(&path).exists().then(|| (fd, path.into()))
     }
+}
+
+fn memory_file(name: &str) -> std::io::Result<File> {
+    Ok(rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?.into())
+}
+
+fn text_of(file: &mut File) -> std::io::Result<String> {
+    let mut bytes = Vec::new();
+    file.rewind()?;
+    file.read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).trim().to_owned())
 }
 
 fn in_path(name: &str) -> Option<PathBuf> {

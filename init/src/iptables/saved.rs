@@ -1,10 +1,14 @@
 //! Reading of `iptables-save -t nat`, and the one document for `iptables-restore --noflush` that
 //! leads from there to the plan. Pure.
 //!
-//! A chain whose name starts with `TEL_` is ours with all its rules, and so is a rule elsewhere that
-//! jumps to one. All else is left in its place.
+//! `ours` says which chains and rules are ours. All else is left in its place.
 
-use crate::rule::{Chain, PREFIX, Rule, own_chains};
+use super::words;
+use crate::ours::{self, is_mark, is_own_chain};
+use crate::rule::{Chain, Rule, own_chains};
+
+/// Targets that end the way of a packet through the hook's chain.
+const FINAL_TARGETS: [&str; 6] = ["ACCEPT", "RETURN", "DROP", "DNAT", "REDIRECT", "NETMAP"];
 
 /// Table `nat` as printed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -17,13 +21,13 @@ pub struct Saved {
 struct SavedRule {
     chain: String,
     text: String,
+    ours: bool,
 }
 
 impl SavedRule {
+    /// True for a rule of ours in a chain that is not.
     fn is_our_jump(&self) -> bool {
-        let mut words = self.text.split(' ');
-        let target = words.find(|word| *word == "-j").and_then(|_| words.next());
-        !self.chain.starts_with(PREFIX) && target.is_some_and(|name| name.starts_with(PREFIX))
+        self.ours && !is_own_chain(&self.chain)
     }
 }
 
@@ -66,29 +70,46 @@ impl Saved {
             if let Some(table) = line.strip_prefix('*') {
                 in_nat = table.trim() == "nat";
             } else if let (true, Some(chain)) = (in_nat, line.strip_prefix(':')) {
-                saved
-                    .chains
-                    .extend(chain.split(' ').next().map(str::to_owned));
+                let name = chain.split(' ').next().map(str::to_owned);
+                saved.chains.extend(name);
             } else if let (true, Some(rule)) = (in_nat, line.strip_prefix("-A ")) {
                 let (chain, text) = rule.split_once(' ').unwrap_or((rule, ""));
                 saved.rules.push(SavedRule {
                     chain: chain.to_owned(),
                     text: text.trim_end().to_owned(),
+                    ours: false,
                 });
             }
         }
+        saved.tell_ours();
         saved
     }
 
-    /// Number of all rules, ours and others'.
-    pub fn rule_count(&self) -> usize {
-        self.rules.len()
+    fn tell_ours(&mut self) {
+        let seen = |rule: &SavedRule| words::seen(&rule.chain, &rule.text);
+        let seen: Vec<_> = self.rules.iter().map(seen).collect();
+        for (rule, ours) in self.rules.iter_mut().zip(ours::ours(&seen)) {
+            rule.ours = ours;
+        }
     }
 
-    /// True when there is a chain or a jump of ours.
+    /// True when there is a chain or a rule of ours.
     pub fn has_ours(&self) -> bool {
-        self.chains.iter().any(|name| name.starts_with(PREFIX))
-            || self.rules.iter().any(SavedRule::is_our_jump)
+        self.chains.iter().any(|name| is_own_chain(name)) || self.rules.iter().any(|rule| rule.ours)
+    }
+
+    /// Rules of others that end the way of arriving packets before our jump: a line for each.
+    pub fn in_front(&self) -> Vec<String> {
+        let before = self
+            .of("PREROUTING")
+            .take_while(|rule| !rule.is_our_jump())
+            .filter(|rule| {
+                let target = words::seen("", &rule.text).jump.unwrap_or_default();
+                FINAL_TARGETS.contains(&target.as_str())
+            });
+        before
+            .map(|rule| format!("in front of ours: rule -A PREROUTING {}", rule.text))
+            .collect()
     }
 
     fn of<'a>(&'a self, chain: &'a str) -> impl Iterator<Item = &'a SavedRule> {
@@ -97,8 +118,8 @@ impl Saved {
 
     /// Compares `rules` with the table: a line for each that is missing or not wanted.
     ///
-    /// Rules are in force when our chains hold their rules, our jumps are the first in `OUTPUT`, and each
-    /// of those in `PREROUTING` is there once.
+    /// Rules are in force when our chains hold their rules, our jumps are the first in `OUTPUT`,
+    /// and each of those in `PREROUTING` is there once.
     pub fn differences(&self, rules: &[&Rule]) -> Vec<String> {
         let mut lines = Vec::new();
         let own = own_chains(rules);
@@ -135,16 +156,10 @@ impl Saved {
                 ));
             }
         }
-        let is_other = |name: &&String| {
-            name.starts_with(PREFIX) && own.iter().all(|chain| chain.name() != *name)
-        };
-        for name in self
-            .chains
-            .iter()
-            .filter(is_other)
-            .filter(|name| !crate::nft::stale_rules::is_mark(name))
-        {
-            lines.push(format!("not wanted: chain {name}"));
+        for name in self.chains.iter().filter(|name| is_own_chain(name)) {
+            if !is_mark(name) && own.iter().all(|chain| chain.name() != *name) {
+                lines.push(format!("not wanted: chain {name}"));
+            }
         }
         lines
     }
@@ -156,7 +171,8 @@ impl Saved {
             .all(SavedRule::is_our_jump)
     }
 
-    /// Makes the document that leaves `rules` as all that is ours here, or `None` when they are already.
+    /// Makes the document that leaves `rules` as all that is ours here, or `None` when they are
+    /// already.
     ///
     /// `mark` is an empty chain to leave beside them. What was ours goes and comes again in the
     /// same transaction: jumps are deleted and put in their places anew, so that they are never
@@ -179,7 +195,7 @@ impl Saved {
         let stale: Vec<_> = self
             .chains
             .iter()
-            .filter(|name| name.starts_with(PREFIX) && !kept(name.as_str()))
+            .filter(|name| is_own_chain(name) && !kept(name.as_str()))
             .collect();
         for name in own
             .iter()
@@ -215,8 +231,8 @@ impl Saved {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{Pod, PortPlan, plan};
-    use crate::rule::{Agent, Transport, by_family};
+    use crate::plan::{Options, Pod, PortPlan, plan};
+    use crate::rule::{Owner, Transport, by_family};
 
     fn rules() -> Vec<Rule> {
         let port = PortPlan {
@@ -230,9 +246,17 @@ mod tests {
         let pod = Pod {
             addresses: vec!["10.1.0.2".parse().unwrap()],
             loopback: "lo".into(),
-            agent: Agent::Uid(0),
+            agent: Owner::Uid(0),
         };
-        plan(&[port], &pod)
+        plan(&[port], &pod, &Options::default())
+    }
+
+    fn saved_rule(chain: &str, text: &str) -> SavedRule {
+        SavedRule {
+            chain: chain.to_owned(),
+            text: text.to_owned(),
+            ours: false,
+        }
     }
 
     /// Applies the document to the table: a model of the program, for these tests.
@@ -244,17 +268,16 @@ mod tests {
                 .trim_start()
                 .split_once(' ')
                 .unwrap_or((rest.trim_start(), ""));
-            let rule = |text: &str| SavedRule {
-                chain: chain.to_owned(),
-                text: text.to_owned(),
-            };
+            let rule = |text: &str| saved_rule(chain, text);
             match command {
                 "-A" => next.rules.push(rule(text)),
                 "-D" => {
                     let at = next
                         .rules
                         .iter()
-                        .position(|it| *it == rule(text))
+                        .position(|it| {
+                            (&it.chain, &it.text) == (&rule(text).chain, &rule(text).text)
+                        })
                         .expect("deletes what is there");
                     next.rules.remove(at);
                 }
@@ -280,11 +303,13 @@ mod tests {
                 _ => {}
             }
         }
+        next.tell_ours();
         next
     }
 
-    const MESH: &str = "# Generated\n*nat\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n:ISTIO_OUTPUT - [0:0]\n\
-                        -A PREROUTING -p tcp -j ISTIO_INBOUND\n-A OUTPUT -p tcp -j ISTIO_OUTPUT\nCOMMIT\n";
+    const MESH: &str = "# Generated\n*nat\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT \
+                        [0:0]\n:ISTIO_OUTPUT - [0:0]\n-A PREROUTING -p tcp -j ISTIO_INBOUND\n-A \
+                        OUTPUT -p tcp -j ISTIO_OUTPUT\nCOMMIT\n";
 
     #[test]
     fn one_transition_leads_to_the_plan_and_the_next_is_not_needed() {
@@ -308,24 +333,19 @@ mod tests {
         let start = Saved::parse(MESH);
         let good = after(&start, &start.transition(&rules, None).unwrap());
         let mut doubled = good.clone();
-        doubled.rules.push(SavedRule {
-            chain: "OUTPUT".into(),
-            text: rules_of(&rules, Chain::Output)[0].clone(),
-        });
+        doubled
+            .rules
+            .push(saved_rule("OUTPUT", &rules_of(&rules, Chain::Output)[0]));
+        doubled.tell_ours();
         let mut hidden = good.clone();
-        hidden.rules.insert(
-            0,
-            SavedRule {
-                chain: "OUTPUT".into(),
-                text: "-j ISTIO_OUTPUT".into(),
-            },
-        );
+        hidden
+            .rules
+            .insert(0, saved_rule("OUTPUT", "-j ISTIO_OUTPUT"));
         let mut old = good.clone();
         old.chains.push("TEL_OUTPUT_UDP".into());
-        old.rules.push(SavedRule {
-            chain: "OUTPUT".into(),
-            text: "-p udp -j TEL_OUTPUT_UDP".into(),
-        });
+        old.rules
+            .push(saved_rule("OUTPUT", "-p udp -j TEL_OUTPUT_UDP"));
+        old.tell_ours();
         for bad in [doubled, hidden, old] {
             assert_ne!(bad.differences(&rules), Vec::<String>::new());
             let mended = after(&bad, &bad.transition(&rules, None).unwrap());
@@ -340,10 +360,8 @@ mod tests {
         let (_, rules) = by_family(&rules).remove(0);
         let start = Saved::default();
         let mut ours = after(&start, &start.transition(&rules, None).unwrap());
-        ours.rules.push(SavedRule {
-            chain: "PREROUTING".into(),
-            text: "-p tcp -j ISTIO_INBOUND".into(),
-        });
+        ours.rules
+            .push(saved_rule("PREROUTING", "-p tcp -j ISTIO_INBOUND"));
         assert_eq!(
             ours.differences(&rules),
             Vec::<String>::new(),
@@ -356,7 +374,10 @@ mod tests {
             .collect();
         assert_eq!(
             order,
-            ["-p tcp -j ISTIO_INBOUND", "-p tcp -j TEL_PREROUTING_TCP"]
+            [
+                "-p tcp -j ISTIO_INBOUND",
+                "-p tcp -m addrtype --dst-type LOCAL -j TEL_PREROUTING_TCP"
+            ]
         );
     }
 
@@ -374,7 +395,7 @@ mod tests {
         let answer = format!(
             "iptables-restore v1.8.9 (nf_tables): \nline {line}: RULE_APPEND failed (No such file)"
         );
-        assert_eq!(document.line_blamed_by(&answer), Some(rules[0].to_string()));
+        assert_eq!(document.line_blamed_by(&answer), Some(rules[1].to_string()));
         assert_eq!(
             document.line_blamed_by("iptables-restore: line 4 failed"),
             document.line_blamed_by("line: 4")
@@ -383,9 +404,47 @@ mod tests {
         assert_eq!(document.line_blamed_by("line 4000 failed"), None);
     }
 
+    #[test]
+    fn the_rules_of_the_original_image_are_replaced() {
+        let rules = rules();
+        let (_, rules) = by_family(&rules).remove(0);
+        let original = "*nat\n:OUTPUT ACCEPT [0:0]\n:TEL_OUTPUT_TCP - [0:0]\n:TEL_PREROUTING_TCP - \
+                        [0:0]\n-A PREROUTING -p tcp -j TEL_PREROUTING_TCP\n-A OUTPUT -o lo -p tcp \
+                        -m owner ! --uid-owner 0 -j TEL_OUTPUT_TCP\n-A OUTPUT -m owner --uid-owner \
+                        0 -j RETURN\n-A OUTPUT -m owner --uid-owner 1337 -j RETURN\nCOMMIT\n";
+        let start = Saved::parse(original);
+        let mended = after(&start, &start.transition(&rules, None).unwrap());
+        assert_eq!(mended.differences(&rules), Vec::<String>::new());
+        let gone = after(&mended, &mended.transition(&[], None).unwrap());
+        let left: Vec<_> = gone.rules.iter().map(|rule| rule.text.as_str()).collect();
+        assert_eq!(left, ["-m owner --uid-owner 1337 -j RETURN"]);
+    }
+
+    #[test]
+    fn a_foreign_rule_is_left_whatever_its_comment_says() {
+        let comment = r#"-A OUTPUT -m comment --comment "see -j TEL_OUTPUT_TCP" -j ACCEPT"#;
+        let table = Saved::parse(&format!("*nat\n:OUTPUT ACCEPT [0:0]\n{comment}\nCOMMIT\n"));
+        assert!(!table.has_ours());
+        let rules = rules();
+        let (_, rules) = by_family(&rules).remove(0);
+        let text = table.transition(&rules, None).unwrap().text();
+        assert!(!text.contains("-D"), "{text}");
+    }
+
+    #[test]
+    fn a_final_rule_in_front_of_our_jump_is_told_and_a_mesh_is_not() {
+        let table = "*nat\n-A PREROUTING -p tcp -j ISTIO_INBOUND\n-A PREROUTING -p tcp -j ACCEPT\n\
+                     -A PREROUTING -p tcp -j TEL_PREROUTING_TCP\n-A PREROUTING -p udp -j ACCEPT\n";
+        assert_eq!(
+            Saved::parse(table).in_front(),
+            ["in front of ours: rule -A PREROUTING -p tcp -j ACCEPT"]
+        );
+    }
+
     proptest::proptest! {
         #[test]
-        fn any_text_is_read_without_harm(text in "(\\*nat|:|-A |-j |TEL_|line |[0-9]|\n| |[A-Z]){0,60}") {
+        fn any_text_is_read_without_harm(text in "(\\*nat|:|-A |-j |TEL_|line |[0-9]|\n| \
+            |[A-Z]){0,60}") {
             let rules = rules();
             let (_, rules) = by_family(&rules).remove(0);
             let saved = Saved::parse(&text);

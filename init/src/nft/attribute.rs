@@ -1,5 +1,5 @@
-//! Numbers of `linux/netfilter/nf_tables.h` and `linux/netfilter/nfnetlink.h`: message types and the
-//! attributes of each object, by the kernel's names.
+//! Numbers of `linux/netfilter/nf_tables.h` and `linux/netfilter/nfnetlink.h`: message types and
+//! the attributes of each object, by the kernel's names.
 
 /// Subsystem of nf_tables, in the upper byte of a message type.
 const NF_TABLES: u16 = 10 << 8;
@@ -24,6 +24,8 @@ pub(crate) const GENERATION_ID: u16 = 1;
 
 /// `NFTA_TABLE_NAME`.
 pub(crate) const TABLE_NAME: u16 = 1;
+/// `NFTA_TABLE_FLAGS`.
+pub(crate) const TABLE_FLAGS: u16 = 2;
 
 /// `NFTA_CHAIN_TABLE`.
 pub(crate) const CHAIN_TABLE: u16 = 1;
@@ -85,6 +87,34 @@ pub(crate) const COMPARE_SOURCE: u16 = 1;
 pub(crate) const COMPARE_OPERATION: u16 = 2;
 /// `NFTA_CMP_DATA`.
 pub(crate) const COMPARE_DATA: u16 = 3;
+
+/// `NFTA_BITWISE_SREG`.
+pub(crate) const BITWISE_SOURCE: u16 = 1;
+/// `NFTA_BITWISE_DREG`.
+pub(crate) const BITWISE_DESTINATION: u16 = 2;
+/// `NFTA_BITWISE_LEN`.
+pub(crate) const BITWISE_LENGTH: u16 = 3;
+/// `NFTA_BITWISE_MASK`.
+pub(crate) const BITWISE_MASK: u16 = 4;
+/// `NFTA_BITWISE_XOR`.
+pub(crate) const BITWISE_XOR: u16 = 5;
+
+/// `NFTA_FIB_DREG`.
+pub(crate) const FIB_DESTINATION: u16 = 1;
+/// `NFTA_FIB_RESULT`.
+pub(crate) const FIB_RESULT: u16 = 2;
+/// `NFTA_FIB_FLAGS`.
+pub(crate) const FIB_FLAGS: u16 = 3;
+
+/// `NFTA_MATCH_NAME`, and `NFTA_TARGET_NAME`.
+pub(crate) const EXTENSION_NAME: u16 = 1;
+/// `NFTA_MATCH_INFO`.
+pub(crate) const EXTENSION_INFO: u16 = 3;
+
+/// `NFTA_SOCKET_KEY`.
+pub(crate) const SOCKET_KEY: u16 = 1;
+/// `NFTA_SOCKET_DREG`.
+pub(crate) const SOCKET_DESTINATION: u16 = 2;
 
 /// `NFTA_IMMEDIATE_DREG`.
 pub(crate) const IMMEDIATE_DESTINATION: u16 = 1;

@@ -8,13 +8,17 @@
 use std::net::IpAddr;
 
 use super::attribute::{
-    COMPARE_DATA, COMPARE_OPERATION, COMPARE_SOURCE, DATA_VALUE, DATA_VERDICT, EXPRESSION_DATA,
-    EXPRESSION_NAME, IMMEDIATE_DATA, IMMEDIATE_DESTINATION, LIST_ELEMENT, META_DESTINATION,
-    META_KEY, NAT_ADDRESS, NAT_FAMILY, NAT_PORT, NAT_TYPE, PAYLOAD_BASE, PAYLOAD_DESTINATION,
-    PAYLOAD_LENGTH, PAYLOAD_OFFSET, REDIRECT_PORT, VERDICT_CHAIN, VERDICT_CODE,
+    BITWISE_DESTINATION, BITWISE_LENGTH, BITWISE_MASK, BITWISE_SOURCE, BITWISE_XOR, COMPARE_DATA,
+    COMPARE_OPERATION, COMPARE_SOURCE, DATA_VALUE, DATA_VERDICT, EXPRESSION_DATA, EXPRESSION_NAME,
+    EXTENSION_INFO, EXTENSION_NAME, FIB_DESTINATION, FIB_FLAGS, FIB_RESULT, IMMEDIATE_DATA,
+    IMMEDIATE_DESTINATION, LIST_ELEMENT, META_DESTINATION, META_KEY, NAT_ADDRESS, NAT_FAMILY,
+    NAT_PORT, NAT_TYPE, PAYLOAD_BASE, PAYLOAD_DESTINATION, PAYLOAD_LENGTH, PAYLOAD_OFFSET,
+    REDIRECT_PORT, SOCKET_DESTINATION, SOCKET_KEY, VERDICT_CHAIN, VERDICT_CODE,
 };
-use crate::netlink::{Attributes, attributes, find, find_text};
-use crate::rule::{Action, Agent, Family, Rule, Test};
+use crate::cidr::Cidr;
+use crate::netlink::{Attributes, attributes, find, find_be32, find_text};
+use crate::ours::{self, Seen};
+use crate::rule::{Action, Family, Owner, Rule, Test};
 
 const REGISTER_VERDICT: u32 = 0;
 const REGISTER_1: u32 = 1;
@@ -29,15 +33,25 @@ const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
 const PORT_OFFSET: u32 = 2;
 
+/// `NFT_FIB_RESULT_ADDRTYPE`.
+const FIB_ADDRESS_TYPE: u32 = 3;
+/// `NFTA_FIB_F_DADDR`.
+const FIB_OF_DESTINATION: u32 = 1 << 1;
+/// `RTN_LOCAL`.
+const ROUTE_LOCAL: u32 = 2;
+/// `NFT_SOCKET_TRANSPARENT`.
+const SOCKET_TRANSPARENT: u32 = 0;
+
 const EQUAL: u32 = 0;
 const NOT_EQUAL: u32 = 1;
 const NAT_TO_DESTINATION: u32 = 1;
 const VERDICT_JUMP: i32 = -3;
+const VERDICT_RETURN: i32 = -5;
 const INTERFACE_NAME_LENGTH: usize = 16;
 
 /// Expression: its name in the kernel and its attributes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Expression {
+pub(crate) struct Expression {
     /// Name in the kernel, which is also the name of the module that brings it.
     pub name: String,
     data: Vec<u8>,
@@ -51,6 +65,11 @@ impl Expression {
         }
     }
 
+    /// True for the match of this name of iptables.
+    fn is_extension(&self, name: &str) -> bool {
+        self.name == "match" && find_text(&self.data, EXTENSION_NAME) == Some(name)
+    }
+
     /// True when the kernel's `other` does what this one says: it may tell more than we did, not
     /// less, and a counter's count is its own affair.
     fn is_kept_by(&self, other: &Self) -> bool {
@@ -60,7 +79,7 @@ impl Expression {
 }
 
 /// Lists the expressions of `rule`, with a packet counter in front of the action when asked.
-pub fn expressions(rule: &Rule, counter: bool) -> Vec<Expression> {
+pub(crate) fn expressions(rule: &Rule, counter: bool) -> Vec<Expression> {
     let mut list = Vec::new();
     for test in &rule.when {
         list.extend(test_expressions(test, rule.family));
@@ -73,7 +92,7 @@ pub fn expressions(rule: &Rule, counter: bool) -> Vec<Expression> {
 }
 
 /// Encodes the list as the attribute a rule carries.
-pub fn encode(list: &[Expression]) -> Attributes {
+pub(crate) fn encode(list: &[Expression]) -> Attributes {
     list.iter().fold(Attributes::default(), |all, one| {
         let data = Attributes(one.data.clone());
         all.nest(
@@ -86,7 +105,7 @@ pub fn encode(list: &[Expression]) -> Attributes {
 }
 
 /// Decodes the list in an attribute that the kernel gave.
-pub fn decode(bytes: &[u8]) -> Vec<Expression> {
+pub(crate) fn decode(bytes: &[u8]) -> Vec<Expression> {
     attributes(bytes)
         .map(|(_, element)| Expression {
             name: find_text(element, EXPRESSION_NAME)
@@ -98,7 +117,7 @@ pub fn decode(bytes: &[u8]) -> Vec<Expression> {
 }
 
 /// True when a rule that the kernel lists is `rule`, with or without a counter.
-pub fn is_in_force(rule: &Rule, listed: &[Expression]) -> bool {
+pub(crate) fn is_in_force(rule: &Rule, listed: &[Expression]) -> bool {
     let wanted = expressions(rule, false);
     let listed: Vec<_> = listed.iter().filter(|it| it.name != "counter").collect();
     wanted.len() == listed.len()
@@ -109,16 +128,78 @@ pub fn is_in_force(rule: &Rule, listed: &[Expression]) -> bool {
 }
 
 /// Chain that a listed rule jumps to, if it does.
-pub fn jump_target(listed: &[Expression]) -> Option<&str> {
-    let immediate = listed.iter().find(|it| it.name == "immediate")?;
-    find_text(
-        find(find(&immediate.data, IMMEDIATE_DATA)?, DATA_VERDICT)?,
-        VERDICT_CHAIN,
-    )
+pub(crate) fn jump_target(listed: &[Expression]) -> Option<&str> {
+    find_text(verdict(listed)?, VERDICT_CHAIN)
+}
+
+/// Verdict of a listed rule.
+fn verdict(listed: &[Expression]) -> Option<&[u8]> {
+    listed
+        .iter()
+        .filter(|it| it.name == "immediate")
+        .find_map(|it| find(find(&it.data, IMMEDIATE_DATA)?, DATA_VERDICT))
+}
+
+/// A listed rule as far as it matters for telling whose it is.
+pub(crate) fn seen(chain: &str, listed: &[Expression]) -> Seen {
+    let code = verdict(listed).and_then(|it| find_be32(it, VERDICT_CODE));
+    let returns = code.map(u32::cast_signed) == Some(VERDICT_RETURN);
+    let plain = |it: &Expression| {
+        let harmless = ["meta", "cmp", "payload", "counter", "immediate"];
+        harmless.contains(&it.name.as_str()) || it.is_extension("owner")
+    };
+    let owner = owner_of(listed);
+    Seen {
+        chain: chain.to_owned(),
+        jump: jump_target(listed).map(str::to_owned),
+        owner: owner.map(|(owner, _)| owner),
+        returns_owner: returns
+            && listed.iter().all(plain)
+            && owner.is_some_and(|(_, inverted)| !inverted),
+    }
+}
+
+/// Owner that a listed rule tests for, and whether it is the exception: by the kernel's own
+/// expressions, or by the match of iptables.
+fn owner_of(listed: &[Expression]) -> Option<(Owner, bool)> {
+    let by_match = listed
+        .iter()
+        .find(|it| it.is_extension("owner"))
+        .and_then(|it| ours::owner_in_match(find(&it.data, EXTENSION_INFO)?));
+    by_match.or_else(|| {
+        listed.windows(2).find_map(|pair| {
+            let [load, test] = pair else { return None };
+            let owner: fn(u32) -> Owner = match find_be32(&load.data, META_KEY)? {
+                META_UID if load.name == "meta" => Owner::Uid,
+                META_GID if load.name == "meta" => Owner::Gid,
+                _ => return None,
+            };
+            let value = find(find(&test.data, COMPARE_DATA)?, DATA_VALUE)?;
+            let id = u32::from_ne_bytes(value.try_into().ok()?);
+            let inverted = find_be32(&test.data, COMPARE_OPERATION)? == NOT_EQUAL;
+            Some((owner(id), inverted))
+        })
+    })
+}
+
+/// True when a listed rule assigns packets to a transparent proxy.
+pub(crate) fn assigns_to_proxy(listed: &[Expression]) -> bool {
+    let is_proxy = |it: &Expression| {
+        let target = it.name == "target" && find_text(&it.data, EXTENSION_NAME) == Some("TPROXY");
+        it.name == "tproxy" || target
+    };
+    listed.iter().any(is_proxy)
 }
 
 fn test_expressions(test: &Test, family: Family) -> Vec<Expression> {
     match test {
+        Test::FromSubnet(subnet) => in_subnet(load_source(family), *subnet),
+        Test::ToSubnet(subnet) => in_subnet(load_destination(family), *subnet),
+        Test::Local => vec![
+            load_address_type(),
+            compare(EQUAL, &ROUTE_LOCAL.to_ne_bytes()),
+        ],
+        Test::Claimed => vec![load_transparent(), compare(EQUAL, &[1])],
         Test::To(address) => vec![load_destination(family), compare(EQUAL, &octets(*address))],
         Test::NotTo(address) => vec![
             load_destination(family),
@@ -133,8 +214,8 @@ fn test_expressions(test: &Test, family: Family) -> Vec<Expression> {
             load_meta(META_TRANSPORT),
             compare(EQUAL, &[transport.number()]),
         ],
-        Test::From(agent) => owner(*agent, EQUAL),
-        Test::NotFrom(agent) => owner(*agent, NOT_EQUAL),
+        Test::From(who) => owner(*who, EQUAL),
+        Test::NotFrom(who) => owner(*who, NOT_EQUAL),
         Test::Port(transport, port) => {
             let mut list = test_expressions(&Test::Carried(*transport), family);
             list.push(load_payload(TRANSPORT_HEADER, PORT_OFFSET, 2));
@@ -144,10 +225,10 @@ fn test_expressions(test: &Test, family: Family) -> Vec<Expression> {
     }
 }
 
-fn owner(agent: Agent, how: u32) -> Vec<Expression> {
-    let (key, id) = match agent {
-        Agent::Uid(id) => (META_UID, id),
-        Agent::Gid(id) => (META_GID, id),
+fn owner(owner: Owner, how: u32) -> Vec<Expression> {
+    let (key, id) = match owner {
+        Owner::Uid(id) => (META_UID, id),
+        Owner::Gid(id) => (META_GID, id),
     };
     vec![load_meta(key), compare(how, &id.to_ne_bytes())]
 }
@@ -158,13 +239,11 @@ fn action_expressions(rule: &Rule) -> Vec<Expression> {
             let verdict = Attributes::default()
                 .bytes(VERDICT_CODE, &VERDICT_JUMP.to_be_bytes())
                 .text(VERDICT_CHAIN, chain.name());
-            let data = Attributes::default().nest(DATA_VERDICT, verdict);
-            vec![Expression::new(
-                "immediate",
-                Attributes::default()
-                    .be32(IMMEDIATE_DESTINATION, REGISTER_VERDICT)
-                    .nest(IMMEDIATE_DATA, data),
-            )]
+            vec![verdict_expression(verdict)]
+        }
+        Action::Return => {
+            let verdict = Attributes::default().bytes(VERDICT_CODE, &VERDICT_RETURN.to_be_bytes());
+            vec![verdict_expression(verdict)]
         }
         Action::Redirect(port) => vec![
             immediate(REGISTER_1, &port.to_be_bytes()),
@@ -193,6 +272,16 @@ fn action_expressions(rule: &Rule) -> Vec<Expression> {
             ]
         }
     }
+}
+
+fn verdict_expression(verdict: Attributes) -> Expression {
+    let data = Attributes::default().nest(DATA_VERDICT, verdict);
+    Expression::new(
+        "immediate",
+        Attributes::default()
+            .be32(IMMEDIATE_DESTINATION, REGISTER_VERDICT)
+            .nest(IMMEDIATE_DATA, data),
+    )
 }
 
 /// Type (destination) and family of a translation.
@@ -239,6 +328,47 @@ fn load_payload(base: u32, offset: u32, length: u32) -> Expression {
         .be32(PAYLOAD_OFFSET, offset)
         .be32(PAYLOAD_LENGTH, length);
     Expression::new("payload", data)
+}
+
+fn load_source(family: Family) -> Expression {
+    match family {
+        Family::V4 => load_payload(NETWORK_HEADER, 12, 4),
+        Family::V6 => load_payload(NETWORK_HEADER, 8, 16),
+    }
+}
+
+fn in_subnet(load: Expression, subnet: Cidr) -> Vec<Expression> {
+    let mask = subnet.mask();
+    let network = octets(subnet.network());
+    let data = |value: &[u8]| Attributes::default().bytes(DATA_VALUE, value);
+    let cut = Attributes::default()
+        .be32(BITWISE_SOURCE, REGISTER_1)
+        .be32(BITWISE_DESTINATION, REGISTER_1)
+        .be32(BITWISE_LENGTH, u32::try_from(mask.len()).unwrap_or(0))
+        .nest(BITWISE_MASK, data(&mask))
+        .nest(BITWISE_XOR, data(&vec![0; mask.len()]));
+    vec![
+        load,
+        Expression::new("bitwise", cut),
+        compare(EQUAL, &network),
+    ]
+}
+
+/// Loads the type of the destination in the routing tables.
+fn load_address_type() -> Expression {
+    let data = Attributes::default()
+        .be32(FIB_DESTINATION, REGISTER_1)
+        .be32(FIB_RESULT, FIB_ADDRESS_TYPE)
+        .be32(FIB_FLAGS, FIB_OF_DESTINATION);
+    Expression::new("fib", data)
+}
+
+/// Loads 1 when the packet's socket is transparent.
+fn load_transparent() -> Expression {
+    let data = Attributes::default()
+        .be32(SOCKET_KEY, SOCKET_TRANSPARENT)
+        .be32(SOCKET_DESTINATION, REGISTER_1);
+    Expression::new("socket", data)
 }
 
 fn load_destination(family: Family) -> Expression {
@@ -288,7 +418,7 @@ mod tests {
         let jump = Rule {
             family: Family::V6,
             chain: Chain::Output,
-            when: vec![Test::From(Agent::Gid(7439))],
+            when: vec![Test::From(Owner::Gid(7439))],
             then,
         };
         assert_eq!(

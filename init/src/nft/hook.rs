@@ -1,6 +1,9 @@
-//! Hooks and priorities of our base chains in nftables.
+//! Name of our tables in nftables, and hooks and priorities of their base chains.
 
 use crate::rule::Chain;
+
+/// Name of our table, in each family that has rules.
+pub(crate) const TABLE: &str = "tel_agent";
 
 /// Hook of nftables and priority of a chain that the kernel calls.
 ///

@@ -1,87 +1,134 @@
 //! Reading tables, chains and rules of nf_tables.
 
 use super::attribute::{
-    CHAIN_HOOK, CHAIN_NAME, CHAIN_TABLE, GET_CHAIN, GET_RULE, GET_TABLE, HOOK_NUMBER,
-    HOOK_PRIORITY, RULE_CHAIN, RULE_EXPRESSIONS, RULE_HANDLE, RULE_TABLE, TABLE_NAME,
+    CHAIN_HOOK, CHAIN_NAME, CHAIN_TABLE, CHAIN_TYPE, GENERATION_ID, GET_CHAIN, GET_GENERATION,
+    GET_RULE, GET_TABLE, HOOK_NUMBER, HOOK_PRIORITY, RULE_CHAIN, RULE_EXPRESSIONS, RULE_HANDLE,
+    RULE_TABLE, TABLE_FLAGS, TABLE_NAME,
 };
-use super::batch::{Refused, of, whole};
+use super::batch::{Refused, of, unanswered};
 use super::expr::{self, Expression};
 use crate::netlink::{Socket, find, find_be32, find_text};
-use crate::rule::Family;
+
+/// `NFT_TABLE_F_DORMANT`.
+const DORMANT: u32 = 1;
+/// Number that stands for all families.
+const ALL: u8 = 0;
+
+/// Table as the kernel lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ListedTable {
+    /// Number of the family; tables of both families have one of their own.
+    pub(crate) family: u8,
+    pub(crate) name: String,
+    /// True when the kernel leaves its chains out.
+    pub(crate) dormant: bool,
+}
 
 /// Chain as the kernel lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ListedChain {
+    pub(crate) family: u8,
+    pub(crate) table: String,
     pub(crate) name: String,
+    /// Such as `nat`, when the kernel calls it.
+    pub(crate) kind: String,
     /// Hook number and priority, when the kernel calls it.
     pub(crate) hook: Option<(u32, i32)>,
 }
 
 /// Rule as the kernel lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ListedRule {
+    pub(crate) family: u8,
+    pub(crate) table: String,
     pub(crate) chain: String,
     pub(crate) handle: Vec<u8>,
     pub(crate) expressions: Vec<Expression>,
 }
 
-/// True when the family has a table of this name.
-pub(crate) fn has_table(socket: &Socket, family: Family, name: &str) -> Result<bool, Refused> {
-    let tables = socket
-        .dump(GET_TABLE, &of(family))
-        .map_err(|errno| whole("the list of tables", errno))?;
-    Ok(tables.iter().any(|it| {
-        it.first() == Some(&family.number()) && find_text(rest(it), TABLE_NAME) == Some(name)
-    }))
+/// Number of the present state of the rules.
+pub(crate) fn generation(socket: &Socket) -> Result<Option<u32>, Refused> {
+    let answer = socket.ask(GET_GENERATION, &of(ALL));
+    answer
+        .map(|body| find_be32(rest(&body), GENERATION_ID))
+        .map_err(|errno| unanswered("the generation of the rules", errno))
 }
 
-/// Lists the chains of a table, none when there is no such table.
-pub(crate) fn list_chains(
-    socket: &Socket,
-    family: Family,
-    table: &str,
-) -> Result<Vec<ListedChain>, Refused> {
-    let chains = socket
-        .dump(GET_CHAIN, &of(family))
-        .map_err(|errno| whole("the list of chains", errno))?;
-    let chains = chains
-        .iter()
-        .map(|it| rest(it))
-        .filter(|it| find_text(it, CHAIN_TABLE) == Some(table));
-    Ok(chains
-        .map(|it| ListedChain {
-            name: find_text(it, CHAIN_NAME).unwrap_or_default().to_owned(),
-            hook: find(it, CHAIN_HOOK).and_then(|hook| {
-                Some((
-                    find_be32(hook, HOOK_NUMBER)?,
-                    find_be32(hook, HOOK_PRIORITY)?.cast_signed(),
-                ))
-            }),
-        })
-        .collect())
+/// Lists all tables.
+pub(crate) fn tables(socket: &Socket) -> Result<Vec<ListedTable>, Refused> {
+    let bodies = socket
+        .dump(GET_TABLE, &of(ALL))
+        .map_err(|errno| unanswered("the list of tables", errno))?;
+    let tables = bodies.iter().map(|body| ListedTable {
+        family: family(body),
+        name: text(rest(body), TABLE_NAME),
+        dormant: find_be32(rest(body), TABLE_FLAGS).unwrap_or(0) & DORMANT != 0,
+    });
+    Ok(tables.collect())
 }
 
-/// Lists the rules of a table, none when there is no such table.
-pub(crate) fn list_rules(
+/// Lists all chains.
+pub(crate) fn chains(socket: &Socket) -> Result<Vec<ListedChain>, Refused> {
+    let bodies = socket
+        .dump(GET_CHAIN, &of(ALL))
+        .map_err(|errno| unanswered("the list of chains", errno))?;
+    let chains = bodies.iter().map(|body| {
+        let it = rest(body);
+        let place = |hook| {
+            Some((
+                find_be32(hook, HOOK_NUMBER)?,
+                find_be32(hook, HOOK_PRIORITY)?.cast_signed(),
+            ))
+        };
+        ListedChain {
+            family: family(body),
+            table: text(it, CHAIN_TABLE),
+            name: text(it, CHAIN_NAME),
+            kind: text(it, CHAIN_TYPE),
+            hook: find(it, CHAIN_HOOK).and_then(place),
+        }
+    });
+    Ok(chains.collect())
+}
+
+/// Lists the rules of one table, given by the number of its family and its name, or all rules.
+pub(crate) fn rules(
     socket: &Socket,
-    family: Family,
-    table: &str,
+    table: Option<(u8, &str)>,
 ) -> Result<Vec<ListedRule>, Refused> {
-    let rules = socket
-        .dump(GET_RULE, &of(family).text(RULE_TABLE, table))
-        .map_err(|errno| whole("the list of rules", errno))?;
-    let rules = rules
-        .iter()
-        .map(|it| rest(it))
-        .filter(|it| find_text(it, RULE_TABLE) == Some(table));
-    Ok(rules
-        .map(|it| ListedRule {
-            chain: find_text(it, RULE_CHAIN).unwrap_or_default().to_owned(),
+    // Asked for a name in all families, the kernel stops at the first.
+    let question = match table {
+        Some((family, table)) => of(family).text(RULE_TABLE, table),
+        None => of(ALL),
+    };
+    let bodies = socket
+        .dump(GET_RULE, &question)
+        .map_err(|errno| unanswered("the list of rules", errno))?;
+    let rules = bodies.iter().map(|body| {
+        let it = rest(body);
+        ListedRule {
+            family: family(body),
+            table: text(it, RULE_TABLE),
+            chain: text(it, RULE_CHAIN),
             handle: find(it, RULE_HANDLE).unwrap_or_default().to_vec(),
             expressions: expr::decode(find(it, RULE_EXPRESSIONS).unwrap_or_default()),
-        })
+        }
+    });
+    // A kernel that does not know the question's filter gives all.
+    Ok(rules
+        .filter(|rule| table.is_none_or(|it| it == (rule.family, rule.table.as_str())))
         .collect())
 }
 
-/// Attributes of an nf_tables message.
+fn family(body: &[u8]) -> u8 {
+    body.first().copied().unwrap_or(0)
+}
+
+fn text(attributes: &[u8], kind: u16) -> String {
+    find_text(attributes, kind).unwrap_or_default().to_owned()
+}
+
+/// Attributes of a message of netfilter.
 pub(crate) fn rest(body: &[u8]) -> &[u8] {
     body.get(4..).unwrap_or_default()
 }

@@ -1,4 +1,5 @@
-//! Destinations of connections, found by connecting: every backend, family, transport and number of ports.
+//! Destinations of connections, found by connecting: every backend, family, transport and number of
+//! ports.
 
 use agent_init::rule::Transport;
 

@@ -1,7 +1,9 @@
-//! Pods beside a mesh: the published capture chains of Istio and of Linkerd, put there before or after
-//! our rules, and little proxies that stand where the mesh's would.
+//! Pods beside a mesh: the published capture chains of Istio and of Linkerd, put there before or
+//! after our rules, and little proxies that stand where the mesh's would.
 
+use std::io::Read as _;
 use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
 
 use agent_init::rule::Transport::Tcp;
 
@@ -23,15 +25,17 @@ const FAR: u16 = 443;
 
 /// Mesh as far as the pod's rules know it.
 #[derive(Clone, Copy)]
-struct Mesh {
+pub(crate) struct Mesh {
     name: &'static str,
     who: As,
     inbound: u16,
     outbound: u16,
     rules: fn(v6: bool) -> String,
+    /// True when callers are assigned to its listener, and not redirected to it.
+    transparent: bool,
 }
 
-const ISTIO: Mesh = Mesh {
+pub(crate) const ISTIO: Mesh = Mesh {
     name: "istio",
     who: As {
         uid: 1337,
@@ -40,6 +44,16 @@ const ISTIO: Mesh = Mesh {
     inbound: 15006,
     outbound: 15001,
     rules: istio,
+    transparent: false,
+};
+const ISTIO_TPROXY: Mesh = Mesh {
+    name: "istio in TPROXY mode",
+    // Transparent sockets take rights.
+    who: As { uid: 0, gid: 1337 },
+    inbound: 15006,
+    outbound: 15001,
+    rules: istio_tproxy,
+    transparent: true,
 };
 const LINKERD: Mesh = Mesh {
     name: "linkerd",
@@ -50,6 +64,7 @@ const LINKERD: Mesh = Mesh {
     inbound: 4143,
     outbound: 4140,
     rules: linkerd,
+    transparent: false,
 };
 
 fn istio(v6: bool) -> String {
@@ -59,49 +74,78 @@ fn istio(v6: bool) -> String {
         ("127.0.0.1/32", "127.0.0.6/32")
     };
     format!(
-        "*nat\n:ISTIO_INBOUND - [0:0]\n:ISTIO_IN_REDIRECT - [0:0]\n:ISTIO_OUTPUT - [0:0]\n:ISTIO_REDIRECT - [0:0]\n\
-         -A PREROUTING -p tcp -j ISTIO_INBOUND\n-A OUTPUT -p tcp -j ISTIO_OUTPUT\n\
-         -A ISTIO_INBOUND -p tcp --dport 15008 -j RETURN\n-A ISTIO_INBOUND -p tcp --dport 15090 -j RETURN\n\
-         -A ISTIO_INBOUND -p tcp --dport 15021 -j RETURN\n-A ISTIO_INBOUND -p tcp --dport 15020 -j RETURN\n\
-         -A ISTIO_INBOUND -p tcp -j ISTIO_IN_REDIRECT\n\
-         -A ISTIO_IN_REDIRECT -p tcp -j REDIRECT --to-ports 15006\n\
-         -A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports 15001\n\
-         -A ISTIO_OUTPUT -s {passthrough} -o lo -j RETURN\n\
-         -A ISTIO_OUTPUT ! -d {local} -o lo -p tcp -m tcp ! --dport 15008 -m owner --uid-owner 1337 -j ISTIO_IN_REDIRECT\n\
-         -A ISTIO_OUTPUT -o lo -m owner ! --uid-owner 1337 -j RETURN\n\
-         -A ISTIO_OUTPUT -m owner --uid-owner 1337 -j RETURN\n\
-         -A ISTIO_OUTPUT ! -d {local} -o lo -p tcp -m tcp ! --dport 15008 -m owner --gid-owner 1337 -j ISTIO_IN_REDIRECT\n\
-         -A ISTIO_OUTPUT -o lo -m owner ! --gid-owner 1337 -j RETURN\n\
-         -A ISTIO_OUTPUT -m owner --gid-owner 1337 -j RETURN\n\
-         -A ISTIO_OUTPUT -d {local} -j RETURN\n-A ISTIO_OUTPUT -j ISTIO_REDIRECT\nCOMMIT\n"
+        "*nat\n:ISTIO_INBOUND - [0:0]\n:ISTIO_IN_REDIRECT - [0:0]\n:ISTIO_OUTPUT - \
+         [0:0]\n:ISTIO_REDIRECT - [0:0]\n-A PREROUTING -p tcp -j ISTIO_INBOUND\n-A OUTPUT -p tcp \
+         -j ISTIO_OUTPUT\n-A ISTIO_INBOUND -p tcp --dport 15008 -j RETURN\n-A ISTIO_INBOUND -p tcp \
+         --dport 15090 -j RETURN\n-A ISTIO_INBOUND -p tcp --dport 15021 -j RETURN\n-A \
+         ISTIO_INBOUND -p tcp --dport 15020 -j RETURN\n-A ISTIO_INBOUND -p tcp -j \
+         ISTIO_IN_REDIRECT\n-A ISTIO_IN_REDIRECT -p tcp -j REDIRECT --to-ports 15006\n-A \
+         ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports 15001\n-A ISTIO_OUTPUT -s {passthrough} -o \
+         lo -j RETURN\n-A ISTIO_OUTPUT ! -d {local} -o lo -p tcp -m tcp ! --dport 15008 -m owner \
+         --uid-owner 1337 -j ISTIO_IN_REDIRECT\n-A ISTIO_OUTPUT -o lo -m owner ! --uid-owner 1337 \
+         -j RETURN\n-A ISTIO_OUTPUT -m owner --uid-owner 1337 -j RETURN\n-A ISTIO_OUTPUT ! -d \
+         {local} -o lo -p tcp -m tcp ! --dport 15008 -m owner --gid-owner 1337 -j \
+         ISTIO_IN_REDIRECT\n-A ISTIO_OUTPUT -o lo -m owner ! --gid-owner 1337 -j RETURN\n-A \
+         ISTIO_OUTPUT -m owner --gid-owner 1337 -j RETURN\n-A ISTIO_OUTPUT -d {local} -j \
+         RETURN\n-A ISTIO_OUTPUT -j ISTIO_REDIRECT\nCOMMIT\n"
+    )
+}
+
+fn istio_tproxy(v6: bool) -> String {
+    let (local, passthrough) = if v6 {
+        ("::1/128", "::6/128")
+    } else {
+        ("127.0.0.1/32", "127.0.0.6/32")
+    };
+    format!(
+        "*mangle\n:ISTIO_INBOUND - [0:0]\n:ISTIO_DIVERT - [0:0]\n:ISTIO_TPROXY - [0:0]\n-A \
+         PREROUTING -p tcp -j ISTIO_INBOUND\n-A PREROUTING -p tcp -m mark --mark 1337 -j CONNMARK \
+         --save-mark\n-A OUTPUT -p tcp -m connmark --mark 1337 -j CONNMARK --restore-mark\n-A \
+         ISTIO_DIVERT -j MARK --set-mark 1337\n-A ISTIO_DIVERT -j ACCEPT\n-A ISTIO_TPROXY ! -d \
+         {local} -p tcp -j TPROXY --tproxy-mark 1337/0xffffffff --on-port 15006\n-A ISTIO_INBOUND \
+         -p tcp -m mark --mark 1337 -j RETURN\n-A ISTIO_INBOUND -p tcp -s {passthrough} -i lo -j \
+         RETURN\n-A ISTIO_INBOUND -p tcp -i lo -m mark ! --mark 1337 -j RETURN\n-A ISTIO_INBOUND \
+         -p tcp --dport 15008 -j RETURN\n-A ISTIO_INBOUND -p tcp --dport 15090 -j RETURN\n-A \
+         ISTIO_INBOUND -p tcp --dport 15021 -j RETURN\n-A ISTIO_INBOUND -p tcp -m conntrack \
+         --ctstate RELATED,ESTABLISHED -j ISTIO_DIVERT\n-A ISTIO_INBOUND -p tcp -j \
+         ISTIO_TPROXY\nCOMMIT\n*nat\n:ISTIO_OUTPUT - [0:0]\n:ISTIO_REDIRECT - [0:0]\n-A OUTPUT -p \
+         tcp -j ISTIO_OUTPUT\n-A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports 15001\n-A \
+         ISTIO_OUTPUT -s {passthrough} -o lo -j RETURN\n-A ISTIO_OUTPUT -o lo -m owner ! \
+         --gid-owner 1337 -j RETURN\n-A ISTIO_OUTPUT -m owner --gid-owner 1337 -j RETURN\n-A \
+         ISTIO_OUTPUT -d {local} -j RETURN\n-A ISTIO_OUTPUT -j ISTIO_REDIRECT\nCOMMIT\n"
     )
 }
 
 fn linkerd(_: bool) -> String {
-    "*nat\n:PROXY_INIT_REDIRECT - [0:0]\n:PROXY_INIT_OUTPUT - [0:0]\n\
-     -A PREROUTING -m comment --comment install-proxy-init-prerouting -j PROXY_INIT_REDIRECT\n\
-     -A OUTPUT -m comment --comment install-proxy-init-output -j PROXY_INIT_OUTPUT\n\
-     -A PROXY_INIT_REDIRECT -p tcp -m multiport --dports 4190,4191,4567,4568 -j RETURN\n\
-     -A PROXY_INIT_REDIRECT -p tcp -j REDIRECT --to-ports 4143\n\
-     -A PROXY_INIT_OUTPUT -m owner --uid-owner 2102 -j RETURN\n-A PROXY_INIT_OUTPUT -o lo -j RETURN\n\
-     -A PROXY_INIT_OUTPUT -p tcp -m multiport --dports 4567,4568 -j RETURN\n\
-     -A PROXY_INIT_OUTPUT -p tcp -j REDIRECT --to-ports 4140\nCOMMIT\n"
+    "*nat\n:PROXY_INIT_REDIRECT - [0:0]\n:PROXY_INIT_OUTPUT - [0:0]\n-A PREROUTING -m comment \
+     --comment install-proxy-init-prerouting -j PROXY_INIT_REDIRECT\n-A OUTPUT -m comment \
+     --comment install-proxy-init-output -j PROXY_INIT_OUTPUT\n-A PROXY_INIT_REDIRECT -p tcp -m \
+     multiport --dports 4190,4191,4567,4568 -j RETURN\n-A PROXY_INIT_REDIRECT -p tcp -j REDIRECT \
+     --to-ports 4143\n-A PROXY_INIT_OUTPUT -m owner --uid-owner 2102 -j RETURN\n-A \
+     PROXY_INIT_OUTPUT -o lo -j RETURN\n-A PROXY_INIT_OUTPUT -p tcp -m multiport --dports \
+     4567,4568 -j RETURN\n-A PROXY_INIT_OUTPUT -p tcp -j REDIRECT --to-ports 4140\nCOMMIT\n"
         .to_owned()
 }
 
 impl Mesh {
-    fn program(self, space: &Space, flavour: &str) {
+    pub(crate) fn program(self, space: &Space, flavour: &str) {
         for (program, v6) in [("iptables", false), ("ip6tables", true)] {
             space.sh(&format!(
                 "{program}-{flavour}-restore --noflush <<END\n{}END",
                 (self.rules)(v6)
             ));
         }
+        if self.transparent {
+            space.sh(
+                "for family in -4 -6; do ip $family rule add fwmark 1337 lookup 133; \
+                 ip $family route add local default dev lo table 133; done",
+            );
+        }
     }
 
     /// Starts its two listeners: what comes in is carried to its destination, from the address the
     /// mesh's own rules let pass; what goes out is announced.
-    fn start(self, net: &Net) {
+    pub(crate) fn start(self, net: &Net) -> Option<TransparentProxy> {
         let party = Party {
             space: &net.pod,
             who: self.who,
@@ -115,17 +159,57 @@ impl Mesh {
             };
             answer_to(source, to)
         };
-        party.serve(Tcp, &pod_addresses(net), self.inbound, "mesh>", carry);
         party.serve(Tcp, &pod_addresses(net), self.outbound, "mesh>", |_| {
             "out".to_owned()
         });
+        if self.transparent {
+            return Some(TransparentProxy::start(net, self.who, self.inbound));
+        }
+        party.serve(Tcp, &pod_addresses(net), self.inbound, "mesh>", carry);
+        None
+    }
+}
+
+/// Proxy that takes callers by TPROXY and connects in their name.
+pub(crate) struct TransparentProxy(Child);
+
+impl TransparentProxy {
+    fn start(net: &Net, who: As, port: u16) -> Self {
+        let mut child = net.pod.run(who, || {
+            Command::new("python3")
+                .arg("-c")
+                .arg(include_str!("transparent_mesh.py"))
+                .arg(port.to_string())
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap()
+        });
+        let mut ready = [0; 6];
+        child
+            .stdout
+            .as_mut()
+            .unwrap()
+            .read_exact(&mut ready)
+            .unwrap();
+        Self(child)
+    }
+}
+
+impl Drop for TransparentProxy {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
 /// Lists the mesh's own rules in a flavour's tables.
-fn mesh_rules(space: &Space, flavour: &str) -> Vec<String> {
-    let both = ["iptables", "ip6tables"]
-        .map(|it| space.sh(&format!("{it}-{flavour}-save -t nat 2>/dev/null")));
+pub(crate) fn mesh_rules(space: &Space, flavour: &str) -> Vec<String> {
+    let both = ["iptables", "ip6tables"].map(|it| {
+        space.sh(&format!(
+            "for table in nat mangle; do {it}-{flavour}-save -t $table 2>/dev/null; done"
+        ))
+    });
     both.iter()
         .flat_map(|saved| without_counters(saved))
         .filter(|line| !line.contains("TEL_"))
@@ -170,14 +254,15 @@ fn beside(mesh: Mesh, flavour: &str, backend: &str, order: Order) {
         );
     }
 
-    mesh.start(&net);
+    let _proxy = mesh.start(&net);
     agent(&net, AGENT, Tcp, 9900, PORTS[0].proxy_port(PORTS));
     for port in [8080, 7070, OTHER] {
         app(&net, APP, Tcp, port);
     }
     outsider(&net, Tcp, FAR);
     // The one limit: rules of one table stand in the order in which they came.
-    let mesh_meets_callers_first = backend == "nft" || order == Order::MeshFirst;
+    let mesh_meets_callers_first =
+        backend == "nft" || order == Order::MeshFirst || mesh.transparent;
     let inbound = if mesh_meets_callers_first {
         "mesh>agent9900>app8080"
     } else {
@@ -254,6 +339,14 @@ meshes! {
     nft_beside_istio_of_iptables_legacy: ISTIO, "legacy", "nft", Order::MeshFirst;
     nft_before_istio_of_iptables_nft: ISTIO, "nft", "nft", Order::MeshLater;
     nft_before_istio_of_iptables_legacy: ISTIO, "legacy", "nft", Order::MeshLater;
+    nft_beside_istio_tproxy_of_iptables_nft: ISTIO_TPROXY, "nft", "nft", Order::MeshFirst;
+    nft_beside_istio_tproxy_of_iptables_legacy: ISTIO_TPROXY, "legacy", "nft", Order::MeshFirst;
+    nft_before_istio_tproxy_of_iptables_nft: ISTIO_TPROXY, "nft", "nft", Order::MeshLater;
+    nft_before_istio_tproxy_of_iptables_legacy: ISTIO_TPROXY, "legacy", "nft", Order::MeshLater;
+    iptables_beside_istio_tproxy_of_the_nft_flavour: ISTIO_TPROXY, "nft", "iptables", Order::MeshFirst;
+    iptables_beside_istio_tproxy_of_the_legacy_flavour: ISTIO_TPROXY, "legacy", "iptables", Order::MeshFirst;
+    iptables_nft_before_istio_tproxy: ISTIO_TPROXY, "nft", "iptables-nft", Order::MeshLater;
+    iptables_legacy_before_istio_tproxy: ISTIO_TPROXY, "legacy", "iptables-legacy", Order::MeshLater;
     nft_beside_linkerd_of_iptables_nft: LINKERD, "nft", "nft", Order::MeshFirst;
     nft_beside_linkerd_of_iptables_legacy: LINKERD, "legacy", "nft", Order::MeshFirst;
     nft_before_linkerd_of_iptables_nft: LINKERD, "nft", "nft", Order::MeshLater;

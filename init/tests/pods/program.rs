@@ -52,8 +52,9 @@ impl Port {
 /// A configuration as the injector writes it, one container for each port.
 pub(crate) fn config(ports: &[Port]) -> String {
     let mut text = String::from(
-        "agentName: echo\nnamespace: default\nmanagerHost: traffic-manager.ambassador\nmanagerPort: 8081\n\
-         workloadName: echo\nworkloadKind: Deployment\ncontainers:\n",
+        "agentName: echo\nnamespace: default\nmanagerHost: \
+         traffic-manager.ambassador\nmanagerPort: 8081\nworkloadName: echo\nworkloadKind: \
+         Deployment\ncontainers:\n",
     );
     for (at, port) in ports.iter().enumerate() {
         let Port {
@@ -63,10 +64,10 @@ pub(crate) fn config(ports: &[Port]) -> String {
             numeric,
         } = port;
         text += &format!(
-            "- name: c{at}\n  envPrefix: A{at}_\n  mountPoint: /tel_app_mounts/c{at}\n  intercepts:\n  \
-             - serviceName: echo\n    servicePortName: p{at}\n    servicePort: {container_port}\n    \
-             targetPortNumeric: {numeric}\n    protocol: {transport}\n    containerPort: {container_port}\n    \
-             agentPort: {agent_port}\n"
+            "- name: c{at}\n  envPrefix: A{at}_\n  mountPoint: /tel_app_mounts/c{at}\n  \
+             intercepts:\n  - serviceName: echo\n    servicePortName: p{at}\n    servicePort: \
+             {container_port}\n    targetPortNumeric: {numeric}\n    protocol: {transport}\n    \
+             containerPort: {container_port}\n    agentPort: {agent_port}\n"
         );
     }
     text
@@ -115,6 +116,12 @@ impl Program {
 
     pub(crate) fn under(mut self, words: &[&str]) -> Self {
         self.under = words.iter().map(|it| (*it).to_owned()).collect();
+        self
+    }
+
+    /// Adds the file to which the tracer in front writes.
+    pub(crate) fn traced_to(mut self, file: &Path) -> Self {
+        self.under.push(file.display().to_string());
         self
     }
 

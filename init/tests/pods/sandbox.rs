@@ -1,6 +1,7 @@
 //! Containers as strict as they come: an empty image, one capability, any user, a file system
 //! nobody may write to, and kernels that lack something.
-#![allow(unsafe_code)] // `pre_exec`: a child takes its root and its rights before it becomes the program.
+// `pre_exec`: a child takes its root and its rights before it becomes the program.
+#![allow(unsafe_code)]
 
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -57,7 +58,7 @@ fn static_program() -> PathBuf {
 }
 
 /// A directory with the program in it and nothing else.
-fn empty_image() -> tempfile::TempDir {
+pub(crate) fn empty_image() -> tempfile::TempDir {
     let image = tempfile::tempdir().unwrap();
     std::fs::copy(static_program(), image.path().join("agent-init")).unwrap();
     image
@@ -65,7 +66,7 @@ fn empty_image() -> tempfile::TempDir {
 
 /// Runs the program of the image as its only file, as `who`, with these capabilities and no other
 /// right.
-fn run_in(
+pub(crate) fn run_in(
     image: &Path,
     space: &Space,
     who: As,
@@ -121,7 +122,7 @@ fn run_in(
     })
 }
 
-fn json_config() -> serde_json::Value {
+pub(crate) fn json_config() -> serde_json::Value {
     serde_json::json!({
         "agentName": "echo", "namespace": "default", "managerHost": "traffic-manager.ambassador", "managerPort": 8081,
         "containers": [{
@@ -134,7 +135,7 @@ fn json_config() -> serde_json::Value {
     })
 }
 
-fn log_of(done: &Output) -> String {
+pub(crate) fn log_of(done: &Output) -> String {
     String::from_utf8_lossy(&done.stderr).into_owned()
 }
 
@@ -178,7 +179,7 @@ fn no_other_program_is_executed() {
         return;
     }
     // Here the programs of iptables are at hand, and rules of theirs are too.
-    let (dir, space) = (tempfile::tempdir().unwrap(), Space::new());
+    let (dir, space) = (tempfile::tempdir().unwrap(), Space::of_pod());
     space.sh("iptables-nft -t nat -A OUTPUT -p tcp --dport 4444 -j REDIRECT --to-ports 4445");
     let trace = dir.path().join("trace");
     let tracer = [
@@ -206,7 +207,7 @@ fn without_net_admin_it_says_so_and_ends_with_77() {
     if !privileged() {
         return;
     }
-    let (image, space) = (empty_image(), Space::new());
+    let (image, space) = (empty_image(), Space::of_pod());
     let root = run_in(
         image.path(),
         &space,
@@ -272,7 +273,7 @@ fn any_user_with_net_admin_may_program() {
         return;
     }
     for backend in BACKENDS {
-        let (dir, space) = (tempfile::tempdir().unwrap(), Space::new());
+        let (dir, space) = (tempfile::tempdir().unwrap(), Space::of_pod());
         let program = readable_by_all(
             dir.path(),
             &Program::new(dir.path(), PORTS, Families::V4, backend),
@@ -312,21 +313,12 @@ fn a_file_capability_is_enough_for_any_user() {
         return;
     }
     for backend in ["nft", "iptables-nft"] {
-        let (dir, space) = (tempfile::tempdir().unwrap(), Space::new());
+        let (dir, space) = (tempfile::tempdir().unwrap(), Space::of_pod());
         let program = readable_by_all(
             dir.path(),
             &Program::new(dir.path(), PORTS, Families::V4, backend),
         );
-        // Version 2 with the effective flag; NET_ADMIN is bit 12 of the permitted set.
-        let mut capability = vec![1, 0, 0, 2, 0, 0x10, 0, 0];
-        capability.resize(20, 0);
-        rustix::fs::setxattr(
-            &program.path,
-            "security.capability",
-            &capability,
-            rustix::fs::XattrFlags::empty(),
-        )
-        .unwrap();
+        give_file_capability(&program.path);
         let program = program.under(&[
             "setpriv",
             "--reuid",
@@ -340,8 +332,22 @@ fn a_file_capability_is_enough_for_any_user() {
     }
 }
 
+/// Gives the program NET_ADMIN, effective from its start.
+pub(crate) fn give_file_capability(program: &Path) {
+    // Version 2 with the effective flag; NET_ADMIN is bit 12 of the permitted set.
+    let mut capability = vec![1, 0, 0, 2, 0, 0x10, 0, 0];
+    capability.resize(20, 0);
+    rustix::fs::setxattr(
+        program,
+        "security.capability",
+        &capability,
+        rustix::fs::XattrFlags::empty(),
+    )
+    .unwrap();
+}
+
 /// The program and its configuration where everybody may read them.
-fn readable_by_all(dir: &Path, program: &Program) -> Program {
+pub(crate) fn readable_by_all(dir: &Path, program: &Program) -> Program {
     use std::os::unix::fs::PermissionsExt as _;
     let copy = dir.join("agent-init");
     std::fs::copy(&program.path, &copy).unwrap();
@@ -360,10 +366,10 @@ fn a_read_only_file_system_is_no_hindrance() {
         return;
     }
     for backend in BACKENDS {
-        let (dir, space) = (tempfile::tempdir().unwrap(), Space::new());
-        let script = "mount --rbind / /mnt && mount -o remount,ro,bind /mnt && for at in /mnt/run /mnt/tmp; do \
-                      mount -o remount,ro,bind $at 2>/dev/null || true; done; \
-                      touch /mnt/run/probe 2>/dev/null && exit 99; exec unshare --root=/mnt --wd=/ \"$@\"";
+        let (dir, space) = (tempfile::tempdir().unwrap(), Space::of_pod());
+        let script = "mount --rbind / /mnt && mount -o remount,ro,bind /mnt && for at in /mnt/run \
+                      /mnt/tmp; do mount -o remount,ro,bind $at 2>/dev/null || true; done; touch \
+                      /mnt/run/probe 2>/dev/null && exit 99; exec unshare --root=/mnt --wd=/ \"$@\"";
         let program = Program::new(dir.path(), PORTS, Families::Dual, backend)
             .env("POD_IPS", "10.77.0.2,fd77::2")
             .under(&["unshare", "--mount", "sh", "-c", script, "sh"]);
@@ -380,7 +386,7 @@ fn an_image_with_one_flavour_under_the_plain_names_will_do() {
         return;
     }
     for (flavour, other) in [("nft", "legacy"), ("legacy", "nft")] {
-        let (dir, space) = (tempfile::tempdir().unwrap(), Space::new());
+        let (dir, space) = (tempfile::tempdir().unwrap(), Space::of_pod());
         // /usr/sbin as such an image has it.
         let image = dir.path().join("sbin");
         std::fs::create_dir(&image).unwrap();
@@ -415,7 +421,7 @@ fn a_kernel_without_nf_tables_is_programmed_by_iptables() {
     if !privileged() {
         return;
     }
-    let (dir, space) = (tempfile::tempdir().unwrap(), Space::new());
+    let (dir, space) = (tempfile::tempdir().unwrap(), Space::of_pod());
     let without = [
         "strace",
         "-qqq",
@@ -424,7 +430,9 @@ fn a_kernel_without_nf_tables_is_programmed_by_iptables() {
         "-e",
         "inject=socket:error=EPROTONOSUPPORT",
     ];
-    let program = Program::new(dir.path(), PORTS, Families::V4, "auto").under(&without);
+    let program = Program::new(dir.path(), PORTS, Families::V4, "auto")
+        .env("POD_IPS", POD_V4)
+        .under(&without);
     let log = program.must(&space);
     assert!(log.contains("; iptables-legacy,"), "{log}");
     assert!(
@@ -433,6 +441,7 @@ fn a_kernel_without_nf_tables_is_programmed_by_iptables() {
             .contains("-j TEL_PREROUTING_TCP")
     );
     let forced = Program::new(dir.path(), PORTS, Families::V4, "nft")
+        .env("POD_IPS", POD_V4)
         .under(&without)
         .must_end_with(&space, 69);
     assert!(forced.contains("CONFIG_NETFILTER_NETLINK"), "{forced}");
@@ -443,12 +452,12 @@ fn a_kernel_and_image_without_any_backend_are_told_apart_and_named() {
     if !privileged() {
         return;
     }
-    let (image, space) = (empty_image(), Space::new());
+    let (image, space) = (empty_image(), Space::of_pod());
     std::fs::write(image.path().join("config.yaml"), config(PORTS)).unwrap();
     let program = Program {
         path: "/agent-init".into(),
         arguments: vec!["--config".into(), "/config.yaml".into()],
-        env: vec![("POD_IP".into(), POD_V4.into())],
+        env: vec![("POD_IPS".into(), POD_V4.into())],
         under: Vec::new(),
     };
     let root = format!("--root={}", image.path().display());

@@ -20,8 +20,8 @@ pub(crate) const APP: As = As {
     gid: 1000,
 };
 
-/// Checks that namespaces can be made here. If not, the calling test is run again where they can, and
-/// its verdict is this one's: return at once.
+/// Checks that namespaces can be made here. If not, the calling test is run again where they can,
+/// and its verdict is this one's: return at once.
 pub(crate) fn privileged() -> bool {
     const AGAIN: &str = "AGENT_INIT_TESTS_IN_USER_NAMESPACE";
     if rustix::process::geteuid().is_root() {
@@ -78,6 +78,26 @@ impl Space {
         drop(holder.stdin.take());
         holder.wait().unwrap();
         Self(file.into())
+    }
+
+    /// A new one with a pod's addresses of both families, and no cable to anywhere.
+    pub(crate) fn of_pod() -> Self {
+        let space = Self::new();
+        space.sh(&format!(
+            "ip link add eth0 type veth peer name cable && ip link set eth0 up && ip link set \
+             cable up && ip address add {POD_V4}/24 dev eth0 && ip address add {POD_V6}/64 nodad \
+             dev eth0"
+        ));
+        space.await_local(POD_V6);
+        space
+    }
+
+    /// Waits until the kernel takes an IPv6 address for the namespace's own, which it does later
+    /// than it lists it.
+    fn await_local(&self, address: &str) {
+        self.sh(&format!(
+            "until ip -6 route show table local | grep -q {address}; do sleep 0.01; done"
+        ));
     }
 
     /// Runs `work` on a thread inside, as somebody; threads and programs it starts are inside too.
@@ -188,6 +208,11 @@ impl Net {
             }
             space.sh(&script);
         }
+        for (space, addresses) in [(&pod, families.pod()), (&outside, families.outside())] {
+            for address in addresses.iter().filter(|it| it.contains(':')) {
+                space.await_local(address);
+            }
+        }
         Self {
             pod,
             outside,
@@ -203,7 +228,8 @@ pub(crate) fn all_rules(space: &Space) -> String {
     let mut text = nft.replace("# Warning", "#");
     for family in ["", "6"] {
         let saved = space.sh(&format!(
-            "if grep -qs nat /proc/net/ip{family}_tables_names; then ip{family}tables-legacy-save -t nat; fi"
+            "if grep -qs nat /proc/net/ip{family}_tables_names; then ip{family}tables-legacy-save \
+             -t nat; fi"
         ));
         let rules = without_counters(&saved);
         if rules
