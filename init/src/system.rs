@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use rustix::io::Errno;
 
 /// `NS_GET_USERNS` of `linux/nsfs.h`.
-const GET_USER_NAMESPACE: libc::c_ulong = 0xb701;
+const GET_USER_NAMESPACE: libc::Ioctl = 0xb701;
 
 fn errno() -> Errno {
     let error = std::io::Error::last_os_error();

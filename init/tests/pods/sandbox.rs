@@ -21,38 +21,41 @@ const AGENT: As = As {
     gid: 7439,
 };
 
+/// Target for a static program, and the flags it takes: musl where Rust has it, as for the image, else
+/// glibc.
+fn static_target() -> (String, &'static str) {
+    let done = Command::new("rustc").args(["--print", "sysroot"]).output();
+    let sysroot = String::from_utf8(done.unwrap().stdout).unwrap();
+    let target = |library: &str| format!("{}-unknown-linux-{library}", std::env::consts::ARCH);
+    let libraries = Path::new(sysroot.trim()).join("lib/rustlib");
+    if libraries.join(target("musl")).exists() {
+        (target("musl"), "")
+    } else {
+        (target("gnu"), "-C target-feature=+crt-static")
+    }
+}
+
 /// The program linked statically, as it is released: what an image with nothing else in it can run.
 fn static_program() -> PathBuf {
     static BUILT: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
     let build = || {
-        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("static");
-        let triple = "x86_64-unknown-linux-gnu".replace("x86_64", std::env::consts::ARCH);
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("static");
+        let (target, flags) = static_target();
         let done = Command::new(env!("CARGO"))
-            .args([
-                "build",
-                "--offline",
-                "--quiet",
-                "--package",
-                "agent-init",
-                "--bin",
-                "agent-init",
-            ])
-            .args(["--target", &triple, "--target-dir"])
-            .arg(&target)
+            .args(["build", "--offline", "--quiet", "--package", "agent-init"])
+            .args(["--bin", "agent-init", "--target", &target, "--target-dir"])
+            .arg(&folder)
             // It runs for milliseconds: what counts is how soon it is built.
             .args(["--config", "profile.dev.package.\"*\".opt-level=0"])
             .env("CARGO_PROFILE_DEV_DEBUG", "0")
-            .env("RUSTFLAGS", "-C target-feature=+crt-static")
+            .env("RUSTFLAGS", flags)
             .env_remove("CARGO_ENCODED_RUSTFLAGS")
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .output()
             .unwrap();
-        assert!(
-            done.status.success(),
-            "{}",
-            String::from_utf8_lossy(&done.stderr)
-        );
-        target.join(triple).join("debug/agent-init")
+        let log = String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success(), "{log}");
+        folder.join(target).join("debug/agent-init")
     };
     BUILT.get_or_init(build).clone()
 }
