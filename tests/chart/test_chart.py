@@ -129,7 +129,7 @@ class Rights(unittest.TestCase):
             ["ClusterRole/traffic-manager-ambassador", "ClusterRoleBinding/traffic-manager-ambassador", "MutatingWebhookConfiguration/agent-injector-webhook-ambassador"],
         )
         rules = Rendered.of(*sets(STATIC)).rules("ClusterRole/traffic-manager-ambassador")
-        self.assertEqual([r["resources"] for r in rules], [["mutatingwebhookconfigurations"]])
+        self.assertEqual([r["resources"] for r in rules], [["servicecidrs"], ["mutatingwebhookconfigurations"]])
         bare = Rendered.of(*sets([*STATIC, "managerRbac.clusterRole=false"]))
         self.assertEqual([n for n in bare.names() if n.split("/")[0] in CLUSTER_KINDS], ["MutatingWebhookConfiguration/agent-injector-webhook-ambassador"])
 

@@ -132,7 +132,6 @@ fn every_object_of_every_family_is_accepted_by_the_api_server() {
         "prometheus.podMonitor.enabled=true",
         "prometheus.serviceMonitor.enabled=true",
         "prometheus.rules.enabled=true",
-        "agent.metrics.port=9102",
         "dashboard.enabled=true",
         "networkPolicy.enabled=true",
         "podDisruptionBudget.enabled=true",
