@@ -45,7 +45,9 @@ impl Manager {
         let bound = traffic_manager::bind(address, settings).await.unwrap();
         let (address, stop) = (bound.address(), CancellationToken::new());
         let running = bound.run(stop.clone());
-        let ended = tokio::spawn(async move { running.await.unwrap() });
+        let ended = tokio::spawn(async move {
+            running.await.unwrap();
+        });
         Self {
             address,
             stop,
