@@ -28,7 +28,9 @@ const CRATES: &[(&str, &[&str])] = &[
     ("agent", &["traffic-proto", "traffic-core"]),
     ("init", &["traffic-proto"]),
     ("manager", &["traffic-proto", "traffic-core", "injector"]),
-    ("client", &["traffic-proto"]),
+    ("injector", &["traffic-proto"]),
+    // `genyaml` prints what an injection would make.
+    ("client", &["traffic-proto", "injector"]),
 ];
 
 /// Dependencies that the pure crates must not have.

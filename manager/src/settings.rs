@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use traffic_proto::tunnel::GRPC_LIMIT;
 
-use crate::cluster::ClusterSettings;
+use crate::cluster::env::ClusterSettings;
 
 /// Settings chosen by the operator.
 #[derive(Clone, Debug)]

@@ -113,3 +113,49 @@ async fn what_is_not_offered_is_unimplemented() {
         .config_yaml;
     assert!(std::str::from_utf8(&config).is_ok());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_authority_that_grpc_clients_send_is_accepted() {
+    let fixture = Fixture::start().await;
+    let url = format!(
+        "http://{}/telepresence.manager.Manager/Version",
+        fixture.address
+    );
+    for authority in [
+        "svc%2Ftraffic-manager.ambassador:api",
+        "pod%2Fx.demo:18000",
+        "unix:%2Fvar%2Frun%2Fsock",
+        "under_score:8081",
+        "manager:8081",
+    ] {
+        let (url, host) = (url.clone(), format!("Host: {authority}"));
+        let curl = move || {
+            std::process::Command::new("curl")
+                .args(["--silent", "--show-error", "--max-time", "20"])
+                .args([
+                    "--http2-prior-knowledge",
+                    "--output",
+                    "-",
+                    "--header",
+                    &host,
+                ])
+                .args(["--header", "content-type: application/grpc"])
+                .args(["--header", "te: trailers", "--write-out", "%{http_code}"])
+                // An empty message: no compression, no bytes.
+                .args(["--data-binary", "@/dev/stdin", &url])
+                .stdin(std::process::Stdio::piped())
+                .stdout(std::process::Stdio::piped())
+                .spawn()
+                .and_then(|mut child| {
+                    use std::io::Write as _;
+                    child.stdin.take().unwrap().write_all(&[0; 5])?;
+                    child.wait_with_output()
+                })
+                .unwrap()
+        };
+        let answer = tokio::task::spawn_blocking(curl).await.unwrap().stdout;
+        let text = String::from_utf8_lossy(&answer);
+        assert!(text.ends_with("200"), "{authority}: {text}");
+        assert!(text.contains("Traffic Manager"), "{authority}: {text}");
+    }
+}
