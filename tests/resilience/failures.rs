@@ -21,10 +21,16 @@ const FALLBACK_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The reasons under which requests have gone to the app, summed up.
 fn failed_open(system: &System) -> u64 {
-    ["no_tunnel", "dial_rejected", "dial_timeout", "lost"]
-        .iter()
-        .map(|reason| system.agent.stat(&format!(".fail_open.{reason}")))
-        .sum()
+    [
+        "no_tunnel",
+        "dial_rejected",
+        "dial_timeout",
+        "lost",
+        "skipped",
+    ]
+    .iter()
+    .map(|reason| system.agent.stat(&format!(".fail_open.{reason}")))
+    .sum()
 }
 
 /// Returns log lines above level debug.
@@ -118,7 +124,10 @@ fn a_local_server_that_is_not_there_leaves_its_requests_to_the_app() {
         let port = ports::free();
         let (system, _client) = intercepted(way, SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
         the_app_steps_in(&system, &format!("nothing listens, {way:?}"));
-        assert_eq!(system.agent.stat(".fail_open.dial_rejected"), 4);
+        // The first one is dialled for; while that dial has failed, others skip the workstation.
+        let rejected = system.agent.stat(".fail_open.dial_rejected");
+        assert_eq!(rejected + system.agent.stat(".fail_open.skipped"), 4);
+        assert!(rejected >= 1);
         // The same connection gets the workstation once it is there.
         let mut caller = Caller::connect(system.address()).unwrap();
         assert_eq!(caller.get("/", MATCHING).unwrap().by(), "app");
@@ -126,7 +135,9 @@ fn a_local_server_that_is_not_there_leaves_its_requests_to_the_app() {
             "laptop",
             TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap(),
         );
-        assert_eq!(caller.get("/", MATCHING).unwrap().by(), "laptop");
+        until("the laptop to answer", || {
+            (caller.get("/", MATCHING).unwrap().by() == "laptop").then_some(())
+        });
     });
 }
 
@@ -163,7 +174,9 @@ fn connections_of_a_port_that_was_taken_whole_go_to_the_app_unless_they_are_unde
             begin.elapsed()
         );
         if way == Way::Direct {
-            assert_eq!(system.agent.stat(".fail_open.dial_timeout"), 4);
+            let timed_out = system.agent.stat(".fail_open.dial_timeout");
+            assert_eq!(timed_out + system.agent.stat(".fail_open.skipped"), 4);
+            assert!(timed_out >= 1);
             assert_eq!(said(&system, "workstation not reached: the app").len(), 1);
         } else {
             assert_eq!(system.agent.stat(".tunnel_failures"), 4);

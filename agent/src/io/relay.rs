@@ -220,6 +220,18 @@ impl Pair {
         if let Some(first) = self.refusal.take() {
             return Some(Ending::Broken(first.side, first.error));
         }
+        // A connection that was never made, or was given up, has no last words; the kernel tells its
+        // error once, and reading says a proper end from then on.
+        let gone = matches!(
+            error.kind(),
+            io::ErrorKind::ConnectionRefused
+                | io::ErrorKind::HostUnreachable
+                | io::ErrorKind::NetworkUnreachable
+                | io::ErrorKind::TimedOut
+        );
+        if gone {
+            return Some(Ending::Broken(side, error));
+        }
         let (refused, other) = match side {
             Side::Up => (&self.inward, &self.outward),
             Side::Down => (&self.outward, &self.inward),

@@ -124,7 +124,7 @@ pub(crate) fn to_app(
     reply: Reply,
     idle: Duration,
 ) -> io::Result<(Flow, Work)> {
-    let socket = Arc::new(app_socket(&shared, &reply)?);
+    let socket = Arc::new(app_socket(&shared)?);
     let flow = Flow::new(None, FlowTarget::App(socket.clone()));
     let (clock, replaced) = (flow.clock.clone(), flow.replaced.clone());
     let work = async move {
@@ -214,7 +214,7 @@ async fn instead_to_app(
     shared: &PortContext,
     clock: &Clock,
 ) {
-    let socket = match app_socket(shared, reply) {
+    let socket = match app_socket(shared) {
         Ok(socket) => socket,
         Err(error) => {
             shared.metrics.app_connect_failures.inc();
@@ -275,18 +275,13 @@ fn send_to_app(socket: &UdpSocket, datagram: &[u8]) {
     }
 }
 
-/// A socket towards the app, in the caller's IP family where the pod has an address of it: the app
-/// may listen on one family only.
-fn app_socket(shared: &PortContext, reply: &Reply) -> io::Result<UdpSocket> {
-    let mut app = shared
+/// Opens a socket towards the app.
+fn app_socket(shared: &PortContext) -> io::Result<UdpSocket> {
+    let app = shared
         .app
         .plain_addr()
         .ok_or_else(|| io::Error::other("the app's port uses TLS, which does not exist over UDP"))?
         .0;
-    let used = reply.local.map(|local| local.ip().to_canonical());
-    if let Some(used) = used.filter(|ip| ip.is_ipv4() != app.is_ipv4()) {
-        app.set_ip(used);
-    }
     let any: SocketAddr = if app.is_ipv4() {
         (Ipv4Addr::UNSPECIFIED, 0).into()
     } else {
