@@ -63,9 +63,15 @@ impl End {
             .unwrap();
     }
 
+    /// Returns the next message that is no sign of life.
     async fn next(&mut self) -> Result<Option<Message>, Status> {
-        let message = within_timeout(self.rx.message()).await?;
-        Ok(message.map(|message| Message::decode(message.payload).unwrap()))
+        loop {
+            let message = within_timeout(self.rx.message()).await?;
+            let message = message.map(|message| Message::decode(message.payload).unwrap());
+            if message != Some(Message::KeepAlive) {
+                return Ok(message);
+            }
+        }
     }
 
     async fn expect(&mut self, wanted: Message) {
