@@ -205,13 +205,23 @@ impl Agent {
     /// Waits until the agent serves the intercept `name`: it learns of it by its own snapshot,
     /// which may come after the client's.
     pub fn serves(&self, name: &str) {
-        let served = format!("\"name\": \"{name}\"");
         until("the agent to serve the intercept", || {
-            let page = caller::get(self.admin(), "/intercepts", &[]).ok()?;
-            String::from_utf8_lossy(&page.body)
-                .contains(&served)
-                .then_some(())
+            self.lists(name)?.then_some(())
         });
+    }
+
+    /// Waits until the agent serves the intercept `name` no more: the session of a client that was
+    /// killed ends after its time to live.
+    pub fn serves_no_more(&self, name: &str) {
+        until("the intercept to end", || {
+            (!self.lists(name)?).then_some(())
+        });
+    }
+
+    fn lists(&self, name: &str) -> Option<bool> {
+        let page = caller::get(self.admin(), "/intercepts", &[]).ok()?;
+        let served = format!("\"name\": \"{name}\"");
+        Some(String::from_utf8_lossy(&page.body).contains(&served))
     }
 
     /// Returns the sum of all statistics whose names end like this, such as

@@ -106,5 +106,6 @@ fn datagrams_of_every_size_reach_whoever_has_the_port_and_the_app_has_it_when_th
         until("an old flow to go there too", || {
             (callers[0].ask(b"who") == 'A').then_some(())
         });
+        system.agent.serves_no_more(name);
     }
 }
