@@ -157,7 +157,7 @@ async fn a_link_that_changes_under_the_request_never_leads_out() {
     });
     let mut client = Client::connect(pod.address);
     let mut served = 0;
-    for _ in 0..200 {
+    for _ in 0..60 {
         match client.read(&format!("{APP}/data/race/outside")) {
             Ok(content) => {
                 assert_eq!(content, b"inside");
