@@ -495,6 +495,12 @@ fn own_stats(port: &PortContext, list: &mut List) {
             m.http2_relayed.get(),
         ),
         (
+            "http2.goaways",
+            "traffic_agent_http2_goaways_total",
+            "HTTP/2 connections asked to come again for a rule to hold",
+            m.http2_goaways.get(),
+        ),
+        (
             "tunnels",
             "traffic_agent_tunnels_total",
             "Tunnels opened",

@@ -168,7 +168,11 @@ async fn http2(
     context: ConnContext,
 ) -> Ended {
     match app.into_conn().await {
-        Ok(app) => http2::carry(down, first.from_down, app, first.from_up, &context).await,
+        Ok(app) => http2::carry(down, first.from_down, Some(app), first.from_up, &context).await,
+        // While there are rules, requests may yet be a workstation's.
+        Err(_) if !context.port.routes.load().is_empty() => {
+            http2::carry(down, first.from_down, None, first.from_up, &context).await
+        }
         Err(ended) => {
             down.abort();
             ended

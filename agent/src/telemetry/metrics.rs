@@ -330,6 +330,9 @@ pub struct PortMetrics {
     pub http2_requests: PerLabel<Route>,
     /// HTTP/2 requests relayed as frames.
     pub http2_relayed: Counter,
+    /// HTTP/2 callers asked to come again for a rule to hold, because their header compression
+    /// could not be followed.
+    pub http2_goaways: Counter,
     /// Responses by class.
     pub responses: PerLabel<Class>,
     /// Bytes from callers.
@@ -399,6 +402,7 @@ impl PortMetrics {
         for counter in [
             &self.connections,
             &self.http2_relayed,
+            &self.http2_goaways,
             &self.bytes_in,
             &self.bytes_out,
             &self.bytes_spliced,

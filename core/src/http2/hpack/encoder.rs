@@ -7,10 +7,10 @@ use crate::http2::hpack::static_table;
 use crate::http2::hpack::table::Table;
 use crate::http2::hpack::{DEFAULT_TABLE, ENTRY_OVERHEAD, MAX_TABLE};
 
-/// How strings are written.
+/// Representation of strings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Strings {
-    /// As they are: for a peer that is near.
+    /// Plain: for a peer that is near.
     Raw,
     /// In the Huffman code where that is shorter.
     Shorter,

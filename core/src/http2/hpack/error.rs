@@ -1,6 +1,6 @@
 //! Errors of a header block that leave the state of the decoder unknown.
 
-/// Why a header block can't be read. Nothing that follows on its connection can be either.
+/// Error of a header block. Later blocks of its connection can't be read either.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HpackError {
     /// It ends within a field.

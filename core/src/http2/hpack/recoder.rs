@@ -40,7 +40,13 @@ impl Recoder {
         }
     }
 
-    /// Whether the block that was read last may go on as it came.
+    /// Reads the first field of the next block, without taking note of the block; nothing where
+    /// that can't be read.
+    pub fn peek(&self, block: &[u8], into: &mut FieldList) {
+        self.decoder.peek(block, into);
+    }
+
+    /// Returns true if the block that was read last may go on as it came.
     #[must_use]
     pub fn is_verbatim(&self) -> bool {
         self.encoder.is_none()
