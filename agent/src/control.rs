@@ -9,6 +9,7 @@ mod dialer;
 pub mod dns;
 pub mod intercepts;
 mod keyed_lock;
+mod known_sessions;
 mod log_once;
 mod session;
 pub mod supervisor;

@@ -158,6 +158,9 @@ pub trait OpenTunnel: Send + Sync + fmt::Debug {
     fn attachment(&self, _client_session: &str) -> Option<u64> {
         None
     }
+
+    /// Notes that the app got what was meant for a workstation.
+    fn fell_back(&self) {}
 }
 
 /// Transport protocol of a connection id.

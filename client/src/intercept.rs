@@ -5,6 +5,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -23,6 +24,7 @@ use crate::manage::summary;
 use crate::report::{Pairs, env_file, line};
 use crate::session::{self, Manager, Resumed, Way, call, status_text};
 use crate::tunnels::{TunnelDialer, Via};
+use crate::warnings::Warnings;
 
 /// Time after leaving in which connections may still be announced, for requests routed before the
 /// agent learned of it.
@@ -30,8 +32,17 @@ const LATE_DIAL_GRACE: Duration = Duration::from_millis(500);
 /// Time connections may continue after leaving.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// Requests of the user to end.
+#[derive(Clone, Debug, Default)]
+pub struct Stop {
+    /// Ends in order: connections may finish.
+    pub orderly: CancellationToken,
+    /// Ends without waiting for connections; what was created is removed all the same.
+    pub at_once: CancellationToken,
+}
+
 /// Creates an intercept and serves it until `stop`, or until it is removed by another process.
-pub async fn create(flags: &Create, stop: CancellationToken) -> Result<(), Failure> {
+pub async fn create(flags: &Create, stop: Stop) -> Result<(), Failure> {
     // Before anything is created: a wrong address must not leave an intercept behind.
     let target = resolve(&flags.address, flags.port.local).await?;
     let way = Way::open(&flags.manager).await?;
@@ -43,6 +54,7 @@ pub async fn create(flags: &Create, stop: CancellationToken) -> Result<(), Failu
     let tunnel_dialer = TunnelDialer {
         target,
         tunnels: TaskTracker::new(),
+        warnings: Arc::new(Warnings::new(target)),
     };
     let mut intercept_session = InterceptSession {
         flags,
@@ -68,7 +80,7 @@ struct InterceptSession<'a> {
     /// Spec as prepared by the manager.
     spec: InterceptSpec,
     tunnel_dialer: TunnelDialer,
-    stop: CancellationToken,
+    stop: Stop,
     became_active: bool,
 }
 
@@ -90,7 +102,7 @@ impl InterceptSession<'_> {
         let session = session
             .map_err(|status| refused("the manager refuses this client", &status))?
             .into_inner();
-        let stop = self.stop.clone();
+        let stop = self.stop.orderly.clone();
         // The session exists from here on, so every way out departs from it.
         match stop.run_until_cancelled(self.make(&session)).await {
             Some(Ok(info)) => {
@@ -155,7 +167,7 @@ impl InterceptSession<'_> {
                     ]));
                     let resumed =
                         session::resume(self.manager.clone(), &session, &self.client, &info);
-                    match self.stop.run_until_cancelled(resumed).await {
+                    match self.stop.orderly.run_until_cancelled(resumed).await {
                         None => break Ok(()),
                         Some(Resumed::Same) => {}
                         Some(Resumed::Unknown) => match self.begin().await {
@@ -209,7 +221,8 @@ impl InterceptSession<'_> {
         info: &mut InterceptInfo,
         direct: &mut Direct,
     ) -> Result<Ended, Failure> {
-        let stop = self.stop.clone();
+        let stop = self.stop.orderly.clone();
+        let warnings = self.tunnel_dialer.warnings.clone();
         let (manager, tunnel_dialer) = (self.manager.clone(), self.tunnel_dialer.clone());
         tokio::select! {
             // The watches and the heartbeat end together: losing one means that the manager is
@@ -219,6 +232,7 @@ impl InterceptSession<'_> {
             status = dials(tunnel_dialer, manager.clone(), session) => Ok(Ended::Lost(status)),
             status = agents(manager.clone(), session, direct) => Ok(Ended::Lost(status)),
             ended = self.states(manager.clone(), session, info) => ended,
+            never = warnings.run() => match never {},
         }
     }
 
@@ -258,6 +272,9 @@ impl InterceptSession<'_> {
             if is_news {
                 line(summary(info));
             }
+            let is_active = info.disposition() == Disposition::Active;
+            let warning = if is_active { &info.message } else { "" };
+            self.tunnel_dialer.warnings.manager_says(warning);
             match info.disposition() {
                 Disposition::Active if !self.became_active => self.activated(info)?,
                 Disposition::Active | Disposition::Waiting => {}
@@ -326,8 +343,10 @@ impl InterceptSession<'_> {
             self.tunnel_dialer.tunnels.close();
             let _ = timeout(GRACE, self.tunnel_dialer.tunnels.wait()).await;
         };
+        let at_once = self.stop.at_once.clone();
         tokio::select! {
             () = finished => {}
+            () = at_once.cancelled() => {}
             // Requests already routed here are still announced while leaving.
             () = async {
                 dials(self.tunnel_dialer.clone(), self.manager.clone(), &session).await;

@@ -17,8 +17,9 @@ mod manage;
 mod report;
 mod session;
 mod tunnels;
+mod warnings;
 
-pub use intercept::create;
+pub use intercept::{Stop, create};
 pub use manage::{leave, list};
 
 /// Reason the program cannot do what was asked; the text is for its user.

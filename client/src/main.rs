@@ -5,10 +5,9 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use intercept::Failure;
 use intercept::flags::{Command, Flags};
+use intercept::{Failure, Stop};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 use tracing::Level;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -32,7 +31,7 @@ async fn main() -> ExitCode {
         .with(to_stderr)
         .with(filter)
         .init();
-    let stop = CancellationToken::new();
+    let stop = Stop::default();
     if let Err(error) = stop_on_signals(stop.clone()) {
         eprintln!("intercept: cannot wait for signals: {error}");
         return ExitCode::FAILURE;
@@ -59,8 +58,9 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Handles signals: the first asks for an orderly end, the second exits at once.
-fn stop_on_signals(stop: CancellationToken) -> std::io::Result<()> {
+/// Handles signals: the first asks for an orderly end, the second does not wait for connections, and
+/// the third exits at once.
+fn stop_on_signals(stop: Stop) -> std::io::Result<()> {
     let (mut interrupt, mut terminate) = (
         signal(SignalKind::interrupt())?,
         signal(SignalKind::terminate())?,
@@ -72,14 +72,17 @@ fn stop_on_signals(stop: CancellationToken) -> std::io::Result<()> {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
             }
-            if stop.is_cancelled() {
+            if stop.at_once.is_cancelled() {
                 #[expect(
                     clippy::disallowed_methods,
-                    reason = "the second signal asks for exactly that"
+                    reason = "the third signal asks for exactly that"
                 )]
                 std::process::exit(1);
             }
-            stop.cancel();
+            if stop.orderly.is_cancelled() {
+                stop.at_once.cancel();
+            }
+            stop.orderly.cancel();
         }
     });
     Ok(())

@@ -162,6 +162,7 @@ pub(crate) fn client_info(client: &str, namespace: &str) -> ClientInfo {
         product: "telepresence".into(),
         version: VERSION.into(),
         namespace: namespace.to_owned(),
+        keeps_watches: true,
         ..ClientInfo::default()
     }
 }

@@ -12,11 +12,12 @@ use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 use traffic_proto::ConnId;
 use traffic_proto::agent::agent_client::AgentClient;
-use traffic_proto::dialer::{self, Outgoing};
+use traffic_proto::dialer::{self, DialError, Outgoing};
 use traffic_proto::manager::{DialRequest, SessionInfo, TunnelMessage};
 use traffic_proto::tunnel::{Message, StreamInfo, duration_from_nanos};
 
 use crate::session::Manager;
+use crate::warnings::Warnings;
 
 /// Messages held towards the manager or agent; the transport's window holds more.
 const QUEUE_CAPACITY: usize = 8;
@@ -38,6 +39,8 @@ pub(crate) struct TunnelDialer {
     pub(crate) target: SocketAddr,
     /// Tasks of the tunnels.
     pub(crate) tunnels: TaskTracker,
+    /// Told of connections to the target that cannot be made.
+    pub(crate) warnings: Arc<Warnings>,
 }
 
 impl TunnelDialer {
@@ -70,8 +73,12 @@ impl TunnelDialer {
         let session: Arc<str> = session.session_id.as_str().into();
         while let Some(request) = announced.message().await? {
             let (via, session, target) = (via.clone(), session.clone(), self.target);
+            let warnings = self.warnings.clone();
             self.tunnels.spawn(async move {
                 if let Err(why) = answer(via, &session, request, target).await {
+                    if why.is::<DialError>() {
+                        warnings.dial_failed();
+                    }
                     tracing::debug!("connection not served: {why}");
                 }
             });
@@ -109,7 +116,13 @@ async fn answer(
             conn.destination()
         );
     }
-    let carried = dialer::serve(conn, dial_timeout, incoming, Outgoing::caller(tx)).await?;
+    let carried = dialer::serve(
+        conn,
+        dial_timeout,
+        incoming,
+        Outgoing::caller(tx).announcing_life(),
+    )
+    .await?;
     tracing::debug!(%conn, ?carried, "connection ended");
     Ok(())
 }

@@ -26,6 +26,47 @@ struct Intercept {
     info: InterceptInfo,
     /// Taken over from an earlier manager: until then its agents may still be reconnecting.
     trusted_until: Option<Instant>,
+    /// Time since which its client is away; it is shown as waiting meanwhile.
+    suspended: Option<SystemTime>,
+    /// Requests that went to the app so far because the workstation is not reached, and why.
+    failure: Option<(u64, String)>,
+}
+
+impl Intercept {
+    fn new(info: InterceptInfo, trusted_until: Option<Instant>) -> Self {
+        Self {
+            info,
+            trusted_until,
+            suspended: None,
+            failure: None,
+        }
+    }
+
+    /// The intercept as others see it.
+    fn shown(&self) -> InterceptInfo {
+        let mut info = self.info.clone();
+        if info.disposition() != Disposition::Active {
+            return info;
+        }
+        if let Some(since) = self.suspended {
+            info.set_disposition(Disposition::Waiting);
+            info.message = format!(
+                "suspended: {} has been away since {}; it is resumed when the client is back",
+                spec_of(&info).client,
+                prost_types::Timestamp {
+                    nanos: 0,
+                    ..since.into()
+                }
+            );
+        } else if let Some((requests, failure)) = &self.failure {
+            let requests = match requests {
+                1 => "1 request".to_owned(),
+                n => format!("{n} requests"),
+            };
+            info.message = format!("{failure}; {requests} went to the app");
+        }
+        info
+    }
 }
 
 impl Intercepts {
@@ -52,13 +93,7 @@ impl Intercepts {
         };
         let verdict = verdict(agents, spec_of(&info));
         settle(&mut info, verdict);
-        self.by_id.insert(
-            id,
-            Intercept {
-                info: info.clone(),
-                trusted_until: None,
-            },
-        );
+        self.by_id.insert(id, Intercept::new(info.clone(), None));
         Ok(info)
     }
 
@@ -79,19 +114,72 @@ impl Intercepts {
             }
             info.id = id(&session.session_id, &spec.name);
             info.client_session = Some(session.clone());
+            if matches!(
+                info.disposition(),
+                Disposition::Active | Disposition::Waiting
+            ) {
+                // It may tell of a time when the client was away, or of failures that are over.
+                info.message.clear();
+            }
             self.by_id
                 .entry(info.id.clone())
                 // An intercept already known keeps the state this manager has given it.
-                .or_insert_with(|| Intercept {
-                    info,
-                    trusted_until: Some(now + trust_period),
-                });
+                .or_insert_with(|| Intercept::new(info, Some(now + trust_period)));
         }
     }
 
     /// Removes an intercept; false if there is none.
     pub(crate) fn remove(&mut self, session: &str, name: &str) -> bool {
         self.by_id.remove(&id(session, name)).is_some()
+    }
+
+    /// Suspends all intercepts of a client that is away; true if there are any.
+    pub(crate) fn suspend_all_of(&mut self, session: &str, since: SystemTime) -> bool {
+        let mut any = false;
+        for intercept in self.by_id.values_mut() {
+            if owner(&intercept.info) == session {
+                intercept.suspended = Some(since);
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// Resumes all intercepts of a client that is back; true if any was suspended.
+    pub(crate) fn resume_all_of(&mut self, session: &str) -> bool {
+        let mut any = false;
+        for intercept in self.by_id.values_mut() {
+            if owner(&intercept.info) == session {
+                any |= intercept.suspended.take().is_some();
+            }
+        }
+        any
+    }
+
+    /// Removes the intercept of an earlier, absent session of the same user that the new one takes
+    /// the place of.
+    pub(crate) fn take_over(
+        &mut self,
+        session: &str,
+        spec: &InterceptSpec,
+        is_absent: impl Fn(&str) -> bool,
+    ) {
+        self.by_id.retain(|_, intercept| {
+            let (old, owner) = (spec_of(&intercept.info), owner(&intercept.info));
+            let same = old.client == spec.client
+                && old.name == spec.name
+                && old.agent == spec.agent
+                && old.namespace == spec.namespace;
+            !(same && owner != session && is_absent(owner))
+        });
+    }
+
+    /// Keeps a failure to reach the workstation of an intercept; an empty one ends it.
+    pub(crate) fn failed(&mut self, id: &str, requests: u64, failure: &str) {
+        if let Some(intercept) = self.by_id.get_mut(id) {
+            intercept.failure =
+                (!failure.is_empty()).then(|| (requests, failure.chars().take(200).collect()));
+        }
     }
 
     /// Removes all intercepts of a client that is gone.
@@ -172,15 +260,20 @@ impl Intercepts {
         workloads
     }
 
-    pub(crate) fn get(&self, session: &str, name: &str) -> Result<&InterceptInfo, RequestError> {
+    pub(crate) fn get(&self, session: &str, name: &str) -> Result<InterceptInfo, RequestError> {
         let found = self
             .by_id
             .get(&id(session, name))
             // Clients may pass the short name or the whole id.
             .or_else(|| self.by_id.get(name));
         found
-            .map(|intercept| &intercept.info)
+            .map(Intercept::shown)
             .ok_or_else(|| RequestError::no_intercept(name))
+    }
+
+    /// Returns all intercepts as watchers see them, in order of their ids.
+    pub(crate) fn shown(&self) -> impl Iterator<Item = InterceptInfo> {
+        self.by_id.values().map(Intercept::shown)
     }
 
     /// Iterates over all intercepts in order of their ids.

@@ -19,6 +19,7 @@ mod error;
 mod excluded;
 mod intercepts;
 mod mailbox;
+mod presence;
 mod registry;
 mod serve;
 mod service;

@@ -49,6 +49,9 @@ struct Options {
     /// Time without contact after which a workstation counts as gone
     #[arg(long, default_value = "24h", value_parser = duration)]
     client_ttl: Duration,
+    /// How long a client may be away until its intercepts end, where it comes back by itself
+    #[arg(long, default_value = "2m", value_parser = duration)]
+    client_grace: Duration,
     /// Time without contact after which an agent counts as gone
     #[arg(long, default_value = "15s", value_parser = duration)]
     agent_ttl: Duration,
@@ -201,6 +204,7 @@ fn own(options: Options) -> Settings {
         version: options.version_string,
         namespace: options.namespace,
         client_ttl: options.client_ttl,
+        client_grace: options.client_grace,
         agent_ttl: options.agent_ttl,
         agent_arrival: options.agent_arrival,
         excluded_env: options.exclude_env,

@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -92,6 +93,10 @@ impl Shared {
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// Whether a client that attached has intercepts that were suspended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Resumed(pub(crate) bool);
 
 /// Sessions and intercepts.
 #[derive(Debug)]
@@ -181,6 +186,42 @@ impl Registry {
         Ok(())
     }
 
+    /// Counts a client's watch, which resumes its intercepts; none for other sessions.
+    pub(crate) fn attach(&mut self, session: &str) -> Option<Resumed> {
+        let attached = self.sessions.attach(session);
+        attached.then(|| Resumed(self.intercepts.resume_all_of(session)))
+    }
+
+    /// Counts the end of a client's watch; true if it was the last one.
+    pub(crate) fn detach(&mut self, session: &str, now: Instant) -> bool {
+        self.sessions.detach(session, now)
+    }
+
+    /// Suspends the intercepts of a client that is absent since `left`; true if there are any.
+    pub(crate) fn suspend_absent(&mut self, session: &str, left: Instant) -> bool {
+        let away = left.elapsed();
+        self.sessions.is_absent_since(session, left)
+            && self
+                .intercepts
+                .suspend_all_of(session, SystemTime::now() - away)
+    }
+
+    /// Ends the session of a client that is absent since `left` and would have come back.
+    pub(crate) fn end_absent(&mut self, session: &str, left: Instant) -> bool {
+        let keeps_watches = self
+            .sessions
+            .client(session)
+            .is_ok_and(|client| client.keeps_watches);
+        keeps_watches
+            && self.sessions.is_absent_since(session, left)
+            && self.depart(session).is_some()
+    }
+
+    /// Keeps what an agent reports of an intercept whose requests go to the app.
+    pub(crate) fn failed(&mut self, id: &str, failed_open: u64, failure: &str) {
+        self.intercepts.failed(id, failed_open, failure);
+    }
+
     /// Ends a session with its consequences; does nothing for an unknown one.
     pub(crate) fn depart(&mut self, id: &str) -> Option<Party> {
         let party = self.sessions.end(id)?;
@@ -217,6 +258,12 @@ impl Registry {
         if spec.client.is_empty() {
             spec.client = client.name.clone();
         }
+        // A run that was killed, or whose laptop sleeps, gives way to its user's next one.
+        let sessions = &self.sessions;
+        self.intercepts
+            .take_over(&session.session_id, &spec, |owner| {
+                sessions.is_absent(owner)
+            });
         let agents = agents_of(&self.sessions, &spec.agent, &spec.namespace);
         self.intercepts.create(session, spec, &agents)
     }

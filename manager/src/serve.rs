@@ -38,7 +38,9 @@ const STREAM_WINDOW: u32 = 1 << 20;
 /// a stalled one must not use up the window of the others.
 const CONNECTION_WINDOW: u32 = 1 << 30;
 /// Keepalive interval; detects peers that vanished without closing.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// Time for the answer to a keepalive.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often to look whether the manager is ready.
 const READY_INTERVAL: Duration = Duration::from_millis(200);
 /// Time tunnels may continue after the manager was told to stop.
@@ -167,6 +169,7 @@ impl Bound {
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .add_routes(Routes::from(routes))
             .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
         let grace = async {

@@ -18,6 +18,7 @@ use crate::cluster::Cluster;
 use crate::dns::{self, Resolver};
 use crate::error::RequestError;
 use crate::intercepts;
+use crate::presence::Presence;
 use crate::registry::{Registry, Shared};
 use crate::settings::Settings;
 use crate::snapshots;
@@ -79,6 +80,16 @@ impl Service {
             "" => Ok((String::new(), self.shared.stop.clone())),
             _ => self.session(request),
         }
+    }
+
+    /// Counts a watch of a session, as long as the result is held.
+    fn presence(&self, session: &str) -> Presence {
+        Presence::begin(
+            &self.shared,
+            &self.tasks,
+            session,
+            self.settings.client_grace,
+        )
     }
 
     /// Returns the token that ends with the session.
@@ -288,9 +299,11 @@ impl Manager for Service {
         request: Request<pb::SessionInfo>,
     ) -> Answer<Self::WatchAgentPodsStream> {
         let (session, end) = self.session(request)?;
+        let presence = self.presence(&session);
         let view = move |registry: &Registry| snapshots::agent_pods(registry, &session);
         let message = all(|agents| pb::AgentPodInfoSnapshot { agents });
-        Ok(Response::new(follow(&self.shared, end, view, message)))
+        let messages = follow(&self.shared, end, view, message);
+        Ok(Response::new(presence.hold(messages)))
     }
 
     async fn watch_agent_pods_delta(
@@ -298,9 +311,11 @@ impl Manager for Service {
         request: Request<pb::SessionInfo>,
     ) -> Answer<Self::WatchAgentPodsDeltaStream> {
         let (session, end) = self.session(request)?;
+        let presence = self.presence(&session);
         let view = move |registry: &Registry| snapshots::agent_pods(registry, &session);
         let message = changed(|upserts, removals| pb::AgentPodInfoDelta { upserts, removals });
-        Ok(Response::new(follow(&self.shared, end, view, message)))
+        let messages = follow(&self.shared, end, view, message);
+        Ok(Response::new(presence.hold(messages)))
     }
 
     async fn watch_agents(
@@ -308,13 +323,10 @@ impl Manager for Service {
         request: Request<pb::SessionInfo>,
     ) -> Answer<Self::WatchAgentsStream> {
         let (session, end) = self.session(request)?;
+        let presence = self.presence(&session);
         let view = move |registry: &Registry| snapshots::agents(registry, &session, &[]);
-        Ok(Response::new(follow(
-            &self.shared,
-            end,
-            view,
-            all(agent_snapshot),
-        )))
+        let messages = follow(&self.shared, end, view, all(agent_snapshot));
+        Ok(Response::new(presence.hold(messages)))
     }
 
     async fn watch_agents_ns(
@@ -324,14 +336,11 @@ impl Manager for Service {
         let request = request.into_inner();
         let session = id(request.session);
         let end = self.end_of(&session)?;
+        let presence = self.presence(&session);
         let view =
             move |registry: &Registry| snapshots::agents(registry, &session, &request.namespaces);
-        Ok(Response::new(follow(
-            &self.shared,
-            end,
-            view,
-            all(agent_snapshot),
-        )))
+        let messages = follow(&self.shared, end, view, all(agent_snapshot));
+        Ok(Response::new(presence.hold(messages)))
     }
 
     async fn watch_agents_delta(
@@ -339,9 +348,11 @@ impl Manager for Service {
         request: Request<pb::SessionInfo>,
     ) -> Answer<Self::WatchAgentsDeltaStream> {
         let (session, end) = self.session(request)?;
+        let presence = self.presence(&session);
         let view = move |registry: &Registry| snapshots::agents(registry, &session, &[]);
         let message = changed(|upserts, removals| pb::AgentInfoDelta { upserts, removals });
-        Ok(Response::new(follow(&self.shared, end, view, message)))
+        let messages = follow(&self.shared, end, view, message);
+        Ok(Response::new(presence.hold(messages)))
     }
 
     async fn watch_intercepts(
@@ -349,9 +360,11 @@ impl Manager for Service {
         request: Request<pb::SessionInfo>,
     ) -> Answer<Self::WatchInterceptsStream> {
         let (session, end) = self.session_or_all(request)?;
+        let presence = self.presence(&session);
         let view = move |registry: &Registry| snapshots::intercepts(registry, &session);
         let message = all(|intercepts| pb::InterceptInfoSnapshot { intercepts });
-        Ok(Response::new(follow(&self.shared, end, view, message)))
+        let messages = follow(&self.shared, end, view, message);
+        Ok(Response::new(presence.hold(messages)))
     }
 
     async fn watch_intercepts_delta(
@@ -359,9 +372,11 @@ impl Manager for Service {
         request: Request<pb::SessionInfo>,
     ) -> Answer<Self::WatchInterceptsDeltaStream> {
         let (session, end) = self.session_or_all(request)?;
+        let presence = self.presence(&session);
         let view = move |registry: &Registry| snapshots::intercepts(registry, &session);
         let message = changed(|upserts, removals| pb::InterceptInfoDelta { upserts, removals });
-        Ok(Response::new(follow(&self.shared, end, view, message)))
+        let messages = follow(&self.shared, end, view, message);
+        Ok(Response::new(presence.hold(messages)))
     }
 
     async fn watch_workloads(
@@ -371,6 +386,7 @@ impl Manager for Service {
         let request = request.into_inner();
         let session = id(request.session_info);
         let end = self.end_of(&session)?;
+        let presence = self.presence(&session);
         if let Some(cluster) = &self.cluster {
             let also = Some(cluster.changes());
             let cluster = cluster.clone();
@@ -379,25 +395,22 @@ impl Manager for Service {
                 cluster.workload_infos(registry, &own)
             };
             let events = follow_both(&self.shared, also, end, view, snapshots::workload_events);
-            return Ok(Response::new(events));
+            return Ok(Response::new(presence.hold(events)));
         }
         let view =
             move |registry: &Registry| snapshots::workloads(registry, &session, &request.namespace);
-        Ok(Response::new(follow(
-            &self.shared,
-            end,
-            view,
-            snapshots::workload_events,
-        )))
+        let messages = follow(&self.shared, end, view, snapshots::workload_events);
+        Ok(Response::new(presence.hold(messages)))
     }
 
     async fn watch_cluster_info(
         &self,
         request: Request<pb::SessionInfo>,
     ) -> Answer<Self::WatchClusterInfoStream> {
-        let (_, end) = self.session(request)?;
+        let (session, end) = self.session(request)?;
+        let presence = self.presence(&session);
         if let Some(cluster) = &self.cluster {
-            return Ok(Response::new(latest(cluster.info(), end)));
+            return Ok(Response::new(presence.hold(latest(cluster.info(), end))));
         }
         let ip = Bytes::from(match self.address.ip() {
             std::net::IpAddr::V4(ip) => ip.octets().to_vec(),
@@ -417,9 +430,8 @@ impl Manager for Service {
         // session.
         let quiet =
             stream::once(async move { end.cancelled_owned().await }).filter_map(async |()| None);
-        Ok(Response::new(
-            stream::once(async { Ok(info) }).chain(quiet).boxed(),
-        ))
+        let messages = stream::once(async { Ok(info) }).chain(quiet).boxed();
+        Ok(Response::new(presence.hold(messages)))
     }
 
     async fn ensure_agent(
@@ -529,7 +541,7 @@ impl Manager for Service {
         let session = id(request.session);
         let info = self
             .shared
-            .read(|registry| registry.intercepts.get(&session, &request.name).cloned())?;
+            .read(|registry| registry.intercepts.get(&session, &request.name))?;
         Ok(Response::new(info))
     }
 
@@ -627,7 +639,15 @@ impl Manager for Service {
             client_session_id,
             ingress_bytes,
             egress_bytes,
+            intercept_id,
+            failed_open,
+            failure,
         } = request.into_inner();
+        if !intercept_id.is_empty() {
+            self.shared
+                .change(|registry| registry.failed(&intercept_id, failed_open, &failure));
+            return Ok(Response::new(()));
+        }
         tracing::debug!(
             session = client_session_id,
             ingress_bytes,
@@ -639,10 +659,11 @@ impl Manager for Service {
 
     async fn watch_dial(&self, request: Request<pb::SessionInfo>) -> Answer<Self::WatchDialStream> {
         let (session, end) = self.session(request)?;
+        let presence = self.presence(&session);
         let dials = self
             .shared
             .read(|registry| registry.sessions.get(&session).map(|it| it.dials.clone()))?;
-        Ok(Response::new(deliver(dials, end)))
+        Ok(Response::new(presence.hold(deliver(dials, end))))
     }
 }
 

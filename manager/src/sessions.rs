@@ -24,6 +24,10 @@ pub(crate) struct Session {
     pub(crate) party: Party,
     /// Time of arrival or last contact.
     pub(crate) seen: Instant,
+    /// Open watches of a client.
+    watches: usize,
+    /// Time the last of them ended; none while there is one, or before there was any.
+    left: Option<Instant>,
     /// Cancelled when the session ends.
     pub(crate) end: CancellationToken,
     /// Connections it has to dial; fetched by its `WatchDial`.
@@ -131,6 +135,8 @@ impl Sessions {
         let session = Session {
             party,
             seen: now,
+            watches: 0,
+            left: None,
             end: self.all.child_token(),
             dials: Arc::new(Mailbox::new()),
             names: Arc::new(Mailbox::new()),
@@ -149,6 +155,41 @@ impl Sessions {
             .ok_or_else(|| RequestError::no_session(id))?;
         session.seen = now;
         Ok(())
+    }
+
+    /// Counts a client's watch; false for other sessions.
+    pub(crate) fn attach(&mut self, id: &str) -> bool {
+        let Some(session) = self.by_id.get_mut(id) else {
+            return false;
+        };
+        let is_client = matches!(session.party, Party::Client(_));
+        if is_client {
+            session.watches += 1;
+            session.left = None;
+        }
+        is_client
+    }
+
+    /// Counts the end of a client's watch; true if it was the last one.
+    pub(crate) fn detach(&mut self, id: &str, now: Instant) -> bool {
+        let Some(session) = self.by_id.get_mut(id) else {
+            return false;
+        };
+        session.watches = session.watches.saturating_sub(1);
+        if session.watches == 0 {
+            session.left = Some(now);
+        }
+        session.watches == 0
+    }
+
+    /// Returns true if the client had watches and has none any more.
+    pub(crate) fn is_absent(&self, id: &str) -> bool {
+        self.by_id.get(id).is_some_and(|it| it.left.is_some())
+    }
+
+    /// Returns true if the client is absent since `left`.
+    pub(crate) fn is_absent_since(&self, id: &str, left: Instant) -> bool {
+        self.by_id.get(id).is_some_and(|it| it.left == Some(left))
     }
 
     /// Ends a session; `None` if there is none.

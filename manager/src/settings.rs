@@ -17,6 +17,8 @@ pub struct Settings {
     pub namespace: String,
     /// Time without contact after which a workstation counts as gone.
     pub client_ttl: Duration,
+    /// Time without a watch after which a client that keeps watches as long as it lives is gone.
+    pub client_grace: Duration,
     /// Time without contact after which an agent counts as gone.
     pub agent_ttl: Duration,
     /// Interval of checking for sessions that are gone.
@@ -43,6 +45,7 @@ impl Default for Settings {
             version: "v2.27.5".into(),
             namespace: "ambassador".into(),
             client_ttl: Duration::from_secs(24 * 60 * 60),
+            client_grace: Duration::from_secs(120),
             // Three heartbeats of an agent.
             agent_ttl: Duration::from_secs(15),
             scan: Duration::from_secs(5),

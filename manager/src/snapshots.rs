@@ -22,7 +22,7 @@ use crate::sessions::Party;
 /// may have to act on; for a client its own.
 pub(crate) fn intercepts(registry: &Registry, session: &str) -> BTreeMap<String, InterceptInfo> {
     let party = registry.sessions.get(session).map(|session| &session.party);
-    let sees = |info: &&InterceptInfo| match party {
+    let sees = |info: &InterceptInfo| match party {
         Err(_) => session.is_empty(),
         Ok(Party::Client(_)) => {
             owner(info) == session && info.disposition() != Disposition::Removed
@@ -41,9 +41,9 @@ pub(crate) fn intercepts(registry: &Registry, session: &str) -> BTreeMap<String,
     };
     registry
         .intercepts
-        .iter()
+        .shown()
         .filter(sees)
-        .map(|info| (info.id.clone(), info.clone()))
+        .map(|info| (info.id.clone(), info))
         .collect()
 }
 

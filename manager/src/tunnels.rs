@@ -121,6 +121,10 @@ impl Tunnels {
     ) -> Result<(), Status> {
         let (dials, gone) = shared.read(|registry| {
             let session = registry.sessions.get(other)?;
+            // Nobody would answer; the agent lets the app serve at once.
+            if registry.sessions.is_absent(other) {
+                return Err(RequestError::Absent(other.to_owned()));
+            }
             Ok::<(Arc<Mailbox<DialRequest>>, _), RequestError>((
                 session.dials.clone(),
                 session.end.clone(),

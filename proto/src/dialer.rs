@@ -39,6 +39,7 @@ pub struct Outgoing<T> {
     wrap: fn(TunnelMessage) -> T,
     server: bool,
     finished: bool,
+    announces_life: bool,
 }
 
 impl Outgoing<TunnelMessage> {
@@ -49,7 +50,18 @@ impl Outgoing<TunnelMessage> {
             wrap: |message| message,
             server: false,
             finished: false,
+            announces_life: false,
         }
+    }
+}
+
+impl<T> Outgoing<T> {
+    /// Says behind the dial's answer, by a keep-alive, that keep-alives are answered here; peers that
+    /// do not know that ignore it.
+    #[must_use]
+    pub fn announcing_life(mut self) -> Self {
+        self.announces_life = true;
+        self
     }
 }
 
@@ -61,6 +73,7 @@ impl Outgoing<Result<TunnelMessage, Status>> {
             wrap: Ok,
             server: true,
             finished: false,
+            announces_life: false,
         }
     }
 }
@@ -129,11 +142,12 @@ where
             })
         }
         Ok(socket) => {
-            // The keep-alive announces that ours are answered; peers without support ignore it.
-            for word in [Message::DialOk, Message::KeepAlive] {
-                if outgoing.send(word.encode()).await.is_err() {
-                    return Ok(Carried::TunnelLost);
-                }
+            if outgoing.send(Message::DialOk.encode()).await.is_err() {
+                return Ok(Carried::TunnelLost);
+            }
+            if outgoing.announces_life {
+                // A broken stream shows again at once.
+                let _ = outgoing.send(Message::KeepAlive.encode()).await;
             }
             Ok(match socket {
                 Socket::Tcp(stream) => copy_tcp(stream, &mut incoming, &mut outgoing).await,

@@ -230,6 +230,7 @@ fn tunnels_are_asked_for_and_carried() {
             client_session_id: text("s"),
             ingress_bytes: 1,
             egress_bytes: 2,
+            ..TunnelMetrics::default()
         },
         &[b"\x0a\x01s", b"\x10\x01", b"\x18\x02"],
     );

@@ -238,6 +238,12 @@ fn server(agent: &Agent, list: &mut List) {
             access_log(agent).map_or(0, |log| log.dropped.get()),
         ),
         (
+            "traffic_agent.session.denied",
+            "traffic_agent_session_denied_total",
+            "Calls of the agent's API refused for an unknown session",
+            c.denied.get(),
+        ),
+        (
             "traffic_agent.session.lookups",
             "traffic_agent_session_lookups_total",
             "DNS questions answered",

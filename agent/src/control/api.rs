@@ -1,6 +1,7 @@
 //! The agent's own gRPC service: workstations attach here (by a port-forward) to receive and answer
 //! dial requests, and to have the agent dial into the cluster for them.
 
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +33,10 @@ use crate::upstream::{Role, TunnelIo};
 
 /// Time until the first message of a call has to arrive.
 const FIRST_MESSAGE: Duration = Duration::from_secs(10);
+/// Interval of pings to a workstation that says nothing.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// Time for its answer.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes a workstation may send into one tunnel ahead of its reader.
 const STREAM_WINDOW: u32 = 256 * 1024;
 /// Connection window, effectively unlimited: tunnels share a connection, and a few stalled ones
@@ -65,6 +70,29 @@ impl Service {
     }
 }
 
+impl Service {
+    /// Lets a client's session in. Where the manager cannot be asked, peers inside the pod (a
+    /// port-forward ends there) are served as the stock agent serves everybody.
+    async fn admit(&self, session: &str, peer: Option<SocketAddr>) -> Result<(), Status> {
+        let known = match self.tunnels.sessions().is_known(session) {
+            Some(known) => Some(known),
+            None => self.tunnels.confirm(session).await,
+        };
+        let inside = peer.is_some_and(|peer| peer.ip().to_canonical().is_loopback());
+        if known.unwrap_or(inside) {
+            return Ok(());
+        }
+        self.metrics.denied.inc();
+        tracing::info!(
+            ?peer,
+            "agent API: a session that the manager does not know was refused"
+        );
+        Err(Status::permission_denied(
+            "the traffic-manager does not know this session; connect to it first",
+        ))
+    }
+}
+
 /// Serves the agent's API and gRPC health on `listeners` until `stop`.
 ///
 /// # Errors
@@ -88,6 +116,9 @@ pub async fn serve(
     tonic::transport::Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        // Tells soon of a workstation that sleeps or is gone without a word.
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .add_routes(routes)
         .serve_with_incoming_shutdown(accepting, stop.cancelled_owned())
         .await
@@ -118,12 +149,17 @@ impl Agent for Service {
         &self,
         request: Request<Streaming<TunnelMessage>>,
     ) -> Result<Response<Self::TunnelStream>, Status> {
+        let peer = request.remote_addr();
         let mut incoming = request.into_inner();
         let info = first_message(&mut incoming).await?;
         if info.session_id.is_empty() {
             return Err(Status::unauthenticated(
                 "a tunnel without a session id; send the client's session",
             ));
+        }
+        // Who answers a dial request was asked by this agent.
+        if !self.tunnels.awaited(&info) {
+            self.admit(&info.session_id, peer).await?;
         }
         let (tx, queue) = mpsc::channel(QUEUE_CAPACITY);
         // The queue is empty and has room for more than one.
@@ -157,12 +193,14 @@ impl Agent for Service {
         &self,
         request: Request<SessionInfo>,
     ) -> Result<Response<Self::WatchDialStream>, Status> {
+        let peer = request.remote_addr();
         let session = request.into_inner().session_id;
         if session.is_empty() {
             return Err(Status::invalid_argument(
                 "no session id; send the client's session",
             ));
         }
+        self.admit(&session, peer).await?;
         tracing::debug!(session, "a workstation watches for dials");
         Ok(Response::new(Box::pin(self.tunnels.watch(&session))))
     }

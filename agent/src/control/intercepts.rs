@@ -3,5 +3,5 @@
 
 mod conflict;
 pub(crate) mod publisher;
-mod spec;
+pub(crate) mod spec;
 pub mod translate;

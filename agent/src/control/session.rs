@@ -1,9 +1,13 @@
 //! Loops of a live session: remain, intercepts and their reviews, dials, DNS, log level, reports.
 
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt as _, StreamExt};
+use tokio::time::Instant;
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status, Streaming};
 use traffic_proto::conn_id::ConnId;
@@ -11,15 +15,19 @@ use traffic_proto::log_level::LogLevel;
 use traffic_proto::manager::manager_client::ManagerClient;
 use traffic_proto::manager::{
     DialRequest, DnsAgentResponse, DnsRequest, DnsResponse,
-    InterceptDispositionType as Disposition, LogLevelRequest, RemainRequest,
-    ReviewInterceptRequest, SessionInfo,
+    InterceptDispositionType as Disposition, InterceptInfo, LogLevelRequest, RemainRequest,
+    ReviewInterceptRequest, SessionInfo, TunnelMetrics,
 };
 use traffic_proto::tunnel::{StreamInfo, duration_from_nanos};
 
 use crate::control::context::{SessionContext, SessionLost};
+use crate::control::intercepts::publisher::Published;
+use crate::control::intercepts::spec;
 use crate::control::intercepts::translate::{Review, Snapshot, Verdict};
 use crate::control::tunnels::{ManagerLink, TunnelDirection};
 use crate::control::{dialer, tunnels};
+use traffic_core::routing::Intercept;
+use traffic_core::routing::dial_memory::Reachability;
 
 /// Interval of the Remain call; older managers forget an agent after 15 s.
 const REMAIN_INTERVAL: Duration = Duration::from_secs(5);
@@ -29,6 +37,10 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_MISSED_REMAINS: u32 = 3;
 /// Time for reporting a finished tunnel.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+/// Delay before a review that was lost is sent again: the first, and the longest.
+const REVIEW_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
+/// How often to look whether a workstation that was not reached is reached again.
+const RECOVERY_INTERVAL: Duration = Duration::from_secs(5);
 /// Delay before a side watch is reopened, first and longest; doubles each time.
 const REOPEN_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 
@@ -38,6 +50,38 @@ pub(crate) struct Live<'a> {
     pub(crate) client: ManagerClient<Channel>,
     pub(crate) link: ManagerLink,
     pub(crate) session: SessionInfo,
+    pub(crate) reviews: Reviews,
+}
+
+/// The last review of each intercept, until the manager has taken it.
+#[derive(Default)]
+pub(crate) struct Reviews(Mutex<HashMap<String, Arc<()>>>);
+
+/// A review's right to be sent: lost to a later one, or with the session.
+struct ReviewTicket(Weak<()>);
+
+impl Reviews {
+    fn begin(&self, id: &str) -> ReviewTicket {
+        let current = Arc::new(());
+        let ticket = ReviewTicket(Arc::downgrade(&current));
+        self.lock().insert(id.to_owned(), current);
+        ticket
+    }
+
+    /// Ends the reviews of intercepts that the manager does not show any more.
+    fn forget_others(&self, snapshot: &Snapshot) {
+        self.lock().retain(|id, _| snapshot.contains_key(id));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<()>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ReviewTicket {
+    fn is_current(&self) -> bool {
+        self.0.strong_count() > 0
+    }
 }
 
 impl Live<'_> {
@@ -52,6 +96,7 @@ impl Live<'_> {
             () = self.questions() => SessionLost::Ended("unreachable".to_owned()),
             () = self.log_levels() => SessionLost::Ended("unreachable".to_owned()),
             () = self.reports() => SessionLost::Ended("unreachable".to_owned()),
+            () = self.failures() => SessionLost::Ended("unreachable".to_owned()),
         }
     }
 
@@ -94,76 +139,102 @@ impl Live<'_> {
     }
 
     async fn deltas(&self) -> Result<(), Status> {
-        let mut deltas = self
-            .client
-            .clone()
-            .watch_intercepts_delta(self.session.clone())
-            .await?
-            .into_inner();
+        let mut client = self.client.clone();
+        let deltas = client.watch_intercepts_delta(self.session.clone()).await?;
         // The first message of a stream holds everything, so the snapshot starts empty.
-        let mut snapshot = Snapshot::new();
-        while let Some(delta) = deltas.message().await? {
+        self.follow(deltas.into_inner(), |snapshot, delta| {
             snapshot.extend(delta.upserts);
             for id in &delta.removals {
                 snapshot.remove(id);
             }
-            self.take(&snapshot).await;
-        }
-        Ok(())
+        })
+        .await
     }
 
     async fn snapshots(&self) -> Result<(), Status> {
-        let mut snapshots = self
-            .client
-            .clone()
-            .watch_intercepts(self.session.clone())
-            .await?
-            .into_inner();
-        while let Some(message) = snapshots.message().await? {
-            self.take(
-                &message
-                    .intercepts
-                    .into_iter()
-                    .map(|i| (i.id.clone(), i))
-                    .collect(),
-            )
-            .await;
-        }
-        Ok(())
+        let mut client = self.client.clone();
+        let snapshots = client.watch_intercepts(self.session.clone()).await?;
+        self.follow(snapshots.into_inner(), |snapshot, message| {
+            let all = message.intercepts.into_iter();
+            *snapshot = all.map(|i| (i.id.clone(), i)).collect();
+        })
+        .await
     }
 
-    async fn take(&self, snapshot: &Snapshot) {
-        // Probing may take seconds but happens only for waiting intercepts, whose owners wait for
-        // the review anyway.
-        self.context.publisher.prepare(snapshot).await;
-        let metrics = &self.context.metrics;
-        metrics.snapshots.inc();
-        metrics
-            .intercepts
-            .set(i64::try_from(snapshot.len()).unwrap_or(i64::MAX));
-        for review in self.context.publisher.snapshot(snapshot) {
-            metrics.reviews.inc();
+    /// Applies each snapshot at once. A review that needs a probe waits alone; the snapshot is then
+    /// applied again.
+    async fn follow<M>(
+        &self,
+        mut messages: Streaming<M>,
+        merge: impl Fn(&mut Snapshot, M),
+    ) -> Result<(), Status> {
+        let mut snapshot = Snapshot::new();
+        let mut probing = FuturesUnordered::new();
+        let (mut started, mut probed) = (HashSet::new(), HashSet::new());
+        let mut look_again: Option<Instant> = None;
+        loop {
+            tokio::select! {
+                message = messages.message() => match message? {
+                    Some(message) => {
+                        merge(&mut snapshot, message);
+                        self.context.metrics.snapshots.inc();
+                    }
+                    None => return Ok(()),
+                },
+                Some(port) = probing.next() => {
+                    probed.insert(port);
+                }
+                () = sleep_until_some(look_again) => {}
+            }
+            let published = self.take(&snapshot, &probed);
+            look_again = published.look_again;
+            for port in published.probes {
+                if started.insert(port) {
+                    let probe = self.context.publisher.probe(port);
+                    probing.push(probe.map(move |()| port));
+                }
+            }
+        }
+    }
+
+    fn take(&self, snapshot: &Snapshot, probed: &HashSet<usize>) -> Published {
+        let count = i64::try_from(snapshot.len()).unwrap_or(i64::MAX);
+        self.context.metrics.intercepts.set(count);
+        self.context.tunnels.sessions().announce(owners(snapshot));
+        self.reviews.forget_others(snapshot);
+        let mut published = self.context.publisher.snapshot(snapshot, probed);
+        for review in std::mem::take(&mut published.reviews) {
+            self.context.metrics.reviews.inc();
             self.send(review);
         }
+        published
     }
 
-    /// Sends a review in a separate task: a slow response must not hold up the next snapshot.
+    /// Sends a review in a separate task, because a slow response must not hold up the next
+    /// snapshot. A review that gets lost is repeated, until the session is over or a later review
+    /// of the same intercept takes its place.
     fn send(&self, review: Review) {
         let (mut client, context) = (self.client.clone(), Arc::clone(self.context));
         let request = self.reviewed(review);
+        let ticket = self.reviews.begin(&request.id);
         self.context.control.spawn(async move {
-            let id = request.id.clone();
-            match with_timeout(ANSWER_TIMEOUT, client.review_intercept(request)).await {
-                Ok(_) => {}
-                // The owner has removed the intercept meanwhile.
-                Err(status) if status.code() == Code::NotFound => {}
-                Err(status) => {
-                    let text = format!(
-                        "the traffic-manager rejected the review of {id}: {}",
-                        status_text(&status)
-                    );
-                    context.log_once.warn("review", &text);
+            let mut pause = REVIEW_BACKOFF.0;
+            while ticket.is_current() {
+                match with_timeout(ANSWER_TIMEOUT, client.review_intercept(request.clone())).await {
+                    Ok(_) => return,
+                    // The owner has removed the intercept meanwhile.
+                    Err(status) if status.code() == Code::NotFound => return,
+                    Err(status) => {
+                        let text = format!(
+                            "the traffic-manager did not take the review of {}: {}",
+                            request.id,
+                            status_text(&status)
+                        );
+                        context.log_once.warn("review", &text);
+                    }
                 }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(REVIEW_BACKOFF.1);
             }
         });
     }
@@ -334,16 +405,40 @@ impl Live<'_> {
         // A session under way owns the receiver; its successor waits until it is dropped.
         let mut reports = self.context.reports.lock().await;
         while let Some(report) = reports.recv().await {
-            if let Err(status) =
-                with_timeout(REPORT_INTERVAL, self.client.clone().report_metrics(report)).await
-            {
-                tracing::debug!(
-                    "the traffic-manager rejected a tunnel report: {}",
-                    status_text(&status)
-                );
-            }
+            self.report(report).await;
         }
         std::future::pending().await
+    }
+
+    async fn report(&self, report: TunnelMetrics) {
+        let mut client = self.client.clone();
+        if let Err(status) = with_timeout(REPORT_INTERVAL, client.report_metrics(report)).await {
+            tracing::debug!(
+                "the traffic-manager rejected a report: {}",
+                status_text(&status)
+            );
+        }
+    }
+
+    /// Tells the manager, and through it the developer, of intercepts whose requests go to the app
+    /// because their workstation is not reached, and when it is reached again.
+    async fn failures(&self) {
+        let mut told: HashMap<String, u64> = HashMap::new();
+        loop {
+            tokio::select! {
+                () = self.context.tunnels.fallbacks().notified() => {}
+                () = tokio::time::sleep(RECOVERY_INTERVAL), if !told.is_empty() => {}
+            }
+            let routed = self.context.publisher.routed();
+            told.retain(|id, _| routed.iter().any(|i| i.id == *id));
+            for intercept in routed {
+                if let Some(report) = failure_report(&intercept, &mut told) {
+                    self.report(report).await;
+                }
+            }
+            // Failures come in crowds.
+            tokio::time::sleep(REPORT_INTERVAL).await;
+        }
     }
 
     /// Keeps an optional watch open: one the manager does not have is left alone, one that ends is
@@ -384,6 +479,49 @@ impl Live<'_> {
             // Doubling up to the maximum; any message resets it.
             pause = (pause * 2).min(REOPEN_BACKOFF.1);
         }
+    }
+}
+
+/// What is to be reported of an intercept's failures, if anything is new since it was last told.
+fn failure_report(intercept: &Intercept, told: &mut HashMap<String, u64>) -> Option<TunnelMetrics> {
+    let stats = &intercept.stats;
+    let failed_open = stats.failed_open.load(Ordering::Relaxed);
+    let failure = match stats.dials.reachability(Instant::now().into_std()) {
+        Reachability::Unreachable { reason, .. } => reason,
+        Reachability::Untried | Reachability::Reachable => String::new(),
+    };
+    let before = told.get(&intercept.id).copied();
+    let is_news = match before {
+        Some(before) => failure.is_empty() || before != failed_open,
+        None => !failure.is_empty() && failed_open > 0,
+    };
+    if !is_news {
+        return None;
+    }
+    if failure.is_empty() {
+        told.remove(&intercept.id);
+    } else {
+        told.insert(intercept.id.clone(), failed_open);
+    }
+    Some(TunnelMetrics {
+        client_session_id: intercept.client_session.clone(),
+        intercept_id: intercept.id.clone(),
+        failed_open,
+        failure,
+        ..TunnelMetrics::default()
+    })
+}
+
+/// Sessions of the clients whose intercepts a snapshot holds.
+fn owners(snapshot: &Snapshot) -> HashSet<String> {
+    let owner = |info: &InterceptInfo| spec::owner_session(info).to_owned();
+    snapshot.values().map(owner).collect()
+}
+
+async fn sleep_until_some(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -21,7 +21,7 @@ use crate::control::context::{LevelRequests, SessionContext, SessionLost, error_
 use crate::control::intercepts::publisher::RoutePublisher;
 pub use crate::control::intercepts::publisher::{PortHandle, ProbeFuture};
 use crate::control::log_once::LogOnce;
-use crate::control::session::{Live, status_text, with_timeout};
+use crate::control::session::{Live, Reviews, status_text, with_timeout};
 use crate::control::tunnels::ManagerLink;
 use crate::ready::Blocker;
 
@@ -177,6 +177,7 @@ impl Supervisor {
             client,
             link,
             session,
+            reviews: Reviews::default(),
         })
     }
 

@@ -6,23 +6,27 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{Stream, StreamExt};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 use traffic_proto::conn_id::ConnId;
 use traffic_proto::manager::manager_client::ManagerClient;
-use traffic_proto::manager::{DialRequest, TunnelMessage, TunnelMetrics};
+use traffic_proto::manager::{
+    DialRequest, RemainRequest, SessionInfo, TunnelMessage, TunnelMetrics,
+};
 use traffic_proto::port::Transport as Protocol;
 use traffic_proto::tunnel::{self, Message, STREAM_VERSION, StreamInfo, nanos_from_duration};
 
 use crate::addr::Caller;
 use crate::control::keyed_lock::{KeyGuard, KeyedLock};
+use crate::control::known_sessions::KnownSessions;
 use crate::telemetry::metrics::ControlMetrics;
 use crate::upstream::{OpenTunnel, Role, Transport, TunnelError, TunnelIo};
 use traffic_core::routing::{Intercept, TunnelPath};
@@ -33,6 +37,8 @@ pub(crate) const QUEUE_CAPACITY: usize = 16;
 const MAX_QUEUED_DIALS: usize = 256;
 /// Queued reports of finished tunnels; more are dropped, since they are only statistics.
 const MAX_QUEUED_REPORTS: usize = 256;
+/// Time for the manager to confirm a client's session.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Tunnels to workstations; cheap to clone.
 #[derive(Clone)]
@@ -57,6 +63,9 @@ struct TunnelHub {
     open: watch::Sender<usize>,
     reports: mpsc::Sender<TunnelMetrics>,
     pending_reports: Mutex<Option<mpsc::Receiver<TunnelMetrics>>>,
+    /// Signals that the app got what was meant for a workstation.
+    fallbacks: Notify,
+    sessions: KnownSessions,
     metrics: Arc<ControlMetrics>,
 }
 
@@ -89,6 +98,8 @@ impl Tunnels {
             open: watch::Sender::new(0),
             reports,
             pending_reports: Mutex::new(Some(pending_reports)),
+            fallbacks: Notify::new(),
+            sessions: KnownSessions::default(),
             metrics,
         }))
     }
@@ -110,6 +121,37 @@ impl Tunnels {
     #[must_use]
     pub fn watches(&self, session: &str) -> bool {
         lock(&self.0.watchers).contains_key(session)
+    }
+
+    /// Signals each time the app got what was meant for a workstation; several may be one.
+    pub(crate) fn fallbacks(&self) -> &Notify {
+        &self.0.fallbacks
+    }
+
+    /// The client sessions that are served.
+    pub(crate) fn sessions(&self) -> &KnownSessions {
+        &self.0.sessions
+    }
+
+    /// Asks the manager if it knows a client session; none if it cannot be asked.
+    pub(crate) async fn confirm(&self, session: &str) -> Option<bool> {
+        let link = self.0.manager.load_full()?;
+        let request = RemainRequest {
+            session: Some(SessionInfo {
+                session_id: session.to_owned(),
+                ..SessionInfo::default()
+            }),
+            ..RemainRequest::default()
+        };
+        let mut client = link.client.clone();
+        let asked = tokio::time::timeout(CONFIRM_TIMEOUT, client.remain(request));
+        let confirmed = match asked.await {
+            Ok(Ok(_)) => true,
+            Ok(Err(status)) if status.code() == Code::NotFound => false,
+            Ok(Err(_)) | Err(_) => return None,
+        };
+        self.0.sessions.answered(session, confirmed);
+        Some(confirmed)
     }
 
     pub(crate) fn set_manager(&self, link: Option<ManagerLink>) {
@@ -181,6 +223,10 @@ impl OpenTunnel for Tunnels {
                 .await
                 .unwrap_or(Err(TunnelError::Timeout(budget)))
         })
+    }
+
+    fn fell_back(&self) {
+        self.0.fallbacks.notify_one();
     }
 
     fn attachment(&self, client_session: &str) -> Option<u64> {
@@ -508,6 +554,7 @@ impl Drop for Meter {
                 client_session_id,
                 ingress_bytes,
                 egress_bytes,
+                ..TunnelMetrics::default()
             });
         }
     }

@@ -336,10 +336,13 @@ impl Drop for ConnGuard {
             Ended::Limit => {
                 limited!(lines.refused, warn, port, %caller, ended = label, "connection")
             }
-            Ended::AppRefused | Ended::TimedOut(Stage::AppConnect) => limited!(
-                lines.app, warn, port, %caller, ended = label,
-                "the app refuses connections: callers are refused as without the agent"
-            ),
+            Ended::AppRefused | Ended::TimedOut(Stage::AppConnect) => {
+                self.port.app_protocol.forget_probe();
+                limited!(
+                    lines.app, warn, port, %caller, ended = label,
+                    "the app refuses connections: callers are refused as without the agent"
+                );
+            }
             _ => tracing::debug!(port, %caller, ended = label, "connection"),
         }
     }

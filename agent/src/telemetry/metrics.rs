@@ -448,6 +448,8 @@ pub struct ControlMetrics {
     pub dials: Counter,
     /// DNS questions answered for the manager.
     pub lookups: Counter,
+    /// Calls of the agent's own API refused, because the manager does not know their session.
+    pub denied: Counter,
 }
 
 impl ControlMetrics {
@@ -460,11 +462,14 @@ impl ControlMetrics {
             reviews,
             dials,
             lookups,
+            denied,
             connected: _,
             intercepts: _,
             workstations: _,
         } = self;
-        for counter in [arrivals, failures, snapshots, reviews, dials, lookups] {
+        for counter in [
+            arrivals, failures, snapshots, reviews, dials, lookups, denied,
+        ] {
             counter.reset();
         }
     }

@@ -13,7 +13,7 @@ use crate::io::conn::Conn;
 use crate::telemetry::metrics::{FailOpen, Label as _, PortMetrics};
 use crate::telemetry::rate_limit::limited;
 use crate::tls::alpn::TlsInfo;
-use crate::upstream::tunnel::{DialFailure, Tunnel};
+use crate::upstream::tunnel::{DialFailure, Tunnel, nothing_listens};
 use crate::upstream::{DialApp, OpenTunnel, Transport, TunnelError};
 use traffic_core::routing::Intercept;
 use traffic_core::routing::dial_memory::{Admission, Attempt, Skipped};
@@ -58,6 +58,14 @@ impl NoWorkstation {
         }
     }
 
+    fn of_dial(failure: &DialFailure, intercept: &Intercept) -> Self {
+        let what = match failure {
+            DialFailure::Rejected => nothing_listens(intercept),
+            DialFailure::Lost(_) | DialFailure::Timeout => failure.to_string(),
+        };
+        Self::new(failure.fail_open(), what)
+    }
+
     fn skipped(skipped: &Skipped) -> Self {
         let again = if skipped.retry_in.is_zero() {
             "one request tries again".to_owned()
@@ -71,12 +79,6 @@ impl NoWorkstation {
 impl From<TunnelError> for NoWorkstation {
     fn from(error: TunnelError) -> Self {
         Self::new(error.fail_open(), error)
-    }
-}
-
-impl From<DialFailure> for NoWorkstation {
-    fn from(failure: DialFailure) -> Self {
-        Self::new(failure.fail_open(), failure)
     }
 }
 
@@ -103,8 +105,9 @@ impl Workstations<'_> {
         }
         let dialling = async {
             let mut tunnel = self.open(intercept, caller, Transport::Tcp).await?;
-            tunnel.await_dial(deadline).await?;
-            let tunnel = Box::new(tunnel.remembered(&intercept.stats.dials, None));
+            let dialled = tunnel.await_dial(deadline).await;
+            dialled.map_err(|failure| NoWorkstation::of_dial(&failure, intercept))?;
+            let tunnel = Box::new(tunnel.remembered(intercept, None));
             if !in_tls {
                 return Ok(Conn::Other(tunnel));
             }
@@ -135,7 +138,8 @@ impl Workstations<'_> {
         let opening = async {
             let mut tunnel = self.open(intercept, caller, Transport::Udp).await?;
             if waits {
-                tunnel.await_dial(deadline).await?;
+                let dialled = tunnel.await_dial(deadline).await;
+                dialled.map_err(|failure| NoWorkstation::of_dial(&failure, intercept))?;
             }
             Ok(tunnel)
         };
@@ -144,7 +148,7 @@ impl Workstations<'_> {
                 attempt.succeeded(now());
                 Ok(tunnel)
             }
-            Ok(tunnel) => Ok(tunnel.remembered(&intercept.stats.dials, Some(attempt))),
+            Ok(tunnel) => Ok(tunnel.remembered(intercept, Some(attempt))),
             failed => self.concluded(failed, intercept, caller, attempt),
         }
     }
@@ -153,6 +157,7 @@ impl Workstations<'_> {
     pub fn fell_back(&self, intercept: &Intercept, why: FailOpen) {
         self.metrics.fail_open.at(why).inc();
         intercept.stats.failed_open.fetch_add(1, Ordering::Relaxed);
+        self.tunnels.fell_back();
     }
 
     /// Leave to dial, or word that the workstation is skipped.
@@ -191,7 +196,7 @@ impl Workstations<'_> {
     ) -> Result<Conn, NoWorkstation> {
         match opened {
             Ok(tunnel) => {
-                let tunnel = tunnel.remembered(&intercept.stats.dials, Some(attempt));
+                let tunnel = tunnel.remembered(intercept, Some(attempt));
                 Ok(Conn::Other(Box::new(tunnel)))
             }
             Err(failure) => self.concluded(Err(failure), intercept, caller, attempt),

@@ -7,6 +7,7 @@ mod fixture;
 mod grpc_only;
 mod intercepts;
 mod names;
+mod presence;
 mod sessions;
 mod tunnels;
 mod watches;

@@ -15,6 +15,10 @@ pub struct ClientInfo {
     pub api_key: ::prost::alloc::string::String,
     #[prost(string, tag = "6")]
     pub namespace: ::prost::alloc::string::String,
+    /// Ours; others ignore it. The client keeps watches open as long as it lives and comes back with its
+    /// session, so that it is gone a short time after its last watch.
+    #[prost(bool, tag = "1001")]
+    pub keeps_watches: bool,
 }
 /// Who an agent is. Replicas of one workload must agree in name, product, version and mechanisms.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -419,6 +423,14 @@ pub struct TunnelMetrics {
     pub ingress_bytes: u64,
     #[prost(uint64, tag = "3")]
     pub egress_bytes: u64,
+    /// Ours; others ignore it. An intercept whose requests go to the app, because its workstation is not
+    /// reached: how many in all so far, and why; without a reason it is reached again.
+    #[prost(string, tag = "1001")]
+    pub intercept_id: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "1002")]
+    pub failed_open: u64,
+    #[prost(string, tag = "1003")]
+    pub failure: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AgentsRequest {

@@ -242,7 +242,7 @@ fn non_negative(nanos: i64) -> Duration {
 }
 
 /// Returns the session of the intercept's owner; ids begin with it if the field is missing.
-fn owner_session(info: &InterceptInfo) -> &str {
+pub(crate) fn owner_session(info: &InterceptInfo) -> &str {
     match &info.client_session {
         Some(session) if !session.session_id.is_empty() => &session.session_id,
         _ => info.id.split_once(':').map_or("", |(session, _)| session),

@@ -4,7 +4,7 @@
 //! A port keeps its promises (`held`): an intercept is routed while it is held and the manager
 //! shows it as ACTIVE; a waiting one is accepted if no held one conflicts with it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,13 @@ use traffic_core::routing::{Entry, Intercept, Mechanism, RouteTable, State};
 /// Intercepts of the agent as the manager reports them, by id.
 pub type Snapshot = BTreeMap<String, InterceptInfo>;
 
+/// Time that an intercept about an unknown port is left to other pods of the workload, whose
+/// configuration may be newer.
+const STRANGER_GRACE: Duration = Duration::from_secs(10);
+/// Interval at which an intercept is reviewed again while the manager shows it as waiting: a review
+/// that got lost would leave it so for good.
+const REVIEW_INTERVAL: Duration = Duration::from_secs(30);
+
 /// Rules of all ports, kept between snapshots.
 #[derive(Debug)]
 pub struct Rules {
@@ -32,6 +39,20 @@ pub struct Rules {
     ports: Vec<PortRules>,
     /// Time an ended intercept is remembered; none: not at all.
     remember: Option<Duration>,
+    /// Waiting intercepts about no port of this pod, with the time they were first seen.
+    strangers: HashMap<String, Instant>,
+}
+
+/// Knowledge of a port that a review with filters depends on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Readability {
+    /// Single requests can be told apart.
+    #[default]
+    Readable,
+    /// They cannot; a text for the intercept's owner.
+    Unreadable(String),
+    /// The app has to be probed first.
+    Unknown,
 }
 
 /// Result of applying one snapshot.
@@ -43,6 +64,10 @@ pub struct Translation {
     pub reviews: Vec<Review>,
     /// Changes for the log: intercepts that began and ended.
     pub changes: Vec<String>,
+    /// Ports (by index) to probe before the rest of the reviews can be given.
+    pub probes: BTreeSet<usize>,
+    /// Time at which the same snapshot has to be applied again, if it stays the last one.
+    pub look_again: Option<Instant>,
 }
 
 /// Review of one waiting intercept.
@@ -113,6 +138,18 @@ struct Candidate<'s> {
     rule: Result<Compiled, Refusal>,
 }
 
+impl Review {
+    fn is_refusal(&self) -> bool {
+        matches!(self.verdict, Verdict::Refuse { .. })
+    }
+}
+
+impl Candidate<'_> {
+    fn has_filters(&self) -> bool {
+        self.rule.as_ref().is_ok_and(|c| !c.rule.filters.is_empty())
+    }
+}
+
 impl Rules {
     /// Creates empty rules. `remember` is the time matches of an ended intercept are answered as
     /// expired.
@@ -132,19 +169,21 @@ impl Rules {
             targets,
             ports,
             remember,
+            strangers: HashMap::new(),
         }
     }
 
-    /// Applies a complete snapshot. `unreadable` returns for a port the reason why requests cannot
-    /// be told apart on it, if they cannot.
+    /// Applies a complete snapshot. `readability` is what is known of each port; ports beyond its end
+    /// are readable.
     pub fn apply(
         &mut self,
         snapshot: &Snapshot,
-        unreadable: &[Option<String>],
+        readability: &[Readability],
         now: Instant,
     ) -> Translation {
         let mut outcome = Translation::default();
         let mut reviews: BTreeMap<&str, Review> = BTreeMap::new();
+        let mut unprobed: BTreeSet<&str> = BTreeSet::new();
         let ours: Vec<_> = snapshot
             .values()
             .filter_map(|i| Some((i, self.own_spec(i)?)))
@@ -152,8 +191,8 @@ impl Rules {
         // Each port is decided by itself: promises first, then routes, then reviews, since a review
         // may add a promise for the next snapshot.
         for (index, (port, target)) in self.ports.iter_mut().zip(&self.targets).enumerate() {
-            let unreadable = unreadable.get(index).and_then(Option::as_deref);
-            let candidates = port.candidates(&ours, target, &self.containers, unreadable);
+            let readability = readability.get(index).unwrap_or(&Readability::Readable);
+            let candidates = port.candidates(&ours, target, &self.containers, readability);
             port.hold(&candidates, now);
             port.route(
                 &candidates,
@@ -162,23 +201,51 @@ impl Rules {
                 target,
                 &mut outcome.changes,
             );
-            port.review(&candidates, target, now, &mut reviews);
+            let (known, later): (Vec<_>, Vec<_>) = candidates
+                .iter()
+                .filter(|c| c.info.disposition() == Disposition::Waiting)
+                .partition(|c| *readability != Readability::Unknown || !c.has_filters());
+            if !later.is_empty() {
+                outcome.probes.insert(index);
+                unprobed.extend(later.iter().map(|c| c.info.id.as_str()));
+            }
+            port.review(&known, &candidates, target, now, &mut reviews);
             outcome
                 .tables
                 .extend(port.changed_table().map(|table| (index, table)));
         }
-        // A waiting intercept that no port reviewed matches none of them, and its owner is told the
-        // known ports.
-        for (info, spec) in ours
+        // One refusing port is enough, but no port accepts alone.
+        reviews.retain(|id, review| !unprobed.contains(id) || review.is_refusal());
+        let waiting = ours
             .iter()
-            .filter(|(i, _)| i.disposition() == Disposition::Waiting)
-        {
-            reviews.entry(&info.id).or_insert_with(|| {
-                let refused = spec::rule(info, spec)
-                    .err()
-                    .unwrap_or_else(|| spec::unknown_port(spec, &self.targets));
-                refusal(&info.id, "", refused)
-            });
+            .filter(|(i, _)| i.disposition() == Disposition::Waiting);
+        let strangers: Vec<_> = waiting
+            .filter(|(i, _)| {
+                !reviews.contains_key(i.id.as_str()) && !unprobed.contains(i.id.as_str())
+            })
+            .collect();
+        self.strangers
+            .retain(|id, _| strangers.iter().any(|(info, _)| info.id == *id));
+        // It may be about a port of other pods of the workload, which review it at once. If nobody
+        // does, its owner is told the known ports.
+        for (info, spec) in strangers {
+            let since = *self.strangers.entry(info.id.clone()).or_insert(now);
+            let due = since + STRANGER_GRACE;
+            match spec::rule(info, spec) {
+                Ok(_) if now < due => {
+                    let again = outcome.look_again.map_or(due, |at| at.min(due));
+                    outcome.look_again = Some(again);
+                }
+                rule => {
+                    let refused = rule
+                        .err()
+                        .unwrap_or_else(|| spec::unknown_port(spec, &self.targets));
+                    reviews.insert(&info.id, refusal(&info.id, "", refused));
+                }
+            }
+        }
+        if outcome.look_again.is_none() && !reviews.is_empty() {
+            outcome.look_again = Some(now + REVIEW_INTERVAL);
         }
         outcome.reviews = reviews.into_values().collect();
         outcome
@@ -243,7 +310,7 @@ fn fits(
     spec: &InterceptSpec,
     target: &Target,
     containers: &[String],
-    unreadable: Option<&str>,
+    readability: &Readability,
 ) -> Result<Compiled, Refusal> {
     if !spec.container_name.is_empty() && !containers.contains(&spec.container_name) {
         return Err(Refusal::of_agent(format!(
@@ -262,9 +329,9 @@ fn fits(
             filters"
         )));
     }
-    match unreadable {
-        Some(why) => Err(Refusal::of_agent(why.to_owned())),
-        None => Ok(compiled),
+    match readability {
+        Readability::Unreadable(why) => Err(Refusal::of_agent(why.clone())),
+        Readability::Readable | Readability::Unknown => Ok(compiled),
     }
 }
 
@@ -274,14 +341,14 @@ impl PortRules {
         ours: &[(&'s InterceptInfo, &'s InterceptSpec)],
         target: &Target,
         containers: &[String],
-        unreadable: Option<&str>,
+        readability: &Readability,
     ) -> Vec<Candidate<'s>> {
         self.known
             .retain(|id, _| ours.iter().any(|(info, _)| info.id == *id));
         let about = |(info, spec): &(&'s InterceptInfo, &'s InterceptSpec)| {
             let delivered = spec::delivers_to(spec, target)?;
             let rule = self.compile(info, spec, delivered);
-            let rule = rule.and_then(|c| fits(c, spec, target, containers, unreadable));
+            let rule = rule.and_then(|c| fits(c, spec, target, containers, readability));
             Some(Candidate { info, spec, rule })
         };
         ours.iter().filter_map(about).collect()
@@ -412,6 +479,8 @@ impl PortRules {
             .iter()
             .filter(|s| self.served.iter().all(|old| old.id != s.id))
         {
+            // Its owner is back, or tries again.
+            started.stats.dials.forget();
             changes.push(format!(
                 "port {port}: intercept {} of {} started",
                 started.id, started.client
@@ -440,21 +509,19 @@ impl PortRules {
 
     fn review<'s>(
         &mut self,
+        waiting: &[&Candidate<'s>],
         candidates: &[Candidate<'s>],
         target: &Target,
         now: Instant,
         reviews: &mut BTreeMap<&'s str, Review>,
     ) {
-        for candidate in candidates
-            .iter()
-            .filter(|c| c.info.disposition() == Disposition::Waiting)
-        {
+        for candidate in waiting {
             let review = self.reviewed(candidate, candidates, target, now);
             // One refusing port refuses the whole intercept, because its owner expects all of its
             // ports.
             let refused_elsewhere = reviews
                 .get(candidate.info.id.as_str())
-                .is_some_and(|r| matches!(r.verdict, Verdict::Refuse { .. }));
+                .is_some_and(Review::is_refusal);
             if !refused_elsewhere {
                 reviews.insert(&candidate.info.id, review);
             }

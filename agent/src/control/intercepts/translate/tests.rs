@@ -43,7 +43,7 @@ containers:
 struct Bench {
     rules: Rules,
     tables: Vec<RouteTable>,
-    unreadable: Vec<Option<String>>,
+    readability: Vec<Readability>,
     now: Instant,
 }
 
@@ -61,14 +61,14 @@ impl Bench {
         Self {
             rules,
             tables,
-            unreadable: vec![None; 3],
+            readability: vec![Readability::Readable; 3],
             now: Instant::now(),
         }
     }
 
     fn shown(&mut self, infos: &[InterceptInfo]) -> Translation {
         let snapshot = infos.iter().map(|i| (i.id.clone(), i.clone())).collect();
-        let mut outcome = self.rules.apply(&snapshot, &self.unreadable, self.now);
+        let mut outcome = self.rules.apply(&snapshot, &self.readability, self.now);
         self.take(std::mem::take(&mut outcome.tables));
         outcome
     }
@@ -412,7 +412,13 @@ fn what_cannot_be_served_is_refused_with_what_to_do() {
     for (spec, change, bad, want) in rows {
         let mut info = waiting("a", spec);
         change(&mut info);
-        let outcome = Bench::new().shown(&[info]);
+        let mut bench = Bench::new();
+        let mut outcome = bench.shown(&[info.clone()]);
+        if outcome.reviews.is_empty() {
+            // Perhaps another pod of the workload knows the port.
+            bench.now += STRANGER_GRACE;
+            outcome = bench.shown(&[info]);
+        }
         let got = only_message(&outcome);
         assert!(got.contains(want), "{spec}: {got}");
         if let Verdict::Refuse { bad_args, .. } = &outcome.reviews[0].verdict {
@@ -425,9 +431,60 @@ fn what_cannot_be_served_is_refused_with_what_to_do() {
 }
 
 #[test]
+fn an_intercept_about_a_port_of_other_pods_is_left_to_them_for_a_while() {
+    let stranger = waiting("a", "tcp nosuch");
+    let mut bench = Bench::new();
+    let start = bench.now;
+    let first = bench.shown(&[stranger.clone()]);
+    assert!(first.reviews.is_empty());
+    assert_eq!(first.look_again, Some(start + STRANGER_GRACE));
+    bench.now += STRANGER_GRACE / 2;
+    assert!(bench.shown(&[stranger.clone()]).reviews.is_empty());
+    // Another pod has accepted it; the next one of that name starts anew.
+    bench.shown(&[active("a", "tcp nosuch")]);
+    bench.now += STRANGER_GRACE;
+    assert!(bench.shown(&[stranger.clone()]).reviews.is_empty());
+    bench.now += STRANGER_GRACE;
+    let message = only_message(&bench.shown(&[stranger]));
+    assert!(message.starts_with("no port nosuch"), "{message}");
+}
+
+#[test]
+fn a_review_that_needs_a_probe_waits_alone() {
+    let mut bench = Bench::new();
+    bench.readability[0] = Readability::Unknown;
+    let outcome = bench.shown(&[
+        active("served", "http http x=s"),
+        waiting("filtered", "http http x=a"),
+        waiting("grpc", "http grpc"),
+        waiting("bad", "http http :path-regex:("),
+    ]);
+    let reviewed: Vec<_> = outcome.reviews.iter().map(|r| r.id.as_str()).collect();
+    assert!(
+        reviewed.iter().all(|id| !id.contains("filtered")),
+        "{reviewed:?}"
+    );
+    assert!(reviewed.iter().any(|id| id.contains("bad")), "{reviewed:?}");
+    assert_eq!(outcome.probes, [0].into());
+    assert_eq!(bench.active(0).len(), 1, "snapshots apply at once");
+    bench.readability[0] = Readability::Readable;
+    let outcome = bench.shown(&[waiting("filtered", "http http x=a")]);
+    assert_eq!(only_message(&outcome), "accepted");
+    assert!(outcome.probes.is_empty());
+}
+
+#[test]
+fn an_intercept_that_waits_is_reviewed_again_after_a_while() {
+    let mut bench = Bench::new();
+    let outcome = bench.shown(&[waiting("a", "tcp")]);
+    assert_eq!(outcome.look_again, Some(bench.now + REVIEW_INTERVAL));
+    assert_eq!(bench.shown(&[active("a", "tcp")]).look_again, None);
+}
+
+#[test]
 fn a_tls_port_without_certificate_refuses_filters_but_not_whole_connections() {
     let mut bench = Bench::new();
-    bench.unreadable[0] = Some("port 8080 speaks TLS; annotate".to_owned());
+    bench.readability[0] = Readability::Unreadable("port 8080 speaks TLS; annotate".to_owned());
     assert_eq!(
         only_message(&bench.shown(&[waiting("a", "http http x=a")])),
         "port 8080 speaks TLS; annotate"
