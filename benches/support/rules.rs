@@ -1,9 +1,34 @@
-//! Tables of rules, none of which matches the sample requests.
+//! Tables of rules that do not match the sample requests.
 
 #![allow(dead_code, unreachable_pub)]
 
-use agent_testkit::intercept::{entry, intercept};
-use traffic_core::routing::{RouteTable, State};
+use std::sync::Arc;
+use std::time::Duration;
+
+use traffic_core::routing::matcher::{Filters, HeaderFilter};
+use traffic_core::routing::{Entry, Intercept, Mechanism, RouteTable, State};
+
+/// A rule named `id`.
+pub fn rule(id: &str, filters: Filters, mechanism: Mechanism) -> Entry {
+    let intercept = Intercept {
+        id: id.to_owned(),
+        name: id.to_owned(),
+        client: "dev@bench".to_owned(),
+        client_session: "session".to_owned(),
+        mechanism,
+        filters,
+        plaintext: true,
+        target_host: "127.0.0.1".to_owned(),
+        target_port: 8080,
+        roundtrip_latency: Duration::ZERO,
+        dial_timeout: Duration::ZERO,
+        stats: Arc::default(),
+    };
+    Entry {
+        intercept: Arc::new(intercept),
+        state: State::Active,
+    }
+}
 
 /// `n` rules on `x-dev`, with exact values or regexes.
 pub fn table(n: usize, regex: bool) -> RouteTable {
@@ -13,9 +38,11 @@ pub fn table(n: usize, regex: bool) -> RouteTable {
         } else {
             format!("developer{i}")
         };
-        let mut rule = intercept(&format!("rule{i:02}"), &[("x-dev", &value)]);
-        rule.plaintext = true;
-        entry(rule, State::Active)
+        let filters = Filters {
+            headers: vec![HeaderFilter::new("x-dev", &value)],
+            paths: Vec::new(),
+        };
+        rule(&format!("session:rule{i:02}"), filters, Mechanism::Http)
     });
     RouteTable::new(entries.collect())
 }
