@@ -73,14 +73,14 @@ impl Display for Denied {
                 f,
                 "NET_ADMIN is missing: add it to securityContext.capabilities.add of the init \
                  container, and run it as root (runAsUser: 0) instead of uid {uid}, or with the \
-                 file capability cap_net_admin+ep on the program"
+                 file capability cap_net_admin+p on the program"
             ),
             Cause::OnlyBounding => write!(
                 f,
                 "NET_ADMIN is only in the bounding set: a container that runs as uid {uid} gets \
                  the capabilities its pod adds there and nowhere else. Run the init container as \
                  root (runAsUser: 0, runAsNonRoot: false), or give the program the file capability \
-                 cap_net_admin+ep, which takes allowPrivilegeEscalation: true ({})",
+                 cap_net_admin+p, which takes allowPrivilegeEscalation: true ({})",
                 if no_new_privs().unwrap_or(false) {
                     "it is false here"
                 } else {
@@ -113,7 +113,10 @@ impl Display for Denied {
                  agent-init there",
             ),
         }?;
-        write!(f, ". Without that right {REMEDIES}")
+        write!(
+            f,
+            ". Without that right {REMEDIES}; a third is agent-init as a CNI plugin of the nodes"
+        )
     }
 }
 

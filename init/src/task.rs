@@ -8,6 +8,7 @@ use crate::choice::Backend;
 use crate::error::Error;
 use crate::log::Log;
 use crate::nft::others;
+use crate::permission::{self, Need};
 use crate::probe::{self, Probe};
 use crate::wanted::Wanted;
 use crate::{conntrack, host};
@@ -23,6 +24,8 @@ pub fn put_into_force(wanted: Option<&Wanted>, args: &Args, log: &Log<'_>) -> Re
         }
         return Ok(());
     };
+    // A capability that is merely permitted, as that of a file, is made effective.
+    let _ = permission::check(Need::NetAdmin);
     refuse_the_nodes_network(args)?;
     let applied = apply::apply(&|lacks| wanted.rules(lacks), args.backend, log)?;
     report(wanted, applied, log);

@@ -62,7 +62,7 @@ fn a_file_capability_under_no_new_privileges_is_told_as_such() {
     let (dir, space) = (tempfile::tempdir().unwrap(), Space::of_pod());
     let program = Program::new(dir.path(), PORTS, Families::V4, "nft");
     let program = readable_by_all(dir.path(), &program);
-    give_file_capability(&program.path);
+    give_file_capability(&program.path, true);
     let user = [
         "setpriv",
         "--reuid",
@@ -104,4 +104,30 @@ fn a_capability_that_root_lost_is_told_as_such() {
         &["setpriv", "--securebits", "+noroot", "--inh-caps", "-all"],
     );
     assert!(log.contains("not in the effective set"), "{log}");
+}
+
+#[test]
+fn a_file_capability_that_the_pod_does_not_add_is_told_as_such() {
+    if !privileged() {
+        return;
+    }
+    let (dir, space) = (tempfile::tempdir().unwrap(), Space::of_pod());
+    let program = Program::new(dir.path(), PORTS, Families::V4, "nft");
+    let program = readable_by_all(dir.path(), &program);
+    give_file_capability(&program.path, false);
+    let user = [
+        "setpriv",
+        "--reuid",
+        "7777",
+        "--regid",
+        "7777",
+        "--clear-groups",
+    ];
+    let restricted = ["--bounding-set", "-all", "--no-new-privs"];
+    let log = program
+        .under(&[&user[..], &restricted].concat())
+        .must_end_with(&space, 77);
+    for words in ["NET_ADMIN is missing", "capabilities.add", "uid 7777"] {
+        assert!(log.contains(words), "{words}: {log}");
+    }
 }

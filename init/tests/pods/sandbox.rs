@@ -246,7 +246,7 @@ fn without_net_admin_it_says_so_and_ends_with_77() {
         "only in the bounding set",
         "uid 12345",
         "runAsUser: 0",
-        "cap_net_admin+ep",
+        "cap_net_admin+p",
     ] {
         assert!(log_of(&user).contains(words), "{words}: {}", log_of(&user));
     }
@@ -315,13 +315,13 @@ fn a_file_capability_is_enough_for_any_user() {
     if !privileged() {
         return;
     }
-    for backend in ["nft", "iptables-nft"] {
+    for (backend, effective) in [("nft", false), ("nft", true), ("iptables-nft", false)] {
         let (dir, space) = (tempfile::tempdir().unwrap(), Space::of_pod());
         let program = readable_by_all(
             dir.path(),
             &Program::new(dir.path(), PORTS, Families::V4, backend),
         );
-        give_file_capability(&program.path);
+        give_file_capability(&program.path, effective);
         let program = program.under(&[
             "setpriv",
             "--reuid",
@@ -335,10 +335,10 @@ fn a_file_capability_is_enough_for_any_user() {
     }
 }
 
-/// Gives the program NET_ADMIN, effective from its start.
-pub(crate) fn give_file_capability(program: &Path) {
-    // Version 2 with the effective flag; NET_ADMIN is bit 12 of the permitted set.
-    let mut capability = vec![1, 0, 0, 2, 0, 0x10, 0, 0];
+/// Gives the program NET_ADMIN, permitted as in the image, or effective from its start as well.
+pub(crate) fn give_file_capability(program: &Path, effective: bool) {
+    // Version 2, its flag; NET_ADMIN is bit 12 of the permitted set.
+    let mut capability = vec![u8::from(effective), 0, 0, 2, 0, 0x10, 0, 0];
     capability.resize(20, 0);
     rustix::fs::setxattr(
         program,

@@ -2,4 +2,5 @@
 #![allow(clippy::unwrap_used)]
 
 mod chart;
+mod redirect;
 mod rig;
