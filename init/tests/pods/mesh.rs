@@ -180,6 +180,7 @@ impl TransparentProxy {
                 .arg("-c")
                 .arg(include_str!("transparent_mesh.py"))
                 .arg(port.to_string())
+                .args([8080, 7070, OTHER].map(|port| port.to_string()))
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .spawn()

@@ -1,4 +1,8 @@
-"""A mesh's proxy in TPROXY mode: what comes in is carried on in the caller's name to where it was going."""
+"""A mesh's proxy in TPROXY mode: carries callers on, in their name, to the port they asked for.
+
+Arguments: its port, and the ports that callers may ask for. Its rules are by port, so another one
+means that somebody changed the destination before.
+"""
 import socket
 import sys
 import threading
@@ -6,6 +10,7 @@ import threading
 TRANSPARENT = {socket.AF_INET: (0, 19), socket.AF_INET6: (41, 75)}
 SO_MARK = 36
 MARK = 1337
+ASKED = [int(port) for port in sys.argv[2:]]
 
 
 def transparent(family):
@@ -18,6 +23,9 @@ def transparent(family):
 def carry(family, caller):
     answer = b"mesh>"
     try:
+        port = caller.getsockname()[1]
+        if port not in ASKED:
+            raise OSError(f"was asked for port {port}")
         onward = transparent(family)
         onward.setsockopt(socket.SOL_SOCKET, SO_MARK, MARK)
         onward.settimeout(20)
