@@ -1,8 +1,8 @@
-//! CNI plugin, chained behind the one that makes the pod's network: the rules come from the node, so
-//! that the pod needs no init container and no capability.
+//! CNI plugin, chained behind the one that makes the pod's network: the rules come from the node,
+//! so that the pod needs no init container and no capability.
 //!
-//! The runtime hands over the pod's annotations (capability `io.kubernetes.cri.pod-annotations`), in
-//! which the injector puts the sidecar configuration; pods without it are passed on untouched.
+//! The runtime hands over the pod's annotations (capability `io.kubernetes.cri.pod-annotations`),
+//! in which the injector puts the sidecar configuration; pods without it are passed on untouched.
 
 mod call;
 pub mod install;

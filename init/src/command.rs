@@ -16,8 +16,8 @@ use crate::wanted::{self, Wanted};
 use crate::{cni, namespace, render};
 
 /// Runs the command line `words` and gives the exit code: 0, 1 when `--check` found a difference,
-/// or an [`Error::exit_code`]. Results go to `out`, the log to `log`, one line each. Called as a CNI
-/// plugin, without words, it takes its task from the environment and from `input`.
+/// or an [`Error::exit_code`]. Results go to `out`, the log to `log`, one line each. Called as a
+/// CNI plugin, without words, it takes its task from the environment and from `input`.
 pub fn run(
     words: impl IntoIterator<Item = OsString>,
     env: Env<'_>,

@@ -61,18 +61,28 @@ impl Denied {
     }
 }
 
+const NOT_ADDED: &str = "NET_ADMIN is missing: add it to securityContext.capabilities.add of the \
+                         init container";
+const NOT_EFFECTIVE: &str = "NET_ADMIN is added, but not in the effective set of this process \
+                             although it is root: the container runtime or a wrapper took it \
+                             away. Start agent-init as the container's own command";
+const USER_NAMESPACE: &str = "NET_ADMIN is held, but not over this network namespace: it belongs \
+                              to another user namespace. Start the init container in the pod's own";
+const RAW_MISSING: &str = "NET_ADMIN is held, but the legacy programs of iptables need NET_RAW as \
+                           well: add it to securityContext.capabilities.add of the init \
+                           container, or use --backend nft, which does without";
+const POLICY: &str = "NET_ADMIN is held over this network namespace, and the kernel refuses all \
+                      the same: a seccomp profile or a security module of the node forbids it. \
+                      Allow agent-init there";
+
 impl Display for Denied {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let uid = self.uid;
         match self.cause {
-            Cause::NotAdded if uid == 0 => f.write_str(
-                "NET_ADMIN is missing: add it to securityContext.capabilities.add of the init \
-                 container",
-            ),
+            Cause::NotAdded if uid == 0 => f.write_str(NOT_ADDED),
             Cause::NotAdded => write!(
                 f,
-                "NET_ADMIN is missing: add it to securityContext.capabilities.add of the init \
-                 container, and run it as root (runAsUser: 0) instead of uid {uid}, or with the \
+                "{NOT_ADDED}, and run it as root (runAsUser: 0) instead of uid {uid}, or with the \
                  file capability cap_net_admin+p on the program"
             ),
             Cause::OnlyBounding => write!(
@@ -80,43 +90,22 @@ impl Display for Denied {
                 "NET_ADMIN is only in the bounding set: a container that runs as uid {uid} gets \
                  the capabilities its pod adds there and nowhere else. Run the init container as \
                  root (runAsUser: 0, runAsNonRoot: false), or give the program the file capability \
-                 cap_net_admin+p, which takes allowPrivilegeEscalation: true ({})",
-                if no_new_privs().unwrap_or(false) {
-                    "it is false here"
-                } else {
-                    "it is true here"
-                }
+                 cap_net_admin+p, which takes allowPrivilegeEscalation: true (it is {} here)",
+                !no_new_privs().unwrap_or(false)
             ),
-            Cause::NotEffective => f.write_str(
-                "NET_ADMIN is added, but not in the effective set of this process although it is \
-                 root: the container runtime or a wrapper took it away. Start agent-init as the \
-                 container's own command",
-            ),
+            Cause::NotEffective => f.write_str(NOT_EFFECTIVE),
             Cause::NoNewPrivileges => write!(
                 f,
                 "NET_ADMIN is a file capability of the program, and no-new-privileges makes the \
                  kernel ignore it for uid {uid}: set allowPrivilegeEscalation: true on the init \
                  container, or run it as root (runAsUser: 0)"
             ),
-            Cause::UserNamespace => f.write_str(
-                "NET_ADMIN is held, but not over this network namespace: it belongs to another \
-                 user namespace. Start the init container in the pod's own",
-            ),
-            Cause::RawMissing => f.write_str(
-                "NET_ADMIN is held, but the legacy programs of iptables need NET_RAW as well: add \
-                 it to securityContext.capabilities.add of the init container, or use --backend \
-                 nft, which does without",
-            ),
-            Cause::Policy => f.write_str(
-                "NET_ADMIN is held over this network namespace, and the kernel refuses all the \
-                 same: a seccomp profile or a security module of the node forbids it. Allow \
-                 agent-init there",
-            ),
+            Cause::UserNamespace => f.write_str(USER_NAMESPACE),
+            Cause::RawMissing => f.write_str(RAW_MISSING),
+            Cause::Policy => f.write_str(POLICY),
         }?;
-        write!(
-            f,
-            ". Without that right {REMEDIES}; a third is agent-init as a CNI plugin of the nodes"
-        )
+        let third = "a third is agent-init as a CNI plugin of the nodes";
+        write!(f, ". Without that right {REMEDIES}; {third}")
     }
 }
 

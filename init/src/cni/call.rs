@@ -1,11 +1,13 @@
-//! Call of the runtime: the network configuration on standard input, and the answers, in JSON. Pure.
+//! Call of the runtime: the network configuration on standard input, and the answers, in JSON.
+//! Pure.
 
 use serde_json::{Value, json};
 
 use crate::args::{BackendChoice, List, parse};
 use crate::error::Error;
 
-/// Versions of the specification that the plugin speaks: what it reads and writes is the same in all.
+/// Versions of the specification that the plugin speaks: what it reads and writes is the same in
+/// all.
 const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 /// Key under which the runtime hands over the pod's annotations.
 pub(super) const POD_ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";

@@ -1,5 +1,5 @@
-//! Installation of the CNI plugin on a node, by a DaemonSet that mounts the node's folders: the program
-//! is copied beside the other plugins and added to the end of the list of plugins.
+//! Installation of the CNI plugin on a node, by a DaemonSet that mounts the node's folders: the
+//! program is copied beside the other plugins and added to the end of the list of plugins.
 
 use std::fs;
 use std::io::Write as _;

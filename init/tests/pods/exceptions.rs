@@ -170,8 +170,10 @@ fn connections_that_were_open_meet_the_rules_that_come() {
     for backend in BACKENDS {
         let (dir, net) = (tempfile::tempdir().unwrap(), Net::new(Families::Dual));
         // Something has to make the kernel track connections before our rules do.
-        net.pod
-            .sh("nft 'table inet track { chain in { type filter hook input priority 0; ct state new counter; }; }'");
+        net.pod.sh(
+            "nft 'table inet track { chain in { type filter hook input priority 0; ct state \
+                 new counter; }; }'",
+        );
         for address in net.families.pod() {
             let at = |port| SocketAddr::new(address.parse().unwrap(), port);
             let (to, other) = (at(8080), at(6060));

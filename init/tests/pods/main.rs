@@ -5,6 +5,7 @@
 mod checking;
 mod cni;
 mod exceptions;
+mod lacking;
 mod leftovers;
 mod lifecycle;
 mod matrix;

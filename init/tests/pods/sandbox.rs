@@ -21,8 +21,8 @@ const AGENT: As = As {
     gid: 7439,
 };
 
-/// Target for a static program, and the flags it takes: musl where Rust has it, as for the image, else
-/// glibc.
+/// Target for a static program, and the flags it takes: musl where Rust has it, as for the image,
+/// else glibc.
 fn static_target() -> (String, &'static str) {
     let done = Command::new("rustc").args(["--print", "sysroot"]).output();
     let sysroot = String::from_utf8(done.unwrap().stdout).unwrap();
