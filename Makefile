@@ -1,17 +1,18 @@
 # `make demo` and `make test` need nothing but a Rust toolchain and, for missing packages, root on Debian or Ubuntu.
 
-.PHONY: images site test-chart shape screens compare-admin demo test test-cluster cluster cluster-down packages cluster-packages bench bench-compare bench-scrape bench-counts budgets fuzz
+.PHONY: deny images test-images site test-chart shape screens compare-admin demo test test-cluster cluster cluster-down packages cluster-packages bench bench-cluster bench-compare bench-scrape bench-counts budgets fuzz
 .DEFAULT_GOAL := help
 
 help:
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /	/'
 
 demo: ## The main job, end to end, in separate processes; SERVE=1 stays up
-	cargo build --quiet --workspace --bins --example app --example demo
-	HARNESS_BUILT=1 target/debug/examples/demo
+	@echo "Building four programs; the first time takes some minutes, then the demo a few seconds"
+	cargo build -p traffic-agent -p traffic-manager -p intercept -p harness --bins
+	@HARNESS_BUILT=1 bash -mc target/debug/demo # a job of its own, so that Ctrl-C ends it and not make
 
 test: packages ## Every test; installs the packages they need
-	cargo build --workspace --bins --example app
+	cargo build --workspace --bins --test layers
 	HARNESS_BUILT=1 cargo test --workspace
 
 test-chart: cluster-packages ## The chart, rendered by a real Helm
@@ -23,12 +24,16 @@ images: ## Both container images in target/images, without a container engine
 site: ## The documentation's links, and the site in target/site/book; needs mdbook
 	docs/build-site
 
+test-images: images ## What is in the images, how large they are, and that they are the same each time
+	tests/images/test_images.py
+
 test-cluster: cluster-packages ## The tests that need a real Kubernetes; about ten minutes more the first time
 	tests/cluster/test
 
-cluster: cluster-packages ## A real Kubernetes that stays up, and the lines to try
+cluster: cluster-packages ## A real Kubernetes that stays up, with the images of `make images`, and the lines to try
 	tests/cluster/rig down
 	tests/cluster/rig up
+	@[ ! -d target/images ] || tests/cluster/rig load target/images/*/*.tar
 	@tests/cluster/try
 
 cluster-down: ## Ends it
@@ -37,7 +42,10 @@ cluster-down: ## Ends it
 shape: ## Figures of the code's shape beside their limits; tests/shape --list KEY shows what is behind one
 	tests/shape
 
-screens: ## Screenshots of the admin pages in target/screens; needs chromium
+deny: ## Licences, sources and bans of dependencies; and known vulnerabilities, where the database can be had
+	.ci/run deny advisories
+
+screens: ## Screenshots of every page in target/screens; needs chromium
 	cargo build --workspace --bins
 	tests/screens/run
 
@@ -62,6 +70,10 @@ bench: ## Criterion benches of the hot path's parts
 bench-compare: ## The agent beside Envoy, HAProxy and nginx; table and plot in target/bench/
 	cargo build --release -p traffic-agent -p traffic-manager -p intercept
 	benches/compare/compare.py
+
+bench-cluster: images cluster-packages ## Memory of a manager of 5 000 pods, time of an admission, idle requests; needs root
+	cargo build --release -p intercept
+	benches/cluster/bench.py
 
 bench-scrape: ## What watching the agent costs its callers
 	cargo build --release -p traffic-agent -p traffic-manager -p intercept

@@ -1,4 +1,4 @@
-//! Routing one request past 1, 10 and 50 rules that do not match it.
+//! Routing one request past 1, 10, 50 and 200 rules that do not match it.
 #![allow(missing_docs)]
 
 #[path = "support/rules.rs"]
@@ -18,7 +18,7 @@ fn decide(c: &mut Criterion) {
     let request = head.request(samples::BROWSER);
     let mut group = c.benchmark_group("decide");
     for (kind, regex) in [("exact", false), ("regex", true)] {
-        for n in [1, 10, 50] {
+        for n in [1, 10, 50, 200] {
             let table = rules::table(n, regex);
             group.bench_function(format!("{n} {kind}"), |b| {
                 b.iter(|| black_box(table.decide(black_box(&request))).is_app());

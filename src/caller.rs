@@ -10,6 +10,7 @@ use crate::wait::WAIT_TIMEOUT;
 #[derive(Debug)]
 pub struct Caller {
     reader: BufReader<TcpStream>,
+    address: SocketAddr,
 }
 
 /// A response.
@@ -38,6 +39,7 @@ impl Caller {
         stream.set_read_timeout(Some(WAIT_TIMEOUT))?;
         Ok(Self {
             reader: BufReader::new(stream),
+            address,
         })
     }
 
@@ -66,7 +68,7 @@ impl Caller {
         headers: &[(&str, &str)],
         body: &[u8],
     ) -> io::Result<()> {
-        let mut request = format!("{method} {path} HTTP/1.1\r\nhost: app.example\r\n");
+        let mut request = format!("{method} {path} HTTP/1.1\r\nhost: {}\r\n", self.address);
         for (name, value) in headers {
             request += &format!("{name}: {value}\r\n");
         }

@@ -9,6 +9,7 @@ use std::time::Instant;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::wait::{WAIT_TIMEOUT, until};
+use traffic_proto::sync::lock;
 
 /// A running program. Dropping it kills it, and prints its output if the test is failing.
 #[derive(Debug)]
@@ -126,11 +127,7 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
         if std::thread::panicking() {
-            let lines = self
-                .output
-                .lines
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            let lines = lock(&self.output.lines);
             let from = lines.len().saturating_sub(60);
             eprintln!("--- {} said:\n{}", self.name, lines[from..].join("\n"));
         }

@@ -205,23 +205,12 @@ impl Agent {
     /// Waits until the agent serves the intercept `name`: it learns of it by its own snapshot,
     /// which may come after the client's.
     pub fn serves(&self, name: &str) {
-        until("the agent to serve the intercept", || {
-            self.lists(name)?.then_some(())
-        });
-    }
-
-    /// Waits until the agent serves the intercept `name` no more: the session of a client that was
-    /// killed ends after its time to live.
-    pub fn serves_no_more(&self, name: &str) {
-        until("the intercept to end", || {
-            (!self.lists(name)?).then_some(())
-        });
-    }
-
-    fn lists(&self, name: &str) -> Option<bool> {
-        let page = caller::get(self.admin(), "/intercepts", &[]).ok()?;
         let served = format!("\"name\": \"{name}\"");
-        Some(String::from_utf8_lossy(&page.body).contains(&served))
+        until("the agent to serve the intercept", || {
+            let page = caller::get(self.admin(), "/intercepts", &[]).ok()?;
+            let page = String::from_utf8_lossy(&page.body);
+            page.contains(&served).then_some(())
+        });
     }
 
     /// Returns the sum of all statistics whose names end like this, such as
@@ -240,11 +229,20 @@ impl Agent {
 
     /// Returns the address of its admin.
     pub fn admin(&self) -> SocketAddr {
+        self.server("admin")
+    }
+
+    /// Returns the address of its gRPC API.
+    pub fn api(&self) -> SocketAddr {
+        self.server("server")
+    }
+
+    fn server(&self, name: &str) -> SocketAddr {
         let file: PathBuf = self.root.path().join("tmp/agent/ports.json");
         let port = until("the agent's ports.json", || {
             let ports: serde_json::Value =
                 serde_json::from_slice(&std::fs::read(&file).ok()?).ok()?;
-            u16::try_from(ports["admin"].as_u64()?).ok()
+            u16::try_from(ports[name].as_u64()?).ok()
         });
         SocketAddr::from((Ipv4Addr::LOCALHOST, port))
     }

@@ -5,19 +5,23 @@ use std::time::{Duration, Instant};
 
 /// Time any event may take before a test fails: machines are slow and noisy.
 pub const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Pause between two looks.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Polls `ask` until it returns a value; panics with `what` if it does not in time.
-pub fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + WAIT_TIMEOUT;
+pub fn until<T>(what: &str, ask: impl FnMut() -> Option<T>) -> T {
+    until_within(WAIT_TIMEOUT, what, ask)
+}
+
+/// The same with another deadline.
+pub fn until_within<T>(limit: Duration, what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + limit;
     loop {
         if let Some(answer) = ask() {
             return answer;
         }
-        assert!(
-            Instant::now() < deadline,
-            "waited {WAIT_TIMEOUT:?} for {what}"
-        );
-        std::thread::sleep(Duration::from_millis(5));
+        assert!(Instant::now() < deadline, "waited {limit:?} for {what}");
+        std::thread::sleep(POLL_INTERVAL);
     }
 }
 

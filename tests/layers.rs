@@ -11,13 +11,13 @@ use std::path::{Path, PathBuf};
 /// Folders and top-level files of `agent/src`, lowest first; those of one row do not see each
 /// other, except the words of the first row, which have no order among them but no cycle either.
 const LAYERS: &[&[&str]] = &[
-    &["addr", "drain", "outcome", "ready", "routes"],
+    &["addr", "drain", "limits", "outcome", "ready", "routes"],
     &["telemetry"],
     &["io"],
     &["tls"],
     &["upstream"],
     &["proxy", "control", "files"],
-    &["admin"],
+    &["admin", "rest_api"],
     &["app", "main"],
 ];
 
@@ -29,8 +29,8 @@ const CRATES: &[(&str, &[&str])] = &[
     ("init", &["traffic-proto"]),
     ("manager", &["traffic-proto", "traffic-core", "injector"]),
     ("injector", &["traffic-proto"]),
-    // `genyaml` prints what an injection would make.
-    ("client", &["traffic-proto", "injector"]),
+    // `genyaml` prints what an injection would make; expressions are checked as agents read them.
+    ("client", &["traffic-proto", "traffic-core", "injector"]),
 ];
 
 /// Dependencies that the pure crates must not have.

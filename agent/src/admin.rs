@@ -6,9 +6,11 @@ pub mod explain;
 pub mod exposition;
 pub mod html;
 pub mod memory;
+pub mod metrics_port;
 pub mod request;
 pub mod server;
 pub mod stats;
+pub mod stats_html;
 pub mod views;
 
 use std::fmt;
@@ -17,6 +19,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::Notify;
+use traffic_proto::web_origin::OwnNames;
 
 use crate::drain::Drain;
 use crate::proxy::context::PortContext;
@@ -85,6 +88,8 @@ pub struct Agent {
     pub namespace: String,
     /// Pod name.
     pub pod: String,
+    /// Host names under which the admin is reached.
+    pub names: OwnNames,
     /// Manager address, `host:port`.
     pub manager: String,
     /// Start time of the process.

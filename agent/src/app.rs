@@ -4,6 +4,7 @@
 mod certificates;
 mod control;
 mod files;
+pub mod limit_table;
 mod listeners;
 mod page_release;
 mod ports;
@@ -19,7 +20,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
-use traffic_proto::fault::Faults;
+use traffic_proto::fault::{Fault, Faults};
+use traffic_proto::web_origin::OwnNames;
 
 use crate::admin;
 use crate::admin::{AdminCommands, ListenerInfo};
@@ -32,6 +34,7 @@ use crate::proxy::listener::workers::Ports;
 use crate::ready::Ready;
 use crate::telemetry::access_log::{Access, AccessLog};
 use crate::telemetry::logging::LogControl;
+use crate::telemetry::memory::BUDGET;
 use crate::telemetry::metrics::ControlMetrics;
 use crate::tls::secrets::store::FolderWatch;
 use crate::upstream::{OpenTunnel, Transport};
@@ -64,6 +67,7 @@ pub struct RunningAgent {
     udp: Vec<UdpPort>,
     servers: Servers,
     tunnels: control::Tunnels,
+    dns: Arc<control::Dns>,
     control: Arc<ControlMetrics>,
     ready: Ready,
     drain: Drain,
@@ -71,11 +75,24 @@ pub struct RunningAgent {
     _secrets: Option<FolderWatch>,
 }
 
-/// Returns the invalid annotations. A running agent ignores them, for the sake of the other ports;
-/// `--check` refuses them.
+/// Returns what `--check` refuses: invalid annotations, which a running agent ignores for the sake of
+/// the other ports, and settings that cannot be meant. `strict` adds the warnings.
 #[must_use]
-pub fn check(settings: &Settings) -> Faults {
-    ports::read_tls_annotations(settings).faults
+pub fn check(settings: &Settings, strict: bool) -> Faults {
+    let annotations = ports::read_tls_annotations(settings);
+    let mut faults = settings::check::faults(settings);
+    faults.append(annotations.faults);
+    if strict {
+        for warning in settings.warnings.iter().chain(&annotations.notes) {
+            faults.push(warning.clone());
+        }
+        let strategy = settings.sidecar.app_protocol_strategy;
+        let of = |target| settings::protocol::of(target, &settings.annotations, strategy);
+        for odd in settings.targets.iter().filter_map(|target| of(target).2) {
+            faults.push(Fault::missing(settings::protocol::ANNOTATION, odd, ""));
+        }
+    }
+    faults
 }
 
 /// Describes the effect of the configuration: ports, protocols, TLS, servers, times, warnings.
@@ -89,9 +106,11 @@ pub fn summary(settings: &Settings) -> String {
 /// # Errors
 /// A port is taken, or the process may not create another thread.
 pub fn build(settings: Settings, log: LogControl) -> Result<RunningAgent, StartError> {
+    BUDGET.set(settings.limits.memory.0 as u64);
     let drain = Drain::default();
     let control = Arc::new(ControlMetrics::default());
-    let tunnels = control::Tunnels::new(control.clone());
+    let dns = Arc::new(control::Dns::new(&settings.limits, control.clone()));
+    let tunnels = control::Tunnels::new(control.clone(), dns.clone());
     let (ports, stores) = ports::build(
         &settings,
         &access(&settings),
@@ -114,6 +133,7 @@ pub fn build(settings: Settings, log: LogControl) -> Result<RunningAgent, StartE
         udp,
         servers,
         tunnels,
+        dns,
         control,
         ready,
         drain,
@@ -123,16 +143,6 @@ pub fn build(settings: Settings, log: LogControl) -> Result<RunningAgent, StartE
 }
 
 impl RunningAgent {
-    /// Returns the bound container ports, TCP before UDP.
-    #[must_use]
-    pub fn port_addrs(&self) -> Vec<SocketAddr> {
-        self.tcp
-            .addrs()
-            .into_iter()
-            .chain(self.udp.iter().map(|u| u.address))
-            .collect()
-    }
-
     /// Runs until a signal or an admin command, and returns the exit code.
     ///
     /// # Errors
@@ -144,13 +154,14 @@ impl RunningAgent {
         let listeners = self.listener_infos();
         let settings = &self.settings;
         let running = self.tcp.run(&self.drain)?;
-        let udp = listeners::serve_udp(self.udp, &self.drain)?;
+        let udp = listeners::serve_udp(self.udp, &settings.limits, &self.drain)?;
         let commands = Arc::new(AdminCommands::default());
         let agent = Arc::new(admin::Agent {
             version: crate::VERSION,
             workload: settings.sidecar.agent_name.clone(),
             namespace: settings.sidecar.namespace.clone(),
             pod: settings.pod_name.clone(),
+            names: OwnNames::new(&settings.pod_name, settings.pod_ip),
             manager: control::manager_address(settings),
             started: Instant::now(),
             workers: settings.workers,
@@ -183,11 +194,16 @@ impl RunningAgent {
         let tasks = Drain::default();
         let code = runtime.block_on(async {
             let stop = CancellationToken::new();
+            let admin_port = self.servers.admin.port;
             Servers::serve_admin(self.servers.admin, &agent, &stop);
+            Servers::serve_rest_api(self.servers.rest_api, agent.ports.clone(), &stop);
+            Servers::serve_metrics(self.servers.metrics, &agent, &stop);
             let control = control::ControlPath {
                 settings,
                 ports: &self.ports,
                 tunnels: self.tunnels,
+                dns: self.dns,
+                admin_port,
                 metrics: self.control,
                 log: self.log,
                 blocker,
@@ -222,7 +238,10 @@ impl RunningAgent {
             ("server", &self.servers.grpc),
             ("admin", &self.servers.admin),
         ];
-        let own = own.into_iter().flat_map(|(name, server)| {
+        let rest_api = self.servers.rest_api.iter().map(|api| ("rest_api", api));
+        let metrics = self.servers.metrics.iter().map(|it| ("metrics", it));
+        let more = rest_api.chain(metrics);
+        let own = own.into_iter().chain(more).flat_map(|(name, server)| {
             let addresses = server.listeners.iter().filter_map(|l| l.local_addr().ok());
             addresses.map(move |address| ListenerInfo {
                 name: name.to_owned(),

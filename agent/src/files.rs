@@ -9,4 +9,4 @@ mod confined;
 pub mod export;
 mod path;
 pub mod server;
-mod sftp;
+pub(crate) mod sftp;

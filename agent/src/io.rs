@@ -1,5 +1,5 @@
 //! Byte movers: listening sockets, connections, their buffers, the relay loop with its `splice(2)`
-//! path, and the reserve of file descriptors.
+//! path, the reserve of file descriptors, and the files the agent leaves for others.
 
 pub mod buffers;
 pub mod close;
@@ -11,3 +11,4 @@ pub mod listen;
 pub mod relay;
 mod socket_queues;
 pub mod splice;
+pub mod state_file;

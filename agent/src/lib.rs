@@ -22,6 +22,7 @@ pub const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
 // Words that every layer uses.
 pub mod addr;
 pub mod drain;
+pub mod limits;
 pub mod outcome;
 pub mod ready;
 pub mod routes;
@@ -42,7 +43,9 @@ pub mod control;
 
 pub mod files;
 
-// The read-only view of both, and the composition root.
+// Read-only views of both, and the composition root.
 pub mod admin;
+
+pub mod rest_api;
 
 pub mod app;

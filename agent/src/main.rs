@@ -5,6 +5,7 @@
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -18,7 +19,9 @@ use traffic_agent::app::settings::cli::{AgentArgs, Command};
 use traffic_agent::app::settings::env::Env;
 use traffic_agent::app::status;
 use traffic_agent::telemetry::logging;
-use traffic_agent::telemetry::logging::{Levels, LogFormat};
+use traffic_agent::telemetry::logging::{Levels, LogControl, LogFormat};
+use traffic_proto::build_info;
+use traffic_proto::printable::printable;
 
 /// Exit code for wrong configuration or usage (`EX_USAGE`).
 const USAGE: u8 = 64;
@@ -26,6 +29,9 @@ const USAGE: u8 = 64;
 const UNAVAILABLE: u8 = 69;
 /// Exit code for a bug in the agent (`EX_SOFTWARE`).
 const SOFTWARE: u8 = 70;
+
+/// Time the last log lines get to be written; a reader that stalls must not keep the process.
+const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The kernel refuses the capability that agent-init needs.
 const NO_PERMISSION: u8 = 77;
@@ -56,7 +62,7 @@ fn main() -> ExitCode {
             readiness::ready(&root, Duration::from_millis(wait)).into()
         }
         Some(Command::Version) => {
-            println!("traffic-agent {}", env!("CARGO_PKG_VERSION"));
+            println!("traffic-agent {}", build_info::LONG);
             ExitCode::SUCCESS
         }
         Some(Command::Status { admin_port }) => status(admin_port, cli.agent.root).into(),
@@ -72,7 +78,7 @@ fn agent(args: &AgentArgs) -> u8 {
         }
     };
     if args.check {
-        if let Err(faults) = app::check(&settings).into_result() {
+        if let Err(faults) = app::check(&settings, args.strict).into_result() {
             eprintln!("{faults}");
             return USAGE;
         }
@@ -80,15 +86,28 @@ fn agent(args: &AgentArgs) -> u8 {
         return 0;
     }
     let levels = Levels::new(settings.log_level, settings.sidecar.envoy.log_level);
-    let log = logging::start(
-        levels,
-        if settings.log_json {
-            LogFormat::Json
-        } else {
-            LogFormat::Text
-        },
-    );
-    for warning in &settings.warnings {
+    let format = if settings.log_json {
+        LogFormat::Json
+    } else {
+        LogFormat::Text
+    };
+    let log = match logging::start(levels, format) {
+        Ok(log) => log,
+        Err(error) => {
+            eprintln!("the log's writer thread could not be started: {error}");
+            return SOFTWARE;
+        }
+    };
+    // The panic's own line says what happened.
+    let code = std::panic::catch_unwind(AssertUnwindSafe(|| run(settings, log.clone())))
+        .unwrap_or(SOFTWARE);
+    log.flush(LAST_LINES_TIMEOUT);
+    code
+}
+
+fn run(settings: Settings, log: LogControl) -> u8 {
+    let wrong = traffic_agent::app::settings::check::faults(&settings);
+    for warning in settings.warnings.iter().chain(wrong.iter()) {
         tracing::warn!("{warning}");
     }
     match app::build(settings, log).and_then(app::RunningAgent::run) {
@@ -144,11 +163,14 @@ fn status(admin_port: Option<u16>, root: Option<PathBuf>) -> u8 {
     };
     match told {
         Ok(table) => {
-            print!("{table}");
+            // Names in it were chosen by others.
+            for line in table.lines() {
+                println!("{}", printable(line));
+            }
             0
         }
         Err(problem) => {
-            eprintln!("traffic-agent status: {problem}");
+            eprintln!("traffic-agent status: {}", printable(&problem));
             UNAVAILABLE
         }
     }

@@ -1,9 +1,10 @@
 //! Readiness as a set of guards: the agent is ready once every task that must happen first has
 //! dropped its guard.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::watch;
+use traffic_proto::sync::lock;
 
 /// Handle on what is still awaited; cheap to clone.
 #[derive(Clone, Debug)]
@@ -78,7 +79,7 @@ impl Ready {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<&'static str>> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.pending)
     }
 }
 
@@ -92,23 +93,6 @@ impl Drop for Blocker {
         drop(pending);
         self.ready.changed.send_replace(empty);
     }
-}
-
-/// Creates the ready file and its folder with access for everyone, because the readiness probe may
-/// `stat` it as any user.
-pub(crate) fn create_ready_file(path: &std::path::Path) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    if let Some(directory) = path.parent().filter(|d| !d.exists()) {
-        std::fs::create_dir_all(directory)?;
-        std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o777))?;
-    }
-    std::fs::OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(path)?;
-    // A file left by another user cannot be changed and need not be.
-    let _ = std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666));
-    Ok(())
 }
 
 #[cfg(test)]

@@ -50,3 +50,13 @@ impl CurrentRoutes {
         self.epoch.subscribe()
     }
 }
+
+/// TLS of callers on a port that is declared as HTTP/2 and has no certificate: it is relayed, and no
+/// filter sees what is inside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnreadTls {
+    /// Connections that were relayed so.
+    pub connections: u64,
+    /// Problem and remedy.
+    pub text: String,
+}

@@ -158,6 +158,9 @@ pub trait OpenTunnel: Send + Sync + fmt::Debug {
     fn attachment(&self, _client_session: &str) -> Option<u64> {
         None
     }
+
+    /// Notes that the app got what was meant for a workstation.
+    fn fell_back(&self) {}
 }
 
 /// Transport protocol of a connection id.
@@ -167,4 +170,15 @@ pub enum Transport {
     Tcp,
     /// Protocol 17.
     Udp,
+}
+
+impl Transport {
+    /// Returns the word in labels.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
 }

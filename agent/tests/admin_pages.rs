@@ -157,7 +157,9 @@ async fn the_exposition_has_every_family_once_and_both_formats_agree() {
     families.dedup();
     assert_eq!(all, families.len());
     assert!(
-        plain.contains("traffic_agent_own_seconds_bucket{le=\"0.0005\",port=\"8080\"} 1"),
+        plain.contains(
+            "traffic_agent_own_seconds_bucket{le=\"0.0005\",port=\"8080\",transport=\"tcp\"} 1"
+        ),
         "{plain}"
     );
     assert!(
@@ -225,10 +227,20 @@ async fn a_browser_gets_pages_and_nothing_in_them_is_markup_of_a_user() {
         "/",
         "/intercepts",
         "/explain?port=8080&path=/&header=x-dev:%3Cscript%3E",
+        "/stats?filter=&usedonly=",
+        "/confirm?path=/drain_listeners&graceful=%3Cscript%3E",
     ] {
         let (status, head, body) = r.ask("GET", path, browser).await;
         assert_eq!(status, 200);
         assert!(head.contains("content-type: text/html"), "{path}: {head}");
+        assert!(
+            head.contains("content-security-policy: default-src 'none'"),
+            "{head}"
+        );
+        assert!(
+            body.contains("<a href='/stats'>stats</a>"),
+            "{path}: {body}"
+        );
         assert!(
             !body.contains("<script>") && !body.contains("<b>jane"),
             "{path}: {body}"
@@ -290,4 +302,228 @@ async fn envoys_other_shapes() {
         r.json("/config_dump").await["configs"][0]["bootstrap"]["agentName"],
         "echo"
     );
+}
+
+#[tokio::test]
+async fn only_the_agents_own_names_are_answered() {
+    let r = start().await;
+    for ours in [
+        "localhost",
+        "LOCALHOST:19000",
+        "127.0.0.1:1",
+        "[::1]",
+        "echo-1:19000",
+    ] {
+        let (status, _, body) = r
+            .ask_host("GET", "/ready", &format!("host: {ours}\r\n"))
+            .await;
+        assert_eq!(status, 200, "{ours}: {body}");
+    }
+    let foreign = [
+        "host: evil.example\r\n",
+        "host: localhost.evil.example:19000\r\n",
+        "host: localhost\r\nhost: evil.example\r\n",
+        "host: \r\n",
+        "host: 10.9.9.9\r\n",
+    ];
+    for host in foreign {
+        for (method, path) in [("GET", "/config_dump"), ("POST", "/quitquitquit")] {
+            let (status, _, body) = r.ask_host(method, path, host).await;
+            assert_eq!(status, 403, "{host}: {body}");
+            assert!(body.contains("no name of this agent"), "{body}");
+        }
+    }
+    let absolute = r.ask("GET", "http://evil.example/ready", "").await;
+    assert_eq!(absolute.0, 403, "{absolute:?}");
+    let (_, _, stats) = r.ask("GET", "/stats", "").await;
+    assert!(
+        stats.contains("traffic_agent.limits.admin_host: 11\n"),
+        "{stats}"
+    );
+    // Clients of old name no host, and none of them is a browser.
+    assert_eq!(r.ask_host("GET", "/ready", "").await.0, 200);
+}
+
+#[tokio::test]
+async fn changes_are_refused_to_pages_of_other_servers() {
+    let r = start().await;
+    for origin in [
+        "null",
+        "http://evil.example",
+        "http://localhost:3000",
+        "https://localhost:1",
+    ] {
+        let (status, _, body) = r
+            .ask(
+                "POST",
+                "/logging?level=debug",
+                &format!("origin: {origin}\r\n"),
+            )
+            .await;
+        assert_eq!(status, 403, "{origin}: {body}");
+        let reading = r
+            .ask("GET", "/ready", &format!("origin: {origin}\r\n"))
+            .await;
+        assert_eq!(reading.0, 200, "only changes are a matter of origin");
+    }
+    let own = r
+        .ask("POST", "/logging", "origin: http://localhost\r\n")
+        .await;
+    assert_eq!(own.0, 200, "{own:?}");
+    let twice = "origin: http://localhost\r\norigin: http://evil.example\r\n";
+    assert_eq!(r.ask("POST", "/logging", twice).await.0, 403);
+}
+
+const BROWSER: &str = "accept: text/html,application/xhtml+xml\r\n";
+
+/// Sends the fields of a form, as a browser does.
+async fn submit(r: &AdminFixture, path: &str, fields: &str) -> (u16, String, String) {
+    let head = format!(
+        "{BROWSER}host: localhost\r\norigin: http://localhost\r\n\
+         content-type: application/x-www-form-urlencoded\r\ncontent-length: {}\r\n\r\n{fields}",
+        fields.len()
+    );
+    r.ask_host("POST", path, &head).await
+}
+
+#[tokio::test]
+async fn the_index_says_whose_agent_it_is_and_has_a_field_for_each_parameter() {
+    let r = start().await;
+    let (_, _, index) = r.ask("GET", "/", BROWSER).await;
+    for fact in [
+        "<dt>workload</dt><dd>echo</dd>",
+        "<dt>namespace</dt><dd>shop</dd>",
+        "<dt>pod</dt><dd>echo-1</dd>",
+        "<dt>version</dt><dd>0.",
+        "<dt>state</dt><dd><span class='yes'>LIVE</span></dd>",
+        "<dt>up for</dt><dd>0 s</dd>",
+        "<select name='level'>",
+        "<input name='filter'",
+        "name='graceful'",
+    ] {
+        assert!(index.contains(fact), "no {fact} in {index}");
+    }
+}
+
+#[tokio::test]
+async fn a_dangerous_button_asks_first_and_only_the_answer_does_it() {
+    let r = start().await;
+    let (_, _, index) = r.ask("GET", "/", BROWSER).await;
+    for path in [
+        "/quitquitquit",
+        "/drain_listeners",
+        "/reset_counters",
+        "/healthcheck/fail",
+    ] {
+        let button = format!("value='{path}'>");
+        assert!(index.contains(&button), "{path} is no question in {index}");
+        assert!(
+            !index.contains(&format!("<form action='{path}'")),
+            "{index}"
+        );
+        let (status, _, question) = r
+            .ask("GET", &format!("/confirm?path={path}"), BROWSER)
+            .await;
+        assert_eq!(status, 200, "{question}");
+        let answer = format!("<form action='{path}' method='post'>");
+        assert!(question.contains(&answer), "{question}");
+    }
+    assert_eq!(r.ask("GET", "/confirm?path=/ready", BROWSER).await.0, 404);
+    assert_eq!(
+        r.ask("GET", "/ready", "").await.2,
+        "LIVE\n",
+        "nothing is done yet"
+    );
+    let (status, _, page) = submit(&r, "/healthcheck/fail", "").await;
+    assert!(status == 200 && page.contains("<pre>OK</pre>"), "{page}");
+    assert_eq!(r.ask("GET", "/ready", "").await.2, "DRAINING\n");
+}
+
+#[tokio::test]
+async fn the_fields_of_a_form_are_parameters_and_empty_ones_are_none() {
+    let r = start().await;
+    let (status, _, page) = submit(&r, "/logging", "level=&paths=http1%3Adebug").await;
+    assert!(status == 200 && page.contains("http1: debug"), "{page}");
+    let (status, _, page) = submit(&r, "/logging", "level=bogus&paths=").await;
+    assert!(
+        status == 400 && page.contains("unknown logger level"),
+        "{page}"
+    );
+    let too_long = format!("level={}", "x".repeat(5000));
+    let (_, _, page) = submit(&r, "/logging", &too_long).await;
+    assert!(page.contains("active loggers"), "as without fields: {page}");
+    let (_, _, json) = r.ask("GET", "/stats?filter=&format=json", BROWSER).await;
+    assert!(json.starts_with("{\"stats\":"), "{json}");
+}
+
+#[tokio::test]
+async fn times_are_shown_by_percentile() {
+    let r = start().await;
+    let own = &r.agent.ports[0].metrics.own_time;
+    (0..90).for_each(|_| own.observe(Duration::from_micros(150)));
+    (0..10).for_each(|_| own.observe(Duration::from_millis(8)));
+    let (_, _, page) = r.ask("GET", "/stats?filter=own", BROWSER).await;
+    let row = page
+        .lines()
+        .find(|line| line.contains("title='p50'"))
+        .unwrap();
+    assert!(row.contains("title='p50'>183 µs<"), "{row}");
+    assert!(row.contains("title='p99'>9.5 ms<"), "{row}");
+    let (status, _, page) = r.ask("GET", "/stats?filter=(", BROWSER).await;
+    assert!(
+        status == 400 && page.contains("Invalid re2 regex"),
+        "{page}"
+    );
+}
+
+#[tokio::test]
+async fn the_metrics_port_has_metrics_alone_and_no_session_of_a_user() {
+    let r = start().await;
+    r.agent.ports[0].routes.store(RouteTable::new(vec![
+        intercept("one", "a"),
+        intercept("two", "b"),
+    ]));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let stop = CancellationToken::new();
+    let serving =
+        traffic_agent::admin::metrics_port::serve(listener, r.agent.clone(), stop.clone());
+    let serving = tokio::spawn(serving);
+    // The name of a Service or a pod's address, as scrapers use them.
+    let metrics =
+        agent_testkit::admin::ask_at(address, "GET", "/metrics", "host: 10.1.2.3\r\n").await;
+    assert_eq!(metrics.0, 200);
+    assert!(
+        metrics.2.contains("traffic_agent_build_info{version=\"0."),
+        "{}",
+        metrics.2
+    );
+    let ids: std::collections::BTreeSet<_> = metrics
+        .2
+        .lines()
+        .filter(|line| line.starts_with("traffic_agent_intercept_hits_total{"))
+        .map(|line| line.split("intercept=\"").nth(1).unwrap()[..16].to_owned())
+        .collect();
+    assert_eq!(ids.len(), 2, "{ids:?}");
+    for entry in r.agent.ports[0].routes.load_full().entries() {
+        assert!(!metrics.2.contains(&entry.intercept.id), "{}", metrics.2);
+    }
+    for (method, path) in [
+        ("GET", "/"),
+        ("GET", "/config_dump"),
+        ("POST", "/quitquitquit"),
+    ] {
+        let (status, _, body) =
+            agent_testkit::admin::ask_at(address, method, path, "host: x\r\n").await;
+        assert_eq!(
+            (status, body.as_str()),
+            (404, "this port has /metrics and nothing else\n")
+        );
+    }
+    let posted = agent_testkit::admin::ask_at(address, "POST", "/metrics", "host: x\r\n").await;
+    assert_eq!(posted.0, 405);
+    let (_, _, body) = r.ask("GET", "/metrics", "").await;
+    assert!(body.contains("traffic_agent_build_info"), "{body}");
+    stop.cancel();
+    serving.await.unwrap();
 }

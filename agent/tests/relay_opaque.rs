@@ -75,9 +75,8 @@ async fn a_server_that_speaks_first_is_heard_at_once() {
 
 #[tokio::test]
 async fn a_refusing_app_is_seen_as_a_reset() {
-    let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let shared = Arc::new(context(app.local_addr().unwrap(), FakeTunnels::away()));
-    drop(app);
+    let nobody = std::net::SocketAddr::from(([127, 0, 0, 1], harness::ports::free()));
+    let shared = Arc::new(context(nobody, FakeTunnels::away()));
     let (mut caller, task) = call(&shared).await;
     let error = timeout(WAIT_TIMEOUT, caller.read(&mut [0; 1]))
         .await

@@ -165,7 +165,7 @@ async fn a_quiet_flow_is_forgotten_and_a_busy_one_is_not() {
 }
 
 #[tokio::test]
-async fn beyond_the_limit_no_flow_is_made_and_it_is_counted() {
+async fn beyond_the_limit_the_least_recently_used_flow_gives_way_and_it_is_counted() {
     let limits = UdpLimits {
         flows: 2,
         ..UdpLimits::default()
@@ -176,15 +176,75 @@ async fn beyond_the_limit_no_flow_is_made_and_it_is_counted() {
         caller(agent.addr).await,
         caller(agent.addr).await,
     );
-    ask(&one, "1").await;
-    ask(&two, "2").await;
-    three.send(b"3").await.unwrap();
-    until("the refusal is counted", || {
-        agent.shared.metrics.limits.at(Limit::UdpFlows).get() == 1
+    let kept = ask(&one, "1").await;
+    let given = ask(&two, "2").await;
+    // Times of use are told apart by the millisecond.
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    assert_eq!(ask(&one, "1").await, kept);
+    ask(&three, "3").await;
+    assert_eq!(agent.shared.metrics.limits.at(Limit::UdpFlows).get(), 1);
+    assert_eq!(ask(&one, "1").await, kept, "used last, so it stays");
+    assert_ne!(ask(&two, "2").await, given, "a fresh flow");
+    until("two flows are left", || {
+        agent.shared.metrics.udp_flows.get() == 2
     })
     .await;
-    ask(&one, "1").await;
-    assert_eq!(agent.shared.metrics.udp_flows.get(), 2);
+}
+
+#[tokio::test]
+async fn a_flow_of_one_question_and_one_answer_ends_soon_and_a_longer_one_does_not() {
+    let limits = UdpLimits {
+        one_shot: Duration::from_millis(100),
+        ..UdpLimits::default()
+    };
+    let agent = agent("127.0.0.1:0", FakeTunnels::away(), limits).await;
+    let long = caller(agent.addr).await;
+    let kept = ask(&long, "a").await;
+    assert_eq!(ask(&long, "b").await, kept);
+    for _ in 0..20 {
+        ask(&caller(agent.addr).await, "once").await;
+    }
+    until("only the longer flow is left", || {
+        agent.shared.metrics.udp_flows.get() == 1
+    })
+    .await;
+    assert_eq!(ask(&long, "c").await, kept);
+    let limits = &agent.shared.metrics.limits;
+    assert_eq!(limits.at(Limit::UdpFlows).get(), 0);
+}
+
+/// A flood of callers that ask once, many times what the table holds, beside one that asks again
+/// and again: every question of either is answered.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_new_callers_leaves_nobody_unanswered() {
+    let limits = UdpLimits {
+        flows: 64,
+        ..UdpLimits::default()
+    };
+    let agent = agent("127.0.0.1:0", FakeTunnels::away(), limits).await;
+    let address = agent.addr;
+    let steady = tokio::spawn(async move {
+        let steady = caller(address).await;
+        let kept = ask(&steady, "steady").await;
+        for n in 0..200 {
+            assert_eq!(ask(&steady, &n.to_string()).await, kept, "the same flow");
+        }
+    });
+    let mut answered = 0;
+    while !steady.is_finished() || answered < 2000 {
+        // Eight at a time, so that no queue of the kernel overflows.
+        let crowd = (0..8).map(|_| async {
+            ask(&caller(address).await, "once").await;
+        });
+        answered += futures_util::future::join_all(crowd).await.len();
+    }
+    steady.await.unwrap();
+    let given_way = agent.shared.metrics.limits.at(Limit::UdpFlows).get();
+    assert!(given_way >= 1900, "{given_way}");
+    until("the bound holds", || {
+        agent.shared.metrics.udp_flows.get() <= 64
+    })
+    .await;
 }
 
 async fn hears(far: &mut FarEnd) -> Bytes {

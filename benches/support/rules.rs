@@ -22,12 +22,20 @@ pub fn rule(id: &str, filters: Filters, mechanism: Mechanism) -> Entry {
         target_port: 8080,
         roundtrip_latency: Duration::ZERO,
         dial_timeout: Duration::ZERO,
+        metadata: std::collections::BTreeMap::new(),
         stats: Arc::default(),
     };
     Entry {
         intercept: Arc::new(intercept),
         state: State::Active,
     }
+}
+
+/// A table of one rule with a filter as it stands on the wire.
+pub fn structured(name: &str, value: &str) -> RouteTable {
+    let mut filters = Filters::default();
+    filters.add(name, value).expect("a known filter");
+    RouteTable::new(vec![rule("session:rule", filters, Mechanism::Http)])
 }
 
 /// `n` rules on `x-dev`, with exact values or regexes.
@@ -41,6 +49,7 @@ pub fn table(n: usize, regex: bool) -> RouteTable {
         let filters = Filters {
             headers: vec![HeaderFilter::new("x-dev", &value)],
             paths: Vec::new(),
+            ..Filters::default()
         };
         rule(&format!("session:rule{i:02}"), filters, Mechanism::Http)
     });

@@ -99,6 +99,13 @@ labels:
 {{- if .Values.agentInjector.enabled }}true{{ end -}}
 {{- end -}}
 
+{{/* Agents up to 2.21 read their configuration from a ConfigMap. */}}
+{{- define "tm.agentsMap" -}}
+{{- with .Values.compatibility.version }}
+{{- if semverCompare "<2.22.0-0" . }}true{{ end -}}
+{{- end -}}
+{{- end -}}
+
 {{/* The webhook configuration is a cluster's object: it may go with the rights instead of with the rest. */}}
 {{- define "tm.rendersWebhook" -}}
 {{- if and .Values.agentInjector.enabled (eq (not .Values.rbac.only) (not .Values.rbac.webhook)) }}true{{ end -}}

@@ -1,6 +1,7 @@
 //! The way to a manager and to its agents through the API server: the user's kubeconfig is all it
 //! takes.
 
+mod access;
 mod check;
 mod forward;
 pub mod kubeconfig;
@@ -43,7 +44,7 @@ impl Cluster {
             manager_namespace,
         } = flags.choose().await?;
         config.connect_timeout = Some(API_TIMEOUT);
-        let client = Client::try_from(config).map_err(|error| {
+        let client = access::client(config).map_err(|error| {
             Failure::Failed(format!("context {context:?} of the kubeconfig: {error}"))
         })?;
         let manager_namespace = match manager_namespace {

@@ -1,19 +1,27 @@
 //! Direct attachments to agents: if an agent's own port can be reached, connections come from it
 //! and not through the manager, and continue while the manager is away.
+//!
+//! Through the API server a port-forward leads to the pod and nowhere else. An address of a pod may
+//! lead anywhere on other networks, so whoever answers there has to prove that he is the agent that
+//! the manager announced, before he is told the session.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
+use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
+use tonic::{Request, Status};
 use traffic_proto::agent::agent_client::AgentClient;
-use traffic_proto::manager::{AgentPodInfo, SessionInfo};
+use traffic_proto::manager::{AgentPodInfo, SessionInfo, VersionInfo2};
+use traffic_proto::proof;
 use traffic_proto::tunnel::GRPC_LIMIT;
 
-use crate::report::{Pairs, line};
+use crate::report::{Pairs, event};
 use crate::session::{self, Way};
 use crate::tunnels::{TunnelDialer, Via};
 
@@ -64,12 +72,23 @@ impl Reach {
     fn place(&self, pod: &AgentPodInfo) -> Option<Place> {
         let port = u16::try_from(pod.api_port).ok().filter(|port| *port != 0)?;
         match &self.way {
+            // Without a key nobody can prove to be this agent.
+            Way::Address(_) if pod.proof_key.is_empty() => None,
             Way::Address(_) => address(pod, port).map(Place::Address),
             Way::Cluster(_) => Some(Place::Pod {
                 namespace: pod.namespace.clone(),
                 name: pod.pod_name.clone(),
                 port,
             }),
+        }
+    }
+
+    /// Whether whoever answers at `place` has to prove to be the agent. Where none can, because it is
+    /// a stock agent, an address that the user has named is taken for right.
+    fn needs_proof(&self, place: &Place, keys: &Keys) -> bool {
+        match place {
+            Place::Address(address) => !self.fixed.contains(address) || !keys.is_empty(),
+            Place::Pod { .. } => false,
         }
     }
 
@@ -98,6 +117,8 @@ pub(crate) struct Direct {
     tunnel_dialer: TunnelDialer,
     session: SessionInfo,
     reach: Reach,
+    /// Keys of the announced agents; they are other ones when an agent has started again.
+    keys: Keys,
     /// Cancellation by place, for agents that are no longer wanted.
     attached: HashMap<Place, CancellationToken>,
     /// Cancelled to end all attachments.
@@ -110,6 +131,7 @@ impl Direct {
             tunnel_dialer,
             session,
             reach,
+            keys: Keys::default(),
             attached: HashMap::new(),
             all: CancellationToken::new(),
         }
@@ -118,6 +140,7 @@ impl Direct {
     /// Attaches to the intercepted agents. Attachments to agents no longer listed stay until they
     /// end by themselves: a manager that has just restarted may not list them yet.
     pub(crate) fn follow(&mut self, pods: &[AgentPodInfo]) {
+        self.keys.replace(pods);
         let mut wanted: HashMap<Place, String> = HashMap::new();
         for pod in pods
             .iter()
@@ -148,7 +171,7 @@ impl Direct {
                 let attachment = attach(
                     self.tunnel_dialer.clone(),
                     self.session.clone(),
-                    (self.reach.clone(), place),
+                    (self.reach.clone(), self.keys.clone(), place),
                     pod,
                     retired.clone(),
                 );
@@ -174,13 +197,13 @@ impl Drop for Direct {
 async fn attach(
     tunnel_dialer: TunnelDialer,
     session: SessionInfo,
-    (reach, place): (Reach, Place),
+    (reach, keys, place): (Reach, Keys, Place),
     pod: String,
     retired: CancellationToken,
 ) {
     let say = |state: &str, message: &str| {
         let address = place.to_string();
-        line(Pairs(&[
+        event(&Pairs(&[
             ("direct", state),
             ("pod", &pod),
             ("address", &address),
@@ -190,7 +213,7 @@ async fn attach(
     let mut pause = Duration::from_millis(200);
     let mut unreachable_logged = false;
     loop {
-        match attach_once(&tunnel_dialer, &session, (&reach, &place), || {
+        match attach_once(&tunnel_dialer, &session, (&reach, &keys, &place), || {
             say("connected", "")
         })
         .await
@@ -220,14 +243,20 @@ async fn attach(
 async fn attach_once(
     tunnel_dialer: &TunnelDialer,
     session: &SessionInfo,
-    (reach, place): (&Reach, &Place),
+    (reach, keys, place): (&Reach, &Keys, &Place),
     connected: impl FnOnce(),
 ) -> Result<(), Status> {
     let opening = timeout(ANSWER_TIMEOUT, async {
         let channel = reach.channel(place).await?;
         let mut agent = AgentClient::new(channel).max_decoding_message_size(GRPC_LIMIT);
-        // Proves that an agent answers at this address before connections depend on it.
-        agent.version(()).await?;
+        // An agent has to answer at this address before connections depend on it.
+        let challenge = proof::random().map_err(|error| Status::internal(error.to_string()))?;
+        let answer = agent.version(challenged(&challenge)).await?;
+        if reach.needs_proof(place, keys) && !keys.prove(&challenge, &answer) {
+            return Err(Status::unauthenticated(
+                "whoever answers there is not the agent that the manager has announced",
+            ));
+        }
         Ok::<_, Status>(agent)
     });
     let via = Via::Agent(
@@ -256,6 +285,43 @@ async fn attach_once(
         );
     }
     Ok(())
+}
+
+/// Keys of the agents that the manager has announced; cheap to clone.
+#[derive(Clone, Default)]
+struct Keys(Arc<Mutex<HashSet<Bytes>>>);
+
+impl Keys {
+    fn replace(&self, pods: &[AgentPodInfo]) {
+        let keys = pods.iter().map(|pod| pod.proof_key.clone());
+        *self.lock() = keys.filter(|key| !key.is_empty()).collect();
+    }
+
+    fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashSet<Bytes>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns true if the answer could only come from one of the agents.
+    fn prove(&self, challenge: &[u8], answer: &tonic::Response<VersionInfo2>) -> bool {
+        let given = answer.metadata().get_bin(proof::PROOF);
+        let Some(given) = given.and_then(|given| given.to_bytes().ok()) else {
+            return false;
+        };
+        let keys = self.lock();
+        keys.iter().any(|key| proof::holds(key, challenge, &given))
+    }
+}
+
+/// The call that asks for a proof.
+fn challenged(challenge: &[u8]) -> Request<()> {
+    let mut request = Request::new(());
+    let value = MetadataValue::from_bytes(challenge);
+    request.metadata_mut().insert_bin(proof::CHALLENGE, value);
+    request
 }
 
 fn address(pod: &AgentPodInfo, port: u16) -> Option<SocketAddr> {

@@ -14,9 +14,9 @@ use crate::Failure;
 use crate::cluster::kubeconfig::DEFAULT_MANAGER_NAMESPACE;
 use crate::report::line;
 use chart::Chart;
-use flags::{HelmCommand, Install, InstallTarget, Uninstall, Upgrade};
+use flags::{HelmCommand, HelmUninstall, Install, InstallTarget, Upgrade};
 use progress::Watch;
-use release::State;
+use release::ReleaseState;
 
 /// Name of the release.
 const RELEASE: &str = "traffic-manager";
@@ -55,17 +55,17 @@ async fn install(flags: &Install) -> Result<(), Failure> {
     let chart = Chart::unpack()?;
     let mut helm = at(&flags.place, &namespace);
     match state {
-        State::None => {
+        ReleaseState::None => {
             helm.args(["install", RELEASE]).arg(chart.path());
         }
-        State::Deployed { version } => {
+        ReleaseState::Deployed { version } => {
             return Err(Failure::Failed(format!(
                 "the traffic-manager {version} is already installed in namespace {namespace}; \
                  use intercept helm upgrade"
             )));
         }
         // What a failed or stuck install left behind is repaired, not removed.
-        State::Failed | State::Stuck => {
+        ReleaseState::Failed | ReleaseState::Stuck => {
             helm.args(["upgrade", "--install", RELEASE])
                 .arg(chart.path());
             words = "repaired";
@@ -93,20 +93,20 @@ async fn upgrade(flags: &Upgrade) -> Result<(), Failure> {
     let install = &flags.install;
     let namespace = namespace(&install.place).await?;
     match release::settled(&install.place, &namespace, install.timeout).await? {
-        State::None => {
+        ReleaseState::None => {
             return Err(Failure::Failed(format!(
                 "no traffic-manager is installed in namespace {namespace}; use intercept helm \
                 install, or name its namespace with --namespace"
             )));
         }
-        State::Stuck => {
+        ReleaseState::Stuck => {
             return Err(Failure::Failed(format!(
                 "another Helm command on the traffic-manager in namespace {namespace} is under way \
                 or was interrupted; wait for it, or take it back with helm rollback {RELEASE} -n \
                 {namespace}"
             )));
         }
-        State::Deployed { .. } | State::Failed => {}
+        ReleaseState::Deployed { .. } | ReleaseState::Failed => {}
     }
     let chart = Chart::unpack()?;
     let mut helm = at(&install.place, &namespace);
@@ -131,9 +131,12 @@ async fn upgrade(flags: &Upgrade) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn uninstall(flags: &Uninstall) -> Result<(), Failure> {
+async fn uninstall(flags: &HelmUninstall) -> Result<(), Failure> {
     let namespace = namespace(&flags.place).await?;
-    if matches!(release::state(&flags.place, &namespace).await?, State::None) {
+    if matches!(
+        release::state(&flags.place, &namespace).await?,
+        ReleaseState::None
+    ) {
         line(format_args!(
             "No Traffic Manager is installed in namespace {namespace}"
         ));
@@ -206,11 +209,16 @@ async fn namespace(place: &InstallTarget) -> Result<String, Failure> {
 
 /// Runs Helm with its output on ours.
 async fn succeeded(mut helm: Command, what: &str) -> Result<(), Failure> {
-    let output = helm
+    // Not `output`, which would take standard output for itself.
+    let helm = helm
         .stdin(Stdio::null())
         .stdout(Stdio::inherit())
+        .stderr(Stdio::piped())
         .kill_on_drop(true)
-        .output()
+        .spawn()
+        .map_err(|error| not_started(&error))?;
+    let output = helm
+        .wait_with_output()
         .await
         .map_err(|error| not_started(&error))?;
     if output.status.success() {

@@ -1,28 +1,34 @@
 //! Life cycle of one intercept: arrive, prepare, create, serve, leave.
 
-use std::fs::OpenOptions;
-use std::io::Write;
-use std::net::SocketAddr;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::io::IsTerminal as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::{Code, Status};
+use tonic::Status;
 use traffic_proto::manager::{
     ClientInfo, CreateInterceptRequest, InterceptDispositionType as Disposition, InterceptInfo,
     InterceptSpec, PreparedIntercept, RemoveInterceptRequest2, SessionInfo,
 };
 
 use crate::Failure;
+use crate::command::Running;
 use crate::direct::{Direct, Reach};
-use crate::flags::Create;
-use crate::manage::summary;
-use crate::report::{Pairs, env_file, line};
+use crate::environment;
+use crate::filters;
+use crate::flags::{Create, Output};
+use crate::live::Live;
+use crate::local::resolve;
+use crate::manage::{self, tell};
+use crate::mount::{Mount, leftovers};
+use crate::report::{self, Pairs, event, line, note};
+use crate::rest_api::RestApi;
 use crate::session::{self, Manager, Resumed, Way, call, status_text};
-use crate::tunnels::{TunnelDialer, Via};
+use crate::tunnels::TunnelDialer;
+use crate::warnings::Warnings;
+use crate::watches::{agents, dials};
 
 /// Time after leaving in which connections may still be announced, for requests routed before the
 /// agent learned of it.
@@ -30,20 +36,49 @@ const LATE_DIAL_GRACE: Duration = Duration::from_millis(500);
 /// Time connections may continue after leaving.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// Requests of the user to end.
+#[derive(Clone, Debug, Default)]
+pub struct Stop {
+    /// Ends in order: connections may finish.
+    pub orderly: CancellationToken,
+    /// Ends without waiting for connections; what was created is removed all the same.
+    pub at_once: CancellationToken,
+}
+
 /// Creates an intercept and serves it until `stop`, or until it is removed by another process.
-pub async fn create(flags: &Create, stop: CancellationToken) -> Result<(), Failure> {
+pub async fn create(flags: &Create, stop: Stop) -> Result<(), Failure> {
+    if flags.output == Output::Json {
+        report::as_json();
+    }
     // Before anything is created: a wrong address must not leave an intercept behind.
     let target = resolve(&flags.address, flags.port.local).await?;
-    let way = Way::open(&flags.manager).await?;
-    let namespace = flags.namespace.as_deref().unwrap_or(way.namespace());
-    let spec = flags.spec(namespace, target).map_err(Failure::Usage)?;
+    leftovers::take_away_all();
+    flags.mount.check()?;
     let patience = session::FIRST_CONTACT_TIMEOUT.min(Duration::from_secs(flags.timeout));
-    let manager = session::connect(&way, patience).await?;
-    let client = session::client_info(&flags.manager.client, namespace);
+    let connected = async {
+        let way = Way::open(&flags.manager).await?;
+        let namespace = flags.namespace.as_deref().unwrap_or(way.namespace());
+        let spec = flags.spec(namespace, target).map_err(Failure::Usage)?;
+        for (name, value) in &flags.http_header {
+            filters::advice(name, value).iter().for_each(note);
+        }
+        let manager = session::connect(&way, patience).await?;
+        Ok((namespace.to_owned(), spec, manager, way))
+    };
+    // Nothing exists yet that would have to be removed.
+    let connected = stop.orderly.run_until_cancelled(connected).await;
+    let Some(connected) = connected else {
+        return Ok(());
+    };
+    let (namespace, spec, manager, way) = connected?;
+    let client = session::client_info(&flags.manager.client, &namespace);
     let tunnel_dialer = TunnelDialer {
         target,
         tunnels: TaskTracker::new(),
+        warnings: Arc::new(Warnings::new(target)),
+        live: Live::new(way.to_string(), target),
     };
+    let live = tunnel_dialer.live.clone();
     let mut intercept_session = InterceptSession {
         flags,
         way,
@@ -53,11 +88,31 @@ pub async fn create(flags: &Create, stop: CancellationToken) -> Result<(), Failu
         tunnel_dialer,
         stop,
         became_active: false,
+        command: None,
+        mount: None,
+        rest_api: None,
     };
-    match intercept_session.begin().await? {
-        Some((session, info)) => intercept_session.run(session, info).await,
-        None => Ok(()),
+    let Some((session, info)) = intercept_session.begin().await? else {
+        return Ok(());
+    };
+    // A command has the terminal for itself.
+    let is_shown =
+        flags.output == Output::Text && flags.command.is_empty() && std::io::stdout().is_terminal();
+    let show = async {
+        match is_shown {
+            true => live.show().await,
+            false => std::future::pending().await,
+        }
+    };
+    let ended = tokio::select! {
+        ended = intercept_session.run(session, info) => ended,
+        never = live.tell() => match never {},
+        never = show => match never {},
+    };
+    if is_shown {
+        report::footer("");
     }
+    ended
 }
 
 struct InterceptSession<'a> {
@@ -68,8 +123,14 @@ struct InterceptSession<'a> {
     /// Spec as prepared by the manager.
     spec: InterceptSpec,
     tunnel_dialer: TunnelDialer,
-    stop: CancellationToken,
+    stop: Stop,
     became_active: bool,
+    /// Command of the user's that runs as long as the intercept.
+    command: Option<Running>,
+    /// Volumes of the container, for the user and the command.
+    mount: Option<Mount>,
+    /// Answers to consumers of messages, once the intercept is active.
+    rest_api: Option<RestApi>,
 }
 
 /// Reason serving ended.
@@ -78,6 +139,14 @@ enum Ended {
     Removed,
     /// The manager cannot be reached, or no longer knows the session.
     Lost(Status),
+}
+
+/// Waits for the end of the command, if one runs.
+async fn ended(command: &mut Option<Running>) -> Failure {
+    match command {
+        Some(running) => running.ended().await,
+        None => std::future::pending().await,
+    }
 }
 
 impl InterceptSession<'_> {
@@ -90,11 +159,12 @@ impl InterceptSession<'_> {
         let session = session
             .map_err(|status| refused("the manager refuses this client", &status))?
             .into_inner();
-        let stop = self.stop.clone();
+        let stop = self.stop.orderly.clone();
         // The session exists from here on, so every way out departs from it.
         match stop.run_until_cancelled(self.make(&session)).await {
             Some(Ok(info)) => {
-                line(summary(&info));
+                self.tunnel_dialer.live.says(&info);
+                tell(&info);
                 Ok(Some((session, info)))
             }
             Some(Err(failure)) => {
@@ -141,7 +211,7 @@ impl InterceptSession<'_> {
             match self.serve(&session, &mut info, &mut direct).await {
                 Ok(Ended::Stopped) => break Ok(()),
                 Ok(Ended::Removed) => {
-                    line(Pairs(&[
+                    event(&Pairs(&[
                         ("state", "REMOVED"),
                         ("intercept", &self.spec.name),
                     ]));
@@ -149,18 +219,22 @@ impl InterceptSession<'_> {
                 }
                 Err(failure) => break Err(failure),
                 Ok(Ended::Lost(status)) => {
-                    line(Pairs(&[
+                    self.tunnel_dialer.live.lost(&status_text(&status));
+                    event(&Pairs(&[
                         ("manager", "lost"),
                         ("message", &status_text(&status)),
                     ]));
                     let resumed =
                         session::resume(self.manager.clone(), &session, &self.client, &info);
-                    match self.stop.run_until_cancelled(resumed).await {
+                    match self.stop.orderly.run_until_cancelled(resumed).await {
                         None => break Ok(()),
                         Some(Resumed::Same) => {}
                         Some(Resumed::Unknown) => match self.begin().await {
                             // Interrupted while arriving, and already departed.
-                            Ok(None) => return Ok(()),
+                            Ok(None) => {
+                                self.end_local().await;
+                                return Ok(());
+                            }
                             Ok(Some((new, created))) => {
                                 // The former session is gone with its attachments; the new one
                                 // starts its own.
@@ -169,7 +243,7 @@ impl InterceptSession<'_> {
                             }
                             Err(failure) => {
                                 // The manager may have restarted again, so it is asked again.
-                                line(Pairs(&[
+                                event(&Pairs(&[
                                     ("manager", "lost"),
                                     ("message", &failure.to_string()),
                                 ]));
@@ -178,16 +252,30 @@ impl InterceptSession<'_> {
                             }
                         },
                     }
-                    line(Pairs(&[("manager", "back")]));
+                    event(&Pairs(&[("manager", "back")]));
+                    self.tunnel_dialer.live.says(&info);
                     // A manager that restores the session only to end it again must not be called
                     // in a tight loop.
                     sleep(Duration::from_millis(200)).await;
                 }
             }
         };
-        self.leave(session).await;
+        self.leave(&session).await;
+        // After the requests under way, which the command answers.
+        self.end_local().await;
+        self.depart(session).await;
         drop(direct);
         result
+    }
+
+    /// Ends what runs on this machine: the command, then the volumes that it may use.
+    async fn end_local(&mut self) {
+        if let Some(command) = &mut self.command {
+            command.end().await;
+        }
+        if let Some(mount) = &mut self.mount {
+            mount.end().await;
+        }
     }
 
     fn direct(&self, session: &SessionInfo) -> Direct {
@@ -209,7 +297,9 @@ impl InterceptSession<'_> {
         info: &mut InterceptInfo,
         direct: &mut Direct,
     ) -> Result<Ended, Failure> {
-        let stop = self.stop.clone();
+        let stop = self.stop.orderly.clone();
+        let warnings = self.tunnel_dialer.warnings.clone();
+        let (live, name) = (self.tunnel_dialer.live.clone(), self.spec.name.clone());
         let (manager, tunnel_dialer) = (self.manager.clone(), self.tunnel_dialer.clone());
         tokio::select! {
             // The watches and the heartbeat end together: losing one means that the manager is
@@ -219,6 +309,8 @@ impl InterceptSession<'_> {
             status = dials(tunnel_dialer, manager.clone(), session) => Ok(Ended::Lost(status)),
             status = agents(manager.clone(), session, direct) => Ok(Ended::Lost(status)),
             ended = self.states(manager.clone(), session, info) => ended,
+            never = warnings.run() => match never {},
+            never = live.ask(manager.clone(), session, name) => match never {},
         }
     }
 
@@ -239,6 +331,7 @@ impl InterceptSession<'_> {
                 snapshot = snapshots.message() => snapshot,
                 // Once active, an intercept may wait again for a new replica without a time limit.
                 () = sleep_until(deadline), if !self.became_active => return Err(self.never_active()),
+                failure = ended(&mut self.command) => return Err(failure),
             };
             let snapshot = match snapshot {
                 Ok(Some(snapshot)) => snapshot,
@@ -255,20 +348,30 @@ impl InterceptSession<'_> {
             // A line for each change a user would notice, not for each snapshot.
             let is_news = state.disposition != info.disposition || state.pod_name != info.pod_name;
             *info = state;
-            if is_news {
-                line(summary(info));
+            if let Some(mount) = &self.mount {
+                mount.follow(self.manager.clone(), session, info);
             }
+            self.tunnel_dialer.live.says(info);
+            if is_news {
+                tell(info);
+            }
+            let is_active = info.disposition() == Disposition::Active;
+            let warning = if is_active { &info.message } else { "" };
+            self.tunnel_dialer.warnings.manager_says(warning);
             match info.disposition() {
-                Disposition::Active if !self.became_active => self.activated(info)?,
+                Disposition::Active if !self.became_active => {
+                    self.rest_api = RestApi::start(info).await;
+                    self.activated(session, info).await?;
+                }
                 Disposition::Active | Disposition::Waiting => {}
                 // A workload being rolled out has no agent for a moment; the intercept comes back
                 // by itself.
                 _ if self.became_active => {}
                 other => {
                     let why = if info.message.is_empty() {
-                        "no reason given"
+                        "no reason given".to_owned()
                     } else {
-                        &info.message
+                        manage::with_way_out(&mut self.manager, &info.message).await
                     };
                     return Err(Failure::Failed(format!(
                         "intercept {:?}: {}: {why}",
@@ -280,12 +383,30 @@ impl InterceptSession<'_> {
         }
     }
 
-    fn activated(&mut self, info: &InterceptInfo) -> Result<(), Failure> {
+    async fn activated(
+        &mut self,
+        session: &SessionInfo,
+        info: &InterceptInfo,
+    ) -> Result<(), Failure> {
         self.became_active = true;
+        let manager = self.manager.clone();
+        self.mount = Mount::start(&self.flags.mount, manager, session, info).await?;
+        let root = self.mount.as_ref().map(Mount::root);
+        let environment = environment::of(info, root);
         if let Some(path) = &self.flags.env_file {
-            write_secret(path, &env_file(&info.environment)).map_err(|error| {
-                Failure::Failed(format!("--env-file {}: {error}", path.display()))
-            })?;
+            environment::write_file(path, self.flags.env_syntax, &environment)?;
+        }
+        if let Some(path) = &self.flags.env_json {
+            environment::write_json(path, &environment)?;
+        }
+        if let Some(root) = root {
+            event(&Pairs(&[
+                ("mount", "ready"),
+                ("folder", &root.to_string_lossy()),
+            ]));
+        }
+        if !self.flags.command.is_empty() {
+            self.command = Some(Running::start(&self.flags.command, &environment)?);
         }
         let takes = if info.mechanism_args_desc.is_empty() {
             "matching traffic"
@@ -310,8 +431,8 @@ impl InterceptSession<'_> {
         ))
     }
 
-    /// Removes the intercept, lets connections finish for a while, and departs.
-    async fn leave(&mut self, session: SessionInfo) {
+    /// Removes the intercept, and lets connections finish for a while.
+    async fn leave(&mut self, session: &SessionInfo) {
         let request = RemoveInterceptRequest2 {
             session: Some(session.clone()),
             name: self.spec.name.clone(),
@@ -326,48 +447,22 @@ impl InterceptSession<'_> {
             self.tunnel_dialer.tunnels.close();
             let _ = timeout(GRACE, self.tunnel_dialer.tunnels.wait()).await;
         };
+        let at_once = self.stop.at_once.clone();
         tokio::select! {
             () = finished => {}
+            () = at_once.cancelled() => {}
             // Requests already routed here are still announced while leaving.
             () = async {
-                dials(self.tunnel_dialer.clone(), self.manager.clone(), &session).await;
+                dials(self.tunnel_dialer.clone(), self.manager.clone(), session).await;
                 std::future::pending().await
             } => {}
         }
-        self.depart(session).await;
     }
 
     async fn depart(&mut self, session: SessionInfo) {
         let mut depart = call(session);
         depart.set_timeout(Duration::from_secs(2));
         let _ = self.manager.depart(depart).await;
-    }
-}
-
-/// Answers connections announced by the manager. A manager that never announces any is no error:
-/// later versions do not.
-async fn dials(tunnel_dialer: TunnelDialer, manager: Manager, session: &SessionInfo) -> Status {
-    match tunnel_dialer.watch(Via::Manager(manager), session).await {
-        Ok(()) => Status::unavailable("the manager ended the session"),
-        // The manager lacks this optional watch; the others keep the session.
-        Err(status) if status.code() == Code::Unimplemented => std::future::pending().await,
-        Err(status) => status,
-    }
-}
-
-/// Follows the agents that can be attached to directly, if the manager lists them.
-async fn agents(mut manager: Manager, session: &SessionInfo, direct: &mut Direct) -> Status {
-    let mut snapshots = match manager.watch_agent_pods(session.clone()).await {
-        Ok(snapshots) => snapshots.into_inner(),
-        Err(status) if status.code() == Code::Unimplemented => std::future::pending().await,
-        Err(status) => return status,
-    };
-    loop {
-        match snapshots.message().await {
-            Ok(Some(snapshot)) => direct.follow(&snapshot.agents),
-            Ok(None) => return Status::unavailable("the manager ended the session"),
-            Err(status) => return status,
-        }
     }
 }
 
@@ -387,13 +482,6 @@ fn complete(spec: &mut InterceptSpec, prepared: PreparedIntercept) -> Result<(),
         };
         spec.port_identifier = format!("{port}/{}", prepared.protocol);
     }
-    if spec.port_identifier.is_empty() && prepared.container_port == 0 {
-        let message = format!(
-            "which port of {:?} is meant? write --port {}:PORT",
-            spec.agent, spec.target_port
-        );
-        return Err(Failure::Failed(message));
-    }
     spec.service_uid = prepared.service_uid;
     spec.service_name = prepared.service_name;
     spec.service_port_name = prepared.service_port_name;
@@ -407,39 +495,6 @@ fn complete(spec: &mut InterceptSpec, prepared: PreparedIntercept) -> Result<(),
         spec.protocol = prepared.protocol;
     }
     Ok(())
-}
-
-async fn resolve(host: &str, port: u16) -> Result<SocketAddr, Failure> {
-    let found = tokio::net::lookup_host((host, port)).await;
-    let found = found.map_err(|error| {
-        Failure::Failed(format!(
-            "--address {host}: {error}; name a host or an IP address"
-        ))
-    })?;
-    let addresses: Vec<SocketAddr> = found
-        .map(|address| SocketAddr::new(address.ip().to_canonical(), port))
-        .collect();
-    // Names such as localhost mean both families; servers for development mostly listen on the
-    // older one.
-    let chosen = addresses
-        .iter()
-        .find(|address| address.is_ipv4())
-        .or(addresses.first());
-    chosen
-        .copied()
-        .ok_or_else(|| Failure::Failed(format!("--address {host} has no address")))
-}
-
-/// Writes a file readable only by its owner, because an app's environment often holds secrets.
-fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        // Set at creation, so that the content is never readable by others.
-        .mode(0o600)
-        .open(path)?;
-    file.write_all(text.as_bytes())
 }
 
 fn refused(what: &str, status: &Status) -> Failure {

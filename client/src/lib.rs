@@ -10,15 +10,33 @@ pub mod cluster;
 pub mod flags;
 pub mod genyaml;
 pub mod helm;
+pub mod uninstall;
 
+mod command;
+pub mod dashboard;
 mod direct;
+pub mod environment;
+mod explain;
+mod filters;
+pub mod generate;
 mod intercept;
+mod listing;
+mod live;
+mod local;
 mod manage;
+pub mod matchers;
+pub mod mount;
 mod report;
+mod rest_api;
 mod session;
+pub mod status;
+mod terminal;
 mod tunnels;
+mod warnings;
+mod watches;
 
-pub use intercept::create;
+pub use explain::explain;
+pub use intercept::{Stop, create};
 pub use manage::{leave, list};
 
 /// Reason the program cannot do what was asked; the text is for its user.
@@ -30,4 +48,7 @@ pub enum Failure {
     /// Other failures.
     #[error("{0}")]
     Failed(String),
+    /// The command that ran beside the intercept ended with this exit code.
+    #[error("the command ended with exit code {0}")]
+    Command(u8),
 }

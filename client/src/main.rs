@@ -1,18 +1,27 @@
-//! The program: flags, signals, exit codes (0 done, 1 failed, 64 wrong usage).
+//! The program: flags, signals, exit codes (0 done, 1 failed, 64 wrong usage, 130 interrupted).
 
 #![cfg_attr(not(test), warn(clippy::disallowed_methods, clippy::disallowed_types))]
 
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Parser;
-use intercept::Failure;
 use intercept::flags::{Command, Flags};
+use intercept::{Failure, Stop};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 use tracing::Level;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
+use traffic_proto::log_queue::LogQueue;
+use traffic_proto::printable::{Notation, printable};
+
+/// Time the last log lines get to be written.
+const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Exit code of an interrupted command, as shells have it.
+const INTERRUPTED: u8 = 130;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -27,40 +36,82 @@ async fn main() -> ExitCode {
         .ok()
         .and_then(|filter| filter.parse::<Targets>().ok());
     let filter = asked.unwrap_or_else(|| Targets::new().with_default(Level::ERROR));
-    let to_stderr = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    // A terminal that has been stopped must not stop the tunnels.
+    let lines = LogQueue::start("log", std::io::stderr(), Some(Notation::Text), |_| {});
+    let lines = match lines {
+        Ok(lines) => Arc::new(lines),
+        Err(error) => {
+            eprintln!("intercept: no thread for the log: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let to_stderr = tracing_subscriber::fmt::layer()
+        .with_ansi(false)
+        .with_writer(Arc::clone(&lines));
     tracing_subscriber::registry()
         .with(to_stderr)
         .with(filter)
         .init();
-    let stop = CancellationToken::new();
+    let stop = Stop::default();
     if let Err(error) = stop_on_signals(stop.clone()) {
         eprintln!("intercept: cannot wait for signals: {error}");
         return ExitCode::FAILURE;
     }
-    let done = match &flags.command {
-        Command::Create(create) => intercept::create(create, stop).await,
-        Command::List(manager) => intercept::list(manager).await,
-        Command::Leave(leave) => intercept::leave(leave).await,
-        Command::Helm(command) => intercept::helm::run(command).await,
-        Command::Genyaml(flags) => intercept::genyaml::run(flags).await,
-        Command::Check(flags) => {
-            intercept::cluster::check(&flags.cluster, flags.namespace.as_deref()).await
-        }
-    };
+    let done = run(&flags.command, stop).await;
+    lines.flush(LAST_LINES_TIMEOUT);
     match done {
         Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Command(code)) => ExitCode::from(code),
         Err(failure) => {
-            eprintln!("intercept: {failure}");
+            // Reasons come from the cluster; each of their lines stays one.
+            for line in format!("intercept: {failure}").lines() {
+                eprintln!("{}", printable(line));
+            }
             match failure {
                 Failure::Usage(_) => ExitCode::from(64),
-                Failure::Failed(_) => ExitCode::FAILURE,
+                _ => ExitCode::FAILURE,
             }
         }
     }
 }
 
-/// Handles signals: the first asks for an orderly end, the second exits at once.
-fn stop_on_signals(stop: CancellationToken) -> std::io::Result<()> {
+/// Runs a command. Those that leave nothing behind end at once when the user interrupts them.
+async fn run(command: &Command, stop: Stop) -> Result<(), Failure> {
+    let interrupted = stop.orderly.clone();
+    let work = async {
+        match command {
+            Command::List(flags) => intercept::list(flags).await,
+            Command::Status(flags) => intercept::status::status(flags).await,
+            Command::Dashboard(flags) => intercept::dashboard::dashboard(flags).await,
+            Command::Leave(flags) => intercept::leave(flags).await,
+            Command::Uninstall(flags) => intercept::uninstall::uninstall(flags).await,
+            Command::Explain(flags) => intercept::explain(flags).await,
+            Command::Genyaml(flags) => intercept::genyaml::run(flags).await,
+            Command::Check(flags) => {
+                intercept::cluster::check(&flags.cluster, flags.namespace.as_deref()).await
+            }
+            Command::Completions { shell } => {
+                intercept::generate::completions(*shell);
+                Ok(())
+            }
+            Command::Man { folder } => intercept::generate::man(folder),
+            Command::Create(create) => intercept::create(create, stop).await,
+            Command::Helm(command) => intercept::helm::run(command).await,
+        }
+    };
+    match command {
+        // These clean up behind themselves, and a half-done release is worse than waiting.
+        Command::Create(_) | Command::Helm(_) => work.await,
+        _ => {
+            let done = interrupted.run_until_cancelled(work).await;
+            done.unwrap_or(Err(Failure::Command(INTERRUPTED)))
+        }
+    }
+}
+
+/// Handles signals: the first asks for an orderly end, the second does not wait for connections, and
+/// the third exits at once.
+fn stop_on_signals(stop: Stop) -> std::io::Result<()> {
     let (mut interrupt, mut terminate) = (
         signal(SignalKind::interrupt())?,
         signal(SignalKind::terminate())?,
@@ -72,14 +123,17 @@ fn stop_on_signals(stop: CancellationToken) -> std::io::Result<()> {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
             }
-            if stop.is_cancelled() {
+            if stop.at_once.is_cancelled() {
                 #[expect(
                     clippy::disallowed_methods,
-                    reason = "the second signal asks for exactly that"
+                    reason = "the third signal asks for exactly that"
                 )]
                 std::process::exit(1);
             }
-            stop.cancel();
+            if stop.orderly.is_cancelled() {
+                stop.at_once.cancel();
+            }
+            stop.orderly.cancel();
         }
     });
     Ok(())

@@ -1,28 +1,34 @@
-//! `list` and `leave`: intercepts served by other processes.
+//! `list` and `leave`: intercepts that other processes serve.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::timeout;
 use traffic_proto::manager::{InterceptInfo, RemoveInterceptRequest2, SessionInfo};
 
 use crate::Failure;
-use crate::flags::{Leave, ManagerFlags};
-use crate::report::{Pairs, line};
+use crate::flags::{Leave, List, Output};
+use crate::listing;
+use crate::report::{Pairs, block, event, line};
 use crate::session::{self, Way, call, status_text};
+use crate::terminal::Style;
 
 /// Time for the manager to send its intercepts.
 const LIST_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Prints one line for each intercept the manager knows.
-pub async fn list(flags: &ManagerFlags) -> Result<(), Failure> {
-    let way = Way::open(flags).await?;
+/// Prints all intercepts the manager knows.
+pub async fn list(flags: &List) -> Result<(), Failure> {
+    let way = Way::open(&flags.manager).await?;
     let mut manager = session::connect(&way, session::FIRST_CONTACT_TIMEOUT).await?;
-    let intercepts = all(&mut manager).await?;
-    if intercepts.is_empty() {
-        line("No intercepts");
-    }
-    for info in intercepts {
-        line(summary(&info));
+    let mut intercepts = all(&mut manager).await?;
+    let me = &flags.manager.client;
+    listing::sort(&mut intercepts, me);
+    match flags.output {
+        Output::Json => block(&format!("{:#}", listing::json(&intercepts, me))),
+        Output::Text if intercepts.is_empty() => line("No intercepts"),
+        Output::Text => {
+            let style = Style::of_stdout();
+            block(&listing::blocks(&intercepts, me, SystemTime::now(), style));
+        }
     }
     Ok(())
 }
@@ -33,9 +39,8 @@ pub async fn leave(flags: &Leave) -> Result<(), Failure> {
     let mut manager = session::connect(&way, session::FIRST_CONTACT_TIMEOUT).await?;
     let mut named = all(&mut manager).await?;
     named.retain(|info| {
-        info.spec
-            .as_ref()
-            .is_some_and(|spec| spec.name == flags.name)
+        let spec = info.spec.as_ref();
+        info.id == flags.name || spec.is_some_and(|spec| spec.name == flags.name)
     });
     let client = |info: &InterceptInfo| {
         info.spec
@@ -59,9 +64,10 @@ pub async fn leave(flags: &Leave) -> Result<(), Failure> {
             flags.name, flags.manager.client
         )));
     };
+    let name = own.spec.as_ref().map(|spec| spec.name.clone());
     let request = RemoveInterceptRequest2 {
         session: own.client_session.clone(),
-        name: flags.name.clone(),
+        name: name.unwrap_or_default(),
     };
     let removed = manager.remove_intercept(call(request)).await;
     removed.map_err(|status| {
@@ -71,16 +77,16 @@ pub async fn leave(flags: &Leave) -> Result<(), Failure> {
             status_text(&status)
         ))
     })?;
-    line(Pairs(&[("state", "REMOVED"), ("intercept", &flags.name)]));
+    event(&Pairs(&[("state", "REMOVED"), ("intercept", &flags.name)]));
     Ok(())
 }
 
-/// Formats an intercept as one line.
-pub(crate) fn summary(info: &InterceptInfo) -> String {
+/// Prints the state of an intercept as an event.
+pub(crate) fn tell(info: &InterceptInfo) {
     let spec = info.spec.clone().unwrap_or_default();
     let target = format!("{}:{}", spec.target_host, spec.target_port);
     let state = info.disposition();
-    Pairs(&[
+    event(&Pairs(&[
         ("state", state.as_str_name()),
         ("intercept", &spec.name),
         ("client", &spec.client),
@@ -93,11 +99,27 @@ pub(crate) fn summary(info: &InterceptInfo) -> String {
         ("pod", &info.pod_name),
         ("message", &info.message),
         ("id", &info.id),
-    ])
-    .to_string()
+    ]));
 }
 
-async fn all(manager: &mut session::Manager) -> Result<Vec<InterceptInfo>, Failure> {
+/// Adds to an agent's word of a conflict whose intercept it is, what it takes, and what to do. The word
+/// names it by an id in quotes.
+pub(crate) async fn with_way_out(manager: &mut session::Manager, message: &str) -> String {
+    let id = message
+        .split('"')
+        .nth(1)
+        .filter(|_| message.contains("onflict"));
+    let others = match id {
+        Some(_) => all(manager).await.unwrap_or_default(),
+        None => Vec::new(),
+    };
+    let rival = others.iter().find(|info| Some(info.id.as_str()) == id);
+    rival.map_or(message.to_owned(), |info| {
+        format!("{message}; {}", listing::way_out(info))
+    })
+}
+
+pub(crate) async fn all(manager: &mut session::Manager) -> Result<Vec<InterceptInfo>, Failure> {
     let first = async {
         let mut snapshots = manager
             // An empty session asks for the intercepts of all clients.

@@ -14,6 +14,7 @@ use traffic_proto::tunnel::GRPC_LIMIT;
 
 use crate::Failure;
 use crate::cluster::{Cluster, Port};
+use crate::report::note;
 
 /// Protocol generation we speak; managers refuse clients that are too old by it.
 const VERSION: &str = "v2.27.5";
@@ -21,6 +22,8 @@ const VERSION: &str = "v2.27.5";
 pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 /// Default time to look for the manager at the start.
 pub(crate) const FIRST_CONTACT_TIMEOUT: Duration = Duration::from_secs(15);
+/// Time after which a user is told what is waited for.
+const QUIET_TIMEOUT: Duration = Duration::from_secs(1);
 /// Interval of the Remain call.
 const REMAIN_INTERVAL: Duration = Duration::from_secs(5);
 /// Bytes one stream may send ahead of its reader.
@@ -28,6 +31,9 @@ const STREAM_WINDOW: u32 = 1 << 20;
 /// Bytes one connection may send ahead of its readers: all tunnels share it, so a stalled one must
 /// not use up the window of the others.
 const CONNECTION_WINDOW: u32 = 1 << 30;
+
+/// Metadata in which our manager tells its own name and version.
+const OWN_VERSION: &str = "x-traffic-manager";
 
 /// A client of the manager.
 pub(crate) type Manager = ManagerClient<Channel>;
@@ -124,13 +130,22 @@ pub(crate) async fn connect(way: &Way, patience: Duration) -> Result<Manager, Fa
     let answer = timeout(patience, async {
         loop {
             match manager.version(()).await {
-                Ok(version) => return version.into_inner(),
+                Ok(version) => return version,
                 Err(status) => last = Some(status),
             }
             sleep(Duration::from_millis(100)).await;
         }
-    })
-    .await;
+    });
+    let waiting = async {
+        // A manager that is there answers before anybody reads a line.
+        sleep(QUIET_TIMEOUT).await;
+        note(format_args!("Waiting for the traffic-manager at {way}"));
+        std::future::pending().await
+    };
+    let answer = tokio::select! {
+        answer = answer => answer,
+        never = waiting => match never {},
+    };
     let Ok(version) = answer else {
         let why = last.map(|status| status_text(&status)).unwrap_or_default();
         return Err(Failure::Failed(format!(
@@ -138,10 +153,17 @@ pub(crate) async fn connect(way: &Way, patience: Duration) -> Result<Manager, Fa
             way.hint()
         )));
     };
-    crate::report::line(format_args!(
-        "Connected to {} {} at {way}",
-        version.name, version.version
-    ));
+    // Ours has a name and a version of its own beside the one that stock clients choose their calls by.
+    let own = version.metadata().get(OWN_VERSION);
+    let own = own.and_then(|it| it.to_str().ok()).map(str::to_owned);
+    let version = version.into_inner();
+    let announced = format!("{} {}", version.name, version.version);
+    match own {
+        Some(own) => note(format_args!(
+            "Connected to {own} at {way}, feature level {announced}"
+        )),
+        None => note(format_args!("Connected to {announced} at {way}")),
+    }
     Ok(manager)
 }
 
@@ -162,6 +184,7 @@ pub(crate) fn client_info(client: &str, namespace: &str) -> ClientInfo {
         product: "telepresence".into(),
         version: VERSION.into(),
         namespace: namespace.to_owned(),
+        keeps_watches: true,
         ..ClientInfo::default()
     }
 }

@@ -12,14 +12,16 @@ use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 use traffic_proto::ConnId;
 use traffic_proto::agent::agent_client::AgentClient;
-use traffic_proto::dialer::{self, Outgoing};
+use traffic_proto::dialer::{self, DialError, Outgoing};
 use traffic_proto::manager::{DialRequest, SessionInfo, TunnelMessage};
 use traffic_proto::tunnel::{Message, StreamInfo, duration_from_nanos};
 
+use crate::live::Live;
 use crate::session::Manager;
+use crate::warnings::Warnings;
 
 /// Messages held towards the manager or agent; the transport's window holds more.
-const QUEUE_CAPACITY: usize = 8;
+pub(crate) const QUEUE_CAPACITY: usize = 8;
 /// Default time to open a stream, if the request names none.
 const DEFAULT_OPEN_TIMEOUT: Duration = Duration::from_secs(7);
 
@@ -38,6 +40,10 @@ pub(crate) struct TunnelDialer {
     pub(crate) target: SocketAddr,
     /// Tasks of the tunnels.
     pub(crate) tunnels: TaskTracker,
+    /// Told of connections to the target that cannot be made.
+    pub(crate) warnings: Arc<Warnings>,
+    /// Figures to show.
+    pub(crate) live: Arc<Live>,
 }
 
 impl TunnelDialer {
@@ -70,8 +76,13 @@ impl TunnelDialer {
         let session: Arc<str> = session.session_id.as_str().into();
         while let Some(request) = announced.message().await? {
             let (via, session, target) = (via.clone(), session.clone(), self.target);
+            let (warnings, tunnel) = (self.warnings.clone(), self.live.begin());
             self.tunnels.spawn(async move {
                 if let Err(why) = answer(via, &session, request, target).await {
+                    tunnel.failed();
+                    if why.is::<DialError>() {
+                        warnings.dial_failed();
+                    }
                     tracing::debug!("connection not served: {why}");
                 }
             });
@@ -109,12 +120,19 @@ async fn answer(
             conn.destination()
         );
     }
-    let carried = dialer::serve(conn, dial_timeout, incoming, Outgoing::caller(tx)).await?;
+    let carried = dialer::serve(
+        conn,
+        dial_timeout,
+        incoming,
+        Outgoing::caller(tx).announcing_life(),
+    )
+    .await?;
     tracing::debug!(%conn, ?carried, "connection ended");
     Ok(())
 }
 
-async fn open(
+/// Opens a stream whose first message is in `rx`; it returns once the peer has taken it.
+pub(crate) async fn open(
     via: Via,
     rx: mpsc::Receiver<TunnelMessage>,
 ) -> anyhow::Result<Streaming<TunnelMessage>> {

@@ -2,4 +2,5 @@
 //! change none.
 
 pub mod body;
+pub mod h2c;
 pub mod head;

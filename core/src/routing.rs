@@ -1,17 +1,25 @@
 //! Routing of requests to upstreams. A [`RouteTable`] is built once per snapshot and port and never
 //! changes; it knows no sockets, no clock and no gRPC.
 
+pub mod clause;
+mod coverage;
 pub mod dial_memory;
 pub mod go_regex;
+mod index;
 pub mod matcher;
+mod pattern;
 mod request;
 mod stats;
+mod view;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+pub use crate::routing::coverage::within;
+use crate::routing::index::Index;
 use crate::routing::matcher::Filters;
 pub use crate::routing::request::Request;
 pub use crate::routing::stats::{Stats, TunnelPath};
@@ -55,6 +63,8 @@ pub struct Intercept {
     pub roundtrip_latency: Duration,
     /// Time allowed for the workstation's dial; zero if the spec has none.
     pub dial_timeout: Duration,
+    /// Key-value pairs that its owner gave along, for the local REST API.
+    pub metadata: BTreeMap<String, String>,
     /// Hit and miss counters, kept when the table is rebuilt.
     pub stats: Arc<Stats>,
 }
@@ -134,7 +144,21 @@ pub struct Routed<'t> {
 pub struct RouteTable {
     entries: Vec<Entry>,
     names: matcher::Names,
+    index: Index,
     any_http: bool,
+    /// Requests that no rule has matched, which every rule has missed.
+    unmatched: AtomicU64,
+}
+
+impl Drop for RouteTable {
+    /// Leaves the counts to the rules, which may stand in the next table.
+    fn drop(&mut self) {
+        let unmatched = *self.unmatched.get_mut();
+        for entry in &self.entries {
+            let misses = &entry.intercept.stats.misses;
+            misses.fetch_add(unmatched, Ordering::Relaxed);
+        }
+    }
 }
 
 impl RouteTable {
@@ -150,11 +174,14 @@ impl RouteTable {
                 .then_with(|| a.intercept.id.cmp(&b.intercept.id))
         });
         let names = matcher::Names::of(entries.iter().map(|e| &e.intercept.filters));
+        let index = Index::of(entries.iter().map(|e| &e.intercept.filters));
         let any_http = entries.iter().any(|e| !e.intercept.filters.is_empty());
         Self {
             entries,
             names,
+            index,
             any_http,
+            unmatched: AtomicU64::new(0),
         }
     }
 
@@ -226,17 +253,31 @@ impl RouteTable {
     }
 
     fn first_match(&self, view: &matcher::View<'_>) -> Decision<'_> {
-        for entry in &self.entries {
-            if entry.intercept.filters.matches(view) {
-                return match entry.state {
-                    State::Active => Decision::Client(&entry.intercept),
-                    State::Expired => Decision::Expired(&entry.intercept),
-                };
-            }
+        let matches = |place: usize| {
+            let entry = self.entries.get(place);
+            entry.is_some_and(|e| e.intercept.filters.matches(view))
+        };
+        let found = self.index.first(view, matches);
+        let Some((entry, place)) = found.and_then(|at| Some((self.entries.get(at)?, at))) else {
             // Statistics only, so relaxed ordering is enough.
-            entry.intercept.stats.misses.fetch_add(1, Ordering::Relaxed);
+            self.unmatched.fetch_add(1, Ordering::Relaxed);
+            return Decision::App;
+        };
+        for earlier in self.entries.iter().take(place) {
+            let misses = &earlier.intercept.stats.misses;
+            misses.fetch_add(1, Ordering::Relaxed);
         }
-        Decision::App
+        match entry.state {
+            State::Active => Decision::Client(&entry.intercept),
+            State::Expired => Decision::Expired(&entry.intercept),
+        }
+    }
+
+    /// Returns how many requests have looked at a rule of this table and went elsewhere.
+    #[must_use]
+    pub fn misses(&self, entry: &Entry) -> u64 {
+        let own = entry.intercept.stats.misses.load(Ordering::Relaxed);
+        own + self.unmatched.load(Ordering::Relaxed)
     }
 
     /// Decides like [`Self::decide`] without counting, and returns the first failed clause of each
@@ -308,6 +349,10 @@ mod tests {
     struct Sample<'s>(&'s str, Vec<(&'s str, &'s str)>);
 
     impl Request for Sample<'_> {
+        fn method(&self) -> &[u8] {
+            b"GET"
+        }
+
         fn target(&self) -> &[u8] {
             self.0.as_bytes()
         }
@@ -329,6 +374,7 @@ mod tests {
                 .iter()
                 .map(|p| PathFilter::parse(p).unwrap())
                 .collect(),
+            ..Filters::default()
         };
         let intercept = Intercept {
             id: id.to_owned(),
@@ -342,6 +388,7 @@ mod tests {
             target_port: 8080,
             roundtrip_latency: Duration::ZERO,
             dial_timeout: Duration::ZERO,
+            metadata: BTreeMap::new(),
             stats: Arc::default(),
         };
         Entry {
@@ -410,6 +457,55 @@ mod tests {
             );
         }
         assert_eq!(decided(&table, "/", &[("x-dev", "dev-50")]), "app");
+    }
+
+    proptest::proptest! {
+        /// The explanation goes through all rules, one by one.
+        #[test]
+        fn the_index_finds_what_one_by_one_is_found(
+            rules in proptest::collection::vec(
+                (
+                    proptest::collection::vec((0..3_usize, 0..5_usize), 0..3),
+                    proptest::collection::vec(0..3_usize, 0..2),
+                    proptest::bool::ANY,
+                ),
+                0..12,
+            ),
+            lines in proptest::collection::vec((0..4_usize, 0..5_usize), 0..4),
+            path in 0..3_usize,
+        ) {
+            const NAMES: [&str; 4] = ["x-dev", "x-env", "user-agent", "X-Dev"];
+            const VALUES: [&str; 5] = ["a", "b", "a|b", "", "kube-probe/1"];
+            const PATHS: [&str; 3] = ["/p", ":path-prefix:/", "/q"];
+            let entries = rules.iter().enumerate().map(|(n, (headers, paths, expired))| {
+                let headers: Vec<_> = headers.iter().map(|(n, v)| (NAMES[*n], VALUES[*v])).collect();
+                let paths: Vec<_> = paths.iter().map(|p| PATHS[*p]).collect();
+                let state = if *expired { State::Expired } else { State::Active };
+                entry(&n.to_string(), &headers, &paths, state)
+            });
+            let table = RouteTable::new(entries.collect());
+            let lines = lines.iter().map(|(n, v)| (NAMES[*n], VALUES[*v])).collect();
+            let request = Sample(["/p", "/q", "/r"][path], lines);
+            let one_by_one = table.explain(&request).0.to_string();
+            proptest::prop_assert_eq!(table.decide(&request).to_string(), one_by_one);
+        }
+    }
+
+    #[test]
+    fn misses_are_kept_when_a_table_takes_the_place_of_another() {
+        let (a, b) = (
+            entry("a", &[("x-dev", "a")], &[], State::Active),
+            entry("b", &[("x-dev", "b")], &[], State::Active),
+        );
+        let table = RouteTable::new(vec![a.clone(), b.clone()]);
+        for dev in ["a", "b", "c", "d"] {
+            decided(&table, "/", &[("x-dev", dev)]);
+        }
+        let misses = |table: &RouteTable| [table.misses(&a), table.misses(&b)];
+        assert_eq!(misses(&table), [3, 2]);
+        drop(table);
+        let next = RouteTable::new(vec![a.clone(), b.clone()]);
+        assert_eq!(misses(&next), [3, 2]);
     }
 
     #[test]

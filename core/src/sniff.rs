@@ -1,8 +1,7 @@
 //! Classifies the first bytes of a connection: HTTP/2 preface, HTTP/1 request line, TLS record, or
 //! other. A verdict, once given, holds for any bytes that follow.
 
-use crate::http1::head::is_token;
-
+use traffic_proto::token::is_token;
 /// Client connection preface (RFC 9113 section 3.4).
 pub const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 

@@ -1,22 +1,38 @@
 #![no_main]
-//! Frame headers are the same however the bytes are cut, and an announced boundary is one.
-use traffic_core::http2::frames::{FrameHeader, FrameScanner};
+//! Header sections are the same however the bytes are cut, and what a client sends goes through the
+//! rewriter of authorities as it is where nothing has to be replaced.
 use libfuzzer_sys::fuzz_target;
+use traffic_core::http2::authority::AuthorityRewriter;
+use traffic_core::http2::frames::{FrameHeader, HEAD};
+use traffic_core::http2::section::{self, Extent};
 
-fn heads(mut tracker: FrameScanner, bytes: &[u8], step: usize) -> (Vec<FrameHeader>, bool) {
-    let mut seen = Vec::new();
+fn rewritten(bytes: &[u8], step: usize) -> Vec<u8> {
+    let (mut rewriter, mut out) = (AuthorityRewriter::new("localhost"), Vec::new());
     for piece in bytes.chunks(step) {
-        tracker.follow(piece, |head| seen.push(head));
+        rewriter.rewrite(piece, &mut out);
     }
-    (seen, tracker.at_boundary())
+    out
 }
 
-fuzz_target!(|input: (u8, bool, &[u8])| {
-    let (step, client, bytes) = input;
-    let new = || if client { FrameScanner::client() } else { FrameScanner::server() };
-    assert_eq!(heads(new(), bytes, bytes.len().max(1)), heads(new(), bytes, 1 + usize::from(step)));
-    if let Some(at) = new().next_boundary(bytes) {
-        assert!(at <= bytes.len() && heads(new(), &bytes[..at], 7).1);
+fuzz_target!(|input: (u8, &[u8])| {
+    let (step, bytes) = input;
+    if let Some(head) = bytes.first_chunk::<HEAD>() {
+        let head = FrameHeader::parse(*head);
+        assert_eq!(FrameHeader::parse(head.encode()), head);
     }
-    let _ = new().peek(bytes);
+    let extent = section::extent(bytes);
+    let mut joined = Vec::new();
+    if let Extent::Whole(n) = extent {
+        assert!(n <= bytes.len());
+        for cut in 0..n.min(64) {
+            assert_eq!(section::extent(&bytes[..cut]), Extent::More);
+        }
+        if let Some(section) = section::read(&bytes[..n], &mut joined) {
+            let (head, mut out, mut again) = (section.head, Vec::new(), Vec::new());
+            section::write(head.stream, head.ends_stream(), section.block, &mut out);
+            let read = section::read(&out, &mut again).expect("what was written is a section");
+            assert_eq!(read.block, section.block);
+        }
+    }
+    assert_eq!(rewritten(bytes, bytes.len().max(1)), rewritten(bytes, 1 + usize::from(step)));
 });

@@ -7,6 +7,9 @@ use libfuzzer_sys::fuzz_target;
 
 struct Asked<'a>(&'a [u8], &'a [u8]);
 impl Request for Asked<'_> {
+    fn method(&self) -> &[u8] {
+        b"GET"
+    }
     fn target(&self) -> &[u8] {
         self.0
     }
@@ -20,7 +23,7 @@ fuzz_target!(|input: (&str, &str, &[u8], &[u8])| {
     let (pattern, path, target, value) = input;
     let headers = vec![HeaderFilter::new("x-dev", pattern)];
     let paths = PathFilter::parse(path).into_iter().collect();
-    let filters = Filters { headers, paths };
+    let filters = Filters { headers, paths, ..Filters::default() };
     let names = Names::of(std::iter::once(&filters));
     let asked = Asked(target, value);
     let view = View::new(&asked, &names);

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::io::{Read, Write};
 
+use traffic_proto::build_info;
 use traffic_proto::log_level::LogLevel;
 
 use crate::apply;
@@ -67,7 +68,7 @@ fn dispatch(args: &Args, env: Env<'_>, out: &mut dyn Write, log: &Log<'_>) -> Re
     }
     match args.mode {
         Mode::Help => print(out, args::HELP),
-        Mode::Version => print(out, concat!("agent-init ", env!("CARGO_PKG_VERSION"), "\n")),
+        Mode::Version => print(out, &format!("agent-init {}\n", build_info::LONG)),
         Mode::Remove => remove(log),
         Mode::DryRun(form) => match wanted::gather(args, env, log)? {
             Some(wanted) => dry_run(&wanted, form, out),

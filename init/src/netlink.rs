@@ -54,6 +54,7 @@ impl Attributes {
 
     /// Adds an attribute with these bytes.
     pub fn bytes(mut self, kind: u16, payload: &[u8]) -> Self {
+        // The length counts the header, not the padding.
         let length = u16::try_from(4 + payload.len()).unwrap_or(u16::MAX);
         debug_assert!(
             usize::from(length) == 4 + payload.len(),
@@ -95,6 +96,7 @@ pub fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
         let length = usize::from(read16(bytes, 0)?);
         let kind = read16(bytes, 2)? & ATTRIBUTE_KIND;
         let payload = bytes.get(4..length)?;
+        // The last attribute may come without its padding.
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
         Some((kind, payload))
     })
@@ -138,6 +140,7 @@ pub fn message(kind: u16, flags: u16, sequence: u32, body: &Attributes) -> Vec<u
     bytes.extend_from_slice(&kind.to_ne_bytes());
     bytes.extend_from_slice(&flags.to_ne_bytes());
     bytes.extend_from_slice(&sequence.to_ne_bytes());
+    // Port id 0: the kernel puts in the socket's.
     bytes.extend_from_slice(&0u32.to_ne_bytes());
     bytes.extend_from_slice(&body.0);
     bytes
@@ -171,6 +174,7 @@ impl Received<'_> {
     fn verdict(&self) -> Result<(), Errno> {
         match read32(self.body, 0).map_or(0, |code| code.cast_signed()) {
             0 => Ok(()),
+            // The kernel sends its errors negated.
             code => Err(Errno::from_raw_os_error(code.saturating_neg())),
         }
     }
@@ -227,6 +231,7 @@ impl Socket {
     ///
     /// Errors: the kernel's; `EINTR` when the objects kept changing while they were read.
     pub fn dump(&self, kind: u16, body: &Attributes) -> Result<Vec<Vec<u8>>, Errno> {
+        // Interfaces and rules settle quickly; who never sees them settle is told so.
         for sequence in 1..=10 {
             self.send(&message(kind, REQUEST | DUMP, sequence, body))?;
             if let Some(all) = self.answers(sequence)? {
@@ -243,6 +248,8 @@ impl Socket {
         loop {
             let bytes = self.receive()?;
             for one in received(&bytes).filter(|one| one.sequence == sequence) {
+                // Objects changed between two parts of the dump: some may be missing or there
+                // twice.
                 whole &= one.flags & FLAG_DUMP_INTERRUPTED == 0;
                 match one.kind {
                     KIND_DONE => return Ok(whole.then_some(all)),

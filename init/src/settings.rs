@@ -34,9 +34,9 @@ pub struct Settings {
 pub fn read(named: Option<&Path>, env: Env<'_>, root: Option<&Path>) -> Result<Settings, Error> {
     let inline = value(env, VARIABLE)?;
     let parsed = match (named, inline) {
-        (Some(path), _) => from_file(path, root)?,
+        (Some(path), _) => from_file(path, root, sidecar::from_yaml)?,
         (None, Some(text)) => sidecar::from_json(&text, VARIABLE, Role::Init),
-        (None, None) => from_file(Path::new(FILE), root)?,
+        (None, None) => from_file(Path::new(FILE), root, sidecar::from_config_map)?,
     };
     checked(parsed)
 }
@@ -81,7 +81,14 @@ fn check_ports(ports: &[PortPlan]) -> Result<(), Error> {
     }
 }
 
-fn from_file(path: &Path, root: Option<&Path>) -> Result<Result<Sidecar, Faults>, Error> {
+/// Reader of a document: its text, its origin for messages, and the reading program.
+type Read = fn(&str, &str, Role) -> Result<Sidecar, Faults>;
+
+fn from_file(
+    path: &Path,
+    root: Option<&Path>,
+    read: Read,
+) -> Result<Result<Sidecar, Faults>, Error> {
     let path = match root {
         Some(root) => root.join(path.strip_prefix("/").unwrap_or(path)),
         None => path.to_owned(),
@@ -94,18 +101,14 @@ fn from_file(path: &Path, root: Option<&Path>) -> Result<Result<Sidecar, Faults>
         ))
     })?;
     // YAML is read as well where JSON is meant: every JSON document is one.
-    Ok(sidecar::from_yaml(
-        &text,
-        &path.display().to_string(),
-        Role::Init,
-    ))
+    Ok(read(&text, &path.display().to_string(), Role::Init))
 }
 
 fn settings(sidecar: &Sidecar) -> Settings {
     let ports = sidecar.targets().into_iter().map(|target| PortPlan {
         container: target.container.clone(),
         container_port: target.container_port.get(),
-        agent_port: target.agent_port.get(),
+        agent_port: target.listen_port(),
         proxy_port: target.proxy_port.map_or(0, |port| port.get()),
         transport: target.transport,
         numeric: target.proxy_port.is_some(),
@@ -177,6 +180,21 @@ mod tests {
         );
         assert_eq!(first(None, &inline, root), 3333);
         assert_eq!(first(None, &|_| None, root), 1111);
+    }
+
+    #[test]
+    fn a_replaced_container_is_redirected_up_to_2_21() {
+        let dir = tempfile::tempdir().unwrap();
+        let usual = dir.path().join("etc/traffic-agent");
+        std::fs::create_dir_all(&usual).unwrap();
+        let replaced = CONFIG.replace(r#""name":"app","#, r#""name":"app","replace":1,"#);
+        std::fs::write(usual.join("config.yaml"), &replaced).unwrap();
+        let older = read(None, &|_| None, Some(dir.path())).unwrap();
+        assert_eq!(numbers(&older)[0], (8080, 9900, 9914, true));
+        let newer = |key: &str| (key == VARIABLE).then(|| replaced.clone().into());
+        let newer = read(None, &newer, Some(dir.path())).unwrap();
+        assert_eq!(numbers(&newer)[0], (8080, 8080, 0, false));
+        assert_eq!(numbers(&newer)[2], (5353, 9902, 9916, true));
     }
 
     #[test]

@@ -35,7 +35,7 @@ pub struct Config {
     /// The app containers.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub containers: Vec<ConfigContainer>,
-    /// How the agent ends.
+    /// Times of the agent's end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drain: Option<ConfigDrain>,
     /// Clear-text ports may be probed for HTTP/2.
@@ -66,6 +66,9 @@ pub struct Config {
     /// Maintained by hand.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub manual: bool,
+    /// The port of metrics.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<ConfigMetrics>,
     /// Volume name or path prefix to policy.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub mount_policies: BTreeMap<String, &'static str>,
@@ -83,7 +86,7 @@ pub struct Config {
     /// Security context of the agent's container.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub security_context: Option<SecurityContext>,
-    /// How long the last intercepts stay in force without a manager.
+    /// Time the last intercepts stay in force without a manager.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub session_grace: Option<String>,
     /// Port of the tracing service; 0: none.
@@ -120,14 +123,21 @@ pub struct ConfigEnvoy {
     pub server_port: Option<u16>,
 }
 
-/// How the agent ends.
+/// The port that shows metrics alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ConfigMetrics {
+    /// The port.
+    pub port: u16,
+}
+
+/// Times of the agent's end.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ConfigDrain {
-    /// How long open connections may take.
+    /// Time for open connections.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub grace: Option<String>,
-    /// How long connections are still accepted.
+    /// Time connections are still accepted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lame_duck: Option<String>,
 }
@@ -165,6 +175,10 @@ pub struct ConfigContainer {
     /// 1: a workstation stands in for it.
     #[serde(skip_serializing_if = "is_no_replacement")]
     pub replace: u8,
+    /// The container is replaced, and its agent listens on its ports: what agents do that read an
+    /// annotation. Older ones listen where they always do.
+    #[serde(skip)]
+    pub takes_ports: bool,
 }
 
 /// A service port, or a container port without a service.
@@ -219,10 +233,9 @@ impl ConfigContainer {
         self.replace == 1
     }
 
-    /// Port on which the agent listens for an entry: it stands at the very port of an app that is
-    /// not there.
+    /// Port on which the agent listens for an entry.
     pub fn listens_on(&self, entry: &Entry) -> u16 {
-        if self.is_replaced() {
+        if self.takes_ports {
             entry.container_port
         } else {
             entry.agent_port
@@ -254,8 +267,10 @@ impl Config {
 
     /// Returns true if a port is redirected by an init container or a mesh.
     pub fn has_redirects(&self) -> bool {
-        let kept = self.containers.iter().filter(|it| !it.is_replaced());
-        kept.flat_map(|it| &it.intercepts).any(Entry::is_redirected)
+        let behind = self.containers.iter().filter(|it| !it.takes_ports);
+        behind
+            .flat_map(|it| &it.intercepts)
+            .any(Entry::is_redirected)
     }
 
     /// Iterates over all entries with their containers.
@@ -280,6 +295,7 @@ impl Config {
             client_connection_ttl: options.client_connection_ttl.map(go),
             containers: Vec::new(),
             drain: drain(options),
+            metrics: options.metrics_port.map(|port| ConfigMetrics { port }),
             enable_h2c_probing: options.enable_h2c_probing,
             enable_metrics: options.enable_metrics,
             envoy: envoy(options),

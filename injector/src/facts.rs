@@ -181,6 +181,7 @@ impl PodSecurity {
     pub fn of(labels: &BTreeMap<String, String>) -> Self {
         match labels.get(Self::LABEL).map(String::as_str) {
             Some("baseline") => Self::Baseline,
+            // Other words are an error of the label, which the API server treats as privileged.
             Some("restricted") => Self::Restricted,
             _ => Self::Privileged,
         }

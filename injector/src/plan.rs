@@ -114,8 +114,9 @@ impl Draft<'_> {
         &self.workload.template.containers[at]
     }
 
-    fn is_replaced(&self, at: usize) -> bool {
-        self.replaced.contains(&self.container(at).name)
+    /// Returns true if the agent listens on the container's own ports.
+    fn takes_ports(&self, at: usize) -> bool {
+        takes_ports(self.container(at), self.replaced, self.settings)
     }
 
     fn add(&mut self, found: &Match<'_>) {
@@ -127,7 +128,7 @@ impl Draft<'_> {
         let container = known.map_or(found.container, |(container, _)| *container);
         let headless = found.service.is_some_and(|(service, _)| service.headless);
         let clash = self.shares_a_name(container, &entry);
-        if !entry.target_port_numeric && !self.is_replaced(container) {
+        if !entry.target_port_numeric && !self.takes_ports(container) {
             match (headless || clash, self.no_redirect) {
                 (true, None) => entry.headless = true,
                 // A name can be taken over without privileges; only callers of the pod's own
@@ -142,7 +143,7 @@ impl Draft<'_> {
             }
         }
         if entry.is_redirected()
-            && !self.is_replaced(container)
+            && !self.takes_ports(container)
             && let Some(why) = self.no_redirect
         {
             return self.refuse(found, why);
@@ -322,7 +323,7 @@ fn note_ways(config: &Config, notes: &mut Vec<Note>) {
             ..
         } = entry;
         let name = &container.name;
-        let way = if container.is_replaced() {
+        let way = if container.takes_ports {
             "the agent listens in the replaced container's place".to_owned()
         } else if entry.is_redirected() {
             format!("callers are redirected to agent port {agent_port}")
@@ -427,7 +428,12 @@ fn describe(
         mounts,
         name: container.name.clone(),
         replace: u8::from(replaced.contains(&container.name)),
+        takes_ports: takes_ports(container, replaced, settings),
     }
+}
+
+fn takes_ports(container: &Container, replaced: &BTreeSet<String>, settings: &Settings) -> bool {
+    settings.carrier == Carrier::Annotation && replaced.contains(&container.name)
 }
 
 /// The first number from `from` on, past the end from 1024 again, that is not taken.

@@ -19,6 +19,14 @@ pub(crate) struct Match<'a> {
 }
 
 impl Match<'_> {
+    fn without_service(container: usize, port: ContainerPort) -> Self {
+        Self {
+            container,
+            port,
+            service: None,
+        }
+    }
+
     /// The Service names its target by number, or there is none.
     pub(crate) fn is_numeric(&self) -> bool {
         self.service
@@ -63,11 +71,7 @@ pub(crate) fn find<'a>(
                 && (it.port.number, it.port.transport) == (port.number, port.transport)
         };
         if !matches.iter().any(known) {
-            matches.push(Match {
-                container,
-                port,
-                service: None,
-            });
+            matches.push(Match::without_service(container, port));
         }
     }
     if matches.is_empty() && requests.service_ports.is_empty() {
@@ -219,11 +223,7 @@ fn declared(containers: &[Container]) -> Vec<Match<'static>> {
                 (it.port.number, it.port.transport) == (port.number, port.transport)
             };
             if !matches.iter().any(known) {
-                matches.push(Match {
-                    container,
-                    port: port.clone(),
-                    service: None,
-                });
+                matches.push(Match::without_service(container, port.clone()));
             }
         }
     }

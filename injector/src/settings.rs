@@ -68,6 +68,8 @@ pub struct AgentOptions {
     pub envoy_server_port: Option<u16>,
     /// Port of the agent's administration.
     pub envoy_admin_port: Option<u16>,
+    /// Port of the agent's metrics.
+    pub metrics_port: Option<u16>,
     /// Requests that match an ended intercept are answered with 503.
     pub expired_enabled: Option<bool>,
     /// Time after the intercept's end.
@@ -80,11 +82,11 @@ pub struct AgentOptions {
     pub watch_retry_interval: Option<Duration>,
     /// Interval of keepalive towards the manager.
     pub client_connection_ttl: Option<Duration>,
-    /// How long the last intercepts stay in force without a manager.
+    /// Time the last intercepts stay in force without a manager.
     pub session_grace: Option<Duration>,
-    /// How long connections are still accepted by an agent that ends.
+    /// Time connections are still accepted by an agent that ends.
     pub drain_lame_duck: Option<Duration>,
-    /// How long open connections may then take.
+    /// Time for open connections then.
     pub drain_grace: Option<Duration>,
 }
 

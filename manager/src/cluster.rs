@@ -6,7 +6,8 @@
 //! not as planned, and `ensure` waits for what comes of it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -14,13 +15,15 @@ use injector::Wanted;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client};
 use tokio::sync::watch;
-use tokio::time::{Instant, interval, timeout};
+use tokio::time::{Instant, interval};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use traffic_proto::manager as pb;
 
+use crate::listen::bind_everywhere;
 use crate::registry::{Registry, Shared};
 use admission::{Admission, AdmissionCounts};
+use agents_map::AgentsMap;
 use announce::{Announcer, Told};
 use caches::{Caches, Key};
 use certificates::{Keeper, Served};
@@ -30,10 +33,12 @@ use lease::Candidate;
 use networks::Networks;
 use planner::Planner;
 use rollout::Roller;
+use traffic_proto::sync::lock;
 use webhook::Webhook;
 use wishes::Wishes;
 
 mod admission;
+mod agents_map;
 mod announce;
 mod caches;
 mod certificates;
@@ -50,14 +55,17 @@ mod objects;
 mod planner;
 mod prepare;
 mod quantity;
+mod removal;
 mod replacing;
 mod rollout;
 mod selector;
+pub(crate) mod standby;
 mod store;
 mod webhook;
 mod wishes;
 mod workloads;
 
+pub(crate) use admission::Review;
 pub use env::ClusterSettings;
 pub use explain::{Explain, explain};
 
@@ -65,8 +73,6 @@ pub use explain::{Explain, explain};
 const PREPARED_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often idle agents and ended replacements are looked for.
 const KEEP_INTERVAL: Duration = Duration::from_secs(5);
-/// How long removing all agents may take.
-const UNINSTALL_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The manager's view of its cluster.
 pub(crate) struct Cluster {
@@ -84,6 +90,19 @@ pub(crate) struct Cluster {
     admissions: Arc<AdmissionCounts>,
     /// Replacements that were prepared, and whose intercept is still to come.
     prepared: Mutex<BTreeMap<String, Instant>>,
+}
+
+/// What metrics show of the cluster's part.
+#[derive(Clone, Debug)]
+pub(crate) struct Figures {
+    /// Seconds until the webhook's certificate ends.
+    pub(crate) certificate_seconds: Option<i64>,
+    /// Admission reviews by verdict.
+    pub(crate) reviews: [(&'static str, u64); 3],
+    /// Workloads that have an agent on demand.
+    pub(crate) workloads: usize,
+    /// Workloads whose pods are being replaced.
+    pub(crate) rolling: usize,
 }
 
 /// The reason why a manager cannot work in its cluster.
@@ -133,6 +152,7 @@ impl Cluster {
             settings: Arc::new(settings.injector.clone()),
         };
         let maps = Arc::new(ConfigMaps::new(shared.excluded_env()));
+        // Before the feeds start: the selector decides what they watch.
         maps.load(&client, &settings.namespace, None).await;
         let announcer = Announcer::new(client.clone(), &settings.pod_name);
         let roller = Roller::new(
@@ -160,6 +180,7 @@ impl Cluster {
         });
         let feeds = Feeds::new(client, caches, tasks.clone(), stop.clone());
         feeds.start(&cluster.settings, cluster.maps.selector.subscribe());
+        // A decision on half of the pods and services would be a wrong one.
         feeds.synced().await;
         tracing::info!(
             pods = cluster.caches.pods.len(),
@@ -169,10 +190,37 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// Figures for metrics.
+    pub(crate) fn figures(&self) -> Figures {
+        let counts = &self.admissions;
+        let read = |it: &AtomicU64| it.load(Ordering::Relaxed);
+        Figures {
+            certificate_seconds: self.served.seconds_left(),
+            reviews: [
+                ("injected", read(&counts.injected)),
+                ("skipped", read(&counts.skipped)),
+                ("refused", read(&counts.refused)),
+            ],
+            workloads: self.wishes.all().len(),
+            rolling: self.roller.active(),
+        }
+    }
+
+    /// The last admission reviews, newest first.
+    pub(crate) fn reviews(&self) -> Vec<Review> {
+        self.admissions.last()
+    }
+
     /// This manager's part in the election of the one that leads.
     pub(crate) fn candidate(&self) -> Candidate {
         let settings = &self.settings;
-        Candidate::new(&self.client, &settings.namespace, &settings.pod_name)
+        let (namespace, pod) = (&settings.namespace, &settings.pod_name);
+        Candidate::new(&self.client, namespace, pod, settings.pod_ip)
+    }
+
+    /// Port of the webhook; 0: there is none.
+    pub(crate) fn webhook_port(&self) -> u16 {
+        self.settings.webhook_port
     }
 
     /// Takes over from an earlier manager, and starts everything that writes.
@@ -183,6 +231,7 @@ impl Cluster {
     ) -> Result<(), ClusterError> {
         let namespace = &self.settings.namespace;
         let wishes = Some(&*self.wishes);
+        // Again: the earlier leader may have written since this one started.
         self.maps.load(&self.client, namespace, wishes).await;
         self.adopt();
         let known = self.wishes.all().len();
@@ -226,11 +275,18 @@ impl Cluster {
         if self.settings.webhook_port == 0 {
             return Ok(());
         }
+        // The certificate first, so that the webhook's first call finds one.
         let keeper = Keeper::new(self.client.clone(), &self.settings, self.served.clone());
         until_stop(Box::pin(async move { keeper.run().await }));
         self.start_webhook(tasks, stop).await?;
+        // Behind the webhook: pods that are replaced without it would come without an agent.
         let roller = self.roller.clone();
         until_stop(Box::pin(async move { roller.run().await }));
+        if self.planner.settings.carrier == injector::Carrier::ConfigMap {
+            let (client, planner) = (self.client.clone(), self.planner.clone());
+            let maps = AgentsMap::new(client, planner, self.settings.managed.clone());
+            until_stop(Box::pin(maps.run()));
+        }
         Ok(())
     }
 
@@ -240,7 +296,7 @@ impl Cluster {
         stop: &CancellationToken,
     ) -> Result<(), ClusterError> {
         let port = self.settings.webhook_port;
-        let listener = webhook::bind(port).await;
+        let listener = bind_everywhere(port).await;
         let listener = listener.map_err(|error| ClusterError::WebhookPort(port, error))?;
         let webhook = Webhook {
             cluster: self.clone(),
@@ -325,38 +381,9 @@ impl Cluster {
         self.caches.changes()
     }
 
-    /// Removes every agent, and waits until their pods are replaced.
-    pub(crate) async fn uninstall(&self) {
-        tracing::info!("removing all agents");
-        self.wishes.terminate();
-        let mut namespaces = BTreeSet::new();
-        self.caches.pods.each(|pod| {
-            if pod.digest.is_some() {
-                namespaces.insert(pod.namespace.clone());
-            }
-        });
-        for namespace in &namespaces {
-            self.caches.touch(namespace);
-        }
-        let mut changes = self.caches.changes();
-        let gone = async {
-            loop {
-                changes.mark_unchanged();
-                let keys = namespaces.iter().flat_map(|it| self.planner.relevant(it));
-                if keys.into_iter().all(|key| self.roller.is_settled(&key)) {
-                    return;
-                }
-                let _ = changes.changed().await;
-            }
-        };
-        if timeout(UNINSTALL_TIMEOUT, gone).await.is_err() {
-            tracing::warn!("not all agents are gone yet");
-        }
-    }
-
     /// Asks for the replacement of containers; it lasts as long as the intercept.
     fn replacing(&self, key: &Key, intercept: &str, containers: BTreeSet<String>) {
-        let mut prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut prepared = lock(&self.prepared);
         prepared.insert(intercept.to_owned(), Instant::now());
         drop(prepared);
         if self.wishes.replace(key, intercept, containers) {
@@ -364,9 +391,10 @@ impl Cluster {
         }
     }
 
-    /// Ends a replacement.
-    fn restore(&self, intercept: &str) {
-        let mut prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Ends the wait for the intercept of a replacement: the intercept is there, and the replacement
+    /// ends with it, or it will not come, and the replacement ends now.
+    pub(crate) fn settle(&self, intercept: &str) {
+        let mut prepared = lock(&self.prepared);
         prepared.remove(intercept);
         drop(prepared);
         self.restore_ended();
@@ -374,7 +402,7 @@ impl Cluster {
 
     fn restore_ended(&self) {
         let prepared = {
-            let mut prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut prepared = lock(&self.prepared);
             prepared.retain(|_, since| since.elapsed() < PREPARED_TIMEOUT);
             prepared.clone()
         };
@@ -398,12 +426,12 @@ impl Cluster {
             }
             self.restore_ended();
             let now = SystemTime::now();
+            let longest = self.settings.max_idle_time;
             for key in self.shared.read(|registry| self.in_use(registry)) {
-                self.wishes.used(&key, now);
+                let longest = longest.unwrap_or(Duration::MAX);
+                self.wishes.used(&key, now, longest);
             }
-            let Some(longest) = self.settings.max_idle_time else {
-                continue;
-            };
+            let Some(longest) = longest else { continue };
             for key in self.wishes.idle(now, longest) {
                 tracing::info!(workload = %key, "agent not used for long, removing it");
                 let note = "the agent has not been used for long and is removed";

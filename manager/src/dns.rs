@@ -3,15 +3,18 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 use tokio::time::{Instant, timeout, timeout_at};
 use traffic_proto::manager::{DnsAgentResponse, DnsRequest, DnsResponse};
 
+use crate::error::RequestError;
+use crate::limits::{LimitCounters, MAX_LOOKUPS, MAX_NAME_BYTES, ManagerLimit};
 use crate::registry::Shared;
+use traffic_proto::sync::lock;
 
 /// Maximum of agents asked for one name.
 const MAX_ASKED_AGENTS: usize = 2;
@@ -28,8 +31,9 @@ const A: u32 = 1;
 const AAAA: u32 = 28;
 
 /// Queries waiting for an agent's answer.
-#[derive(Default)]
 pub(crate) struct Resolver {
+    places: Semaphore,
+    limits: Arc<LimitCounters>,
     open: Mutex<HashMap<Question, Vec<mpsc::Sender<DnsResponse>>>>,
 }
 
@@ -37,6 +41,27 @@ pub(crate) struct Resolver {
 type Question = (String, String, u32);
 
 impl Resolver {
+    pub(crate) fn new(limits: Arc<LimitCounters>) -> Self {
+        Self {
+            places: Semaphore::new(MAX_LOOKUPS),
+            limits,
+            open: Mutex::default(),
+        }
+    }
+
+    /// Takes a place for a question.
+    pub(crate) fn place(&self, name: &str) -> Result<SemaphorePermit<'_>, RequestError> {
+        if name.len() > MAX_NAME_BYTES {
+            let limit = ManagerLimit::NameBytes;
+            return Err(self.limits.refuse(limit, "a client", MAX_NAME_BYTES));
+        }
+        let place = self.places.try_acquire();
+        place.map_err(|_| {
+            self.limits
+                .refuse(ManagerLimit::Lookups, "clients", MAX_LOOKUPS)
+        })
+    }
+
     /// Answers a workstation's query, with the agents' best answer if there is one.
     pub(crate) async fn resolve(
         &self,
@@ -119,7 +144,15 @@ impl Resolver {
     }
 
     fn open(&self) -> MutexGuard<'_, HashMap<Question, Vec<mpsc::Sender<DnsResponse>>>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.open)
+    }
+}
+
+/// The answer to a question that is not looked at.
+pub(crate) fn failure() -> DnsResponse {
+    DnsResponse {
+        r_code: SERVER_FAILURE,
+        rrs: Bytes::new(),
     }
 }
 
@@ -157,10 +190,7 @@ async fn own_lookup(request: &DnsRequest) -> DnsResponse {
         match record {
             Some(record) => rrs.put(record),
             None => {
-                return DnsResponse {
-                    r_code: SERVER_FAILURE,
-                    rrs: Bytes::new(),
-                };
+                return failure();
             }
         }
     }

@@ -14,6 +14,12 @@ pub(crate) enum RequestError {
     /// The object to be created exists already.
     #[error("{0}")]
     Exists(String),
+    /// The client of the session is away.
+    #[error("the client of session {0:?} is away")]
+    Absent(String),
+    /// A limit is reached.
+    #[error("{0}")]
+    TooMany(String),
     /// Conditions in the cluster are not met.
     #[error("{0}")]
     Failed(String),
@@ -39,6 +45,8 @@ impl From<RequestError> for Status {
             RequestError::Invalid(_) => Code::InvalidArgument,
             RequestError::NotFound(_) => Code::NotFound,
             RequestError::Exists(_) => Code::AlreadyExists,
+            RequestError::Absent(_) => Code::Unavailable,
+            RequestError::TooMany(_) => Code::ResourceExhausted,
             RequestError::Failed(_) => Code::FailedPrecondition,
         };
         Status::new(code, refusal.to_string())

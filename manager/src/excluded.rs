@@ -32,7 +32,7 @@ impl ExcludedEnv {
     }
 }
 
-/// Whether a name fits a pattern; `*` stands for any text.
+/// Tells whether a name fits a pattern; `*` stands for any text.
 fn fits(pattern: &str, name: &str) -> bool {
     let Some((start, rest)) = pattern.split_once('*') else {
         return pattern == name;

@@ -4,31 +4,148 @@
 //! wait at all: without agents, with differing replicas, or without its mechanism it is put aside,
 //! and waits again as soon as that is fixed.
 
+mod verdict;
+
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
+use prost::Message as _;
 use tokio::time::Instant;
 use traffic_proto::manager::{
     AgentInfo, InterceptDispositionType as Disposition, InterceptInfo, InterceptSpec,
     ReviewInterceptRequest, SessionInfo,
 };
 
+use self::verdict::{modified, set, settle, verdict};
 use crate::error::RequestError;
+use crate::limits::{
+    LimitCounters, MAX_INTERCEPT_BYTES, MAX_INTERCEPTS, MAX_INTERCEPTS_OF_CLIENT,
+    MAX_INTERCEPTS_OF_PORT, MAX_INTERCEPTS_OF_WORKLOAD, MAX_SPEC_BYTES, ManagerLimit,
+};
+use crate::viewed::Viewed;
+use traffic_proto::suspension;
+
+/// Most characters of a failure that an agent reports.
+const MAX_FAILURE: usize = 200;
+/// Most agents whose reports are kept for one intercept.
+const MAX_REPORTS: usize = 1000;
 
 /// All intercepts by id, `<client session>:<name>`.
 #[derive(Debug, Default)]
 pub(crate) struct Intercepts {
     by_id: BTreeMap<String, Intercept>,
+    limits: Arc<LimitCounters>,
 }
 
 #[derive(Debug)]
 struct Intercept {
-    info: InterceptInfo,
+    info: Arc<InterceptInfo>,
+    /// View of others, made when it is asked for.
+    shown: OnceLock<Viewed<InterceptInfo>>,
+    /// View of agents.
+    uncounted: OnceLock<Viewed<InterceptInfo>>,
     /// Taken over from an earlier manager: until then its agents may still be reconnecting.
     trusted_until: Option<Instant>,
+    /// Time since which its client is away; it is shown as waiting meanwhile.
+    suspended: Option<SystemTime>,
+    /// Meanwhile another intercept of the workload was accepted, maybe in its place.
+    is_contested: bool,
+    /// Reports of its agents, by their sessions.
+    reports: BTreeMap<String, Report>,
+}
+
+/// An agent's word on the requests of an intercept.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Report {
+    /// Requests that the workstation got.
+    pub(crate) hits: u64,
+    /// Requests that went to the app because the workstation is not reached.
+    pub(crate) failed_open: u64,
+    /// Why it is not; empty while it is.
+    pub(crate) failure: String,
+}
+
+impl Intercept {
+    fn new(info: InterceptInfo, trusted_until: Option<Instant>) -> Self {
+        Self {
+            info: Arc::new(info),
+            shown: OnceLock::new(),
+            uncounted: OnceLock::new(),
+            trusted_until,
+            suspended: None,
+            is_contested: false,
+            reports: BTreeMap::new(),
+        }
+    }
+
+    /// Changes the intercept, also as others see it.
+    fn edit(&mut self) -> &mut InterceptInfo {
+        self.changed();
+        Arc::make_mut(&mut self.info)
+    }
+
+    /// The intercept as others see it.
+    fn shown(&self) -> &Viewed<InterceptInfo> {
+        self.shown.get_or_init(|| Viewed::new(self.to_show()))
+    }
+
+    /// The same without the counts of requests.
+    fn uncounted(&self) -> &Viewed<InterceptInfo> {
+        self.uncounted.get_or_init(|| {
+            let mut info = self.to_show();
+            if (info.hits, info.failed_open) != (0, 0) {
+                let counted = Arc::make_mut(&mut info);
+                (counted.hits, counted.failed_open) = (0, 0);
+            }
+            Viewed::new(info)
+        })
+    }
+
+    /// Has it made anew what others see.
+    fn changed(&mut self) {
+        self.shown.take();
+        self.uncounted.take();
+    }
+
+    fn to_show(&self) -> Arc<InterceptInfo> {
+        let is_active = self.info.disposition() == Disposition::Active;
+        if self.reports.is_empty() && !(is_active && self.suspended.is_some()) {
+            return Arc::clone(&self.info);
+        }
+        let mut info = InterceptInfo::clone(&self.info);
+        info.hits = self.reports.values().map(|it| it.hits).sum();
+        info.failed_open = self.reports.values().map(|it| it.failed_open).sum();
+        if !is_active {
+            return Arc::new(info);
+        }
+        if let Some(since) = self.suspended {
+            info.set_disposition(Disposition::Waiting);
+            let since = prost_types::Timestamp {
+                nanos: 0,
+                ..since.into()
+            };
+            info.message = suspension::message(&spec_of(&info).client, &since.to_string());
+        } else if let Some(failing) = self.reports.values().find(|it| !it.failure.is_empty()) {
+            let failure = &failing.failure;
+            let requests = match info.failed_open {
+                1 => "1 request".to_owned(),
+                n => format!("{n} requests"),
+            };
+            info.message = format!("{failure}; {requests} went to the app");
+        }
+        Arc::new(info)
+    }
 }
 
 impl Intercepts {
+    pub(crate) fn new(limits: Arc<LimitCounters>) -> Self {
+        Self {
+            limits,
+            ..Self::default()
+        }
+    }
+
     /// Adds a client's intercept. `agents` are those of its workload.
     pub(crate) fn create(
         &mut self,
@@ -44,6 +161,7 @@ impl Intercepts {
                 spec.name
             )));
         }
+        self.check_number(&session.session_id, &spec)?;
         let mut info = InterceptInfo {
             id: id.clone(),
             client_session: Some(session.clone()),
@@ -52,14 +170,57 @@ impl Intercepts {
         };
         let verdict = verdict(agents, spec_of(&info));
         settle(&mut info, verdict);
-        self.by_id.insert(
-            id,
-            Intercept {
-                info: info.clone(),
-                trusted_until: None,
-            },
-        );
+        self.by_id.insert(id, Intercept::new(info.clone(), None));
         Ok(info)
+    }
+
+    /// Checks if client, workload and port may have one more, of this size.
+    fn check_number(&self, session: &str, spec: &InterceptSpec) -> Result<(), RequestError> {
+        let size = spec.encoded_len();
+        let own = self.of(session).count();
+        let (mut of_workload, mut of_port, mut bytes) = (0, 0, size);
+        for intercept in self.by_id.values() {
+            let other = spec_of(&intercept.info);
+            let same = other.agent == spec.agent && other.namespace == spec.namespace;
+            of_workload += usize::from(same);
+            of_port += usize::from(same && is_same_port(other, spec));
+            bytes += intercept.shown().size();
+        }
+        let bounds = [
+            (size, MAX_SPEC_BYTES + 1, ManagerLimit::SpecBytes),
+            (
+                own,
+                MAX_INTERCEPTS_OF_CLIENT,
+                ManagerLimit::ClientIntercepts,
+            ),
+            (
+                of_port,
+                MAX_INTERCEPTS_OF_PORT,
+                ManagerLimit::PortIntercepts,
+            ),
+            (
+                of_workload,
+                MAX_INTERCEPTS_OF_WORKLOAD,
+                ManagerLimit::WorkloadIntercepts,
+            ),
+            (self.by_id.len(), MAX_INTERCEPTS, ManagerLimit::Intercepts),
+            (bytes, MAX_INTERCEPT_BYTES, ManagerLimit::InterceptBytes),
+        ];
+        match bounds.into_iter().find(|(number, most, _)| number >= most) {
+            Some((_, most, limit)) => Err(self.limits.refuse(limit, &spec.client, most)),
+            None => Ok(()),
+        }
+    }
+
+    /// Iterates over a client's intercepts.
+    fn of(&self, session: &str) -> impl Iterator<Item = &Intercept> {
+        // Ids begin with the session; another one may begin with the same text.
+        let first = id(session, "");
+        self.by_id
+            .range(first.clone()..)
+            .take_while(move |(id, _)| id.starts_with(&first))
+            .map(|(_, intercept)| intercept)
+            .filter(move |intercept| owner(&intercept.info) == session)
     }
 
     /// Takes intercepts back that an earlier manager held for this client. Those known already stay
@@ -71,27 +232,111 @@ impl Intercepts {
         now: Instant,
         trust_period: Duration,
     ) {
-        for mut info in infos {
+        for mut info in infos.into_iter().take(MAX_INTERCEPTS_OF_CLIENT) {
             let Some(spec) = &info.spec else { continue };
             // Restored state comes from the client and is validated like new input.
             if check_spec(spec).is_err() || info.disposition() == Disposition::Removed {
                 continue;
             }
+            let is_known = self
+                .by_id
+                .contains_key(&id(&session.session_id, &spec.name));
+            if !is_known && self.check_number(&session.session_id, spec).is_err() {
+                return;
+            }
             info.id = id(&session.session_id, &spec.name);
             info.client_session = Some(session.clone());
+            if matches!(
+                info.disposition(),
+                Disposition::Active | Disposition::Waiting
+            ) {
+                // It may tell of a time when the client was away, or of failures that are over.
+                info.message.clear();
+            }
             self.by_id
                 .entry(info.id.clone())
                 // An intercept already known keeps the state this manager has given it.
-                .or_insert_with(|| Intercept {
-                    info,
-                    trusted_until: Some(now + trust_period),
-                });
+                .or_insert_with(|| Intercept::new(info, Some(now + trust_period)));
         }
     }
 
     /// Removes an intercept; false if there is none.
     pub(crate) fn remove(&mut self, session: &str, name: &str) -> bool {
         self.by_id.remove(&id(session, name)).is_some()
+    }
+
+    /// Suspends all intercepts of a client that is away; true if there are any.
+    pub(crate) fn suspend_all_of(&mut self, session: &str, since: SystemTime) -> bool {
+        let mut any = false;
+        for intercept in self.by_id.values_mut() {
+            if owner(&intercept.info) == session {
+                intercept.changed();
+                intercept.suspended = Some(since);
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// Resumes all intercepts of a client that is back; true if any was suspended.
+    pub(crate) fn resume_all_of(&mut self, session: &str) -> bool {
+        let mut any = false;
+        for intercept in self.by_id.values_mut() {
+            if owner(&intercept.info) == session {
+                intercept.changed();
+                any |= intercept.suspended.take().is_some();
+                if std::mem::take(&mut intercept.is_contested)
+                    && intercept.info.disposition() == Disposition::Active
+                {
+                    // Agents tell its owner if another one has its place.
+                    set(intercept.edit(), Disposition::Waiting, String::new());
+                }
+            }
+        }
+        any
+    }
+
+    /// Removes the intercept of an earlier, absent session of the same user that the new one takes
+    /// the place of.
+    pub(crate) fn take_over(
+        &mut self,
+        session: &str,
+        spec: &InterceptSpec,
+        is_absent: impl Fn(&str) -> bool,
+    ) {
+        self.by_id.retain(|_, intercept| {
+            let (old, owner) = (spec_of(&intercept.info), owner(&intercept.info));
+            let same = old.client == spec.client
+                && old.name == spec.name
+                && old.agent == spec.agent
+                && old.namespace == spec.namespace;
+            !(same && owner != session && is_absent(owner))
+        });
+    }
+
+    /// Keeps what an agent reports of an intercept; true if there is a failure now, or was one before.
+    pub(crate) fn reported(&mut self, id: &str, agent: &str, mut report: Report) -> bool {
+        let Some(intercept) = self.by_id.get_mut(id) else {
+            return false;
+        };
+        report.failure = report.failure.chars().take(MAX_FAILURE).collect();
+        let is_failing = !report.failure.is_empty();
+        if intercept.reports.len() >= MAX_REPORTS && !intercept.reports.contains_key(agent) {
+            return false;
+        }
+        intercept.changed();
+        let before = intercept.reports.insert(agent.to_owned(), report);
+        is_failing || before.is_some_and(|it| !it.failure.is_empty())
+    }
+
+    /// Forgets the failures of an agent that is gone; what it counted stays.
+    fn reporter_left(&mut self, agent: &str) {
+        for intercept in self.by_id.values_mut() {
+            if let Some(report) = intercept.reports.get_mut(agent) {
+                report.failure.clear();
+                intercept.changed();
+            }
+        }
     }
 
     /// Removes all intercepts of a client that is gone.
@@ -104,17 +349,28 @@ impl Intercepts {
     pub(crate) fn review(
         &mut self,
         agent: &AgentInfo,
-        review: ReviewInterceptRequest,
+        mut review: ReviewInterceptRequest,
     ) -> Result<(), RequestError> {
+        let taken: usize = self.by_id.values().map(|it| it.shown().size()).sum();
         let intercept = self
             .by_id
             .get_mut(&review.id)
             .ok_or_else(|| RequestError::no_intercept(&review.id))?;
-        let info = &mut intercept.info;
+        let info = &intercept.info;
         // Late reviews are no error: several replicas review the same intercept.
         if info.disposition() != Disposition::Waiting || !is_workload(spec_of(info), agent) {
             return Ok(());
         }
+        if taken + review.encoded_len() > MAX_INTERCEPT_BYTES {
+            self.limits
+                .reached(ManagerLimit::InterceptBytes, &agent.pod_name);
+            review.environment.clear();
+            review.message = format!(
+                "{}; the environment is left out",
+                ManagerLimit::InterceptBytes.message()
+            );
+        }
+        let info = intercept.edit();
         info.disposition = review.disposition;
         info.message = review.message;
         info.pod_ip = review.pod_ip;
@@ -128,7 +384,20 @@ impl Intercepts {
         info.environment = review.environment;
         info.pod_name = agent.pod_name.clone();
         modified(info);
+        if info.disposition() == Disposition::Active {
+            self.contest(agent);
+        }
         Ok(())
+    }
+
+    /// Marks suspended intercepts of a workload one of whose agents has accepted another one.
+    fn contest(&mut self, agent: &AgentInfo) {
+        for intercept in self.by_id.values_mut() {
+            let is_suspended = intercept.suspended.is_some();
+            if is_suspended && is_workload(spec_of(&intercept.info), agent) {
+                intercept.is_contested = true;
+            }
+        }
     }
 
     /// Updates all intercepts of a workload after one of its agents came or left.
@@ -140,7 +409,11 @@ impl Intercepts {
                 intercept.trusted_until = intercept.trusted_until.filter(|_| agents.is_empty());
                 if intercept.trusted_until.is_none() {
                     let verdict = verdict(agents, spec);
-                    settle(&mut intercept.info, verdict);
+                    let mut info = InterceptInfo::clone(&intercept.info);
+                    settle(&mut info, verdict);
+                    if info != *intercept.info {
+                        *intercept.edit() = info;
+                    }
                 }
             }
         }
@@ -148,13 +421,15 @@ impl Intercepts {
 
     /// Handles the loss of the agent that reviewed an active intercept: another one reviews, if
     /// there is one.
-    pub(crate) fn agent_left(&mut self, gone: &AgentInfo) {
-        for Intercept { info, .. } in self.by_id.values_mut() {
+    pub(crate) fn agent_left(&mut self, session: &str, gone: &AgentInfo) {
+        self.reporter_left(session);
+        for intercept in self.by_id.values_mut() {
+            let info = &intercept.info;
             let reviewed_by =
                 info.disposition() == Disposition::Active && info.pod_ip == gone.pod_ip;
             // Waiting again, so that another replica reviews it.
             if reviewed_by && info.pod_name == gone.pod_name && is_workload(spec_of(info), gone) {
-                set(info, Disposition::Waiting, String::new());
+                set(intercept.edit(), Disposition::Waiting, String::new());
             }
         }
     }
@@ -172,20 +447,48 @@ impl Intercepts {
         workloads
     }
 
-    pub(crate) fn get(&self, session: &str, name: &str) -> Result<&InterceptInfo, RequestError> {
+    pub(crate) fn get(&self, session: &str, name: &str) -> Result<InterceptInfo, RequestError> {
         let found = self
             .by_id
             .get(&id(session, name))
             // Clients may pass the short name or the whole id.
             .or_else(|| self.by_id.get(name));
         found
-            .map(|intercept| &intercept.info)
+            .map(|intercept| intercept.shown().value().clone())
             .ok_or_else(|| RequestError::no_intercept(name))
+    }
+
+    /// Returns the states of all intercepts as watchers see them.
+    pub(crate) fn states(&self) -> impl Iterator<Item = Disposition> {
+        self.by_id.values().map(|it| match it.suspended {
+            Some(_) if it.info.disposition() == Disposition::Active => Disposition::Waiting,
+            _ => it.info.disposition(),
+        })
+    }
+
+    /// Returns intercepts as watchers see them, in order of their ids: a client's, or all if none is
+    /// named.
+    pub(crate) fn shown_of(
+        &self,
+        session: &str,
+    ) -> Box<dyn Iterator<Item = &Viewed<InterceptInfo>> + '_> {
+        match session {
+            "" => Box::new(self.by_id.values().map(Intercept::shown)),
+            session => {
+                let own: Vec<_> = self.of(session).map(Intercept::shown).collect();
+                Box::new(own.into_iter())
+            }
+        }
+    }
+
+    /// Returns all of them as agents see them, without the counts of requests.
+    pub(crate) fn shown_to_agents(&self) -> Box<dyn Iterator<Item = &Viewed<InterceptInfo>> + '_> {
+        Box::new(self.by_id.values().map(Intercept::uncounted))
     }
 
     /// Iterates over all intercepts in order of their ids.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &InterceptInfo> {
-        self.by_id.values().map(|intercept| &intercept.info)
+        self.by_id.values().map(|intercept| &*intercept.info)
     }
 }
 
@@ -206,6 +509,10 @@ pub(crate) fn spec_of(info: &InterceptInfo) -> &InterceptSpec {
     static NONE: std::sync::LazyLock<InterceptSpec> =
         std::sync::LazyLock::new(InterceptSpec::default);
     info.spec.as_ref().unwrap_or(&NONE)
+}
+
+fn is_same_port(one: &InterceptSpec, other: &InterceptSpec) -> bool {
+    one.port_identifier == other.port_identifier && one.container_port == other.container_port
 }
 
 /// Id of a client's intercept.
@@ -235,81 +542,4 @@ fn check_spec(spec: &InterceptSpec) -> Result<(), RequestError> {
         )));
     }
     Ok(())
-}
-
-/// Checks if the workload's agents can serve the intercept; the error is the disposition with its
-/// reason.
-fn verdict(agents: &[&AgentInfo], spec: &InterceptSpec) -> Result<(), (Disposition, String)> {
-    let Some(first) = agents.first() else {
-        let message = format!(
-            "no agent of workload {:?} in namespace {:?} is connected",
-            spec.agent, spec.namespace
-        );
-        return Err((Disposition::NoAgent, message));
-    };
-    if let Some(other) = agents.iter().find(|agent| !consistent(first, agent)) {
-        let message = format!(
-            "agents of workload {:?} are not consistent: pods {:?} and {:?} differ in product, \
-            version or mechanisms; roll the workload out again",
-            spec.agent, first.pod_name, other.pod_name
-        );
-        return Err((Disposition::NoAgent, message));
-    }
-    if !mechanisms(first).contains(spec.mechanism.as_str()) {
-        let known: Vec<_> = mechanisms(first).into_iter().collect();
-        let message = format!(
-            "mechanism {:?} is not one of the agent's: {}",
-            spec.mechanism,
-            known.join(", ")
-        );
-        return Err((Disposition::NoMechanism, message));
-    }
-    Ok(())
-}
-
-fn consistent(one: &AgentInfo, other: &AgentInfo) -> bool {
-    let set = |agent: &AgentInfo| -> BTreeSet<(String, String, String)> {
-        agent
-            .mechanisms
-            .iter()
-            .map(|it| (it.name.clone(), it.product.clone(), it.version.clone()))
-            .collect()
-    };
-    one.product == other.product
-        && one.version == other.version
-        && set(one) == set(other)
-        && [one, other]
-            .iter()
-            .all(|agent| mechanisms(agent).len() == agent.mechanisms.len())
-}
-
-fn mechanisms(agent: &AgentInfo) -> BTreeSet<&str> {
-    agent
-        .mechanisms
-        .iter()
-        .map(|mechanism| mechanism.name.as_str())
-        .collect()
-}
-
-fn settle(info: &mut InterceptInfo, verdict: Result<(), (Disposition, String)>) {
-    match (verdict, info.disposition()) {
-        (Err((disposition, message)), _) => set(info, disposition, message),
-        (Ok(()), Disposition::Unspecified | Disposition::NoAgent | Disposition::NoMechanism) => {
-            set(info, Disposition::Waiting, String::new());
-        }
-        (Ok(()), _) => {}
-    }
-}
-
-fn set(info: &mut InterceptInfo, disposition: Disposition, message: String) {
-    // Unchanged intercepts keep their time, so that watchers see no difference.
-    if info.disposition() != disposition || info.message != message {
-        info.set_disposition(disposition);
-        info.message = message;
-        modified(info);
-    }
-}
-
-fn modified(info: &mut InterceptInfo) {
-    info.modified_at = Some(SystemTime::now().into());
 }

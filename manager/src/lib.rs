@@ -6,27 +6,41 @@
 //! `service` is the gRPC service. Behind it `registry` holds `sessions` and `intercepts` under one
 //! lock, with all rules as plain functions of state and time; `watches` turn every change into
 //! snapshots and deltas; `tunnels` joins the two streams of a tunnelled connection; `dns` asks
-//! agents to resolve.
+//! agents to resolve. `web` answers browsers, scrapers and probes; `page` is what people see.
 
 #![cfg_attr(not(test), warn(clippy::disallowed_methods, clippy::disallowed_types))]
 
 pub mod commands;
+pub mod log_levels;
 pub mod settings;
 
 mod cluster;
+mod connection;
 mod dns;
 mod error;
 mod excluded;
 mod intercepts;
+mod limits;
+mod listen;
 mod mailbox;
+mod metrics;
+mod open_watches;
+mod own_dials;
+mod page;
+mod pending;
+mod presence;
 mod registry;
 mod serve;
 mod service;
 mod sessions;
 mod snapshots;
 mod tunnels;
+mod viewed;
+mod watch_body;
 mod watches;
+mod web;
 
 pub use cluster::{ClusterError, ClusterSettings, Explain, explain};
+pub use log_levels::{LogLevels, level};
 pub use serve::{Bound, Ended, ServeError, bind};
 pub use settings::Settings;

@@ -4,10 +4,11 @@
 //! on others. Items past their deadline are not delivered.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
+use traffic_proto::sync::lock;
 
 /// Maximum of queued items: more than a busy workstation ever has open between two wake-ups of its
 /// reader.
@@ -24,6 +25,8 @@ pub(crate) struct Mailbox<T> {
 struct Inner<T> {
     items: VecDeque<(Instant, T)>,
     reader: u64,
+    /// The last reader has gone.
+    is_left: bool,
 }
 
 impl<T> Mailbox<T> {
@@ -32,6 +35,7 @@ impl<T> Mailbox<T> {
             inner: Mutex::new(Inner {
                 items: VecDeque::new(),
                 reader: 0,
+                is_left: false,
             }),
             changed: Notify::new(),
         }
@@ -57,10 +61,32 @@ impl<T> Mailbox<T> {
     pub(crate) fn open(&self) -> u64 {
         let mut inner = self.inner();
         inner.reader += 1;
+        inner.is_left = false;
         let reader = inner.reader;
         drop(inner);
         self.changed.notify_waiters();
         reader
+    }
+
+    /// Ends a reader; items wait for the next one.
+    pub(crate) fn leave(&self, reader: u64) {
+        let mut inner = self.inner();
+        inner.is_left |= inner.reader == reader;
+        drop(inner);
+        self.changed.notify_waiters();
+    }
+
+    /// Resolves when the reader has gone and no other one has come.
+    pub(crate) async fn left(&self) {
+        let mut changed = std::pin::pin!(self.changed.notified());
+        loop {
+            changed.as_mut().enable();
+            if self.inner().is_left {
+                return;
+            }
+            changed.as_mut().await;
+            changed.set(self.changed.notified());
+        }
     }
 
     /// Returns the next item, or `None` once another reader has taken over.
@@ -87,7 +113,7 @@ impl<T> Mailbox<T> {
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner<T>> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 }
 

@@ -5,6 +5,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -14,20 +15,30 @@ use tokio_util::sync::CancellationToken;
 use tracing::Level;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt as _;
-use traffic_manager::{ClusterSettings, Ended, Explain, Settings};
-use traffic_proto::LogLevel;
+use traffic_manager::{ClusterSettings, Ended, Explain, LogLevels, Settings};
+use traffic_proto::build_info;
+use traffic_proto::dial_policy::{AddressRange, NoRange};
 use traffic_proto::duration::GoDuration;
+use traffic_proto::log_queue::{LogEvent, LogQueue};
+use traffic_proto::printable::Notation;
 
 /// Exit code of wrong usage or configuration.
 const USAGE: u8 = 64;
 /// Exit code of something that is not there, or does not answer.
 const UNAVAILABLE: u8 = 69;
 
+/// Time the last log lines get to be written.
+const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Queue of log lines, once logging has begun.
+static LOG: OnceLock<Arc<LogQueue>> = OnceLock::new();
+
 /// A traffic-manager for agents and workstations: in a cluster by the environment that the chart
 /// sets, elsewhere in one process by the options here.
 #[derive(Parser)]
-#[command(version)]
+#[command(version = build_info::LONG)]
 struct Program {
     #[command(subcommand)]
     command: Option<Command>,
@@ -49,6 +60,9 @@ struct Options {
     /// Time without contact after which a workstation counts as gone
     #[arg(long, default_value = "24h", value_parser = duration)]
     client_ttl: Duration,
+    /// How long a client may be away until its intercepts end, where it comes back by itself
+    #[arg(long, default_value = "2m", value_parser = duration)]
+    client_grace: Duration,
     /// Time without contact after which an agent counts as gone
     #[arg(long, default_value = "15s", value_parser = duration)]
     agent_ttl: Duration,
@@ -59,6 +73,10 @@ struct Options {
     /// may be repeated
     #[arg(long, value_name = "VARIABLE")]
     exclude_env: Vec<String>,
+    /// Link-local address, or range of them, that is dialled for workstations nevertheless; may be
+    /// repeated. DIAL_ALLOW lists more, separated by commas
+    #[arg(long, value_name = "ADDRESS[/BITS]")]
+    dial_allow: Vec<AddressRange>,
     /// Name reported by the Version call
     #[arg(long, default_value_t = Settings::default().name)]
     name: String,
@@ -103,7 +121,7 @@ async fn one_off(command: Option<&Command>) -> Option<Result<(), (u8, String)>> 
     match command? {
         Command::Manager => None,
         Command::Version { of: None } => {
-            println!("traffic-manager {}", env!("CARGO_PKG_VERSION"));
+            println!("traffic-manager {}", build_info::LONG);
             Some(Ok(()))
         }
         Command::Version { of: Some(address) } => {
@@ -147,6 +165,7 @@ fn main() -> ExitCode {
         Err(error) => return failed(UNAVAILABLE, &format!("no runtime: {error}")),
     };
     let code = runtime.block_on(run(program));
+    flush_log();
     // A name look-up has a thread of its own, which may not end for long.
     runtime.shutdown_timeout(Duration::from_secs(1));
     code
@@ -174,13 +193,31 @@ fn failed(code: u8, error: &str) -> ExitCode {
 
 async fn serve(options: Options) -> anyhow::Result<ExitCode> {
     let variable = |name: &str| std::env::var(name).ok();
+    let mut dial_allow = options.dial_allow.clone();
+    for range in variable("DIAL_ALLOW").unwrap_or_default().split([',', ' ']) {
+        match range.parse() {
+            Ok(range) => dial_allow.push(range),
+            Err(_) if range.is_empty() => {}
+            Err(NoRange) => {
+                eprintln!(
+                    "DIAL_ALLOW={range:?}: {NoRange}; write 169.254.20.10 or 169.254.20.0/24"
+                );
+                return Ok(ExitCode::from(USAGE));
+            }
+        }
+    }
     // Charts set the port; other pods of a cluster have the first variable as well.
     let in_cluster =
         variable("KUBERNETES_SERVICE_HOST").is_some() && variable("SERVER_PORT").is_some();
     if !in_cluster && !options.cluster {
-        log(options.log_level);
+        let log = log(options.log_level);
         let listen = options.listen;
-        return serve_on(listen, own(options), "choose another --listen").await;
+        let settings = Settings {
+            log,
+            dial_allow,
+            ..own(options)
+        };
+        return serve_on(listen, settings, "choose another --listen").await;
     }
     let settings = match ClusterSettings::read(variable) {
         Ok(settings) => settings,
@@ -189,10 +226,18 @@ async fn serve(options: Options) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::from(USAGE));
         }
     };
-    log(level(&settings.log_level));
+    let log = log(traffic_manager::level(&settings.log_level));
+    for ignored in &settings.ignored {
+        tracing::warn!("{ignored}");
+    }
     let listen = settings.listen();
     let remedy = "choose another SERVER_PORT";
-    serve_on(listen, Settings::of_cluster(settings), remedy).await
+    let settings = Settings {
+        log,
+        dial_allow,
+        ..Settings::of_cluster(settings)
+    };
+    serve_on(listen, settings, remedy).await
 }
 
 fn own(options: Options) -> Settings {
@@ -201,6 +246,7 @@ fn own(options: Options) -> Settings {
         version: options.version_string,
         namespace: options.namespace,
         client_ttl: options.client_ttl,
+        client_grace: options.client_grace,
         agent_ttl: options.agent_ttl,
         agent_arrival: options.agent_arrival,
         excluded_env: options.exclude_env,
@@ -243,25 +289,52 @@ async fn stop_and<F: Future>(stop: &CancellationToken, server: F) -> F::Output {
     server.await
 }
 
-fn log(level: Level) {
-    // Libraries log from warnings up; their details are for their own developers.
-    let filter = Targets::new()
-        .with_default(Level::WARN)
-        .with_targets([("traffic_manager", level), ("traffic_proto", level)]);
-    let to_stderr = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+/// Starts the log and returns the way to change its level.
+fn log(level: Level) -> LogLevels {
+    let (filter, changing) = reload::Layer::new(targets(level));
+    // A reader of the log that stalls must not stop the manager.
+    let lines = LogQueue::start("log", std::io::stderr(), Some(Notation::Text), said);
+    let lines = match lines {
+        Ok(lines) => Arc::new(lines),
+        Err(error) => {
+            eprintln!("the log stays off: its writer thread could not be started: {error}");
+            return LogLevels::default();
+        }
+    };
+    let _ = LOG.set(Arc::clone(&lines));
+    let to_stderr = tracing_subscriber::fmt::layer()
+        .with_ansi(false)
+        .with_writer(lines);
     tracing_subscriber::registry()
-        .with(to_stderr)
         .with(filter)
+        .with(to_stderr)
         .init();
+    LogLevels::new(level, move |level| {
+        // It fails only when the subscriber is gone, and then there is no log.
+        let _ = changing.reload(targets(level));
+    })
 }
 
-fn level(word: &str) -> Level {
-    match LogLevel::lenient(word) {
-        LogLevel::Off | LogLevel::Critical | LogLevel::Error => Level::ERROR,
-        LogLevel::Warning => Level::WARN,
-        LogLevel::Info => Level::INFO,
-        LogLevel::Debug => Level::DEBUG,
-        LogLevel::Trace => Level::TRACE,
+/// Libraries log from warnings up; their details are for their own developers.
+fn targets(level: Level) -> Targets {
+    Targets::new()
+        .with_default(Level::WARN)
+        .with_targets([("traffic_manager", level), ("traffic_proto", level)])
+}
+
+fn said(event: LogEvent<'_>) {
+    if let LogEvent::Resumed(dropped) = event {
+        tracing::warn!(
+            dropped,
+            "log: lines were dropped because the reader of standard error stalled"
+        );
+    }
+}
+
+/// Waits for the last lines; a reader that stalls must not keep the process.
+fn flush_log() {
+    if let Some(lines) = LOG.get() {
+        lines.flush(LAST_LINES_TIMEOUT);
     }
 }
 

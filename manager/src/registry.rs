@@ -4,7 +4,8 @@
 //! Every change is announced to the watches, which check if it concerns them.
 
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::SystemTime;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -16,9 +17,13 @@ use traffic_proto::manager::{
 
 use crate::error::RequestError;
 use crate::excluded::ExcludedEnv;
-use crate::intercepts::{self, Intercepts};
+use crate::intercepts::{self, Intercepts, Report};
+use crate::limits::LimitCounters;
+use crate::open_watches::OpenWatches;
+use crate::pending::PendingMessages;
 use crate::sessions::{Party, Sessions};
 use crate::settings::Settings;
+use traffic_proto::sync::lock;
 
 /// The registry as shared by the services.
 #[derive(Debug)]
@@ -26,6 +31,9 @@ pub(crate) struct Shared {
     registry: Mutex<Registry>,
     changes: watch::Sender<u64>,
     excluded: Arc<ExcludedEnv>,
+    pub(crate) watches: OpenWatches,
+    pub(crate) pending: Arc<PendingMessages>,
+    pub(crate) limits: Arc<LimitCounters>,
     /// Cancelled when the manager stops.
     pub(crate) stop: CancellationToken,
 }
@@ -33,17 +41,23 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn new(settings: &Settings, stop: CancellationToken) -> Arc<Self> {
         let excluded = Arc::new(ExcludedEnv::new(settings.excluded_env.clone()));
+        let limits = Arc::<LimitCounters>::default();
+        let (agent_ttl, client_ttl, all) =
+            (settings.agent_ttl, settings.client_ttl, stop.child_token());
         let registry = Registry {
             id: uuid::Uuid::new_v4().to_string(),
             excluded: excluded.clone(),
-            sessions: Sessions::new(settings.agent_ttl, settings.client_ttl, stop.child_token()),
-            intercepts: Intercepts::default(),
+            sessions: Sessions::new(agent_ttl, client_ttl, all, limits.clone()),
+            intercepts: Intercepts::new(limits.clone()),
             settings: settings.clone(),
         };
         Arc::new(Self {
             registry: Mutex::new(registry),
             changes: watch::Sender::new(0),
             excluded,
+            watches: OpenWatches::new(limits.clone()),
+            pending: PendingMessages::new(limits.clone()),
+            limits,
             stop,
         })
     }
@@ -71,6 +85,11 @@ impl Shared {
         change(&mut self.lock())
     }
 
+    /// Notifies the watches of what has changed unseen.
+    pub(crate) fn announce(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+
     /// Subscribes to changes; several in a row may be reported as one.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
@@ -89,9 +108,13 @@ impl Shared {
     }
 
     fn lock(&self) -> MutexGuard<'_, Registry> {
-        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.registry)
     }
 }
+
+/// Whether a client that attached has intercepts that were suspended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Resumed(pub(crate) bool);
 
 /// Sessions and intercepts.
 #[derive(Debug)]
@@ -116,6 +139,9 @@ impl Registry {
         now: Instant,
     ) -> Result<SessionInfo, RequestError> {
         let install_id = Some(client.install_id.clone()).filter(|id| !id.is_empty());
+        if let Some(away) = self.sessions.client_to_give_way() {
+            self.depart(&away);
+        }
         let session_id = self.sessions.add_client(client, now)?;
         Ok(SessionInfo {
             session_id,
@@ -181,6 +207,42 @@ impl Registry {
         Ok(())
     }
 
+    /// Counts a client's watch, which resumes its intercepts; none for other sessions.
+    pub(crate) fn attach(&mut self, session: &str) -> Option<Resumed> {
+        let attached = self.sessions.attach(session);
+        attached.then(|| Resumed(self.intercepts.resume_all_of(session)))
+    }
+
+    /// Counts the end of a client's watch; true if it was the last one.
+    pub(crate) fn detach(&mut self, session: &str, now: Instant) -> bool {
+        self.sessions.detach(session, now)
+    }
+
+    /// Suspends the intercepts of a client that is absent since `left`; true if there are any.
+    pub(crate) fn suspend_absent(&mut self, session: &str, left: Instant) -> bool {
+        let away = left.elapsed();
+        self.sessions.is_absent_since(session, left)
+            && self
+                .intercepts
+                .suspend_all_of(session, SystemTime::now() - away)
+    }
+
+    /// Ends the session of a client that is absent since `left` and would have come back.
+    pub(crate) fn end_absent(&mut self, session: &str, left: Instant) -> bool {
+        let keeps_watches = self
+            .sessions
+            .client(session)
+            .is_ok_and(|client| client.keeps_watches);
+        keeps_watches
+            && self.sessions.is_absent_since(session, left)
+            && self.depart(session).is_some()
+    }
+
+    /// Keeps what an agent reports of an intercept's requests; true if watches are to show it.
+    pub(crate) fn reported(&mut self, id: &str, agent: &str, report: Report) -> bool {
+        self.intercepts.reported(id, agent, report)
+    }
+
     /// Ends a session with its consequences; does nothing for an unknown one.
     pub(crate) fn depart(&mut self, id: &str) -> Option<Party> {
         let party = self.sessions.end(id)?;
@@ -188,7 +250,7 @@ impl Registry {
             // An intercept lives only as long as its client's session.
             Party::Client(_) => self.intercepts.remove_all_of(id),
             Party::Agent(agent) => {
-                self.intercepts.agent_left(agent);
+                self.intercepts.agent_left(id, agent);
                 self.reconcile(&agent.name, &agent.namespace);
             }
         }
@@ -217,6 +279,12 @@ impl Registry {
         if spec.client.is_empty() {
             spec.client = client.name.clone();
         }
+        // A run that was killed, or whose laptop sleeps, gives way to its user's next one.
+        let sessions = &self.sessions;
+        self.intercepts
+            .take_over(&session.session_id, &spec, |owner| {
+                sessions.is_absent(owner)
+            });
         let agents = agents_of(&self.sessions, &spec.agent, &spec.namespace);
         self.intercepts.create(session, spec, &agents)
     }

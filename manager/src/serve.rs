@@ -1,5 +1,5 @@
-//! The listening side: one port that speaks gRPC in clear text and answers other requests with a
-//! line of text.
+//! The listening side: one port that speaks gRPC in clear text and answers other requests as `web`
+//! does.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -26,11 +26,17 @@ use traffic_core::http2::authority::AuthorityRewriter;
 use traffic_proto::manager::manager_server::ManagerServer;
 use traffic_proto::rewrite_io::RewriteReads;
 
+use crate::cluster::standby::relay;
 use crate::cluster::{self, Cluster, ClusterError};
+use crate::connection::{ClosableIo, ConnectionEnd};
+use crate::listen::bind_everywhere;
+use crate::metrics::Metrics;
 use crate::registry::Shared;
 use crate::service::Service;
 use crate::sessions::Party;
 use crate::settings::Settings;
+use crate::watch_body::WatchBodies;
+use crate::web::Web;
 
 /// Bytes one stream may send ahead of its reader.
 const STREAM_WINDOW: u32 = 1 << 20;
@@ -38,7 +44,9 @@ const STREAM_WINDOW: u32 = 1 << 20;
 /// a stalled one must not use up the window of the others.
 const CONNECTION_WINDOW: u32 = 1 << 30;
 /// Keepalive interval; detects peers that vanished without closing.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// Time for the answer to a keepalive.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often to look whether the manager is ready.
 const READY_INTERVAL: Duration = Duration::from_millis(200);
 /// Time tunnels may continue after the manager was told to stop.
@@ -52,6 +60,7 @@ pub struct Bound {
     settings: Settings,
     /// The process has not served before.
     is_new: bool,
+    started: std::time::Instant,
 }
 
 /// Binds the port; port 0 lets the kernel choose one.
@@ -63,6 +72,7 @@ pub async fn bind(address: SocketAddr, settings: Settings) -> io::Result<Bound> 
         address,
         settings,
         is_new: true,
+        started: std::time::Instant::now(),
     })
 }
 
@@ -99,9 +109,11 @@ impl Bound {
         }
         let cluster = Cluster::start(settings, client, shared.clone(), &tasks, &stop).await?;
         let candidate = cluster.candidate();
+        let leader = candidate.leader();
         let lease = tokio::select! {
             () = outer.cancelled() => return Ok(Ended::Stopped),
             lease = candidate.acquire(self.is_new) => lease,
+            never = relay(&self.listener, cluster.webhook_port(), leader) => match never {},
         };
         cluster.lead(&tasks, &stop).await?;
         let lost = async {
@@ -133,12 +145,29 @@ impl Bound {
         tasks.spawn(expire(shared.clone(), self.settings.scan));
         let limit = self.settings.max_receive_size;
         let service = Service::new(
-            shared,
-            self.settings,
+            shared.clone(),
+            self.settings.clone(),
             self.address,
             tasks.clone(),
             cluster.clone(),
         );
+        let bytes = service.tunnel_bytes();
+        let metrics = Metrics::new(shared.clone(), bytes, cluster.clone(), &self.settings);
+        let web = Arc::new(Web {
+            shared,
+            settings: Arc::new(self.settings.clone()),
+            cluster: cluster.clone(),
+            metrics,
+            started: self.started,
+        });
+        if self.settings.prometheus_port != 0 {
+            let port = self.settings.prometheus_port;
+            let listener = bind_everywhere(port).await;
+            let listener = listener.map_err(|error| ServeError::MetricsPort(port, error))?;
+            tasks.spawn(web.metrics.clone().follow(stop.clone()));
+            let scrapes = web.clone();
+            tasks.spawn(scrapes.serve_metrics(listener, tasks.clone(), stop.clone()));
+        }
         let manager = ManagerServer::new(service).max_decoding_message_size(limit);
         let (reporter, health) = tonic_health::server::health_reporter();
         if let Some(cluster) = cluster {
@@ -148,16 +177,20 @@ impl Bound {
             tasks.spawn(report_ready(cluster, reporter.clone(), stop.clone()));
         }
         reporter.set_serving::<ManagerServer<Service>>().await;
-        let grpc = Routes::new(manager).add_service(health).into_axum_router();
+        let grpc = Routes::new(WatchBodies(manager))
+            .add_service(health)
+            .into_axum_router();
         let routes = Routes::default()
             .into_axum_router()
-            .fallback_service(GrpcOnly { grpc });
+            .fallback_service(GrpcFirst { grpc, web });
         // gRPC clients may send an authority that is no host name (`svc%2Fname.namespace:api`), which
         // the `http` crate refuses.
         let incoming = TcpIncoming::from(self.listener)
             .with_nodelay(Some(true))
             .map_ok(|socket| {
                 let mut authority = AuthorityRewriter::new("localhost");
+                let peer = socket.peer_addr().ok();
+                let socket = ClosableIo::new(socket, peer);
                 RewriteReads::new(socket, move |input: &[u8], out: &mut Vec<u8>| {
                     authority.rewrite(input, out);
                 })
@@ -167,6 +200,7 @@ impl Bound {
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .add_routes(Routes::from(routes))
             .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
         let grace = async {
@@ -196,6 +230,9 @@ pub enum ServeError {
     /// The API's port failed.
     #[error(transparent)]
     Transport(#[from] tonic::transport::Error),
+    /// The port of the metrics is taken.
+    #[error("PROMETHEUS_PORT={0}: cannot listen: {1}; choose another port (prometheus.port)")]
+    MetricsPort(u16, std::io::Error),
     /// The cluster cannot be managed.
     #[error(transparent)]
     Cluster(#[from] ClusterError),
@@ -236,13 +273,14 @@ async fn expire(shared: Arc<Shared>, scan: Duration) {
     }
 }
 
-/// Passes gRPC on and answers other requests with a line of text.
+/// Passes gRPC on and answers other requests as web requests.
 #[derive(Clone)]
-struct GrpcOnly<S> {
+struct GrpcFirst<S> {
     grpc: S,
+    web: Arc<Web>,
 }
 
-impl<S, B, R> HttpService<Request<B>> for GrpcOnly<S>
+impl<S, B, R> HttpService<Request<B>> for GrpcFirst<S>
 where
     S: HttpService<Request<B>, Response = Response<R>, Error = Infallible>,
     S::Future: Send + 'static,
@@ -265,10 +303,10 @@ where
         if is_grpc && request.version() == Version::HTTP_2 {
             return Box::pin(self.grpc.call(request));
         }
-        let text = format!(
-            "traffic-manager: {} is not a gRPC call\n",
-            request.uri().path()
-        );
-        Box::pin(async { Ok(Response::new(R::from(text))) })
+        let (head, _) = request.into_parts();
+        let peer = head.extensions.get::<ConnectionEnd>();
+        let peer = peer.and_then(ConnectionEnd::peer);
+        let answer = self.web.answer(&head, peer.map(|peer| peer.ip()));
+        Box::pin(async { Ok(answer.map(R::from)) })
     }
 }

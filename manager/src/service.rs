@@ -1,5 +1,7 @@
 //! The gRPC service: each call translated to the registry, the tunnels or the names.
 
+mod prepared;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -7,22 +9,30 @@ use futures_util::stream::{self, StreamExt};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
+use traffic_proto::build_info;
 use traffic_proto::manager as pb;
 use traffic_proto::manager::manager_server::Manager;
-use traffic_proto::port_identifier::{NameOrNumber, PortIdentifier};
 
+use self::prepared::{no_agent, prepare, refused};
 use crate::cluster::Cluster;
+use crate::connection::ConnectionEnd;
 use crate::dns::{self, Resolver};
 use crate::error::RequestError;
 use crate::intercepts;
+use crate::intercepts::Report;
+use crate::metrics::TunnelBytes;
+use crate::open_watches::WatchEnd;
+use crate::own_dials::OwnDials;
+use crate::presence::Presence;
 use crate::registry::{Registry, Shared};
 use crate::settings::Settings;
 use crate::snapshots;
 use crate::tunnels::{End, QUEUE_CAPACITY, Tunnels};
-use crate::watches::{Messages, all, changed, deliver, follow, follow_both, latest};
+use crate::watch_body;
+use crate::watch_body::Messages;
+use crate::watches::{all, changed, deliver, follow, follow_both, latest};
 
 /// The manager's service. Clones share everything.
 #[derive(Clone)]
@@ -35,7 +45,11 @@ pub(crate) struct Service {
     address: std::net::SocketAddr,
     tasks: TaskTracker,
     cluster: Option<Arc<Cluster>>,
+    tunnel_bytes: Arc<TunnelBytes>,
 }
+
+/// Metadata with the manager's own name and version.
+const OWN_VERSION: &str = "x-traffic-manager";
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -48,25 +62,31 @@ impl Service {
         tasks: TaskTracker,
         cluster: Option<Arc<Cluster>>,
     ) -> Self {
+        // Before the settings are shared: they say which dials are refused.
+        let own_dials = OwnDials::new(&settings, address, shared.limits.clone());
         Self {
+            names: Arc::new(Resolver::new(shared.limits.clone())),
             shared,
             settings: Arc::new(settings),
-            tunnels: Arc::default(),
-            names: Arc::default(),
+            tunnels: Arc::new(Tunnels::new(own_dials)),
             log_level: watch::Sender::new(None),
             address,
             tasks,
             cluster,
+            tunnel_bytes: Arc::default(),
         }
     }
 
+    /// Bytes that were reported.
+    pub(crate) fn tunnel_bytes(&self) -> Arc<TunnelBytes> {
+        self.tunnel_bytes.clone()
+    }
+
     /// Returns the session of a watch, and the token that ends with it.
-    fn session(
-        &self,
-        request: Request<pb::SessionInfo>,
-    ) -> Result<(String, CancellationToken), Status> {
+    fn session(&self, request: Request<pb::SessionInfo>) -> Result<(String, WatchEnd), Status> {
+        let connection = ConnectionEnd::of(&request);
         let session = request.into_inner().session_id;
-        let end = self.end_of(&session)?;
+        let end = self.end_of(&session, connection)?;
         Ok((session, end))
     }
 
@@ -74,21 +94,35 @@ impl Service {
     fn session_or_all(
         &self,
         request: Request<pb::SessionInfo>,
-    ) -> Result<(String, CancellationToken), Status> {
+    ) -> Result<(String, WatchEnd), Status> {
         match request.get_ref().session_id.as_str() {
-            "" => Ok((String::new(), self.shared.stop.clone())),
+            "" => {
+                // Stock tools watch all intercepts without a session of their own.
+                let (connection, stop) = (ConnectionEnd::of(&request), self.shared.stop.clone());
+                let end = self.shared.watches.begin("", connection, stop)?;
+                Ok((String::new(), end))
+            }
             _ => self.session(request),
         }
     }
 
-    /// Returns the token that ends with the session.
-    fn end_of(&self, session: &str) -> Result<CancellationToken, Status> {
-        Ok(self.shared.read(|registry| {
-            registry
-                .sessions
-                .get(session)
-                .map(|session| session.end.clone())
-        })?)
+    /// Counts a watch of a session, as long as the result is held.
+    fn presence(&self, session: &str) -> Presence {
+        Presence::begin(
+            &self.shared,
+            &self.tasks,
+            session,
+            self.settings.client_grace,
+        )
+    }
+
+    /// Takes a place for a watch, which ends with the session.
+    fn end_of(&self, session: &str, connection: ConnectionEnd) -> Result<WatchEnd, Status> {
+        let end = self.shared.read(|registry| {
+            let found = registry.sessions.get(session);
+            found.map(|session| session.end.clone())
+        })?;
+        Ok(self.shared.watches.begin(session, connection, end)?)
     }
 
     /// Waits for agents of a workload, at most as long as the settings say, and returns them.
@@ -97,6 +131,7 @@ impl Service {
             let agents = registry.agents_of(name, namespace);
             (!agents.is_empty()).then(|| agents.into_iter().cloned().collect())
         });
+        // None is an answer as well: the caller says what is missing.
         timeout(self.settings.agent_arrival, arrived)
             .await
             .ok()
@@ -135,10 +170,15 @@ impl Manager for Service {
 
     async fn version(&self, _: Request<()>) -> Answer<pb::VersionInfo2> {
         let Settings { name, version, .. } = &*self.settings;
-        Ok(Response::new(pb::VersionInfo2 {
+        let mut answer = Response::new(pb::VersionInfo2 {
             name: name.clone(),
             version: version.clone(),
-        }))
+        });
+        // Stock clients know managers by the name of the stock one; ours stands beside it.
+        if let Ok(own) = format!("traffic-manager {}", build_info::LONG).parse() {
+            answer.metadata_mut().insert(OWN_VERSION, own);
+        }
+        Ok(answer)
     }
 
     async fn get_agent_image_fqn(&self, _: Request<()>) -> Answer<pb::AgentImageFqn> {
@@ -240,7 +280,9 @@ impl Manager for Service {
     }
 
     async fn set_log_level(&self, request: Request<pb::LogLevelRequest>) -> Answer<()> {
-        let request = Some(request.into_inner());
+        let request = request.into_inner();
+        self.settings.log.request(&request, &self.tasks);
+        let request = Some(request);
         self.log_level.send_if_modified(|current| {
             let is_new = *current != request;
             *current = request;
@@ -249,7 +291,9 @@ impl Manager for Service {
         Ok(Response::new(()))
     }
 
-    async fn watch_log_level(&self, _: Request<()>) -> Answer<Self::WatchLogLevelStream> {
+    async fn watch_log_level(&self, request: Request<()>) -> Answer<Self::WatchLogLevelStream> {
+        let (connection, stop) = (ConnectionEnd::of(&request), self.shared.stop.clone());
+        let end = self.shared.watches.begin("", connection, stop)?;
         let mut levels = self.log_level.subscribe();
         // A lasting level is part of the configuration by the time one subscribes; a temporary one
         // is not.
@@ -261,21 +305,18 @@ impl Manager for Service {
         {
             levels.mark_changed();
         }
-        let following = stream::unfold(
-            (levels, self.shared.stop.clone()),
-            |(mut levels, stop)| async move {
-                loop {
-                    tokio::select! {
-                        () = stop.cancelled() => return None,
-                        changed = levels.changed() => changed.ok()?,
-                    }
-                    let request = levels.borrow_and_update().clone();
-                    if let Some(request) = request {
-                        return Some((Ok(request), (levels, stop)));
-                    }
+        let following = stream::unfold((levels, end), |(mut levels, end)| async move {
+            loop {
+                tokio::select! {
+                    () = end.cancelled() => return None,
+                    changed = levels.changed() => changed.ok()?,
                 }
-            },
-        );
+                let request = levels.borrow_and_update().clone();
+                if let Some(request) = request {
+                    return Some((Ok(request), (levels, end)));
+                }
+            }
+        });
         Ok(Response::new(following.boxed()))
     }
 
@@ -288,9 +329,11 @@ impl Manager for Service {
         request: Request<pb::SessionInfo>,
     ) -> Answer<Self::WatchAgentPodsStream> {
         let (session, end) = self.session(request)?;
+        let presence = self.presence(&session);
         let view = move |registry: &Registry| snapshots::agent_pods(registry, &session);
         let message = all(|agents| pb::AgentPodInfoSnapshot { agents });
-        Ok(Response::new(follow(&self.shared, end, view, message)))
+        let messages = follow(&self.shared, end, view, message);
+        Ok(watch_body::answer(presence.hold(messages)))
     }
 
     async fn watch_agent_pods_delta(
@@ -298,9 +341,11 @@ impl Manager for Service {
         request: Request<pb::SessionInfo>,
     ) -> Answer<Self::WatchAgentPodsDeltaStream> {
         let (session, end) = self.session(request)?;
+        let presence = self.presence(&session);
         let view = move |registry: &Registry| snapshots::agent_pods(registry, &session);
         let message = changed(|upserts, removals| pb::AgentPodInfoDelta { upserts, removals });
-        Ok(Response::new(follow(&self.shared, end, view, message)))
+        let messages = follow(&self.shared, end, view, message);
+        Ok(watch_body::answer(presence.hold(messages)))
     }
 
     async fn watch_agents(
@@ -308,30 +353,25 @@ impl Manager for Service {
         request: Request<pb::SessionInfo>,
     ) -> Answer<Self::WatchAgentsStream> {
         let (session, end) = self.session(request)?;
+        let presence = self.presence(&session);
         let view = move |registry: &Registry| snapshots::agents(registry, &session, &[]);
-        Ok(Response::new(follow(
-            &self.shared,
-            end,
-            view,
-            all(agent_snapshot),
-        )))
+        let messages = follow(&self.shared, end, view, all(agent_snapshot));
+        Ok(watch_body::answer(presence.hold(messages)))
     }
 
     async fn watch_agents_ns(
         &self,
         request: Request<pb::AgentsRequest>,
     ) -> Answer<Self::WatchAgentsNSStream> {
+        let connection = ConnectionEnd::of(&request);
         let request = request.into_inner();
         let session = id(request.session);
-        let end = self.end_of(&session)?;
+        let end = self.end_of(&session, connection)?;
+        let presence = self.presence(&session);
         let view =
             move |registry: &Registry| snapshots::agents(registry, &session, &request.namespaces);
-        Ok(Response::new(follow(
-            &self.shared,
-            end,
-            view,
-            all(agent_snapshot),
-        )))
+        let messages = follow(&self.shared, end, view, all(agent_snapshot));
+        Ok(watch_body::answer(presence.hold(messages)))
     }
 
     async fn watch_agents_delta(
@@ -339,9 +379,11 @@ impl Manager for Service {
         request: Request<pb::SessionInfo>,
     ) -> Answer<Self::WatchAgentsDeltaStream> {
         let (session, end) = self.session(request)?;
+        let presence = self.presence(&session);
         let view = move |registry: &Registry| snapshots::agents(registry, &session, &[]);
         let message = changed(|upserts, removals| pb::AgentInfoDelta { upserts, removals });
-        Ok(Response::new(follow(&self.shared, end, view, message)))
+        let messages = follow(&self.shared, end, view, message);
+        Ok(watch_body::answer(presence.hold(messages)))
     }
 
     async fn watch_intercepts(
@@ -349,9 +391,11 @@ impl Manager for Service {
         request: Request<pb::SessionInfo>,
     ) -> Answer<Self::WatchInterceptsStream> {
         let (session, end) = self.session_or_all(request)?;
+        let presence = self.presence(&session);
         let view = move |registry: &Registry| snapshots::intercepts(registry, &session);
         let message = all(|intercepts| pb::InterceptInfoSnapshot { intercepts });
-        Ok(Response::new(follow(&self.shared, end, view, message)))
+        let messages = follow(&self.shared, end, view, message);
+        Ok(watch_body::answer(presence.hold(messages)))
     }
 
     async fn watch_intercepts_delta(
@@ -359,18 +403,22 @@ impl Manager for Service {
         request: Request<pb::SessionInfo>,
     ) -> Answer<Self::WatchInterceptsDeltaStream> {
         let (session, end) = self.session_or_all(request)?;
+        let presence = self.presence(&session);
         let view = move |registry: &Registry| snapshots::intercepts(registry, &session);
         let message = changed(|upserts, removals| pb::InterceptInfoDelta { upserts, removals });
-        Ok(Response::new(follow(&self.shared, end, view, message)))
+        let messages = follow(&self.shared, end, view, message);
+        Ok(watch_body::answer(presence.hold(messages)))
     }
 
     async fn watch_workloads(
         &self,
         request: Request<pb::WorkloadEventsRequest>,
     ) -> Answer<Self::WatchWorkloadsStream> {
+        let connection = ConnectionEnd::of(&request);
         let request = request.into_inner();
         let session = id(request.session_info);
-        let end = self.end_of(&session)?;
+        let end = self.end_of(&session, connection)?;
+        let presence = self.presence(&session);
         if let Some(cluster) = &self.cluster {
             let also = Some(cluster.changes());
             let cluster = cluster.clone();
@@ -379,25 +427,22 @@ impl Manager for Service {
                 cluster.workload_infos(registry, &own)
             };
             let events = follow_both(&self.shared, also, end, view, snapshots::workload_events);
-            return Ok(Response::new(events));
+            return Ok(watch_body::answer(presence.hold(events)));
         }
         let view =
             move |registry: &Registry| snapshots::workloads(registry, &session, &request.namespace);
-        Ok(Response::new(follow(
-            &self.shared,
-            end,
-            view,
-            snapshots::workload_events,
-        )))
+        let messages = follow(&self.shared, end, view, snapshots::workload_events);
+        Ok(watch_body::answer(presence.hold(messages)))
     }
 
     async fn watch_cluster_info(
         &self,
         request: Request<pb::SessionInfo>,
     ) -> Answer<Self::WatchClusterInfoStream> {
-        let (_, end) = self.session(request)?;
+        let (session, end) = self.session(request)?;
+        let presence = self.presence(&session);
         if let Some(cluster) = &self.cluster {
-            return Ok(Response::new(latest(cluster.info(), end)));
+            return Ok(Response::new(presence.hold(latest(cluster.info(), end))));
         }
         let ip = Bytes::from(match self.address.ip() {
             std::net::IpAddr::V4(ip) => ip.octets().to_vec(),
@@ -415,11 +460,9 @@ impl Manager for Service {
         };
         // There is no cluster whose facts could change; the stream only has to last as long as the
         // session.
-        let quiet =
-            stream::once(async move { end.cancelled_owned().await }).filter_map(async |()| None);
-        Ok(Response::new(
-            stream::once(async { Ok(info) }).chain(quiet).boxed(),
-        ))
+        let quiet = stream::once(async move { end.cancelled().await }).filter_map(async |()| None);
+        let messages = stream::once(async { Ok(info) }).chain(quiet).boxed();
+        Ok(Response::new(presence.hold(messages)))
     }
 
     async fn ensure_agent(
@@ -448,6 +491,20 @@ impl Manager for Service {
             return Err(Status::not_found(no_agent(&request.name, &namespace)));
         }
         Ok(Response::new(agent_snapshot(agents)))
+    }
+
+    async fn uninstall_agents(&self, request: Request<pb::UninstallAgentsRequest>) -> Answer<()> {
+        let request = request.into_inner();
+        let session = id(request.session_info);
+        let namespace = self.shared.read(|registry| {
+            let client = registry.sessions.client(&session);
+            client.map(|it| it.namespace.clone())
+        })?;
+        let Some(cluster) = &self.cluster else {
+            return unimplemented("cluster: it puts no agents into pods");
+        };
+        cluster.remove_agents(&namespace, &request.agents).await?;
+        Ok(Response::new(()))
     }
 
     async fn prepare_intercept(
@@ -488,9 +545,14 @@ impl Manager for Service {
             let id = intercepts::id(client, &spec.name);
             cluster.complete(&id, &mut spec).await?;
         }
-        let info = self
+        let id = intercepts::id(&session.session_id, &spec.name);
+        let created = self
             .shared
-            .change(|registry| registry.create(&session, spec))?;
+            .change(|registry| registry.create(&session, spec));
+        if let Some(cluster) = &self.cluster {
+            cluster.settle(&id);
+        }
+        let info = created?;
         tracing::info!(
             intercept = info.id,
             disposition = info.disposition().as_str_name(),
@@ -529,7 +591,7 @@ impl Manager for Service {
         let session = id(request.session);
         let info = self
             .shared
-            .read(|registry| registry.intercepts.get(&session, &request.name).cloned())?;
+            .read(|registry| registry.intercepts.get(&session, &request.name))?;
         Ok(Response::new(info))
     }
 
@@ -561,11 +623,13 @@ impl Manager for Service {
 
     async fn lookup_dns(&self, request: Request<pb::DnsRequest>) -> Answer<pb::DnsResponse> {
         let request = request.into_inner();
-        Ok(Response::new(
-            self.names
-                .resolve(&self.shared, request, self.settings.lookup)
-                .await,
-        ))
+        let Ok(_place) = self.names.place(&request.name) else {
+            return Ok(Response::new(dns::failure()));
+        };
+        let resolving = self
+            .names
+            .resolve(&self.shared, request, self.settings.lookup);
+        Ok(Response::new(resolving.await))
     }
 
     async fn agent_lookup_dns_response(
@@ -589,6 +653,7 @@ impl Manager for Service {
 
     async fn lookup(&self, request: Request<pb::LookupRequest>) -> Answer<pb::LookupResponse> {
         let name = request.into_inner().name;
+        let _place = self.names.place(&name)?;
         if name.len() < 2 || !name.ends_with('.') {
             return Err(Status::invalid_argument(format!(
                 "name {name:?} must have a label and end with a dot"
@@ -613,8 +678,10 @@ impl Manager for Service {
             outgoing: outgoing.clone(),
         };
         let (shared, tunnels) = (self.shared.clone(), self.tunnels.clone());
+        let stream = TunnelBytes::begin(&self.tunnel_bytes);
         self.tasks.spawn(async move {
             if let Err(status) = tunnels.serve(&shared, end).await {
+                stream.failed();
                 tracing::debug!("tunnel refused: {}", status.message());
                 let _ = outgoing.send(Err(status)).await;
             }
@@ -627,7 +694,28 @@ impl Manager for Service {
             client_session_id,
             ingress_bytes,
             egress_bytes,
+            intercept_id,
+            failed_open,
+            failure,
+            hits,
+            agent_session_id,
         } = request.into_inner();
+        if !intercept_id.is_empty() {
+            let report = Report {
+                hits,
+                failed_open,
+                failure,
+            };
+            // Counts alone are no news to watches: who wants them asks.
+            let reported = |registry: &mut Registry| {
+                registry.reported(&intercept_id, &agent_session_id, report)
+            };
+            if self.shared.change_unseen(reported) {
+                self.shared.announce();
+            }
+            return Ok(Response::new(()));
+        }
+        self.tunnel_bytes.add(ingress_bytes, egress_bytes);
         tracing::debug!(
             session = client_session_id,
             ingress_bytes,
@@ -639,81 +727,10 @@ impl Manager for Service {
 
     async fn watch_dial(&self, request: Request<pb::SessionInfo>) -> Answer<Self::WatchDialStream> {
         let (session, end) = self.session(request)?;
+        let presence = self.presence(&session);
         let dials = self
             .shared
             .read(|registry| registry.sessions.get(&session).map(|it| it.dials.clone()))?;
-        Ok(Response::new(deliver(dials, end)))
+        Ok(Response::new(presence.hold(deliver(dials, end))))
     }
-}
-
-/// Resolves a spec. The agent knows its ports, the manager does not: a numeric identifier is taken
-/// for the container port, all else is left for the agent to match.
-fn prepare(
-    spec: &pb::InterceptSpec,
-    agent: Option<&pb::AgentInfo>,
-    agent_image: &str,
-) -> pb::PreparedIntercept {
-    let Some(agent) = agent else {
-        return refused(no_agent(&spec.agent, &spec.namespace));
-    };
-    if !agent
-        .mechanisms
-        .iter()
-        .any(|mechanism| mechanism.name == spec.mechanism)
-    {
-        return refused(format!(
-            "the agent of workload {:?} has no mechanism {:?}",
-            spec.agent, spec.mechanism
-        ));
-    }
-    let mut prepared = pb::PreparedIntercept {
-        namespace: spec.namespace.clone(),
-        workload_kind: kind_name(agent.kind()).into(),
-        agent_image: agent_image.into(),
-        protocol: spec.protocol.clone(),
-        container_name: spec.container_name.clone(),
-        container_port: spec.container_port,
-        pod_ports: spec.pod_ports.clone(),
-        ..Default::default()
-    };
-    if !spec.port_identifier.is_empty() {
-        match spec.port_identifier.parse::<PortIdentifier>() {
-            Err(error) => return refused(error.to_string()),
-            Ok(identifier) => {
-                prepared.protocol = identifier.transport_or_tcp().to_string();
-                if let NameOrNumber::Number(number) = identifier.port {
-                    prepared.container_port = number.into();
-                }
-            }
-        }
-    }
-    prepared
-}
-
-/// Reports a user's mistake.
-fn refused(error: String) -> pb::PreparedIntercept {
-    /// Error category of a user's mistake, as results number them.
-    const USER_ERROR: i32 = 1;
-    pb::PreparedIntercept {
-        error,
-        error_category: USER_ERROR,
-        ..Default::default()
-    }
-}
-
-fn kind_name(kind: pb::workload_info::Kind) -> &'static str {
-    use pb::workload_info::Kind;
-    match kind {
-        Kind::Replicaset => "ReplicaSet",
-        Kind::Statefulset => "StatefulSet",
-        Kind::Rollout => "Rollout",
-        Kind::Deployment | Kind::Unspecified => "Deployment",
-    }
-}
-
-fn no_agent(workload: &str, namespace: &str) -> String {
-    format!(
-        "no agent of workload {workload:?} in namespace {namespace:?} is connected; start one or \
-        check both names"
-    )
 }

@@ -5,15 +5,20 @@
 //! afterwards.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use prost::Message as _;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use traffic_proto::manager::{AgentInfo, ClientInfo, DialRequest, DnsRequest};
 
 use crate::error::RequestError;
+use crate::limits::{
+    LimitCounters, MAX_AGENT_BYTES, MAX_AGENTS, MAX_CLIENT_BYTES, MAX_CLIENTS, ManagerLimit,
+};
 use crate::mailbox::Mailbox;
+use crate::viewed::Viewed;
 
 /// Oldest supported client version.
 const OLDEST_CLIENT: semver::Version = semver::Version::new(2, 6, 0);
@@ -22,8 +27,16 @@ const OLDEST_CLIENT: semver::Version = semver::Version::new(2, 6, 0);
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) party: Party,
+    /// An agent as watches see it, made when it is asked for.
+    viewed: OnceLock<Viewed<AgentInfo>>,
+    /// Bytes of what the party says about itself.
+    size: usize,
     /// Time of arrival or last contact.
     pub(crate) seen: Instant,
+    /// Open watches of a client.
+    watches: usize,
+    /// Time the last of them ended; none while there is one, or before there was any.
+    left: Option<Instant>,
     /// Cancelled when the session ends.
     pub(crate) end: CancellationToken,
     /// Connections it has to dial; fetched by its `WatchDial`.
@@ -39,6 +52,22 @@ pub(crate) enum Party {
     Client(ClientInfo),
 }
 
+impl Party {
+    fn size(&self) -> usize {
+        match self {
+            Self::Agent(agent) => agent.encoded_len(),
+            Self::Client(client) => client.encoded_len(),
+        }
+    }
+
+    fn name(&self) -> &str {
+        match self {
+            Self::Agent(agent) => &agent.pod_name,
+            Self::Client(client) => client.name.get(..80).unwrap_or(&client.name),
+        }
+    }
+}
+
 /// All sessions by id.
 #[derive(Debug)]
 pub(crate) struct Sessions {
@@ -46,16 +75,23 @@ pub(crate) struct Sessions {
     all: CancellationToken,
     agent_ttl: Duration,
     client_ttl: Duration,
+    limits: Arc<LimitCounters>,
 }
 
 impl Sessions {
     /// Creates an empty set; all future sessions end with `all` at the latest.
-    pub(crate) fn new(agent_ttl: Duration, client_ttl: Duration, all: CancellationToken) -> Self {
+    pub(crate) fn new(
+        agent_ttl: Duration,
+        client_ttl: Duration,
+        all: CancellationToken,
+        limits: Arc<LimitCounters>,
+    ) -> Self {
         Self {
             by_id: BTreeMap::new(),
             all,
             agent_ttl,
             client_ttl,
+            limits,
         }
     }
 
@@ -66,8 +102,10 @@ impl Sessions {
         now: Instant,
     ) -> Result<String, RequestError> {
         check_client(&client)?;
+        let party = Party::Client(client);
+        self.check_number(&party)?;
         let id = uuid::Uuid::new_v4().to_string();
-        self.start(id.clone(), Party::Client(client), now);
+        self.start(id.clone(), party, now);
         Ok(id)
     }
 
@@ -98,8 +136,55 @@ impl Sessions {
                 there.pod_name, there.namespace
             )));
         }
-        self.start(id.clone(), Party::Agent(agent), now);
+        let party = Party::Agent(agent);
+        if !self.by_id.contains_key(&id) {
+            self.check_number(&party)?;
+        }
+        self.start(id.clone(), party, now);
         Ok(id)
+    }
+
+    /// Checks if there may be one more such party.
+    fn check_number(&self, party: &Party) -> Result<(), RequestError> {
+        let is_agent = |party: &Party| matches!(party, Party::Agent(_));
+        let wanted = is_agent(party);
+        let same = self
+            .by_id
+            .values()
+            .filter(|it| is_agent(&it.party) == wanted);
+        let (number, bytes) = same.fold((0, party.size()), |(number, bytes), it| {
+            (number + 1, bytes + it.size)
+        });
+        let bounds = match wanted {
+            true => [
+                (number, MAX_AGENTS, ManagerLimit::Agents),
+                (bytes, MAX_AGENT_BYTES, ManagerLimit::AgentBytes),
+            ],
+            false => [
+                (party.size(), MAX_CLIENT_BYTES, ManagerLimit::ClientBytes),
+                (number, MAX_CLIENTS, ManagerLimit::Clients),
+            ],
+        };
+        match bounds.into_iter().find(|(number, most, _)| number >= most) {
+            Some((_, most, limit)) => Err(self.limits.refuse(limit, party.name(), most)),
+            None => Ok(()),
+        }
+    }
+
+    /// Returns the client that is away longest, if there are as many as there may be.
+    pub(crate) fn client_to_give_way(&self) -> Option<String> {
+        let clients = self
+            .by_id
+            .iter()
+            .filter(|(_, it)| matches!(it.party, Party::Client(_)));
+        if clients.clone().count() < MAX_CLIENTS {
+            return None;
+        }
+        let (id, _) = clients
+            .filter(|(_, it)| it.watches == 0)
+            .min_by_key(|(_, it)| it.seen)?;
+        self.limits.reached(ManagerLimit::Clients, id);
+        Some(id.clone())
     }
 
     /// Restores a session of an earlier manager; for one still present only the contact is
@@ -120,17 +205,26 @@ impl Sessions {
         match self.by_id.get_mut(id) {
             Some(session) => {
                 session.seen = now;
+                session.size = party.size();
                 session.party = party;
+                session.viewed.take();
             }
-            None => self.start(id.to_owned(), party, now),
+            None => {
+                self.check_number(&party)?;
+                self.start(id.to_owned(), party, now);
+            }
         }
         Ok(())
     }
 
     fn start(&mut self, id: String, party: Party, now: Instant) {
         let session = Session {
+            size: party.size(),
             party,
+            viewed: OnceLock::new(),
             seen: now,
+            watches: 0,
+            left: None,
             end: self.all.child_token(),
             dials: Arc::new(Mailbox::new()),
             names: Arc::new(Mailbox::new()),
@@ -149,6 +243,41 @@ impl Sessions {
             .ok_or_else(|| RequestError::no_session(id))?;
         session.seen = now;
         Ok(())
+    }
+
+    /// Counts a client's watch; false for other sessions.
+    pub(crate) fn attach(&mut self, id: &str) -> bool {
+        let Some(session) = self.by_id.get_mut(id) else {
+            return false;
+        };
+        let is_client = matches!(session.party, Party::Client(_));
+        if is_client {
+            session.watches += 1;
+            session.left = None;
+        }
+        is_client
+    }
+
+    /// Counts the end of a client's watch; true if it was the last one.
+    pub(crate) fn detach(&mut self, id: &str, now: Instant) -> bool {
+        let Some(session) = self.by_id.get_mut(id) else {
+            return false;
+        };
+        session.watches = session.watches.saturating_sub(1);
+        if session.watches == 0 {
+            session.left = Some(now);
+        }
+        session.watches == 0
+    }
+
+    /// Returns true if the client had watches and has none any more.
+    pub(crate) fn is_absent(&self, id: &str) -> bool {
+        self.by_id.get(id).is_some_and(|it| it.left.is_some())
+    }
+
+    /// Returns true if the client is absent since `left`.
+    pub(crate) fn is_absent_since(&self, id: &str, left: Instant) -> bool {
+        self.by_id.get(id).is_some_and(|it| it.left == Some(left))
     }
 
     /// Ends a session; `None` if there is none.
@@ -196,6 +325,20 @@ impl Sessions {
         }
     }
 
+    /// All sessions by their ids.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Session)> {
+        self.by_id
+            .iter()
+            .map(|(id, session)| (id.as_str(), session))
+    }
+
+    /// Iterates over the same agents as watches see them.
+    pub(crate) fn agents_viewed(&self) -> impl Iterator<Item = (&str, &Viewed<AgentInfo>)> {
+        self.by_id
+            .iter()
+            .filter_map(|(id, session)| Some((id.as_str(), session.viewed()?)))
+    }
+
     /// Iterates over all agents with their session ids, in order of the ids.
     pub(crate) fn agents(&self) -> impl Iterator<Item = (&str, &AgentInfo)> {
         self.by_id
@@ -204,6 +347,17 @@ impl Sessions {
                 Party::Agent(agent) => Some((id.as_str(), agent)),
                 Party::Client(_) => None,
             })
+    }
+}
+
+impl Session {
+    /// Returns the agent as watches see it.
+    fn viewed(&self) -> Option<&Viewed<AgentInfo>> {
+        let Party::Agent(agent) = &self.party else {
+            return None;
+        };
+        let viewed = || Viewed::new(Arc::new(agent.clone()));
+        Some(self.viewed.get_or_init(viewed))
     }
 }
 

@@ -4,9 +4,11 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
+use prost::Message as _;
 use traffic_proto::manager::workload_event::Type;
 use traffic_proto::manager::workload_info::{AgentState, Intercept, State};
 use traffic_proto::manager::{
@@ -17,14 +19,20 @@ use traffic_proto::manager::{
 use crate::intercepts::{is_workload, owner, spec_of};
 use crate::registry::Registry;
 use crate::sessions::Party;
+use crate::viewed::{Viewed, Watched};
 
 /// Returns intercepts by id: all for an empty session; for an agent those of its workload that it
 /// may have to act on; for a client its own.
-pub(crate) fn intercepts(registry: &Registry, session: &str) -> BTreeMap<String, InterceptInfo> {
+pub(crate) fn intercepts(
+    registry: &Registry,
+    session: &str,
+) -> BTreeMap<String, Viewed<InterceptInfo>> {
     let party = registry.sessions.get(session).map(|session| &session.party);
-    let sees = |info: &&InterceptInfo| match party {
+    let sees = |info: &InterceptInfo| match party {
+        // As stock managers do: a caller without a session is shown all intercepts.
         Err(_) => session.is_empty(),
         Ok(Party::Client(_)) => {
+            // A client has removed it itself; an agent still has to end what it carries.
             owner(info) == session && info.disposition() != Disposition::Removed
         }
         Ok(Party::Agent(agent)) => {
@@ -39,11 +47,15 @@ pub(crate) fn intercepts(registry: &Registry, session: &str) -> BTreeMap<String,
                 )
         }
     };
-    registry
-        .intercepts
-        .iter()
-        .filter(sees)
-        .map(|info| (info.id.clone(), info.clone()))
+    let of_session = match party {
+        Ok(Party::Client(_)) => registry.intercepts.shown_of(session),
+        // Agents counted the requests, and need not be told.
+        Ok(Party::Agent(_)) => registry.intercepts.shown_to_agents(),
+        Err(_) => registry.intercepts.shown_of(""),
+    };
+    of_session
+        .filter(|info| sees(info.value()))
+        .map(|info| (info.value().id.clone(), info.clone()))
         .collect()
 }
 
@@ -52,33 +64,40 @@ pub(crate) fn agents(
     registry: &Registry,
     session: &str,
     namespaces: &[String],
-) -> BTreeMap<String, AgentInfo> {
+) -> BTreeMap<String, Viewed<AgentInfo>> {
     let own = own_namespace(registry, session);
     let seen = |agent: &AgentInfo| match namespaces {
+        // A client of all namespaces names none.
         [] => own.as_ref().is_none_or(|own| *own == agent.namespace),
         some => some.contains(&agent.namespace),
     };
-    let agents = registry.sessions.agents().filter(|(_, agent)| seen(agent));
+    let agents = registry.sessions.agents_viewed();
     agents
+        .filter(|(_, agent)| seen(agent.value()))
         .map(|(id, agent)| (id.to_owned(), agent.clone()))
         .collect()
 }
 
 /// Returns the addresses a workstation needs to reach each agent of its namespace directly, by
 /// session id.
-pub(crate) fn agent_pods(registry: &Registry, session: &str) -> BTreeMap<String, AgentPodInfo> {
+pub(crate) fn agent_pods(
+    registry: &Registry,
+    session: &str,
+) -> BTreeMap<String, Viewed<AgentPodInfo>> {
     let pods = agents(registry, session, &[]).into_iter();
     let pods = pods.map(|(id, agent)| {
+        let agent = agent.value();
         let pod = AgentPodInfo {
-            intercepted: registry.intercepts_agent(session, &agent),
+            intercepted: registry.intercepts_agent(session, agent),
             pod_ip: agent.pod_ip.parse().map(ip_bytes).unwrap_or_default(),
-            pod_name: agent.pod_name,
-            namespace: agent.namespace,
+            pod_name: agent.pod_name.clone(),
+            namespace: agent.namespace.clone(),
             api_port: agent.api_port,
-            workload_name: agent.name,
-            pod_id: agent.pod_uid,
+            workload_name: agent.name.clone(),
+            pod_id: agent.pod_uid.clone(),
+            proof_key: agent.proof_key.clone(),
         };
-        (id, pod)
+        (id, Viewed::new(Arc::new(pod)))
     });
     pods.collect()
 }
@@ -121,6 +140,7 @@ pub(crate) fn workloads(
             agent_state: state.into(),
             intercept_clients: clients,
             state: State::Available.into(),
+            // Known to the cluster alone.
             uid: String::new(),
         };
         workloads.insert(format!("{}:{}", agent.kind, agent.name), workload);
@@ -142,6 +162,19 @@ fn own_namespace(registry: &Registry, session: &str) -> Option<String> {
             Some(client.namespace.clone()).filter(|namespace| !namespace.is_empty())
         }
         Party::Agent(agent) => Some(agent.namespace.clone()),
+    }
+}
+
+// Removals name the whole workload, so it is kept.
+impl Watched for WorkloadInfo {
+    type Kept = Self;
+
+    fn kept(&self) -> Self {
+        self.clone()
+    }
+
+    fn size(&self) -> usize {
+        self.encoded_len()
     }
 }
 

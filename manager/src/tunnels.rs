@@ -6,7 +6,7 @@
 //! direction is sent as a message, as a server signals it.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -14,14 +14,16 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 use tonic::{Status, Streaming};
 use traffic_proto::ConnId;
-use traffic_proto::dialer::{self, Outgoing};
+use traffic_proto::dialer::Outgoing;
 use traffic_proto::manager::{DialRequest, TunnelMessage};
 use traffic_proto::tunnel::{Message, STREAM_VERSION, StreamInfo, nanos_from_duration};
 
 use crate::error::RequestError;
 use crate::mailbox::Mailbox;
+use crate::own_dials::OwnDials;
 use crate::registry::Shared;
 use crate::sessions::Party;
+use traffic_proto::sync::lock;
 
 /// Messages held for one direction. They can be a megabyte each, and the transport's window holds
 /// more.
@@ -41,8 +43,8 @@ pub(crate) struct End {
 
 /// First streams waiting for their second, by the session expected to open it and the connection
 /// id.
-#[derive(Default)]
 pub(crate) struct Tunnels {
+    own_dials: OwnDials,
     waiting: Mutex<HashMap<(String, ConnId), Waiter>>,
 }
 
@@ -52,6 +54,13 @@ struct Waiter {
 }
 
 impl Tunnels {
+    pub(crate) fn new(own_dials: OwnDials) -> Self {
+        Self {
+            own_dials,
+            waiting: Mutex::default(),
+        }
+    }
+
     /// Serves one stream from its first message to its end. An error becomes the status of the
     /// call.
     pub(crate) async fn serve(&self, shared: &Shared, mut end: End) -> Result<(), Status> {
@@ -95,15 +104,8 @@ impl Tunnels {
                 match shared.read(|registry| registry.dialler(&info.session_id, destination)) {
                     Some(agent) => self.join(shared, end, &info, &agent).await,
                     None => {
-                        let dialled = dialer::serve(
-                            info.conn_id,
-                            info.dial_timeout,
-                            end.incoming,
-                            Outgoing::server(end.outgoing),
-                        );
-                        if let Err(error) = dialled.await {
-                            tracing::debug!(session = info.session_id, "{error}");
-                        }
+                        let outgoing = Outgoing::server(end.outgoing);
+                        self.own_dials.serve(&info, end.incoming, outgoing).await;
                         Ok(())
                     }
                 }
@@ -121,6 +123,10 @@ impl Tunnels {
     ) -> Result<(), Status> {
         let (dials, gone) = shared.read(|registry| {
             let session = registry.sessions.get(other)?;
+            // Nobody would answer; the agent lets the app serve at once.
+            if registry.sessions.is_absent(other) {
+                return Err(RequestError::Absent(other.to_owned()));
+            }
             Ok::<(Arc<Mailbox<DialRequest>>, _), RequestError>((
                 session.dials.clone(),
                 session.end.clone(),
@@ -152,6 +158,11 @@ impl Tunnels {
                     within {wait:?}")));
             }
             () = gone.cancelled() => return Err(RequestError::no_session(other).into()),
+            // Its network or its program is gone: nobody will dial, so callers need not wait.
+            () = dials.left() => {
+                first.send(Message::DialReject).await;
+                return Ok(());
+            }
             // The first peer has given up.
             () = first.outgoing.closed() => return Ok(()),
         };
@@ -179,7 +190,7 @@ impl Tunnels {
     }
 
     fn waiting(&self) -> MutexGuard<'_, HashMap<(String, ConnId), Waiter>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.waiting)
     }
 }
 

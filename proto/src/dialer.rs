@@ -20,6 +20,7 @@ use tonic::Status;
 use crate::conn_id::ConnId;
 use crate::manager::TunnelMessage;
 use crate::port::Transport;
+use crate::sync::lock;
 use crate::tunnel::{MAX_DATAGRAM, Message, TCP_IDLE_TIMEOUT, UDP_IDLE_TIMEOUT, begin_normal};
 
 /// Default dial timeout if the stream names none.
@@ -39,6 +40,7 @@ pub struct Outgoing<T> {
     wrap: fn(TunnelMessage) -> T,
     server: bool,
     finished: bool,
+    announces_life: bool,
 }
 
 impl Outgoing<TunnelMessage> {
@@ -49,7 +51,18 @@ impl Outgoing<TunnelMessage> {
             wrap: |message| message,
             server: false,
             finished: false,
+            announces_life: false,
         }
+    }
+}
+
+impl<T> Outgoing<T> {
+    /// Says behind the dial's answer, by a keep-alive, that keep-alives are answered here; peers that
+    /// do not know that ignore it.
+    #[must_use]
+    pub fn announcing_life(mut self) -> Self {
+        self.announces_life = true;
+        self
     }
 }
 
@@ -61,6 +74,7 @@ impl Outgoing<Result<TunnelMessage, Status>> {
             wrap: Ok,
             server: true,
             finished: false,
+            announces_life: false,
         }
     }
 }
@@ -129,11 +143,12 @@ where
             })
         }
         Ok(socket) => {
-            // The keep-alive announces that ours are answered; peers without support ignore it.
-            for word in [Message::DialOk, Message::KeepAlive] {
-                if outgoing.send(word.encode()).await.is_err() {
-                    return Ok(Carried::TunnelLost);
-                }
+            if outgoing.send(Message::DialOk.encode()).await.is_err() {
+                return Ok(Carried::TunnelLost);
+            }
+            if outgoing.announces_life {
+                // A broken stream shows again at once.
+                let _ = outgoing.send(Message::KeepAlive.encode()).await;
             }
             Ok(match socket {
                 Socket::Tcp(stream) => copy_tcp(stream, &mut incoming, &mut outgoing).await,
@@ -141,6 +156,15 @@ where
             })
         }
     }
+}
+
+/// Copies between a connection that is there and a tunnel that the far end dials, until both
+/// directions have ended. To be called after `StreamInfo` and `StreamOk`.
+pub async fn carry<S, T>(stream: TcpStream, mut incoming: S, mut outgoing: Outgoing<T>) -> Carried
+where
+    S: Stream<Item = Result<TunnelMessage, Status>> + Unpin,
+{
+    copy_tcp(stream, &mut incoming, &mut outgoing).await
 }
 
 /// Rejects the stream without a dial, and stays until the peer has received that.
@@ -252,9 +276,7 @@ impl Activity {
     }
 
     fn last(&self) -> std::sync::MutexGuard<'_, Instant> {
-        self.last
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        lock(&self.last)
     }
 
     /// Resolves when nothing has moved for the idle time.

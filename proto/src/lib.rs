@@ -3,22 +3,36 @@
 //!
 //! Feature `grpc` (on by default) adds the generated messages and stubs; without it this crate uses
 //! neither tonic nor tokio, which is how agent-init depends on it. Feature `dialer` adds the
-//! dialling end of a tunnel, `rewrite-io` a connection whose reads are rewritten.
+//! dialling end of a tunnel, `rewrite-io` a connection whose reads are rewritten, `proof` the proof that
+//! an agent is the announced one.
 
 #![cfg_attr(not(test), warn(clippy::disallowed_methods, clippy::disallowed_types))]
 
+pub mod build_info;
+pub mod clock;
 pub mod conn_id;
+pub mod dial_policy;
 #[cfg(feature = "dialer")]
 pub mod dialer;
 pub mod duration;
 pub mod fault;
+pub mod html;
 pub mod log_level;
+pub mod log_queue;
+pub mod near;
 pub mod port;
 pub mod port_identifier;
+pub mod printable;
+#[cfg(feature = "proof")]
+pub mod proof;
 #[cfg(feature = "rewrite-io")]
 pub mod rewrite_io;
 pub mod sidecar;
+pub mod suspension;
+pub mod sync;
+pub mod token;
 pub mod tunnel;
+pub mod web_origin;
 
 pub use conn_id::ConnId;
 pub use fault::{Fault, Faults};

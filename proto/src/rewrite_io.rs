@@ -50,7 +50,8 @@ where
         let this = self.get_mut();
         // A part of a header section may give nothing to read yet.
         while this.taken == this.ready.len() {
-            this.ready.clear();
+            // A connection that waits holds no buffer.
+            this.ready = Vec::new();
             this.taken = 0;
             let mut chunk = [0; CHUNK];
             let mut received = ReadBuf::new(&mut chunk);

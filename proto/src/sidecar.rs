@@ -32,9 +32,20 @@ pub enum Role {
     Init,
 }
 
+/// Generation of managers that wrote the configuration; it shows in where it was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Generation {
+    /// Up to 2.21: a file made of a ConfigMap.
+    ConfigMap,
+    /// From 2.22 on: an annotation or a variable. Named files are read alike.
+    Annotation,
+}
+
 /// A validated configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sidecar {
+    /// Generation of the managers that write it.
+    pub generation: Generation,
     /// Name of the workload; empty only for [`Role::Init`].
     pub agent_name: String,
     /// Namespace of the workload; empty only for [`Role::Init`].
@@ -65,6 +76,8 @@ pub struct Sidecar {
     pub app_protocol_strategy: AppProtocolStrategy,
     /// Settings named after the proxy they configured originally.
     pub envoy: Envoy,
+    /// Port that shows metrics alone; none switches it off.
+    pub metrics_port: Option<u16>,
     /// Response to requests whose intercept has ended.
     pub expired_notifications: ExpiredNotifications,
     /// Time the last intercepts stay in force without a manager; 60 seconds unless configured.
@@ -75,6 +88,10 @@ pub struct Sidecar {
     pub mount_policies: Vec<(String, MountPolicy)>,
     /// Subnets that the agent dials through a mesh, as they were written.
     pub mesh_dial_subnets: Vec<String>,
+    /// Link-local addresses that the agent dials for workstations, as they were written.
+    pub dial_allow: Vec<String>,
+    /// Limits of the agent by name, as they were written.
+    pub limits: Vec<(String, String)>,
     /// App containers.
     pub containers: Vec<Container>,
     /// Harmless oddities, to be logged once.
@@ -133,8 +150,11 @@ pub enum Replace {
     /// Written 0 or false: the container keeps running.
     #[default]
     Intercept,
-    /// Written 1 or true: the container is replaced.
+    /// Written 1 or true, from 2.22 on: the container is gone, and the agent listens on its ports.
     Container,
+    /// Written 1 or true, up to 2.21: the container runs a program that does nothing; callers reach
+    /// the agent on its own ports as ever.
+    Sleeper,
     /// Written 2: the container is present but inactive.
     Inactive,
 }
@@ -221,13 +241,34 @@ impl fmt::Display for AppProtocolStrategy {
 
 /// Reads the configuration file. `source` is its path, for messages.
 pub fn from_yaml(text: &str, source: &str, role: Role) -> Result<Sidecar, Faults> {
-    read::sidecar(document::yaml(text, source)?, source, role)
+    read::sidecar(
+        document::yaml(text, source)?,
+        source,
+        role,
+        Generation::Annotation,
+    )
+}
+
+/// Reads the configuration file that managers up to 2.21 make of a ConfigMap. `source` is its path,
+/// for messages.
+pub fn from_config_map(text: &str, source: &str, role: Role) -> Result<Sidecar, Faults> {
+    read::sidecar(
+        document::yaml(text, source)?,
+        source,
+        role,
+        Generation::ConfigMap,
+    )
 }
 
 /// Reads the configuration as JSON. `source` is its origin for messages, such as the name of an
 /// environment variable.
 pub fn from_json(text: &str, source: &str, role: Role) -> Result<Sidecar, Faults> {
-    read::sidecar(document::json(text, source)?, source, role)
+    read::sidecar(
+        document::json(text, source)?,
+        source,
+        role,
+        Generation::Annotation,
+    )
 }
 
 /// Reads the configuration from the pod's annotations as the downward API writes them to a file;

@@ -17,8 +17,6 @@ pub const MAX_BODY: usize = 1 << 20;
 pub const MAX_DATAGRAM: usize = 1 << 16;
 /// gRPC message limit of every hop; messages stay well below it.
 pub const GRPC_LIMIT: usize = 4 << 20;
-/// Messages queued by a peer for each direction of a stream.
-pub const QUEUE_DEPTH: usize = 50;
 /// Idle time after which a TCP stream is closed.
 pub const TCP_IDLE_TIMEOUT: Duration = Duration::from_secs(2 * 60 * 60);
 /// Idle time after which a UDP stream is closed.
@@ -115,7 +113,7 @@ pub enum TunnelError {
     ConnId(#[from] ConnIdError),
 }
 
-/// Whether a payload holds data of the carried connection.
+/// Tells whether a payload holds data of the carried connection.
 #[must_use]
 pub fn is_normal(payload: &[u8]) -> bool {
     payload.first() == Some(&NORMAL)

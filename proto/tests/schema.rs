@@ -230,6 +230,7 @@ fn tunnels_are_asked_for_and_carried() {
             client_session_id: text("s"),
             ingress_bytes: 1,
             egress_bytes: 2,
+            ..TunnelMetrics::default()
         },
         &[b"\x0a\x01s", b"\x10\x01", b"\x18\x02"],
     );
@@ -283,6 +284,7 @@ telepresence.manager.Manager/ReportMetrics TunnelMetrics -> Empty
 telepresence.manager.Manager/ReviewIntercept ReviewInterceptRequest -> Empty
 telepresence.manager.Manager/SetLogLevel LogLevelRequest -> Empty
 telepresence.manager.Manager/Tunnel *TunnelMessage -> *TunnelMessage
+telepresence.manager.Manager/UninstallAgents UninstallAgentsRequest -> Empty
 telepresence.manager.Manager/UpdateIntercept UpdateInterceptRequest -> InterceptInfo
 telepresence.manager.Manager/Version Empty -> VersionInfo2
 telepresence.manager.Manager/WatchAgentPods SessionInfo -> *AgentPodInfoSnapshot

@@ -109,6 +109,7 @@ ROWS = [
     ("agent.drain.grace=1s", "env AGENT_DRAIN_GRACE", "1s"),
     ("agent.envoy.logLevel=warning", "env AGENT_ENVOY_LOG_LEVEL", "warning"),
     ("agent.envoy.serverPort=18001", "env AGENT_ENVOY_SERVER_PORT", "18001"),
+    ("agent.metrics.port=15020", "env AGENT_METRICS_PORT", "15020"),
     ("agent.envoy.adminPort=19001", "env AGENT_ENVOY_ADMIN_PORT", "19001"),
     # The injector
     ("agentInjector.enabled=false", WEBHOOK.rstrip(": "), False),
@@ -212,6 +213,8 @@ ROWS = [
     # Network
     ("networkPolicy.enabled=true", "NetworkPolicy/traffic-manager: spec.ingress.0.ports.0.port", "api"),
     (["networkPolicy.enabled=true", 'networkPolicy.apiFrom:=[{"podSelector":{}}]'], "NetworkPolicy/traffic-manager: spec.ingress.0.from", [{"podSelector": {}}]),
+    (["networkPolicy.enabled=true", "replicaCount=2", 'networkPolicy.apiFrom:=[{"podSelector":{}}]'], "NetworkPolicy/traffic-manager: spec.ingress.0.from.1.podSelector.matchLabels.app", "traffic-manager"),
+    (["networkPolicy.enabled=true", "replicaCount=2", 'networkPolicy.webhookFrom:=[{"podSelector":{}}]'], "NetworkPolicy/traffic-manager: spec.ingress.1.from.1.podSelector.matchLabels.app", "traffic-manager"),
     (["networkPolicy.enabled=true", 'networkPolicy.webhookFrom:=[{"podSelector":{}}]'], "NetworkPolicy/traffic-manager: spec.ingress.1.from", [{"podSelector": {}}]),
     ([METRICS, "networkPolicy.enabled=true", 'networkPolicy.metricsFrom:=[{"podSelector":{}}]'], "NetworkPolicy/traffic-manager: spec.ingress.2.from", [{"podSelector": {}}]),
     (["networkPolicy.enabled=true", 'networkPolicy.egress:=[{"to":[]}]'], "NetworkPolicy/traffic-manager: spec.policyTypes", ["Ingress", "Egress"]),

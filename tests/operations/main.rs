@@ -12,4 +12,7 @@ mod idle;
 mod log_rate_limit;
 mod metrics;
 mod mixed_load;
+mod pages;
+mod prometheus;
+mod readme;
 mod shutdown;

@@ -269,6 +269,10 @@ fn what_dashboard_alerts_and_documents_name_is_what_is_exported() {
     };
     assert!(curl(&["--cacert", ca.path().to_str().unwrap()]));
     assert!(!curl(&[]), "an authority nobody knows");
+    // Intercepts have metrics of their own.
+    let laptop = App::start("laptop");
+    let flags = ["--http-header=x-dev=a", "--no-direct"];
+    let _client = system.intercept("mine", laptop.address(), &flags);
     let exported = until("the failed handshake", || {
         Some(families(&system)).filter(|f| sum(f, "traffic_agent_tls_failures_total", &[]) > 0.0)
     });

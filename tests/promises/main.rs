@@ -5,4 +5,6 @@
 mod main_job;
 mod manager_away;
 mod replicas;
+mod structured;
+mod volumes;
 mod whole_ports;

@@ -1,5 +1,5 @@
-//! A server of HTTP/1, HTTP/2 and gRPC on one port that says in `x-answered-by` who it is and
-//! echoes.
+//! A server of HTTP/1, HTTP/2 and gRPC on one port that says in `x-answered-by` who it is, in
+//! `x-connection` on which of its connections it was asked, and echoes.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -24,9 +24,14 @@ pub(crate) async fn start(name: &'static str) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
-        while let Ok((socket, _)) = listener.accept().await {
+        while let Ok((socket, peer)) = listener.accept().await {
             socket.set_nodelay(true).unwrap();
-            let service = hyper::service::service_fn(move |request| answer(name, request));
+            let service = hyper::service::service_fn(move |request| async move {
+                let mut answer = answer(name, request).await?;
+                let id = format!("{peer} to {address}").parse().unwrap();
+                answer.headers_mut().insert("x-connection", id);
+                Ok::<_, Infallible>(answer)
+            });
             tokio::spawn(async move {
                 let mut server = auto::Builder::new(TokioExecutor::new());
                 // What a stalled stream holds must not be all that the connection may.

@@ -2,6 +2,7 @@
 //! channels. Every answer is judged, and nothing is asked twice unless the client's own library
 //! says that it was never sent.
 
+use std::collections::BTreeSet;
 use std::error::Error as _;
 use std::io;
 use std::net::SocketAddr;
@@ -45,6 +46,29 @@ pub(crate) struct Tally {
     /// Given back by the client's library unsent, and sent again.
     pub(crate) unsent: AtomicU64,
     pub(crate) wrong: Mutex<Vec<String>>,
+    /// The app's connections that answered.
+    pub(crate) app_connections: Mutex<BTreeSet<String>>,
+}
+
+/// What is seen of an answer.
+pub(crate) struct Answer {
+    pub(crate) by: String,
+    pub(crate) connection: String,
+    pub(crate) size: usize,
+}
+
+impl Answer {
+    fn of(headers: &http::HeaderMap, size: usize) -> Self {
+        let text = |name| {
+            let value = headers.get(name);
+            value.map_or("", |value| value.to_str().unwrap()).to_owned()
+        };
+        Self {
+            by: text("x-answered-by"),
+            connection: text("x-connection"),
+            size,
+        }
+    }
 }
 
 impl Tally {
@@ -52,7 +76,7 @@ impl Tally {
         self.by_app.load(Ordering::Relaxed) + self.by_workstation.load(Ordering::Relaxed)
     }
 
-    fn stopped(&self) -> bool {
+    pub(crate) fn stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
 
@@ -63,15 +87,19 @@ impl Tally {
 
 impl Work {
     /// Takes an answer, or what came instead; false ends the caller's work.
-    fn judge(
+    pub(crate) fn judge(
         &self,
         kind: &str,
         asked: &Asked,
-        answer: Result<(String, usize), String>,
+        answer: Result<Answer, String>,
         sent: usize,
     ) -> bool {
         let tally = &self.tally;
-        let (by, got) = match answer {
+        let Answer {
+            by,
+            connection,
+            size: got,
+        } = match answer {
             Ok(answer) => answer,
             Err(error) => {
                 tally.wrong(format!("{kind} {asked:?} failed: {error}"));
@@ -90,6 +118,7 @@ impl Work {
             ));
         }
         let answered = if by == "app" {
+            tally.app_connections.lock().unwrap().insert(connection);
             &tally.by_app
         } else {
             &tally.by_workstation
@@ -163,13 +192,9 @@ impl Work {
             let answer =
                 match timeout(harness::wait::WAIT_TIMEOUT, send.try_send_request(request)).await {
                     Ok(Ok(response)) => {
-                        let by = response
-                            .headers()
-                            .get("x-answered-by")
-                            .map_or("", |by| by.to_str().unwrap())
-                            .to_owned();
-                        let body = response.into_body().collect().await;
-                        body.map(|body| (by, body.to_bytes().len()))
+                        let (head, body) = response.into_parts();
+                        let body = body.collect().await;
+                        body.map(|body| Answer::of(&head.headers, body.to_bytes().len()))
                             .map_err(|e| format!("{e:?}"))
                     }
                     // The library gives back what it has not sent, because its connection was told
@@ -229,7 +254,7 @@ async fn call(
     grpc: &mut tonic::client::Grpc<Channel>,
     asked: &Asked,
     sent: usize,
-) -> Result<(String, usize), Status> {
+) -> Result<Answer, Status> {
     let mut request = tonic::Request::new(Bytes::from(vec![b'x'; sent]));
     if let Some(dev) = &asked.dev {
         request.metadata_mut().insert("x-dev", dev.parse().unwrap());
@@ -240,12 +265,8 @@ async fn call(
     let response = grpc
         .unary(request, "/test.Echo/Unary".parse().unwrap(), Raw)
         .await?;
-    let by = response
-        .metadata()
-        .get("x-answered-by")
-        .map_or("", |by| by.to_str().unwrap())
-        .to_owned();
-    Ok((by, response.get_ref().len()))
+    let size = response.get_ref().len();
+    Ok(Answer::of(&response.into_parts().0.into_headers(), size))
 }
 
 /// Returns true if the library gave the request up before sending any of it.
@@ -273,7 +294,7 @@ fn is_unprocessed(error: &hyper::Error) -> bool {
 }
 
 /// Mostly small, sometimes not.
-fn length(number: u64) -> usize {
+pub(crate) fn length(number: u64) -> usize {
     if number % 50 == 7 {
         40_000
     } else {
@@ -286,7 +307,7 @@ async fn exchange(
     socket: &mut BufReader<TcpStream>,
     asked: &Asked,
     body: &str,
-) -> io::Result<(String, usize)> {
+) -> io::Result<Answer> {
     let dev = asked
         .dev
         .as_ref()
@@ -297,7 +318,8 @@ async fn exchange(
         body.len()
     );
     socket.write_all(request.as_bytes()).await?;
-    let (mut by, mut length, mut line) = (String::new(), 0, String::new());
+    let (mut by, mut connection, mut length) = (String::new(), String::new(), 0);
+    let mut line = String::new();
     loop {
         line.clear();
         if socket.read_line(&mut line).await? == 0 {
@@ -311,6 +333,7 @@ async fn exchange(
         };
         match name {
             "x-answered-by" => by = value.trim().to_owned(),
+            "x-connection" => connection = value.trim().to_owned(),
             "content-length" => {
                 length = value
                     .trim()
@@ -322,5 +345,9 @@ async fn exchange(
     }
     let mut body = vec![0; length];
     socket.read_exact(&mut body).await?;
-    Ok((by, length))
+    Ok(Answer {
+        by,
+        connection,
+        size: length,
+    })
 }

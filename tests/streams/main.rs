@@ -4,7 +4,9 @@
 
 mod app;
 mod churn;
+mod go;
 mod load;
+mod memory;
 mod rules;
 mod stalled;
 

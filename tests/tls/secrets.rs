@@ -19,7 +19,7 @@ const UNTOUCHED: &str = "app sni=app.test alpn=http/1.1 dn=CN=own-caller proto=H
 
 #[test]
 fn without_a_secret_tls_is_relayed_untouched_and_a_filtered_intercept_names_the_annotation() {
-    for app_protocol in ["https", "", "grpc"] {
+    for app_protocol in ["https", ""] {
         let authority = Authority::new("cluster");
         let app = Nginx::start("app", Speaks::MutualTls, false, &authority);
         let fixture = Fixture::start(
@@ -42,6 +42,25 @@ fn without_a_secret_tls_is_relayed_untouched_and_a_filtered_intercept_names_the_
             "declared {app_protocol:?}"
         );
     }
+}
+
+#[test]
+fn a_declared_http2_port_is_not_probed_for_tls_without_a_secret() {
+    // The declaration says which protocol, not whether TLS carries it, and nobody asked for a probe:
+    // the intercept begins, and TLS that nothing terminates is relayed as before.
+    let authority = Authority::new("cluster");
+    let app = Nginx::start("app", Speaks::MutualTls, false, &authority);
+    let fixture = Fixture::start(
+        authority,
+        &Setup {
+            app_protocol: "grpc",
+            ..Setup::new(app.addr, &[])
+        },
+    );
+    assert_eq!(end_to_end(&fixture).unwrap(), UNTOUCHED);
+    let intercept = fixture.begin_intercept(app.addr, &[]);
+    intercept.line("state=ACTIVE");
+    assert_eq!(end_to_end(&fixture).unwrap(), UNTOUCHED);
 }
 
 #[test]

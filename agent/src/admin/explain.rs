@@ -1,22 +1,30 @@
 //! `/explain`: the rule that would decide a request, and for each rule the first clause that fails.
 //! It uses the table of the data path.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use serde_json::{Value as Json, json};
 
 use crate::admin::Agent;
 use crate::admin::request::AdminRequest;
+use crate::proxy::context::PortContext;
+use crate::upstream::Transport;
 use traffic_core::routing::dial_memory::Reachability;
 use traffic_core::routing::{Decision, Intercept, Request};
 
 /// A request built from query parameters.
 struct Imagined {
+    method: String,
     target: String,
     headers: Vec<(String, String)>,
 }
 
 impl Request for Imagined {
+    fn method(&self) -> &[u8] {
+        self.method.as_bytes()
+    }
+
     fn target(&self) -> &[u8] {
         self.target.as_bytes()
     }
@@ -34,68 +42,36 @@ impl Request for Imagined {
 /// # Errors
 /// A parameter is missing or malformed; the text names it and says what to write.
 pub fn explain(agent: &Agent, asked: &AdminRequest<'_>) -> Result<Json, String> {
-    let known = || {
-        agent
-            .ports
-            .iter()
-            .map(|p| p.container_port.to_string())
-            .collect::<Vec<_>>()
-            .join(", ")
-    };
-    let port = match asked.param("port") {
-        None if agent.ports.len() == 1 => agent.ports.first(),
-        None => {
-            return Err(format!(
-                "port: missing; use one of the container ports {}",
-                known()
-            ));
-        }
-        Some(text) => {
-            let number: u16 = text
-                .parse()
-                .map_err(|_| format!("port={text:?}: not a port number; use one of {}", known()))?;
-            agent.ports.iter().find(|p| p.container_port == number)
-        }
-    };
-    let Some(port) = port else {
-        return Err(format!(
-            "port={}: not a container port of this agent; use one of {}",
-            asked.param("port").unwrap_or_default(),
-            known()
-        ));
-    };
-    let mut headers = Vec::new();
-    for (_, line) in asked.params().filter(|(n, _)| n == "header") {
-        let (name, value) = line
-            .split_once(':')
-            .ok_or_else(|| format!("header={line:?}: no colon; write name:value"))?;
-        headers.push((name.trim().to_owned(), value.trim().to_owned()));
-    }
+    let port = port_of(agent, asked)?;
     let request = Imagined {
+        method: asked.param("method").unwrap_or_else(|| "GET".to_owned()),
         target: asked.param("path").unwrap_or_else(|| "/".to_owned()),
-        headers,
+        headers: headers_of(asked)?,
     };
     let table = port.routes.load_full();
     let (decision, considered) = table.explain(&request);
-    let now = std::time::Instant::now();
     let (word, intercept, reason) = match decision {
-        Decision::App if table.is_empty() => ("app", None, "no intercept on this port".to_owned()),
+        Decision::App if table.is_empty() => (
+            "app",
+            None::<&Arc<Intercept>>,
+            "no intercept on this port".to_owned(),
+        ),
         Decision::App => ("app", None, "no intercept matches".to_owned()),
-        Decision::Client(i) => match unreachable(i, now) {
+        Decision::Client(i) => match unreachable(i, std::time::Instant::now()) {
             Some(why) => (
                 "app",
-                Some(i.id.clone()),
+                Some(i),
                 format!("all clauses of {} match, but {why}", i.name),
             ),
             None => (
                 "client",
-                Some(i.id.clone()),
+                Some(i),
                 format!("all clauses of {} match", i.name),
             ),
         },
         Decision::Expired(i) => (
             "expired",
-            Some(i.id.clone()),
+            Some(i),
             format!("{} has ended; its matches are answered with 503", i.name),
         ),
     };
@@ -106,11 +82,55 @@ pub fn explain(agent: &Agent, asked: &AdminRequest<'_>) -> Result<Json, String> 
     Ok(json!({
         "port": port.container_port,
         "decision": word,
-        "intercept": intercept,
+        "intercept": intercept.map(|i| i.id.as_str()),
         "reason": reason,
         "considered": considered,
+        "failedOpen": intercept.map(|i| i.stats.failed_open.load(Ordering::Relaxed)),
         "appTls": port.app.tls_fault(),
+        "unreadTls": port.unread_tls().map(|unread| unread.text),
     }))
+}
+
+/// Finds the port that is asked about; the only one where none is named.
+fn port_of<'a>(agent: &'a Agent, asked: &AdminRequest<'_>) -> Result<&'a PortContext, String> {
+    let known = || {
+        let ports = agent.ports.iter().map(|p| p.container_port.to_string());
+        ports.collect::<Vec<_>>().join(", ")
+    };
+    let Some(text) = asked.param("port") else {
+        return match &agent.ports[..] {
+            [port] => Ok(port),
+            _ => Err(format!(
+                "port: missing; use one of the container ports {}",
+                known()
+            )),
+        };
+    };
+    let number: u16 = text
+        .parse()
+        .map_err(|_| format!("port={text:?}: not a port number; use one of {}", known()))?;
+    let mut named = agent.ports.iter().filter(|p| p.container_port == number);
+    // Requests arrive over TCP, also where the number serves UDP as well.
+    let tcp = named.clone().find(|p| p.transport == Transport::Tcp);
+    let port = tcp.or_else(|| named.next());
+    port.map(AsRef::as_ref).ok_or_else(|| {
+        format!(
+            "port={text}: not a container port of this agent; use one of {}",
+            known()
+        )
+    })
+}
+
+/// Reads the parameters `header=name:value`.
+fn headers_of(asked: &AdminRequest<'_>) -> Result<Vec<(String, String)>, String> {
+    let mut headers = Vec::new();
+    for (_, line) in asked.params().filter(|(n, _)| n == "header") {
+        let (name, value) = line
+            .split_once(':')
+            .ok_or_else(|| format!("header={line:?}: no colon; write name:value"))?;
+        headers.push((name.trim().to_owned(), value.trim().to_owned()));
+    }
+    Ok(headers)
 }
 
 /// Says why the app gets what `intercept` matches, if that is so.

@@ -10,10 +10,29 @@ use prometheus_client::encoding::{
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
+use crate::admin::request::Page;
 use crate::admin::stats::{Stat, Value, in_seconds};
 
 /// Content type of [`render`]'s text, served to clients that accept it.
 pub const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Answers a scrape in the format that its `Accept` header asks for.
+#[must_use]
+pub fn page(stats: Vec<Stat>, accept: &str) -> Page {
+    let (rendered, content_type) = if accept.contains("application/openmetrics-text") {
+        (render(stats), OPEN_METRICS)
+    } else {
+        (render_plain(stats), "text/plain; charset=UTF-8")
+    };
+    match rendered {
+        Ok(body) => Page {
+            status: 200,
+            content_type,
+            body,
+        },
+        Err(_) => Page::text(500, "the statistics could not be written\n".to_owned()),
+    }
+}
 
 /// Renders `stats`, families in name order.
 ///

@@ -1,63 +1,126 @@
-//! HTML pages: no script, no external resource, everything escaped.
+//! The admin's pages for browsers.
 
 use std::fmt::Write as _;
 
 use serde_json::Value as Json;
+use traffic_proto::build_info;
+use traffic_proto::html::{Column, Html, Site, Table, escape, facts, span};
 
-use crate::admin::request::{AdminRequest, Endpoint};
+use crate::admin::request::{AdminRequest, Endpoint, Field, Kind};
 use crate::admin::{Agent, explain as explanation, views};
 
-const HEAD: &str = "<!DOCTYPE html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>\n\
-<meta name='viewport' content='width=device-width, initial-scale=1'>\n<link rel='icon' href='data:,'>\n<style>\n\
-body{font-family:sans-serif;margin:2em;color:#1a1a1a;background:#fff}a{color:#0b57a4}h1{font-size:1.3em}h2{font-size:1.1em}\n\
-table{border-collapse:collapse;margin:.5em 0 1.5em}th,td{text-align:left;padding:.35em .9em;border-bottom:1px solid #ddd;vertical-align:top}\n\
-th{background:#f4f6f8}code{font-family:monospace}nav a{margin-right:1em}.yes{color:#136c2e;font-weight:bold}.no{color:#8a5a00}\n\
-button{font:inherit;cursor:pointer}input{font:inherit;padding:.2em .4em}form{margin:0}label{display:inline-block;margin:.2em 1em .2em 0}main{overflow-x:auto}\n</style>\n";
+/// Seconds after which the page of intercepts is loaded anew.
+const REFRESH_INTERVAL: u32 = 5;
 
-fn page(title: &str, body: &str) -> String {
-    format!(
-        "{HEAD}<title>{title} · traffic-agent</title>\n</head>\n<body>\n<nav><a href='/'>index</a><a href='/intercepts'>intercepts</a>\
-         <a href='/explain'>explain</a><a href='/stats'>stats</a></nav>\n<h1>{title}</h1>\n<main>\n{body}</main>\n</body>\n</html>\n"
-    )
-}
+/// The admin, with the pages that its navigation leads to.
+pub(crate) const SITE: Site = Site {
+    program: "traffic-agent",
+    pages: &[
+        ("/", "index"),
+        ("/intercepts", "intercepts"),
+        ("/explain", "explain"),
+        ("/stats", "stats"),
+    ],
+};
 
-/// Escapes text for elements and quoted attributes.
-fn escape(text: &str) -> String {
-    text.chars()
-        .fold(String::with_capacity(text.len()), |mut out, c| {
-            match c {
-                '&' => out.push_str("&amp;"),
-                '<' => out.push_str("&lt;"),
-                '>' => out.push_str("&gt;"),
-                '"' => out.push_str("&quot;"),
-                '\'' => out.push_str("&#39;"),
-                other => out.push(other),
-            }
-            out
-        })
-}
-
-/// Renders the index: every path, with a button for those that change something.
+/// Renders the index: whose agent this is, and every path with its parameters.
 #[must_use]
-pub fn index(endpoints: &[Endpoint]) -> String {
-    let mut rows = String::from("<table>\n<tr><th>Command</th><th>Description</th></tr>\n");
-    for e in endpoints {
-        let command = if e.post {
-            format!(
-                "<form action='{0}' method='post'><button>{0}</button></form>",
-                e.path
-            )
-        } else {
-            format!("<a href='{0}'>{0}</a>", e.path)
-        };
-        let _ = writeln!(
-            rows,
-            "<tr><td>{command}</td><td>{}</td></tr>",
-            escape(e.help)
-        );
+pub fn index(agent: &Agent, endpoints: &[Endpoint]) -> String {
+    let state = agent.state();
+    let is_connected = agent.control.connected.get() != 0;
+    let session = if is_connected {
+        "connected"
+    } else {
+        "not connected"
+    };
+    let manager = Html(format!(
+        "{} {}",
+        escape(&agent.manager),
+        Html::verdict(is_connected, session).0
+    ));
+    let mut body = facts([
+        ("workload", Html::text(&agent.workload)),
+        ("namespace", Html::text(&agent.namespace)),
+        ("pod", Html::text(&agent.pod)),
+        ("version", Html::text(build_info::LONG)),
+        ("state", Html::verdict(state == "LIVE", state)),
+        ("up for", Html(span(agent.started.elapsed().as_secs()))),
+        ("manager", manager),
+    ]);
+    let mut rows = Table::new([Column::Text("Command"), Column::Text("Description")]);
+    for endpoint in endpoints {
+        rows.row([Html(command(endpoint)), Html::text(endpoint.help)]);
     }
-    rows.push_str("</table>\n");
-    page("Admin", &rows)
+    body.push_str(&rows.or(""));
+    SITE.page("Admin", None, &body)
+}
+
+/// Renders the way to call an endpoint: a link or a button, with fields for its parameters.
+fn command(endpoint: &Endpoint) -> String {
+    let path = endpoint.path;
+    let fields = endpoint.fields.iter().map(field).collect::<String>();
+    match endpoint.kind {
+        Kind::Read if fields.is_empty() => format!("<a href='{path}'>{path}</a>"),
+        Kind::Read => format!(
+            "<a href='{path}'>{path}</a><br><form action='{path}' method='get'>{fields}<button>show</button></form>"
+        ),
+        Kind::Change => {
+            format!("<form action='{path}' method='post'>{fields}<button>{path}</button></form>")
+        }
+        Kind::Danger(_) => format!(
+            "<form action='/confirm' method='get'><input type='hidden' name='path' value='{path}'>{fields}\
+             <button class='danger'>{path} …</button></form>"
+        ),
+    }
+}
+
+fn field(field: &Field) -> String {
+    match field {
+        Field::Text(name, example) => format!(
+            "<label>{name} <input name='{name}' size='16' placeholder='{}'></label>",
+            escape(example)
+        ),
+        Field::Flag(name) => {
+            format!("<label><input type='checkbox' name='{name}' value=''> {name}</label>")
+        }
+        Field::Choice(name, words) => {
+            let words = words
+                .iter()
+                .map(|word| format!("<option>{word}</option>"))
+                .collect::<String>();
+            format!("<label>{name} <select name='{name}'><option></option>{words}</select></label>")
+        }
+    }
+}
+
+/// Renders the question that stands before an endpoint that takes something away.
+#[must_use]
+pub fn confirm(endpoint: &Endpoint, consequence: &str, asked: &AdminRequest<'_>) -> String {
+    let path = endpoint.path;
+    let fields = asked.params().filter(|(name, _)| name != "path");
+    let fields = fields
+        .map(|(name, value)| {
+            format!(
+                "<input type='hidden' name='{}' value='{}'>",
+                escape(&name),
+                escape(&value)
+            )
+        })
+        .collect::<String>();
+    let body = format!(
+        "<p>{}</p>\n<form action='{path}' method='post'>{fields}<button class='danger'>Yes, {path}</button></form>\n\
+         <p><a href='/'>No, back to the index</a></p>\n",
+        escape(consequence)
+    );
+    SITE.page(&format!("Really {path}?"), None, &body)
+}
+
+/// Renders what an endpoint answered that has changed something.
+#[must_use]
+pub fn done(endpoint: &Endpoint, answer: &str) -> String {
+    let answer = answer.lines().map(escape).collect::<Vec<_>>().join("\n");
+    let body = format!("<pre>{answer}</pre>\n<p><a href='/'>Back to the index</a></p>\n");
+    SITE.page(endpoint.path, None, &body)
 }
 
 /// Renders the intercepts of every port.
@@ -75,56 +138,64 @@ pub fn intercepts(agent: &Agent) -> String {
             escape(text(&port["appProtocol"])),
             escape(text(&port["source"]))
         );
-        let list = port["intercepts"]
-            .as_array()
-            .map(Vec::as_slice)
-            .unwrap_or_default();
-        if list.is_empty() {
-            body.push_str("<p>No intercepts: all requests go to the app.</p>\n");
-            continue;
-        }
-        body.push_str(
-            "<table>\n<tr><th>Name</th><th>Owner</th><th>Takes</th><th>State</th>\
-            <th>Hits</th><th>Misses</th><th>Tunnel</th></tr>\n",
-        );
-        for i in list {
-            let _ = writeln!(
-                body,
-                "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td>\
-                <td>{}</td><td>{}</td><td>{}</td></tr>",
-                escape(text(&i["name"])),
-                escape(text(&i["client"])),
+        let mut rows = Table::new([
+            Column::Text("Name"),
+            Column::Text("Owner"),
+            Column::Text("Takes"),
+            Column::Text("State"),
+            Column::Number("Hits"),
+            Column::Number("Misses"),
+            Column::Number("To the app"),
+            Column::Text("Workstation"),
+            Column::Text("Tunnel"),
+        ]);
+        for i in port["intercepts"].as_array().into_iter().flatten() {
+            let state = text(&i["state"]);
+            rows.row([
+                Html::text(text(&i["name"])),
+                Html::text(text(&i["client"])),
                 clauses(i),
-                escape(text(&i["state"])),
-                i["hits"],
-                i["misses"],
-                escape(text(&i["tunnel"]))
-            );
+                Html::verdict(state == "active", state),
+                Html(i["hits"].to_string()),
+                Html(i["misses"].to_string()),
+                Html(i["failedOpen"].to_string()),
+                workstation(i),
+                Html::text(text(&i["tunnel"])),
+            ]);
         }
-        body.push_str("</table>\n");
+        body.push_str(&rows.or("No intercepts: all requests go to the app."));
     }
     if body.is_empty() {
         body.push_str("<p>This agent has no ports.</p>\n");
     }
-    page("Intercepts", &body)
+    SITE.page("Intercepts", Some(REFRESH_INTERVAL), &body)
 }
 
-fn clauses(intercept: &Json) -> String {
+/// Says whether the workstation was reached when it was last tried, and why not.
+fn workstation(intercept: &Json) -> Html {
+    let word = text(&intercept["workstation"]);
+    match text(&intercept["lastFailure"]) {
+        "" => Html::text(word),
+        why => Html::lines(&[Html::verdict(false, word), Html::text(why)]),
+    }
+}
+
+fn clauses(intercept: &Json) -> Html {
     let headers = intercept["headers"]
         .as_object()
         .into_iter()
         .flatten()
-        .map(|(n, v)| format!("<code>{}: {}</code>", escape(n), escape(text(v))));
+        .map(|(n, v)| Html::code(&format!("{n}: {}", text(v))));
     let paths = intercept["paths"]
         .as_array()
         .into_iter()
         .flatten()
-        .map(|p| format!("<code>{}</code>", escape(text(p))));
+        .map(|p| Html::code(text(p)));
     let all: Vec<_> = headers.chain(paths).collect();
     if all.is_empty() {
-        "everything".to_owned()
+        Html::text("everything")
     } else {
-        all.join("<br>")
+        Html::lines(&all)
     }
 }
 
@@ -133,7 +204,7 @@ fn clauses(intercept: &Json) -> String {
 pub fn explain(agent: &Agent, asked: &AdminRequest<'_>) -> String {
     let mut body = explain_form(agent, asked);
     if asked.query.is_empty() {
-        return page("Explain a request", &body);
+        return SITE.page("Explain a request", None, &body);
     }
     // The form sends its empty slot too.
     let kept = asked
@@ -154,7 +225,7 @@ pub fn explain(agent: &Agent, asked: &AdminRequest<'_>) -> String {
             let _ = writeln!(body, "<p class='no'>{}</p>", escape(&problem));
         }
     }
-    page("Explain a request", &body)
+    SITE.page("Explain a request", None, &body)
 }
 
 fn explain_form(agent: &Agent, asked: &AdminRequest<'_>) -> String {
@@ -191,27 +262,28 @@ fn explain_form(agent: &Agent, asked: &AdminRequest<'_>) -> String {
 }
 
 fn verdict(answer: &Json) -> String {
-    let mut out = format!(
-        "<h2>route: <span class='yes'>{}</span></h2>\n<p>{}</p>\n<table>\n\
-        <tr><th>Intercept</th><th>Matches</th><th>First clause that fails</th></tr>\n",
-        escape(text(&answer["decision"])),
-        escape(text(&answer["reason"]))
-    );
+    let mut rows = Table::new([
+        Column::Text("Intercept"),
+        Column::Text("Matches"),
+        Column::Text("First clause that fails"),
+    ]);
     for c in answer["considered"].as_array().into_iter().flatten() {
-        let (class, word) = if c["matched"] == Json::Bool(true) {
-            ("yes", "yes")
-        } else {
-            ("no", "no")
-        };
-        let _ = writeln!(
-            out,
-            "<tr><td>{}</td><td class='{class}'>{word}</td><td><code>{}</code></td></tr>",
-            escape(text(&c["name"])),
-            escape(text(&c["failed"]))
-        );
+        let matched = c["matched"] == Json::Bool(true);
+        rows.row([
+            Html::text(text(&c["name"])),
+            Html::verdict(matched, if matched { "yes" } else { "no" }),
+            match text(&c["failed"]) {
+                "" => Html::default(),
+                clause => Html::code(clause),
+            },
+        ]);
     }
-    out.push_str("</table>\n");
-    out
+    format!(
+        "<h2>route: <span class='yes'>{}</span></h2>\n<p>{}</p>\n{}",
+        escape(text(&answer["decision"])),
+        escape(text(&answer["reason"])),
+        rows.or("There is nothing that could take it.")
+    )
 }
 
 fn text(value: &Json) -> &str {

@@ -2,10 +2,21 @@
 //! `/stats`, metric names with labels for Prometheus. Values with Envoy's meaning have Envoy's
 //! name.
 
+use std::sync::Arc;
+
 use crate::admin::Agent;
 use crate::proxy::context::PortContext;
 use crate::telemetry::access_log::AccessLog;
-use crate::telemetry::metrics::{Class, LATENCY_BOUNDS_US, Label, Latency, PerLabel, Route};
+use crate::telemetry::metrics::{LATENCY_BOUNDS_US, Label};
+use crate::upstream::Transport;
+use traffic_core::routing::Intercept;
+use traffic_proto::build_info;
+
+mod table;
+
+use table::{
+    BUILD, CERTIFICATE, CLUSTER, HTTP, INTERCEPT, LISTENER, Metric, MetricValue, PORT, SERVER,
+};
 
 /// A value with its kind.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,536 +48,195 @@ pub struct Stat {
 #[must_use]
 pub fn collect(agent: &Agent) -> Vec<Stat> {
     let mut list = List(Vec::with_capacity(64 + 96 * agent.ports.len()));
-    server(agent, &mut list);
+    let server = Scope {
+        prefix: String::new(),
+        labels: Vec::new(),
+    };
+    list.add(&server, SERVER, agent);
+    list.add_build();
+    list.add_certificates(agent);
     for port in &agent.ports {
-        port_stats(port, &mut list);
+        list.add_port(port);
     }
     list.0
+}
+
+type Labels = Vec<(&'static str, String)>;
+
+/// The subject of a table's metrics: a prefix of dotted names, and the labels of all of them.
+struct Scope {
+    prefix: String,
+    labels: Labels,
+}
+
+/// A port with its requests by protocol.
+struct PortReading {
+    port: Arc<PortContext>,
+    http1: u64,
+    http2: u64,
+}
+
+impl PortReading {
+    fn of(port: &Arc<PortContext>) -> Self {
+        let m = &port.metrics;
+        // Each is read once: requests arrive meanwhile, and what is read twice need not agree.
+        let http1 = m.http1_requests.iter().map(|(_, n)| n).sum();
+        let routed: u64 = m.http2_requests.iter().map(|(_, n)| n).sum();
+        Self {
+            port: Arc::clone(port),
+            http1,
+            http2: routed + m.http2_relayed.get(),
+        }
+    }
 }
 
 struct List(Vec<Stat>);
 
 impl List {
-    fn counter(
-        &mut self,
-        name: String,
-        metric: &'static str,
-        help: &'static str,
-        labels: Labels,
-        value: u64,
-    ) {
-        self.0.push(Stat {
-            name,
-            metric,
-            help,
-            labels,
-            value: Value::Counter(value),
-        });
+    fn add_port(&mut self, port: &Arc<PortContext>) {
+        let reading = PortReading::of(port);
+        let (container, agent) = (port_name(port), port.agent_port);
+        let of = |tree: &str, label, value: String| Scope {
+            prefix: format!("{tree}.{value}."),
+            labels: vec![(label, value)],
+        };
+        let http = of(
+            "http",
+            "envoy_http_conn_manager_prefix",
+            format!("port_{container}"),
+        );
+        let cluster = of("cluster", "envoy_cluster_name", format!("app_{container}"));
+        let listener = of(
+            "listener",
+            "envoy_listener_address",
+            match port.transport {
+                Transport::Tcp => format!("0.0.0.0_{agent}"),
+                Transport::Udp => format!("0.0.0.0_{agent}_udp"),
+            },
+        );
+        let own = Scope {
+            prefix: format!("traffic_agent.port_{container}."),
+            labels: vec![
+                ("port", port.container_port.to_string()),
+                ("transport", port.transport.word().to_owned()),
+            ],
+        };
+        for entry in port.routes.load_full().entries() {
+            self.add_intercept(&own, &entry.intercept);
+        }
+        self.add(&http, HTTP, &reading);
+        self.add(&cluster, CLUSTER, &reading);
+        self.add(&listener, LISTENER, &reading);
+        self.add(&own, PORT, &reading);
     }
 
-    fn gauge(
-        &mut self,
-        name: String,
-        metric: &'static str,
-        help: &'static str,
-        labels: Labels,
-        value: i64,
-    ) {
-        self.0.push(Stat {
-            name,
-            metric,
-            help,
+    fn add_intercept(&mut self, port: &Scope, intercept: &Arc<Intercept>) {
+        let mut labels = port.labels.clone();
+        labels.push(("intercept", intercept.id.clone()));
+        labels.push(("name", intercept.name.clone()));
+        let id = intercept.id.replace(['.', ':'], "_");
+        let scope = Scope {
+            prefix: format!("{}intercept.{id}.", port.prefix),
             labels,
-            value: Value::Gauge(value),
-        });
+        };
+        self.add(&scope, INTERCEPT, intercept);
     }
 
-    fn per<L: Label>(
-        &mut self,
-        of: &PerLabel<L>,
-        base: &str,
-        metric: &'static str,
-        help: &'static str,
-        labels: &Labels,
-        key: &'static str,
-    ) {
-        for (label, value) in of.iter() {
-            let mut labels = labels.clone();
-            labels.push((key, label.label().to_owned()));
-            self.counter(
-                format!("{base}.{}", label.label()),
-                metric,
-                help,
-                labels,
-                value,
-            );
+    /// Adds the values of one table's metrics.
+    fn add<S>(&mut self, scope: &Scope, metrics: &[Metric<S>], source: &S) {
+        for metric in metrics {
+            self.add_metric(scope, metric, source);
         }
     }
 
-    fn latency(
-        &mut self,
-        of: &Latency,
-        name: String,
-        metric: &'static str,
-        help: &'static str,
-        labels: Labels,
-    ) {
-        let (buckets, sum) = of.read();
+    fn add_metric<S>(&mut self, scope: &Scope, metric: &Metric<S>, source: &S) {
+        let mut push = |name: &str, labels: Labels, value| {
+            self.0.push(Stat {
+                name: format!("{}{name}", scope.prefix),
+                metric: metric.metric,
+                help: metric.help,
+                labels,
+                value,
+            });
+        };
+        let labels = || scope.labels.clone();
+        match metric.read {
+            MetricValue::Counter(read) => push(metric.name, labels(), Value::Counter(read(source))),
+            MetricValue::Gauge(read) => push(metric.name, labels(), Value::Gauge(read(source))),
+            MetricValue::Latency(read) => {
+                let (buckets, sum) = read(source).read();
+                push(metric.name, labels(), Value::Latency(buckets.to_vec(), sum));
+            }
+            MetricValue::PerLabel { fixed, key, read } => {
+                for (label, value) in read(source) {
+                    let mut all = labels();
+                    all.extend(fixed.iter().map(|&(name, value)| (name, value.to_owned())));
+                    all.push((key, label.to_owned()));
+                    push(
+                        &metric.name.replace("{}", label),
+                        all,
+                        Value::Counter(value),
+                    );
+                }
+            }
+            MetricValue::PerClass(read) => {
+                for (class, value) in read(source).iter() {
+                    let label = class.label();
+                    // Envoy's label is the digit alone, and comes first.
+                    let mut all = vec![("envoy_response_code_class", label[..1].to_owned())];
+                    all.extend(labels());
+                    push(
+                        &metric.name.replace("{}", label),
+                        all,
+                        Value::Counter(value),
+                    );
+                }
+            }
+        }
+    }
+
+    fn add_build(&mut self) {
+        let labels = [
+            ("version", build_info::VERSION),
+            ("commit", build_info::COMMIT),
+            ("date", build_info::DATE),
+        ];
         self.0.push(Stat {
-            name,
-            metric,
-            help,
-            labels,
-            value: Value::Latency(buckets.to_vec(), sum),
+            name: "traffic_agent.build_info".to_owned(),
+            metric: BUILD.0,
+            help: BUILD.1,
+            labels: labels.map(|(key, value)| (key, value.to_owned())).to_vec(),
+            value: Value::Gauge(1),
         });
     }
-}
 
-/// The labels with one more.
-fn with(labels: &Labels, name: &'static str, value: &str) -> Labels {
-    let mut labels = labels.clone();
-    labels.push((name, value.to_owned()));
-    labels
-}
-
-type Labels = Vec<(&'static str, String)>;
-
-fn server(agent: &Agent, list: &mut List) {
-    let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-    let memory = crate::admin::memory::read();
-    let c = &agent.control;
-    let open: i64 = agent.ports.iter().map(|p| p.metrics.active.get()).sum();
-    for (name, metric, help, value) in [
-        (
-            "server.live",
-            "envoy_server_live",
-            "1 while the agent serves and is not draining",
-            i64::from(agent.ready.is_ready()),
-        ),
-        (
-            "server.uptime",
-            "envoy_server_uptime",
-            "Seconds since the start",
-            signed(agent.started.elapsed().as_secs()),
-        ),
-        (
-            "server.concurrency",
-            "envoy_server_concurrency",
-            "Data-path worker threads",
-            signed(agent.workers as u64),
-        ),
-        (
-            "server.memory_physical_size",
-            "envoy_server_memory_physical_size",
-            "Resident memory in bytes",
-            signed(memory.resident),
-        ),
-        (
-            "server.memory_heap_size",
-            "envoy_server_memory_heap_size",
-            "Data segment in bytes",
-            signed(memory.data),
-        ),
-        (
-            "server.total_connections",
-            "envoy_server_total_connections",
-            "Open downstream connections",
-            open,
-        ),
-        (
-            "server.days_until_first_cert_expiring",
-            "envoy_server_days_until_first_cert_expiring",
-            "Whole days until the first certificate expires",
-            agent.days_until_first_expiry(),
-        ),
-        (
-            "traffic_agent.session.connected",
-            "traffic_agent_session_connected",
-            "1 while a session with the traffic-manager is alive",
-            c.connected.get(),
-        ),
-        (
-            "traffic_agent.intercepts",
-            "traffic_agent_intercepts",
-            "Intercepts in the last snapshot",
-            c.intercepts.get(),
-        ),
-        (
-            "traffic_agent.workstations",
-            "traffic_agent_workstations",
-            "Workstations attached directly",
-            c.workstations.get(),
-        ),
-    ] {
-        list.gauge(name.to_owned(), metric, help, Vec::new(), value);
-    }
-    for (name, metric, help, value) in [
-        (
-            "traffic_agent.session.arrivals",
-            "traffic_agent_session_arrivals_total",
-            "Sessions begun with the traffic-manager",
-            c.arrivals.get(),
-        ),
-        (
-            "traffic_agent.session.failures",
-            "traffic_agent_session_failures_total",
-            "Sessions lost or attempts failed",
-            c.failures.get(),
-        ),
-        (
-            "traffic_agent.session.snapshots",
-            "traffic_agent_session_snapshots_total",
-            "Intercept snapshots received",
-            c.snapshots.get(),
-        ),
-        (
-            "traffic_agent.session.reviews",
-            "traffic_agent_session_reviews_total",
-            "Reviews sent",
-            c.reviews.get(),
-        ),
-        (
-            "traffic_agent.session.dials",
-            "traffic_agent_session_dials_total",
-            "Connections dialled for workstations",
-            c.dials.get(),
-        ),
-        (
-            "traffic_agent.access_log_dropped",
-            "traffic_agent_access_log_dropped_total",
-            "Access log lines dropped because the reader stalled",
-            access_log(agent).map_or(0, |log| log.dropped.get()),
-        ),
-        (
-            "traffic_agent.session.lookups",
-            "traffic_agent_session_lookups_total",
-            "DNS questions answered",
-            c.lookups.get(),
-        ),
-    ] {
-        list.counter(name.to_owned(), metric, help, Vec::new(), value);
-    }
-    for cert in agent.certificates.certificates() {
-        list.gauge(
-            format!(
-                "traffic_agent.port_{}.cert.{}.{}.seconds_until_expiry",
-                cert.port,
-                cert.role,
-                cert.source.replace(['/', '.'], "_")
-            ),
-            "traffic_agent_certificate_seconds_until_expiry",
-            "Seconds until a certificate expires; negative when it has",
-            vec![
-                ("port", cert.port.to_string()),
-                ("source", cert.source.clone()),
-                ("role", cert.role.to_owned()),
-            ],
-            cert.seconds_until_expiry,
-        );
+    fn add_certificates(&mut self, agent: &Agent) {
+        for cert in agent.certificates.certificates() {
+            let source = cert.source.replace(['/', '.'], "_");
+            self.0.push(Stat {
+                name: format!(
+                    "traffic_agent.port_{}.cert.{}.{source}.seconds_until_expiry",
+                    cert.port, cert.role,
+                ),
+                metric: CERTIFICATE.0,
+                help: CERTIFICATE.1,
+                labels: vec![
+                    ("port", cert.port.to_string()),
+                    ("source", cert.source.clone()),
+                    ("role", cert.role.to_owned()),
+                ],
+                value: Value::Gauge(cert.seconds_until_expiry),
+            });
+        }
     }
 }
 
-fn port_stats(port: &PortContext, list: &mut List) {
-    let m = &port.metrics;
-    let prefix = format!("port_{}", port.container_port);
-    let http = vec![("envoy_http_conn_manager_prefix", prefix.clone())];
-    let base = format!("http.{prefix}");
-    // Each is read once: requests arrive meanwhile, and what is read twice need not agree.
-    let http1: u64 = m.http1_requests.iter().map(|(_, n)| n).sum();
-    let http2: u64 = m.http2_requests.iter().map(|(_, n)| n).sum::<u64>() + m.http2_relayed.get();
-    for (name, metric, help, value) in [
-        (
-            "downstream_cx_total",
-            "envoy_http_downstream_cx_total",
-            "Accepted connections",
-            m.connections.get(),
-        ),
-        (
-            "downstream_cx_rx_bytes_total",
-            "envoy_http_downstream_cx_rx_bytes_total",
-            "Bytes from callers",
-            m.bytes_in.get(),
-        ),
-        (
-            "downstream_cx_tx_bytes_total",
-            "envoy_http_downstream_cx_tx_bytes_total",
-            "Bytes to callers",
-            m.bytes_out.get(),
-        ),
-        (
-            "downstream_cx_ssl_total",
-            "envoy_http_downstream_cx_ssl_total",
-            "TLS connections terminated",
-            m.tls_handshakes.get(),
-        ),
-        (
-            "downstream_rq_total",
-            "envoy_http_downstream_rq_total",
-            "Requests",
-            http1 + http2,
-        ),
-        (
-            "downstream_rq_http1_total",
-            "envoy_http_downstream_rq_http1_total",
-            "HTTP/1 requests",
-            http1,
-        ),
-        (
-            "downstream_rq_http2_total",
-            "envoy_http_downstream_rq_http2_total",
-            "HTTP/2 requests",
-            http2,
-        ),
-    ] {
-        list.counter(format!("{base}.{name}"), metric, help, http.clone(), value);
+/// Returns the port's number as it stands in names: a pod may have it for TCP and for UDP.
+pub(crate) fn port_name(port: &PortContext) -> String {
+    match port.transport {
+        Transport::Tcp => port.container_port.to_string(),
+        Transport::Udp => format!("{}_udp", port.container_port),
     }
-    list.gauge(
-        format!("{base}.downstream_cx_active"),
-        "envoy_http_downstream_cx_active",
-        "Open connections",
-        http.clone(),
-        m.active.get(),
-    );
-    for class in Class::ALL {
-        let mut labels = http.clone();
-        labels.insert(
-            0,
-            ("envoy_response_code_class", class.label()[..1].to_owned()),
-        );
-        list.counter(
-            format!("{base}.downstream_rq_{}", class.label()),
-            "envoy_http_downstream_rq_xx",
-            "Responses by class",
-            labels,
-            m.responses.at(*class).get(),
-        );
-    }
-    upstream_stats(port, list);
-    own_stats(port, list);
-}
-
-fn upstream_stats(port: &PortContext, list: &mut List) {
-    let m = &port.metrics;
-    let cluster = format!("app_{}", port.container_port);
-    let labels = vec![("envoy_cluster_name", cluster.clone())];
-    for (name, metric, help, value) in [
-        (
-            "upstream_cx_connect_fail",
-            "envoy_cluster_upstream_cx_connect_fail",
-            "Connections to the app that failed",
-            m.app_connect_failures.get(),
-        ),
-        (
-            "upstream_rq_total",
-            "envoy_cluster_upstream_rq_total",
-            "Requests to the app",
-            m.http1_requests.at(Route::App).get()
-                + m.http2_requests.at(Route::App).get()
-                + m.http2_relayed.get(),
-        ),
-    ] {
-        list.counter(
-            format!("cluster.{cluster}.{name}"),
-            metric,
-            help,
-            labels.clone(),
-            value,
-        );
-    }
-    let listener = format!("0.0.0.0_{}", port.agent_port);
-    let labels = vec![("envoy_listener_address", listener.clone())];
-    let failed: u64 = m.tls_failures.iter().map(|(_, n)| n).sum();
-    for (name, metric, help, value) in [
-        (
-            "downstream_cx_total",
-            "envoy_listener_downstream_cx_total",
-            "Accepted connections",
-            m.connections.get(),
-        ),
-        (
-            "ssl.handshake",
-            "envoy_listener_ssl_handshake",
-            "TLS handshakes completed",
-            m.tls_handshakes.get(),
-        ),
-        (
-            "ssl.connection_error",
-            "envoy_listener_ssl_connection_error",
-            "TLS handshakes failed",
-            failed,
-        ),
-    ] {
-        list.counter(
-            format!("listener.{listener}.{name}"),
-            metric,
-            help,
-            labels.clone(),
-            value,
-        );
-    }
-}
-
-fn own_stats(port: &PortContext, list: &mut List) {
-    let m = &port.metrics;
-    let base = format!("traffic_agent.port_{}", port.container_port);
-    let labels = vec![("port", port.container_port.to_string())];
-    let protocol = |p: &str| {
-        let mut l = labels.clone();
-        l.push(("protocol", p.to_owned()));
-        l
-    };
-    list.per(
-        &m.carried,
-        &format!("{base}.connections"),
-        "traffic_agent_connections_total",
-        "Connections by protocol",
-        &labels,
-        "protocol",
-    );
-    list.per(
-        &m.opaque,
-        &format!("{base}.opaque"),
-        "traffic_agent_opaque_total",
-        "Opaque connections by reason",
-        &labels,
-        "reason",
-    );
-    list.per(
-        &m.http1_requests,
-        &format!("{base}.http1.requests"),
-        "traffic_agent_requests_total",
-        "Requests by protocol and route",
-        &protocol("http1"),
-        "route",
-    );
-    list.per(
-        &m.http2_requests,
-        &format!("{base}.http2.requests"),
-        "traffic_agent_requests_total",
-        "Requests by protocol and route",
-        &protocol("http2"),
-        "route",
-    );
-    list.per(
-        &m.fail_open,
-        &format!("{base}.fail_open"),
-        "traffic_agent_fail_open_total",
-        "Matched requests that failed open to the app, by reason",
-        &labels,
-        "reason",
-    );
-    list.per(
-        &m.tls_failures,
-        &format!("{base}.tls_failures"),
-        "traffic_agent_tls_failures_total",
-        "Failed TLS handshakes, with callers and with the app, by cause",
-        &with(&labels, "peer", "caller"),
-        "cause",
-    );
-    list.per(
-        &m.app_tls_failures,
-        &format!("{base}.app_tls_failures"),
-        "traffic_agent_tls_failures_total",
-        "Failed TLS handshakes, with callers and with the app, by cause",
-        &with(&labels, "peer", "app"),
-        "cause",
-    );
-    list.per(
-        &m.limits,
-        &format!("{base}.limits"),
-        "traffic_agent_limits_total",
-        "Limits hit",
-        &labels,
-        "limit",
-    );
-    list.per(
-        &m.ended,
-        &format!("{base}.ended"),
-        "traffic_agent_connections_ended_total",
-        "Connections by outcome",
-        &labels,
-        "how",
-    );
-    for (name, metric, help, value) in [
-        (
-            "http2.relayed",
-            "traffic_agent_http2_relayed_total",
-            "HTTP/2 requests relayed as frames",
-            m.http2_relayed.get(),
-        ),
-        (
-            "tunnels",
-            "traffic_agent_tunnels_total",
-            "Tunnels opened",
-            m.tunnels.get(),
-        ),
-        (
-            "tunnel_failures",
-            "traffic_agent_tunnel_failures_total",
-            "Tunnels that could not be opened or were lost",
-            m.tunnel_failures.get(),
-        ),
-        (
-            "self_connections",
-            "traffic_agent_self_connections_total",
-            "Connections that came from the agent itself",
-            m.self_connections.get(),
-        ),
-        (
-            "bytes_spliced",
-            "traffic_agent_spliced_bytes_total",
-            "Bytes of both directions that the kernel spliced",
-            m.bytes_spliced.get(),
-        ),
-        (
-            "datagrams_in",
-            "traffic_agent_datagrams_received_total",
-            "Datagrams from callers",
-            m.datagrams_in.get(),
-        ),
-        (
-            "datagrams_out",
-            "traffic_agent_datagrams_sent_total",
-            "Datagrams to callers",
-            m.datagrams_out.get(),
-        ),
-    ] {
-        list.counter(
-            format!("{base}.{name}"),
-            metric,
-            help,
-            labels.clone(),
-            value,
-        );
-    }
-    list.gauge(
-        format!("{base}.tunnels_active"),
-        "traffic_agent_tunnels_active",
-        "Open tunnels",
-        labels.clone(),
-        m.tunnels_active.get(),
-    );
-    list.gauge(
-        format!("{base}.udp_flows"),
-        "traffic_agent_udp_flows",
-        "Live UDP flows",
-        labels.clone(),
-        m.udp_flows.get(),
-    );
-    list.latency(
-        &m.own_time,
-        format!("{base}.own_time"),
-        "traffic_agent_own_seconds",
-        "Time the agent itself took for a request",
-        labels.clone(),
-    );
-    list.latency(
-        &m.upstream_time,
-        format!("{base}.upstream_time"),
-        "traffic_agent_upstream_seconds",
-        "Time to the first byte of the upstream's response",
-        labels,
-    );
 }
 
 /// Returns the access log, which all ports share.
@@ -583,9 +253,6 @@ pub fn reset(agent: &Agent) {
         port.metrics.reset();
     }
     agent.control.reset();
-    if let Some(log) = access_log(agent) {
-        log.dropped.reset();
-    }
 }
 
 /// Converts to seconds: each bucket's bound with its own count, and the sum.

@@ -8,7 +8,7 @@ use std::time::Instant;
 use serde_json::{Value as Json, json};
 
 use crate::admin::stats::Value;
-use crate::admin::{Agent, memory as process_memory};
+use crate::admin::{Agent, memory as process_memory, stats};
 use crate::proxy::context::PortContext;
 use crate::telemetry::metrics::Route;
 use crate::upstream::Transport;
@@ -109,7 +109,7 @@ fn host_stats(port: &PortContext) -> [(&'static str, &'static str, u64); 4] {
 pub fn clusters_text(agent: &Agent) -> String {
     let mut out = String::new();
     for port in &agent.ports {
-        let name = format!("app_{}", port.container_port);
+        let name = format!("app_{}", stats::port_name(port));
         let host = app_address(port);
         let _ = writeln!(
             out,
@@ -148,7 +148,7 @@ pub fn clusters_json(agent: &Agent) -> Json {
                     Json::Object(stat)
                 })
                 .collect();
-            let name = format!("app_{}", port.container_port);
+            let name = format!("app_{}", stats::port_name(port));
             let address = port
                 .app
                 .plain_addr()
@@ -249,7 +249,7 @@ pub fn intercepts(agent: &Agent) -> Json {
                 "protocol": transport,
                 "appProtocol": declared.word(),
                 "source": source.word(),
-                "intercepts": table.entries().iter().map(intercept).collect::<Vec<_>>(),
+                "intercepts": table.entries().iter().map(|e| intercept(e, table.misses(e))).collect::<Vec<_>>(),
             })
         })
         .collect();
@@ -265,13 +265,12 @@ fn reached(intercept: &Intercept) -> (&'static str, Option<String>) {
     }
 }
 
-fn intercept(entry: &Entry) -> Json {
+fn intercept(entry: &Entry, misses: u64) -> Json {
     let i = &entry.intercept;
     let headers: serde_json::Map<String, Json> = i
         .filters
-        .headers
-        .iter()
-        .map(|h| (h.name.clone(), json!(h.text)))
+        .on_wire()
+        .map(|(name, text)| (name, json!(text)))
         .collect();
     let paths: Vec<_> = i
         .filters
@@ -303,7 +302,7 @@ fn intercept(entry: &Entry) -> Json {
         "plaintext": i.plaintext,
         "state": state,
         "hits": i.stats.hits.load(Ordering::Relaxed),
-        "misses": i.stats.misses.load(Ordering::Relaxed),
+        "misses": misses,
         "lastMatch": (last > 0).then_some(last),
         "tunnel": i.stats.tunnel().word(),
         "failedOpen": i.stats.failed_open.load(Ordering::Relaxed),

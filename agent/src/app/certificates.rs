@@ -1,7 +1,7 @@
 //! Loaded certificates for the admin pages.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use crate::admin::{Certificate, Certificates};
 use crate::app::ports::BoundPort;
@@ -23,11 +23,7 @@ impl LoadedCertificates {
 
 impl Certificates for LoadedCertificates {
     fn certificates(&self) -> Vec<Certificate> {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_secs();
-        let now = i64::try_from(now).unwrap_or(i64::MAX);
+        let now = i64::try_from(traffic_proto::clock::now_unix()).unwrap_or(i64::MAX);
         let mut list = Vec::new();
         for (port, tls) in &self.0 {
             for store in tls.stores() {

@@ -4,16 +4,19 @@
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
+use traffic_proto::dial_policy::DialPolicy;
 
 use crate::app::files::FileService;
 use crate::app::listeners::ApiListener;
 use crate::app::ports;
 use crate::app::ports::BoundPort;
 use crate::app::settings::Settings;
-use crate::control::api;
 use crate::control::config::{ControlConfig, LevelSwitch};
 use crate::control::container_env;
-use crate::control::dns::Dns;
+use crate::control::dialer::Dialer;
+pub(crate) use crate::control::dns::Dns;
+use crate::control::intercepts::bounds::Bounds;
+use crate::control::{api, api_server};
 use crate::drain::Drain;
 use crate::ready::Blocker;
 use crate::telemetry::logging;
@@ -26,6 +29,9 @@ pub(crate) struct ControlPath<'a> {
     pub(crate) settings: &'a Settings,
     pub(crate) ports: &'a [BoundPort],
     pub(crate) tunnels: Tunnels,
+    pub(crate) dns: Arc<Dns>,
+    /// Port of the admin, which is dialled for nobody.
+    pub(crate) admin_port: u16,
     pub(crate) metrics: Arc<ControlMetrics>,
     pub(crate) log: logging::LogControl,
     /// Holds readiness back until the first arrival.
@@ -40,26 +46,27 @@ impl ControlPath<'_> {
     /// the runtime ends, because tunnels lead through it.
     pub(crate) fn start(self, tasks: &Drain) -> impl Future<Output = ()> + use<> {
         let (stop, departed) = (CancellationToken::new(), CancellationToken::new());
-        let dns = Arc::new(Dns::default());
+        let files = FileService::start(self.settings, tasks);
+        let api_port = self.grpc.port;
+        let dialer = Arc::new(self.dialer(files));
         let service = api::Service::new(
             self.tunnels.clone(),
-            Arc::clone(&dns),
+            Arc::clone(&self.dns),
+            Arc::clone(&dialer),
             tasks.clone(),
             Arc::clone(&self.metrics),
         );
-        let api_port = self.grpc.port;
-        let listeners = self
-            .grpc
-            .listeners
-            .into_iter()
-            .filter_map(|l| tokio::net::TcpListener::from_std(l).ok());
-        let listeners: Vec<_> = listeners.collect();
+        let listeners = self.grpc.listeners.into_iter();
+        let listeners: Vec<_> = listeners
+            .filter_map(|l| tokio::net::TcpListener::from_std(l).ok())
+            .collect();
         tasks.spawn(async move {
-            if let Err(error) = api::serve(service, listeners, CancellationToken::new()).await {
+            if let Err(error) =
+                api_server::serve(service, listeners, CancellationToken::new()).await
+            {
                 tracing::error!(%error, "the agent's gRPC API has stopped; restart the pod");
             }
         });
-        let files = FileService::start(self.settings, tasks);
         let session = ControlConfig {
             identity: identity(self.settings, api_port, files),
             manager: manager_address(self.settings),
@@ -72,7 +79,9 @@ impl ControlPath<'_> {
                 .map(|port| ports::link(self.settings, port))
                 .collect(),
             tunnels: self.tunnels,
-            dns,
+            dns: self.dns,
+            bounds: Bounds::of(&self.settings.limits),
+            dialer,
             control: tasks.clone(),
             metrics: self.metrics,
             ready: Some(self.blocker),
@@ -88,6 +97,23 @@ impl ControlPath<'_> {
             stop.cancel();
             departed.cancelled().await;
         }
+    }
+}
+
+impl ControlPath<'_> {
+    fn dialer(&self, files: FileService) -> Dialer {
+        let settings = self.settings;
+        let sftp_port = files.sftp_port;
+        let ports = [self.admin_port, self.grpc.port, sftp_port];
+        let own = ports.into_iter().filter(|port| *port != 0);
+        let policy = DialPolicy::new(settings.dial_allow.clone()).with_own(own, settings.pod_ip);
+        let files = settings.pod_ip.filter(|_| sftp_port != 0);
+        Dialer::new(
+            policy,
+            files.map(|ip| (ip, sftp_port)),
+            &settings.limits,
+            Arc::clone(&self.metrics),
+        )
     }
 }
 

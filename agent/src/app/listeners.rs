@@ -7,15 +7,19 @@ use std::thread::JoinHandle;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::{Agent, server};
+use crate::admin::{Agent, metrics_port, server};
 use crate::app::ports::BoundPort;
 use crate::app::settings::{Bind, Settings};
 use crate::drain::Drain;
 use crate::io::listen;
 use crate::io::listen::ListenOptions;
+use crate::io::state_file;
+use crate::limits::Limits;
 use crate::proxy::context::PortContext;
 use crate::proxy::listener::bind::BindError;
 use crate::proxy::udp;
+use crate::proxy::udp::UdpLimits;
+use crate::rest_api::RestApi;
 use crate::upstream::Transport;
 
 /// Maximum of ports tried after the wanted one.
@@ -49,17 +53,21 @@ pub(crate) struct ApiListener {
     pub(crate) port: u16,
 }
 
-/// Both servers of the agent.
+/// Servers of the agent.
 #[derive(Debug)]
 pub(crate) struct Servers {
+    /// The local REST API, if one is configured and its port is free.
+    pub(crate) rest_api: Option<ApiListener>,
     /// The gRPC API.
     pub(crate) grpc: ApiListener,
     /// The admin server.
     pub(crate) admin: ApiListener,
+    /// The port of metrics alone, if there is to be one.
+    pub(crate) metrics: Option<ApiListener>,
 }
 
 impl Servers {
-    /// Binds both servers, on the wanted ports if free, else on the next free ones.
+    /// Binds the servers, gRPC API and admin on the wanted ports if free, else on the next free ones.
     pub(crate) fn bind(settings: &Settings) -> Result<Self, ServersError> {
         let bind = |name, key, wanted| {
             bind_near(settings.bind, wanted).map_err(|source| ServersError {
@@ -72,6 +80,8 @@ impl Servers {
         let servers = Self {
             grpc: bind("server", "envoy.serverPort", settings.server_port)?,
             admin: bind("admin", "envoy.adminPort", settings.admin_port)?,
+            rest_api: settings.sidecar.api_port.and_then(bind_rest_api),
+            metrics: settings.metrics_port.and_then(bind_metrics),
         };
         for (name, wanted, got) in [
             ("server", settings.server_port, servers.grpc.port),
@@ -100,6 +110,45 @@ impl Servers {
         }
     }
 
+    /// Serves the REST API on the current runtime.
+    pub(crate) fn serve_rest_api(
+        listener: Option<ApiListener>,
+        ports: Vec<Arc<PortContext>>,
+        stop: &CancellationToken,
+    ) {
+        let api = Arc::new(RestApi::new(ports));
+        for listener in listener.into_iter().flat_map(|api| api.listeners) {
+            match tokio::net::TcpListener::from_std(listener) {
+                Ok(listener) => {
+                    #[expect(clippy::disallowed_methods, reason = "it ends with `stop`")]
+                    tokio::spawn(Arc::clone(&api).serve(listener, stop.clone()));
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the REST API cannot be served on one of its addresses")
+                }
+            }
+        }
+    }
+
+    /// Serves the metrics on the current runtime.
+    pub(crate) fn serve_metrics(
+        metrics: Option<ApiListener>,
+        agent: &Arc<Agent>,
+        stop: &CancellationToken,
+    ) {
+        for listener in metrics.into_iter().flat_map(|it| it.listeners) {
+            match tokio::net::TcpListener::from_std(listener) {
+                Ok(listener) => {
+                    #[expect(clippy::disallowed_methods, reason = "it ends with `stop`")]
+                    tokio::spawn(metrics_port::serve(listener, agent.clone(), stop.clone()));
+                }
+                Err(error) => {
+                    tracing::error!(%error, "metrics cannot be served on one of the addresses");
+                }
+            }
+        }
+    }
+
     /// Writes the used ports to a file for other programs of the pod.
     pub(crate) fn write_ports_file(&self, settings: &Settings) {
         let dir = settings.rooted("/tmp/agent");
@@ -107,15 +156,38 @@ impl Servers {
             "{{\"server\": {}, \"admin\": {}}}\n",
             self.grpc.port, self.admin.port
         );
-        let written = std::fs::create_dir_all(&dir).and_then(|()| {
-            // Renamed into place, so that readers never see half of it.
-            let fresh = dir.join(format!(".ports.{}", std::process::id()));
-            std::fs::write(&fresh, text)?;
-            std::fs::rename(fresh, dir.join("ports.json"))
-        });
+        let written = state_file::write(&dir.join("ports.json"), text.as_bytes());
         if let Err(error) = written {
             tracing::warn!(%error,
             "{}/ports.json cannot be written; `traffic-agent status` needs --admin-port", dir.display());
+        }
+    }
+}
+
+/// Binds the REST API on all addresses. Its port is written into the app's environment, so no other
+/// will do; the pod's requests do not depend on it.
+fn bind_rest_api(port: u16) -> Option<ApiListener> {
+    bind_families(Bind::All, port)
+        .inspect_err(|error| {
+            tracing::error!(
+                "apiPort {port}: {error}; the REST API is not served: set another \
+                 agent REST API port (AGENT_REST_API_PORT of the traffic-manager)"
+            );
+        })
+        .ok()
+}
+
+/// Binds the port of the metrics. Scrapers know its number, so no other will do; and as traffic goes
+/// on without metrics, it is no reason to fail either.
+fn bind_metrics(port: u16) -> Option<ApiListener> {
+    match bind_families(Bind::All, port) {
+        Ok(bound) => Some(bound),
+        Err(error) => {
+            tracing::error!(
+                "metrics port {port}: {error}; there are no metrics, except on the admin: set \
+                 metrics.port to a free port"
+            );
+            None
         }
     }
 }
@@ -182,13 +254,18 @@ pub(crate) fn bind_udp(ports: &[BoundPort]) -> Result<Vec<UdpPort>, BindError> {
 
 /// Serves all UDP ports on a separate thread; `None` if there are none. Datagrams in flight count
 /// like connections: the drain waits for them until its deadline.
-pub(crate) fn serve_udp(ports: Vec<UdpPort>, drain: &Drain) -> io::Result<Option<JoinHandle<()>>> {
+pub(crate) fn serve_udp(
+    ports: Vec<UdpPort>,
+    limits: &Limits,
+    drain: &Drain,
+) -> io::Result<Option<JoinHandle<()>>> {
     if ports.is_empty() {
         return Ok(None);
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
+    let limits = UdpLimits::of(limits);
     let drain = drain.clone();
     let work = move || {
         runtime.block_on(async {
@@ -196,9 +273,7 @@ pub(crate) fn serve_udp(ports: Vec<UdpPort>, drain: &Drain) -> io::Result<Option
                 drain.carry(async move {
                     let number = port.shared.agent_port;
                     let served = match tokio::net::UdpSocket::from_std(port.socket) {
-                        Ok(socket) => {
-                            udp::serve(socket, port.shared, udp::UdpLimits::default()).await
-                        }
+                        Ok(socket) => udp::serve(socket, port.shared, limits).await,
                         Err(error) => Err(error),
                     };
                     if let Err(error) = served {

@@ -1,6 +1,10 @@
 //! Releases memory pages used only during start-up: code and tables that parsed command line and
 //! configuration, built everything and met the manager would stay mapped, and are most of an idle
 //! agent's resident memory.
+//!
+//! Measured gain (benches/README.md): idle resident memory 11.2 MiB without a release, 9.5 with one
+//! of code alone, 2 to 6 with constants and the later ones. The self-test takes 2.9 MiB of that back,
+//! and 3 of 16 kB for each of the first 1 000 TLS connections.
 // `madvise` is unsafe in general, because it can discard data. Pages of a file that cannot have
 // been written are read again from the page cache on their next use, so nothing is lost here.
 #![allow(unsafe_code)]

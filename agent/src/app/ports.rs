@@ -3,17 +3,17 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use traffic_proto::port::Transport as Wire;
-use traffic_proto::sidecar::{AppProtocolStrategy, Replace, Target};
+use traffic_proto::sidecar::{AppProtocolStrategy, Target};
 
 use crate::addr::AppAddr;
 use crate::app::settings::{Settings, protocol};
 use crate::control::intercepts::publisher::{PortHandle, ProbeFuture};
+use crate::control::intercepts::translate::Readability;
 use crate::drain::Drain;
 use crate::io::conn::Conn;
 use crate::proxy::context::{AppProtocol, DetectedProtocol, PortContext, ProtocolSource};
@@ -126,10 +126,9 @@ fn share(
         tracing::warn!("{odd}");
     }
     let addr = app_addr(settings, target);
-    let replaced = is_replaced(settings, target);
     // Dialling a replaced container would reach the agent's own listener.
     let (tls, app): (_, Arc<dyn DialApp>) = match plan {
-        _ if replaced => (None, Arc::new(ReplacedApp(addr))),
+        _ if target.replaced => (None, Arc::new(ReplacedApp(addr))),
         Some(plan) => {
             let (tls, app) = app_tls::compose(plan, addr, clear_http(settings, declared), stores);
             (Some(tls), app)
@@ -138,12 +137,7 @@ fn share(
     };
     PortContext {
         container_port: target.container_port.get(),
-        // A replaced container does not run, and the agent listens on its port.
-        agent_port: if replaced {
-            target.container_port.get()
-        } else {
-            target.agent_port.get()
-        },
+        agent_port: target.listen_port(),
         routes: Arc::default(),
         transport: if target.transport == Wire::Udp {
             Transport::Udp
@@ -243,25 +237,16 @@ fn declared_protocol(settings: &Settings, target: &Target) -> String {
         .clone()
 }
 
-fn is_replaced(settings: &Settings, target: &Target) -> bool {
-    let container = settings
-        .sidecar
-        .containers
-        .iter()
-        .find(|c| c.name == target.container);
-    container.is_some_and(|c| c.replace == Replace::Container)
-}
-
 /// Builds the handle through which the session publishes rules.
 pub(crate) fn link(settings: &Settings, port: &BoundPort) -> PortHandle {
     let shared = Arc::clone(&port.shared);
     let routes = Arc::clone(&shared.routes);
     let probe = Arc::new(ProtocolProbe {
         may_ask: may_ask_in_clear_text(settings),
-        tls_seen: AtomicBool::new(false),
+        tls_seen: OnceLock::new(),
         shared,
     });
-    let probe_handle = Arc::clone(&probe);
+    let (probe_handle, unread) = (Arc::clone(&probe), Arc::clone(&port.shared));
     let ask = move || -> ProbeFuture {
         let probe = Arc::clone(&probe);
         // An app that does not answer in time counts as one of unknown protocol.
@@ -269,8 +254,9 @@ pub(crate) fn link(settings: &Settings, port: &BoundPort) -> PortHandle {
     };
     PortHandle {
         routes,
-        unreadable: Box::new(move || probe_handle.unreadable()),
+        readability: Box::new(move || probe_handle.readability()),
         ask: Box::new(ask),
+        unread: Box::new(move || unread.unread_tls()),
     }
 }
 
@@ -278,41 +264,57 @@ pub(crate) fn link(settings: &Settings, port: &BoundPort) -> PortHandle {
 struct ProtocolProbe {
     shared: Arc<PortContext>,
     may_ask: bool,
-    /// The app of a port declared as HTTP/2, which leaves TLS open, answered in TLS.
-    tls_seen: AtomicBool,
+    /// The app of a port declared as HTTP/2, which leaves TLS open, was asked, and answered in TLS.
+    tls_seen: OnceLock<bool>,
 }
 
 impl ProtocolProbe {
-    async fn ask(&self) {
+    /// Returns true if the app has to be asked: nothing declares its protocol; or it is declared as
+    /// HTTP/2 and a secret is configured, so that it may well be in TLS.
+    fn is_unknown(&self) -> bool {
         let shared = &*self.shared;
         let reads = shared.tls.as_ref().is_some_and(|tls| tls.in_force());
         // Terminated TLS is parsed by ALPN, and UDP has no requests, so neither needs a probe.
         if reads || !self.may_ask || shared.transport == Transport::Udp {
-            return;
+            return false;
         }
         match shared.app_protocol.get() {
-            (AppProtocol::Unknown, _) | (_, ProtocolSource::Probe) => {
-                protocol_probe::probe(shared).await;
+            (AppProtocol::Unknown, _) => true,
+            (AppProtocol::Http2, source) => {
+                source != ProtocolSource::Probe
+                    && shared.tls.is_some()
+                    && self.tls_seen.get().is_none()
             }
-            (AppProtocol::Http2, _) => self
-                .tls_seen
-                .store(protocol_probe::speaks_tls(shared).await, Ordering::Relaxed),
-            _ => {}
+            _ => false,
         }
     }
 
-    /// Returns the reason requests cannot be told apart on the port: it speaks TLS, and the agent
-    /// has no valid certificate for it.
-    fn unreadable(&self) -> Option<String> {
+    async fn ask(&self) {
+        if !self.is_unknown() {
+            return;
+        }
+        if self.shared.app_protocol.get().0 == AppProtocol::Unknown {
+            protocol_probe::probe(&self.shared).await;
+        } else if let Some(in_tls) = protocol_probe::speaks_tls(&self.shared).await {
+            self.tls_seen.get_or_init(|| in_tls);
+        }
+    }
+
+    /// Returns if requests can be told apart on the port. They cannot where it speaks TLS and the
+    /// agent has no valid certificate for it.
+    fn readability(&self) -> Readability {
         let (shared, tls) = (&*self.shared, self.shared.tls.as_ref());
         let speaks_tls = shared.app_protocol.get().0 == AppProtocol::Tls
-            || self.tls_seen.load(Ordering::Relaxed)
+            || self.tls_seen.get() == Some(&true)
             || tls.is_some_and(|tls| tls.is_certain());
+        if !speaks_tls && self.is_unknown() {
+            return Readability::Unknown;
+        }
         // Clear text can be parsed, and so can TLS with a valid certificate.
         if !speaks_tls || tls.is_some_and(|tls| tls.in_force()) {
-            return None;
+            return Readability::Readable;
         }
-        Some(match tls.and_then(|tls| tls.fault()) {
+        Readability::Unreadable(match tls.and_then(|tls| tls.fault()) {
             Some(fault) => format!("port {} speaks TLS: {fault}", shared.container_port),
             None => annotations::advice(shared.container_port),
         })

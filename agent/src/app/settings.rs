@@ -2,6 +2,7 @@
 //! mistake: every fault is collected with its key, value and remedy, so that an operator can fix
 //! all of them in one restart.
 
+pub mod check;
 pub mod cli;
 pub mod env;
 pub mod protocol;
@@ -11,11 +12,13 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use traffic_proto::dial_policy::{AddressRange, NoRange};
 use traffic_proto::fault::{Fault, Faults};
 use traffic_proto::log_level::LogLevel;
 use traffic_proto::sidecar::{self, Role, Sidecar, Target, annotations};
 
 use crate::app::settings::env::Env;
+use crate::limits::{LimitError, Limits};
 
 /// Annotation file of the newest managers (2.25 and later); it includes the configuration.
 pub const PODINFO_ANNOTATIONS: &str = "/etc/podinfo/annotations";
@@ -57,8 +60,14 @@ pub struct Settings {
     pub server_port: u16,
     /// Wanted port of the admin; 0: any free one.
     pub admin_port: u16,
+    /// Port of the metrics alone, on every address; none: no such port.
+    pub metrics_port: Option<u16>,
     /// Data-path worker threads.
     pub workers: usize,
+    /// Limits in force.
+    pub limits: Limits,
+    /// Link-local addresses that workstations may reach through this agent.
+    pub dial_allow: Vec<AddressRange>,
     /// The whole environment; intercepts report a part of it to workstations.
     pub environment: BTreeMap<String, String>,
     /// Harmless oddities, logged once.
@@ -96,11 +105,17 @@ impl Settings {
         let annotations = read_annotations(&root, &mut warnings);
         // From here on every fault is known.
         let own = Own::read(env, &mut faults);
+        let configured = sidecar.as_ref().map(|s| s.limits.as_slice());
+        let limits = limits(configured.unwrap_or_default(), env, &mut faults);
+        let configured = sidecar.as_ref().map(|s| s.dial_allow.as_slice());
+        let dial_allow = dial_allow(configured.unwrap_or_default(), env, &mut faults);
         let sidecar = sidecar.map(|s| own.override_config(s));
         let (Some(mut sidecar), true) = (sidecar, faults.is_empty()) else {
             return Err(faults);
         };
         warnings.append(&mut sidecar.warnings);
+        warnings.extend(check::protocols(&sidecar));
+        warnings.extend(check::variables(env));
         let targets = sidecar.targets();
         if targets.is_empty() {
             warnings.push(Fault::missing(
@@ -133,7 +148,13 @@ impl Settings {
                 .admin_port
                 .or(sidecar.envoy.admin_port)
                 .unwrap_or(19_000),
+            metrics_port: match own.metrics_port {
+                Some(port) => Some(port).filter(|port| *port != 0),
+                None => sidecar.metrics_port,
+            },
             workers: own.workers.unwrap_or_else(default_workers),
+            limits: limits.within(open_files()),
+            dial_allow,
             environment: env.all().clone(),
             warnings,
             sidecar,
@@ -165,7 +186,7 @@ impl Settings {
                 serde_json::json!({
                     "container": t.container,
                     "containerPort": t.container_port.get(),
-                    "agentPort": t.agent_port.get(),
+                    "agentPort": t.listen_port(),
                     "protocol": t.transport.name(),
                     "appPort": self.app_port(t),
                     "appProtocol": t.app_protocol,
@@ -189,6 +210,7 @@ impl Settings {
                 "serverPort": self.server_port,
                 "adminPort": self.admin_port,
             },
+            "metrics": { "port": self.metrics_port },
             "appProtocolStrategy": s.app_protocol_strategy.to_string(),
             "enableH2cProbing": s.enable_h2c_probing,
             "expiredNotifications": {
@@ -204,6 +226,7 @@ impl Settings {
             "accessLog": self.access_log,
             "accessLogHeaders": self.access_log_headers,
             "workers": self.workers,
+            "limits": self.limits.values().into_iter().collect::<BTreeMap<_, _>>(),
             "containers": containers,
             "ports": ports,
         })
@@ -241,10 +264,12 @@ fn find_config(
     // A named file is the only candidate: falling back would hide a typing error.
     if let Some(path) = explicit {
         let shown = path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|e| unreadable("--config", &shown, &e))?;
+        let text = read_text(path, "--config", &shown)?
+            .ok_or_else(|| unreadable("--config", &shown, &std::io::ErrorKind::NotFound.into()))?;
         return sidecar::from_yaml(&text, &shown, Role::Agent).map(|s| (shown, s));
     }
-    if let Some(text) = read_if_there(&below(root, PODINFO_ANNOTATIONS), PODINFO_ANNOTATIONS)?
+    let podinfo = below(root, PODINFO_ANNOTATIONS);
+    if let Some(text) = read_text(&podinfo, "configuration", PODINFO_ANNOTATIONS)?
         && let Some(sidecar) = sidecar::from_annotations(&text, PODINFO_ANNOTATIONS, Role::Agent)?
     {
         return Ok((
@@ -256,8 +281,8 @@ fn find_config(
         return sidecar::from_json(json, env::AGENT_CONFIG, Role::Agent)
             .map(|s| (env::AGENT_CONFIG.to_owned(), s));
     }
-    if let Some(text) = read_if_there(&below(root, CONFIG_FILE), CONFIG_FILE)? {
-        return sidecar::from_yaml(&text, CONFIG_FILE, Role::Agent)
+    if let Some(text) = read_text(&below(root, CONFIG_FILE), "configuration", CONFIG_FILE)? {
+        return sidecar::from_config_map(&text, CONFIG_FILE, Role::Agent)
             .map(|s| (CONFIG_FILE.to_owned(), s));
     }
     Err(Fault::missing(
@@ -272,18 +297,32 @@ fn find_config(
     .into())
 }
 
-fn read_if_there(path: &Path, shown: &str) -> Result<Option<String>, Faults> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
+/// Reads a file of text; none if it is not there.
+fn read_text(path: &Path, key: &str, shown: &str) -> Result<Option<String>, Faults> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
         Err(e)
             if matches!(
                 e.kind(),
                 std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
             ) =>
         {
-            Ok(None)
+            return Ok(None);
         }
-        Err(e) => Err(unreadable("configuration", shown, &e)),
+        Err(e) => return Err(unreadable(key, shown, &e)),
+    };
+    let refused = |problem: &str, remedy: &str| Fault::text(key, shown, problem, remedy).into();
+    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+        return Err(refused("is UTF-16 text", "save it as UTF-8"));
+    }
+    // A UTF-8 byte order mark, as editors on Windows write it.
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
+    match std::str::from_utf8(bytes) {
+        Ok(text) if !text.contains('\0') => Ok(Some(text.to_owned())),
+        _ => Err(refused(
+            "is no text: a binary file, or in another encoding than UTF-8",
+            "check that it is the configuration, and save it as UTF-8",
+        )),
     }
 }
 
@@ -321,6 +360,7 @@ struct Own {
     access_log_headers: Vec<String>,
     server_port: Option<u16>,
     admin_port: Option<u16>,
+    metrics_port: Option<u16>,
     workers: Option<usize>,
     strategy: Option<sidecar::AppProtocolStrategy>,
     data_level: Option<LogLevel>,
@@ -359,6 +399,12 @@ impl Own {
                 "use 1 to 65535, or 0 for any free port",
                 faults,
             ),
+            metrics_port: env.parsed(
+                env::METRICS_PORT,
+                "no port",
+                "use 1 to 65535, or 0 for none",
+                faults,
+            ),
             // 64 bounds memory on a mistyped value; no pod needs as many.
             workers: env.within(env::WORKERS, 1..=64, faults),
             strategy: env.parsed(
@@ -388,6 +434,58 @@ impl Own {
         set(&mut s.drain.grace, self.grace);
         s
     }
+}
+
+/// Reads the limits: those of the configuration, then those of the environment.
+fn limits(configured: &[(String, String)], env: &Env, faults: &mut Faults) -> Limits {
+    let mut limits = Limits::default();
+    let mut set = |key: String, name: &str, value: &str| {
+        let remedy = match limits.set(name, value) {
+            Ok(()) => return,
+            Err(LimitError::Unknown) => format!("use one of {}", Limits::NAMES.join(", ")),
+            Err(LimitError::Value { min, max }) => format!("use {min} to {max}"),
+        };
+        faults.push(Fault::text(&key, value, "no limit that can be set", remedy));
+    };
+    for (name, value) in configured {
+        set(format!("limits.{name}"), name, value);
+    }
+    for pair in env.list(env::LIMITS) {
+        let (name, value) = pair.split_once('=').unwrap_or((&pair, ""));
+        set(format!("{} {name}", env::LIMITS), name.trim(), value);
+    }
+    limits
+}
+
+/// Reads the addresses that may be dialled nevertheless; the environment wins.
+fn dial_allow(configured: &[String], env: &Env, faults: &mut Faults) -> Vec<AddressRange> {
+    let listed = env.list(env::DIAL_ALLOW);
+    let (key, texts) = match listed.is_empty() {
+        true => ("dial.allow", configured),
+        false => (env::DIAL_ALLOW, listed.as_slice()),
+    };
+    let mut ranges = Vec::new();
+    for text in texts {
+        match text.parse() {
+            Ok(range) => ranges.push(range),
+            Err(NoRange) => faults.push(Fault::text(
+                key,
+                text,
+                NoRange.to_string(),
+                "write 169.254.20.10 or 169.254.20.0/24",
+            )),
+        }
+    }
+    ranges
+}
+
+/// Returns the limit of open files.
+fn open_files() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit
+        .current
+        .and_then(|n| usize::try_from(n).ok())
+        .unwrap_or(usize::MAX)
 }
 
 fn access_log(env: &Env, faults: &mut Faults) -> String {

@@ -359,8 +359,8 @@ mod tests {
 
     #[tokio::test]
     async fn an_app_that_is_gone_needs_no_lame_duck() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
+        let port = harness::ports::free();
+        let listener = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
         assert!(listened_on(&[port]));
         drop(listener);
         let mut s = stage();

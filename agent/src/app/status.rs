@@ -179,8 +179,19 @@ fn port_tables(out: &mut String, intercepts: &Json, stats: &Json) {
         rows.push(port_row(port, stats));
     }
     columns(out, &rows);
-    let mut rows =
-        vec![["INTERCEPT", "OWNER", "TAKES", "STATE", "HITS", "TUNNEL"].map(str::to_owned)];
+    let mut rows = vec![
+        [
+            "INTERCEPT",
+            "OWNER",
+            "TAKES",
+            "STATE",
+            "HITS",
+            "FAIL-OPEN",
+            "TUNNEL",
+            "WORKSTATION",
+        ]
+        .map(str::to_owned),
+    ];
     for port in intercepts["ports"].as_array().into_iter().flatten() {
         rows.extend(
             port["intercepts"]
@@ -198,7 +209,12 @@ fn port_tables(out: &mut String, intercepts: &Json, stats: &Json) {
 
 fn port_row(port: &Json, stats: &Json) -> [String; 11] {
     let number = &port["containerPort"];
-    let ours = format!("traffic_agent.port_{number}.");
+    // A number may serve TCP and UDP, which have statistics of their own.
+    let name = match text(&port["protocol"]) {
+        "UDP" => format!("port_{number}_udp"),
+        _ => format!("port_{number}"),
+    };
+    let ours = format!("traffic_agent.{name}.");
     let total_of = |counts: &dyn Fn(&str) -> bool| -> u64 {
         let list = stats["stats"].as_array().into_iter().flatten();
         list.filter(|s| text(&s["name"]).strip_prefix(&ours).is_some_and(counts))
@@ -209,9 +225,9 @@ fn port_row(port: &Json, stats: &Json) -> [String; 11] {
     let fail_open = total_of(&|name| name.starts_with("fail_open."));
     let app = sum(&["http1.requests.app", "http2.requests.app", "http2.relayed"]);
     let client = sum(&["http1.requests.client", "http2.requests.client"]);
-    let named = |name: &str| {
+    let named = |stat: &str| {
         let mut list = stats["stats"].as_array().into_iter().flatten();
-        list.find(|s| text(&s["name"]) == format!("http.port_{number}.{name}"))
+        list.find(|s| text(&s["name"]) == format!("http.{name}.{stat}"))
             .map_or(0, |s| s["value"].as_i64().unwrap_or(0))
     };
     let total = app + client + sum(&["http1.requests.expired", "http2.requests.expired"]);
@@ -242,7 +258,7 @@ fn port_row(port: &Json, stats: &Json) -> [String; 11] {
     ]
 }
 
-fn intercept_row(i: &Json) -> [String; 6] {
+fn intercept_row(i: &Json) -> [String; 8] {
     let headers = i["headers"]
         .as_object()
         .into_iter()
@@ -264,7 +280,12 @@ fn intercept_row(i: &Json) -> [String; 6] {
         },
         text(&i["state"]).to_owned(),
         i["hits"].to_string(),
+        i["failedOpen"].as_u64().unwrap_or(0).to_string(),
         text(&i["tunnel"]).to_owned(),
+        match text(&i["lastFailure"]) {
+            "" => text(&i["workstation"]).to_owned(),
+            why => format!("{}: {why}", text(&i["workstation"])),
+        },
     ]
 }
 
@@ -302,13 +323,16 @@ mod tests {
         let info = json!({ "version": "v1", "state": "LIVE", "uptime_current_epoch": "7s", "node": { "cluster": "echo" },
             "traffic_agent": { "manager": "tm:8081", "session_connected": true } });
         let intercepts = json!({ "ports": [{ "containerPort": 8080, "agentPort": 9900, "protocol": "TCP", "appProtocol": "http", "source": "declared",
-            "intercepts": [{ "name": "mine", "client": "jane@host", "headers": { "x-dev": "a" }, "paths": [":path-prefix:/api"], "state": "active", "hits": 3, "tunnel": "direct" }] }] });
+            "intercepts": [{ "name": "mine", "client": "jane@host", "headers": { "x-dev": "a" }, "paths": [":path-prefix:/api"], "state": "active", "hits": 3, "failedOpen": 2,
+                "workstation": "unreachable", "lastFailure": "nothing listens on 127.0.0.1:3000", "tunnel": "direct" }] },
+            { "containerPort": 8080, "agentPort": 9901, "protocol": "UDP", "appProtocol": "tcp", "source": "declared", "intercepts": [] }] });
         let stats = json!({ "stats": [
             { "name": "traffic_agent.port_8080.http1.requests.app", "value": 5 },
             { "name": "traffic_agent.port_8080.http1.requests.client", "value": 3 },
             { "name": "traffic_agent.port_8080.fail_open.no_tunnel", "value": 1 },
             { "name": "http.port_8080.downstream_cx_active", "value": 2 },
             { "name": "http.port_8080.downstream_rq_5xx", "value": 4 },
+            { "name": "http.port_8080_udp.downstream_cx_active", "value": 7 },
             { "name": "traffic_agent.port_80801.http1.requests.app", "value": 99 } ] });
         let table = render(&info, &intercepts, &stats, &json!({ "certificates": [] }));
         let row: Vec<_> = table
@@ -325,6 +349,12 @@ mod tests {
             ]
         );
         assert!(table.contains("x-dev=a path-prefix:/api"), "{table}");
+        assert!(
+            table.contains("unreachable: nothing listens on 127.0.0.1:3000"),
+            "{table}"
+        );
+        let udp = table.lines().find(|l| l.starts_with("8080/UDP")).unwrap();
+        assert!(udp.contains("  7  "), "{table}");
     }
 
     #[test]

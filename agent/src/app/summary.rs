@@ -41,14 +41,21 @@ fn port(settings: &Settings, target: &Target, plan: Option<&PortPlan>, text: &mu
     } else {
         "arrive at"
     };
+    let app = if target.replaced {
+        "the container is replaced by an intercept".to_owned()
+    } else {
+        format!(
+            "the app is dialled at {}",
+            ports::app_addr(settings, target)
+        )
+    };
     let _ = writeln!(
         text,
-        "port {}/{} of {}: callers {how} {}, the app is dialled at {}",
+        "port {}/{} of {}: callers {how} {}, {app}",
         target.container_port,
         target.transport,
         target.container,
-        target.agent_port,
-        ports::app_addr(settings, target)
+        target.listen_port(),
     );
     if target.transport == Transport::Udp {
         let _ = writeln!(text, "    datagrams, by caller");
@@ -174,6 +181,12 @@ fn own(settings: &Settings, text: &mut String) {
         port(settings.server_port),
         port(settings.admin_port)
     );
+    if let Some(metrics) = settings.metrics_port {
+        let _ = writeln!(
+            text,
+            "metrics: port {metrics}, path /metrics; on every address"
+        );
+    }
     let _ = writeln!(
         text,
         "log level: {}{data}; access log: {}{headers}",

@@ -12,7 +12,9 @@ use traffic_proto::manager::{AgentInfo, agent_info};
 use traffic_proto::sidecar::Target;
 
 use crate::VERSION;
+use crate::control::dialer::Dialer;
 use crate::control::dns::Dns;
+use crate::control::intercepts::bounds::Bounds;
 use crate::control::intercepts::publisher::PortHandle;
 use crate::control::tunnels::Tunnels;
 use crate::drain::Drain;
@@ -80,6 +82,10 @@ pub struct ControlConfig {
     pub tunnels: Tunnels,
     /// Resolver of the pod.
     pub dns: Arc<Dns>,
+    /// Bounds of intercepts.
+    pub bounds: Bounds,
+    /// Dials for workstations.
+    pub dialer: Arc<Dialer>,
     /// Spawns tasks of the control side.
     pub control: Drain,
     /// Control-side counters.

@@ -9,6 +9,7 @@ use traffic_proto::log_level::LogLevel;
 use traffic_proto::manager::TunnelMetrics;
 
 use crate::control::config::{AgentIdentity, LevelSwitch};
+use crate::control::dialer::Dialer;
 use crate::control::dns::Dns;
 use crate::control::intercepts::publisher::RoutePublisher;
 use crate::control::log_once::LogOnce;
@@ -22,6 +23,7 @@ pub(crate) struct SessionContext {
     pub(crate) publisher: RoutePublisher,
     pub(crate) tunnels: Tunnels,
     pub(crate) dns: Arc<Dns>,
+    pub(crate) dialer: Arc<Dialer>,
     pub(crate) control: Drain,
     pub(crate) metrics: Arc<ControlMetrics>,
     pub(crate) log_once: LogOnce,

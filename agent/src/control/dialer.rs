@@ -1,18 +1,26 @@
 //! Dials into the cluster on behalf of workstations: any agent may be asked to, for any
-//! destination, TCP and UDP.
+//! destination, TCP and UDP, but for its own ports and link-local addresses. Dials and the
+//! connections they made are bounded, because callers need descriptors too.
 
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use tokio::net::{TcpStream, UdpSocket};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use traffic_proto::conn_id::ConnId;
+use traffic_proto::dial_policy::{DialPolicy, DialRefusal};
 use traffic_proto::port::Transport;
 use traffic_proto::tunnel::{MAX_DATAGRAM, Message, TCP_IDLE_TIMEOUT, UDP_IDLE_TIMEOUT};
 
 use crate::io::conn::Conn;
 use crate::io::relay;
 use crate::io::relay::PendingBytes;
-use crate::telemetry::metrics::PortMetrics;
+use crate::limits::Limits;
+use crate::telemetry::metrics::{ControlLimit, ControlMetrics, PortMetrics};
+use crate::telemetry::rate_limit::limited;
 use crate::upstream::TunnelIo;
 use crate::upstream::tunnel::Tunnel;
 
@@ -23,27 +31,174 @@ const MAX_DIAL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time the peer gets to end a call whose dial was rejected.
 const REJECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Connects to the destination of `conn_id`, reports the result, and carries bytes until either
-/// side is done.
-pub(crate) async fn dial_and_carry(conn_id: ConnId, dial_timeout: Duration, io: TunnelIo) {
-    match conn_id.transport() {
-        Transport::Tcp => tcp(conn_id, dial_timeout, io).await,
-        Transport::Udp => udp(conn_id, io).await,
+/// Dials and carries connections for workstations.
+#[derive(Debug)]
+pub struct Dialer {
+    policy: DialPolicy,
+    files: Option<FilePort>,
+    /// Connections that are open or being opened.
+    places: Arc<Semaphore>,
+    /// Connections that are being opened.
+    under_way: Semaphore,
+    /// Calls that wait for the peer to take a refusal.
+    refusals: Arc<Semaphore>,
+    metrics: Arc<ControlMetrics>,
+}
+
+/// The file server's port, which workstations reach by the pod's address, as long as an intercept
+/// has told them so.
+#[derive(Debug)]
+struct FilePort {
+    address: IpAddr,
+    port: u16,
+    is_offered: AtomicBool,
+}
+
+/// A place among the dialled connections, kept until the connection ends, or among those that are
+/// refused.
+pub(crate) enum DialPlace {
+    /// To be dialled.
+    Connection(#[expect(dead_code, reason = "held until dropped")] OwnedSemaphorePermit),
+    /// Too many at once: the peer is told so.
+    Refusal(#[expect(dead_code, reason = "held until dropped")] OwnedSemaphorePermit),
+}
+
+impl Dialer {
+    /// Creates one; the file server's port belongs to `policy` too.
+    #[must_use]
+    pub fn new(
+        policy: DialPolicy,
+        files: Option<(IpAddr, u16)>,
+        limits: &Limits,
+        metrics: Arc<ControlMetrics>,
+    ) -> Self {
+        Self {
+            policy,
+            files: files.map(|(address, port)| FilePort {
+                address: address.to_canonical(),
+                port,
+                is_offered: AtomicBool::new(false),
+            }),
+            places: Arc::new(Semaphore::new(limits.dialled_connections)),
+            under_way: Semaphore::new(limits.dials),
+            refusals: Arc::new(Semaphore::new(limits.dials)),
+            metrics,
+        }
+    }
+
+    /// Says if an intercept of this pod offers its owner the volumes.
+    pub(crate) fn offer_files(&self, offered: bool) {
+        if let Some(files) = &self.files {
+            files.is_offered.store(offered, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes a place for a connection; one for a refusal, counted and said, if there are too many;
+    /// none if those are too many as well.
+    pub(crate) fn place(&self) -> Option<DialPlace> {
+        if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
+            return Some(DialPlace::Connection(place));
+        }
+        self.metrics
+            .limits
+            .at(ControlLimit::DialledConnections)
+            .inc();
+        limited!(
+            self.metrics.lines.dials,
+            warn,
+            "dial refused: too many connections for workstations; raise dialledConnections"
+        );
+        let refusal = Arc::clone(&self.refusals).try_acquire_owned();
+        refusal.ok().map(DialPlace::Refusal)
+    }
+
+    /// Connects to the destination of `conn_id`, reports the result, and carries bytes until
+    /// either side is done.
+    pub(crate) async fn serve(
+        &self,
+        place: DialPlace,
+        conn_id: ConnId,
+        dial_timeout: Duration,
+        io: TunnelIo,
+    ) {
+        if matches!(place, DialPlace::Refusal(_)) {
+            return reject(io, conn_id, "too many connections for workstations").await;
+        }
+        if let Err(refusal) = self.check(conn_id) {
+            let text = self.refused(conn_id, refusal);
+            return reject(io, conn_id, text).await;
+        }
+        let Ok(under_way) = self.under_way.try_acquire() else {
+            self.metrics.limits.at(ControlLimit::Dials).inc();
+            let text = "dial refused: too many dials are under way; raise dials";
+            limited!(self.metrics.lines.dials, warn, "{text}");
+            return reject(io, conn_id, text).await;
+        };
+        match conn_id.transport() {
+            Transport::Tcp => {
+                let dialled = dial(conn_id, dial_timeout).await;
+                drop(under_way);
+                match dialled {
+                    Ok(socket) => tcp(conn_id, socket, io).await,
+                    Err(why) => reject(io, conn_id, &why).await,
+                }
+            }
+            Transport::Udp => {
+                drop(under_way);
+                udp(conn_id, io).await;
+            }
+        }
+    }
+
+    fn check(&self, conn_id: ConnId) -> Result<(), DialRefusal> {
+        let destination = conn_id.destination();
+        let is_offered = |files: &FilePort| {
+            files.port == destination.port()
+                && files.address == destination.ip().to_canonical()
+                && files.is_offered.load(Ordering::Relaxed)
+        };
+        if self.files.as_ref().is_some_and(is_offered) {
+            return Ok(());
+        }
+        self.policy.check(conn_id.transport(), destination)
+    }
+
+    fn refused(&self, conn_id: ConnId, refusal: DialRefusal) -> &'static str {
+        let (limit, text) = match refusal {
+            DialRefusal::OwnPort => (
+                ControlLimit::DialOwnPort,
+                "dial refused: the destination is a port of this agent",
+            ),
+            DialRefusal::LinkLocal => (
+                ControlLimit::DialLinkLocal,
+                "dial refused: the destination is a link-local or metadata address; dial.allow \
+                permits it",
+            ),
+        };
+        self.metrics.limits.at(limit).inc();
+        limited!(
+            self.metrics.lines.dials,
+            warn,
+            destination = %conn_id.destination(),
+            "{text}"
+        );
+        text
     }
 }
 
-async fn tcp(conn_id: ConnId, dial_timeout: Duration, io: TunnelIo) {
+async fn dial(conn_id: ConnId, dial_timeout: Duration) -> Result<TcpStream, String> {
     let budget = if dial_timeout.is_zero() {
         DEFAULT_DIAL_TIMEOUT
     } else {
         dial_timeout.min(MAX_DIAL_TIMEOUT)
     };
-    let connected = tokio::time::timeout(budget, TcpStream::connect(conn_id.destination())).await;
-    let socket = match connected {
-        Ok(Ok(socket)) => socket,
-        Ok(Err(error)) => return reject(io, conn_id, &error.to_string()).await,
-        Err(_) => return reject(io, conn_id, "no answer in time").await,
-    };
+    match tokio::time::timeout(budget, TcpStream::connect(conn_id.destination())).await {
+        Ok(connected) => connected.map_err(|error| error.to_string()),
+        Err(_) => Err("no answer in time".to_owned()),
+    }
+}
+
+async fn tcp(conn_id: ConnId, socket: TcpStream, io: TunnelIo) {
     let _ = socket.set_nodelay(true);
     if io.tx.send(Message::DialOk.encode()).await.is_err() {
         return;

@@ -2,6 +2,7 @@
 //! decide, and records are returned in wire format without compression.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,8 +13,12 @@ use hickory_proto::serialize::binary::{BinEncodable, BinEncoder, NameEncoding};
 use hickory_resolver::config::{LookupIpStrategy, ResolverOpts};
 use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::{ResolverBuilder, TokioResolver, net::runtime::TokioRuntimeProvider};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
+
+use crate::limits::Limits;
+use crate::telemetry::metrics::{ControlLimit, ControlMetrics};
+use crate::telemetry::rate_limit::limited;
 
 /// TTL of answers in seconds.
 const TTL: u32 = 4;
@@ -22,10 +27,26 @@ const QUERY_TIMEOUT: Duration = Duration::from_millis(450);
 /// Time for a workstation's own query.
 const LOOKUP_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// Resolver of the pod, set up from the system's configuration on first use.
-#[derive(Default)]
+/// Names the resolver remembers, for seconds.
+const CACHE_SIZE: u64 = 1024;
+
+/// Resolver of the pod, set up from the system's configuration on first use. One for everybody, with
+/// a cache, and with as many questions at a time as its limit says.
 pub struct Dns {
     resolver: OnceCell<TokioResolver>,
+    questions: Arc<Semaphore>,
+    metrics: Arc<ControlMetrics>,
+}
+
+/// A place among the questions under way.
+pub(crate) struct DnsPlace(
+    #[expect(dead_code, reason = "held until dropped")] OwnedSemaphorePermit,
+);
+
+impl Default for Dns {
+    fn default() -> Self {
+        Self::new(&Limits::default(), Arc::default())
+    }
 }
 
 /// Answer to the manager.
@@ -36,6 +57,37 @@ pub(crate) struct DnsAnswer {
 }
 
 impl Dns {
+    /// Creates one that asks the system's name servers.
+    #[must_use]
+    pub fn new(limits: &Limits, metrics: Arc<ControlMetrics>) -> Self {
+        Self {
+            resolver: OnceCell::new(),
+            questions: Arc::new(Semaphore::new(limits.dns_questions)),
+            metrics,
+        }
+    }
+
+    /// Takes a place for a question; none, counted and said, if too many are under way.
+    pub(crate) fn place(&self) -> Option<DnsPlace> {
+        if let Ok(place) = Arc::clone(&self.questions).try_acquire_owned() {
+            return Some(DnsPlace(place));
+        }
+        self.metrics.limits.at(ControlLimit::DnsQuestions).inc();
+        limited!(
+            self.metrics.lines.dns,
+            warn,
+            "DNS question dropped: too many are under way; raise dnsQuestions"
+        );
+        None
+    }
+
+    /// The address of an intercept's target that is a name, an IPv4 one if it has any.
+    pub(crate) async fn target(&self, host: &str) -> Option<IpAddr> {
+        let found = self.resolver().await.ok()?.lookup_ip(host).await.ok()?;
+        let first = found.iter().next();
+        found.iter().find(IpAddr::is_ipv4).or(first)
+    }
+
     /// Queries the name servers of `builder` instead of the system's.
     ///
     /// # Errors
@@ -43,6 +95,7 @@ impl Dns {
     pub fn with(builder: ResolverBuilder<TokioRuntimeProvider>) -> Result<Self, NetError> {
         Ok(Self {
             resolver: OnceCell::new_with(Some(build(builder)?)),
+            ..Self::default()
         })
     }
 
@@ -94,6 +147,9 @@ impl Dns {
         let bare = name.strip_suffix('.').filter(|n| !n.is_empty());
         let bare = bare
             .ok_or_else(|| Status::invalid_argument(format!("{name:?} does not end with a dot")))?;
+        let _place = self
+            .place()
+            .ok_or_else(|| Status::resource_exhausted("too many questions are under way"))?;
         let lookup = async { self.resolver().await?.lookup_ip(bare).await };
         let found = tokio::time::timeout(LOOKUP_TIMEOUT, lookup)
             .await
@@ -194,6 +250,7 @@ fn build(mut builder: ResolverBuilder<TokioRuntimeProvider>) -> Result<TokioReso
     // Two tries of 450 ms fit into the second that the manager waits.
     options.attempts = 2;
     options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
+    options.cache_size = CACHE_SIZE;
     options.positive_max_ttl = Some(Duration::from_secs(u64::from(TTL)));
     // Short, because a service may just be created.
     options.negative_max_ttl = Some(Duration::from_secs(1));

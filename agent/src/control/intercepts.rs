@@ -1,7 +1,9 @@
 //! Intercepts: a snapshot from the manager becomes the ports' route tables and reviews to send
 //! back. `translate`, `spec` and `conflict` are pure; `publisher` puts tables in force.
 
+pub mod bounds;
 mod conflict;
 pub(crate) mod publisher;
-mod spec;
+mod refusal;
+pub(crate) mod spec;
 pub mod translate;

@@ -5,9 +5,10 @@
 
 use std::collections::HashSet;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::Notify;
+use traffic_proto::sync::lock;
 
 /// Keys currently locked.
 pub(crate) struct KeyedLock<K>(Arc<Inner<K>>);
@@ -45,7 +46,7 @@ impl<K: Clone + Eq + Hash> KeyedLock<K> {
 
 impl<K> Inner<K> {
     fn locked(&self) -> MutexGuard<'_, HashSet<K>> {
-        self.locked.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.locked)
     }
 }
 

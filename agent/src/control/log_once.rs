@@ -1,10 +1,11 @@
 //! Log lines by condition: a condition that repeats is one line a minute, with a count.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use crate::telemetry::rate_limit::LogLimiter;
+use traffic_proto::sync::lock;
 
 /// Period in which repeats of a condition are only counted.
 const QUIET_PERIOD: Duration = Duration::from_secs(60);
@@ -15,7 +16,7 @@ pub(crate) struct LogOnce(Mutex<HashMap<&'static str, LogLimiter>>);
 impl LogOnce {
     /// Returns the number of suppressed repeats if `condition` may be logged now.
     fn admits(&self, condition: &'static str) -> Option<u64> {
-        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut said = lock(&self.0);
         said.entry(condition)
             .or_insert_with(|| LogLimiter::every(QUIET_PERIOD))
             .pass()

@@ -1,9 +1,13 @@
 //! Loops of a live session: remain, intercepts and their reviews, dials, DNS, log level, reports.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt as _, StreamExt};
+use tokio::time::Instant;
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status, Streaming};
 use traffic_proto::conn_id::ConnId;
@@ -11,24 +15,37 @@ use traffic_proto::log_level::LogLevel;
 use traffic_proto::manager::manager_client::ManagerClient;
 use traffic_proto::manager::{
     DialRequest, DnsAgentResponse, DnsRequest, DnsResponse,
-    InterceptDispositionType as Disposition, LogLevelRequest, RemainRequest,
-    ReviewInterceptRequest, SessionInfo,
+    InterceptDispositionType as Disposition, InterceptInfo, LogLevelRequest, RemainRequest,
+    SessionInfo, TunnelMetrics,
 };
 use traffic_proto::tunnel::{StreamInfo, duration_from_nanos};
 
+use crate::control::answers::{ANSWER_TIMEOUT, status_text, with_timeout};
 use crate::control::context::{SessionContext, SessionLost};
+use crate::control::intercepts::publisher::Published;
+use crate::control::intercepts::spec;
 use crate::control::intercepts::translate::{Review, Snapshot, Verdict};
+use crate::control::reviews::{ReviewSender, Reviews};
+use crate::control::tunnels;
 use crate::control::tunnels::{ManagerLink, TunnelDirection};
-use crate::control::{dialer, tunnels};
+use crate::routes::UnreadTls;
+use crate::telemetry::metrics::ControlLimit;
+use crate::telemetry::rate_limit::limited;
+use traffic_core::routing::dial_memory::Reachability;
+use traffic_core::routing::{Intercept, Mechanism};
 
 /// Interval of the Remain call; older managers forget an agent after 15 s.
 const REMAIN_INTERVAL: Duration = Duration::from_secs(5);
-/// Time for one response of the manager.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Consecutive failed Remain calls after which the session counts as lost.
 const MAX_MISSED_REMAINS: u32 = 3;
 /// Time for reporting a finished tunnel.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+/// Intercepts, and half the filters, of a snapshot that is applied without another thread.
+const MAX_SMALL: usize = 32;
+/// Intercepts that are kept of what the manager shows.
+const MAX_SHOWN: usize = 8192;
+/// How often to look whether a workstation that was not reached is reached again.
+const RECOVERY_INTERVAL: Duration = Duration::from_secs(5);
 /// Delay before a side watch is reopened, first and longest; doubles each time.
 const REOPEN_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 
@@ -38,6 +55,7 @@ pub(crate) struct Live<'a> {
     pub(crate) client: ManagerClient<Channel>,
     pub(crate) link: ManagerLink,
     pub(crate) session: SessionInfo,
+    pub(crate) reviews: Arc<Reviews>,
 }
 
 impl Live<'_> {
@@ -52,6 +70,7 @@ impl Live<'_> {
             () = self.questions() => SessionLost::Ended("unreachable".to_owned()),
             () = self.log_levels() => SessionLost::Ended("unreachable".to_owned()),
             () = self.reports() => SessionLost::Ended("unreachable".to_owned()),
+            () = self.failures() => SessionLost::Ended("unreachable".to_owned()),
         }
     }
 
@@ -94,118 +113,145 @@ impl Live<'_> {
     }
 
     async fn deltas(&self) -> Result<(), Status> {
-        let mut deltas = self
-            .client
-            .clone()
-            .watch_intercepts_delta(self.session.clone())
-            .await?
-            .into_inner();
+        let mut client = self.client.clone();
+        let deltas = client.watch_intercepts_delta(self.session.clone()).await?;
         // The first message of a stream holds everything, so the snapshot starts empty.
-        let mut snapshot = Snapshot::new();
-        while let Some(delta) = deltas.message().await? {
-            snapshot.extend(delta.upserts);
+        self.follow(deltas.into_inner(), |snapshot, delta| {
+            let upserts = delta.upserts.into_iter();
+            snapshot.extend(upserts.map(|(id, info)| (id, slim(info))));
             for id in &delta.removals {
                 snapshot.remove(id);
             }
-            self.take(&snapshot).await;
-        }
-        Ok(())
+        })
+        .await
     }
 
     async fn snapshots(&self) -> Result<(), Status> {
-        let mut snapshots = self
-            .client
-            .clone()
-            .watch_intercepts(self.session.clone())
-            .await?
-            .into_inner();
-        while let Some(message) = snapshots.message().await? {
-            self.take(
-                &message
-                    .intercepts
-                    .into_iter()
-                    .map(|i| (i.id.clone(), i))
-                    .collect(),
-            )
-            .await;
-        }
-        Ok(())
+        let mut client = self.client.clone();
+        let snapshots = client.watch_intercepts(self.session.clone()).await?;
+        self.follow(snapshots.into_inner(), |snapshot, message| {
+            let all = message.intercepts.into_iter();
+            *snapshot = all.map(|i| (i.id.clone(), slim(i))).collect();
+        })
+        .await
     }
 
-    async fn take(&self, snapshot: &Snapshot) {
-        // Probing may take seconds but happens only for waiting intercepts, whose owners wait for
-        // the review anyway.
-        self.context.publisher.prepare(snapshot).await;
-        let metrics = &self.context.metrics;
-        metrics.snapshots.inc();
-        metrics
-            .intercepts
-            .set(i64::try_from(snapshot.len()).unwrap_or(i64::MAX));
-        for review in self.context.publisher.snapshot(snapshot) {
-            metrics.reviews.inc();
+    /// Applies each snapshot at once. A review that needs a probe waits alone; the snapshot is then
+    /// applied again.
+    async fn follow<M>(
+        &self,
+        mut messages: Streaming<M>,
+        merge: impl Fn(&mut Snapshot, M),
+    ) -> Result<(), Status> {
+        let mut snapshot = Snapshot::new();
+        let mut probing = FuturesUnordered::new();
+        let (mut started, mut probed) = (HashSet::new(), HashSet::new());
+        let mut look_again: Option<Instant> = None;
+        loop {
+            tokio::select! {
+                message = messages.message() => match message? {
+                    Some(message) => {
+                        merge(&mut snapshot, message);
+                        drop_excess(&mut snapshot);
+                        self.context.metrics.snapshots.inc();
+                    }
+                    None => return Ok(()),
+                },
+                Some(port) = probing.next() => {
+                    probed.insert(port);
+                }
+                () = sleep_until_some(look_again) => {}
+            }
+            let published = self.take(&mut snapshot, &probed).await?;
+            look_again = published.look_again;
+            for port in published.probes {
+                if started.insert(port) {
+                    let probe = self.context.publisher.probe(port);
+                    probing.push(probe.map(move |()| port));
+                }
+            }
+        }
+    }
+
+    async fn take(
+        &self,
+        snapshot: &mut Snapshot,
+        probed: &HashSet<usize>,
+    ) -> Result<Published, Status> {
+        let count = i64::try_from(snapshot.len()).unwrap_or(i64::MAX);
+        self.context.metrics.intercepts.set(count);
+        self.context.tunnels.sessions().announce(owners(snapshot));
+        self.reviews.forget_others(snapshot);
+        let mut published = self.publish(snapshot, probed).await?;
+        for review in std::mem::take(&mut published.reviews) {
+            if review.is_bound {
+                self.say_bound(&review);
+            }
+            self.context.metrics.reviews.inc();
             self.send(review);
         }
+        // Nobody has been told of the volumes any more.
+        if !snapshot.values().any(is_alive) {
+            self.context.dialer.offer_files(false);
+        }
+        Ok(published)
     }
 
-    /// Sends a review in a separate task: a slow response must not hold up the next snapshot.
+    /// Applies a snapshot, a large one on a thread of its own: this one answers `/ready`.
+    async fn publish(
+        &self,
+        snapshot: &mut Snapshot,
+        probed: &HashSet<usize>,
+    ) -> Result<Published, Status> {
+        // There may be intercepts to report on.
+        self.context.tunnels.fallbacks().notify_one();
+        if is_small(snapshot) {
+            return Ok(self.context.publisher.snapshot(snapshot, probed));
+        }
+        let (all, probed) = (std::mem::take(snapshot), probed.clone());
+        let context = Arc::clone(self.context);
+        let applied = tokio::task::spawn_blocking(move || {
+            let published = context.publisher.snapshot(&all, &probed);
+            (all, published)
+        });
+        let (all, published) = applied
+            .await
+            .map_err(|error| Status::internal(format!("intercepts were not applied: {error}")))?;
+        *snapshot = all;
+        Ok(published)
+    }
+
+    fn say_bound(&self, review: &Review) {
+        let metrics = &self.context.metrics;
+        metrics.limits.at(ControlLimit::Intercepts).inc();
+        if let Verdict::Refuse { message, .. } = &review.verdict {
+            limited!(
+                metrics.lines.intercepts,
+                warn,
+                id = review.id,
+                "intercept refused: a bound is reached: {message}"
+            );
+        }
+    }
+
+    /// Has a review sent by a task, because a slow response must not hold up the next snapshot.
     fn send(&self, review: Review) {
-        let (mut client, context) = (self.client.clone(), Arc::clone(self.context));
-        let request = self.reviewed(review);
+        if !self.reviews.add(review) {
+            return;
+        }
+        let sender = ReviewSender {
+            client: self.client.clone(),
+            session: self.session.clone(),
+            context: Arc::clone(self.context),
+        };
+        let reviews = Arc::downgrade(&self.reviews);
         self.context.control.spawn(async move {
-            let id = request.id.clone();
-            match with_timeout(ANSWER_TIMEOUT, client.review_intercept(request)).await {
-                Ok(_) => {}
-                // The owner has removed the intercept meanwhile.
-                Err(status) if status.code() == Code::NotFound => {}
-                Err(status) => {
-                    let text = format!(
-                        "the traffic-manager rejected the review of {id}: {}",
-                        status_text(&status)
-                    );
-                    context.log_once.warn("review", &text);
-                }
+            // The queue ends with the session.
+            while let Some((ticket, review)) = reviews.upgrade().and_then(|it| it.next()) {
+                sender.send(&ticket, review).await;
             }
         });
     }
-
-    fn reviewed(&self, review: Review) -> ReviewInterceptRequest {
-        let identity = &self.context.identity;
-        let mut request = ReviewInterceptRequest {
-            session: Some(self.session.clone()),
-            id: review.id,
-            mechanism_args_desc: review.description,
-            ..ReviewInterceptRequest::default()
-        };
-        match review.verdict {
-            Verdict::Accept { container, headers } => {
-                tracing::debug!(id = request.id, "intercept accepted");
-                request.set_disposition(Disposition::Active);
-                request.pod_ip.clone_from(&identity.pod_ip);
-                request.headers = headers;
-                if let Some(shared) = identity.containers.iter().find(|c| c.name == container) {
-                    request.mount_point.clone_from(&shared.mount_point);
-                    if !shared.mount_point.is_empty() {
-                        request.sftp_port = i32::from(identity.sftp_port);
-                    }
-                    request.environment.clone_from(&shared.environment);
-                    request.mounts.clone_from(&shared.mounts);
-                }
-            }
-            Verdict::Refuse { bad_args, message } => {
-                tracing::debug!(id = request.id, message, "intercept refused");
-                // BadArgs tells the client that the user must change the command, AgentError that
-                // another pod may accept it.
-                request.set_disposition(if bad_args {
-                    Disposition::BadArgs
-                } else {
-                    Disposition::AgentError
-                });
-                request.message = message;
-            }
-        }
-        request
-    }
-
     /// Watches for connections that the manager wants this agent to open into the cluster. Older
     /// managers wait for this watch without limit, newer ones do not have it.
     async fn dials(&self) {
@@ -232,6 +278,10 @@ impl Live<'_> {
                 return;
             }
         };
+        // Without a place even for a refusal the other side's wait ends by its own timeout.
+        let Some(place) = self.context.dialer.place() else {
+            return;
+        };
         self.context.metrics.dials.inc();
         let (latency, timeout) = (
             duration_from_nanos(request.roundtrip_latency),
@@ -245,7 +295,7 @@ impl Live<'_> {
             // timeout.
             let budget = (latency + timeout).max(ANSWER_TIMEOUT);
             match tokio::time::timeout(budget, tunnels::call(&link, info, meter)).await {
-                Ok(Ok(io)) => dialer::dial_and_carry(conn_id, timeout, io).await,
+                Ok(Ok(io)) => context.dialer.serve(place, conn_id, timeout, io).await,
                 Ok(Err(error)) => tracing::debug!(%conn_id, %error, "no tunnel for a dial"),
                 Err(_) => tracing::debug!(%conn_id, "no tunnel for a dial within {budget:?}"),
             }
@@ -263,12 +313,16 @@ impl Live<'_> {
     }
 
     fn answer(&self, question: DnsRequest) {
+        let Some(place) = self.context.dns.place() else {
+            return;
+        };
         let (mut client, context, session) = (
             self.client.clone(),
             Arc::clone(self.context),
             self.session.clone(),
         );
         self.context.control.spawn(async move {
+            let _place = place;
             let Some(answer) = context.dns.answer(&question.name, question.r#type).await else {
                 return;
             };
@@ -334,16 +388,50 @@ impl Live<'_> {
         // A session under way owns the receiver; its successor waits until it is dropped.
         let mut reports = self.context.reports.lock().await;
         while let Some(report) = reports.recv().await {
-            if let Err(status) =
-                with_timeout(REPORT_INTERVAL, self.client.clone().report_metrics(report)).await
-            {
-                tracing::debug!(
-                    "the traffic-manager rejected a tunnel report: {}",
-                    status_text(&status)
-                );
-            }
+            self.report(report).await;
         }
         std::future::pending().await
+    }
+
+    async fn report(&self, report: TunnelMetrics) {
+        let mut client = self.client.clone();
+        if let Err(status) = with_timeout(REPORT_INTERVAL, client.report_metrics(report)).await {
+            tracing::debug!(
+                "the traffic-manager rejected a report: {}",
+                status_text(&status)
+            );
+        }
+    }
+
+    /// Tells the manager, and through it the developer, of intercepts whose requests go to the app
+    /// because their workstation is not reached, and when it is reached again; and how many requests
+    /// the workstations got.
+    async fn failures(&self) {
+        let mut told: HashMap<String, Told> = HashMap::new();
+        loop {
+            tokio::select! {
+                () = self.context.tunnels.fallbacks().notified() => {}
+                () = tokio::time::sleep(RECOVERY_INTERVAL), if !told.is_empty() => {}
+            }
+            let routed = self.context.publisher.routed();
+            told.retain(|id, _| routed.iter().any(|(i, _)| i.id == *id));
+            // As long as there is one, it is looked at.
+            for (intercept, _) in &routed {
+                told.entry(intercept.id.clone()).or_default();
+            }
+            for (intercept, unread) in routed {
+                if let Some(report) = outcome_report(&intercept, unread, &mut told) {
+                    let agent_session_id = self.session.session_id.clone();
+                    self.report(TunnelMetrics {
+                        agent_session_id,
+                        ..report
+                    })
+                    .await;
+                }
+            }
+            // Failures come in crowds.
+            tokio::time::sleep(REPORT_INTERVAL).await;
+        }
     }
 
     /// Keeps an optional watch open: one the manager does not have is left alone, one that ends is
@@ -387,42 +475,109 @@ impl Live<'_> {
     }
 }
 
+/// Counts of an intercept that the manager was told last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Told {
+    /// Requests that the workstation got.
+    hits: u64,
+    failed_open: u64,
+    is_failing: bool,
+}
+
+/// Report of an intercept's requests, if anything is new since it was last told.
+fn outcome_report(
+    intercept: &Intercept,
+    unread: Option<UnreadTls>,
+    told: &mut HashMap<String, Told>,
+) -> Option<TunnelMetrics> {
+    let stats = &intercept.stats;
+    let missed = stats.failed_open.load(Ordering::Relaxed);
+    let matched = stats.hits.load(Ordering::Relaxed);
+    let mut failed_open = missed;
+    let unread = unread.filter(|_| intercept.mechanism == Mechanism::Http);
+    let failure = match stats.dials.reachability(Instant::now().into_std()) {
+        Reachability::Unreachable { reason, .. } => reason,
+        Reachability::Untried | Reachability::Reachable => match unread {
+            None => String::new(),
+            Some(unread) => {
+                failed_open += unread.connections;
+                unread.text
+            }
+        },
+    };
+    let now = Told {
+        hits: matched.saturating_sub(missed),
+        failed_open,
+        is_failing: !failure.is_empty(),
+    };
+    // A failure without a request has nothing to tell yet.
+    if now.is_failing && now.failed_open == 0 {
+        return None;
+    }
+    let before = told.insert(intercept.id.clone(), now).unwrap_or_default();
+    (before != now).then(|| TunnelMetrics {
+        client_session_id: intercept.client_session.clone(),
+        intercept_id: intercept.id.clone(),
+        hits: now.hits,
+        failed_open: now.failed_open,
+        failure,
+        ..TunnelMetrics::default()
+    })
+}
+
+/// Sessions of the clients whose intercepts a snapshot holds.
+fn owners(snapshot: &Snapshot) -> HashSet<String> {
+    let owner = |info: &InterceptInfo| spec::owner_session(info).to_owned();
+    snapshot.values().map(owner).collect()
+}
+
+fn is_alive(info: &InterceptInfo) -> bool {
+    matches!(
+        info.disposition(),
+        Disposition::Active | Disposition::Waiting
+    )
+}
+
+/// Returns true for a snapshot that is applied in no time.
+fn is_small(snapshot: &Snapshot) -> bool {
+    let filters = |info: &InterceptInfo| {
+        let spec = info.spec.as_ref();
+        spec.map_or(0, |s| {
+            s.header_filters.len() + s.path_filters.len() + s.mechanism_args.len()
+        })
+    };
+    snapshot.len() <= MAX_SMALL && snapshot.values().map(filters).sum::<usize>() <= 2 * MAX_SMALL
+}
+
+/// Forgets refused intercepts beyond a bound: they are shown until their owners remove them.
+fn drop_excess(snapshot: &mut Snapshot) {
+    if snapshot.len() > MAX_SHOWN {
+        snapshot.retain(|_, info| is_alive(info));
+    }
+    while snapshot.len() > MAX_SHOWN {
+        snapshot.pop_last();
+    }
+}
+
+/// Drops what an agent does not need of an intercept: what other agents have answered can be large.
+fn slim(mut info: InterceptInfo) -> InterceptInfo {
+    info.environment = Default::default();
+    info.mounts = Default::default();
+    info.metadata = Default::default();
+    info.headers = Default::default();
+    info
+}
+
+async fn sleep_until_some(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
 fn watch_ended(ended: Result<(), Status>) -> SessionLost {
     SessionLost::Ended(match ended {
         Ok(()) => "it ended the intercept watch".to_owned(),
         Err(status) => format!("the intercept watch failed: {}", status_text(&status)),
     })
-}
-
-/// Awaits a response within `limit`.
-pub(crate) async fn with_timeout<T>(
-    limit: Duration,
-    answer: impl Future<Output = Result<T, Status>>,
-) -> Result<T, Status> {
-    tokio::time::timeout(limit, answer)
-        .await
-        .unwrap_or_else(|_| {
-            Err(Status::deadline_exceeded(format!(
-                "no answer within {limit:?}"
-            )))
-        })
-}
-
-/// Formats code and message, with the transport's own reason if there is one.
-pub(crate) fn status_text(status: &Status) -> String {
-    let mut text = format!("{:?}", status.code());
-    if !status.message().is_empty() {
-        text.push_str(": ");
-        text.push_str(status.message());
-    }
-    let mut source = std::error::Error::source(status);
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
 }

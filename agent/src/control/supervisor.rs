@@ -4,26 +4,32 @@
 use std::hash::{BuildHasher, Hasher};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
-use traffic_proto::manager::SessionInfo;
 use traffic_proto::manager::manager_client::ManagerClient;
+use traffic_proto::manager::{AgentInfo, SessionInfo};
 use traffic_proto::tunnel::GRPC_LIMIT;
 
+use crate::control::answers::{status_text, with_timeout};
 use crate::control::config::ControlConfig;
 use crate::control::context::{LevelRequests, SessionContext, SessionLost, error_chain};
 use crate::control::intercepts::publisher::RoutePublisher;
 pub use crate::control::intercepts::publisher::{PortHandle, ProbeFuture};
 use crate::control::log_once::LogOnce;
-use crate::control::session::{Live, status_text, with_timeout};
+use crate::control::reviews::{MAX_REVIEW, Reviews};
+use crate::control::session::Live;
 use crate::control::tunnels::ManagerLink;
+use crate::io::state_file;
 use crate::ready::Blocker;
+use crate::telemetry::metrics::ControlLimit;
+use traffic_proto::sync::lock;
 
 /// Time for connecting and for each response while a session begins.
 const BEGIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -79,7 +85,8 @@ impl Supervisor {
             containers,
             session.targets,
             session.remember,
-        );
+        )
+        .within(session.bounds);
         // A second session on the same tunnels would have nothing to report.
         let reports = session
             .tunnels
@@ -90,6 +97,7 @@ impl Supervisor {
             publisher: RoutePublisher::new(session.ports, rules, session.grace),
             tunnels: session.tunnels,
             dns: session.dns,
+            dialer: session.dialer,
             control: session.control,
             metrics: session.metrics,
             log_once: LogOnce::default(),
@@ -177,6 +185,7 @@ impl Supervisor {
             client,
             link,
             session,
+            reviews: Arc::<Reviews>::default(),
         })
     }
 
@@ -202,7 +211,9 @@ impl Supervisor {
         client: &mut ManagerClient<Channel>,
     ) -> Result<SessionInfo, SessionLost> {
         let previous = lock(&self.granted).take().map(|(_, session)| session);
-        let info = self.context.identity.info();
+        let mut info = self.context.identity.info();
+        info.proof_key = self.context.tunnels.proof_key().clone();
+        self.fit(&mut info);
         let arrived = match with_timeout(BEGIN_TIMEOUT, client.arrive_as_agent(info.clone())).await
         {
             Err(status) if status.code() == Code::AlreadyExists => {
@@ -227,11 +238,32 @@ impl Supervisor {
         Ok(session)
     }
 
+    /// Cuts what the manager could not take to what must be there.
+    fn fit(&self, info: &mut AgentInfo) {
+        let size = info.encoded_len();
+        if size <= MAX_REVIEW {
+            return;
+        }
+        self.context
+            .metrics
+            .limits
+            .at(ControlLimit::MessageSize)
+            .inc();
+        let text = format!(
+            "arrival cut: it has {size} bytes and the traffic-manager takes {MAX_REVIEW}; the \
+            environment is left out, exclude large variables to have the rest"
+        );
+        self.context.log_once.warn("arrival size", &text);
+        for container in info.containers.values_mut() {
+            container.environment.clear();
+        }
+    }
+
     fn become_ready(&self) {
         let Some(blocker) = lock(&self.ready).take() else {
             return;
         };
-        if let Err(error) = crate::ready::create_ready_file(&self.ready_file) {
+        if let Err(error) = state_file::write(&self.ready_file, b"") {
             tracing::error!(
                 "{}: {error}: the pod will not become ready; make its directory writable",
                 self.ready_file.display()
@@ -334,10 +366,6 @@ fn jittered(pause: Duration) -> Duration {
         .finish();
     let half = pause / 2;
     half + half.mul_f64(f64::from((random >> 32) as u32) / f64::from(u32::MAX))
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -5,34 +5,43 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{Stream, StreamExt};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 use traffic_proto::conn_id::ConnId;
 use traffic_proto::manager::manager_client::ManagerClient;
-use traffic_proto::manager::{DialRequest, TunnelMessage, TunnelMetrics};
+use traffic_proto::manager::{
+    DialRequest, RemainRequest, SessionInfo, TunnelMessage, TunnelMetrics,
+};
 use traffic_proto::port::Transport as Protocol;
+use traffic_proto::proof;
 use traffic_proto::tunnel::{self, Message, STREAM_VERSION, StreamInfo, nanos_from_duration};
 
 use crate::addr::Caller;
+use crate::control::dns::Dns;
 use crate::control::keyed_lock::{KeyGuard, KeyedLock};
+use crate::control::known_sessions::KnownSessions;
 use crate::telemetry::metrics::ControlMetrics;
 use crate::upstream::{OpenTunnel, Role, Transport, TunnelError, TunnelIo};
 use traffic_core::routing::{Intercept, TunnelPath};
+use traffic_proto::sync::lock;
 
 /// Messages queued in one direction of one tunnel.
 pub(crate) const QUEUE_CAPACITY: usize = 16;
 /// Dial requests queued for one workstation.
-const MAX_QUEUED_DIALS: usize = 256;
+pub(crate) const MAX_QUEUED_DIALS: usize = 256;
 /// Queued reports of finished tunnels; more are dropped, since they are only statistics.
 const MAX_QUEUED_REPORTS: usize = 256;
+/// Time for the manager to confirm a client's session.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Tunnels to workstations; cheap to clone.
 #[derive(Clone)]
@@ -55,8 +64,14 @@ struct TunnelHub {
     // Numbers tell a watcher or waiter from a later one with the same key.
     numbers: AtomicU64,
     open: watch::Sender<usize>,
+    dns: Arc<Dns>,
     reports: mpsc::Sender<TunnelMetrics>,
     pending_reports: Mutex<Option<mpsc::Receiver<TunnelMetrics>>>,
+    /// Signals that the app got what was meant for a workstation.
+    fallbacks: Notify,
+    sessions: KnownSessions,
+    /// Proves to workstations that this agent is the one the manager announced.
+    proof_key: Bytes,
     metrics: Arc<ControlMetrics>,
 }
 
@@ -65,7 +80,8 @@ type WaiterKey = (String, ConnId);
 
 struct Watcher {
     number: u64,
-    dials: mpsc::Sender<DialRequest>,
+    /// Boxed, because the queue has room for 32 from the beginning.
+    dials: mpsc::Sender<Box<DialRequest>>,
 }
 
 /// A tunnel waiting for a workstation's answer to a dial request.
@@ -78,7 +94,7 @@ struct Waiter {
 impl Tunnels {
     /// Creates an instance without manager and workstations.
     #[must_use]
-    pub fn new(metrics: Arc<ControlMetrics>) -> Self {
+    pub fn new(metrics: Arc<ControlMetrics>, dns: Arc<Dns>) -> Self {
         let (reports, pending_reports) = mpsc::channel(MAX_QUEUED_REPORTS);
         Self(Arc::new(TunnelHub {
             manager: ArcSwapOption::empty(),
@@ -87,8 +103,13 @@ impl Tunnels {
             dial_locks: KeyedLock::default(),
             numbers: AtomicU64::new(0),
             open: watch::Sender::new(0),
+            dns,
             reports,
             pending_reports: Mutex::new(Some(pending_reports)),
+            fallbacks: Notify::new(),
+            sessions: KnownSessions::default(),
+            // Without random bytes there is no proof, and workstations come through the manager.
+            proof_key: proof::random().map_or_else(|_| Bytes::new(), |key| key.to_vec().into()),
             metrics,
         }))
     }
@@ -110,6 +131,42 @@ impl Tunnels {
     #[must_use]
     pub fn watches(&self, session: &str) -> bool {
         lock(&self.0.watchers).contains_key(session)
+    }
+
+    /// Signals each time the app got what was meant for a workstation; several may be one.
+    pub(crate) fn fallbacks(&self) -> &Notify {
+        &self.0.fallbacks
+    }
+
+    /// The client sessions that are served.
+    pub(crate) fn sessions(&self) -> &KnownSessions {
+        &self.0.sessions
+    }
+
+    /// The key by which workstations recognise this agent; empty without one.
+    pub(crate) fn proof_key(&self) -> &Bytes {
+        &self.0.proof_key
+    }
+
+    /// Asks the manager if it knows a client session; none if it cannot be asked.
+    pub(crate) async fn confirm(&self, session: &str) -> Option<bool> {
+        let link = self.0.manager.load_full()?;
+        let request = RemainRequest {
+            session: Some(SessionInfo {
+                session_id: session.to_owned(),
+                ..SessionInfo::default()
+            }),
+            ..RemainRequest::default()
+        };
+        let mut client = link.client.clone();
+        let asked = tokio::time::timeout(CONFIRM_TIMEOUT, client.remain(request));
+        let confirmed = match asked.await {
+            Ok(Ok(_)) => true,
+            Ok(Err(status)) if status.code() == Code::NotFound => false,
+            Ok(Err(_)) | Err(_) => return None,
+        };
+        self.0.sessions.answered(session, confirmed);
+        Some(confirmed)
     }
 
     pub(crate) fn set_manager(&self, link: Option<ManagerLink>) {
@@ -183,6 +240,10 @@ impl OpenTunnel for Tunnels {
         })
     }
 
+    fn fell_back(&self) {
+        self.0.fallbacks.notify_one();
+    }
+
     fn attachment(&self, client_session: &str) -> Option<u64> {
         lock(&self.0.watchers).get(client_session).map(|w| w.number)
     }
@@ -200,7 +261,7 @@ impl Tunnels {
             Transport::Udp => Protocol::Udp,
         };
         let target = SocketAddr::new(
-            target_ip(&intercept.target_host).await?,
+            target_ip(&self.0.dns, &intercept.target_host).await?,
             intercept.target_port,
         );
         let conn_id = ConnId::new(protocol, caller.0, target);
@@ -239,14 +300,19 @@ impl Tunnels {
             ..DialRequest::default()
         };
         // The watch has just ended: fall back to the manager.
-        if dials.send(request).await.is_err() {
+        if dials.send(Box::new(request)).await.is_err() {
             return Ok(None);
         }
-        let io = tunnel
-            .await
-            .map_err(|_| TunnelError::Broken("another connection took its place".to_owned()));
+        let io = tokio::select! {
+            biased;
+            io = tunnel => io.map(Some).map_err(|_| {
+                TunnelError::Broken("another connection took its place".to_owned())
+            }),
+            // The workstation is gone, or its network: the manager knows soon.
+            () = dials.closed() => Ok(None),
+        };
         drop(waiting);
-        io.map(Some)
+        io
     }
 
     async fn open_through_manager(
@@ -378,7 +444,7 @@ fn data_len(payload: &Bytes) -> u64 {
 
 /// Resolves the workstation's target address as it sees it itself. Names other than localhost are
 /// looked up here, because a connection id holds addresses only.
-async fn target_ip(host: &str) -> Result<IpAddr, TunnelError> {
+async fn target_ip(dns: &Dns, host: &str) -> Result<IpAddr, TunnelError> {
     if let Ok(ip) = host.parse() {
         return Ok(ip);
     }
@@ -386,11 +452,7 @@ async fn target_ip(host: &str) -> Result<IpAddr, TunnelError> {
     if host.eq_ignore_ascii_case("localhost") {
         return Ok(IpAddr::from([127, 0, 0, 1]));
     }
-    let found = tokio::net::lookup_host((host, 0))
-        .await
-        .ok()
-        .and_then(|mut found| found.next());
-    found.map(|address| address.ip()).ok_or_else(|| {
+    dns.target(host).await.ok_or_else(|| {
         TunnelError::NoPath(format!(
             "the target host {host:?} has no address here; intercept to an address instead"
         ))
@@ -442,20 +504,20 @@ impl Drop for Waiting {
 /// Dial requests for one workstation; dropping it ends the watch, unless a later one has replaced
 /// it.
 pub(crate) struct DialStream {
-    queue: mpsc::Receiver<DialRequest>,
+    queue: mpsc::Receiver<Box<DialRequest>>,
     number: u64,
     session: String,
     hub: Arc<TunnelHub>,
 }
 
 impl Stream for DialStream {
-    type Item = Result<DialRequest, Status>;
+    type Item = Box<DialRequest>;
 
     fn poll_next(
         mut self: std::pin::Pin<&mut Self>,
         cx: &mut std::task::Context<'_>,
     ) -> std::task::Poll<Option<Self::Item>> {
-        self.queue.poll_recv(cx).map(|request| request.map(Ok))
+        self.queue.poll_recv(cx)
     }
 }
 
@@ -508,13 +570,10 @@ impl Drop for Meter {
                 client_session_id,
                 ingress_bytes,
                 egress_bytes,
+                ..TunnelMetrics::default()
             });
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl fmt::Debug for Tunnels {

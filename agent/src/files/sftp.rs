@@ -54,6 +54,7 @@ pub(crate) struct Failed(StatusCode, String);
 impl From<Errno> for Failed {
     fn from(errno: Errno) -> Self {
         let code = match errno {
+            // Version 3 of the protocol has few words for errors; the text says the rest.
             Errno::NOENT | Errno::NOTDIR => StatusCode::NoSuchFile,
             Errno::ACCESS | Errno::PERM | Errno::ROFS => StatusCode::PermissionDenied,
             Errno::NOSYS | Errno::OPNOTSUPP => StatusCode::Unsupported,
@@ -130,28 +131,8 @@ impl<'e> Session<'e> {
                 let (fd, _) = self.file(handle)?;
                 out.attributes(id, &attributes_of(&fs::fstat(fd)?));
             }
-            Operation::RealPath(path) => {
-                let name = absolute(&normalised(path));
-                let attributes = Attributes::default();
-                out.names(
-                    id,
-                    &[NameEntry {
-                        name: &name,
-                        attributes,
-                    }],
-                );
-            }
-            Operation::ReadLink(path) => {
-                let name = self.read_link(path)?;
-                let attributes = Attributes::default();
-                out.names(
-                    id,
-                    &[NameEntry {
-                        name: &name,
-                        attributes,
-                    }],
-                );
-            }
+            Operation::RealPath(path) => name_alone(id, &absolute(&normalised(path)), out),
+            Operation::ReadLink(path) => name_alone(id, &self.read_link(path)?, out),
             Operation::StatVfs(path) => out.extended(id, &self.figures(path)?),
             other => {
                 self.change(other)?;
@@ -190,6 +171,7 @@ impl<'e> Session<'e> {
 
     fn open(&mut self, path: &[u8], flags: u32, attributes: Attributes) -> Answered<[u8; 4]> {
         let has = |flag| flags & flag != 0;
+        // Clients append without asking to write.
         let mut how = match (has(open::READ), has(open::WRITE) || has(open::APPEND)) {
             (_, false) => OFlags::RDONLY,
             (false, true) => OFlags::WRONLY,
@@ -207,6 +189,7 @@ impl<'e> Session<'e> {
         let fd = self.open_file(path, how, has(open::TRUNCATE), attributes)?;
         self.keep(Handle::File {
             fd,
+            // Kept, because `pwrite` ignores the position of a file that is open for appending.
             append: has(open::APPEND),
         })
     }
@@ -224,6 +207,7 @@ impl<'e> Session<'e> {
             );
             return Err(Failed(StatusCode::Failure, text));
         }
+        // After 2^32 handles numbers come again, and some may be open still.
         while self.handles.contains_key(&self.next) {
             self.next = self.next.wrapping_add(1);
         }
@@ -249,8 +233,10 @@ impl<'e> Session<'e> {
         out: &mut Answers<'_>,
     ) -> Answered {
         let (fd, _) = self.file(handle)?;
+        // A client may ask for 4 GiB; short answers are allowed.
         let wanted = usize::try_from(length).unwrap_or(MAX_READ).min(MAX_READ);
         match out.data(id, wanted, |room| rustix::io::pread(fd, room, offset))? {
+            // Nothing read is the end: the protocol has no empty answer.
             0 => Err(Failed(StatusCode::EndOfFile, "end of file".to_owned())),
             _ => Ok(()),
         }
@@ -264,6 +250,7 @@ impl<'e> Session<'e> {
             } else {
                 rustix::io::pwrite(fd, data, offset)?
             };
+            // The loop would not end.
             if written == 0 {
                 return Err(Errno::IO.into());
             }
@@ -283,6 +270,8 @@ impl<'e> Session<'e> {
             Place::Real(location) => {
                 let how = OFlags::RDONLY | OFlags::DIRECTORY;
                 let found = match paths::open_visible(&location, how) {
+                    // A folder that holds mounts is listed even where the agent cannot see the
+                    // folder itself.
                     Err(_) if !location.further.is_empty() => None,
                     other => Some(other?),
                 };
@@ -302,6 +291,7 @@ impl<'e> Session<'e> {
             return Err(no_handle());
         };
         let mut found: Vec<(Vec<u8>, Attributes)> = Vec::new();
+        // Mounts first, and once: drained, they are not told again in the next answer.
         for name in synthetic.drain(..) {
             found.push((name, paths::directory_attributes()));
         }
@@ -333,6 +323,11 @@ impl<'e> Session<'e> {
 fn number_of(handle: &[u8]) -> Answered<u32> {
     let bytes: [u8; 4] = handle.try_into().map_err(|_| no_handle())?;
     Ok(u32::from_be_bytes(bytes))
+}
+
+fn name_alone(id: u32, name: &[u8], out: &mut Answers<'_>) {
+    let attributes = Attributes::default();
+    out.names(id, &[NameEntry { name, attributes }]);
 }
 
 fn no_handle() -> Failed {

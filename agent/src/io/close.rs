@@ -21,7 +21,7 @@ const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// The same before a reset, for which somebody waits.
 const RESET_STALL_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often the kernel is asked what is left: the first pause, and the longest.
+/// Pauses between questions to the kernel for what is left: the first, and the longest.
 const ASK_INTERVAL: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(100));
 /// Bytes that are certain to be on the wire when their socket is closed (ten segments, RFC 6928):
 /// they precede any reset that later bytes of the peer provoke.
@@ -106,7 +106,7 @@ async fn discard(conn: &mut Conn) {
     .await;
 }
 
-/// How far a peer has taken what was written for it.
+/// Progress of a peer in taking what was written for it.
 struct Progress {
     left: usize,
     moved: Instant,

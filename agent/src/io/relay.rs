@@ -126,7 +126,7 @@ async fn finish(ending: Ending, down: &mut Conn, up: &mut Conn) -> Option<(Side,
     }
 }
 
-/// How a pair of connections comes to its end.
+/// End of a pair of connections.
 enum Ending {
     /// Each side has ended by itself.
     Orderly,
@@ -147,16 +147,16 @@ struct Pair {
     behind_down: LateReset,
     behind_up: LateReset,
     /// The end that took no more. What it had said before still passes the other way.
-    refusal: Option<Refusal>,
+    refusal: Option<WriteRefusal>,
     /// Bytes that had gone upstream when upstream ended.
     sent_when_up_ended: Option<u64>,
 }
 
 /// An end that takes no more.
-struct Refusal {
+struct WriteRefusal {
     side: Side,
     error: io::Error,
-    /// It had ended its own side properly before.
+    /// True if it had ended its own side properly before.
     orderly: bool,
 }
 
@@ -169,7 +169,7 @@ impl Pair {
         metrics: &PortMetrics,
     ) -> Poll<Ending> {
         let inward = match &self.refusal {
-            Some(Refusal { side: Side::Up, .. }) => Poll::Ready(()),
+            Some(WriteRefusal { side: Side::Up, .. }) => Poll::Ready(()),
             _ => match self.inward.poll(cx, down, up, &metrics.bytes_in, metrics) {
                 Poll::Ready(Ok(())) => Poll::Ready(()),
                 Poll::Pending => Poll::Pending,
@@ -185,7 +185,7 @@ impl Pair {
         // A splice that fails behind bytes that went tells of those only, and the error is gone.
         self.outward.doubts_end = self.inward.has_spliced && !self.inward.is_over();
         let outward = match &self.refusal {
-            Some(Refusal {
+            Some(WriteRefusal {
                 side: Side::Down, ..
             }) => Poll::Ready(()),
             _ => match self.outward.poll(cx, up, down, &metrics.bytes_out, metrics) {
@@ -240,7 +240,7 @@ impl Pair {
         // and then say EPIPE as well.
         let orderly =
             error.kind() == io::ErrorKind::BrokenPipe && (other.is_over() || !refused.has_spliced);
-        self.refusal = Some(Refusal {
+        self.refusal = Some(WriteRefusal {
             side,
             error,
             orderly,
@@ -252,13 +252,13 @@ impl Pair {
     fn both_over(&mut self) -> Ending {
         match self.refusal.take() {
             None => Ending::Orderly,
-            Some(Refusal {
+            Some(WriteRefusal {
                 side,
                 error,
                 orderly: false,
             }) => Ending::Broken(side, error),
-            Some(Refusal { side: Side::Up, .. }) => Ending::CallerUnheard,
-            Some(Refusal { error, .. }) => Ending::AppUnheard(error),
+            Some(WriteRefusal { side: Side::Up, .. }) => Ending::CallerUnheard,
+            Some(WriteRefusal { error, .. }) => Ending::AppUnheard(error),
         }
     }
 

@@ -1,4 +1,4 @@
-//! What the kernel knows of a connection: bytes that wait for its peer or for us, and its state.
+//! State of a connection in the kernel: bytes that wait for its peer or for us, and its state.
 
 // `rustix` wraps one of these questions; the others write one integer, or one structure.
 #![allow(unsafe_code)]

@@ -168,7 +168,11 @@ async fn http2(
     context: ConnContext,
 ) -> Ended {
     match app.into_conn().await {
-        Ok(app) => http2::carry(down, first.from_down, app, first.from_up, &context).await,
+        Ok(app) => http2::carry(down, first.from_down, Some(app), first.from_up, &context).await,
+        // While there are rules, requests may yet be a workstation's.
+        Err(_) if !context.port.routes.load().is_empty() => {
+            http2::carry(down, first.from_down, None, first.from_up, &context).await
+        }
         Err(ended) => {
             down.abort();
             ended
@@ -190,9 +194,9 @@ async fn read_available(down: &mut Conn, received: &mut Buf) -> io::Result<()> {
 /// Logs the protocol found on a port, once for each port and protocol.
 fn report(port: &PortContext, found: Protocol) {
     let (carried, reason) = match found {
-        Protocol::Http1 => (metrics::Protocol::Http1, ""),
-        Protocol::Http2 => (metrics::Protocol::Http2, ""),
-        Protocol::Opaque(reason) => (metrics::Protocol::Opaque, reason.label()),
+        Protocol::Http1 => (metrics::Protocol::Http1, None),
+        Protocol::Http2 => (metrics::Protocol::Http2, None),
+        Protocol::Opaque(reason) => (metrics::Protocol::Opaque, Some(reason.label())),
     };
     if port.metrics.carried.at(carried).get() == 0 {
         let (declared, source) = port.app_protocol.get();
@@ -336,10 +340,13 @@ impl Drop for ConnGuard {
             Ended::Limit => {
                 limited!(lines.refused, warn, port, %caller, ended = label, "connection")
             }
-            Ended::AppRefused | Ended::TimedOut(Stage::AppConnect) => limited!(
-                lines.app, warn, port, %caller, ended = label,
-                "the app refuses connections: callers are refused as without the agent"
-            ),
+            Ended::AppRefused | Ended::TimedOut(Stage::AppConnect) => {
+                self.port.app_protocol.forget_probe();
+                limited!(
+                    lines.app, warn, port, %caller, ended = label,
+                    "the app refuses connections: callers are refused as without the agent"
+                );
+            }
             _ => tracing::debug!(port, %caller, ended = label, "connection"),
         }
     }

@@ -2,11 +2,12 @@
 //! Protocols take a [`ConnContext`].
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+
+use arc_swap::ArcSwap;
 
 use crate::addr::Caller;
 use crate::drain::Drain;
-use crate::routes::CurrentRoutes;
+use crate::routes::{CurrentRoutes, UnreadTls};
 use crate::telemetry::access_log::Access;
 use crate::telemetry::access_log::record::AccessRecord;
 use crate::telemetry::explain_header::Explanation;
@@ -34,19 +35,18 @@ pub enum AppProtocol {
 
 /// Source of a port's app protocol.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[repr(u8)]
 pub enum ProtocolSource {
     /// Only each caller's own bytes.
     #[default]
-    Bytes = 0,
+    Bytes,
     /// The Service port's `appProtocol`.
-    AppProtocol = 1,
+    AppProtocol,
     /// The per-port annotation.
-    Annotation = 2,
+    Annotation,
     /// The configured strategy (`portName`, `http`, `http2`).
-    Strategy = 3,
+    Strategy,
     /// A probe of the app.
-    Probe = 4,
+    Probe,
 }
 
 impl ProtocolSource {
@@ -80,51 +80,44 @@ impl AppProtocol {
 /// The app protocol of a port and where that knowledge comes from (declaration, annotation, probe).
 /// A probe may change it while the port serves.
 #[derive(Debug)]
-pub struct DetectedProtocol(AtomicU16);
+pub struct DetectedProtocol {
+    known: ArcSwap<(AppProtocol, ProtocolSource)>,
+    /// Held while the app is asked, so that it is asked once.
+    pub(crate) asking: tokio::sync::Mutex<()>,
+    /// Signals that a probe's result was dropped.
+    pub(crate) forgotten: tokio::sync::Notify,
+}
 
 impl DetectedProtocol {
     /// Starts with the configured protocol.
     #[must_use]
     pub fn new(declared: AppProtocol, source: ProtocolSource) -> Self {
-        Self(AtomicU16::new(packed(declared, source)))
+        Self {
+            known: ArcSwap::from_pointee((declared, source)),
+            asking: tokio::sync::Mutex::new(()),
+            forgotten: tokio::sync::Notify::new(),
+        }
     }
 
     /// Returns the current protocol and its source.
     #[must_use]
     pub fn get(&self) -> (AppProtocol, ProtocolSource) {
-        let [declared, source] = self.0.load(Ordering::Relaxed).to_be_bytes();
-        let declared = match declared {
-            1 => AppProtocol::Opaque,
-            2 => AppProtocol::Http1,
-            3 => AppProtocol::Http2,
-            4 => AppProtocol::Tls,
-            _ => AppProtocol::Unknown,
-        };
-        let source = match source {
-            1 => ProtocolSource::AppProtocol,
-            2 => ProtocolSource::Annotation,
-            3 => ProtocolSource::Strategy,
-            4 => ProtocolSource::Probe,
-            _ => ProtocolSource::Bytes,
-        };
-        (declared, source)
+        **self.known.load()
     }
 
-    /// Stores a probe's result, or clears it (`AppProtocol::Unknown` from `ProtocolSource::Bytes`).
-    pub fn set(&self, declared: AppProtocol, source: ProtocolSource) {
-        self.0.store(packed(declared, source), Ordering::Relaxed);
+    /// Stores a probe's result.
+    pub fn set(&self, found: AppProtocol, source: ProtocolSource) {
+        self.known.store(Arc::new((found, source)));
     }
-}
 
-fn packed(declared: AppProtocol, source: ProtocolSource) -> u16 {
-    let declared = match declared {
-        AppProtocol::Unknown => 0,
-        AppProtocol::Opaque => 1,
-        AppProtocol::Http1 => 2,
-        AppProtocol::Http2 => 3,
-        AppProtocol::Tls => 4,
-    };
-    u16::from_be_bytes([declared, source as u8])
+    /// Drops the result of a probe, because a connection contradicts it or the app was away: it may
+    /// be another one by now.
+    pub fn forget_probe(&self) {
+        if self.get().1 == ProtocolSource::Probe {
+            self.set(AppProtocol::Unknown, ProtocolSource::Bytes);
+            self.forgotten.notify_one();
+        }
+    }
 }
 
 /// State shared by all connections of one port.
@@ -155,6 +148,26 @@ pub struct PortContext {
 }
 
 impl PortContext {
+    /// Returns what callers said in TLS that nobody here could read, although the port is declared
+    /// as one that is read.
+    #[must_use]
+    pub fn unread_tls(&self) -> Option<UnreadTls> {
+        let (declared, source) = self.app_protocol.get();
+        // What a probe or a caller's bytes have told is no promise that could be broken.
+        let is_declared = !matches!(source, ProtocolSource::Bytes | ProtocolSource::Probe);
+        let connections = self.metrics.opaque.at(OpaqueReason::TlsRelayed).get();
+        if declared != AppProtocol::Http2 || !is_declared || self.tls.is_some() || connections == 0
+        {
+            return None;
+        }
+        let port = self.container_port;
+        let text = format!(
+            "callers of port {port}, declared as HTTP/2, speak TLS, which is relayed unread: filters see \
+            nothing of it; give the agent the certificate (telepresence.io/downstream-tls-secret.{port})"
+        );
+        Some(UnreadTls { connections, text })
+    }
+
     /// The port's way to workstations.
     #[must_use]
     pub fn workstations(&self) -> Workstations<'_> {
@@ -251,34 +264,5 @@ impl ConnContext {
                 .as_ref()
                 .and_then(|hello| hello.identity.as_deref()),
         ))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_port_speaks_reads_back_as_it_was_set() {
-        for declared in [
-            AppProtocol::Unknown,
-            AppProtocol::Opaque,
-            AppProtocol::Http1,
-            AppProtocol::Http2,
-            AppProtocol::Tls,
-        ] {
-            for source in [
-                ProtocolSource::Bytes,
-                ProtocolSource::AppProtocol,
-                ProtocolSource::Annotation,
-                ProtocolSource::Strategy,
-                ProtocolSource::Probe,
-            ] {
-                assert_eq!(
-                    DetectedProtocol::new(declared, source).get(),
-                    (declared, source)
-                );
-            }
-        }
     }
 }

@@ -171,6 +171,15 @@ impl Look<'_> {
     fn protocol(&self, verdict: FirstBytes) -> Option<Protocol> {
         // With TLS terminated here, TLS records inside are just unknown bytes.
         let ends_tls = self.context.hello.is_some();
+        let (declared, source) = self.context.port.app_protocol.get();
+        let contradicts = match verdict {
+            FirstBytes::Http1 | FirstBytes::Http2 => declared == AppProtocol::Tls && !ends_tls,
+            FirstBytes::Tls => declared != AppProtocol::Tls && !ends_tls,
+            FirstBytes::Other | FirstBytes::NeedMore => false,
+        };
+        if contradicts && source == ProtocolSource::Probe {
+            self.context.port.app_protocol.forget_probe();
+        }
         Some(match verdict {
             FirstBytes::NeedMore => return None,
             // The app sent SETTINGS, which only a caller with an HTTP/2 preface understands.
@@ -181,7 +190,7 @@ impl Look<'_> {
             }
             FirstBytes::Tls if !ends_tls => Protocol::Opaque(OpaqueReason::TlsRelayed),
             FirstBytes::Tls | FirstBytes::Other => Protocol::Opaque(OpaqueReason::NotHttp),
-            _ if self.context.port.app_protocol.get().0 == AppProtocol::Tls && !ends_tls => {
+            _ if declared == AppProtocol::Tls && !ends_tls => {
                 Protocol::Opaque(OpaqueReason::NotHttp)
             }
             FirstBytes::Http1 => Protocol::Http1,

@@ -5,12 +5,13 @@
 //! NTLM) keeps working. Tunnels are opened on the first match and kept. Exchanges run in order;
 //! within one, both directions flow at once. Anything ambiguous, from a malformed head to an
 //! unsolicited response, turns the rest of the connection into an opaque relay to the app, which
-//! judges it as it would without an agent.
+//! judges it as it would without an agent. One that the app upgrades to HTTP/2 goes on there.
 
 pub mod connection;
 mod exchange;
 pub mod exchanges;
 mod expired;
+mod h2c;
 mod identity_header;
 mod idle;
 mod pipe;

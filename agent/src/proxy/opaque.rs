@@ -12,11 +12,12 @@ use crate::outcome::{Ended, Stage};
 use crate::proxy::context::ConnContext;
 use crate::telemetry::access_log::record::AccessRecord;
 use crate::telemetry::metrics::{OpaqueReason, PortMetrics, Protocol};
+use crate::telemetry::rate_limit::limited;
 use crate::upstream::AppError;
 use crate::upstream::app::{ended_by_app, report_dial_failure};
 use crate::upstream::workstation;
 use crate::upstream::workstation::FirstWrite;
-use traffic_core::routing::Mechanism;
+use traffic_core::routing::{Intercept, Mechanism};
 
 /// Carries a connection of which nothing has been forwarded yet. `first` is what the caller has
 /// sent; `app` is the app's connection if one is open. The workstation gets it if a TCP intercept
@@ -24,7 +25,7 @@ use traffic_core::routing::Mechanism;
 pub async fn carry(
     mut down: Conn,
     first: Buf,
-    app: Option<Conn>,
+    mut app: Option<Conn>,
     context: &ConnContext,
     reason: OpaqueReason,
 ) -> Ended {
@@ -41,20 +42,9 @@ pub async fn carry(
         workstation::hit(&intercept);
         let dial = way.connect(&intercept, context.caller, hello, FirstWrite::AtOnce);
         match dial.await {
-            Ok(mut workstation) => {
-                drop(app);
-                count(context, OpaqueReason::TcpIntercept);
-                let first = PendingBytes {
-                    from_down: first,
-                    from_up: Buf::default(),
-                };
-                let record = context.opaque_record(OpaqueReason::TcpIntercept, Some(&intercept));
-                let relayed =
-                    relay::both(&mut down, &mut workstation, first, &context.port.metrics).await;
-                if matches!(relayed.broken, Some((Side::Up, _))) {
-                    context.port.metrics.tunnel_failures.inc();
-                }
-                return finish_record(record, &relayed, Ended::TunnelLost);
+            Ok(workstation) => {
+                drop(app.take());
+                return to_workstation(down, first, workstation, &intercept, context).await;
             }
             Err(failure) => way.fell_back(&intercept, failure.why),
         }
@@ -72,17 +62,32 @@ pub async fn carry(
             }
         },
     };
-    to_app(
-        down,
-        PendingBytes {
-            from_down: first,
-            from_up: Buf::default(),
-        },
-        app,
-        context,
-        reason,
-    )
-    .await
+    let first = PendingBytes {
+        from_down: first,
+        from_up: Buf::default(),
+    };
+    to_app(down, first, app, context, reason).await
+}
+
+/// Carries a whole connection that a TCP intercept takes.
+async fn to_workstation(
+    mut down: Conn,
+    first: Buf,
+    mut workstation: Conn,
+    intercept: &Intercept,
+    context: &ConnContext,
+) -> Ended {
+    count(context, OpaqueReason::TcpIntercept);
+    let first = PendingBytes {
+        from_down: first,
+        from_up: Buf::default(),
+    };
+    let record = context.opaque_record(OpaqueReason::TcpIntercept, Some(intercept));
+    let relayed = relay::both(&mut down, &mut workstation, first, &context.port.metrics).await;
+    if matches!(relayed.broken, Some((Side::Up, _))) {
+        context.port.metrics.tunnel_failures.inc();
+    }
+    finish_record(record, &relayed, Ended::TunnelLost)
 }
 
 /// Carries a connection that belongs to the app: bytes were already exchanged, or its reason allows
@@ -164,4 +169,11 @@ async fn dial_app(context: &ConnContext) -> Result<Conn, Ended> {
 fn count(context: &ConnContext, reason: OpaqueReason) {
     context.port.metrics.carried.at(Protocol::Opaque).inc();
     context.port.metrics.opaque.at(reason).inc();
+    if reason == OpaqueReason::TlsRelayed
+        && let Some(unread) = context.port.unread_tls()
+    {
+        let lines = &context.port.metrics.lines.handshake;
+        limited!(lines, warn, caller = %context.caller, "{}", unread.text);
+        context.port.tunnels.fell_back();
+    }
 }

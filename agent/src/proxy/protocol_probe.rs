@@ -10,46 +10,46 @@ use crate::proxy::context::{AppProtocol, PortContext, ProtocolSource};
 use crate::upstream::app::AppAddrs;
 use crate::upstream::probe;
 
-/// Delay before an app that was away or silent is probed again.
-const PROBE_RETRY_DELAY: Duration = Duration::from_secs(5);
+/// Delay before an app that was away or silent is probed again: the first, and the longest.
+const PROBE_BACKOFF: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 
-/// Watches the port's rules and probes when needed, until the drain begins.
+/// Watches the port's rules and probes when needed, until the drain begins. A result is kept until a
+/// connection contradicts it or the app was away.
 pub(crate) async fn ask_when_needed(port: Arc<PortContext>) {
     let mut changes = port.routes.watch();
+    let mut pause = PROBE_BACKOFF.0;
     loop {
         let needed = port.routes.load().has_filters();
-        let (_, source) = port.app_protocol.get();
-        let pause = match (needed, source) {
-            (true, ProtocolSource::Bytes) => probe(&port).await,
-            // A result is dropped when it is no longer needed: the next intercept may meet another
-            // app.
-            (false, ProtocolSource::Probe) => {
-                port.app_protocol
-                    .set(AppProtocol::Unknown, ProtocolSource::Bytes);
-                None
-            }
-            _ => None,
-        };
+        let unknown = port.app_protocol.get().1 == ProtocolSource::Bytes;
+        let unanswered = needed && unknown && !probe(&port).await;
         tokio::select! {
             () = port.drain.draining() => return,
             changed = changes.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => {}
+            () = port.app_protocol.forgotten.notified() => {
+                // Whoever makes it forgotten again and again must not have the app probed as often.
+                tokio::time::sleep(PROBE_BACKOFF.0).await;
+            }
+            () = tokio::time::sleep(pause), if unanswered => {
+                pause = (pause * 2).min(PROBE_BACKOFF.1);
+            }
         }
     }
 }
 
-/// Probes now unless the result is known, and keeps it. Returns the delay to the next probe if the
-/// app gave no result.
-pub async fn probe(port: &PortContext) -> Option<Duration> {
-    let addr = port.app.app_addr()?;
+/// Probes unless the protocol is known, and keeps the result; false if the app gave none.
+pub async fn probe(port: &PortContext) -> bool {
+    let Some(addr) = port.app.app_addr() else {
+        return true;
+    };
+    let _asking = port.app_protocol.asking.lock().await;
     if port.app_protocol.get().1 != ProtocolSource::Bytes {
-        return None;
+        return true;
     }
     let found = match probe::speaks(&AppAddrs::of(&*port.app, addr)).await {
         Ok(Some(probe::Speaks::Tls)) => AppProtocol::Tls,
         Ok(Some(probe::Speaks::H2c)) => AppProtocol::Http2,
         Ok(Some(probe::Speaks::Other)) => AppProtocol::Http1,
-        Ok(None) | Err(_) => return Some(PROBE_RETRY_DELAY),
+        Ok(None) | Err(_) => return false,
     };
     port.app_protocol.set(found, ProtocolSource::Probe);
     tracing::info!(
@@ -58,16 +58,14 @@ pub async fn probe(port: &PortContext) -> Option<Duration> {
         source = "probe",
         "app protocol probed"
     );
-    None
+    true
 }
 
-/// Returns true if the app speaks TLS; false if that is unknown.
-pub async fn speaks_tls(port: &PortContext) -> bool {
-    let Some(addr) = port.app.app_addr() else {
-        return false;
-    };
-    matches!(
-        probe::speaks(&AppAddrs::of(&*port.app, addr)).await,
-        Ok(Some(probe::Speaks::Tls))
-    )
+/// Returns if the app speaks TLS; none if it does not say.
+pub async fn speaks_tls(port: &PortContext) -> Option<bool> {
+    let addr = port.app.app_addr()?;
+    let speaks = probe::speaks(&AppAddrs::of(&*port.app, addr))
+        .await
+        .ok()??;
+    Some(speaks == probe::Speaks::Tls)
 }

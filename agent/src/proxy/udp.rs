@@ -1,48 +1,33 @@
 //! UDP: one flow for each caller, to the app through its own socket, or into a tunnel if an
-//! intercept takes the port. An idle flow is dropped after a minute; the number of flows is
-//! bounded. Datagrams of a known caller follow the current rules at once, while late answers from
-//! the former upstream still reach it for a moment. All flows of a listening socket run in the task
-//! that reads it.
+//! intercept takes the port. An idle flow is dropped after a minute, one of a single question and
+//! its answer after seconds; the number of flows is bounded, and beyond the bound the least
+//! recently used ones give way to new callers. Datagrams of a known caller follow the current rules
+//! at once, while late answers from the former upstream still reach it for a moment. All flows of a
+//! listening socket run in the task that reads it.
 
 mod flow;
 pub mod packet;
+mod table;
 
-use std::collections::HashMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt as _, StreamExt};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::time::Instant;
 
 use crate::proxy::context::PortContext;
+use crate::proxy::listener::bind;
+pub use crate::proxy::udp::flow::UdpLimits;
 use crate::proxy::udp::flow::{Flow, FlowFuture, FlowKey, Reply};
 use crate::proxy::udp::packet::Received;
+use crate::proxy::udp::table::FlowTable;
 use crate::telemetry::metrics;
-
-/// Limits of one listening socket.
-#[derive(Clone, Copy, Debug)]
-pub struct UdpLimits {
-    /// Idle time after which a flow is dropped.
-    pub idle: Duration,
-    /// Maximum of concurrent flows.
-    pub flows: usize,
-}
-
-impl Default for UdpLimits {
-    /// Defaults: one minute, as peers give a UDP stream, and room for well over a thousand busy
-    /// callers.
-    fn default() -> Self {
-        Self {
-            idle: traffic_proto::tunnel::UDP_IDLE_TIMEOUT,
-            flows: 4096,
-        }
-    }
-}
+use crate::telemetry::rate_limit::limited;
 
 /// Time without any datagram, while draining, after which no traffic is taken to be in flight.
 const QUIET_PERIOD: Duration = Duration::from_secs(1);
@@ -63,7 +48,7 @@ pub async fn serve(
         socket: Arc::new(socket),
         shared: shared.clone(),
         limits,
-        flows: HashMap::new(),
+        flows: FlowTable::new(limits.flows),
         running: FuturesUnordered::new(),
         started: 0,
         active: Instant::now(),
@@ -87,7 +72,7 @@ struct Server {
     shared: Arc<PortContext>,
     limits: UdpLimits,
     /// Target of each caller's next datagram.
-    flows: HashMap<FlowKey, Flow>,
+    flows: FlowTable,
     /// Work of all flows, including replaced ones that still bring answers.
     running: FuturesUnordered<FlowFuture>,
     started: u64,
@@ -131,29 +116,22 @@ impl Server {
         metrics.bytes_in.add(datagram.len() as u64);
         let key = (got.from, got.to);
         let intercept = self.shared.routes.load().global().cloned();
-        if let Some(flow) = self
-            .flows
-            .get(&key)
-            .filter(|flow| flow.leads_to(intercept.as_deref()))
-        {
-            // Only traffic counts as activity, so a silent flow does not delay the drain.
-            self.active = Instant::now();
-            flow.send(datagram);
-            return;
-        }
-        // The rules now lead elsewhere: the old flow only delivers late answers from here on.
-        if let Some(former) = self.flows.remove(&key) {
-            former.replace();
+        match self.flows.get(&key) {
+            Some(flow) if flow.leads_to(intercept.as_deref()) => {
+                // Only traffic counts as activity, so a silent flow does not delay the drain.
+                self.active = Instant::now();
+                flow.send(datagram);
+                return;
+            }
+            // The rules now lead elsewhere: the old flow only delivers late answers from here on.
+            Some(_) => self.flows.replace(&key),
+            None => {}
         }
         // Known callers finish their exchange; new ones are not accepted while draining.
         if self.draining {
             return;
         }
-        // Counted by running work, which includes replaced flows that still wait for answers.
-        if self.running.len() >= self.limits.flows {
-            metrics.limits.at(metrics::Limit::UdpFlows).inc();
-            return;
-        }
+        self.make_room();
         self.started += 1;
         let reply = Reply {
             socket: self.socket.clone(),
@@ -165,9 +143,9 @@ impl Server {
                 self.shared.clone(),
                 intercept,
                 reply,
-                self.limits.idle,
+                self.limits,
             )),
-            None => flow::to_app(self.shared.clone(), reply, self.limits.idle),
+            None => self.start_to_app(&reply),
         };
         match started {
             Ok((flow, work)) => {
@@ -177,7 +155,7 @@ impl Server {
                     (key, id)
                 }));
                 flow.send(datagram);
-                self.flows.insert(key, flow.numbered(id));
+                self.flows.insert(key, id, flow);
             }
             Err(error) => {
                 metrics.app_connect_failures.inc();
@@ -187,11 +165,44 @@ impl Server {
         }
     }
 
+    /// Starts a flow to the app. Where descriptors have run out, flows give way as at the limit.
+    fn start_to_app(&mut self, reply: &Reply) -> io::Result<(Flow, flow::Work)> {
+        let started = flow::to_app(self.shared.clone(), reply.clone(), self.limits);
+        if started.as_ref().is_err_and(bind::is_exhausted) {
+            self.flows.evict();
+            self.say_full();
+            // Those that gave way let their sockets go now.
+            while let Some(Some((key, id))) = self.running.next().now_or_never() {
+                self.forget(key, id);
+            }
+            return flow::to_app(self.shared.clone(), reply.clone(), self.limits);
+        }
+        started
+    }
+
+    /// Ends flows until there is room for one more.
+    fn make_room(&mut self) {
+        while self.flows.is_full() {
+            self.flows.evict();
+            self.say_full();
+        }
+    }
+
+    fn say_full(&self) {
+        let metrics = &self.shared.metrics;
+        metrics.limits.at(metrics::Limit::UdpFlows).inc();
+        limited!(
+            metrics.lines.refused,
+            warn,
+            port = self.shared.agent_port,
+            limit = self.limits.flows,
+            "UDP flow limit reached: the least recently used flows give way; raise udpFlows or the \
+            limit of open files"
+        );
+    }
+
     fn forget(&mut self, key: FlowKey, id: u64) {
         self.active = Instant::now();
-        // A newer flow of the same caller stays.
-        if self.flows.get(&key).is_some_and(|flow| flow.id() == id) {
-            self.flows.remove(&key);
-        }
+        self.flows.forget(&key, id);
     }
 }

@@ -3,24 +3,23 @@
 //! operator listed.
 //!
 //! Lines go through a bounded queue to a separate thread: a stalled reader costs lines, which are
-//! counted, but never a request.
+//! counted and said, but never a request; they are written again as soon as it reads.
 
 mod entry;
 pub mod format;
 pub mod record;
 
 use std::sync::Arc;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::time::Duration;
+
+use traffic_proto::log_queue::{LogEvent, LogQueue};
+use traffic_proto::printable::Notation;
 
 use crate::addr::Caller;
 use crate::outcome::{Ended, Stage};
 pub use crate::telemetry::access_log::entry::LogEntry;
 use crate::telemetry::access_log::format::{Format, FormatError};
-use crate::telemetry::metrics::Counter;
 use traffic_core::routing::Request;
-
-/// Lines queued for the writer.
-const QUEUE_CAPACITY: usize = 4096;
 
 /// Per-request reporting of a port; off by default.
 #[derive(Clone, Debug, Default)]
@@ -51,9 +50,7 @@ pub fn flag(ended: Ended) -> &'static str {
 pub struct AccessLog {
     format: Format,
     listed: Vec<String>,
-    lines: SyncSender<String>,
-    /// Lines dropped because the queue was full.
-    pub dropped: Counter,
+    lines: LogQueue,
 }
 
 impl AccessLog {
@@ -64,44 +61,37 @@ impl AccessLog {
     pub fn start(
         setting: &str,
         listed: &[String],
-        mut out: impl std::io::Write + Send + 'static,
+        out: impl std::io::Write + Send + 'static,
     ) -> Result<Option<Self>, FormatError> {
         let Some(format) = Format::parse(setting)? else {
             return Ok(None);
         };
-        let (lines, queue) = sync_channel::<String>(QUEUE_CAPACITY);
-        let writer = std::thread::Builder::new()
-            .name("access-log".to_owned())
-            .spawn(move || {
-                while let Ok(line) = queue.recv() {
-                    // One write for all queued lines, which keeps up with bursts.
-                    let more = queue.try_iter().take(QUEUE_CAPACITY);
-                    let batch = more.fold(line, |mut batch, line| {
-                        batch.push_str(&line);
-                        batch
-                    });
-                    if out
-                        .write_all(batch.as_bytes())
-                        .and_then(|()| out.flush())
-                        // The reader of standard output is gone, so further lines would fail as
-                        // well.
-                        .is_err()
-                    {
-                        return;
-                    }
-                }
-            });
-        if let Err(error) = writer {
-            tracing::error!(%error, "access log stays off: its writer thread could not be started");
-            return Ok(None);
-        }
+        // Values in a text format are escaped one by one; its literals are the operator's.
+        let notation = matches!(format, Format::Json).then_some(Notation::Json);
+        let lines = match LogQueue::start("access-log", out, notation, said) {
+            Ok(lines) => lines,
+            Err(error) => {
+                tracing::error!(%error, "access log stays off: its writer thread could not be started");
+                return Ok(None);
+            }
+        };
         let listed = listed.iter().map(|h| h.to_ascii_lowercase()).collect();
         Ok(Some(Self {
             format,
             listed,
             lines,
-            dropped: Counter::default(),
         }))
+    }
+
+    /// Lines dropped so far.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.lines.dropped()
+    }
+
+    /// Waits at most `limit` until all lines are written.
+    pub fn flush(&self, limit: Duration) {
+        self.lines.flush(limit);
     }
 
     /// Starts the entry of an opaque connection: no method, path or status, only bytes and an
@@ -149,8 +139,20 @@ impl AccessLog {
     pub fn end(&self, entry: &LogEntry) {
         let line = self.format.render(entry, entry.clock.elapsed());
         // Never waits: a stalled reader must not delay a request.
-        if self.lines.try_send(line).is_err() {
-            self.dropped.inc();
+        self.lines.push(line.into_bytes());
+    }
+}
+
+fn said(event: LogEvent<'_>) {
+    match event {
+        LogEvent::Dropping => tracing::warn!(
+            "access log: the reader of standard output stalls; lines are dropped and counted"
+        ),
+        LogEvent::Failed(error) => {
+            tracing::warn!(%error, "access log: lines cannot be written; trying on");
+        }
+        LogEvent::Resumed(dropped) => {
+            tracing::warn!(dropped, "access log: lines are written again");
         }
     }
 }
@@ -163,6 +165,10 @@ mod tests {
 
     struct Head;
     impl Request for Head {
+        fn method(&self) -> &[u8] {
+            b"GET"
+        }
+
         fn target(&self) -> &[u8] {
             b"/a?q=1"
         }

@@ -106,6 +106,10 @@ mod tests {
     struct Sample(&'static str);
 
     impl Request for Sample {
+        fn method(&self) -> &[u8] {
+            b"GET"
+        }
+
         fn target(&self) -> &[u8] {
             b"/"
         }
@@ -125,12 +129,14 @@ mod tests {
             filters: Filters {
                 headers: vec![HeaderFilter::new("x-dev", value)],
                 paths: Vec::new(),
+                ..Filters::default()
             },
             plaintext: false,
             target_host: "127.0.0.1".to_owned(),
             target_port: 3000,
             roundtrip_latency: Duration::ZERO,
             dial_timeout: Duration::ZERO,
+            metadata: std::collections::BTreeMap::new(),
             stats: Arc::default(),
         };
         Entry {

@@ -1,12 +1,16 @@
 //! Log output: text or JSON on standard error, with levels that admin and manager change at run
 //! time.
 //!
+//! Lines go through a bounded queue to a separate thread, so that a reader that stalls costs lines,
+//! which are counted, but never a connection. Whatever a name contains, an event is one line.
+//!
 //! One filter combines the agent's level, the data path's level (`envoy.logLevel`) for the modules
 //! that carry traffic, and levels of single modules set by an operator. Only the filter is
 //! reloaded.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
@@ -14,6 +18,8 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, fmt, reload};
 use traffic_proto::log_level::LogLevel;
+use traffic_proto::log_queue::{LogEvent, LogQueue};
+use traffic_proto::printable::Notation;
 
 /// Logger names of the data path; `envoy.logLevel` applies to them.
 pub const DATA_PATH: [&str; 10] = [
@@ -97,12 +103,43 @@ impl Levels {
     }
 }
 
+/// A change of levels that is known to be possible.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LevelChange {
+    /// Of every module.
+    All(LogLevel),
+    /// Of one module.
+    Module(String, LogLevel),
+}
+
+impl LevelChange {
+    /// Returns the change of every module.
+    ///
+    /// # Errors
+    /// The level is unknown.
+    pub fn all(level: &str) -> Result<Self, LevelError> {
+        Ok(Self::All(parse_level(level)?))
+    }
+
+    /// Returns the change of one module.
+    ///
+    /// # Errors
+    /// The module does not exist, or the level is unknown.
+    pub fn of_module(module: &str, level: &str) -> Result<Self, LevelError> {
+        if !DATA_PATH.contains(&module) && !CONTROL.contains(&module) {
+            return Err(LevelError::Module(module.to_owned()));
+        }
+        Ok(Self::Module(module.to_owned(), parse_level(level)?))
+    }
+}
+
 /// Changes levels at run time; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct LogControl {
     configured: Arc<Levels>,
     current: Arc<Mutex<Levels>>,
     filter: Option<reload::Handle<Targets, Registry>>,
+    lines: Option<Arc<LogQueue>>,
 }
 
 /// An unknown module or level.
@@ -118,15 +155,23 @@ pub enum LevelError {
 
 /// Starts logging to standard error. A second call in one process (tests) changes nothing but
 /// returns a working handle on its own state.
-#[must_use]
-pub fn start(levels: Levels, format: LogFormat) -> LogControl {
+///
+/// # Errors
+/// The writer's thread cannot be started.
+pub fn start(levels: Levels, format: LogFormat) -> std::io::Result<LogControl> {
+    let notation = match format {
+        LogFormat::Text => Notation::Text,
+        LogFormat::Json => Notation::Json,
+    };
+    let lines = LogQueue::start("log", std::io::stderr(), Some(notation), said)?;
+    let lines = Arc::new(lines);
     let (filter, handle) = reload::Layer::new(targets(&levels));
     let registry = tracing_subscriber::registry();
     let started = match format {
         LogFormat::Text => registry
             .with(
                 fmt::layer()
-                    .with_writer(std::io::stderr)
+                    .with_writer(Arc::clone(&lines))
                     .with_ansi(false)
                     .with_filter(filter),
             )
@@ -138,32 +183,75 @@ pub fn start(levels: Levels, format: LogFormat) -> LogControl {
                     .flatten_event(true)
                     .with_current_span(false)
                     .with_span_list(false)
-                    .with_writer(std::io::stderr)
+                    .with_writer(Arc::clone(&lines))
                     .with_filter(filter),
             )
             .try_init(),
     };
-    LogControl::new(levels, started.ok().map(|()| handle))
+    if started.is_ok() {
+        // The standard library's own hook would wait for a reader that stalls.
+        std::panic::set_hook(Box::new(|panic| tracing::error!("bug: {panic}")));
+    }
+    let handle = started.ok().map(|()| handle);
+    let lines = handle.is_some().then_some(lines);
+    Ok(LogControl::new(levels, handle, lines))
+}
+
+fn said(event: LogEvent<'_>) {
+    // While lines are dropped there is nobody to tell but the metric.
+    if let LogEvent::Resumed(dropped) = event {
+        tracing::warn!(
+            dropped,
+            "log: lines were dropped because the reader of standard error stalled"
+        );
+    }
 }
 
 impl LogControl {
-    fn new(levels: Levels, filter: Option<reload::Handle<Targets, Registry>>) -> Self {
+    fn new(
+        levels: Levels,
+        filter: Option<reload::Handle<Targets, Registry>>,
+        lines: Option<Arc<LogQueue>>,
+    ) -> Self {
         Self {
             configured: Arc::new(levels.clone()),
             current: Arc::new(Mutex::new(levels)),
             filter,
+            lines,
         }
     }
 
     /// Creates a control that changes nothing, for compositions without logging.
     #[must_use]
     pub fn detached() -> Self {
-        Self::new(Levels::new(LogLevel::Info, None), None)
+        Self::new(Levels::new(LogLevel::Info, None), None, None)
     }
 
-    /// Sets every module to `level`.
-    pub fn set_all(&self, level: LogLevel) {
-        self.change(|l| *l = Levels::new(level, None));
+    /// Lines dropped because the reader stalled.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.lines.as_ref().map_or(0, |lines| lines.dropped())
+    }
+
+    /// Waits until all lines are written, at most for `limit`; before the process ends.
+    pub fn flush(&self, limit: Duration) {
+        if let Some(lines) = &self.lines {
+            lines.flush(limit);
+        }
+    }
+
+    /// Applies changes, all at once.
+    pub fn apply(&self, changes: impl IntoIterator<Item = LevelChange>) {
+        self.change(|levels| {
+            for change in changes {
+                match change {
+                    LevelChange::All(level) => *levels = Levels::new(level, None),
+                    LevelChange::Module(module, level) => {
+                        levels.modules.insert(module, level);
+                    }
+                }
+            }
+        });
     }
 
     /// Sets the manager's override of the agent's level; levels of the data path and of single
@@ -176,20 +264,6 @@ impl LogControl {
     /// Restores the configured levels.
     pub fn restore(&self) {
         self.change(|l| *l = (*self.configured).clone());
-    }
-
-    /// Sets the level of one module.
-    ///
-    /// # Errors
-    /// The module does not exist.
-    pub fn set_module(&self, module: &str, level: LogLevel) -> Result<(), LevelError> {
-        if !DATA_PATH.contains(&module) && !CONTROL.contains(&module) {
-            return Err(LevelError::Module(module.to_owned()));
-        }
-        self.change(|l| {
-            l.modules.insert(module.to_owned(), level);
-        });
-        Ok(())
     }
 
     /// Configured level of the agent.
@@ -290,12 +364,12 @@ mod tests {
 
     #[test]
     fn the_data_path_has_a_level_of_its_own_and_a_module_may_differ() {
-        let control = LogControl::new(levels(), None);
+        let control = LogControl::new(levels(), None, None);
         assert_eq!(control.loggers()["session"], LogLevel::Info);
         assert_eq!(control.loggers()["http1"], LogLevel::Warning);
-        control.set_module("http1", LogLevel::Trace).unwrap();
+        control.apply([LevelChange::of_module("http1", "trace").unwrap()]);
         assert_eq!(control.loggers()["http1"], LogLevel::Trace);
-        control.set_all(LogLevel::Error);
+        control.apply([LevelChange::All(LogLevel::Error)]);
         assert!(control.loggers().values().all(|l| *l == LogLevel::Error));
         control.restore();
         assert_eq!(*control.lock(), levels());
@@ -303,7 +377,7 @@ mod tests {
 
     #[test]
     fn a_wish_of_the_manager_ends_where_the_operator_has_brought_the_levels() {
-        let control = LogControl::new(levels(), None);
+        let control = LogControl::new(levels(), None, None);
         control.level_override(Some(LogLevel::Trace));
         assert_eq!(
             (control.loggers()["session"], control.loggers()["http1"]),
@@ -311,7 +385,7 @@ mod tests {
         );
         control.level_override(None);
         assert_eq!(*control.lock(), levels());
-        control.set_all(LogLevel::Error);
+        control.apply([LevelChange::All(LogLevel::Error)]);
         control.level_override(Some(LogLevel::Trace));
         control.level_override(None);
         assert!(
@@ -319,7 +393,7 @@ mod tests {
             "not the configured level"
         );
         control.level_override(Some(LogLevel::Trace));
-        control.set_all(LogLevel::Debug);
+        control.apply([LevelChange::All(LogLevel::Debug)]);
         assert!(
             control.loggers().values().all(|l| *l == LogLevel::Debug),
             "who orders last is obeyed"
@@ -328,9 +402,8 @@ mod tests {
 
     #[test]
     fn an_unknown_module_or_level_is_named() {
-        let control = LogControl::detached();
         assert_eq!(
-            control.set_module("nope", LogLevel::Info),
+            LevelChange::of_module("nope", "info"),
             Err(LevelError::Module("nope".to_owned()))
         );
         assert!(

@@ -218,6 +218,30 @@ labels! {
         Http2Flood = "http2_flood",
         /// Concurrent UDP flows.
         UdpFlows = "udp_flows",
+        /// Memory of the process.
+        Memory = "memory",
+    }
+}
+
+labels! {
+    /// Limits and refusals of everything around the data path.
+    ControlLimit {
+        /// Requests to the admin under a host name that is not ours.
+        AdminHost = "admin_host",
+        /// Dials for workstations to a port of this agent.
+        DialOwnPort = "dial_own_port",
+        /// Dials for workstations to link-local and metadata addresses.
+        DialLinkLocal = "dial_link_local",
+        /// Dials for workstations that are under way.
+        Dials = "dials",
+        /// Connections dialled for workstations.
+        DialledConnections = "dialled_connections",
+        /// DNS questions under way.
+        DnsQuestions = "dns_questions",
+        /// Number or size of intercepts and their filters.
+        Intercepts = "intercepts",
+        /// Size of a message to the manager.
+        MessageSize = "message_size",
     }
 }
 
@@ -330,6 +354,9 @@ pub struct PortMetrics {
     pub http2_requests: PerLabel<Route>,
     /// HTTP/2 requests relayed as frames.
     pub http2_relayed: Counter,
+    /// HTTP/2 callers asked to come again for a rule to hold, because their header compression
+    /// could not be followed.
+    pub http2_goaways: Counter,
     /// Responses by class.
     pub responses: PerLabel<Class>,
     /// Bytes from callers.
@@ -399,6 +426,7 @@ impl PortMetrics {
         for counter in [
             &self.connections,
             &self.http2_relayed,
+            &self.http2_goaways,
             &self.bytes_in,
             &self.bytes_out,
             &self.bytes_spliced,
@@ -448,6 +476,25 @@ pub struct ControlMetrics {
     pub dials: Counter,
     /// DNS questions answered for the manager.
     pub lookups: Counter,
+    /// Calls of the agent's own API refused, because the manager does not know their session.
+    pub denied: Counter,
+    /// Times a limit around the data path was reached.
+    pub limits: PerLabel<ControlLimit>,
+    /// Rate limiters of the lines that say so.
+    pub lines: ControlLines,
+}
+
+/// Rate limiters for log lines that a hostile peer could repeat at will.
+#[derive(Debug, Default)]
+pub struct ControlLines {
+    /// A request of the admin was refused.
+    pub admin: LogLimiter,
+    /// A dial for a workstation was refused.
+    pub dials: LogLimiter,
+    /// A DNS question was dropped.
+    pub dns: LogLimiter,
+    /// An intercept was refused because of a bound.
+    pub intercepts: LogLimiter,
 }
 
 impl ControlMetrics {
@@ -460,13 +507,19 @@ impl ControlMetrics {
             reviews,
             dials,
             lookups,
+            denied,
+            limits,
+            lines: _,
             connected: _,
             intercepts: _,
             workstations: _,
         } = self;
-        for counter in [arrivals, failures, snapshots, reviews, dials, lookups] {
+        for counter in [
+            arrivals, failures, snapshots, reviews, dials, lookups, denied,
+        ] {
             counter.reset();
         }
+        limits.reset();
     }
 }
 

@@ -124,7 +124,7 @@ impl AppAddrs {
         self.connect_marked().await.map(|(socket, _)| socket)
     }
 
-    /// As [`connect_marked`], for both addresses.
+    /// Connects as [`connect_marked`] does, for both addresses.
     ///
     /// # Errors
     /// As [`connect`].
@@ -172,8 +172,8 @@ fn start(addr: AppAddr, sent_at_once: bool) -> io::Result<TcpStream> {
     TcpStream::from_std(socket.into())
 }
 
-/// As [`start`], at the first address that does not refuse at once, which within one host it does
-/// before the call returns.
+/// Starts as [`start`] does, at the first address that does not refuse at once, which within one
+/// host it does before the call returns.
 fn start_either(
     first: AppAddr,
     other: Option<AppAddr>,

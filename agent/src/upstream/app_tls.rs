@@ -8,7 +8,7 @@
 
 use std::any::Any;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -27,6 +27,7 @@ use crate::upstream::app::AppAddrs;
 use crate::upstream::probe;
 use crate::upstream::probe::TlsAnswer;
 use crate::upstream::{AppError, DialApp};
+use traffic_proto::sync::lock;
 
 /// Time for a handshake with the app or a workstation.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -75,7 +76,7 @@ struct CachedAnswers {
     speaks_first: Option<(bool, Option<Instant>)>,
     /// The last offer, even if expired.
     last_offer: Option<AlpnOffer>,
-    /// How the last connection's handshake failed, if it did.
+    /// Failure of the last connection's handshake, if it failed.
     fault: Option<String>,
 }
 
@@ -123,15 +124,18 @@ impl AppTlsDialer {
         if let Some(known) = self.known_speaks() {
             return Ok(known);
         }
+        // A burst of first callers would open a probing connection each.
         let _one_at_a_time = self.asking.lock().await;
         if let Some(known) = self.known_speaks() {
             return Ok(known);
         }
         let (speaks, picked, doubt) = match self.ask_tls(&[H2, HTTP1]).await? {
             TlsAnswer::Tls(picked) => (AppAnswer::Tls, Some(picked), None),
+            // Only a TLS server can want a certificate that we have not.
             TlsAnswer::Refused => (AppAnswer::Tls, None, None),
             TlsAnswer::NotTls => (AppAnswer::Clear, None, None),
             TlsAnswer::Closed => (AppAnswer::Clear, None, Some(UNAVAILABLE_TTL)),
+            // A clear-text protocol may wait for a whole line before it says anything.
             TlsAnswer::Silent => (AppAnswer::Clear, None, Some(SILENT_TTL)),
         };
         tracing::info!(
@@ -191,6 +195,7 @@ impl AppTlsDialer {
         if let Some(offer) = kept(&self.lock().offer) {
             return Ok(offer);
         }
+        // That probe may have brought the offer along, or another caller's has.
         let speaks = self.speaks().await?;
         if let Some(offer) = kept(&self.lock().offer) {
             return Ok(offer);
@@ -209,6 +214,8 @@ impl AppTlsDialer {
                     self.learn_clear_text();
                     self.clear_offer().await?
                 }
+                // HTTP/1.1 is what every client falls back to, and a wrong `h2` would break the
+                // connection.
                 TlsAnswer::Closed | TlsAnswer::Silent => (http1, Some(SILENT_TTL)),
             },
             AppAnswer::Clear => self.clear_offer().await?,
@@ -262,6 +269,7 @@ impl AppTlsDialer {
 
     async fn dial_app(&self, hello: Option<&TlsInfo>) -> Result<Conn, AppError> {
         if !self.wants_tls(hello) {
+            // A secret that is not valid yet must not keep callers from the app.
             return self.dial_plain().await;
         }
         let dialled = match self.speaks().await {
@@ -274,9 +282,11 @@ impl AppTlsDialer {
             Err(error @ AppError::Tls { .. }) => Some(error.to_string()),
             _ => None,
         };
+        // An app that is gone may come back as another one.
         if dialled.is_err() {
             known.forget();
         }
+        // The lock ends before the connection, which lives long.
         drop(known);
         dialled
     }
@@ -296,6 +306,7 @@ impl AppTlsDialer {
         let guard = own.map(|own| Box::new(own) as Box<dyn Any + Send>);
         match self.connect(socket, Peer::App, hello, guard).await {
             Ok(conn) => Ok(conn),
+            // Nothing but our hello was sent, so the caller's bytes can still go in clear text.
             Err(error) if probe::read_failure(&error) == TlsAnswer::NotTls => {
                 self.learn_clear_text();
                 self.dial_plain().await
@@ -352,7 +363,7 @@ impl AppTlsDialer {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, CachedAnswers> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.known)
     }
 }
 

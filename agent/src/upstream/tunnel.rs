@@ -21,6 +21,7 @@ use traffic_proto::tunnel::{self, Message};
 use crate::io::conn::Io;
 use crate::telemetry::metrics::{FailOpen, PortMetrics};
 use crate::upstream::{Role, TunnelError, TunnelIo};
+use traffic_core::routing::Intercept;
 use traffic_core::routing::dial_memory::{Attempt, DialMemory};
 
 /// Maximum of data in one message: large enough for a small cost per byte, small enough that a full
@@ -35,6 +36,8 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// workstation.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// The reason of a tunnel whose dial was rejected.
+const REJECTED: &str = "the workstation could not connect";
 /// The reason of a tunnel whose peer is taken for gone.
 const NO_SIGN_OF_LIFE: &str = "the workstation gives no sign of life";
 
@@ -56,7 +59,7 @@ pub struct Tunnel {
     outgoing_over: bool,
     counted: Option<Counted>,
     /// The dial whose outcome is to be remembered.
-    attempt: Option<Attempt>,
+    attempt: Option<(Attempt, Arc<Intercept>)>,
     liveness: Liveness,
 }
 
@@ -165,6 +168,12 @@ impl Liveness {
     }
 }
 
+/// The reason of a rejected dial, for the developer.
+pub(crate) fn nothing_listens(intercept: &Intercept) -> String {
+    let (host, port) = (&intercept.target_host, intercept.target_port);
+    format!("nothing listens on {host}:{port}")
+}
+
 impl Tunnel {
     /// Wraps an open stream.
     #[must_use]
@@ -198,9 +207,13 @@ impl Tunnel {
     }
 
     /// Has the dial's outcome remembered, and what becomes of the tunnel.
-    pub(crate) fn remembered(mut self, dials: &Arc<DialMemory>, attempt: Option<Attempt>) -> Self {
-        self.attempt = attempt;
-        self.liveness.dials = Some(Arc::clone(dials));
+    pub(crate) fn remembered(
+        mut self,
+        intercept: &Arc<Intercept>,
+        attempt: Option<Attempt>,
+    ) -> Self {
+        self.attempt = attempt.map(|attempt| (attempt, Arc::clone(intercept)));
+        self.liveness.dials = Some(Arc::clone(&intercept.stats.dials));
         self
     }
 
@@ -288,9 +301,7 @@ impl Tunnel {
             let message = match next {
                 None => {
                     self.rx = None;
-                    self.reading = Reading::Over;
-                    self.dial_failed("the tunnel ended before the workstation had connected");
-                    return Poll::Ready(Ok(Event::End));
+                    return Poll::Ready(Ok(self.ended()));
                 }
                 Some(Err(error)) => {
                     self.rx = None;
@@ -300,47 +311,8 @@ impl Tunnel {
                 }
                 Some(Ok(payload)) => Message::decode(payload),
             };
-            self.liveness.received = self.liveness.received.wrapping_add(1);
-            match message {
-                // An empty datagram is valid; in a stream an empty message means nothing.
-                Ok(Message::Normal(data)) if data.is_empty() && !self.datagrams => {}
-                Ok(Message::Normal(data)) => {
-                    self.dial_succeeded();
-                    return Poll::Ready(Ok(Event::Data(data)));
-                }
-                Ok(Message::DialOk) => {
-                    self.dial_succeeded();
-                    return Poll::Ready(Ok(Event::Dialled));
-                }
-                // A keep-alive from the dialling end announces that ours are answered.
-                Ok(Message::KeepAlive) => self.liveness.answers |= self.role == Role::Caller,
-                Ok(Message::CloseSend) => {
-                    self.reading = Reading::Over;
-                    self.dial_failed("the tunnel ended before the workstation had connected");
-                    return Poll::Ready(Ok(Event::End));
-                }
-                Ok(Message::DialReject) => {
-                    return self.fail(
-                        io::ErrorKind::ConnectionRefused,
-                        "the workstation could not connect",
-                    );
-                }
-                Ok(Message::Disconnect) => {
-                    return self.fail(
-                        io::ErrorKind::ConnectionReset,
-                        "the workstation's connection was reset",
-                    );
-                }
-                Ok(Message::Unknown(code, _)) => {
-                    tracing::debug!(code, "unknown tunnel message ignored")
-                }
-                // Messages of the opening phase, which is over.
-                Ok(_) => {}
-                Err(error) => {
-                    tracing::debug!(%error, "tunnel ended for a malformed message");
-                    self.abort();
-                    return self.fail(io::ErrorKind::InvalidData, "malformed tunnel message");
-                }
+            if let Poll::Ready(event) = self.take_message(message) {
+                return Poll::Ready(event);
             }
         }
         // The limit was reached with messages still queued: yield and continue at once.
@@ -348,16 +320,70 @@ impl Tunnel {
         Poll::Pending
     }
 
+    /// Takes one message; pending when it is none that a reader waits for.
+    fn take_message(
+        &mut self,
+        message: Result<Message, tunnel::TunnelError>,
+    ) -> Poll<io::Result<Event>> {
+        self.liveness.received = self.liveness.received.wrapping_add(1);
+        match message {
+            // An empty datagram is valid; in a stream an empty message means nothing.
+            Ok(Message::Normal(data)) if data.is_empty() && !self.datagrams => {}
+            Ok(Message::Normal(data)) => {
+                self.dial_succeeded();
+                return Poll::Ready(Ok(Event::Data(data)));
+            }
+            Ok(Message::DialOk) => {
+                self.dial_succeeded();
+                return Poll::Ready(Ok(Event::Dialled));
+            }
+            // A keep-alive from the dialling end announces that ours are answered.
+            Ok(Message::KeepAlive) => self.liveness.answers |= self.role == Role::Caller,
+            Ok(Message::CloseSend) => return Poll::Ready(Ok(self.ended())),
+            Ok(Message::DialReject) => {
+                return self.fail(io::ErrorKind::ConnectionRefused, REJECTED);
+            }
+            Ok(Message::Disconnect) => {
+                return self.fail(
+                    io::ErrorKind::ConnectionReset,
+                    "the workstation's connection was reset",
+                );
+            }
+            Ok(Message::Unknown(code, _)) => {
+                tracing::debug!(code, "unknown tunnel message ignored")
+            }
+            // Messages of the opening phase, which is over.
+            Ok(_) => {}
+            Err(error) => {
+                tracing::debug!(%error, "tunnel ended for a malformed message");
+                self.abort();
+                return self.fail(io::ErrorKind::InvalidData, "malformed tunnel message");
+            }
+        }
+        Poll::Pending
+    }
+
+    fn ended(&mut self) -> Event {
+        self.reading = Reading::Over;
+        self.dial_failed("the tunnel ended before the workstation had connected");
+        Event::End
+    }
+
     fn dial_succeeded(&mut self) {
         self.dialled = true;
-        if let Some(attempt) = self.attempt.take() {
+        if let Some((attempt, _)) = self.attempt.take() {
             attempt.succeeded(Instant::now().into_std());
         }
     }
 
     fn dial_failed(&mut self, why: &str) {
-        if let Some(attempt) = self.attempt.take() {
-            attempt.failed(Instant::now().into_std(), why);
+        if let Some((attempt, intercept)) = self.attempt.take() {
+            let now = Instant::now().into_std();
+            if why == REJECTED {
+                attempt.failed(now, &nothing_listens(&intercept));
+            } else {
+                attempt.failed(now, why);
+            }
         }
     }
 

@@ -4,7 +4,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::time::{Instant, timeout_at};
 
@@ -13,7 +12,7 @@ use crate::io::conn::Conn;
 use crate::telemetry::metrics::{FailOpen, Label as _, PortMetrics};
 use crate::telemetry::rate_limit::limited;
 use crate::tls::alpn::TlsInfo;
-use crate::upstream::tunnel::{DialFailure, Tunnel};
+use crate::upstream::tunnel::{DialFailure, Tunnel, nothing_listens};
 use crate::upstream::{DialApp, OpenTunnel, Transport, TunnelError};
 use traffic_core::routing::Intercept;
 use traffic_core::routing::dial_memory::{Admission, Attempt, Skipped};
@@ -36,7 +35,7 @@ pub struct Workstations<'p> {
 pub enum FirstWrite {
     /// After the workstation has connected: until then the app can still get all bytes.
     AfterDial,
-    /// At once, for a whole connection: a rejected dial then resets the caller. After failed
+    /// Immediate, for a whole connection: a rejected dial then resets the caller. After failed
     /// earlier dials the dial is awaited all the same.
     AtOnce,
 }
@@ -58,6 +57,14 @@ impl NoWorkstation {
         }
     }
 
+    fn of_dial(failure: &DialFailure, intercept: &Intercept) -> Self {
+        let what = match failure {
+            DialFailure::Rejected => nothing_listens(intercept),
+            DialFailure::Lost(_) | DialFailure::Timeout => failure.to_string(),
+        };
+        Self::new(failure.fail_open(), what)
+    }
+
     fn skipped(skipped: &Skipped) -> Self {
         let again = if skipped.retry_in.is_zero() {
             "one request tries again".to_owned()
@@ -74,12 +81,6 @@ impl From<TunnelError> for NoWorkstation {
     }
 }
 
-impl From<DialFailure> for NoWorkstation {
-    fn from(failure: DialFailure) -> Self {
-        Self::new(failure.fail_open(), failure)
-    }
-}
-
 impl Workstations<'_> {
     /// A connection to the intercept's workstation on behalf of `caller`.
     ///
@@ -92,19 +93,21 @@ impl Workstations<'_> {
         hello: Option<&TlsInfo>,
         write: FirstWrite,
     ) -> Result<Conn, NoWorkstation> {
-        let deadline = Instant::now() + intercept.dial_budget();
         let in_tls = !intercept.plaintext && self.app.plain_addr().is_none();
         let attempt = self.admit(intercept, caller)?;
+        let deadline = deadline(intercept, &attempt);
         // TLS waits for the dial anyway.
         if write == FirstWrite::AtOnce && !in_tls && !attempt.is_doubted() {
-            let opening = self.open(intercept, caller, Transport::Tcp);
+            let opening = self.open(intercept, caller, Transport::Tcp, deadline);
             let opened = within_patience(&attempt, opening).await;
             return self.begun(opened, intercept, caller, attempt);
         }
         let dialling = async {
-            let mut tunnel = self.open(intercept, caller, Transport::Tcp).await?;
-            tunnel.await_dial(deadline).await?;
-            let tunnel = Box::new(tunnel.remembered(&intercept.stats.dials, None));
+            let opening = self.open(intercept, caller, Transport::Tcp, deadline);
+            let mut tunnel = opening.await?;
+            let dialled = tunnel.await_dial(deadline).await;
+            dialled.map_err(|failure| NoWorkstation::of_dial(&failure, intercept))?;
+            let tunnel = Box::new(tunnel.remembered(intercept, None));
             if !in_tls {
                 return Ok(Conn::Other(tunnel));
             }
@@ -130,12 +133,14 @@ impl Workstations<'_> {
         caller: Caller,
     ) -> Result<Tunnel, NoWorkstation> {
         let attempt = self.admit(intercept, caller)?;
-        let deadline = Instant::now() + intercept.dial_budget();
+        let deadline = deadline(intercept, &attempt);
         let waits = attempt.is_doubted();
         let opening = async {
-            let mut tunnel = self.open(intercept, caller, Transport::Udp).await?;
+            let opening = self.open(intercept, caller, Transport::Udp, deadline);
+            let mut tunnel = opening.await?;
             if waits {
-                tunnel.await_dial(deadline).await?;
+                let dialled = tunnel.await_dial(deadline).await;
+                dialled.map_err(|failure| NoWorkstation::of_dial(&failure, intercept))?;
             }
             Ok(tunnel)
         };
@@ -144,7 +149,7 @@ impl Workstations<'_> {
                 attempt.succeeded(now());
                 Ok(tunnel)
             }
-            Ok(tunnel) => Ok(tunnel.remembered(&intercept.stats.dials, Some(attempt))),
+            Ok(tunnel) => Ok(tunnel.remembered(intercept, Some(attempt))),
             failed => self.concluded(failed, intercept, caller, attempt),
         }
     }
@@ -153,6 +158,7 @@ impl Workstations<'_> {
     pub fn fell_back(&self, intercept: &Intercept, why: FailOpen) {
         self.metrics.fail_open.at(why).inc();
         intercept.stats.failed_open.fetch_add(1, Ordering::Relaxed);
+        self.tunnels.fell_back();
     }
 
     /// Leave to dial, or word that the workstation is skipped.
@@ -174,9 +180,12 @@ impl Workstations<'_> {
         intercept: &Arc<Intercept>,
         caller: Caller,
         transport: Transport,
+        deadline: Instant,
     ) -> Result<Tunnel, NoWorkstation> {
         let opening = self.tunnels.open(Arc::clone(intercept), caller, transport);
-        let io = opening.await?;
+        let allowed = deadline.saturating_duration_since(Instant::now());
+        let opened = timeout_at(deadline, opening).await;
+        let io = opened.unwrap_or(Err(TunnelError::Timeout(allowed)))?;
         self.metrics.tunnels.inc();
         Ok(Tunnel::new(io).counted(self.metrics))
     }
@@ -191,7 +200,7 @@ impl Workstations<'_> {
     ) -> Result<Conn, NoWorkstation> {
         match opened {
             Ok(tunnel) => {
-                let tunnel = tunnel.remembered(&intercept.stats.dials, Some(attempt));
+                let tunnel = tunnel.remembered(intercept, Some(attempt));
                 Ok(Conn::Other(Box::new(tunnel)))
             }
             Err(failure) => self.concluded(Err(failure), intercept, caller, attempt),
@@ -230,10 +239,15 @@ impl Workstations<'_> {
     }
 }
 
+/// The end of a dial's time.
+fn deadline(intercept: &Intercept, attempt: &Attempt) -> Instant {
+    let budget = intercept.dial_budget();
+    Instant::now() + attempt.limit().map_or(budget, |limit| limit.min(budget))
+}
+
 /// Counts a match of `intercept`.
 pub fn hit(intercept: &Intercept) {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    intercept.stats.hit(now.map_or(0, |d| d.as_secs()));
+    intercept.stats.hit(traffic_proto::clock::now_unix());
 }
 
 /// Waits for a dial, behind another one that is unanswered not for long: unless the workstation

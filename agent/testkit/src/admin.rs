@@ -29,6 +29,7 @@ pub fn agent(port: &Arc<PortContext>) -> Agent {
         workload: "echo".to_owned(),
         namespace: "shop".to_owned(),
         pod: "echo-1".to_owned(),
+        names: traffic_proto::web_origin::OwnNames::new("echo-1", None),
         manager: "traffic-manager.ambassador:8081".to_owned(),
         started: Instant::now(),
         workers: 1,
@@ -75,15 +76,13 @@ impl AdminFixture {
 
     /// Status, head and body of the answer; `extra` are header lines.
     pub async fn ask(&self, method: &str, path: &str, extra: &str) -> (u16, String, String) {
-        let mut socket = TcpStream::connect(self.address).await.unwrap();
-        let request =
-            format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{extra}\r\n");
-        socket.write_all(request.as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        socket.read_to_string(&mut answer).await.unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        (status, head.to_owned(), body.to_owned())
+        let extra = format!("host: localhost\r\n{extra}");
+        self.ask_host(method, path, &extra).await
+    }
+
+    /// The same, with whatever `extra` says about the host.
+    pub async fn ask_host(&self, method: &str, path: &str, extra: &str) -> (u16, String, String) {
+        ask_at(self.address, method, path, extra).await
     }
 
     /// The JSON that a path answers with status 200.
@@ -93,4 +92,21 @@ impl AdminFixture {
         assert!(head.contains("content-type: application/json"), "{head}");
         serde_json::from_str(&body).unwrap()
     }
+}
+
+/// Status, head and body of an HTTP server's answer; `extra` are header lines.
+pub async fn ask_at(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    extra: &str,
+) -> (u16, String, String) {
+    let mut socket = TcpStream::connect(address).await.unwrap();
+    let request = format!("{method} {path} HTTP/1.1\r\nconnection: close\r\n{extra}\r\n");
+    socket.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, head.to_owned(), body.to_owned())
 }

@@ -26,12 +26,14 @@ pub fn intercept(name: &str, headers: &[(&str, &str)]) -> Intercept {
         filters: Filters {
             headers,
             paths: Vec::new(),
+            ..Filters::default()
         },
         plaintext: false,
         target_host: "127.0.0.1".to_owned(),
         target_port: 8080,
         roundtrip_latency: Duration::ZERO,
         dial_timeout: Duration::ZERO,
+        metadata: std::collections::BTreeMap::new(),
         stats: Arc::default(),
     }
 }

@@ -67,6 +67,24 @@ async fn a_last_answer_arrives_whole_although_another_request_was_sent_behind() 
 }
 
 #[tokio::test]
+async fn an_app_that_closes_at_once_ends_in_order_although_another_request_was_sent_behind() {
+    for round in 0..50 {
+        let app = ScriptedApp::listen().await;
+        let fixture = PortFixture::start(app.addr());
+        let mut caller = fixture.connect().await;
+        let last = "GET /1 HTTP/1.1\r\nConnection: close\r\n\r\n";
+        caller.send(&format!("{last}GET /2 HTTP/1.1\r\n\r\n")).await;
+        let mut app = app.accept().await;
+        app.expect(last).await;
+        let answer = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+        app.send(answer).await;
+        tokio::time::sleep(Duration::from_millis(round % 10)).await;
+        drop(app);
+        assert_eq!(rest_of(&mut caller).await, (answer.len(), true));
+    }
+}
+
+#[tokio::test]
 async fn what_an_app_says_before_it_hangs_up_arrives_whatever_the_caller_sends() {
     for round in 0..50 {
         let app = ScriptedApp::listen().await;

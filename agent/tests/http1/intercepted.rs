@@ -181,9 +181,7 @@ async fn an_app_that_is_away_does_not_keep_a_workstation_from_answering() {
 
 #[tokio::test]
 async fn an_app_that_starts_later_gets_the_next_request_of_an_old_connection() {
-    let reserved = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let addr = reserved.local_addr().unwrap();
-    drop(reserved);
+    let addr = std::net::SocketAddr::from(([127, 0, 0, 1], harness::ports::free()));
     let fixture = PortFixture::with(
         addr,
         AppProtocol::Unknown,

@@ -83,9 +83,7 @@ async fn one_listener_serves_both_families_and_callers_of_ipv4_are_known_as_such
 #[tokio::test]
 async fn a_dial_that_comes_back_to_us_is_cut_and_counted() {
     // The agent's own port as the app's address: what a redirect that spares nobody makes of it.
-    let reserved = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let addr = reserved.local_addr().unwrap();
-    drop(reserved);
+    let addr = std::net::SocketAddr::from(([127, 0, 0, 1], harness::ports::free()));
     let shared = Arc::new(context(addr, FakeTunnels::away()));
     let spec = PortSpec {
         addr: Some(addr.ip()),

@@ -1,5 +1,5 @@
 //! HTTP/2 through the agent's data path, with real sockets, real clients and real servers on both
-//! ends: relayed, switched over, and terminated.
+//! ends: relayed, followed from rule to rule, upgraded from HTTP/1.
 
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
@@ -13,3 +13,5 @@ mod relayed;
 mod rig;
 mod streams;
 mod switching;
+mod transparent;
+mod upgraded;

@@ -108,14 +108,18 @@ async fn requests_are_counted_and_answers_arrive_whole() {
 }
 
 #[tokio::test]
-async fn an_idle_connection_is_told_to_leave_at_once_and_then_closed() {
-    let app = App::start("app").await;
-    let mut rig = Rig::new(app.addr, None).await;
-    let mut caller = Caller::connect(rig.addr).await;
-    caller.get("/", false).await.unwrap();
-    rig.intercept();
-    caller.over().await.unwrap();
-    assert_eq!(rig.next_ended().await, Ended::Clean);
+async fn an_idle_connection_follows_a_rule_that_comes_and_goes() {
+    let (app, workstation) = (App::start("app").await, App::start("workstation").await);
+    let rig = Rig::new(app.addr, Some(workstation.addr)).await;
+    let caller = Caller::connect(rig.addr).await;
+    for _ in 0..3 {
+        assert_eq!(caller.get("/", true).await.unwrap().server(), "app");
+        rig.intercept();
+        assert_eq!(caller.get("/", true).await.unwrap().server(), "workstation");
+        assert_eq!(caller.get("/", false).await.unwrap().server(), "app");
+        rig.clear();
+    }
+    assert_eq!(rig.metrics().http2_goaways.get(), 0);
 }
 
 #[tokio::test]
@@ -140,8 +144,8 @@ async fn a_change_that_needs_no_requests_leaves_the_connection_alone() {
 async fn streams_in_flight_finish_where_they_are_with_trailers_of_both_sides() {
     let app = App::start("app").await;
     let workstation = App::start("workstation").await;
-    let mut rig = Rig::new(app.addr, Some(workstation.addr)).await;
-    let mut caller = Caller::connect(rig.addr).await;
+    let rig = Rig::new(app.addr, Some(workstation.addr)).await;
+    let caller = Caller::connect(rig.addr).await;
     let post = request("/echo", true)
         .method("POST")
         .header("te", "trailers")
@@ -162,10 +166,7 @@ async fn streams_in_flight_finish_where_they_are_with_trailers_of_both_sides() {
         .unwrap();
     assert_eq!(response.headers()["x-server"], "app");
     rig.intercept();
-    // The caller learns it from GOAWAY: the connection takes no more requests.
-    while caller.send.clone().ready().await.is_ok() {
-        tokio::task::yield_now().await;
-    }
+    assert_eq!(caller.get("/", true).await.unwrap().server(), "workstation");
     up.send_data(" and after".into(), false).unwrap();
     let mut trailers = HeaderMap::new();
     trailers.insert("x-mine", HeaderValue::from_static("kept"));
@@ -177,11 +178,7 @@ async fn streams_in_flight_finish_where_they_are_with_trailers_of_both_sides() {
         (&trailers["x-mine"], &trailers["x-end"]),
         (&"kept".parse().unwrap(), &"yes".parse().unwrap())
     );
-    caller.over().await.unwrap();
-    assert_eq!(rig.next_ended().await, Ended::Clean);
-    let again = Caller::connect(rig.addr).await;
-    assert_eq!(again.get("/", true).await.unwrap().server(), "workstation");
-    assert_eq!(again.get("/", false).await.unwrap().server(), "app");
+    assert_eq!(caller.get("/", false).await.unwrap().server(), "app");
 }
 
 /// A caller that writes frames by hand, and an app that does.
@@ -240,11 +237,11 @@ async fn goaway_waits_for_the_gap_between_two_frames_and_header_sections() {
         mut caller,
         mut app,
     } = ByHand::new().await;
-    send(&mut caller, kind::HEADERS, END_HEADERS, 1, b"req").await;
+    send(&mut caller, kind::HEADERS, END_HEADERS, 1, b"\x82").await;
     assert_eq!(next(&mut app).await.0.stream, 1);
     // A header section in two frames, the second of which stops in the middle of its header.
-    send(&mut app, kind::HEADERS, 0, 1, b"hea").await;
-    assert_eq!(next(&mut caller).await.1, b"hea");
+    send(&mut app, kind::HEADERS, 0, 1, b"\x88\x40\x01").await;
+    assert_eq!(next(&mut caller).await.1, b"\x88\x40\x01");
     let rest = [
         &FrameHeader {
             length: 2,
@@ -253,7 +250,7 @@ async fn goaway_waits_for_the_gap_between_two_frames_and_header_sections() {
             stream: 1,
         }
         .encode()[..],
-        b"ds",
+        b"a\x00",
     ]
     .concat();
     app.write_all(&rest[..4]).await.unwrap();
@@ -263,7 +260,7 @@ async fn goaway_waits_for_the_gap_between_two_frames_and_header_sections() {
         .expect("what the app wrote")
         .unwrap();
     assert_eq!(some, rest[..4]);
-    rig.intercept();
+    rig.port.drain.start();
     app.write_all(&rest[4..]).await.unwrap();
     let mut some = [0; 7];
     timeout(WAIT_TIMEOUT, caller.read_exact(&mut some))
@@ -280,10 +277,10 @@ async fn goaway_waits_for_the_gap_between_two_frames_and_header_sections() {
     assert_eq!((ping.kind, ping.flags), (kind::PING, 0));
 
     // A stream that crossed the GOAWAY still belongs to the app; the answers to our PINGs do not.
-    send(&mut caller, kind::HEADERS, END_HEADERS, 3, b"crossed").await;
+    send(&mut caller, kind::HEADERS, END_HEADERS, 3, b"\x84").await;
     send(&mut caller, kind::PING, frames::ACK, 0, &mark).await;
     send(&mut caller, kind::PING, frames::ACK, 0, b"the apps").await;
-    assert_eq!(next(&mut app).await.1, b"crossed");
+    assert_eq!(next(&mut app).await.1, b"\x84");
     assert_eq!(next(&mut app).await.1, b"the apps");
     for stream in [1, 3] {
         send(&mut app, kind::RST_STREAM, 0, stream, &[0; 4]).await;
@@ -312,22 +309,22 @@ async fn quiet(caller: &mut TcpStream) {
 }
 
 #[tokio::test]
-async fn a_caller_that_opens_streams_against_goaway_has_them_refused_and_its_credit_given_back() {
+async fn a_caller_that_opens_streams_against_goaway_has_them_refused_and_the_rest_goes_on() {
     let ByHand {
-        mut rig,
+        rig,
         mut caller,
         mut app,
     } = ByHand::new().await;
-    send(&mut caller, kind::HEADERS, END_HEADERS, 1, b"one").await;
+    send(&mut caller, kind::HEADERS, END_HEADERS, 1, b"\x83").await;
     next(&mut app).await;
-    rig.intercept();
+    rig.port.drain.start();
     next(&mut caller).await;
     next(&mut caller).await;
     // It does not even answer the PING, and its time is over at last.
     assert_eq!(next(&mut caller).await.1, frames::goaway(1, 0)[9..]);
-    send(&mut caller, kind::HEADERS, 0, 3, b"never").await;
-    send(&mut caller, kind::CONTINUATION, END_HEADERS, 3, b"never").await;
-    send(&mut caller, kind::DATA, 0, 3, &[7; 70_000][..16_384]).await;
+    send(&mut caller, kind::HEADERS, 0, 3, b"\x82\x40\x01").await;
+    send(&mut caller, kind::CONTINUATION, END_HEADERS, 3, b"x\x01y").await;
+    send(&mut caller, kind::DATA, 0, 3, &[7; 16_384]).await;
     send(&mut caller, kind::DATA, 0, 1, b"mine").await;
     let (head, payload) = next(&mut app).await;
     assert_eq!((head.stream, &payload[..]), (1, &b"mine"[..]));
@@ -336,16 +333,12 @@ async fn a_caller_that_opens_streams_against_goaway_has_them_refused_and_its_cre
         (update.kind, update.stream, &credit[..]),
         (kind::WINDOW_UPDATE, 0, &16_384u32.to_be_bytes()[..])
     );
-    // The app never saw the header section, so it could not understand trailers that refer to it.
-    send(
-        &mut caller,
-        kind::HEADERS,
-        END_HEADERS | frames::END_STREAM,
-        1,
-        b"trailers",
-    )
-    .await;
-    assert_eq!(rig.next_ended().await, Ended::Limit);
+    // The app never saw the refused header section; what refers to it is said in other words.
+    let flags = END_HEADERS | frames::END_STREAM;
+    send(&mut caller, kind::HEADERS, flags, 1, b"\xbe").await;
+    let (head, trailers) = next(&mut app).await;
+    assert_eq!((head.stream, head.ends_stream()), (1, true));
+    assert_eq!(trailers, b"\x40\x01x\x01y");
 }
 
 #[tokio::test]
@@ -355,9 +348,9 @@ async fn ids_of_goaways_never_grow_when_the_app_parts_as_well() {
         mut caller,
         mut app,
     } = ByHand::new().await;
-    send(&mut caller, kind::HEADERS, END_HEADERS, 5, b"one").await;
+    send(&mut caller, kind::HEADERS, END_HEADERS, 5, b"\x83").await;
     next(&mut app).await;
-    rig.intercept();
+    rig.port.drain.start();
     next(&mut caller).await;
     next(&mut caller).await;
     app.write_all(&frames::goaway(5, 0)).await.unwrap();
@@ -389,7 +382,7 @@ async fn nothing_is_put_before_the_apps_own_settings() {
     let (mut app, _) = listener.accept().await.unwrap();
     caller.write_all(PREFACE).await.unwrap();
     app.read_exact(&mut [0; 24]).await.unwrap();
-    rig.intercept();
+    rig.port.drain.start();
     send(&mut app, kind::SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 100]).await;
     assert_eq!(next(&mut caller).await.0.kind, kind::SETTINGS);
     assert_eq!(next(&mut caller).await.0.kind, kind::GOAWAY);
@@ -419,4 +412,47 @@ async fn a_drain_asks_callers_to_leave_and_ends_when_their_streams_have() {
     caller.over().await.unwrap();
     assert_eq!(rig.next_ended().await, Ended::Clean);
     app.sees("closed").await;
+}
+
+/// A section that makes its sender's table 100 000 bytes large: more than is followed.
+const LARGE_TABLE: &[u8] = b"\x3f\x81\x8d\x06\x83";
+
+#[tokio::test]
+async fn a_caller_whose_table_cannot_be_followed_has_to_come_again_when_a_rule_comes() {
+    let ByHand {
+        rig,
+        mut caller,
+        mut app,
+    } = ByHand::new().await;
+    // A table of 1 MiB.
+    send(&mut app, kind::SETTINGS, 0, 0, b"\0\x01\0\x10\0\0").await;
+    next(&mut caller).await;
+    for _ in 0..2 {
+        send(&mut caller, kind::SETTINGS, frames::ACK, 0, b"").await;
+        next(&mut app).await;
+    }
+    send(&mut caller, kind::HEADERS, END_HEADERS, 1, LARGE_TABLE).await;
+    assert_eq!(next(&mut app).await.1, LARGE_TABLE);
+    assert_eq!(rig.metrics().http2_goaways.get(), 0);
+    rig.intercept();
+    assert_eq!(
+        next(&mut caller).await.1,
+        frames::goaway(frames::MAX_STREAM, 0)[9..]
+    );
+    assert_eq!(rig.metrics().http2_goaways.get(), 1);
+}
+
+#[tokio::test]
+async fn a_table_that_the_app_does_not_allow_is_the_apps_to_judge() {
+    let ByHand {
+        rig,
+        mut caller,
+        mut app,
+    } = ByHand::new().await;
+    rig.intercept();
+    send(&mut caller, kind::HEADERS, END_HEADERS, 1, LARGE_TABLE).await;
+    assert_eq!(next(&mut app).await.1, LARGE_TABLE);
+    send(&mut app, kind::RST_STREAM, 0, 1, &[0, 0, 0, 9]).await;
+    assert_eq!(next(&mut caller).await.0.kind, kind::RST_STREAM);
+    assert_eq!(rig.metrics().http2_goaways.get(), 0);
 }

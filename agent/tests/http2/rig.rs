@@ -58,9 +58,14 @@ impl Rig {
                         return;
                     };
                     app.as_tcp().unwrap().set_nodelay(true).unwrap();
-                    let how =
-                        http2::carry(Conn::Tcp(down), Buf::default(), app, Buf::default(), &lane)
-                            .await;
+                    let how = http2::carry(
+                        Conn::Tcp(down),
+                        Buf::default(),
+                        Some(app),
+                        Buf::default(),
+                        &lane,
+                    )
+                    .await;
                     let _ = ended_tx.send(how);
                 });
             }

@@ -587,11 +587,7 @@ async fn what_cannot_be_tunnelled_goes_to_the_app_and_is_counted() {
     let counted = [FailOpen::NoTunnel, FailOpen::Skipped].map(|why| fail_open.at(why).get());
     assert_eq!(counted, [1, 2]);
 
-    let closed = TcpListener::bind("127.0.0.1:0")
-        .await
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let closed = std::net::SocketAddr::from(([127, 0, 0, 1], harness::ports::free()));
     let rig = Rig::new(app.addr, Some(closed)).await;
     rig.intercept();
     let caller = Caller::connect(rig.addr).await;

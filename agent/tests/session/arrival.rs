@@ -1,6 +1,7 @@
 //! Arriving, remaining, being reviewed, departing.
 
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use traffic_proto::manager::InterceptDispositionType as Disposition;
 use traffic_proto::manager::LogLevelRequest;
@@ -196,4 +197,39 @@ async fn a_port_that_is_taken_ends_the_program_with_its_own_code() {
     assert_eq!(second.status.code(), Some(69), "{second:?}");
     let said = String::from_utf8_lossy(&second.stderr);
     assert!(said.contains(&first.agent_port.to_string()), "{said}");
+}
+
+/// A port whose app accepts and says nothing keeps its own probe waiting, and nobody else.
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_are_followed_at_once_while_another_port_says_nothing() {
+    let quiet = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let quiet_port = quiet.local_addr().unwrap().port();
+    let (fake, _dialled) = Fake::start(anywhere()).await;
+    let pod = Pod::start_beside(&[quiet_port], fake.address).await;
+    let header = Some(("x-dev", "a"));
+    let waiting = intercept("quiet", Disposition::Waiting, quiet_port, header);
+    fake.show(std::slice::from_ref(&waiting));
+    let (_probe, _) = quiet.accept().await.expect("the port is probed");
+    let mine = intercept("mine", Disposition::Active, pod.app_port, header);
+    let mut slowest = Duration::ZERO;
+    for _ in 0..5 {
+        for (shown, by) in [
+            (vec![waiting.clone(), mine.clone()], "workstation"),
+            (vec![waiting.clone()], "app"),
+        ] {
+            fake.show(&shown);
+            let begin = Instant::now();
+            while pod.ask("x-dev: a\r\n").await.unwrap() != by {
+                assert!(begin.elapsed() < Duration::from_secs(1), "not yet {by}");
+            }
+            slowest = slowest.max(begin.elapsed());
+        }
+    }
+    eprintln!("the slowest of ten changes was followed after {slowest:?}");
+    // The review that needs the probe came after all of this, or is still to come.
+    let reviews = fake
+        .until("a review", |s| !s.reviews.is_empty())
+        .await
+        .reviews;
+    assert_eq!(reviews[0].id, "client-1:quiet");
 }

@@ -134,8 +134,10 @@ async fn a_workstation_that_does_not_answer_costs_the_budget_and_leaves_no_waite
         pod.app_port,
         Some(("x-dev", "a")),
     )]);
+    // The watch stays open: a workstation without one is not waited for.
     let asked = tokio::spawn(async move {
-        ConnId::parse(&dials.message().await.unwrap().unwrap().conn_id).unwrap()
+        let request = dials.message().await.unwrap().unwrap();
+        (ConnId::parse(&request.conn_id).unwrap(), dials)
     });
     let started = Instant::now();
     let port = pod.agent_port;
@@ -157,7 +159,8 @@ async fn a_workstation_that_does_not_answer_costs_the_budget_and_leaves_no_waite
     assert_eq!(answer, "app");
     // The same connection, answered too late: not handed to the dead waiter, but dialled like any
     // other (port 1 is closed).
-    let late = info(asked.await.unwrap(), "client-1");
+    let (conn, _dials) = asked.await.unwrap();
+    let late = info(conn, "client-1");
     let mut wire = tunnel(&mut client, late).await.unwrap();
     assert_eq!(wire.next().await, Message::DialReject);
 }
@@ -294,4 +297,36 @@ async fn calls_that_make_no_sense_are_refused_alone() {
         "{version:?}"
     );
     assert_eq!(pod.ask("").await.unwrap(), "app");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_on_a_port_declared_as_http2_is_said_to_everybody_concerned() {
+    let (fake, _dialled) = Fake::start("127.0.0.1:0".parse().unwrap()).await;
+    let pod = Pod::start(fake.address, "appProtocolStrategy: http2").await;
+    fake.until("the watch", |s| s.watched.contains(&"deltas"))
+        .await;
+    let shown = intercept("i", Disposition::Active, pod.app_port, Some(("x-dev", "a")));
+    fake.show(std::slice::from_ref(&shown));
+    pod.until("the intercept", |pod| !pod.lines("started").is_empty())
+        .await;
+    let mut caller = tokio::net::TcpStream::connect(("127.0.0.1", pod.agent_port))
+        .await
+        .unwrap();
+    // The first bytes of a ClientHello.
+    let hello = [22, 3, 1, 0, 200, 1, 0, 0, 196, 3, 3];
+    caller.write_all(&hello).await.unwrap();
+    pod.until("the warning", |pod| {
+        !pod.lines("speak TLS, which is relayed unread").is_empty()
+    })
+    .await;
+    let explained = pod.admin(&format!("/explain?port={}", pod.app_port)).await;
+    assert!(explained.contains("relayed unread"), "{explained}");
+    let seen = fake
+        .until("the report", |s| {
+            s.reports.iter().any(|r| r.failed_open == 1)
+        })
+        .await;
+    let report = seen.reports.iter().find(|r| r.failed_open == 1).unwrap();
+    assert_eq!(report.intercept_id, shown.id);
+    assert!(report.failure.contains("speak TLS"), "{}", report.failure);
 }

@@ -13,6 +13,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio_stream::wrappers::{BroadcastStream, ReceiverStream, WatchStream};
 use tokio_util::sync::CancellationToken;
+use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 use traffic_proto::conn_id::ConnId;
 use traffic_proto::manager::manager_server::{Manager, ManagerServer};
@@ -33,6 +34,8 @@ pub struct Script {
     pub deltas: bool,
     /// Lifetime of a watch.
     pub lifetime: Option<Duration>,
+    /// Reviews that fail before one is taken.
+    pub failing_reviews: usize,
     /// Number of arrivals refused because the agent exists already, unless it departs first.
     pub already_exists: bool,
 }
@@ -44,6 +47,7 @@ impl Default for Script {
             side_watches: true,
             deltas: true,
             lifetime: None,
+            failing_reviews: 0,
             already_exists: false,
         }
     }
@@ -122,10 +126,12 @@ impl Fake {
             stop: CancellationToken::new(),
         };
         let (service, stop) = (fake.clone(), fake.stop.clone());
+        // As ours does: else answers of several messages wait for acknowledgements.
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         tokio::spawn(async move {
             let serving = tonic::transport::Server::builder()
                 .add_service(ManagerServer::new(service))
-                .serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(listener));
+                .serve_with_incoming(incoming);
             tokio::select! {
                 _ = serving => {}
                 () = stop.cancelled() => {}
@@ -345,6 +351,10 @@ impl Manager for Fake {
         }
 
         fn review_intercept(this, request: ReviewInterceptRequest) -> () {
+            if this.current().failing_reviews > 0 {
+                this.script(|script| script.failing_reviews -= 1);
+                return Err(Status::unavailable("not now"));
+            }
             this.note(|seen| seen.reviews.push(request.into_inner()));
             Ok(Response::new(()))
         }
@@ -393,6 +403,7 @@ impl Manager for Fake {
         absent watch_workloads(manager::WorkloadEventsRequest) -> Self::WatchWorkloadsStream;
         absent watch_cluster_info(manager::SessionInfo) -> Self::WatchClusterInfoStream;
         absent ensure_agent(manager::EnsureAgentRequest) -> manager::AgentInfoSnapshot;
+        absent uninstall_agents(manager::UninstallAgentsRequest) -> ();
         absent prepare_intercept(manager::CreateInterceptRequest) -> manager::PreparedIntercept;
         absent create_intercept(manager::CreateInterceptRequest) -> manager::InterceptInfo;
         absent remove_intercept(manager::RemoveInterceptRequest2) -> ();

@@ -7,8 +7,14 @@ mod fake;
 mod pod;
 
 mod arrival;
+mod dials;
 mod direct;
+mod hostile_intercepts;
 mod manager_faults;
+mod memory;
+mod rest_api;
+mod stalled_logs;
+mod steady;
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 //! A pod on loopback: an app that names itself, the agent as a process, and callers.
 
 use std::net::{SocketAddr, TcpListener};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -18,6 +18,12 @@ pub struct Pod {
     pub agent_port: u16,
     child: Child,
     log: Arc<Mutex<Vec<String>>>,
+}
+
+/// Standard output and error of an agent, as pipes that nobody reads yet.
+pub struct Unread {
+    pub output: ChildStdout,
+    pub error: ChildStderr,
 }
 
 /// Returns unused ports below the kernel's range for outgoing connections, each given once.
@@ -40,19 +46,60 @@ impl Pod {
     /// An agent whose manager is (or will be) at `manager`; `extra` are further lines of
     /// configuration.
     pub async fn start(manager: SocketAddr, extra: &str) -> Self {
+        Self::start_behind(&[], manager, extra).await
+    }
+
+    /// The same with more ports, undeclared, whose apps are others.
+    pub async fn start_beside(ports: &[u16], manager: SocketAddr) -> Self {
+        let (mut pod, unread) = Self::spawn(&[], ports, manager, "", &[]).await;
+        drop(unread.output);
+        pod.read(unread.error);
+        pod
+    }
+
+    /// The same as the first behind a program that starts it in a limited way.
+    pub async fn start_behind(prefix: &[String], manager: SocketAddr, extra: &str) -> Self {
+        let (mut pod, unread) = Self::spawn(prefix, &[], manager, extra, &[]).await;
+        drop(unread.output);
+        pod.read(unread.error);
+        pod
+    }
+
+    /// The same with more environment, and nobody who reads what it prints.
+    pub async fn start_unread(
+        manager: SocketAddr,
+        extra: &str,
+        environment: &[(&str, &str)],
+    ) -> (Self, Unread) {
+        Self::spawn(&[], &[], manager, extra, environment).await
+    }
+
+    async fn spawn(
+        prefix: &[String],
+        ports: &[u16],
+        manager: SocketAddr,
+        extra: &str,
+        environment: &[(&str, &str)],
+    ) -> (Self, Unread) {
         let root = tempfile::tempdir().unwrap();
         let app_port = serve_app().await;
         let [agent_port] = free_ports();
-        let config = format!(
+        let mut config = format!(
             "agentName: web\nnamespace: shop\nmanagerHost: {}\nmanagerPort: {}\nworkloadKind: Deployment\n{extra}\n\
              containers:\n- name: app\n  envPrefix: A_\n  mountPoint: /tel_app_mounts/app\n  intercepts:\n  \
              - {{containerPortName: http, containerPort: {app_port}, agentPort: {agent_port}, protocol: TCP}}\n",
             manager.ip(),
             manager.port()
         );
+        for (port, [agent_port]) in ports.iter().map(|port| (port, free_ports())) {
+            config +=
+                &format!("  - {{containerPort: {port}, agentPort: {agent_port}, protocol: TCP}}\n");
+        }
         let file = root.path().join("config.yaml");
         std::fs::write(&file, config).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_traffic-agent"))
+        let words = [prefix, &[env!("CARGO_BIN_EXE_traffic-agent").to_owned()]].concat();
+        let mut child = Command::new(&words[0])
+            .args(&words[1..])
             .args(["agent", "--config"])
             .arg(&file)
             .arg("--root")
@@ -67,11 +114,30 @@ impl Pod {
                 ("AGENT_ENVOY_ADMIN_PORT", "0"),
                 ("AGENT_DRAIN_LAME_DUCK", "0s"),
             ])
+            .envs(environment.iter().copied())
+            .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let log: Arc<Mutex<Vec<String>>> = Arc::default();
-        let (lines, stderr) = (Arc::clone(&log), child.stderr.take().unwrap());
+        let unread = Unread {
+            output: child.stdout.take().unwrap(),
+            error: child.stderr.take().unwrap(),
+        };
+        let pod = Self {
+            root,
+            app_port,
+            agent_port,
+            child,
+            log: Arc::default(),
+        };
+        pod.until("the agent to listen", |p| p.ports().is_some())
+            .await;
+        (pod, unread)
+    }
+
+    /// Reads log lines from here on.
+    pub fn read(&mut self, stderr: ChildStderr) {
+        let lines = Arc::clone(&self.log);
         std::thread::spawn(move || {
             for line in
                 std::io::BufRead::lines(std::io::BufReader::new(stderr)).map_while(Result::ok)
@@ -79,18 +145,36 @@ impl Pod {
                 lines.lock().unwrap().push(line);
             }
         });
-        let pod = Self {
-            root,
-            app_port,
-            agent_port,
-            child,
-            log,
-        };
-        pod.until("the agent to listen", |p| {
-            !p.lines("listening").is_empty() || p.ports().is_some()
-        })
-        .await;
-        pod
+    }
+
+    /// The body of an admin page.
+    pub async fn admin(&self, path: &str) -> String {
+        let mut socket = TcpStream::connect(("127.0.0.1", self.admin_port()))
+            .await
+            .unwrap();
+        let request =
+            format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+        socket.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    /// Value of a statistic of the pod's port.
+    pub async fn port_stat(&self, name: &str) -> u64 {
+        self.stat(&format!("traffic_agent.port_{}.{name}", self.app_port))
+            .await
+    }
+
+    /// Value of a statistic.
+    pub async fn stat(&self, name: &str) -> u64 {
+        let stats = self.admin("/stats").await;
+        let line = stats
+            .lines()
+            .find_map(|l| l.strip_prefix(&format!("{name}: ")));
+        line.unwrap_or_else(|| panic!("no {name} in {stats}"))
+            .parse()
+            .unwrap()
     }
 
     pub fn ready(&self) -> bool {
@@ -101,6 +185,39 @@ impl Pod {
     pub fn api_port(&self) -> u16 {
         let ports = self.ports().expect("ports.json is there");
         u16::try_from(ports["server"].as_u64().unwrap()).unwrap()
+    }
+
+    /// The admin's port.
+    pub fn admin_port(&self) -> u16 {
+        let ports = self.ports().expect("ports.json is there");
+        u16::try_from(ports["admin"].as_u64().unwrap()).unwrap()
+    }
+
+    /// Number of the agent's threads.
+    pub fn threads(&self) -> usize {
+        self.entries_of("task")
+    }
+
+    /// Number of the agent's open descriptors.
+    pub fn descriptors(&self) -> usize {
+        self.entries_of("fd")
+    }
+
+    /// A size from the process's status, in bytes.
+    pub fn memory(&self, what: &str) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with(what)).unwrap();
+        line.split_ascii_whitespace()
+            .nth(1)
+            .unwrap()
+            .parse::<usize>()
+            .unwrap()
+            * 1024
+    }
+
+    fn entries_of(&self, what: &str) -> usize {
+        let folder = format!("/proc/{}/{what}", self.child.id());
+        std::fs::read_dir(folder).unwrap().count()
     }
 
     fn ports(&self) -> Option<serde_json::Value> {

@@ -180,11 +180,7 @@ async fn a_caller_of_an_app_that_is_away_is_turned_away_without_a_certificate() 
         &ca.issue(&["web.test"]),
         None,
     );
-    let nobody = TcpListener::bind("127.0.0.1:0")
-        .await
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let nobody = std::net::SocketAddr::from(([127, 0, 0, 1], harness::ports::free()));
     let listener = Listener::start(plan(root.path(), &[(SECRET, "web")], ""), nobody).await;
     let config = certs::client(&ca, &[b"h2", b"http/1.1"], None);
     connect(listener.addr, Arc::clone(&config), "web.test")

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -33,10 +33,7 @@ impl Nginx {
     fn start(speaks: Speaks, http2: bool, ca: &Ca) -> Self {
         let dir = tempfile::tempdir().unwrap();
         write_secret(dir.path(), &ca.issue(&["app.test"]), Some(&ca.pem));
-        let addr = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap();
+        let addr = std::net::SocketAddr::from(([127, 0, 0, 1], harness::ports::free()));
         let h2 = if http2 { " http2" } else { "" };
         let (listen, tls) = match speaks {
             Speaks::Clear => (format!("listen {addr}{h2};"), ""),

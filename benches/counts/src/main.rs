@@ -66,6 +66,8 @@ fn operation(name: &str) -> Option<Box<dyn FnMut()>> {
         "decide_1_regex" => decide(rules::table(1, true)),
         "decide_10_regex" => decide(rules::table(10, true)),
         "decide_50_regex" => decide(rules::table(50, true)),
+        "decide_1_cookie" => decide(rules::structured("cookie[user]", "developer0")),
+        "decide_1_baggage" => decide(rules::structured("baggage[user]", "developer0")),
         "codec_encode_info" => Box::new(move || {
             black_box(black_box(&info).encode());
         }),

@@ -13,7 +13,7 @@ use super::flags::Genyaml;
 use crate::Failure;
 use crate::cluster::unreachable;
 
-/// What a decision is made from.
+/// Material of a decision.
 pub(super) struct Source {
     pub(super) workload: Workload,
     pub(super) template: core::PodTemplateSpec,

@@ -18,7 +18,7 @@ pub enum HelmCommand {
     /// Upgrade it, or change its values
     Upgrade(Upgrade),
     /// Uninstall it and remove all agents
-    Uninstall(Uninstall),
+    Uninstall(HelmUninstall),
     /// Check values against the chart
     Lint(Lint),
     /// Print the objects that an install makes
@@ -168,7 +168,7 @@ pub struct Upgrade {
 
 /// Flags of `uninstall`.
 #[derive(Debug, Args)]
-pub struct Uninstall {
+pub struct HelmUninstall {
     /// Time for the agents to go
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = duration)]
     pub timeout: Duration,

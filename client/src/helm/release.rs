@@ -16,7 +16,7 @@ const SETTLE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// State of the release.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum State {
+pub(crate) enum ReleaseState {
     None,
     Deployed {
         /// Version of the chart's application.
@@ -29,7 +29,7 @@ pub(crate) enum State {
 }
 
 #[derive(Deserialize)]
-struct Status {
+struct HelmStatus {
     info: Info,
     #[serde(default)]
     chart: ReleasedChart,
@@ -53,7 +53,7 @@ struct Metadata {
 }
 
 /// Current state.
-pub(crate) async fn state(place: &InstallTarget, namespace: &str) -> Result<State, Failure> {
+pub(crate) async fn state(place: &InstallTarget, namespace: &str) -> Result<ReleaseState, Failure> {
     let mut helm = at(place, namespace);
     helm.args(["status", RELEASE, "--output", "json"]);
     let output = helm
@@ -66,7 +66,7 @@ pub(crate) async fn state(place: &InstallTarget, namespace: &str) -> Result<Stat
     if !output.status.success() {
         let words = words_of(&output.stderr);
         if words.contains("not found") {
-            return Ok(State::None);
+            return Ok(ReleaseState::None);
         }
         return Err(Failure::Failed(format!(
             "Helm cannot look for the release in namespace {namespace}: {words}"
@@ -80,12 +80,12 @@ pub(crate) async fn settled(
     place: &InstallTarget,
     namespace: &str,
     timeout: Duration,
-) -> Result<State, Failure> {
+) -> Result<ReleaseState, Failure> {
     let deadline = Instant::now() + timeout;
     let mut is_said = false;
     loop {
         let state = state(place, namespace).await?;
-        if state != State::Stuck || Instant::now() >= deadline {
+        if state != ReleaseState::Stuck || Instant::now() >= deadline {
             return Ok(state);
         }
         if !is_said {
@@ -96,23 +96,23 @@ pub(crate) async fn settled(
     }
 }
 
-fn parse(json: &[u8]) -> Result<State, Failure> {
-    let status: Status = serde_json::from_slice(json).map_err(|error| {
+fn parse(json: &[u8]) -> Result<ReleaseState, Failure> {
+    let status: HelmStatus = serde_json::from_slice(json).map_err(|error| {
         Failure::Failed(format!(
             "helm status answers something else than expected: {error}; Helm 3.14 or newer is \
             needed"
         ))
     })?;
     Ok(match status.info.status.as_str() {
-        "deployed" | "superseded" => State::Deployed {
+        "deployed" | "superseded" => ReleaseState::Deployed {
             version: status.chart.metadata.app_version,
         },
-        "uninstalled" => State::None,
-        "uninstalling" => State::Stuck,
+        "uninstalled" => ReleaseState::None,
+        "uninstalling" => ReleaseState::Stuck,
         // pending-install, pending-upgrade and pending-rollback: left behind when Helm was killed,
         // or held by another Helm that works.
-        pending if pending.starts_with("pending") => State::Stuck,
-        _ => State::Failed,
+        pending if pending.starts_with("pending") => ReleaseState::Stuck,
+        _ => ReleaseState::Failed,
     })
 }
 
@@ -122,17 +122,17 @@ mod tests {
 
     #[test]
     fn each_of_helms_words_is_one_state() {
-        let deployed = State::Deployed {
+        let deployed = ReleaseState::Deployed {
             version: "1.2".into(),
         };
         for (word, state) in [
             ("deployed", deployed),
-            ("pending-install", State::Stuck),
-            ("pending-upgrade", State::Stuck),
-            ("uninstalling", State::Stuck),
-            ("uninstalled", State::None),
-            ("failed", State::Failed),
-            ("unknown", State::Failed),
+            ("pending-install", ReleaseState::Stuck),
+            ("pending-upgrade", ReleaseState::Stuck),
+            ("uninstalling", ReleaseState::Stuck),
+            ("uninstalled", ReleaseState::None),
+            ("failed", ReleaseState::Failed),
+            ("unknown", ReleaseState::Failed),
         ] {
             let json = format!(
                 r#"{{"info":{{"status":"{word}"}},"chart":{{"metadata":{{"appVersion":"1.2"}}}}}}"#

@@ -93,9 +93,11 @@ impl Manager {
     /// The client, to run with these arguments.
     pub(crate) fn client(&self, arguments: &[&str]) -> Process {
         let mut command = Command::new(env!("CARGO_BIN_EXE_intercept"));
+        let (name, flags) = arguments.split_first().unwrap();
         command
-            .args(arguments)
-            .args(["--manager", &self.address.to_string()]);
+            .arg(name)
+            .args(["--manager", &self.address.to_string()])
+            .args(flags);
         Process::start("intercept", &mut command)
     }
 

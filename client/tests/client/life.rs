@@ -21,7 +21,8 @@ async fn states_are_printed_and_the_environment_is_written() {
         file.to_str().unwrap(),
     ];
     let client = manager.create(app.address(), &flags);
-    let spec = agent.review(Disposition::Active, "").await.spec.unwrap();
+    let info = agent.review(Disposition::Active, "").await;
+    let spec = info.spec.unwrap();
     assert_eq!((spec.mechanism.as_str(), spec.plaintext), ("http", true));
     assert_eq!(
         (spec.target_port, spec.container_port),
@@ -41,7 +42,10 @@ async fn states_are_printed_and_the_environment_is_written() {
     client.line("Press Ctrl-C to leave");
     assert_eq!(
         std::fs::read_to_string(&file).unwrap(),
-        "COLOUR=blue\nTEXT=\"two\\nlines\"\n"
+        format!(
+            "COLOUR=blue\nTELEPRESENCE_INTERCEPT_ID={}\nTEXT=\"two\\nlines\"\n",
+            info.id
+        )
     );
     assert_eq!(
         std::fs::metadata(&file).unwrap().permissions().mode() & 0o777,
@@ -76,7 +80,12 @@ async fn intercepts_are_listed_and_left_from_elsewhere() {
     agent.review(Disposition::Active, "").await;
     client.line("state=ACTIVE");
     let list = manager.client(&["list"]);
-    list.line("intercept=one");
+    list.line("one (of dev@laptop)  ACTIVE");
+    list.line("  workload  app in namespace default, port 80");
+    list.line("  takes     all TCP connections");
+    assert!(list.exit().success());
+    let list = manager.client(&["list", "--output=json", "--client=dev@laptop"]);
+    list.line("\"yours\": true");
     assert!(list.exit().success());
     let stranger = manager.client(&["leave", "one", "--client=eve@desk"]);
     stranger.line("--client dev@laptop");
@@ -148,4 +157,31 @@ async fn an_agent_that_leaves_is_waited_for() {
     agent.review(Disposition::Active, "").await;
     client.nth_line("state=ACTIVE", 2);
     assert!(client.terminate().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_gets_the_environment_and_its_end_is_the_intercepts() {
+    let manager = Manager::start().await;
+    let mut agent = manager.agent().await;
+    let app = App::start("local");
+    let flags = ["--", "sh", "-c", "echo colour=$COLOUR; exit 3"];
+    let client = manager.create(app.address(), &flags);
+    agent.review(Disposition::Active, "").await;
+    client.line("colour=blue");
+    assert_eq!(client.exit().code(), Some(3));
+    agent.until_none().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_ends_with_the_intercept() {
+    let manager = Manager::start().await;
+    let mut agent = manager.agent().await;
+    let app = App::start("local");
+    let script = "trap 'echo asked to end; exit 0' TERM; echo ready; while :; do sleep 0.1; done";
+    let client = manager.create(app.address(), &["--", "sh", "-c", script]);
+    agent.review(Disposition::Active, "").await;
+    client.line("ready");
+    assert!(client.terminate().success());
+    client.line("asked to end");
+    agent.until_none().await;
 }

@@ -5,4 +5,5 @@
 mod fixture;
 mod life;
 mod mistakes;
+mod seen;
 mod tunnels;

@@ -21,6 +21,8 @@ async fn wrong_usage_is_64() {
             "--colour",
         ),
         (&["destroy", "one"], "destroy"),
+        (&["lst"], "'list'"),
+        (&["create", "one", "--prot=80"], "'--port'"),
     ] {
         let client = manager.client(arguments);
         client.line(said);
@@ -49,10 +51,7 @@ async fn contradictory_flags_are_named() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_manager_that_does_not_answer_is_named() {
-    let nobody = std::net::TcpListener::bind(("127.0.0.1", 0))
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let nobody = std::net::SocketAddr::from(([127, 0, 0, 1], harness::ports::free()));
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_intercept"));
     command.args([
         "create",
@@ -119,11 +118,56 @@ async fn an_intercept_that_nobody_takes_up_is_given_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_port_that_cannot_be_guessed_is_asked_for() {
+async fn what_is_waited_for_is_said_and_an_interrupt_ends_it_at_once() {
+    // A listener that never answers: the handshake of HTTP/2 waits.
+    let silent = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    for arguments in [&["list"][..], &["create", "one", "--port=80:80"]] {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_intercept"));
+        command.args(arguments).args(["--manager", &address]);
+        let client = harness::process::Process::start("intercept", &mut command);
+        client.line(&format!("Waiting for the traffic-manager at {address}"));
+        let interrupted = std::time::Instant::now();
+        client.signal(rustix::process::Signal::INT);
+        client.exit();
+        assert!(interrupted.elapsed() < std::time::Duration::from_secs(2));
+    }
+}
+
+#[test]
+fn an_address_that_cannot_be_right_is_refused_at_once() {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_intercept"));
+    command.args(["list", "--manager=localhost"]);
+    let client = harness::process::Process::start("intercept", &mut command);
+    client.line("\"localhost\" has no port; write HOST:PORT");
+    assert_eq!(client.exit().code(), Some(64));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_expression_that_matches_anywhere_is_pointed_out() {
     let manager = Manager::start().await;
-    let _agent = manager.agent().await;
-    let client = manager.client(&["create", "one", "--workload=app", "--port=8080"]);
-    let line = client.line("intercept:");
-    assert!(line.contains("write --port 8080:PORT"), "{line}");
-    assert_eq!(client.exit().code(), Some(1));
+    let app = App::start("local");
+    let client = manager.create(app.address(), &["--http-header=user=jane.doe"]);
+    client.line("/jane.doe/ anywhere; for an exact match use --http-header-exact 'user=jane.doe'");
+}
+
+#[test]
+fn completions_and_manual_pages_are_made() {
+    let intercept = || std::process::Command::new(env!("CARGO_BIN_EXE_intercept"));
+    for (shell, text) in [
+        ("bash", "complete -F"),
+        ("zsh", "#compdef"),
+        ("fish", "complete -c"),
+    ] {
+        let done = intercept().args(["completions", shell]).output().unwrap();
+        assert!(
+            String::from_utf8(done.stdout).unwrap().contains(text),
+            "{shell}"
+        );
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let done = intercept().arg("man").arg(folder.path()).status().unwrap();
+    assert!(done.success());
+    let page = std::fs::read_to_string(folder.path().join("intercept-create.1")).unwrap();
+    assert!(page.contains("http\\-header\\-exact"), "{page}");
 }

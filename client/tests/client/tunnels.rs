@@ -185,10 +185,7 @@ async fn megabytes_pass_both_ways_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_local_server_that_is_down_is_a_rejected_dial() {
     let manager = Manager::start().await;
-    let nobody = std::net::TcpListener::bind(("127.0.0.1", 0))
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let nobody = std::net::SocketAddr::from(([127, 0, 0, 1], harness::ports::free()));
     let (agent, info, client) = active(&manager, nobody).await;
     let mut tunnel = Tunnel::open(&agent, &info, Transport::Tcp, nobody).await;
     tunnel.expect(Message::DialReject).await;

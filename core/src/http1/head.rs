@@ -4,56 +4,20 @@
 //! A head that two parsers could read differently is [`Ambiguous`] and left to the app. Being
 //! strict is therefore free: a rejected head is only relayed opaquely.
 
+mod lines;
+mod model;
+
 use memchr::memchr;
+
+use self::lines::{
+    Line, decimal, field_line, may_be_length, may_begin, request_line, start_line_end, status_line,
+    trimmed,
+};
+pub use self::model::{Ambiguous, Framing, Kind, Method, Start};
 
 /// Maximum head size in bytes; a larger one is relayed opaquely. Servers commonly stop at 8 to 32
 /// KiB.
 pub const MAX_HEAD: usize = 64 * 1024;
-
-/// Body framing as declared by the message's own head.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Framing {
-    /// Neither length nor transfer coding: no body in a request, until close in a response.
-    Unsaid,
-    /// `Content-Length`.
-    Length(u64),
-    /// `Transfer-Encoding: chunked`.
-    Chunked,
-}
-
-/// Reason a head is left to the app's judgement.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ambiguous {
-    /// The first line is not a request or status line of HTTP/1.0 or 1.1.
-    StartLine,
-    /// A line ends in LF alone, or a CR stands alone.
-    LineEnd,
-    /// A line that continues the one before it (obs-fold).
-    Folded,
-    /// A field name with a character outside of tokens, including white space before the colon.
-    Name,
-    /// A control character in a value.
-    Value,
-    /// A length that is repeated, signed, listed, too large or not a number.
-    Length,
-    /// A transfer coding other than exactly one `chunked`.
-    Coding,
-    /// A length beside a transfer coding, or framing that the message may not have.
-    Conflict,
-    /// Larger than [`MAX_HEAD`].
-    Oversized,
-}
-
-/// Methods that change the framing of the response.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Method {
-    /// HEAD: the response has no body.
-    Head,
-    /// CONNECT: a 2xx response turns the connection into a tunnel.
-    Connect,
-    /// Other methods, known or not.
-    Other,
-}
 
 /// A complete head, as offsets into the bytes it was parsed from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,27 +41,6 @@ pub struct Head {
     fields: usize,
 }
 
-/// Contents of the first line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Start {
-    /// A request line, with the target's offsets.
-    Request {
-        /// Method class.
-        method: Method,
-        /// Start of the method (after an empty line that may precede it).
-        method_at: usize,
-        /// Start of the target.
-        target: usize,
-        /// End of the target.
-        target_end: usize,
-    },
-    /// A status line.
-    Response {
-        /// The status code.
-        status: u16,
-    },
-}
-
 /// Result of a parsing step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -105,15 +48,6 @@ pub enum Step {
     More,
     /// The head is complete.
     Complete(Head),
-}
-
-/// Kind of message being parsed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// A caller's request.
-    Request,
-    /// A response of an app or workstation.
-    Response,
 }
 
 /// Parses one head from bytes that grow at their end. Every byte is searched once and every line
@@ -273,7 +207,7 @@ impl Parser {
         Ok(())
     }
 
-    /// Nothing that follows mends a framing that contradicts itself.
+    /// Framing faults are final: nothing that follows mends one that contradicts itself.
     fn check_framing(&self) -> Result<(), Ambiguous> {
         match self.start {
             Some(start) => self.framing(start).map(drop),
@@ -281,7 +215,7 @@ impl Parser {
         }
     }
 
-    /// How the body ends, as far as the lines so far say.
+    /// Framing of the body, as far as the lines so far say.
     fn framing(&self, start: Start) -> Result<Framing, Ambiguous> {
         let framing = match (self.length, self.chunked) {
             (None, false) => Framing::Unsaid,
@@ -393,6 +327,10 @@ pub struct RequestView<'b> {
 }
 
 impl crate::routing::Request for RequestView<'_> {
+    fn method(&self) -> &[u8] {
+        self.method
+    }
+
     fn target(&self) -> &[u8] {
         origin_form(self.target)
     }
@@ -428,230 +366,6 @@ fn origin_form(target: &[u8]) -> &[u8] {
         // An authority without a path means the root.
         _ => b"/",
     }
-}
-
-/// Offsets of a line's parts from its start.
-#[derive(Clone, Copy)]
-struct Line {
-    /// Offset of a field line's colon.
-    colon: usize,
-    /// Offset of the CR.
-    end: usize,
-}
-
-fn start_line_end(bytes: &[u8]) -> Result<Option<Line>, Ambiguous> {
-    line_end(bytes, 0).map(|end| end.map(|end| Line { colon: 0, end }))
-}
-
-/// Finds colon and end of a field line, `None` while it is incomplete; the empty line has its end
-/// at 0.
-fn field_line(bytes: &[u8]) -> Result<Option<Line>, Ambiguous> {
-    let Some(colon) = bytes.iter().position(|b| !is_token(*b)) else {
-        return Ok(None);
-    };
-    match (colon, bytes.get(colon).copied()) {
-        (0, Some(b'\r')) => Ok(line_end(bytes, 0)?.map(|end| Line { colon: 0, end })),
-        // obs-fold is deprecated (RFC 9112 section 5.2) and merged differently by parsers.
-        (0, Some(b' ' | b'\t')) => Err(Ambiguous::Folded),
-        (0, _) => Err(Ambiguous::Name),
-        (_, Some(b':')) => Ok(line_end(bytes, colon + 1)?.map(|end| Line { colon, end })),
-        _ => Err(Ambiguous::Name),
-    }
-}
-
-/// Returns the offset of the CR LF that ends the line, searched from `from`; rejects control
-/// characters before it.
-fn line_end(bytes: &[u8], from: usize) -> Result<Option<usize>, Ambiguous> {
-    let mut at = from;
-    loop {
-        at += text_len(bytes.get(at..).unwrap_or_default());
-        match (bytes.get(at), bytes.get(at + 1)) {
-            (Some(b'\t'), _) => at += 1,
-            (Some(b'\r'), Some(b'\n')) => return Ok(Some(at)),
-            (None, _) | (Some(b'\r'), None) => return Ok(None),
-            // A bare CR or LF ends a line for some parsers only (RFC 9112 section 2.2).
-            (Some(b'\r' | b'\n'), _) => return Err(Ambiguous::LineEnd),
-            (Some(_), _) => return Err(Ambiguous::Value),
-        }
-    }
-}
-
-/// Counts the leading bytes that are neither control characters nor DEL; eight at a time.
-fn text_len(bytes: &[u8]) -> usize {
-    const ONES: u64 = u64::from_ne_bytes([1; 8]);
-    const HIGH: u64 = ONES << 7;
-    let (words, tail) = bytes.as_chunks::<8>();
-    for (i, word) in words.iter().enumerate() {
-        let w = u64::from_le_bytes(*word);
-        let del = w ^ (ONES * 0x7f);
-        // The usual bit tricks for "a byte below 0x20" and "a zero byte"; the lowest flag is exact,
-        // higher ones need not be.
-        let flags = (w.wrapping_sub(ONES * 0x20) & !w | del.wrapping_sub(ONES) & !del) & HIGH;
-        if flags != 0 {
-            return i * 8 + (flags.trailing_zeros() / 8) as usize;
-        }
-    }
-    words.len() * 8
-        + tail
-            .iter()
-            .position(|b| *b < 0x20 || *b == 0x7f)
-            .unwrap_or(tail.len())
-}
-
-/// Returns true if an incomplete first line may still become a valid one; it holds no control
-/// characters but tabs.
-fn may_begin(kind: Kind, bytes: &[u8]) -> bool {
-    match kind {
-        Kind::Request => may_begin_request(bytes),
-        Kind::Response => may_begin_response(bytes),
-    }
-}
-
-fn may_begin_request(bytes: &[u8]) -> bool {
-    let Some(method) = bytes.iter().position(|b| !is_token(*b)) else {
-        return true;
-    };
-    if method == 0 {
-        return bytes == b"\r";
-    }
-    let Some(rest) = bytes.get(method..).and_then(|b| b.strip_prefix(b" ")) else {
-        return false;
-    };
-    let Some(target) = rest.iter().position(|b| !is_text(*b) || *b == b' ') else {
-        return true;
-    };
-    target > 0
-        && rest
-            .get(target..)
-            .and_then(|b| b.strip_prefix(b" "))
-            .is_some_and(|version| {
-                [&b"HTTP/1.1\r"[..], b"HTTP/1.0\r"]
-                    .iter()
-                    .any(|whole| whole.starts_with(version))
-            })
-}
-
-fn may_begin_response(bytes: &[u8]) -> bool {
-    let version = bytes.get(..bytes.len().min(9)).unwrap_or_default();
-    let code = bytes.get(9..bytes.len().min(12)).unwrap_or_default();
-    (b"HTTP/1.1 ".starts_with(version) || b"HTTP/1.0 ".starts_with(version))
-        && code.iter().all(u8::is_ascii_digit)
-        && matches!(bytes.get(12), None | Some(b' ' | b'\r'))
-}
-
-/// Returns true if the value of an incomplete `Content-Length` line may still be a number.
-fn may_be_length(value: &[u8]) -> bool {
-    let digits = value.trim_ascii_start();
-    let len = digits.iter().take_while(|b| b.is_ascii_digit()).count();
-    let rest = digits.get(len..).unwrap_or_default();
-    (len > 0 || rest.is_empty()) && rest.iter().all(|b| matches!(b, b' ' | b'\t' | b'\r'))
-}
-
-/// Parses `method SP target SP HTTP/1.x`, with exactly one space at each place (RFC 9112 section
-/// 3).
-fn request_line(line: &[u8], offset: usize) -> Option<(Start, u8)> {
-    let method_end = memchr(b' ', line).filter(|end| *end > 0)?;
-    let method = line.get(..method_end)?;
-    if !method.iter().all(|b| is_token(*b)) {
-        return None;
-    }
-    let target = method_end + 1;
-    let target_end = target + memchr(b' ', line.get(target..)?).filter(|len| *len > 0)?;
-    // Some parsers split the request line at tabs as well.
-    if line.get(target..target_end)?.contains(&b'\t') {
-        return None;
-    }
-    let minor = version(line.get(target_end + 1..)?)?;
-    let method = match method {
-        b"HEAD" => Method::Head,
-        b"CONNECT" => Method::Connect,
-        _ => Method::Other,
-    };
-    Some((
-        Start::Request {
-            method,
-            method_at: offset,
-            target: offset + target,
-            target_end: offset + target_end,
-        },
-        minor,
-    ))
-}
-
-/// Parses `HTTP/1.x SP 3DIGIT [SP reason]` (RFC 9112 section 4).
-fn status_line(line: &[u8]) -> Option<(Start, u8)> {
-    let (version_text, rest) = line.split_at_checked(8)?;
-    let minor = version(version_text)?;
-    let (digits, reason) = rest.strip_prefix(b" ")?.split_at_checked(3)?;
-    if !digits.iter().all(u8::is_ascii_digit) || !matches!(reason.first(), None | Some(b' ')) {
-        return None;
-    }
-    let status = digits.iter().fold(0, |n, d| n * 10 + u16::from(d - b'0'));
-    // Three digits are at most 999; codes below 100 do not exist.
-    (status >= 100).then_some((Start::Response { status }, minor))
-}
-
-fn version(text: &[u8]) -> Option<u8> {
-    match text {
-        b"HTTP/1.1" => Some(1),
-        b"HTTP/1.0" => Some(0),
-        _ => None,
-    }
-}
-
-fn decimal(digits: &[u8]) -> Option<u64> {
-    let number = digits.iter().try_fold(0u64, |n, d| {
-        let digit = d.is_ascii_digit().then(|| u64::from(d - b'0'))?;
-        n.checked_mul(10)?.checked_add(digit)
-    })?;
-    // Lengths above a signed 64-bit number are parsed differently by different implementations.
-    (!digits.is_empty() && i64::try_from(number).is_ok()).then_some(number)
-}
-
-/// Returns true for a byte of visible text, space, or beyond ASCII.
-fn is_text(byte: u8) -> bool {
-    byte >= 0x20 && byte != 0x7f
-}
-
-fn trimmed(value: &[u8]) -> &[u8] {
-    let mut value = value;
-    while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = value {
-        value = rest;
-    }
-    value
-}
-
-/// Returns true for a token character: part of a method or field name (RFC 9110 section 5.6.2).
-#[must_use]
-pub fn is_token(byte: u8) -> bool {
-    const TOKEN: [bool; 256] = {
-        let mut table = [false; 256];
-        let mut b = 0;
-        while b < 256 {
-            let c = b as u8;
-            table[b] = c.is_ascii_alphanumeric()
-                || matches!(
-                    c,
-                    b'!' | b'#'
-                        | b'$'
-                        | b'%'
-                        | b'&'
-                        | b'\''
-                        | b'*'
-                        | b'+'
-                        | b'-'
-                        | b'.'
-                        | b'^'
-                        | b'_'
-                        | b'`'
-                        | b'|'
-                        | b'~'
-                );
-            b += 1;
-        }
-        table
-    };
-    TOKEN[usize::from(byte)]
 }
 
 #[cfg(test)]

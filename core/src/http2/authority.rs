@@ -1,7 +1,7 @@
 //! `:authority` for servers that are stricter than their callers: the `http` crate, which stands
 //! below gRPC servers here, refuses what it takes for no host name, and Go's gRPC sends such
-//! (`pod%2Fname.namespace:18000`, a path of a socket, nothing at all). What such a server shall read
-//! has another authority in its place; everything else passes as it came.
+//! (`pod%2Fname.namespace:18000`, a path of a socket, nothing at all). What such a server shall
+//! read has another authority in its place; everything else passes as it came.
 
 use crate::http2::frames::{FrameHeader, HEAD, PREFACE, kind};
 use crate::http2::hpack::{Field, FieldList, Form, Recoder, StaticRef};
@@ -40,8 +40,8 @@ impl AuthorityRewriter {
         }
     }
 
-    /// Takes the next bytes of the client, and appends to `out` what the server shall read. A header
-    /// section comes out when it is complete, everything else at once.
+    /// Takes the next bytes of the client, and appends to `out` what the server shall read. A
+    /// header section comes out when it is complete, everything else at once.
     pub fn rewrite(&mut self, input: &[u8], out: &mut Vec<u8>) {
         if self.lost {
             out.extend_from_slice(input);
@@ -55,7 +55,7 @@ impl AuthorityRewriter {
             out.extend_from_slice(now);
             self.passing -= now.len();
             rest = later;
-            let Some(head) = rest.first_chunk::<HEAD>().map(|h| FrameHeader::parse(*h)) else {
+            let Some(head) = FrameHeader::peek(rest) else {
                 break;
             };
             if head.kind != kind::HEADERS {
@@ -110,12 +110,12 @@ impl AuthorityRewriter {
         let mut block = Vec::new();
         self.recoder.encode(fields, &mut block);
         let (stream, ends) = (section.head.stream, section.head.ends_stream());
-        section::write(stream, ends, section.priority, &block, out);
+        section::write_request(stream, ends, section.priority, &block, out);
     }
 }
 
-/// Whether `authority` is a name or an address, with or without a port (RFC 3986 section 3.2), of
-/// characters that nobody objects to.
+/// Returns true if `authority` is a name or an address, with or without a port (RFC 3986 section
+/// 3.2), of characters that nobody objects to.
 #[must_use]
 pub fn is_host(authority: &[u8]) -> bool {
     let (host, port) = match authority {
@@ -176,7 +176,7 @@ mod tests {
             ];
             let (mut block, mut out) = (Vec::new(), Vec::new());
             self.encoder.encode(fields.into_iter(), &mut block);
-            section::write(stream, true, None, &block, &mut out);
+            section::write(stream, true, &block, &mut out);
             out
         }
 

@@ -31,5 +31,5 @@ pub const MAX_TABLE: usize = 64 * 1024;
 /// take.
 pub const MAX_LIST: usize = 1 << 20;
 
-/// What an entry costs beyond its text (RFC 7541 section 4.1).
+/// Size of an entry beyond its text (RFC 7541 section 4.1).
 const ENTRY_OVERHEAD: usize = 32;

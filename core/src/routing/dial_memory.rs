@@ -12,8 +12,10 @@
 //! While the workstation is trusted, requests dial side by side; the first waits for the whole dial
 //! timeout, the others only a little longer than dials usually take, unless one succeeds meanwhile.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
+
+use traffic_proto::sync::lock;
 
 /// Backoff after failed dials: first and longest.
 const SKIP_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
@@ -22,6 +24,10 @@ const USUAL_FACTOR: u32 = 8;
 /// Bounds of that wait for an intercept of a whole port, whose callers are anybody.
 const WHOLE_PORT_TIMEOUT: (Duration, Duration) =
     (Duration::from_millis(100), Duration::from_secs(1));
+/// Least time that the first of a whole port's callers waits, and one that tries again, where earlier
+/// dials were quicker.
+const WHOLE_PORT_DIAL_TIMEOUT: Duration = Duration::from_secs(2);
+const WHOLE_PORT_RETRY_TIMEOUT: Duration = Duration::from_millis(500);
 /// Bounds of that wait for an intercept with filters, whose callers are the developer's own.
 const FILTERED_TIMEOUT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(2));
 /// A dial that its caller gave up counts as failed when it was unanswered for this long.
@@ -112,6 +118,8 @@ pub struct Attempt {
     attachment: Option<u64>,
     /// Time to wait behind the leader; none for the leader itself.
     patience: Option<Duration>,
+    /// Time after which the dial has failed, below the intercept's own.
+    limit: Option<Duration>,
     doubted: bool,
     /// Clock readings come in as values everywhere else; a drop has none.
     over: bool,
@@ -137,19 +145,24 @@ impl DialMemory {
             known.trust = Trust::Doubted;
         }
         let doubted = known.trust == Trust::Doubted;
+        // One request tries; whoever comes meanwhile gets the app's answer without waiting.
         if doubted && known.leader.is_some() {
             return Admission::Skip(known.skipped(Duration::ZERO));
         }
         let patience = known.leader.map(|_| known.patience(whole_port));
         if let (Some(leader), Some(patience)) = (known.leader, patience)
+            // A success since the leader began proves that the workstation answers, whatever holds
+            // the leader up.
             && leader.successes_before == known.successes
             && now.saturating_duration_since(leader.began) > patience
         {
             return Admission::Skip(known.skipped(Duration::ZERO));
         }
+        let limit = known.limit(whole_port);
         known.numbers += 1;
         let number = known.numbers;
         let successes_before = known.successes;
+        // Only the first dial of a burst waits for the whole timeout.
         known.leader.get_or_insert(Leader {
             number,
             began: now,
@@ -162,6 +175,7 @@ impl DialMemory {
             successes_before,
             attachment,
             patience,
+            limit,
             doubted,
             over: false,
         })
@@ -170,6 +184,7 @@ impl DialMemory {
     /// Notes that an established tunnel broke: the next request dials alone.
     pub fn tunnel_lost(&self) {
         let mut known = self.lock();
+        // A skipped workstation stays skipped: the loss says nothing new.
         if known.trust == Trust::Trusted {
             known.trust = Trust::Doubted;
         }
@@ -213,7 +228,7 @@ impl DialMemory {
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 
@@ -244,6 +259,17 @@ impl Known {
             .map_or(most, |usual| (usual * USUAL_FACTOR).clamp(least, most))
     }
 
+    /// Callers of a whole port are anybody: what they wait is bounded by what dials usually take.
+    fn limit(&self, whole_port: bool) -> Option<Duration> {
+        let usual = self.usual.filter(|_| whole_port)?;
+        let least = if self.failures > 0 {
+            WHOLE_PORT_RETRY_TIMEOUT
+        } else {
+            WHOLE_PORT_DIAL_TIMEOUT
+        };
+        Some((usual * USUAL_FACTOR).max(least))
+    }
+
     fn skipped(&self, retry_in: Duration) -> Skipped {
         let reason = self.last_failure.as_deref();
         Skipped {
@@ -269,6 +295,12 @@ impl Attempt {
     #[must_use]
     pub fn patience(&self) -> Option<Duration> {
         self.patience
+    }
+
+    /// Returns the time after which the dial has failed, if it is less than the intercept's own.
+    #[must_use]
+    pub fn limit(&self) -> Option<Duration> {
+        self.limit
     }
 
     /// Returns true if other requests skip the workstation until this dial is over, so that no byte
@@ -406,6 +438,29 @@ mod tests {
         assert!(!own.others_succeeded());
         leader.succeeded(now + ms(60));
         assert!(own.others_succeeded());
+    }
+
+    #[test]
+    fn callers_of_a_whole_port_do_not_wait_much_longer_than_dials_take() {
+        let memory = Arc::<DialMemory>::default();
+        let now = Instant::now();
+        let first = dial(&memory, now);
+        assert_eq!(first.limit(), None, "nothing is known yet");
+        first.succeeded(now + ms(50));
+        let later = dial(&memory, now);
+        assert_eq!(later.limit(), Some(ms(2000)));
+        later.failed(now, "no answer");
+        let again = dial(&memory, now + ms(1000));
+        assert_eq!(again.limit(), Some(ms(500)));
+        drop(again);
+        let Admission::Dial(own) = memory.admit(now + ms(1000), None, false) else {
+            panic!()
+        };
+        assert_eq!(
+            own.limit(),
+            None,
+            "with filters callers are the developer's own"
+        );
     }
 
     #[test]

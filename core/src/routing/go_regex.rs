@@ -14,6 +14,11 @@ use crate::routing::go_regex::class::{class, escaped_char, named_class, push_lit
 pub use crate::routing::go_regex::error::{MAX_COMPILED, MAX_PATTERN, PatternError};
 use crate::routing::go_regex::error::{MAX_DEPTH, syntax};
 
+/// Compiled size of a small pattern in bytes; most filters are.
+const MAX_SMALL: usize = 16 * 1024;
+/// Size in bytes of the cache in which a pattern's states are kept once they have been met.
+const MAX_CACHE: usize = 48 * 1024;
+
 /// Go's limit on repetitions, with nested ones multiplied.
 const MAX_REPEAT: u32 = 1_000;
 /// Compiles a Go pattern into a linear-time, unanchored matcher.
@@ -33,12 +38,25 @@ pub fn compile_whole(pattern: &str) -> Result<Regex, PatternError> {
 }
 
 fn build(pattern: &str) -> Result<Regex, PatternError> {
+    build_within(pattern, MAX_COMPILED).map_err(|_| PatternError::TooLarge)
+}
+
+fn build_within(pattern: &str, size: usize) -> Result<Regex, regex::Error> {
     RegexBuilder::new(pattern)
-        .size_limit(MAX_COMPILED)
-        .dfa_size_limit(MAX_COMPILED)
+        .size_limit(size)
+        .dfa_size_limit(MAX_CACHE)
         .nest_limit(2 * MAX_DEPTH)
         .build()
-        .map_err(|_| PatternError::TooLarge)
+}
+
+/// Returns the memory to reckon with for a compiled pattern and its caches, in bytes: one of two
+/// sizes, because the engine tells no more than that a pattern fits into a size.
+#[must_use]
+pub fn memory(regex: &Regex) -> usize {
+    match build_within(regex.as_str(), MAX_SMALL) {
+        Ok(_) => MAX_SMALL + MAX_CACHE,
+        Err(_) => MAX_COMPILED + MAX_CACHE,
+    }
 }
 
 /// Translates a Go pattern to this engine's syntax.
@@ -167,6 +185,7 @@ impl<'p> Translator<'p> {
     /// Go's limit counts.
     fn repeat(&mut self, len: usize, count: u32) -> Result<(), PatternError> {
         let at = self.all.len() - self.rest.len();
+        // A `?` behind an operator belongs to it and is no second repetition.
         let lazy = usize::from(self.rest.get(len..).is_some_and(|r| r.starts_with('?')));
         let operator = self.rest.get(..len + lazy).unwrap_or(self.rest);
         match self.level.operand {
@@ -176,11 +195,13 @@ impl<'p> Translator<'p> {
                     operator.get(..len).unwrap_or(operator),
                 ));
             }
+            // This engine takes `a**`; Go refuses it, and whoever wrote it meant something else.
             Operand::Repeated(first) => {
                 let both = self.all.get(first..at + len + lazy).unwrap_or(operator);
                 return Err(syntax("invalid nested repetition operator", both));
             }
             Operand::Atom(weight) => {
+                // Go counts what nested repetitions amount to together.
                 let weight = weight.saturating_mul(count.max(1));
                 if weight > MAX_REPEAT {
                     return Err(syntax("invalid repeat count", operator));
@@ -211,6 +232,7 @@ impl<'p> Translator<'p> {
     /// Opens a named group; the name does not affect matching and is left out.
     fn open_named(&mut self, opening: &str, after: &'p str) -> Result<(), PatternError> {
         let Some(end) = after.find('>') else {
+            // The dialect has no look-behind; `(?<` alone would be a name that does not end.
             let look_behind =
                 opening == "(?<" && (after.starts_with('=') || after.starts_with('!'));
             return Err(if look_behind {
@@ -251,6 +273,7 @@ impl<'p> Translator<'p> {
                     if c == ':' {
                         return self.enter();
                     }
+                    // Flags alone are nothing to repeat: `(?i)*` is an error in Go.
                     self.level.operand = Operand::None;
                     return Ok(());
                 }
@@ -272,6 +295,7 @@ impl<'p> Translator<'p> {
         let Some(outer) = self.open.pop() else {
             return Err(syntax("unexpected )", self.all));
         };
+        // A group weighs as much as its heaviest part, for repetitions around it.
         let inner = std::mem::replace(&mut self.level, outer);
         self.skip(1);
         self.out.push(')');

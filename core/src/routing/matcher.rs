@@ -4,23 +4,17 @@
 //! regex metacharacter and compiles, an unanchored linear-time regex in Go's dialect. Paths are
 //! compared without their query; path filters are OR-ed, headers and paths are AND-ed.
 
-use std::borrow::Cow;
 use std::fmt;
 
 use regex::bytes::Regex;
 
+use crate::routing::clause::{self, Clause, ClauseError, Role};
 use crate::routing::go_regex;
 use crate::routing::go_regex::PatternError;
-use crate::routing::request::Request;
-
-/// A value or path pattern.
-#[derive(Clone, Debug)]
-pub enum Pattern {
-    /// Exact bytes.
-    Exact(Vec<u8>),
-    /// An unanchored regex.
-    Regex(Regex),
-}
+use crate::routing::pattern::{Pattern, as_go_reads, glob};
+use crate::routing::view::USER_AGENT;
+pub(crate) use crate::routing::view::compare_names;
+pub use crate::routing::view::{EXPLAIN, Names, View};
 
 /// A clause on a header.
 #[derive(Clone, Debug)]
@@ -50,6 +44,8 @@ pub struct Filters {
     pub headers: Vec<HeaderFilter>,
     /// Path alternatives, OR-ed; empty means any path.
     pub paths: Vec<PathFilter>,
+    /// Structured clauses, each in its role.
+    pub clauses: Vec<Clause>,
 }
 
 impl HeaderFilter {
@@ -57,7 +53,8 @@ impl HeaderFilter {
     /// text.
     #[must_use]
     pub fn new(name: &str, value: &str) -> Self {
-        Self::compile(name, value).unwrap_or_else(|_| Self::with(name, value, exact(value)))
+        Self::compile(name, value)
+            .unwrap_or_else(|_| Self::with(name, value, Pattern::exact(value)))
     }
 
     /// Creates like [`Self::new`], but rejects a pattern that is too large to be compiled.
@@ -65,21 +62,18 @@ impl HeaderFilter {
     /// # Errors
     /// [`PatternError::TooLong`] and [`PatternError::TooLarge`].
     pub fn compile(name: &str, value: &str) -> Result<Self, PatternError> {
-        let pattern = if value.contains(|c| r"\.+*?()[]{}^$|".contains(c)) {
-            match go_regex::compile(value) {
-                Ok(regex) => Pattern::Regex(regex),
-                // The stock agent also takes an invalid pattern as literal text.
-                Err(PatternError::Syntax { .. }) => exact(value),
-                Err(too_big) => return Err(too_big),
-            }
-        } else {
-            exact(value)
+        let pattern = match Pattern::compile(value) {
+            Ok(pattern) => pattern,
+            // The stock agent also takes an invalid pattern as literal text.
+            Err(PatternError::Syntax { .. }) => Pattern::exact(value),
+            Err(too_big) => return Err(too_big),
         };
         Ok(Self::with(name, value, pattern))
     }
 
     fn with(name: &str, value: &str, pattern: Pattern) -> Self {
         Self {
+            // Names are compared without case; values keep theirs.
             name: name.to_ascii_lowercase(),
             text: value.to_owned(),
             pattern,
@@ -92,6 +86,10 @@ impl HeaderFilter {
         matches!(self.pattern, Pattern::Regex(_))
     }
 
+    pub(crate) fn pattern(&self) -> &Pattern {
+        &self.pattern
+    }
+
     /// Returns true if some value may satisfy both clauses, as far as that can be decided: equal
     /// texts, two regexes, or a regex (or a `*` glob) that matches the other's text.
     #[must_use]
@@ -100,6 +98,8 @@ impl HeaderFilter {
             return false;
         }
         match (&self.pattern, &other.pattern) {
+            // Whether two languages meet is not worth deciding: a conflict that is told can be
+            // resolved, one that is missed splits traffic.
             (Pattern::Regex(_), Pattern::Regex(_)) => true,
             (Pattern::Exact(a), Pattern::Exact(b)) => a == b || glob(a, b) || glob(b, a),
             (Pattern::Regex(r), Pattern::Exact(text)) => {
@@ -110,33 +110,6 @@ impl HeaderFilter {
             }
         }
     }
-}
-
-fn exact(value: &str) -> Pattern {
-    Pattern::Exact(value.as_bytes().to_vec())
-}
-
-/// Returns true if `pattern`, with `*` for any bytes, matches the whole of `text`.
-fn glob(pattern: &[u8], text: &[u8]) -> bool {
-    let mut parts = pattern.split(|b| *b == b'*');
-    let first = parts.next().unwrap_or_default();
-    let Some(mut rest) = text.strip_prefix(first) else {
-        return false;
-    };
-    // Without a `*` the whole text has to equal the pattern.
-    let Some(last) = parts.next_back() else {
-        return rest.is_empty();
-    };
-    for part in parts {
-        let Some(at) =
-            // The leftmost match is always right for inner parts, because `*` takes the rest.
-            (0..=rest.len()).find(|at| rest.get(*at..).is_some_and(|r| r.starts_with(part)))
-        else {
-            return false;
-        };
-        rest = rest.get(at + part.len()..).unwrap_or_default();
-    }
-    rest.ends_with(last)
 }
 
 impl PathFilter {
@@ -199,155 +172,102 @@ impl fmt::Display for PathFilter {
     }
 }
 
-/// Returns text as Go's regexps see it: a byte that is not UTF-8 counts as one U+FFFD.
-fn as_go_reads(text: &[u8]) -> Cow<'_, [u8]> {
-    if std::str::from_utf8(text).is_ok() {
-        return Cow::Borrowed(text);
-    }
-    let mut out = Vec::with_capacity(text.len() * 3);
-    for chunk in text.utf8_chunks() {
-        out.extend_from_slice(chunk.valid().as_bytes());
-        out.extend(chunk.invalid().iter().flat_map(|_| "\u{FFFD}".bytes()));
-    }
-    Cow::Owned(out)
-}
-
-/// Header names used by any rule of a table.
-#[derive(Debug, Default)]
-pub struct Names {
-    names: Vec<String>,
-    /// Bit `n` is set if some name is `n` bytes long (63 stands for all longer ones): most lines of
-    /// a request are skipped by it alone.
-    lengths: u64,
-}
-
-const USER_AGENT: &str = "user-agent";
-/// Request header by which the owner of an intercept asks for an explanation of the routing.
-pub const EXPLAIN: &str = "x-traffic-agent-explain";
-
 impl Names {
     /// Collects the names of all filters, `user-agent` for the probe rule, and [`EXPLAIN`].
     pub fn of<'a>(filters: impl Iterator<Item = &'a Filters>) -> Self {
-        let ours = [USER_AGENT.to_owned(), EXPLAIN.to_owned()];
-        let mut names: Vec<String> = filters
-            .flat_map(|f| f.headers.iter().map(|h| h.name.clone()))
-            .chain(ours)
-            .collect();
-        names.sort();
-        names.dedup();
-        let lengths = names.iter().fold(0, |bits, n| bits | length_bit(n.len()));
-        Self { names, lengths }
-    }
-
-    fn wants(&self, name: &[u8]) -> bool {
-        self.lengths & length_bit(name.len()) != 0
-            && self
-                .names
-                .iter()
-                .any(|n| name.eq_ignore_ascii_case(n.as_bytes()))
-    }
-}
-
-fn length_bit(len: usize) -> u64 {
-    1 << len.min(63)
-}
-
-const INLINE: usize = 16;
-
-/// Parts of a request that rules use, gathered in one pass over its header.
-pub struct View<'r> {
-    path: &'r [u8],
-    decoded: Option<Vec<u8>>,
-    inline: [(&'r [u8], &'r [u8]); INLINE],
-    used: usize,
-    spilled: Vec<(&'r [u8], &'r [u8])>,
-    probe: bool,
-    token: Option<&'r [u8]>,
-}
-
-impl<'r> View<'r> {
-    /// Gathers the path and the header lines named in `names`.
-    pub fn new<R: Request + ?Sized>(request: &'r R, names: &Names) -> Self {
-        let target = request.target();
-        let path = target
-            .split(|b| *b == b'?' || *b == b'#')
-            .next()
-            .unwrap_or(target);
-        let decoded = path.contains(&b'%').then(|| percent_decoded(path));
-        let inline = [(&b""[..], &b""[..]); INLINE];
-        let mut view = Self {
-            path,
-            decoded,
-            inline,
-            used: 0,
-            spilled: Vec::new(),
-            probe: false,
-            token: None,
-        };
-        request.visit_headers(&mut |name, value| {
-            if names.wants(name) {
-                view.keep(name, value);
-            }
-        });
-        view
-    }
-
-    fn keep(&mut self, name: &'r [u8], value: &'r [u8]) {
-        if name.eq_ignore_ascii_case(USER_AGENT.as_bytes()) && value.starts_with(b"kube-probe/") {
-            self.probe = true;
-        } else if name.eq_ignore_ascii_case(EXPLAIN.as_bytes()) {
-            self.token = Some(value);
-        }
-        if let Some(slot) = self.inline.get_mut(self.used) {
-            *slot = (name, value);
-            self.used += 1;
-        } else {
-            self.spilled.push((name, value));
-        }
-    }
-
-    /// Returns the value of [`EXPLAIN`], if the request has it.
-    #[must_use]
-    pub fn token(&self) -> Option<&'r [u8]> {
-        self.token
-    }
-
-    fn values<'v>(&'v self, name: &'v str) -> impl Iterator<Item = &'r [u8]> + 'v {
-        self.inline
-            .iter()
-            .take(self.used)
-            .chain(&self.spilled)
-            .filter(move |(n, _)| n.eq_ignore_ascii_case(name.as_bytes()))
-            .map(|(_, v)| *v)
+        Self::new(filters.flat_map(Filters::header_names))
     }
 }
 
 impl Filters {
+    /// Returns the number of clauses.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.headers.len() + self.paths.len() + self.clauses.len()
+    }
+
+    /// Returns the memory to reckon with for all compiled patterns, in bytes. Compiles them again,
+    /// so it is not for a hot path.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        let headers = self.headers.iter().filter_map(|h| h.pattern.regex());
+        let clauses = self.clauses.iter().filter_map(|c| c.pattern().regex());
+        let paths = self.paths.iter().filter_map(|p| match p {
+            PathFilter::Regex(_, regex) => Some(regex),
+            PathFilter::Equal(_) | PathFilter::Prefix(_) => None,
+        });
+        let all = headers.chain(clauses).chain(paths);
+        all.map(go_regex::memory).sum()
+    }
+
     /// Returns true if there is no clause: a global intercept.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.headers.is_empty() && self.paths.is_empty()
+        !self.has_headers() && self.paths.is_empty()
     }
 
-    /// Returns true if there is a header clause.
+    /// Returns true if there is a clause on anything but the path.
     #[must_use]
     pub fn has_headers(&self) -> bool {
-        !self.headers.is_empty()
+        !self.headers.is_empty() || !self.clauses.is_empty()
+    }
+
+    /// Adds a filter as it stands on the wire: a header's name, or a structured one such as
+    /// `cookie[user]`.
+    ///
+    /// # Errors
+    /// The name is neither, or the value is no usable pattern.
+    pub fn add(&mut self, name: &str, value: &str) -> Result<(), ClauseError> {
+        if traffic_proto::token::is_token_text(name) {
+            let filter = HeaderFilter::compile(name, value);
+            let filter = filter.map_err(|error| ClauseError::pattern(name, error))?;
+            self.headers.push(filter);
+        } else {
+            self.clauses.push(Clause::parse(name, value)?);
+        }
+        Ok(())
+    }
+
+    /// Returns all filters but those on the path, by their names on the wire.
+    pub fn on_wire(&self) -> impl Iterator<Item = (String, &str)> {
+        let headers = self
+            .headers
+            .iter()
+            .map(|h| (h.name.clone(), h.text.as_str()));
+        headers.chain(self.clauses.iter().map(|c| (c.wire_name(), c.text())))
+    }
+
+    /// Returns the header names that have to be looked at.
+    fn header_names(&self) -> impl Iterator<Item = String> {
+        let headers = self.headers.iter().map(|h| h.name.as_str());
+        let clauses = self.clauses.iter().filter_map(Clause::header);
+        headers.chain(clauses).map(str::to_owned)
+    }
+
+    /// Returns name and value of a clause that only a line with exactly this value satisfies.
+    pub(crate) fn exact_header(&self) -> Option<(&str, &[u8])> {
+        self.headers.iter().find_map(|h| match &h.pattern {
+            // An absent header satisfies an empty value as well.
+            Pattern::Exact(text) if !text.is_empty() => Some((h.name.as_str(), text.as_slice())),
+            Pattern::Exact(_) | Pattern::Regex(_) => None,
+        })
     }
 
     /// Returns true if all clauses match.
     #[must_use]
     pub fn matches(&self, view: &View<'_>) -> bool {
-        if view.probe && !self.names_user_agent() {
+        if view.is_probe() && !self.names_user_agent() {
             return false;
         }
-        self.headers.iter().all(|h| h.holds(view)) && self.path_holds(view)
+        self.headers.iter().all(|h| h.holds(view))
+            && self.path_holds(view)
+            && (self.clauses.is_empty() || clause::first_failure(&self.clauses, view).is_none())
     }
 
     /// Describes the first clause that does not match; `None` if all do.
     #[must_use]
     pub fn first_failure(&self, view: &View<'_>) -> Option<String> {
-        if view.probe && !self.names_user_agent() {
+        if view.is_probe() && !self.names_user_agent() {
             return Some("user-agent is a kubelet probe and no filter names user-agent".to_owned());
         }
         if let Some(h) = self.headers.iter().find(|h| !h.holds(view)) {
@@ -357,6 +277,9 @@ impl Filters {
                 ""
             };
             return Some(format!("header {}: {}{absent}", h.name, h.text));
+        }
+        if let Some(failure) = clause::first_failure(&self.clauses, view) {
+            return Some(failure.text(view));
         }
         if !self.path_holds(view) {
             return Some(
@@ -371,13 +294,15 @@ impl Filters {
     }
 
     fn names_user_agent(&self) -> bool {
+        let mut clauses = self.clauses.iter();
         self.headers.iter().any(|h| h.name == USER_AGENT)
+            || clauses.any(|c| c.role() != Role::Not && c.header() == Some(USER_AGENT))
     }
 
     fn path_holds(&self, view: &View<'_>) -> bool {
         self.paths.is_empty()
             || self.paths.iter().any(|p| {
-                p.matches(view.path) || view.decoded.as_deref().is_some_and(|d| p.matches(d))
+                p.matches(view.path()) || view.decoded_path().is_some_and(|d| p.matches(d))
             })
     }
 }
@@ -396,35 +321,6 @@ impl HeaderFilter {
                 .any(|v| !v.is_empty() && r.is_match(&as_go_reads(v))),
         }
     }
-}
-
-fn percent_decoded(path: &[u8]) -> Vec<u8> {
-    let hex = |b: u8| {
-        char::from(b)
-            .to_digit(16)
-            .and_then(|d| u8::try_from(d).ok())
-    };
-    let mut out = Vec::with_capacity(path.len());
-    let mut rest = path;
-    while let Some((first, tail)) = rest.split_first() {
-        rest = match (first, tail) {
-            (b'%', [a, b, after @ ..]) if hex(*a).is_some() && hex(*b).is_some() => {
-                out.push(hex(*a).unwrap_or_default() << 4 | hex(*b).unwrap_or_default());
-                after
-            }
-            _ => {
-                out.push(*first);
-                tail
-            }
-        };
-    }
-    out
-}
-
-/// Returns the path as rules see it, without its query, for messages.
-#[must_use]
-pub fn printable_path(target: &[u8]) -> Cow<'_, str> {
-    String::from_utf8_lossy(target.split(|b| *b == b'?').next().unwrap_or(target))
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 /// Parts of a request that routing reads; implemented for a parsed HTTP/1 head and for an HTTP/2
 /// header map.
 pub trait Request {
+    /// Returns the method as received; nothing where there is none, as in questions about messages.
+    fn method(&self) -> &[u8];
     /// Returns the request target as received, with its query; for absolute-form targets the path
     /// and the rest.
     fn target(&self) -> &[u8];

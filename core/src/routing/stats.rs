@@ -35,7 +35,8 @@ impl TunnelPath {
 pub struct Stats {
     /// Requests (or connections) it decided.
     pub hits: AtomicU64,
-    /// Requests that looked at it and went elsewhere.
+    /// Requests that looked at it and went elsewhere, without those of the current table that no
+    /// rule has matched: [`RouteTable::misses`](crate::routing::RouteTable::misses) has all.
     pub misses: AtomicU64,
     /// Requests it decided that went to the app, because no workstation could be reached.
     pub failed_open: AtomicU64,

@@ -122,6 +122,7 @@ pub fn parse(packet: &[u8]) -> Result<Request<'_>, BadPacket> {
         problem: "it ends within a field",
     };
     let first = fields.number().ok_or(short(None))?;
+    // INIT has its version where all others have their number.
     if kind == 1 {
         return Ok(Request {
             id: 0,
@@ -170,7 +171,9 @@ fn operation<'p>(kind: u8, fields: &mut Fields<'p>) -> Option<Operation<'p>> {
             target: fields.string()?,
             link: fields.string()?,
         },
+        // Extensions share a type and are told apart by name.
         200 => extension(fields)?,
+        // Answered with "unsupported", as the draft asks, so that clients fall back.
         _ => Operation::Unknown,
     })
 }

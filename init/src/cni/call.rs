@@ -73,6 +73,7 @@ impl From<Error> for Fault {
 fn version_in(text: &str) -> String {
     let config: Value = serde_json::from_str(text).unwrap_or_default();
     let version = config["cniVersion"].as_str();
+    // Even the answer to input that is no JSON has to name a version.
     version.unwrap_or(VERSIONS[3]).to_owned()
 }
 
@@ -90,6 +91,7 @@ impl Call {
     pub(super) fn parse(text: &str) -> Result<Self, Fault> {
         let config: Value = serde_json::from_str(text)
             .map_err(|error| Fault::new(NOT_DECODED, format!("standard input: {error}")))?;
+        // Later versions may have changed what a result looks like.
         let version = config["cniVersion"].as_str().unwrap_or_default();
         if !VERSIONS.contains(&version) {
             let text = format!(
@@ -104,6 +106,8 @@ impl Call {
     /// Renders the result: a chained plugin that adds no address passes on what it got.
     pub(super) fn result(&self) -> String {
         let result = match &self.0["prevResult"] {
+            // First in its list, which is a mistake, but not one that should keep pods from
+            // starting.
             Value::Null => json!({ "cniVersion": self.0["cniVersion"] }),
             result => result.clone(),
         };
@@ -120,6 +124,7 @@ impl Call {
         let ips = self.0["prevResult"]["ips"].as_array();
         let addresses = ips.into_iter().flatten().filter_map(|ip| {
             let address = ip["address"].as_str()?;
+            // Runtimes give the subnet as well, as in 10.244.0.7/24.
             Some(address.split('/').next().unwrap_or(address))
         });
         addresses.collect::<Vec<_>>().join(",")
@@ -142,6 +147,7 @@ impl Call {
         match &self.0["backend"] {
             Value::Null => Ok(BackendChoice::Auto),
             Value::String(word) => {
+                // The same words and the same message as on the command line.
                 let args = parse(["--backend".into(), word.into()]);
                 args.map(|args| args.backend).map_err(Fault::from)
             }

@@ -68,6 +68,7 @@ impl From<Refused> for Failure {
             Step::Open | Step::Question | Step::Transaction if refused.is_about_absence() => {
                 Self::Absent(refused.text())
             }
+            // With the right, a refusal comes from a sandbox, and the rules in force stay unknown.
             Step::Question if forbidden => match permission::check(Need::NetAdmin) {
                 Err(denied) => Self::NotPermitted(denied),
                 Ok(()) => Self::Unanswered(refused.text()),
@@ -111,6 +112,7 @@ impl Batch {
 
     /// Commits all or nothing; with a `generation`, only when nobody changed anything since.
     pub(crate) fn commit(self, socket: &Socket, generation: Option<u32>) -> Result<(), Refused> {
+        // Family none, version 0, and the subsystem nf_tables (10) in network order.
         let frame = Attributes::default().fixed(&[0, 0, 0, 10]);
         let begin = generation.map_or_else(
             || frame.clone(),
@@ -120,6 +122,8 @@ impl Batch {
         let mut sequence = 0;
         for (at, (kind, flags, body)) in self.messages.iter().enumerate() {
             sequence += 1;
+            // One acknowledgement tells that all went well; one for each could fill the socket's
+            // buffer.
             let ack = if at + 1 == self.messages.len() {
                 ACK
             } else {
@@ -136,6 +140,7 @@ impl Batch {
     fn explain(&self, refusal: Refusal) -> Refused {
         let at = refusal
             .sequence
+            // Number 0 is the frame's beginning, so the first message has number 1.
             .and_then(|it| usize::try_from(it).ok()?.checked_sub(1));
         let Some((what, option)) = at.and_then(|at| self.words.get(at)) else {
             return whole("the transaction", refusal.errno, Step::Transaction);

@@ -119,6 +119,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Vec<Expression> {
 /// True when a rule that the kernel lists is `rule`, with or without a counter.
 pub(crate) fn is_in_force(rule: &Rule, listed: &[Expression]) -> bool {
     let wanted = expressions(rule, false);
+    // A counter changes nothing of what a rule does, and somebody may have reset or removed ours.
     let listed: Vec<_> = listed.iter().filter(|it| it.name != "counter").collect();
     wanted.len() == listed.len()
         && wanted
@@ -145,6 +146,7 @@ pub(crate) fn seen(chain: &str, listed: &[Expression]) -> Seen {
     let code = verdict(listed).and_then(|it| find_be32(it, VERDICT_CODE));
     let returns = code.map(u32::cast_signed) == Some(VERDICT_RETURN);
     let plain = |it: &Expression| {
+        // Whoever added any other test meant a rule of their own.
         let harmless = ["meta", "cmp", "payload", "counter", "immediate"];
         harmless.contains(&it.name.as_str()) || it.is_extension("owner")
     };
@@ -175,6 +177,7 @@ fn owner_of(listed: &[Expression]) -> Option<(Owner, bool)> {
                 _ => return None,
             };
             let value = find(find(&test.data, COMPARE_DATA)?, DATA_VALUE)?;
+            // Written in the host's byte order by us and by iptables-nft.
             let id = u32::from_ne_bytes(value.try_into().ok()?);
             let inverted = find_be32(&test.data, COMPARE_OPERATION)? == NOT_EQUAL;
             Some((owner(id), inverted))
@@ -199,6 +202,8 @@ fn test_expressions(test: &Test, family: Family) -> Vec<Expression> {
             load_address_type(),
             compare(EQUAL, &ROUTE_LOCAL.to_ne_bytes()),
         ],
+        // A mesh in TPROXY mode listens on a transparent socket, and the kernel finds that socket for the
+        // packets it has assigned.
         Test::Claimed => vec![load_transparent(), compare(EQUAL, &[1])],
         Test::To(address) => vec![load_destination(family), compare(EQUAL, &octets(*address))],
         Test::NotTo(address) => vec![
@@ -207,6 +212,8 @@ fn test_expressions(test: &Test, family: Family) -> Vec<Expression> {
         ],
         Test::Over(interface) => {
             let mut name = interface.as_bytes().to_vec();
+            // The kernel compares the whole field, so without the zeros `eth0` would match
+            // `eth01`.
             name.resize(INTERFACE_NAME_LENGTH, 0);
             vec![load_meta(META_OUTPUT_INTERFACE), compare(EQUAL, &name)]
         }
@@ -217,6 +224,7 @@ fn test_expressions(test: &Test, family: Family) -> Vec<Expression> {
         Test::From(who) => owner(*who, EQUAL),
         Test::NotFrom(who) => owner(*who, NOT_EQUAL),
         Test::Port(transport, port) => {
+            // Other protocols have other things where TCP and UDP have the port.
             let mut list = test_expressions(&Test::Carried(*transport), family);
             list.push(load_payload(TRANSPORT_HEADER, PORT_OFFSET, 2));
             list.push(compare(EQUAL, &port.to_be_bytes()));
@@ -230,6 +238,7 @@ fn owner(owner: Owner, how: u32) -> Vec<Expression> {
         Owner::Uid(id) => (META_UID, id),
         Owner::Gid(id) => (META_GID, id),
     };
+    // Owner ids come in the host's byte order, unlike everything from the packet.
     vec![load_meta(key), compare(how, &id.to_ne_bytes())]
 }
 
@@ -264,6 +273,8 @@ fn action_expressions(rule: &Rule) -> Vec<Expression> {
         ],
         Action::LeaveAlone => {
             vec![
+                // A translation to its own destination settles the connection: chains of a mesh
+                // that come later leave it alone.
                 load_destination(rule.family),
                 Expression::new(
                     "nat",

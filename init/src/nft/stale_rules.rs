@@ -35,6 +35,8 @@ pub(crate) fn mark(family: Family) -> Result<Option<String>, Failure> {
         .any(|it| it.family == family.number() && it.name == TABLE);
     let chains = listing::chains(&socket)?;
     let chains: Vec<_> = chains.iter().filter(|it| is_in_nat(it, family)).collect();
+    // An earlier run's mark tells what was there before us; a new one would take our own tables
+    // for the pod's.
     if let Some(earlier) = chains.iter().find(|it| ours::is_mark(&it.name)) {
         return Ok(Some(earlier.name.clone()));
     }
@@ -84,6 +86,7 @@ pub(crate) fn remove_original() -> Result<bool, Failure> {
 fn take(families: &[Family], original: bool) -> Result<bool, Failure> {
     let socket = open()?;
     for _ in 0..MAX_ATTEMPTS {
+        // Read before the rules: a change from here on makes the kernel refuse the transaction.
         let generation = listing::generation(&socket)?;
         let chains = listing::chains(&socket)?;
         let mut batch = Batch::default();
@@ -121,6 +124,7 @@ fn take_original_table_away(batch: &mut Batch, chains: &[ListedChain]) {
         .filter(|it| it.table == ORIGINAL_TABLE && it.kind == "nat")
         .map(|it| it.family)
         .collect();
+    // The listing has a table's chains one behind the other.
     families.dedup();
     for family in families {
         let table = of(family).text(TABLE_NAME, ORIGINAL_TABLE);
@@ -135,13 +139,11 @@ fn take_away(batch: &mut Batch, family: Family, chains: &[ListedChain], rules: &
     let rules_of = |name: &str| of(number).text(CHAIN_TABLE, TABLE).text(RULE_CHAIN, name);
     let word = |what: &str, name: &str| format!("{what} {} {TABLE} {name}", family.nft());
     let chains: Vec<_> = chains.iter().filter(|it| is_in_nat(it, family)).collect();
-    let rules: Vec<_> = rules.iter().collect();
-    let seen: Vec<_> = rules
-        .iter()
-        .map(|rule| expr::seen(&rule.chain, &rule.expressions))
-        .collect();
-    let flags = ours::ours(&seen);
+    let seen = |rule: &ListedRule| expr::seen(&rule.chain, &rule.expressions);
+    let flags = ours::ours(&rules.iter().map(seen).collect::<Vec<_>>());
 
+    // Jumps first, then rules, then chains: the kernel refuses to delete a chain that something
+    // refers to.
     for (rule, ours) in rules.iter().zip(&flags) {
         if *ours && !is_own_chain(&rule.chain) {
             let body = rules_of(&rule.chain).bytes(RULE_HANDLE, &rule.handle);
@@ -164,13 +166,15 @@ fn take_away(batch: &mut Batch, family: Family, chains: &[ListedChain], rules: &
         .unwrap_or_default();
     let mut left = chains.iter().filter(|it| !is_own_chain(&it.name)).count();
     for (_, hook) in HOOKS.iter().filter(|(letter, _)| mark.contains(*letter)) {
-        let used = |(rule, ours): (&&ListedRule, &bool)| rule.chain == hook.name() && !*ours;
+        let used = |(rule, ours): (&ListedRule, &bool)| rule.chain == hook.name() && !*ours;
+        // Somebody has put rules of their own into a chain that was created for ours.
         let in_use = rules.iter().zip(&flags).any(used);
         if !in_use && chains.iter().any(|it| it.name == hook.name()) {
             batch.delete(DELETE_CHAIN, chain(hook.name()), word("chain", hook.name()));
             left -= 1;
         }
     }
+    // Others may have come to use a table that we created.
     if mark.contains('T') && left == 0 {
         let table = of(number).text(TABLE_NAME, TABLE);
         batch.delete(DELETE_TABLE, table, word("table", ""));

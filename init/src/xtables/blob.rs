@@ -141,6 +141,7 @@ impl Blob {
         while offset < self.bytes.len() {
             let target = read16(&self.bytes, offset + self.layout.target_offset)?;
             let length = read16(&self.bytes, offset + self.layout.target_offset + 2)?;
+            // Among others a length of zero, which would loop here for ever.
             if target < self.layout.fixed || length < target + PART_HEADER {
                 return None;
             }
@@ -158,6 +159,8 @@ impl Blob {
             } else if let Some(hook) = self.hook_at(&self.hook_entry, offset) {
                 HOOK_NAMES[hook].clone_into(&mut chain);
             }
+            // A hook's policy is an entry like any other; only the table's head tells where it
+            // stands.
             if role == Role::Rule && self.hook_at(&self.underflow, offset).is_some() {
                 role = Role::End;
             }
@@ -171,6 +174,7 @@ impl Blob {
             });
             offset += length;
         }
+        // The table ends with an entry that belongs to no chain.
         if let Some(last) = entries.last_mut() {
             last.role = Role::End;
         }
@@ -222,6 +226,7 @@ impl Blob {
 
     /// Verdict of a standard target: negative, or the offset of the entry to go on at.
     fn verdict(&self, entry: &Entry) -> Option<i32> {
+        // The standard target is the one without a name.
         let end = entry.target + PART_HEADER + 4;
         if !entry.target_name.is_empty() || end > entry.offset + entry.length {
             return None;
@@ -240,12 +245,14 @@ impl Blob {
         let (mut owner, mut plain) = (None, true);
         let mut at = entry.offset + self.layout.fixed;
         while at + PART_HEADER <= entry.target {
+            // A size below the header's would not come forward.
             let size = read16(&self.bytes, at).unwrap_or(0).max(PART_HEADER);
             let Some(part) = self.bytes.get(at..(at + size).min(entry.target)) else {
                 break;
             };
             match name_at(&part[PART_NAME]).as_str() {
                 "owner" => owner = ours::owner_in_match(&part[PART_HEADER..]),
+                // A transport with its ports comes as a match, too.
                 "tcp" | "udp" => {}
                 _ => plain = false,
             }
@@ -267,6 +274,8 @@ impl Blob {
             if let Some(verdict) = self.verdict(entry)
                 && let Ok(old) = u32::try_from(verdict)
             {
+                // Offsets of jumps count from the table's beginning, so they move with what goes
+                // before them.
                 let at = start + entry.target - entry.offset + PART_HEADER;
                 entries[at..at + 4].copy_from_slice(&self.moved(&goes, old).to_ne_bytes());
             }
@@ -293,6 +302,7 @@ impl Blob {
     fn ours(&self) -> Vec<bool> {
         let mut of_rule = ours::ours(&self.rules()).into_iter();
         let is_ours = |entry: &Entry| {
+            // `ours` speaks of rules only, so its answers are taken one for each rule.
             let rule = entry.role == Role::Rule && of_rule.next().unwrap_or(false);
             rule || ours::is_own_chain(&entry.chain)
         };

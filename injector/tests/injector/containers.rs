@@ -310,9 +310,12 @@ fn a_replaced_container_leaves_and_the_agent_stands_in_its_place() {
          "env": [{"name": "X", "value": "1"}]},
         {"name": "side"},
     ]));
-    for (target, carrier) in [
-        (json!("http"), Carrier::Annotation),
-        (json!(8080), Carrier::ConfigMap),
+    // Agents up to 2.21, which read a ConfigMap, listen on their own port and nowhere else.
+    for (target, carrier, listens_on, redirected) in [
+        (json!("http"), Carrier::Annotation, 8080, false),
+        (json!(8080), Carrier::Annotation, 8080, false),
+        (json!("http"), Carrier::ConfigMap, 9900, false),
+        (json!(8080), Carrier::ConfigMap, 9900, true),
     ] {
         let settings = Settings {
             carrier,
@@ -325,14 +328,15 @@ fn a_replaced_container_leaves_and_the_agent_stands_in_its_place() {
         let owner = OwnerOf::Workload(&workload, &wanted);
         let pod = patched_by(&pod(&template), &owner, &around(&[to(target)]), &settings);
         assert_eq!(names(&pod["spec"]["containers"]), ["side", "traffic-agent"]);
-        assert!(container(&pod, "tel-agent-init").is_null());
+        let init = pod["spec"]["initContainers"].as_array();
+        assert_eq!(init.is_some_and(|it| !it.is_empty()), redirected);
         let kept = &pod["metadata"]["annotations"]["telepresence.io/replaced-container.shop"];
         let kept: Value = serde_json::from_str(kept.as_str().unwrap()).unwrap();
         assert_eq!(kept["image"], "shop:1");
         let agent = container(&pod, "traffic-agent");
         assert_eq!(
             agent["ports"],
-            json!([{"name": "http", "containerPort": 8080, "protocol": "TCP"}])
+            json!([{"name": "http", "containerPort": listens_on, "protocol": "TCP"}])
         );
         assert_eq!(variables(agent)["_TEL_APP_A_X"], "1");
     }

@@ -1,16 +1,19 @@
 //! The webhook's answer to one admission review. It never refuses a pod: whatever is wrong, the pod
 //! is admitted as it is, with a warning that says why. Nothing is written from here.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use injector::{Decision, OwnerOf, Verdict, Workload, decide};
+use injector::{Decision, Kind, OwnerOf, Verdict, Workload, decide};
 use k8s_openapi::api::core::v1::Pod;
 use kube::core::DynamicObject;
 use kube::core::admission::{AdmissionRequest, AdmissionResponse, AdmissionReview, Operation};
 use kube::{Api, Client};
 use tokio::time::timeout;
+use traffic_proto::sync::lock;
 
 use super::caches::Owners;
 use super::objects::{WorkloadFacts, WorkloadObject, workload_resource};
@@ -18,8 +21,12 @@ use super::planner::Planner;
 
 /// Namespaces whose pods are never touched.
 const CLUSTERS_OWN: [&str; 3] = ["kube-public", "kube-system", "kube-node-lease"];
-/// How long an owner that no watch has brought yet is asked for: the API server waits.
+/// Time for an owner that no watch has brought yet: the API server waits.
 const OWNER_TIMEOUT: Duration = Duration::from_secs(2);
+/// Reviews that are kept to be shown, of each kind.
+const MAX_REVIEWS: usize = 50;
+/// Verdict on a pod that nobody wants an agent for.
+const SKIPPED: &str = "skipped";
 /// Warnings are cut there by clients.
 const MAX_WARNING: usize = 256;
 
@@ -31,12 +38,45 @@ pub(crate) struct Admission {
     pub(crate) counts: Arc<AdmissionCounts>,
 }
 
-/// What became of reviews.
+/// Reviews by outcome, and the last of them.
 #[derive(Debug, Default)]
 pub(crate) struct AdmissionCounts {
     pub(crate) injected: AtomicU64,
     pub(crate) skipped: AtomicU64,
     pub(crate) refused: AtomicU64,
+    /// Pods that got no agent because nothing wanted one are apart: they are many, and of little
+    /// interest.
+    last: Mutex<[VecDeque<Review>; 2]>,
+}
+
+/// A review, for people.
+#[derive(Clone, Debug)]
+pub(crate) struct Review {
+    pub(crate) at: SystemTime,
+    pub(crate) namespace: String,
+    /// Name, or what it begins with.
+    pub(crate) pod: String,
+    pub(crate) verdict: &'static str,
+    pub(crate) reasons: String,
+}
+
+impl AdmissionCounts {
+    /// Keeps a review; the oldest gives way.
+    fn keep(&self, review: Review) {
+        let mut last = lock(&self.last);
+        let kept = &mut last[usize::from(review.verdict == SKIPPED)];
+        if kept.len() >= MAX_REVIEWS {
+            kept.pop_back();
+        }
+        kept.push_front(review);
+    }
+
+    /// The last reviews, newest first.
+    pub(crate) fn last(&self) -> Vec<Review> {
+        let mut all: Vec<_> = lock(&self.last).iter().flatten().cloned().collect();
+        all.sort_by_key(|review| std::cmp::Reverse(review.at));
+        all
+    }
 }
 
 impl Admission {
@@ -64,6 +104,13 @@ impl Admission {
         let pod = match request.object.as_ref().map(read) {
             Some(Ok(pod)) => pod,
             Some(Err(error)) => {
+                self.counts.keep(Review {
+                    at: SystemTime::now(),
+                    namespace: namespace.to_owned(),
+                    pod: request.name.clone(),
+                    verdict: "refused",
+                    reasons: format!("the pod cannot be read: {error}"),
+                });
                 return warned(response, &format!("the pod cannot be read: {error}"));
             }
             None => return response,
@@ -108,23 +155,39 @@ impl Admission {
     async fn owners(&self, namespace: &str, pod: &Pod) -> Owners {
         let controller = injector::controller(&pod.metadata);
         let caches = &self.planner.caches;
-        let owners = caches.owners(namespace, controller.clone());
-        let Owners::Unknown(kind, name) = &owners else {
-            return owners;
-        };
-        let Ok(kind) = kind.parse() else {
-            return owners;
-        };
+        match caches.owners(namespace, controller.clone()) {
+            Owners::Unknown(kind, name) => {
+                let Some((kind, object)) = self.ask(namespace, &kind, &name).await else {
+                    return Owners::Unknown(kind, name);
+                };
+                let facts = WorkloadFacts::new(kind, &object);
+                caches.workloads(kind).put(namespace, &name, facts);
+                // Its own owner has been there for longer.
+                caches.owners(namespace, controller)
+            }
+            // A ReplicaSet without pods is kept without its template, and this may be the first pod
+            // of one that was scaled up just now.
+            Owners::Found(workload, template) if template.containers.is_empty() => {
+                let template = match controller {
+                    Some(near) => {
+                        let asked = self.ask(namespace, &near.kind, &near.name).await;
+                        asked.and_then(|(_, object)| object.spec.template())
+                    }
+                    None => None,
+                };
+                Owners::Found(workload, template.unwrap_or_default())
+            }
+            owners => owners,
+        }
+    }
+
+    async fn ask(&self, namespace: &str, kind: &str, name: &str) -> Option<(Kind, WorkloadObject)> {
+        let kind: Kind = kind.parse().ok()?;
         let resource = workload_resource(kind);
         let api: Api<WorkloadObject> =
             Api::namespaced_with(self.client.clone(), namespace, &resource);
-        if let Ok(Ok(object)) = timeout(OWNER_TIMEOUT, api.get(name)).await {
-            let facts = WorkloadFacts::new(kind, &object);
-            caches.workloads(kind).put(namespace, name, facts);
-            // Its own owner has been there for longer.
-            return caches.owners(namespace, controller);
-        }
-        owners
+        let object = timeout(OWNER_TIMEOUT, api.get(name)).await.ok()?.ok()?;
+        Some((kind, object))
     }
 
     fn record(&self, namespace: &str, pod: &Pod, decision: &Decision, dry_run: bool) {
@@ -135,20 +198,27 @@ impl Admission {
         let name = meta.name.as_ref().or(meta.generate_name.as_ref());
         let name = name.map(String::as_str).unwrap_or_default();
         let reasons = decision.reasons.join("; ");
-        let counter = match &decision.verdict {
+        let (counter, verdict) = match &decision.verdict {
             Verdict::Inject => {
                 tracing::info!(pod = name, namespace, "agent injected: {reasons}");
-                &self.counts.injected
+                (&self.counts.injected, "injected")
             }
             Verdict::Skip(_) => {
                 tracing::debug!(pod = name, namespace, "no agent: {reasons}");
-                &self.counts.skipped
+                (&self.counts.skipped, SKIPPED)
             }
             Verdict::Refuse(_) => {
                 tracing::warn!(pod = name, namespace, "no agent: {reasons}");
-                &self.counts.refused
+                (&self.counts.refused, "refused")
             }
         };
+        self.counts.keep(Review {
+            at: SystemTime::now(),
+            namespace: namespace.to_owned(),
+            pod: name.to_owned(),
+            verdict,
+            reasons,
+        });
         counter.fetch_add(1, Ordering::Relaxed);
     }
 }

@@ -15,7 +15,7 @@ pub(crate) struct Announcer {
     recorder: Recorder,
 }
 
-/// What is told.
+/// Facts that are told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Told {
     /// Pods are being replaced.

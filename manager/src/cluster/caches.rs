@@ -1,8 +1,8 @@
-//! Everything that is watched, and the questions that are answered from it without asking the API
-//! server.
+//! Caches of everything that is watched, and the questions that are answered from it without asking
+//! the API server.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use injector::{Kind, Link, PodSecurity, Surroundings, Template, Walk, walk};
 use tokio::sync::{Notify, watch};
@@ -10,6 +10,7 @@ use tokio::sync::{Notify, watch};
 use super::env::ClusterSettings;
 use super::objects::{PodFacts, ServiceFacts, WorkloadFacts};
 use super::store::Store;
+use traffic_proto::sync::lock;
 
 /// Names a workload.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -25,13 +26,13 @@ impl std::fmt::Display for Key {
     }
 }
 
-/// What is known of a namespace.
+/// Facts of a namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct NamespaceFacts {
     pub(crate) pod_security: PodSecurity,
     /// The operator's selector takes it.
     pub(crate) selected: bool,
-    /// It is on its way out.
+    /// Deletion has begun.
     pub(crate) terminating: bool,
 }
 
@@ -58,9 +59,9 @@ pub(crate) struct Caches {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ForeignSidecar {
     pub(crate) name: String,
-    /// None selects every pod, which a more special one may override.
+    /// Labels; none select every pod, which a more special one may override.
     pub(crate) selector: Option<std::collections::BTreeMap<String, String>>,
-    /// What pods may reach.
+    /// Reach of the pods.
     pub(crate) egress: Option<serde_json::Value>,
 }
 
@@ -69,7 +70,7 @@ pub(crate) struct ForeignSidecar {
 pub(crate) enum Owners {
     /// The workload, and the template of the nearest owner.
     Found(Arc<WorkloadFacts>, Template),
-    /// Nobody.
+    /// No pod.
     Nobody,
     /// Kind and name of something whose pods get no agent.
     Foreign(String, String),
@@ -107,7 +108,7 @@ impl Caches {
 
     /// Something in a namespace is different.
     pub(crate) fn touch(&self, namespace: &str) {
-        let mut dirty = self.dirty.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut dirty = lock(&self.dirty);
         dirty.insert(namespace.to_owned());
         drop(dirty);
         self.dirtied.notify_one();
@@ -116,7 +117,7 @@ impl Caches {
 
     /// Namespaces that were touched since the last call.
     pub(crate) fn take_dirty(&self) -> BTreeSet<String> {
-        std::mem::take(&mut *self.dirty.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *lock(&self.dirty))
     }
 
     /// Hears of every change from here on.
@@ -225,7 +226,7 @@ impl Caches {
 }
 
 impl Caches {
-    /// What the namespace's own `Sidecar` lets pods reach; a more special one would hide it.
+    /// Reach of pods by the namespace's own `Sidecar`; a more special one would hide it.
     pub(crate) fn mesh_egress(&self, namespace: &str) -> Option<serde_json::Value> {
         let sidecars = self.sidecars.of(namespace);
         let default = sidecars.iter().find(|it| it.selector.is_none())?;

@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use kube::Client;
@@ -23,9 +23,9 @@ mod objects;
 
 use authority::make;
 
-/// How often a mounted certificate is looked at.
+/// Interval between looks at a mounted certificate.
 const MOUNT_INTERVAL: Duration = Duration::from_secs(10);
-/// How long the API server may take to learn a changed bundle.
+/// Time for the API server to learn a changed bundle.
 const BUNDLE_DELAY: Duration = Duration::from_secs(5);
 /// Pause after an error.
 const RETRY_DELAY: Duration = Duration::from_secs(5);
@@ -49,7 +49,7 @@ impl ResolvesServerCert for Served {
 }
 
 impl Served {
-    /// There is one.
+    /// A certificate is there.
     pub(crate) fn is_ready(&self) -> bool {
         self.key.load().is_some()
     }
@@ -111,7 +111,7 @@ impl Pair {
         now() >= self.renewal()
     }
 
-    /// When it is to be renewed.
+    /// Time of the renewal.
     fn renewal(&self) -> i64 {
         self.not_before + (self.not_after - self.not_before) * 2 / 3
     }
@@ -151,8 +151,7 @@ fn pem_key(text: &str) -> Result<PrivateKeyDer<'static>, String> {
 }
 
 fn now() -> i64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    i64::try_from(since.unwrap_or_default().as_secs()).unwrap_or(i64::MAX)
+    i64::try_from(traffic_proto::clock::now_unix()).unwrap_or(i64::MAX)
 }
 
 /// Keeps the certificate in use up to date.
@@ -336,7 +335,7 @@ async fn read_directory(directory: PathBuf) -> Result<Pair, String> {
         .map_err(|error| error.to_string())?
 }
 
-/// How long certificates live: a variable shortens it where renewals are to be seen.
+/// Lifetime of certificates: a variable shortens it where renewals are to be seen.
 fn life() -> Duration {
     let text = std::env::var("AGENT_INJECTOR_CERTIFICATE_LIFE").ok();
     let parsed = text.and_then(|it| it.parse::<GoDuration>().ok()?.to_std());

@@ -27,10 +27,10 @@ const ENVIRONMENT: &str = "telepresence-intercept-env";
 const CLIENT: &str = "client.yaml";
 const SELECTOR: &str = "namespace-selector.yaml";
 const STATE: &str = "agent-state.yaml";
-/// How often changed state is written down.
+/// Interval between writes of changed state.
 const SAVE_INTERVAL: Duration = Duration::from_secs(2);
 
-/// What is read from ConfigMaps.
+/// Contents of the ConfigMaps.
 #[derive(Debug)]
 pub(crate) struct ConfigMaps {
     pub(crate) client_config: watch::Sender<Bytes>,

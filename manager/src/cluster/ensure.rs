@@ -19,9 +19,9 @@ use super::events::{self, Trouble};
 use super::objects::WorkloadFacts;
 use crate::error::RequestError;
 
-/// How long to wait for the other pods when the first one has its agent.
+/// Time for the other pods once the first one has its agent.
 const OTHERS_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a pod may wait for room in the cluster before the caller is told.
+/// Time a pod may wait for room in the cluster before the caller is told.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(2);
 /// Events that are kept for a message.
 const MAX_TROUBLES: usize = 20;
@@ -117,7 +117,7 @@ impl Cluster {
                     self.wishes.release(&key);
                 }
                 if let Some((id, _)) = &replaced {
-                    self.restore(id);
+                    self.settle(id);
                 }
                 self.roller.forgive(&key);
                 self.caches.touch(&key.namespace);
@@ -191,7 +191,7 @@ impl Cluster {
         })
     }
 
-    /// What annotations and the operator say about agents in this workload.
+    /// Word of annotations and operator about agents in this workload.
     fn may_have_agent(&self, workload: &WorkloadFacts) -> Result<(), RequestError> {
         let key = workload.key();
         let own = &workload.template.annotations;
@@ -322,12 +322,14 @@ impl Cluster {
         if !trouble.is_fatal {
             return None;
         }
+        let mut why = format!("{}: {}", trouble.object, trouble.note);
         if trouble.reason == "BackOff" {
             let log =
                 events::failing_log(&self.client, &key.namespace, &trouble.object, &trouble.note);
-            let _ = timeout(ROOM_TIMEOUT, log).await;
+            if let Ok(Some(log)) = timeout(ROOM_TIMEOUT, log).await {
+                why = format!("{why}; it said: {log}");
+            }
         }
-        let why = format!("{}: {}", trouble.object, trouble.note);
         Some(wait.failed(key, &why))
     }
 
@@ -366,7 +368,7 @@ impl Cluster {
 /// Somebody who waits.
 struct AgentWait {
     troubles: Vec<Trouble>,
-    /// Until when a pod without room may find some.
+    /// Deadline of a pod without room.
     no_room: Option<Instant>,
     deadline: Instant,
 }

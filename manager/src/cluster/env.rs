@@ -1,20 +1,17 @@
 //! The manager's environment in a cluster: every variable that charts set, read into settings.
 //! Reading never stops at the first mistake: all are reported together.
 
-use std::collections::BTreeMap;
+mod agents;
+mod ignored;
+mod reader;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
-use std::str::FromStr;
 use std::time::Duration;
 
-use injector::{
-    AgentOptions, Carrier, InjectPolicy, Kind, Mesh, NativeSidecar, Settings as InjectorSettings,
-};
-use serde::de::DeserializeOwned;
-use traffic_proto::duration::GoDuration;
-use traffic_proto::sidecar::MountPolicy;
-use traffic_proto::{Fault, Faults};
+use injector::{Kind, Settings as InjectorSettings};
+use traffic_proto::Faults;
 
-use super::quantity;
+use crate::cluster::env::reader::Reader;
 
 /// Settings of a manager in a cluster.
 #[derive(Clone, Debug)]
@@ -39,15 +36,15 @@ pub struct ClusterSettings {
     pub pod_name: String,
     /// Its address.
     pub pod_ip: Option<IpAddr>,
-    /// How the pods' networks are found.
+    /// Way to find the pods' networks.
     pub pod_cidr_strategy: CidrStrategy,
     /// The pods' networks, for [`CidrStrategy::Environment`].
     pub pod_cidrs: Vec<String>,
     /// Largest gRPC message that is taken.
     pub max_receive_size: usize,
-    /// How long a new intercept waits for an agent.
+    /// Time a new intercept waits for an agent.
     pub arrival_timeout: Duration,
-    /// How long a client that is not heard of keeps its session.
+    /// Time a client that is not heard of keeps its session.
     pub connection_ttl: Duration,
     /// The version to announce; empty: the highest level that is wholly served.
     pub compatibility: String,
@@ -55,11 +52,11 @@ pub struct ClusterSettings {
     pub kinds: Vec<Kind>,
     /// Domain of the cluster; empty: found out.
     pub cluster_domain: String,
-    /// What clients are told about routes and names.
+    /// Hints for clients about routes and names.
     pub client: ClientHints,
     /// The webhook's Service, Secret and configuration.
     pub webhook: WebhookNames,
-    /// How pods get and lose an agent.
+    /// Way in which pods get and lose an agent.
     pub rollout: RolloutMode,
     /// Workloads rolled at once.
     pub rollout_concurrency: usize,
@@ -67,37 +64,39 @@ pub struct ClusterSettings {
     pub max_idle_time: Option<Duration>,
     /// Intercepts of a whole port are allowed.
     pub allow_global: bool,
-    /// Everything that shapes a pod.
+    /// Settings that shape a pod.
     pub injector: InjectorSettings,
+    /// Variables that are set and have no effect here, with the reason.
+    pub ignored: Vec<String>,
 }
 
-/// How the pods' networks are found.
+/// Way to find the pods' networks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CidrStrategy {
-    /// By the nodes where that is possible, else by the pods.
+    /// Nodes where that is possible, else pods.
     #[default]
     Auto,
-    /// By the nodes.
+    /// Nodes.
     Nodes,
-    /// By the pods' addresses.
+    /// Addresses of the pods.
     Pods,
-    /// As configured.
+    /// Configured networks.
     Environment,
 }
 
-/// How pods get and lose an agent.
+/// Way in which pods get and lose an agent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RolloutMode {
-    /// By eviction where two are ready, else by the workload's own roll-out.
+    /// Eviction where two are ready, else the workload's own roll-out.
     #[default]
     Auto,
-    /// By eviction.
+    /// Eviction.
     Evict,
-    /// By the workload's own roll-out.
+    /// Roll-out of the workload.
     Restart,
 }
 
-/// What clients are told about routes and names.
+/// Hints for clients about routes and names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClientHints {
     /// Networks that are reached through the cluster as well.
@@ -121,13 +120,13 @@ pub struct WebhookNames {
     pub secret: String,
     /// Its configuration object.
     pub configuration: String,
-    /// Who makes its certificate.
+    /// Maker of its certificate.
     pub method: CertificateMethod,
     /// Further names in the certificate.
     pub alt_names: Vec<String>,
 }
 
-/// Who makes the webhook's certificate.
+/// Maker of the webhook's certificate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CertificateMethod {
     /// The manager, which also renews it.
@@ -199,6 +198,7 @@ impl ClusterSettings {
             allow_global: env.flag("INTERCEPT_ALLOW_GLOBAL", true)
                 && !env.flag("INTERCEPT_DISABLE_GLOBAL", false),
             injector: env.injector(&log_level),
+            ignored: env.ignored(),
             log_level,
         };
         env.faults.into_result()?;
@@ -237,292 +237,13 @@ const ROLLOUTS: [(&str, RolloutMode); 3] = [
     ("evict", RolloutMode::Evict),
     ("restart", RolloutMode::Restart),
 ];
-const POLICIES: [(&str, InjectPolicy); 3] = [
-    ("OnDemand", InjectPolicy::OnDemand),
-    ("WhenEnabled", InjectPolicy::WhenEnabled),
-    ("Never", InjectPolicy::Never),
-];
-const NATIVE: [(&str, NativeSidecar); 3] = [
-    ("auto", NativeSidecar::Auto),
-    ("always", NativeSidecar::Always),
-    ("never", NativeSidecar::Never),
-];
-const MESHES: [(&str, Mesh); 2] = [("none", Mesh::None), ("istio", Mesh::Istio)];
-
-struct Reader<'a> {
-    get: &'a dyn Fn(&str) -> Option<String>,
-    faults: Faults,
-}
-
-impl Reader<'_> {
-    /// A variable that is set to something.
-    fn text(&mut self, name: &str) -> Option<String> {
-        let text = (self.get)(name)?.trim().to_owned();
-        (!text.is_empty()).then_some(text)
-    }
-
-    fn required(&mut self, name: &str, remedy: &str) -> String {
-        let text = self.text(name);
-        if text.is_none() {
-            self.faults.push(Fault::missing(name, "is not set", remedy));
-        }
-        text.unwrap_or_default()
-    }
-
-    fn parsed<T: FromStr>(&mut self, name: &str, problem: &str, remedy: &str) -> Option<T> {
-        let text = self.text(name)?;
-        let parsed = text.parse().ok();
-        if parsed.is_none() {
-            self.faults.push(Fault::text(name, &text, problem, remedy));
-        }
-        parsed
-    }
-
-    fn port(&mut self, name: &str) -> Option<u16> {
-        self.parsed(name, "no port number", "write 0 to 65535")
-    }
-
-    fn required_port(&mut self, name: &str) -> u16 {
-        self.required(name, "write the port of the API, 8081");
-        self.port(name).unwrap_or(0)
-    }
-
-    fn count(&mut self, name: &str, default: usize) -> usize {
-        let count: Option<usize> = self.parsed(name, "no number", "write 1 or more");
-        count.unwrap_or(default).max(1)
-    }
-
-    /// As Go's parser takes them.
-    fn flag(&mut self, name: &str, default: bool) -> bool {
-        let Some(text) = self.text(name) else {
-            return default;
-        };
-        match text.to_ascii_lowercase().as_str() {
-            "1" | "t" | "true" => true,
-            "0" | "f" | "false" => false,
-            _ => {
-                let problem = "neither true nor false";
-                self.faults
-                    .push(Fault::text(name, &text, problem, "write true or false"));
-                default
-            }
-        }
-    }
-
-    fn list(&mut self, name: &str) -> Vec<String> {
-        let text = self.text(name).unwrap_or_default();
-        text.split_whitespace().map(str::to_owned).collect()
-    }
-
-    fn duration(&mut self, name: &str) -> Option<Duration> {
-        let text = self.text(name)?;
-        match text.parse::<GoDuration>().map(GoDuration::to_std) {
-            Ok(Some(duration)) => return Some(duration),
-            Ok(None) => self
-                .faults
-                .push(Fault::text(name, &text, "negative", "write 0s or more")),
-            Err(error) => {
-                let (problem, remedy) = (error.to_string(), error.remedy());
-                self.faults.push(Fault::text(name, &text, problem, remedy));
-            }
-        }
-        None
-    }
-
-    fn size(&mut self, name: &str, default: usize) -> usize {
-        let Some(text) = self.text(name) else {
-            return default;
-        };
-        quantity::bytes(&text).unwrap_or_else(|| {
-            let problem = "no quantity of bytes";
-            self.faults
-                .push(Fault::text(name, &text, problem, "write it like 4Mi"));
-            default
-        })
-    }
-
-    /// One of several words, in any letter case; the first is the default.
-    fn word<T: Copy>(&mut self, name: &str, words: &[(&str, T)]) -> T {
-        let default = words[0].1;
-        let Some(text) = self.text(name) else {
-            return default;
-        };
-        let found = words
-            .iter()
-            .find(|(word, _)| word.eq_ignore_ascii_case(&text));
-        found.map_or_else(
-            || {
-                let known: Vec<_> = words.iter().map(|(word, _)| *word).collect();
-                let remedy = format!("write one of {}", known.join(", "));
-                self.faults
-                    .push(Fault::text(name, &text, "unknown word", remedy));
-                default
-            },
-            |(_, value)| *value,
-        )
-    }
-
-    fn json<T: DeserializeOwned>(&mut self, name: &str) -> Option<T> {
-        let text = self.text(name)?;
-        match serde_json::from_str(&text) {
-            Ok(value) => Some(value),
-            Err(error) => {
-                let problem = format!("no JSON of the expected form: {error}");
-                let remedy = "write it as in a pod's specification";
-                self.faults.push(Fault::text(name, &text, problem, remedy));
-                None
-            }
-        }
-    }
-
-    fn kinds(&mut self) -> Vec<Kind> {
-        let mut kinds = Vec::new();
-        for word in self.list("ENABLED_WORKLOAD_KINDS") {
-            match word.parse() {
-                Ok(kind) if !kinds.contains(&kind) => kinds.push(kind),
-                Ok(_) => {}
-                Err(_) => self.faults.push(Fault::text(
-                    "ENABLED_WORKLOAD_KINDS",
-                    &word,
-                    "unknown kind",
-                    "write Deployment, ReplicaSet, StatefulSet, Rollout",
-                )),
-            }
-        }
-        if kinds.is_empty() {
-            kinds = vec![Kind::Deployment, Kind::ReplicaSet, Kind::StatefulSet];
-        }
-        if self.flag("ARGO_ROLLOUTS_ENABLED", false) && !kinds.contains(&Kind::Rollout) {
-            kinds.push(Kind::Rollout);
-        }
-        kinds
-    }
-
-    fn injector(&mut self, log_level: &str) -> InjectorSettings {
-        let namespace = self.text("MANAGER_NAMESPACE").unwrap_or_default();
-        let strategy = self.text("AGENT_APP_PROTO_STRATEGY");
-        let level = self.text("AGENT_LOG_LEVEL");
-        let compatibility = self.text("COMPATIBILITY_VERSION").unwrap_or_default();
-        let known = "unknown strategy";
-        InjectorSettings {
-            image: self.image(),
-            pull_policy: self.text("AGENT_IMAGE_PULL_POLICY").unwrap_or_default(),
-            pull_secrets: self.pull_secrets(),
-            policy: match self.text("AGENT_INJECT_POLICY") {
-                None => InjectPolicy::Never,
-                Some(_) => self.word("AGENT_INJECT_POLICY", &POLICIES),
-            },
-            strategy: match strategy {
-                None => Default::default(),
-                Some(_) => self
-                    .parsed(
-                        "AGENT_APP_PROTO_STRATEGY",
-                        known,
-                        "write http2Probe, portName, http or http2",
-                    )
-                    .unwrap_or_default(),
-            },
-            first_port: self
-                .port("AGENT_PORT")
-                .filter(|port| *port != 0)
-                .unwrap_or(9900),
-            manager_host: format!("traffic-manager.{namespace}"),
-            manager_port: self.port("SERVER_PORT").unwrap_or(8081),
-            api_port: self.port("AGENT_REST_API_PORT").unwrap_or(0),
-            tracing_port: self.port("TRACING_GRPC_PORT").unwrap_or(0),
-            log_level: level.unwrap_or_else(|| log_level.to_owned()),
-            resources: self.json("AGENT_RESOURCES"),
-            init_resources: self.json("AGENT_INIT_RESOURCES"),
-            security_context: self.json("AGENT_SECURITY_CONTEXT"),
-            init_security_context: self.json("AGENT_INIT_SECURITY_CONTEXT"),
-            init_container: self.flag("AGENT_INIT_CONTAINER_ENABLED", true),
-            mesh: self.word("SERVICE_MESH_TYPE", &MESHES),
-            native_sidecar: self.word("AGENT_NATIVE_SIDECAR", &NATIVE),
-            server_version: None,
-            carrier: carrier(&compatibility),
-            mount_policies: self.mount_policies(),
-            linkerd_skip_ports: self.flag("LINKERD_SKIP_PORTS", false),
-            agent: self.agent_options(),
-        }
-    }
-
-    fn agent_options(&mut self) -> AgentOptions {
-        let set = |name: &str, reader: &mut Self| {
-            reader.text(name)?;
-            Some(reader.flag(name, false))
-        };
-        AgentOptions {
-            envoy_log_level: self.text("AGENT_ENVOY_LOG_LEVEL"),
-            envoy_server_port: self.port("AGENT_ENVOY_SERVER_PORT").filter(|it| *it != 0),
-            envoy_admin_port: self.port("AGENT_ENVOY_ADMIN_PORT").filter(|it| *it != 0),
-            expired_enabled: set("AGENT_EXPIRED_NOTIFICATIONS", self),
-            expired_deadline: self.duration("AGENT_EXPIRED_DEADLINE"),
-            enable_h2c_probing: set("AGENT_ENABLE_H2C_PROBING", self),
-            enable_metrics: set("AGENT_CONSUMPTION_METRICS", self),
-            watch_retry_interval: self.duration("AGENT_WATCH_RETRY_INTERVAL"),
-            client_connection_ttl: self.duration("CLIENT_CONNECTION_TTL"),
-            session_grace: self.duration("AGENT_SESSION_GRACE"),
-            drain_lame_duck: self.duration("AGENT_DRAIN_LAME_DUCK"),
-            drain_grace: self.duration("AGENT_DRAIN_GRACE"),
-        }
-    }
-
-    /// Registry, name and tag to one reference.
-    fn image(&mut self) -> String {
-        let registry = self
-            .text("AGENT_REGISTRY")
-            .or_else(|| self.text("REGISTRY"))
-            .unwrap_or_default();
-        let name = self
-            .text("AGENT_IMAGE_NAME")
-            .unwrap_or_else(|| "traffic-agent".to_owned());
-        let tag = self
-            .text("AGENT_IMAGE_TAG")
-            .unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned());
-        match registry.trim_end_matches('/') {
-            "" => format!("{name}:{tag}"),
-            registry => format!("{registry}/{name}:{tag}"),
-        }
-    }
-
-    fn pull_secrets(&mut self) -> Vec<String> {
-        #[derive(serde::Deserialize)]
-        struct Named {
-            name: String,
-        }
-        let named: Vec<Named> = self.json("AGENT_IMAGE_PULL_SECRETS").unwrap_or_default();
-        named.into_iter().map(|it| it.name).collect()
-    }
-
-    fn mount_policies(&mut self) -> Vec<(String, MountPolicy)> {
-        let map: BTreeMap<String, String> = self.json("AGENT_MOUNT_POLICIES").unwrap_or_default();
-        let mut policies = Vec::new();
-        for (at, word) in map {
-            match word.parse() {
-                Ok(policy) => policies.push((at, policy)),
-                Err(_) => self.faults.push(Fault::text(
-                    format!("AGENT_MOUNT_POLICIES[{at:?}]"),
-                    &word,
-                    "unknown mount policy",
-                    "write Remote, RemoteReadOnly, Local or Ignore",
-                )),
-            }
-        }
-        policies
-    }
-}
-
-/// Agents of the generation up to 2.21 read a ConfigMap.
-fn carrier(compatibility: &str) -> Carrier {
-    let version = compatibility.strip_prefix('v').unwrap_or(compatibility);
-    match semver::Version::parse(version) {
-        Ok(version) if version < semver::Version::new(2, 22, 0) => Carrier::ConfigMap,
-        _ => Carrier::Annotation,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use injector::{Carrier, InjectPolicy, Mesh, NativeSidecar};
+    use traffic_proto::sidecar::MountPolicy;
+
     use super::*;
 
     fn read(pairs: &[(&str, &str)]) -> Result<ClusterSettings, Faults> {
@@ -589,6 +310,18 @@ mod tests {
         assert_eq!(settings.max_receive_size, 8 << 20);
         assert_eq!(settings.kinds, [Kind::Deployment, Kind::Rollout]);
         assert_eq!(settings.webhook.method, CertificateMethod::CertManager);
+    }
+
+    #[test]
+    fn what_has_no_effect_is_named() {
+        let pairs = [
+            ("AUTHENTICATION_MODE", "enforcing"),
+            ("NODE_AGENT_ENABLED", "false"),
+            ("TUNNEL_QUIC_PORT", "8443"),
+        ];
+        let ignored = read(&pairs).unwrap().ignored;
+        assert_eq!(ignored.len(), 2, "{ignored:?}");
+        assert!(ignored[0].starts_with("AUTHENTICATION_MODE=enforcing has no effect: "));
     }
 
     #[test]

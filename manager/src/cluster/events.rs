@@ -1,9 +1,10 @@
-//! What the cluster says about a workload while somebody waits for its agent.
+//! Words of the cluster about a workload while somebody waits for its agent.
 
 use std::pin::pin;
 use std::time::SystemTime;
 
 use futures_util::StreamExt;
+use injector::{AGENT_CONTAINER, INIT_CONTAINER};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::events::v1::Event;
 use kube::api::LogParams;
@@ -106,27 +107,41 @@ fn seconds(time: SystemTime) -> i64 {
     i64::try_from(since.unwrap_or_default().as_secs()).unwrap_or(i64::MAX)
 }
 
-/// The last lines of a container that keeps failing.
-pub(crate) async fn failing_log(client: &Client, namespace: &str, object: &str, note: &str) {
-    let Some(pod) = object.strip_prefix("Pod/") else {
-        return;
-    };
-    let container = note
-        .split_once("container ")
-        .and_then(|(_, rest)| rest.split_whitespace().next());
+/// The last lines of a container that keeps failing; an app's own go to the log only, since whoever
+/// waits for an agent need not have the right to read them.
+pub(crate) async fn failing_log(
+    client: &Client,
+    namespace: &str,
+    object: &str,
+    note: &str,
+) -> Option<String> {
+    let pod = object.strip_prefix("Pod/")?;
+    let (_, rest) = note.split_once("container ")?;
+    let container = rest.split_whitespace().next()?.trim_matches('"');
     let parameters = LogParams {
-        container: container.map(|it| it.trim_matches('"').to_owned()),
+        container: Some(container.to_owned()),
         tail_lines: Some(LOG_LINES),
         ..LogParams::default()
     };
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
-    match pods.logs(pod, &parameters).await {
-        Ok(log) => tracing::warn!(namespace, pod, "a container keeps failing, its log:\n{log}"),
-        Err(error) => tracing::debug!(namespace, pod, "no log: {error}"),
-    }
+    let log = match pods.logs(pod, &parameters).await {
+        Ok(log) => log,
+        Err(error) => {
+            tracing::debug!(namespace, pod, "no log: {error}");
+            return None;
+        }
+    };
+    tracing::warn!(
+        namespace,
+        pod,
+        container,
+        "a container keeps failing, its log:\n{log}"
+    );
+    let is_ours = [AGENT_CONTAINER, INIT_CONTAINER].contains(&container);
+    is_ours.then(|| log.trim().to_owned())
 }
 
-/// What was collected, as a table.
+/// Renders what was collected as a table.
 pub(crate) fn table(troubles: &[Trouble]) -> String {
     let head = ["AGE", "TYPE", "REASON", "OBJECT", "MESSAGE"].map(str::to_owned);
     let rows: Vec<[String; 5]> = std::iter::once(head)

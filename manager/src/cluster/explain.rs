@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use super::env::ClusterSettings;
 
-/// What to explain.
+/// Subject of an explanation.
 #[derive(Debug, clap::Args)]
 pub struct Explain {
     /// Manifest with pods, workloads and Services; - is the standard input

@@ -45,7 +45,7 @@ pub(crate) struct Feeds {
 struct Feed {
     /// The resource, for messages.
     resource: String,
-    /// Where; none: everywhere.
+    /// Namespace; none for all.
     scope: Option<String>,
 }
 
@@ -241,6 +241,7 @@ impl Feed {
         let mut stream = pin!(stream.default_backoff());
         while let Some(event) = stream.next().await {
             match event {
+                // A list that broke off begins again; the store keeps the last whole one meanwhile.
                 Ok(Event::Init) => list.clear(),
                 Ok(Event::InitApply(object)) => {
                     let (namespace, name) = place(&object);
@@ -256,6 +257,7 @@ impl Feed {
                 }
                 Ok(Event::Apply(object)) => {
                     let (namespace, name) = place(&object);
+                    // What it says no longer concerns us: the same as if it were deleted.
                     let changed = match convert(&object) {
                         Some(facts) => store.put(&namespace, &name, facts),
                         None => store.remove(&namespace, &name),
@@ -272,6 +274,7 @@ impl Feed {
                 }
                 Err(error) => {
                     if let Some(refusal) = self.refusal(&error) {
+                        // The watch is tried again for ever; its refusal stays the same.
                         if !std::mem::replace(&mut said, true) {
                             tracing::error!("{refusal}");
                         }
@@ -284,7 +287,7 @@ impl Feed {
         }
     }
 
-    /// What a refusal means for the operator; none for an error that may pass by itself.
+    /// Meaning of a refusal for the operator; none for an error that may pass by itself.
     fn refusal(&self, error: &watcher::Error) -> Option<String> {
         let status = match error {
             watcher::Error::InitialListFailed(kube::Error::Api(status))

@@ -1,8 +1,9 @@
 //! Of several managers one leads; a Lease of the cluster says which.
 //!
-//! A manager that has just started asks the one that leads to hand over, so that a rolling update
-//! ends with the new one leading and without a gap. One that does not renew in time is replaced.
+//! A manager of another revision asks the one that leads to hand over, so that a rolling update ends
+//! with a new one leading and without a gap. One that does not renew in time is replaced.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
@@ -11,32 +12,43 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use serde_json::json;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::replacing::said;
 
 const NAME: &str = "traffic-manager";
+/// Annotation with the address of the pod that leads.
+const ADDRESS: &str = "telepresence.io/address";
 /// Annotation by which another manager asks to take over.
 const SUCCESSOR: &str = "telepresence.io/successor";
 /// A holder that has not renewed for so long is gone.
 const LEASE_TTL: Duration = Duration::from_secs(8);
-/// How often the holder renews.
+/// Interval of the holder's renewals.
 const RENEW_INTERVAL: Duration = Duration::from_secs(2);
-/// How often others look.
+/// Interval of the others' looks.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// How long one request may take.
+/// Time for one request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// This manager's part in the election.
+/// Part of a manager in the election.
 #[derive(Clone)]
 pub(crate) struct Candidate {
     api: Api<Lease>,
     namespace: String,
     identity: String,
+    address: Option<IpAddr>,
+    /// Address of another manager that leads.
+    leader: watch::Sender<Option<IpAddr>>,
 }
 
 impl Candidate {
-    pub(crate) fn new(client: &Client, namespace: &str, pod: &str) -> Self {
+    pub(crate) fn new(
+        client: &Client,
+        namespace: &str,
+        pod: &str,
+        address: Option<IpAddr>,
+    ) -> Self {
         // Two processes of one pod name, such as a restarted container, must differ.
         let unique = uuid::Uuid::new_v4().simple().to_string();
         let pod = if pod.is_empty() {
@@ -48,7 +60,14 @@ impl Candidate {
             api: Api::namespaced(client.clone(), namespace),
             namespace: namespace.to_owned(),
             identity: format!("{pod}_{}", &unique[..8]),
+            address,
+            leader: watch::Sender::new(None),
         }
+    }
+
+    /// Address of another manager that leads, while this one waits.
+    pub(crate) fn leader(&self) -> watch::Receiver<Option<IpAddr>> {
+        self.leader.subscribe()
     }
 
     /// Waits until this manager leads. `asks`: the holder is asked to hand over.
@@ -100,10 +119,20 @@ impl Candidate {
         }
         let expired = seen.as_ref().is_some_and(|it| it.2.elapsed() > LEASE_TTL);
         let free = holder.as_ref().is_none_or(|it| *it == self.identity);
+        // An earlier process of this pod is no other manager.
+        let other = address_of(&lease).filter(|it| !free && !expired && Some(*it) != self.address);
+        self.leader.send_if_modified(|known| {
+            let is_new = *known != other;
+            *known = other;
+            is_new
+        });
         if free || expired {
             return self.take(lease).await;
         }
-        if std::mem::take(asks) {
+        let is_older = holder
+            .as_deref()
+            .is_some_and(|it| revision(it) != revision(&self.identity));
+        if std::mem::take(asks) && is_older {
             let patch = Patch::Merge(json!({"metadata": {"annotations": {
                 SUCCESSOR: self.identity,
             }}}));
@@ -206,6 +235,7 @@ impl Candidate {
         spec.holder_identity = Some(self.identity.clone());
         spec.lease_duration_seconds = Some(ttl_seconds());
         spec.renew_time = Some(now());
+        self.sign(&mut lease.metadata);
         match self.api.replace(NAME, &PostParams::default(), &lease).await {
             Ok(lease) => Ok(Some(lease)),
             Err(error) if is_conflict(&error) => Ok(None),
@@ -213,12 +243,23 @@ impl Candidate {
         }
     }
 
+    /// Says where the one that leads is.
+    fn sign(&self, metadata: &mut ObjectMeta) {
+        let annotations = metadata.annotations.get_or_insert_default();
+        match self.address {
+            Some(address) => annotations.insert(ADDRESS.to_owned(), address.to_string()),
+            None => annotations.remove(ADDRESS),
+        };
+    }
+
     fn fresh(&self) -> Lease {
+        let mut metadata = ObjectMeta {
+            name: Some(NAME.to_owned()),
+            ..ObjectMeta::default()
+        };
+        self.sign(&mut metadata);
         Lease {
-            metadata: ObjectMeta {
-                name: Some(NAME.to_owned()),
-                ..ObjectMeta::default()
-            },
+            metadata,
             spec: Some(LeaseSpec {
                 holder_identity: Some(self.identity.clone()),
                 lease_duration_seconds: Some(ttl_seconds()),
@@ -228,6 +269,17 @@ impl Candidate {
             }),
         }
     }
+}
+
+/// Name of the ReplicaSet that a manager's pod belongs to.
+fn revision(identity: &str) -> &str {
+    let pod = identity.rsplit_once('_').map_or(identity, |(pod, _)| pod);
+    pod.rsplit_once('-').map_or(pod, |(set, _)| set)
+}
+
+fn address_of(lease: &Lease) -> Option<IpAddr> {
+    let annotations = lease.metadata.annotations.as_ref()?;
+    annotations.get(ADDRESS)?.parse().ok()
 }
 
 fn is_conflict(error: &kube::Error) -> bool {
@@ -240,4 +292,23 @@ fn ttl_seconds() -> i32 {
 
 fn now() -> MicroTime {
     MicroTime(Timestamp::now())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replicas_of_one_revision_are_told_from_others() {
+        let (one, other) = (
+            "traffic-manager-69bc9fd947-kkbcg_0a1b2c3d",
+            "traffic-manager-69bc9fd947-t9znp_ffffffff",
+        );
+        assert_eq!(revision(one), revision(other));
+        assert_ne!(
+            revision(one),
+            revision("traffic-manager-5d4f8c7b6d-kkbcg_0a1b2c3d")
+        );
+        assert_eq!(revision("traffic-manager_0a1b2c3d"), "traffic");
+    }
 }

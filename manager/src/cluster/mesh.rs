@@ -40,7 +40,7 @@ fn sidecar(config: &Config, egress: Option<Value>) -> Value {
     let name = sidecar_name(&config.workload_name);
     let mut ports: BTreeMap<u16, u16> = BTreeMap::new();
     for (container, entry) in config.entries() {
-        if entry.is_redirected() && !container.is_replaced() {
+        if entry.is_redirected() && !container.takes_ports {
             ports.insert(entry.container_port, entry.agent_port);
         }
     }

@@ -12,7 +12,7 @@ use kube::api::{ListParams, PostParams};
 use kube::{Api, Client};
 use serde_json::json;
 use tokio::sync::watch;
-use tokio::time::interval;
+use tokio::time::{Instant, sleep, sleep_until};
 use traffic_proto::manager as pb;
 
 use super::caches::Caches;
@@ -20,7 +20,7 @@ use super::env::{CidrStrategy, ClusterSettings};
 
 /// Pods come and go in crowds; clients need not hear of each.
 const PODS_DELAY: Duration = Duration::from_millis(500);
-/// How often nodes are looked at.
+/// Nodes are looked at again when there are new ones, and not more often than this: each is large.
 const NODES_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Finds the networks and follows them.
@@ -31,25 +31,61 @@ pub(crate) struct Networks {
     pub(crate) info: watch::Sender<pb::ClusterInfo>,
 }
 
+/// Waits for a moment; for ever where there is none.
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
 impl Networks {
     /// Runs until it is dropped.
     pub(crate) async fn run(&self) {
         let mut info = self.fixed().await;
         self.publish(&info);
         let mut pods = self.caches.changes();
-        let mut nodes = interval(NODES_INTERVAL);
         let mut by_nodes = Vec::new();
+        let mut looked = Instant::now();
+        let mut due = Some(Instant::now());
         loop {
             tokio::select! {
-                _ = nodes.tick() => by_nodes = self.node_networks().await,
-                _ = pods.changed(), if by_nodes.is_empty() => {
-                    tokio::time::sleep(PODS_DELAY).await;
+                () = until(due) => {
+                    by_nodes = self.node_networks().await;
+                    due = None;
+                    looked = Instant::now();
+                }
+                _ = pods.changed() => {
+                    sleep(PODS_DELAY).await;
                     pods.mark_unchanged();
+                    if due.is_none() && self.has_others(&by_nodes) {
+                        due = Some(looked + NODES_INTERVAL);
+                    }
                 }
             }
             info.pod_subnets = self.pod_networks(&by_nodes);
             self.publish(&info);
         }
+    }
+
+    /// Pods are in networks that the nodes are not known to have: there are new nodes.
+    fn has_others(&self, by_nodes: &[(IpAddr, u8)]) -> bool {
+        if !self.asks_nodes() {
+            return false;
+        }
+        let is_known = |ip: IpAddr| by_nodes.iter().any(|it| contains(*it, ip));
+        let mut found = false;
+        self.caches.pods.each(|pod| {
+            let mut ips = pod.ips.iter().filter_map(|it| it.parse().ok());
+            found |= ips.any(|ip| !is_known(ip));
+        });
+        found
+    }
+
+    /// The nodes are asked for the networks of their pods.
+    fn asks_nodes(&self) -> bool {
+        let strategies = [CidrStrategy::Auto, CidrStrategy::Nodes];
+        self.settings.managed.is_empty() && strategies.contains(&self.settings.pod_cidr_strategy)
     }
 
     fn publish(&self, info: &pb::ClusterInfo) {
@@ -62,7 +98,7 @@ impl Networks {
         });
     }
 
-    /// What does not change while the manager runs.
+    /// Facts that do not change while the manager runs.
     async fn fixed(&self) -> pb::ClusterInfo {
         let settings = &self.settings;
         let injector = self.injector_service().await;
@@ -118,7 +154,7 @@ impl Networks {
         Some((ip, https.or(ports.first()).map_or(0, |it| it.port)))
     }
 
-    /// By the API that tells it, else by the refusal of an impossible Service, else by a guess.
+    /// Asks the API that tells it, else reads the refusal of an impossible Service, else guesses.
     async fn service_network(&self, injector: Option<IpAddr>) -> Option<pb::IpNet> {
         if let Some(network) = self.told_network(injector).await {
             return Some(network);
@@ -168,26 +204,25 @@ impl Networks {
         parse(cidr).map(|(ip, prefix)| masked(ip, prefix))
     }
 
-    fn pod_networks(&self, by_nodes: &[pb::IpNet]) -> Vec<pb::IpNet> {
+    fn pod_networks(&self, by_nodes: &[(IpAddr, u8)]) -> Vec<pb::IpNet> {
         match self.settings.pod_cidr_strategy {
             CidrStrategy::Environment => networks(&self.settings.pod_cidrs),
-            CidrStrategy::Nodes => by_nodes.to_vec(),
-            CidrStrategy::Auto if !by_nodes.is_empty() => by_nodes.to_vec(),
-            CidrStrategy::Auto | CidrStrategy::Pods => self.covering(),
+            CidrStrategy::Auto if by_nodes.is_empty() => self.covering(),
+            CidrStrategy::Auto | CidrStrategy::Nodes => {
+                by_nodes.iter().map(|it| masked(it.0, it.1)).collect()
+            }
+            CidrStrategy::Pods => self.covering(),
         }
     }
 
     /// Networks of the nodes' pods, if the manager's own pod is in one of them.
-    async fn node_networks(&self) -> Vec<pb::IpNet> {
+    async fn node_networks(&self) -> Vec<(IpAddr, u8)> {
         let settings = &self.settings;
-        match settings.pod_cidr_strategy {
-            CidrStrategy::Auto if settings.managed.is_empty() => {}
-            CidrStrategy::Nodes if settings.managed.is_empty() => {}
-            CidrStrategy::Nodes => {
+        if !self.asks_nodes() {
+            if settings.pod_cidr_strategy == CidrStrategy::Nodes {
                 tracing::error!("podCIDRStrategy nodePodCIDRs needs a cluster-wide manager");
-                return Vec::new();
             }
-            _ => return Vec::new(),
+            return Vec::new();
         }
         let api: Api<Node> = Api::all(self.client.clone());
         let nodes = match api.list(&ListParams::default()).await {
@@ -208,10 +243,7 @@ impl Networks {
         let own = settings.pod_ip;
         let usable = own.is_none_or(|ip| found.iter().any(|it| contains(*it, ip)));
         match usable {
-            true => found
-                .into_iter()
-                .map(|(ip, prefix)| masked(ip, prefix))
-                .collect(),
+            true => found.into_iter().collect(),
             false => Vec::new(),
         }
     }

@@ -49,7 +49,7 @@ pub(crate) struct PodFacts {
     pub(crate) manual: bool,
     pub(crate) ips: Vec<String>,
     pub(crate) ready: bool,
-    /// It has ended, well or not.
+    /// Ended, well or not.
     pub(crate) finished: bool,
     pub(crate) terminating: bool,
 }
@@ -70,6 +70,13 @@ pub(crate) struct WorkloadSpec {
     update_strategy: Option<Strategy>,
     #[serde(default)]
     paused: bool,
+}
+
+impl WorkloadSpec {
+    /// Template that pods are made from.
+    pub(crate) fn template(&self) -> Option<Template> {
+        self.template.as_ref().map(Template::from)
+    }
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -155,6 +162,8 @@ impl WorkloadFacts {
     pub(crate) fn new(kind: Kind, object: &WorkloadObject) -> Self {
         let controller = controller(object.meta());
         let replicas = object.spec.replicas.unwrap_or(1);
+        // A Deployment keeps its older ReplicaSets, and their templates are most of what would be
+        // kept in memory.
         let is_idle = kind == Kind::ReplicaSet && controller.is_some() && replicas == 0;
         let template = object.spec.template.as_ref().filter(|_| !is_idle);
         let status = object.status.clone().unwrap_or_default();
@@ -190,15 +199,17 @@ fn can_restart(kind: Kind, spec: &WorkloadSpec) -> bool {
         .as_ref()
         .is_some_and(|it| it.kind == "OnDelete");
     match kind {
+        // It never replaces pods that run.
         Kind::ReplicaSet => false,
         _ => !spec.paused && !on_delete,
     }
 }
 
-/// By replica counts, since a finished roll-out has conditions of every kind.
+/// Judges by replica counts, since a finished roll-out has conditions of every kind.
 fn state(kind: Kind, object: &WorkloadObject, status: &WorkloadStatus) -> WorkloadState {
     let failed = |condition: &Condition| {
         let replica_failure = condition.kind == "ReplicaFailure" && condition.status == "True";
+        // Set by the Deployment's own deadline, long after pods stopped coming.
         let stuck = condition.reason.as_deref() == Some("ProgressDeadlineExceeded");
         replica_failure || stuck
     };
@@ -209,10 +220,12 @@ fn state(kind: Kind, object: &WorkloadObject, status: &WorkloadStatus) -> Worklo
     let count = |number: Option<i32>| number.unwrap_or(0);
     let seen = observed(object, status);
     let updated = match kind {
+        // It has one template, so all of its pods are of the newest.
         Kind::ReplicaSet => count(status.replicas),
         _ => count(status.updated_replicas),
     };
     let available = match kind {
+        // Older API servers do not count available pods of these.
         Kind::StatefulSet | Kind::ReplicaSet => count(status.ready_replicas),
         Kind::Deployment | Kind::Rollout => count(status.available_replicas),
     };
@@ -230,6 +243,7 @@ fn observed(object: &WorkloadObject, status: &WorkloadStatus) -> bool {
         _ => None,
     };
     match (object.meta().generation, seen) {
+        // A controller that writes no generation is believed.
         (Some(generation), Some(seen)) => seen >= generation,
         _ => true,
     }
@@ -263,6 +277,7 @@ fn has_agent(spec: &PodSpec) -> bool {
         .iter()
         .any(|it| it.name == injector::AGENT_CONTAINER);
     let native = spec.init_containers.iter().flatten().any(|it| {
+        // An init container that ends is no sidecar.
         it.name == injector::AGENT_CONTAINER && it.restart_policy.as_deref() == Some("Always")
     });
     ordinary || native
@@ -271,6 +286,7 @@ fn has_agent(spec: &PodSpec) -> bool {
 fn ips(status: &PodStatus) -> Vec<String> {
     let listed = status.pod_ips.iter().flatten();
     let mut ips: Vec<_> = listed.filter_map(|it| it.ip.clone()).collect();
+    // API servers of one family only may leave the list out.
     if ips.is_empty() {
         ips.extend(status.pod_ip.clone());
     }
@@ -278,7 +294,7 @@ fn ips(status: &PodStatus) -> Vec<String> {
 }
 
 impl PodFacts {
-    /// It serves, or is about to.
+    /// Serving, or about to.
     pub(crate) fn is_live(&self) -> bool {
         !self.terminating && !self.finished
     }

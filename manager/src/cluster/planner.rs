@@ -31,7 +31,7 @@ pub(crate) enum Desired {
 #[derive(Clone, Debug)]
 pub(crate) struct Judged {
     pub(crate) pod: Arc<PodFacts>,
-    /// It is as it is to be, or left alone.
+    /// Done: as it is to be, or left alone.
     pub(crate) matches: bool,
     /// An agent is wanted, and there is none.
     pub(crate) lacks_agent: bool,
@@ -105,7 +105,7 @@ impl Planner {
             .collect()
     }
 
-    /// Whether a workload concerns us at all: somebody wants an agent, or a pod has one.
+    /// Tells whether a workload concerns us at all: somebody wants an agent, or a pod has one.
     pub(crate) fn relevant(&self, namespace: &str) -> Vec<Key> {
         let mut keys = self.wishes.in_namespace(namespace);
         let enabled = |it: &WorkloadFacts| {

@@ -16,7 +16,7 @@ impl Cluster {
         Ok(self.ensure(name, namespace).await?.agents)
     }
 
-    /// What an intercept amounts to, once its workload has agents.
+    /// Result of an intercept's preparation, once its workload has agents.
     pub(crate) async fn prepare(
         &self,
         id: &str,

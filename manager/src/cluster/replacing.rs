@@ -16,10 +16,10 @@ use super::caches::Key;
 use super::objects::{PodFacts, workload_resource};
 use super::planner::Planner;
 
-/// How long a second pod may take to be ready.
+/// Time for a second pod to be ready.
 const SURGE_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// What became of an eviction.
+/// Outcome of an eviction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// The pod goes, or is gone.

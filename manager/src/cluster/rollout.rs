@@ -5,7 +5,7 @@
 //! may end amid one, and the next goes on.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use injector::{Carrier, Kind, Mesh};
@@ -22,16 +22,19 @@ use super::mesh;
 use super::objects::{WorkloadFacts, WorkloadState};
 use super::planner::{Desired, Judged, Planner};
 use super::replacing::{self, Outcome};
+use traffic_proto::sync::lock;
 
 /// Changes that come together are looked at together.
 const DEBOUNCE_DELAY: Duration = Duration::from_millis(50);
-/// How often to look again without a change.
+/// Interval of looks without a change.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// A workload that makes no progress for so long makes room for others.
 const STUCK_TIMEOUT: Duration = Duration::from_secs(300);
-/// How long a workload is left alone that could not be rolled.
+/// Time a workload is left alone that could not be rolled.
 const RETRY_DELAY: Duration = Duration::from_secs(60);
-/// How long an eviction is tried before the workload's own roll-out is used instead.
+/// Pause before pods that came without an agent are replaced once more.
+const REPEAT_DELAY: Duration = Duration::from_secs(1);
+/// Time an eviction is tried before the workload's own roll-out is used instead.
 const EVICTION_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pause between evictions that a budget refuses.
 const EVICTION_INTERVAL: Duration = Duration::from_secs(2);
@@ -136,7 +139,7 @@ impl Roller {
         lock(&self.failed).remove(key);
     }
 
-    /// Why a workload could not be rolled, if that is so.
+    /// Reason a workload could not be rolled, if that is so.
     pub(crate) fn failure(&self, key: &Key) -> Option<String> {
         lock(&self.failed).get(key).map(|(_, why)| why.clone())
     }
@@ -144,6 +147,11 @@ impl Roller {
     /// All pods of the workload are as they are to be.
     pub(crate) fn is_settled(&self, key: &Key) -> bool {
         self.planner.judge(key).iter().all(|it| it.matches)
+    }
+
+    /// Workloads being rolled.
+    pub(crate) fn active(&self) -> usize {
+        lock(&self.running).len()
     }
 
     /// Hears of the ends of roll-outs.
@@ -172,7 +180,7 @@ impl Roller {
         self.announcer.tell(caches, key, told, note).await;
     }
 
-    /// In a mesh, makes or removes the object that redirects the workload's ports: it is there
+    /// Makes or removes, in a mesh, the object that redirects the workload's ports: it is there
     /// before the agent is, and goes after it.
     async fn redirect(&self, key: &Key) -> Result<(), String> {
         if self.planner.settings.mesh != Mesh::Istio {
@@ -214,6 +222,7 @@ impl Roller {
             restarted: None,
             by_eviction: None,
             refused_since: None,
+            repeated: false,
         };
         let mut changes = self.planner.caches.changes();
         let mut progress = (Instant::now(), usize::MAX);
@@ -253,12 +262,14 @@ struct Rolling<'a> {
     acted_on: BTreeSet<String>,
     /// Uids of pods that were there before anything was done.
     known: BTreeSet<String>,
-    /// When the workload's own roll-out was started.
+    /// Start of the workload's own roll-out.
     restarted: Option<Instant>,
-    /// Whether there were enough ready pods at first for evicting one after the other.
+    /// True if there were enough ready pods at first for evicting one after the other.
     by_eviction: Option<bool>,
-    /// Since when a budget refuses evictions.
+    /// Start of a budget's refusals.
     refused_since: Option<Instant>,
+    /// True after new pods came without an agent and everything was started again.
+    repeated: bool,
 }
 
 impl Rolling<'_> {
@@ -274,6 +285,9 @@ impl Rolling<'_> {
             .iter()
             .any(|it| it.lacks_agent && !self.known.contains(&it.pod.uid))
         {
+            if !self.repeated {
+                return self.repeat(pods).await;
+            }
             return Err(
                 "a new pod came without an agent: the API server cannot reach the webhook, or \
                  another webhook took the agent away; look at the events of the pod's owner and at \
@@ -285,7 +299,7 @@ impl Rolling<'_> {
         let ready = pods.iter().filter(|it| it.pod.ready).count();
         let spared = *self.by_eviction.get_or_insert(ready >= 2);
         if self.restarted.is_some_and(|when| !is_over(&workload, when)) {
-            return Ok(());
+            return self.unblock(pods).await;
         }
         if self.restarts(&workload, pods, spared) {
             return self.restart().await;
@@ -298,6 +312,33 @@ impl Rolling<'_> {
             return replacing::surge(&self.roller.client, planner, self.key, &stale).await;
         }
         self.evict(&workload, pods, ready).await
+    }
+
+    /// Starts again, once: a single call of the webhook may be lost, for instance right after an
+    /// installation, before every API server has the way to it.
+    async fn repeat(&mut self, pods: &[Judged]) -> Result<(), String> {
+        tracing::warn!(workload = %self.key, "a new pod came without an agent: rolling once more");
+        self.repeated = true;
+        sleep(REPEAT_DELAY).await;
+        self.acted_on.clear();
+        self.restarted = None;
+        self.known = pods.iter().map(|it| it.pod.uid.clone()).collect();
+        Ok(())
+    }
+
+    /// Removes a pod of the workload's own roll-out that is not wanted any more and never became
+    /// ready, such as one whose agent's image cannot be pulled: the roll-out would wait for it for
+    /// ever.
+    async fn unblock(&mut self, pods: &[Judged]) -> Result<(), String> {
+        let is_new = |uid: &String| !self.known.contains(uid) && !self.acted_on.contains(uid);
+        let stuck = pods
+            .iter()
+            .find(|it| !it.matches && !it.pod.ready && is_new(&it.pod.uid));
+        let Some(stuck) = stuck else { return Ok(()) };
+        if let Outcome::Done = replacing::evict(&self.roller.client, &stuck.pod).await? {
+            self.acted_on.insert(stuck.pod.uid.clone());
+        }
+        Ok(())
     }
 
     fn restarts(&self, workload: &WorkloadFacts, pods: &[Judged], spared: bool) -> bool {
@@ -350,7 +391,7 @@ impl Rolling<'_> {
 
 /// The workload's own roll-out is over, or has had its time to begin.
 fn is_over(workload: &WorkloadFacts, since: Instant) -> bool {
-    /// Until the workload's controller has surely seen the change.
+    /// Waits until the workload's controller has surely seen the change.
     const BEGIN_DELAY: Duration = Duration::from_secs(10);
     since.elapsed() > BEGIN_DELAY && workload.state == WorkloadState::Available
 }
@@ -358,8 +399,4 @@ fn is_over(workload: &WorkloadFacts, since: Instant) -> bool {
 /// A single pod of a workload that cannot replace it by itself without a gap.
 fn needs_surge(workload: &WorkloadFacts, ready: usize) -> bool {
     workload.kind == Kind::ReplicaSet && workload.replicas == 1 && ready == 1
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -2,7 +2,9 @@
 //! changes.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use traffic_proto::sync::lock;
 
 /// Objects of one kind.
 #[derive(Debug)]
@@ -109,9 +111,7 @@ impl<T: PartialEq> Store<T> {
     }
 
     fn lock(&self) -> MutexGuard<'_, Namespaces<T>> {
-        self.by_namespace
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        lock(&self.by_namespace)
     }
 }
 

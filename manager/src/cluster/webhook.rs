@@ -1,7 +1,6 @@
 //! The webhook's listener: HTTPS for the API server, and for the chart's uninstall hook.
 
 use std::convert::Infallible;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,7 +26,7 @@ use super::certificates::Served;
 
 /// A pod may be as large as etcd allows, and comes twice in a review at most.
 const MAX_BODY: usize = 8 << 20;
-/// How long a handshake or a request's head may take.
+/// Time for a handshake or a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause before accepting again when there are no descriptors left.
 const ACCEPT_DELAY: Duration = Duration::from_millis(100);
@@ -39,15 +38,6 @@ pub(crate) struct Webhook {
     pub(crate) certificates: Arc<Served>,
     pub(crate) tasks: TaskTracker,
     pub(crate) stop: CancellationToken,
-}
-
-/// Listens on every address, of both families where there are two.
-pub(crate) async fn bind(port: u16) -> std::io::Result<TcpListener> {
-    let both = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-    match TcpListener::bind(both).await {
-        Ok(listener) => Ok(listener),
-        Err(_) => TcpListener::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))).await,
-    }
 }
 
 impl Webhook {

@@ -2,27 +2,28 @@
 //! last used.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
 use injector::Wanted;
 use serde::{Deserialize, Serialize};
 
 use super::caches::Key;
+use traffic_proto::sync::lock;
 
 /// A newer time of use than this is written down: the state outlives a manager, it is no clock.
-const USE_INTERVAL: Duration = Duration::from_secs(120);
+const MAX_USE_INTERVAL: Duration = Duration::from_secs(120);
 
 /// All wishes.
 #[derive(Debug, Default)]
 pub(crate) struct Wishes {
-    state: Mutex<State>,
+    state: Mutex<WishState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct WishState {
     wanted: BTreeMap<Key, Wish>,
-    /// Everything is on its way out: nothing is wanted any more.
+    /// Removal of everything has begun: nothing is wanted any more.
     terminating: bool,
     /// Something is different from what was written down.
     unsaved: bool,
@@ -58,6 +59,7 @@ impl Wishes {
             last_used: now,
             replaced: BTreeMap::new(),
         });
+        // Clocks of two managers differ, and the newer use counts.
         wish.last_used = wish.last_used.max(now);
         state.unsaved |= is_new;
         is_new
@@ -101,6 +103,8 @@ impl Wishes {
     pub(crate) fn of(&self, key: &Key) -> Wanted {
         let state = self.lock();
         match state.wanted.get(key) {
+            // Intercepts of one workload may replace different containers: the pod has to suit
+            // all.
             Some(wish) if !state.terminating => Wanted::Yes {
                 replaced: wish.replaced.values().flatten().cloned().collect(),
             },
@@ -119,14 +123,14 @@ impl Wishes {
         self.lock().wanted.keys().cloned().collect()
     }
 
-    /// The workload is used.
-    pub(crate) fn used(&self, key: &Key, now: SystemTime) {
+    /// The workload is used; agents go that were not for `longest`.
+    pub(crate) fn used(&self, key: &Key, now: SystemTime, longest: Duration) {
         let mut state = self.lock();
         let Some(wish) = state.wanted.get_mut(key) else {
             return;
         };
         let since = now.duration_since(wish.last_used).unwrap_or_default();
-        if since >= USE_INTERVAL {
+        if since >= use_interval(longest) {
             wish.last_used = now;
             state.unsaved = true;
         }
@@ -136,16 +140,18 @@ impl Wishes {
     pub(crate) fn idle(&self, now: SystemTime, longest: Duration) -> Vec<Key> {
         let state = self.lock();
         let is_idle = |wish: &Wish| {
+            // A replaced container has nobody but the agent in its place.
             wish.replaced.is_empty()
                 && now
                     .duration_since(wish.last_used)
-                    .is_ok_and(|idle| idle > longest + USE_INTERVAL)
+                    // The time that was written down may be that much too old.
+                    .is_ok_and(|idle| idle > longest + use_interval(longest))
         };
         let wanted = state.wanted.iter().filter(|(_, wish)| is_idle(wish));
         wanted.map(|(key, _)| key.clone()).collect()
     }
 
-    /// Nothing is wanted from now on, annotated or not.
+    /// Withdraws all wishes from now on, annotated or not.
     pub(crate) fn terminate(&self) {
         self.lock().terminating = true;
     }
@@ -154,7 +160,7 @@ impl Wishes {
         self.lock().terminating
     }
 
-    /// What is to be written down, if that is different from the last time.
+    /// WishState to write down, if it is different from the last time.
     pub(crate) fn take_unsaved(&self) -> Option<Vec<Saved>> {
         let mut state = self.lock();
         if !std::mem::take(&mut state.unsaved) {
@@ -194,9 +200,14 @@ impl Wishes {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, WishState> {
+        lock(&self.state)
     }
+}
+
+/// Precision with which the time of use is known.
+fn use_interval(longest: Duration) -> Duration {
+    MAX_USE_INTERVAL.min(longest / 10)
 }
 
 fn save(key: &Key, wish: &Wish) -> Saved {
@@ -273,10 +284,14 @@ mod tests {
         let wishes = Wishes::default();
         wishes.want(&key("a"), at(0));
         wishes.want(&key("b"), at(0));
-        wishes.used(&key("b"), at(3000));
         let hour = Duration::from_secs(3600);
+        wishes.used(&key("b"), at(3000), hour);
         assert_eq!(wishes.idle(at(3600), hour), []);
         assert_eq!(wishes.idle(at(3721), hour), [key("a")]);
+        let short = Duration::from_secs(20);
+        wishes.used(&key("b"), at(3003), short);
+        assert_eq!(wishes.idle(at(3025), short), [key("a")]);
+        assert_eq!(wishes.idle(at(3026), short), [key("a"), key("b")]);
     }
 
     #[test]

@@ -156,6 +156,84 @@ async fn every_authority_that_grpc_clients_send_is_accepted() {
         let answer = tokio::task::spawn_blocking(curl).await.unwrap().stdout;
         let text = String::from_utf8_lossy(&answer);
         assert!(text.ends_with("200"), "{authority}: {text}");
-        assert!(text.contains("Traffic Manager"), "{authority}: {text}");
+        // Stock clients warn of a manager whose name begins otherwise.
+        assert!(text.contains("OSS Traffic Manager"), "{authority}: {text}");
     }
+}
+
+/// Sends a request to the API's port from loopback, and returns status, head and body.
+async fn ask(fixture: &Fixture, request: &str) -> (u16, String, String) {
+    let mut stream = TcpStream::connect(fixture.address).await.unwrap();
+    let request = format!("{request}connection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, head.to_owned(), body.to_owned())
+}
+
+#[tokio::test]
+async fn people_on_this_machine_get_a_page_and_pages_of_others_do_not() {
+    let fixture = Fixture::start().await;
+    let (status, head, page) = ask(&fixture, "GET / HTTP/1.1\r\nhost: localhost:8081\r\n").await;
+    assert_eq!(status, 200);
+    assert!(head.contains("content-type: text/html"), "{head}");
+    assert!(
+        head.contains("content-security-policy: default-src 'none'"),
+        "{head}"
+    );
+    assert!(page.contains("Nobody intercepts anything"), "{page}");
+    for host in [
+        "evil.example",
+        "traffic-manager.ambassador:8081",
+        "10.0.0.1",
+    ] {
+        for path in ["/", "/metrics", "/logging"] {
+            let request = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\n");
+            let (_, _, body) = ask(&fixture, &request).await;
+            let expected = format!("traffic-manager: {path} is not a gRPC call\n");
+            assert_eq!(body, expected, "{host}");
+        }
+    }
+    let (status, _, body) = ask(&fixture, "GET /ready HTTP/1.1\r\nhost: 10.0.0.1\r\n").await;
+    assert_eq!((status, body.as_str()), (200, "READY\n"));
+    let (status, _, body) = ask(&fixture, "GET /nope HTTP/1.1\r\nhost: localhost\r\n").await;
+    assert_eq!(status, 404, "{body}");
+}
+
+#[tokio::test]
+async fn figures_name_no_user_and_tell_build_sessions_and_states() {
+    let fixture = Fixture::start().await;
+    let (_, head, figures) = ask(&fixture, "GET /metrics HTTP/1.1\r\nhost: localhost\r\n").await;
+    assert!(head.contains("openmetrics-text"), "{head}");
+    for series in [
+        "traffic_manager_build_info{version=\"0.",
+        "traffic_manager_sessions{party=\"agent\"} 0",
+        "traffic_manager_intercepts{state=\"ACTIVE\"} 0",
+        "traffic_manager_tunnel_streams_total 0",
+        "traffic_manager_tunnel_streams_active 0",
+        "traffic_manager_tunnel_streams_failed_total 0",
+        "telepresence_agent_count 0",
+    ] {
+        assert!(figures.contains(series), "no {series} in {figures}");
+    }
+    assert_eq!(figures.matches("# EOF").count(), 1, "{figures}");
+}
+
+#[tokio::test]
+async fn the_level_of_the_log_changes_while_it_runs() {
+    let fixture = Fixture::start().await;
+    let to = |level: &str, more: &str| {
+        format!(
+            "POST /logging?level={level} HTTP/1.1\r\nhost: localhost\r\n{more}content-length: 0\r\n"
+        )
+    };
+    let (status, _, body) = ask(&fixture, &to("debug", "")).await;
+    assert_eq!((status, body.as_str()), (200, "debug\n"));
+    assert_eq!(ask(&fixture, &to("loud", "")).await.0, 400);
+    let foreign = to("trace", "origin: http://evil.example\r\n");
+    assert_eq!(ask(&fixture, &foreign).await.0, 403);
+    let (_, _, body) = ask(&fixture, "GET /logging HTTP/1.1\r\nhost: localhost\r\n").await;
+    assert_eq!(body, "debug\n");
 }

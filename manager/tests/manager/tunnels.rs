@@ -221,6 +221,22 @@ async fn a_workstation_that_does_not_dial_is_given_up() {
 }
 
 #[tokio::test]
+async fn a_workstation_whose_watch_ends_is_not_waited_for() {
+    let fixture = Fixture::start().await;
+    let (agent, dev) = (fixture.agent("app-1").await, fixture.client("dev").await);
+    let mut announced = dials(&dev).await;
+    let session = Message::Session(dev.id().into());
+    let wait = Duration::from_secs(60);
+    let mut from = End::open(&agent, conn(1), wait, &[session]).await.unwrap();
+    from.expect(Message::StreamOk(2)).await;
+    within_timeout(announced.message()).await.unwrap().unwrap();
+    // As a program that is killed.
+    drop((announced, dev));
+    from.expect(Message::DialReject).await;
+    assert_eq!(from.next().await.unwrap(), None);
+}
+
+#[tokio::test]
 async fn a_workstation_that_departs_is_not_waited_for() {
     let fixture = Fixture::start().await;
     let (agent, mut dev) = (fixture.agent("app-1").await, fixture.client("dev").await);
@@ -360,13 +376,105 @@ async fn without_agents_the_manager_dials_itself() {
 #[tokio::test]
 async fn the_manager_reports_a_target_it_cannot_reach() {
     let fixture = Fixture::start().await;
-    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-    let nobody = listener.local_addr().unwrap();
-    drop(listener);
+    let nobody = std::net::SocketAddr::from(([127, 0, 0, 1], harness::ports::free()));
     let mut end = dialled_by_the_manager(&fixture, Transport::Tcp, nobody).await;
     end.expect(Message::DialReject).await;
     end.finish();
     assert_eq!(end.next().await.unwrap(), None);
+}
+
+/// Every one of 100 rejections arrives, and behind it the orderly end of the call.
+#[tokio::test]
+async fn a_rejection_always_arrives() {
+    let fixture = Fixture::start().await;
+    let nobody = std::net::SocketAddr::from(([127, 0, 0, 1], harness::ports::free()));
+    let other = fixture.client("other").await;
+    for n in 0..100 {
+        let id = ConnId::new(Transport::Tcp, ([10, 1, 1, 1], n + 1).into(), nobody);
+        let wait = Duration::from_secs(5);
+        let mut end = End::open(&other, id, wait, &[]).await.unwrap();
+        end.expect(Message::StreamOk(2)).await;
+        end.expect(Message::DialReject).await;
+        end.finish();
+        assert_eq!(end.next().await.unwrap(), None, "own dial {n}");
+    }
+    let (agent, dev) = (fixture.agent("app-1").await, fixture.client("dev").await);
+    let mut announced = dials(&dev).await;
+    for n in 0..100 {
+        let session = Message::Session(dev.id().into());
+        let wait = Duration::from_secs(5);
+        let mut from = End::open(&agent, conn(n + 1), wait, &[session]).await;
+        let from = from.as_mut().unwrap();
+        from.expect(Message::StreamOk(2)).await;
+        within_timeout(announced.message()).await.unwrap().unwrap();
+        let mut to = End::open(&dev, conn(n + 1), wait, &[]).await.unwrap();
+        to.expect(Message::StreamOk(2)).await;
+        to.send(Message::DialReject).await;
+        to.finish();
+        from.expect(Message::DialReject).await;
+        assert_eq!(from.next().await.unwrap(), None, "joined {n}");
+        assert_eq!(to.next().await.unwrap(), None, "joined {n}");
+    }
+}
+
+#[tokio::test]
+async fn nobody_reaches_the_managers_own_ports_or_link_local_addresses_through_it() {
+    let metrics = harness::ports::free();
+    let fixture = Fixture::with(|settings| {
+        settings.prometheus_port = metrics;
+        settings.dial_allow = vec!["169.254.20.10".parse().unwrap()];
+    })
+    .await;
+    let dev = fixture.client("dev").await;
+    let mut source = 0;
+    let mut verdict = async |destination: SocketAddr| {
+        source += 1;
+        let id = ConnId::new(Transport::Tcp, ([10, 1, 1, 1], source).into(), destination);
+        let wait = Duration::from_secs(1);
+        let mut end = End::open(&dev, id, wait, &[]).await.unwrap();
+        end.expect(Message::StreamOk(2)).await;
+        end.next().await.unwrap().unwrap()
+    };
+    for port in [fixture.address.port(), metrics] {
+        for ip in [
+            "127.0.0.1",
+            "127.0.0.9",
+            "0.0.0.0",
+            "::1",
+            "::ffff:127.0.0.1",
+        ] {
+            let own = SocketAddr::new(ip.parse().unwrap(), port);
+            assert_eq!(verdict(own).await, Message::DialReject, "{own}");
+        }
+    }
+    for ip in [
+        "169.254.169.254",
+        "::ffff:169.254.169.254",
+        "fe80::1",
+        "fd00:ec2::254",
+    ] {
+        let metadata = SocketAddr::new(ip.parse().unwrap(), 80);
+        assert_eq!(verdict(metadata).await, Message::DialReject, "{metadata}");
+    }
+    // Tried, whatever comes of it.
+    verdict("169.254.20.10:9".parse().unwrap()).await;
+    let mut scrape = tokio::net::TcpStream::connect(("127.0.0.1", metrics))
+        .await
+        .unwrap();
+    scrape
+        .write_all(b"GET /metrics HTTP/1.1\r\nhost: m\r\nconnection: close\r\n\r\n")
+        .await
+        .unwrap();
+    let mut page = String::new();
+    within_timeout(scrape.read_to_string(&mut page))
+        .await
+        .unwrap();
+    for counted in [
+        "traffic_manager_limits_total{limit=\"dial_own_port\"} 10",
+        "traffic_manager_limits_total{limit=\"dial_link_local\"} 4",
+    ] {
+        assert!(page.contains(counted), "{counted} in {page}");
+    }
 }
 
 #[tokio::test]

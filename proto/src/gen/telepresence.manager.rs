@@ -15,6 +15,10 @@ pub struct ClientInfo {
     pub api_key: ::prost::alloc::string::String,
     #[prost(string, tag = "6")]
     pub namespace: ::prost::alloc::string::String,
+    /// Ours; others ignore it. The client keeps watches open as long as it lives and comes back with its
+    /// session, so that it is gone a short time after its last watch.
+    #[prost(bool, tag = "1001")]
+    pub keeps_watches: bool,
 }
 /// Who an agent is. Replicas of one workload must agree in name, product, version and mechanisms.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -58,6 +62,10 @@ pub struct AgentInfo {
     /// Managers since 2.22 build the session id from it: without it a second agent is refused.
     #[prost(string, tag = "14")]
     pub pod_uid: ::prost::alloc::string::String,
+    /// Ours; others ignore it. A key by which the agent proves to workstations that it is the announced
+    /// one.
+    #[prost(bytes = "bytes", tag = "1001")]
+    pub proof_key: ::prost::bytes::Bytes,
 }
 /// Nested message and enum types in `AgentInfo`.
 pub mod agent_info {
@@ -246,6 +254,12 @@ pub struct InterceptInfo {
         ::prost::alloc::string::String,
         i32,
     >,
+    /// Ours; others ignore it. Requests that the workstation got, and that the app got because it was not
+    /// reached, as the agents have reported them.
+    #[prost(uint64, tag = "1001")]
+    pub hits: u64,
+    #[prost(uint64, tag = "1002")]
+    pub failed_open: u64,
 }
 /// All intercepts visible to the watching session.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -419,6 +433,19 @@ pub struct TunnelMetrics {
     pub ingress_bytes: u64,
     #[prost(uint64, tag = "3")]
     pub egress_bytes: u64,
+    /// Ours; others ignore it. An intercept whose requests go to the app, because its workstation is not
+    /// reached: how many in all so far, and why; without a reason it is reached again.
+    #[prost(string, tag = "1001")]
+    pub intercept_id: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "1002")]
+    pub failed_open: u64,
+    #[prost(string, tag = "1003")]
+    pub failure: ::prost::alloc::string::String,
+    /// Requests that the workstation got so far from this agent, and the agent's session.
+    #[prost(uint64, tag = "1004")]
+    pub hits: u64,
+    #[prost(string, tag = "1005")]
+    pub agent_session_id: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AgentsRequest {
@@ -462,6 +489,9 @@ pub struct AgentPodInfo {
     pub workload_name: ::prost::alloc::string::String,
     #[prost(string, tag = "7")]
     pub pod_id: ::prost::alloc::string::String,
+    /// Ours; others ignore it. AgentInfo.proof_key
+    #[prost(bytes = "bytes", tag = "1001")]
+    pub proof_key: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AgentPodInfoSnapshot {
@@ -517,6 +547,15 @@ pub struct EnsureAgentRequest {
     pub name: ::prost::alloc::string::String,
     #[prost(string, tag = "3")]
     pub namespace: ::prost::alloc::string::String,
+}
+/// Asks for the removal of agents from workloads of the session's namespace.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UninstallAgentsRequest {
+    #[prost(message, optional, tag = "1")]
+    pub session_info: ::core::option::Option<SessionInfo>,
+    /// Names of the workloads; none means all.
+    #[prost(string, repeated, tag = "2")]
+    pub agents: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RemoveInterceptRequest2 {
@@ -1728,6 +1767,30 @@ pub mod manager_client {
                 .insert(GrpcMethod::new("telepresence.manager.Manager", "EnsureAgent"));
             self.inner.unary(req, path, codec).await
         }
+        /// Since 2.22.
+        pub async fn uninstall_agents(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UninstallAgentsRequest>,
+        ) -> std::result::Result<tonic::Response<()>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/telepresence.manager.Manager/UninstallAgents",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("telepresence.manager.Manager", "UninstallAgents"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
         pub async fn prepare_intercept(
             &mut self,
             request: impl tonic::IntoRequest<super::CreateInterceptRequest>,
@@ -2290,6 +2353,11 @@ pub mod manager_server {
             tonic::Response<super::AgentInfoSnapshot>,
             tonic::Status,
         >;
+        /// Since 2.22.
+        async fn uninstall_agents(
+            &self,
+            request: tonic::Request<super::UninstallAgentsRequest>,
+        ) -> std::result::Result<tonic::Response<()>, tonic::Status>;
         async fn prepare_intercept(
             &self,
             request: tonic::Request<super::CreateInterceptRequest>,
@@ -3572,6 +3640,51 @@ pub mod manager_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = EnsureAgentSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/telepresence.manager.Manager/UninstallAgents" => {
+                    #[allow(non_camel_case_types)]
+                    struct UninstallAgentsSvc<T: Manager>(pub Arc<T>);
+                    impl<
+                        T: Manager,
+                    > tonic::server::UnaryService<super::UninstallAgentsRequest>
+                    for UninstallAgentsSvc<T> {
+                        type Response = ();
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UninstallAgentsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Manager>::uninstall_agents(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UninstallAgentsSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::document::{Node, Value};
 use crate::duration::GoDuration;
 use crate::fault::{Fault, Faults};
+use crate::near;
 
 /// Shortest plausible integer duration: smaller ones were hardly meant in nanoseconds.
 const MIN_PLAUSIBLE_INTERVAL: Duration = Duration::from_millis(1);
@@ -38,6 +39,8 @@ pub(super) struct Section {
     pub(super) place: Place,
     /// Keys as written, with their values; no nulls.
     fields: Vec<(String, Field)>,
+    /// Keys that were asked for.
+    known: Vec<String>,
 }
 
 impl Place {
@@ -129,6 +132,10 @@ impl Field {
         matches!(self.node.value, Value::Null)
     }
 
+    pub(super) fn is_map(&self) -> bool {
+        matches!(self.node.value, Value::Map(_))
+    }
+
     pub(super) fn is_list(&self) -> bool {
         matches!(self.node.value, Value::List(_))
     }
@@ -138,6 +145,7 @@ impl Field {
         let mut section = Section {
             place: self.place.clone(),
             fields: Vec::new(),
+            known: Vec::new(),
         };
         match self.node.value {
             Value::Map(entries) => {
@@ -405,6 +413,7 @@ impl Section {
 
     /// Takes the field with this name, in any letter case, unless absent or null.
     pub(super) fn take(&mut self, key: &str) -> Option<Field> {
+        self.known.push(key.to_owned());
         let at = self
             .fields
             .iter()
@@ -463,6 +472,16 @@ impl Section {
         self.take(key)?.duration(notes)
     }
 
+    /// Takes a whole number that is not negative.
+    pub(super) fn count(&mut self, key: &str, notes: &mut Notes<'_>) -> Option<u64> {
+        let field = self.take(key)?;
+        let number = field.as_integer().and_then(|n| u64::try_from(n).ok());
+        if number.is_none() {
+            notes.unfit(&field, "not a whole number", "write 0 or more");
+        }
+        number
+    }
+
     /// Takes a text that stands for a value; an empty one is none.
     pub(super) fn word<T: FromStr<Err: std::fmt::Display>>(
         &mut self,
@@ -488,6 +507,7 @@ impl Section {
             None => Section {
                 place: self.place.child(key),
                 fields: Vec::new(),
+                known: Vec::new(),
             },
         }
     }
@@ -495,16 +515,18 @@ impl Section {
     /// Warns of all fields not taken, except for keys known to belong to others.
     pub(super) fn finish(self, not_for_us: &[&str], notes: &mut Notes<'_>) {
         for (key, field) in self.fields {
-            if !not_for_us
+            if not_for_us
                 .iter()
                 .any(|known| known.eq_ignore_ascii_case(&key))
             {
-                notes.warn(
-                    &field.place,
-                    "unknown key, ignored",
-                    "check the spelling, or remove it",
-                );
+                continue;
             }
+            let known = self.known.iter().map(String::as_str);
+            let remedy = match near::nearest(&key, known.chain(not_for_us.iter().copied())) {
+                Some(meant) => format!("did you mean {meant}?"),
+                None => "check the spelling, or remove it".to_owned(),
+            };
+            notes.warn(&field.place, "unknown key, ignored", &remedy);
         }
     }
 }

@@ -6,8 +6,8 @@ use super::document::Node;
 use super::fields::{Field, Notes, Place, Section};
 use super::targets::{self, Placed};
 use super::{
-    Container, Drain, Envoy, ExpiredNotifications, InterceptEntry, MountPolicy, Replace, Role,
-    Sidecar,
+    Container, Drain, Envoy, ExpiredNotifications, Generation, InterceptEntry, MountPolicy,
+    Replace, Role, Sidecar,
 };
 use crate::fault::Faults;
 use crate::port::{AgentPort, AppPort, ProxyPort, Transport};
@@ -36,7 +36,13 @@ const POLICIES: &str = "write Remote, RemoteReadonly, Local or Ignore";
 /// An entry with its place, or none if it is faulty.
 type ReadEntry = Option<(InterceptEntry, Place)>;
 
-pub(super) fn sidecar(root: Node, source: &str, role: Role) -> Result<Sidecar, Faults> {
+/// Reads a document of this generation.
+pub(super) fn sidecar(
+    root: Node,
+    source: &str,
+    role: Role,
+    generation: Generation,
+) -> Result<Sidecar, Faults> {
     let mut notes = Notes::new(source);
     let root = Field::root(root);
     if root.is_null() {
@@ -51,8 +57,27 @@ pub(super) fn sidecar(root: Node, source: &str, role: Role) -> Result<Sidecar, F
         );
         return Err(notes.faults);
     }
+    // Nothing else can be said of it: it has no keys that could be missing.
+    if !root.is_map() {
+        let place = Place {
+            path: source.to_owned(),
+            line: None,
+        };
+        let problem = if root.is_list() {
+            "a list, where a map is expected"
+        } else {
+            "a single value, where a map is expected"
+        };
+        notes.missing(
+            &place,
+            problem,
+            "write key: value pairs, such as agentName: web",
+        );
+        return Err(notes.faults);
+    }
     let mut root = root.section(&mut notes);
-    let sidecar = top(&mut root, role, &mut notes);
+    let mut sidecar = top(&mut root, role, generation, &mut notes);
+    sidecar.containers = containers(&mut root, generation, &mut notes);
     root.finish(NOT_FOR_US, &mut notes);
     notes.faults.into_result()?;
     Ok(Sidecar {
@@ -61,8 +86,8 @@ pub(super) fn sidecar(root: Node, source: &str, role: Role) -> Result<Sidecar, F
     })
 }
 
-/// Reads everything. Faulty values are recorded and treated as absent.
-fn top(root: &mut Section, role: Role, notes: &mut Notes<'_>) -> Sidecar {
+/// Reads everything but the containers. Faulty values are recorded and treated as absent.
+fn top(root: &mut Section, role: Role, generation: Generation, notes: &mut Notes<'_>) -> Sidecar {
     let mut needed = |key: &str, remedy: &str, notes: &mut Notes<'_>| match role {
         Role::Agent => root.required_text(key, remedy, notes).unwrap_or_default(),
         Role::Init => root.text(key, notes).unwrap_or_default(),
@@ -75,6 +100,7 @@ fn top(root: &mut Section, role: Role, notes: &mut Notes<'_>) -> Sidecar {
         notes,
     );
     Sidecar {
+        generation,
         agent_name,
         namespace,
         manager_host,
@@ -90,6 +116,7 @@ fn top(root: &mut Section, role: Role, notes: &mut Notes<'_>) -> Sidecar {
         watch_retry_interval: interval(root, "watchRetryInterval", Duration::from_secs(10), notes),
         app_protocol_strategy: root.word("appProtocolStrategy", notes).unwrap_or_default(),
         envoy: envoy(root, notes),
+        metrics_port: metrics_port(root, notes),
         expired_notifications: expired_notifications(root, notes),
         session_grace: root
             .duration("sessionGrace", notes)
@@ -101,20 +128,42 @@ fn top(root: &mut Section, role: Role, notes: &mut Notes<'_>) -> Sidecar {
         mesh_dial_subnets: root
             .take("meshDialSubnets")
             .map_or_else(Vec::new, |field| subnets(field, notes)),
-        containers: containers(root, notes),
+        dial_allow: dial_allow(root, notes),
+        limits: root
+            .take("limits")
+            .map_or_else(Vec::new, |field| limits(field, notes)),
+        containers: Vec::new(),
         warnings: Vec::new(),
     }
 }
 
+/// Reads `envoy`, and where it says nothing the flat keys of the original's vendor build.
 fn envoy(root: &mut Section, notes: &mut Notes<'_>) -> Envoy {
+    let log_level = root.word("envoyLogLevel", notes);
+    let server_port = root.port("envoyServerPort", notes);
+    let admin_port = root.port("envoyAdminPort", notes);
+    // Unused connections are let go by themselves, so the value is only checked.
+    let mut idle = root.section("envoyHttpIdleTimeout", notes);
+    for part in ["seconds", "nanos"] {
+        idle.count(part, notes);
+    }
+    idle.finish(&[], notes);
     let mut section = root.section("envoy", notes);
     let envoy = Envoy {
-        log_level: section.word("logLevel", notes),
-        server_port: section.port("serverPort", notes),
-        admin_port: section.port("adminPort", notes),
+        log_level: section.word("logLevel", notes).or(log_level),
+        server_port: section.port("serverPort", notes).or(server_port),
+        admin_port: section.port("adminPort", notes).or(admin_port),
     };
     section.finish(&[], notes);
     envoy
+}
+
+/// Reads `metrics.port`; 0 is none, as in the charts.
+fn metrics_port(root: &mut Section, notes: &mut Notes<'_>) -> Option<u16> {
+    let mut section = root.section("metrics", notes);
+    let port = section.port("port", notes).filter(|port| *port != 0);
+    section.finish(&[], notes);
+    port
 }
 
 fn expired_notifications(root: &mut Section, notes: &mut Notes<'_>) -> ExpiredNotifications {
@@ -143,6 +192,27 @@ fn drain(root: &mut Section, notes: &mut Notes<'_>) -> Drain {
     drain
 }
 
+fn dial_allow(root: &mut Section, notes: &mut Notes<'_>) -> Vec<String> {
+    let mut section = root.section("dial", notes);
+    let allowed = section
+        .take("allow")
+        .map_or_else(Vec::new, |field| subnets(field, notes));
+    section.finish(&[], notes);
+    allowed
+}
+
+/// Reads names with numbers or texts; the agent knows which of them exist.
+fn limits(field: Field, notes: &mut Notes<'_>) -> Vec<(String, String)> {
+    let entries = field.entries(notes).into_iter();
+    let value = |field: Field, notes: &mut Notes<'_>| match field.as_integer() {
+        Some(number) => Some(number.to_string()),
+        None => field.text(notes),
+    };
+    entries
+        .filter_map(|(name, field)| Some((name, value(field, notes)?)))
+        .collect()
+}
+
 /// Reads a list of subnets, or one text with commas between them.
 fn subnets(field: Field, notes: &mut Notes<'_>) -> Vec<String> {
     let texts: Vec<String> = if field.is_null() {
@@ -167,10 +237,10 @@ fn interval(root: &mut Section, key: &str, default: Duration, notes: &mut Notes<
         .unwrap_or(default)
 }
 
-fn containers(root: &mut Section, notes: &mut Notes<'_>) -> Vec<Container> {
+fn containers(root: &mut Section, generation: Generation, notes: &mut Notes<'_>) -> Vec<Container> {
     let (mut containers, mut entries) = (Vec::new(), Vec::new());
     for field in root.list("containers", notes) {
-        let (container, own) = container(field, notes);
+        let (container, own) = container(field, generation, notes);
         containers.push(container);
         entries.push(own);
     }
@@ -179,8 +249,8 @@ fn containers(root: &mut Section, notes: &mut Notes<'_>) -> Vec<Container> {
         .iter()
         .zip(&entries)
         .flat_map(|(container, own)| {
-            own.iter().flatten().map(|(entry, place)| Placed {
-                container: &container.name,
+            own.iter().flatten().map(move |(entry, place)| Placed {
+                container,
                 entry,
                 place,
             })
@@ -193,7 +263,11 @@ fn containers(root: &mut Section, notes: &mut Notes<'_>) -> Vec<Container> {
     containers
 }
 
-fn container(field: Field, notes: &mut Notes<'_>) -> (Container, Vec<ReadEntry>) {
+fn container(
+    field: Field,
+    generation: Generation,
+    notes: &mut Notes<'_>,
+) -> (Container, Vec<ReadEntry>) {
     let mut section = field.section(notes);
     let container = Container {
         name: section
@@ -206,7 +280,7 @@ fn container(field: Field, notes: &mut Notes<'_>) -> (Container, Vec<ReadEntry>)
             .map_or_else(Vec::new, |field| mounts(field, notes)),
         replace: section
             .take("replace")
-            .and_then(|field| replace(&field, notes))
+            .and_then(|field| replace(&field, generation, notes))
             .unwrap_or_default(),
         intercepts: Vec::new(),
     };
@@ -252,14 +326,17 @@ fn policies(field: Field, notes: &mut Notes<'_>) -> Vec<(String, MountPolicy)> {
     policies
 }
 
-fn replace(field: &Field, notes: &mut Notes<'_>) -> Option<Replace> {
+fn replace(field: &Field, generation: Generation, notes: &mut Notes<'_>) -> Option<Replace> {
     let number = field
         .as_flag()
         .map(i128::from)
         .or_else(|| field.as_integer());
     match number {
         Some(0) => Some(Replace::Intercept),
-        Some(1) => Some(Replace::Container),
+        Some(1) => Some(match generation {
+            Generation::ConfigMap => Replace::Sleeper,
+            Generation::Annotation => Replace::Container,
+        }),
         Some(2) => Some(Replace::Inactive),
         _ => {
             notes.unfit(

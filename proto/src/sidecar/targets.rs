@@ -2,7 +2,7 @@
 //! not conflict.
 
 use super::fields::{Notes, Place};
-use super::{InterceptEntry, Sidecar};
+use super::{Container, InterceptEntry, Replace, Sidecar};
 use crate::port::{AgentPort, AppPort, ProxyPort, Transport};
 
 /// Offset added to an agent port, together with the number of all entries, to get its proxy port.
@@ -19,6 +19,8 @@ pub struct Target {
     pub agent_port: AgentPort,
     /// Transport of both.
     pub transport: Transport,
+    /// The container is gone, and the agent listens on its port.
+    pub replaced: bool,
     /// An entry's service names the target by number.
     pub numeric: bool,
     /// An entry's service is headless.
@@ -33,9 +35,18 @@ pub struct Target {
 
 impl Target {
     /// Returns true if callers reach the agent by a redirect of the app's port, and not by the
-    /// port's name.
+    /// port's name or in place of the app.
     pub fn is_redirected(&self) -> bool {
-        self.numeric || self.headless
+        !self.replaced && (self.numeric || self.headless)
+    }
+
+    /// Returns the port the agent listens on.
+    pub fn listen_port(&self) -> u16 {
+        if self.replaced {
+            self.container_port.get()
+        } else {
+            self.agent_port.get()
+        }
     }
 }
 
@@ -51,14 +62,14 @@ impl Sidecar {
             container
                 .intercepts
                 .iter()
-                .map(|entry| (&container.name, entry))
+                .map(move |entry| (container, entry))
         });
         merge(entries, total)
     }
 }
 
 fn merge<'a>(
-    entries: impl Iterator<Item = (&'a String, &'a InterceptEntry)>,
+    entries: impl Iterator<Item = (&'a Container, &'a InterceptEntry)>,
     total: usize,
 ) -> Vec<Target> {
     let mut targets: Vec<Target> = Vec::new();
@@ -78,7 +89,8 @@ fn merge<'a>(
                 target.entries.push(entry.clone());
             }
             None => targets.push(Target {
-                container: container.clone(),
+                container: container.name.clone(),
+                replaced: container.replace == Replace::Container,
                 container_port: entry.container_port,
                 agent_port: entry.agent_port,
                 transport: entry.transport,
@@ -112,7 +124,7 @@ fn proxy_number(target: &Target, total: usize) -> usize {
 
 /// An entry as read, with its container and place.
 pub(super) struct Placed<'a> {
-    pub(super) container: &'a String,
+    pub(super) container: &'a Container,
     pub(super) entry: &'a InterceptEntry,
     pub(super) place: &'a Place,
 }
@@ -192,7 +204,7 @@ fn check_alike_in_detail(
             "declare one protocol for one port; the first one counts",
         );
     }
-    if first.container != other.container {
+    if first.container.name != other.container.name {
         let problem = format!(
             "shares agentPort {} with {} of another container",
             b.agent_port, first.place.path

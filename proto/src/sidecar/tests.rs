@@ -220,6 +220,7 @@ fn settings_of_our_own_are_read() {
     let sidecar = init(
         "appProtocolStrategy: PORTNAME
 envoy: {logLevel: warning, serverPort: 15001, adminPort: 15000}
+metrics: {port: 15020}
 expiredNotifications: {enabled: yes, deadline: 1h30m}
 sessionGrace: 0s
 drain:
@@ -234,6 +235,8 @@ drain:
         admin_port: Some(15000),
     };
     assert_eq!(sidecar.envoy, envoy);
+    assert_eq!(sidecar.metrics_port, Some(15020));
+    assert_eq!(init("metrics: {port: 0}\n").metrics_port, None);
     assert!(sidecar.expired_notifications.enabled);
     assert_eq!(
         sidecar.expired_notifications.deadline,
@@ -318,9 +321,43 @@ fn unknown_keys_are_ignored_with_one_warning_each() {
         [
             "containers[0].future: unknown key, ignored (config.yaml line 5); check the spelling, \
             or remove it",
-            "agentNaem: unknown key, ignored (config.yaml line 1); check the spelling, or remove \
-            it",
+            "agentNaem: unknown key, ignored (config.yaml line 1); did you mean agentName?",
         ]
+    );
+}
+
+#[test]
+fn a_list_or_a_value_instead_of_a_map_is_one_fault() {
+    for (yaml, what) in [
+        ("- agentName: x\n", "a list"),
+        ("just words", "a single value"),
+    ] {
+        let faults = from_yaml(yaml, "config.yaml", Role::Agent).unwrap_err();
+        assert_eq!(faults.len(), 1, "{faults}");
+        let text = faults.to_string();
+        assert!(
+            text.starts_with(&format!("config.yaml: {what}, where a map")),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn flat_keys_of_the_vendor_build_stand_in_for_envoys_own() {
+    let flat = "EnvoyLogLevel: debug\nEnvoyServerPort: 18001\nEnvoyAdminPort: 19001\n\
+                envoyHttpIdleTimeout: {seconds: 70, nanos: 5}\n";
+    assert_eq!(warnings(flat), [""; 0]);
+    let envoy = init(flat).envoy;
+    assert_eq!(envoy.log_level, Some(LogLevel::Debug));
+    assert_eq!(
+        (envoy.server_port, envoy.admin_port),
+        (Some(18001), Some(19001))
+    );
+    let both = format!("{flat}envoy: {{serverPort: 18002}}\n");
+    let envoy = init(&both).envoy;
+    assert_eq!(
+        (envoy.server_port, envoy.admin_port),
+        (Some(18002), Some(19001))
     );
 }
 
@@ -404,6 +441,34 @@ fn replace_is_a_number_or_a_boolean() {
         let sidecar = init(&format!("containers:\n- name: app\n  replace: {written}\n"));
         assert_eq!(sidecar.containers[0].replace, replace, "{written}");
     }
+}
+
+/// Managers up to 2.21 leave a program that does nothing in the container, and everything else as
+/// it was; later ones remove the container, and the agent takes its ports.
+#[test]
+fn the_agent_takes_the_ports_of_a_replaced_container_from_2_22_on() {
+    let yaml = "{containers: [\
+        {name: app, replace: 1, intercepts: [\
+          {containerPort: 8080, agentPort: 9900, protocol: TCP, targetPortNumeric: true},\
+          {containerPort: 8443, agentPort: 9901, protocol: TCP}]},\
+        {name: side, intercepts: [\
+          {containerPort: 7000, agentPort: 9902, protocol: TCP, headless: true}]}]}";
+    let listeners = |sidecar: Sidecar| -> Vec<_> {
+        let targets = sidecar.targets();
+        let seen = targets.iter().map(|target| {
+            assert_eq!(target.is_redirected(), target.proxy_port.is_some());
+            (target.listen_port(), target.proxy_port.map(ProxyPort::get))
+        });
+        seen.collect()
+    };
+    assert_eq!(
+        listeners(from_config_map(yaml, "config.yaml", Role::Init).unwrap()),
+        [(9900, Some(9914)), (9901, None), (9902, Some(9916))]
+    );
+    assert_eq!(
+        listeners(init(yaml)),
+        [(8080, None), (8443, None), (9902, Some(9916))]
+    );
 }
 
 #[test]

@@ -24,8 +24,15 @@ pub struct Answer {
     pub body: String,
 }
 
+impl Namespace<'_> {
+    /// A pod that asks others; waits until it is up.
+    pub fn caller(&self) -> Caller<'_> {
+        Caller::start(self)
+    }
+}
+
 impl<'a> Caller<'a> {
-    pub(crate) fn start(namespace: &'a Namespace<'a>) -> Self {
+    fn start(namespace: &'a Namespace<'a>) -> Self {
         static STARTED: AtomicUsize = AtomicUsize::new(0);
         let pod = format!("caller-{}", STARTED.fetch_add(1, Ordering::Relaxed));
         namespace.apply(&format!(

@@ -16,8 +16,8 @@ use kube::runtime::watcher::{self, watcher};
 use kube::{Client, Config, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
 
-use crate::namespace::Namespace;
 use crate::rig::{self, Kind};
 
 /// How long a cluster may take for anything: pods start in seconds, but many do at once.
@@ -114,6 +114,14 @@ impl Cluster {
         self.runtime.block_on(future)
     }
 
+    /// Starts a task on it.
+    pub(crate) fn spawn(
+        &self,
+        future: impl Future<Output = ()> + Send + 'static,
+    ) -> JoinHandle<()> {
+        self.runtime.spawn(future)
+    }
+
     /// kubectl with every right.
     pub fn kubectl(&self) -> Command {
         Command::new(self.folder.join("kubectl"))
@@ -133,6 +141,41 @@ impl Cluster {
         command
     }
 
+    /// Gives the images of our programs to the node, as `tests/cluster/test` does for the shared
+    /// cluster.
+    pub fn load_our_images(&self) {
+        let debug = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/images-debug");
+        let folder = std::env::var_os("IMAGES").map_or_else(debug, PathBuf::from);
+        let architectures = std::fs::read_dir(&folder).unwrap_or_else(|error| {
+            panic!("{}: {error}; tests/cluster/test makes it", folder.display())
+        });
+        for architecture in architectures {
+            let folder = architecture.unwrap().path();
+            for image in ["traffic-agent.tar", "traffic-manager.tar"] {
+                self.load_image(&folder.join(image));
+            }
+        }
+    }
+
+    /// Sends SIGKILL to the first process of a container.
+    pub(crate) fn kill_container(&self, id: &str) {
+        let socket = self.folder.join("run/containerd.sock");
+        let mut ctr = Command::new("ctr");
+        ctr.arg("--address").arg(socket);
+        ctr.args([
+            "--namespace",
+            "k8s.io",
+            "tasks",
+            "kill",
+            "--signal",
+            "SIGKILL",
+            id,
+        ]);
+        let killed = ctr.output().unwrap();
+        let said = String::from_utf8_lossy(&killed.stderr);
+        assert!(killed.status.success(), "ctr: {said}");
+    }
+
     /// Gives an image archive to the node. Pods use it with `imagePullPolicy: Never`.
     pub fn load_image(&self, archive: &Path) {
         rig::run(&self.folder, &["load", archive.to_str().unwrap()]);
@@ -149,16 +192,6 @@ impl Cluster {
             client: self.block_on(client(&kubeconfig)),
             kubeconfig,
         }
-    }
-
-    /// A namespace for one test, with a name that begins with `name`.
-    pub fn namespace(&self, name: &str) -> Namespace<'_> {
-        Namespace::create(self, name, &[])
-    }
-
-    /// The same with labels, which webhooks and Pod Security select by.
-    pub fn namespace_with(&self, name: &str, labels: &[(&str, &str)]) -> Namespace<'_> {
-        Namespace::create(self, name, labels)
     }
 
     /// Creates or changes the objects of a YAML text; those of a namespaced kind that name no

@@ -29,13 +29,15 @@ pub struct Tally {
     done: bool,
 }
 
+impl Namespace<'_> {
+    /// A pod that sends requests at a steady rate until told to stop.
+    pub fn load(&self, url: &str, rate: u32, options: &[&str]) -> Load<'_> {
+        Load::start(self, url, rate, options)
+    }
+}
+
 impl<'a> Load<'a> {
-    pub(crate) fn start(
-        namespace: &'a Namespace<'a>,
-        url: &str,
-        rate: u32,
-        options: &[&str],
-    ) -> Self {
+    fn start(namespace: &'a Namespace<'a>, url: &str, rate: u32, options: &[&str]) -> Self {
         static STARTED: AtomicUsize = AtomicUsize::new(0);
         let pod = format!("load-{}", STARTED.fetch_add(1, Ordering::Relaxed));
         let rate = rate.to_string();

@@ -2,6 +2,13 @@
 
 use std::path::Path;
 
+use harness::wait::until;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use kube::api::DeleteParams;
+
+use crate::cluster::Cluster;
 use crate::namespace::Namespace;
 
 /// An installed manager. Dropping it uninstalls the chart.
@@ -22,6 +29,13 @@ impl<'a> Manager<'a> {
         let scope = serde_json::json!({"managerRbac": {"namespaced": true, "namespaces": names}});
         let manager = Self { namespace };
         manager.upgrade(&[&scope, values]);
+        manager
+    }
+
+    /// Installs it for the whole cluster, which has to be one that no other test uses.
+    pub fn install_for_all(namespace: &'a Namespace<'a>, values: &serde_json::Value) -> Self {
+        let manager = Self { namespace };
+        manager.upgrade(&[values]);
         manager
     }
 
@@ -59,10 +73,64 @@ impl<'a> Manager<'a> {
         );
     }
 
+    /// Its cluster.
+    pub fn cluster(&self) -> &'a Cluster {
+        self.namespace.cluster()
+    }
+
+    /// Name of its namespace.
+    pub fn namespace(&self) -> &'a str {
+        self.namespace.name()
+    }
+
     /// Name of a manager's pod.
     pub fn pod(&self) -> String {
         let mut pods = self.namespace.pods("app=traffic-manager");
         pods.pop().expect("a pod of the manager")
+    }
+
+    /// Name of the pod whose manager leads.
+    pub fn leader(&self) -> String {
+        let leases: Api<Lease> = self.namespace.api();
+        until("a manager that leads", || {
+            let lease = self.cluster().block_on(leases.get("traffic-manager"));
+            let holder = lease.ok()?.spec?.holder_identity?;
+            let (pod, _) = holder.rsplit_once('_')?;
+            Some(pod.to_owned())
+        })
+    }
+
+    /// Kills the manager's process as a crash would; the kubelet starts it again.
+    pub fn kill(&self) {
+        self.kill_in(&self.pod());
+    }
+
+    /// The same in one of its pods.
+    pub fn kill_in(&self, pod: &str) {
+        let pod = self.namespace.ready_pod(pod);
+        let statuses = pod.status.unwrap().container_statuses.unwrap();
+        let id = statuses[0].container_id.as_ref().unwrap();
+        let id = id.trim_start_matches("containerd://");
+        self.cluster().kill_container(id);
+    }
+
+    /// Deletes the manager's pod, and waits until another one is there.
+    pub fn delete_pod(&self) {
+        let pods: Api<Pod> = self.namespace.api();
+        let name = self.pod();
+        let deleted = self
+            .cluster()
+            .block_on(pods.delete(&name, &DeleteParams::default()));
+        deleted.unwrap();
+        until("another pod of the manager", || {
+            let others = self.namespace.pods("app=traffic-manager");
+            others.iter().any(|it| *it != name).then_some(())
+        });
+    }
+
+    /// Waits until the manager is ready.
+    pub fn is_ready(&self) {
+        self.namespace.rolled_out("traffic-manager");
     }
 
     /// What its pods have printed.

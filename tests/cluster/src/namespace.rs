@@ -11,9 +11,7 @@ use kube::{Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::io::AsyncReadExt;
 
-use crate::caller::Caller;
 use crate::cluster::Cluster;
-use crate::load::Load;
 
 /// A namespace. Dropping it deletes all that is in it, and prints its state if the test is failing.
 #[derive(Debug)]
@@ -33,8 +31,20 @@ pub struct Output {
     pub success: bool,
 }
 
+impl Cluster {
+    /// A namespace for one test, with a name that begins with `name`.
+    pub fn namespace(&self, name: &str) -> Namespace<'_> {
+        Namespace::create(self, name, &[])
+    }
+
+    /// The same with labels, which webhooks and Pod Security select by.
+    pub fn namespace_with(&self, name: &str, labels: &[(&str, &str)]) -> Namespace<'_> {
+        Namespace::create(self, name, labels)
+    }
+}
+
 impl<'a> Namespace<'a> {
-    pub(crate) fn create(cluster: &'a Cluster, begins: &str, labels: &[(&str, &str)]) -> Self {
+    fn create(cluster: &'a Cluster, begins: &str, labels: &[(&str, &str)]) -> Self {
         static CREATED: AtomicUsize = AtomicUsize::new(0);
         let number = CREATED.fetch_add(1, Ordering::Relaxed);
         // A cluster that stays up sees many processes of tests.
@@ -130,12 +140,16 @@ impl<'a> Namespace<'a> {
 
     /// Names of the pods with a label, such as `app=web`, that are not ending.
     pub fn pods(&self, labels: &str) -> Vec<String> {
-        let (api, chosen) = (self.api::<Pod>(), ListParams::default().labels(labels));
-        let pods = self.cluster.block_on(api.list(&chosen)).unwrap();
-        pods.iter()
-            .filter(|pod| pod.metadata.deletion_timestamp.is_none())
-            .map(ResourceExt::name_any)
+        let pods = self.pods_with(labels).into_iter();
+        pods.filter(|pod| pod.metadata.deletion_timestamp.is_none())
+            .map(|pod| pod.name_any())
             .collect()
+    }
+
+    /// All pods with a label, those that are ending as well.
+    pub fn pods_with(&self, labels: &str) -> Vec<Pod> {
+        let (api, chosen) = (self.api::<Pod>(), ListParams::default().labels(labels));
+        self.cluster.block_on(api.list(&chosen)).unwrap().items
     }
 
     /// A Deployment of the test app and a Service of the same name, port 80; waits until it is up.
@@ -167,16 +181,6 @@ spec: {{selector: {{app: {name}}}, ports: [{{name: http, port: 80, targetPort: {
 "
         ));
         self.rolled_out(name);
-    }
-
-    /// A pod that asks others; waits until it is up.
-    pub fn caller(&self) -> Caller<'_> {
-        Caller::start(self)
-    }
-
-    /// A pod that sends requests at a steady rate until told to stop.
-    pub fn load(&self, url: &str, rate: u32, options: &[&str]) -> Load<'_> {
-        Load::start(self, url, rate, options)
     }
 
     /// Runs a command in a pod's container, or in its default one.
@@ -255,7 +259,7 @@ impl Drop for Namespace<'_> {
     }
 }
 
-fn is_ready(pod: &Pod) -> bool {
+pub(crate) fn is_ready(pod: &Pod) -> bool {
     let conditions = pod
         .status
         .iter()

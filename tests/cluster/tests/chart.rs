@@ -10,41 +10,6 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 
-/// Kinds of other projects that the chart can render; their owners' checks are not ours.
-const FOREIGN_KINDS: [(&str, &str, &str, &str); 6] = [
-    (
-        "cert-manager.io",
-        "Certificate",
-        "certificates",
-        "Namespaced",
-    ),
-    ("cert-manager.io", "Issuer", "issuers", "Namespaced"),
-    (
-        "cert-manager.io",
-        "ClusterIssuer",
-        "clusterissuers",
-        "Cluster",
-    ),
-    (
-        "monitoring.coreos.com",
-        "PodMonitor",
-        "podmonitors",
-        "Namespaced",
-    ),
-    (
-        "monitoring.coreos.com",
-        "ServiceMonitor",
-        "servicemonitors",
-        "Namespaced",
-    ),
-    (
-        "monitoring.coreos.com",
-        "PrometheusRule",
-        "prometheusrules",
-        "Namespaced",
-    ),
-];
-
 pub(crate) fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
@@ -90,89 +55,6 @@ fn managing(namespaces: &[&str]) -> [String; 2] {
         "--set=managerRbac.namespaced=true".into(),
         format!("--set=managerRbac.namespaces={{{}}}", namespaces.join(",")),
     ]
-}
-
-fn install_foreign_kinds(cluster: &Cluster) {
-    for (group, kind, plural, scope) in FOREIGN_KINDS {
-        let versions = "{type: object, x-kubernetes-preserve-unknown-fields: true}";
-        cluster.apply_in(
-            "default",
-            &format!(
-                "
-apiVersion: apiextensions.k8s.io/v1
-kind: CustomResourceDefinition
-metadata: {{name: {plural}.{group}}}
-spec:
-  group: {group}
-  scope: {scope}
-  names: {{kind: {kind}, plural: {plural}, singular: {}}}
-  versions: [{{name: v1, served: true, storage: true, schema: {{openAPIV3Schema: {versions}}}}}]
-",
-                kind.to_lowercase()
-            ),
-        );
-        let established = cluster
-            .kubectl()
-            .args(["wait", "--for=condition=Established", "--timeout=60s"])
-            .arg(format!("crd/{plural}.{group}"))
-            .output()
-            .unwrap();
-        assert!(established.status.success(), "{}", text(&established));
-    }
-}
-
-#[test]
-fn every_object_of_every_family_is_accepted_by_the_api_server() {
-    let cluster = Cluster::shared();
-    install_foreign_kinds(cluster);
-    let (one, two) = (cluster.namespace("family"), cluster.namespace("family"));
-    let both = format!("{{{},{}}}", one.name(), two.name());
-    let everything = [
-        "prometheus.port=9090",
-        "prometheus.podMonitor.enabled=true",
-        "prometheus.serviceMonitor.enabled=true",
-        "prometheus.rules.enabled=true",
-        "dashboard.enabled=true",
-        "networkPolicy.enabled=true",
-        "podDisruptionBudget.enabled=true",
-        "clientRbac.create=true",
-        "clientRbac.subjects[0].kind=Group,clientRbac.subjects[0].name=developers",
-    ];
-    let families = [
-        (
-            "2.20.yaml",
-            vec![
-                format!("managerRbac.namespaces={both}"),
-                format!("clientRbac.namespaces={{{}}}", two.name()),
-            ],
-        ),
-        (
-            "2.31.yaml",
-            vec![
-                format!("namespaces={both}"),
-                format!("clientRbac.namespaces={{{}}}", two.name()),
-            ],
-        ),
-        ("vendor.yaml", everything.map(str::to_owned).to_vec()),
-    ];
-    for (family, sets) in families {
-        let mut flags = vec![format!(
-            "--values={}",
-            root().join("tests/chart/families").join(family).display()
-        )];
-        flags.extend(sets.iter().map(|set| format!("--set={set}")));
-        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-        let rendered = helm_works(cluster, "template", "traffic-manager", one.name(), &flags);
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), rendered).unwrap();
-        let applied = cluster
-            .kubectl()
-            .args(["apply", "--dry-run=server", "--validate=strict", "-f"])
-            .arg(file.path())
-            .output()
-            .unwrap();
-        assert!(applied.status.success(), "{family}: {}", text(&applied));
-    }
 }
 
 #[test]

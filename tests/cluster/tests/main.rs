@@ -1,6 +1,20 @@
 //! Tests on a real cluster, `make test-cluster`.
 #![allow(clippy::unwrap_used)]
 
+mod air;
+mod calm;
 mod chart;
+mod images;
+mod injection;
+mod install;
+mod life;
+mod many;
+mod modes;
+mod older;
+mod page;
 mod redirect;
 mod rig;
+mod rights;
+mod seeds;
+mod troubles;
+mod walk;

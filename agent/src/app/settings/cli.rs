@@ -3,7 +3,9 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use traffic_proto::build_info;
 
 /// The sidecar of an intercepted pod: requests that no intercept matches reach the app unchanged.
 ///
@@ -12,7 +14,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 #[derive(Debug, Parser)]
 #[command(
     name = "traffic-agent",
-    version,
+    version = build_info::LONG,
     args_conflicts_with_subcommands = false
 )]
 pub struct Cli {
@@ -61,6 +63,9 @@ pub struct AgentArgs {
     /// Check the configuration, print its effect, and exit.
     #[arg(long, global = true)]
     pub check: bool,
+    /// With --check: take warnings, such as unknown keys, for faults.
+    #[arg(long, global = true, requires = "check")]
+    pub strict: bool,
     /// Put DIR before every well-known absolute path (not before --config FILE).
     #[arg(long, value_name = "DIR", global = true)]
     pub root: Option<PathBuf>,
@@ -71,6 +76,32 @@ pub struct AgentArgs {
 /// # Errors
 /// Usage errors, and the texts of `--help` and `--version`.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
-    let command = Cli::command().after_help(crate::app::settings::env::help());
-    Cli::from_arg_matches(&command.try_get_matches_from(args)?)
+    let mut command = Cli::command().after_help(crate::app::settings::env::help());
+    let cli = Cli::from_arg_matches(&command.try_get_matches_from_mut(args)?)?;
+    match (&cli.command, cli.agent.of_the_agent()) {
+        (None | Some(Command::Agent), _) | (_, None) => Ok(cli),
+        (Some(_), Some(flag)) => Err(command.error(
+            ErrorKind::ArgumentConflict,
+            format!("{flag} belongs to the agent itself: leave the command or the flag out"),
+        )),
+    }
+}
+
+impl AgentArgs {
+    /// Returns a given flag that means nothing to other commands than the agent.
+    fn of_the_agent(&self) -> Option<&'static str> {
+        let Self {
+            config,
+            check,
+            strict,
+            root: _,
+        } = self;
+        let given = [
+            (config.is_some(), "--config"),
+            (*check, "--check"),
+            (*strict, "--strict"),
+        ];
+        let found = given.into_iter().find(|(is_given, _)| *is_given);
+        found.map(|(_, flag)| flag)
+    }
 }

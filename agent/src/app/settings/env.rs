@@ -30,6 +30,8 @@ variables! {
     SERVER_PORT = "AGENT_ENVOY_SERVER_PORT";
     /// Port of the admin; 19000, 0 for any free one.
     ADMIN_PORT = "AGENT_ENVOY_ADMIN_PORT";
+    /// Port on every address that shows /metrics and nothing else; off by default.
+    METRICS_PORT = "AGENT_METRICS_PORT";
     /// true: requests that match an ended intercept get 503 until the deadline; false (default).
     EXPIRED = "AGENT_EXPIRED_NOTIFICATIONS";
     /// Time an intercept is remembered after its end; 24h.
@@ -50,6 +52,10 @@ variables! {
     LOG_FORMAT = "AGENT_LOG_FORMAT";
     /// Data-path threads; by default the CPU quota, at most 2.
     WORKERS = "AGENT_WORKERS";
+    /// Comma-separated link-local addresses and ranges that workstations may reach through the agent.
+    DIAL_ALLOW = "AGENT_DIAL_ALLOW";
+    /// Comma-separated limits, such as udpFlows=8192; docs/limits.md lists them.
+    LIMITS = "AGENT_LIMITS";
     /// Log level if the configuration names none; info.
     LOG_LEVEL = "LOG_LEVEL";
     /// Pod address (status.podIP), set by the injector; without it the app is dialled on 127.0.0.1.
@@ -59,6 +65,9 @@ variables! {
     /// Pod uid (metadata.uid), set by the injector.
     POD_UID = "_TEL_AGENT_POD_UID";
 }
+
+/// Variables of the system's other programs, which may be set in the agent's container as well.
+pub const OTHERS: [&str; 3] = ["AGENT_GID", "AGENT_UID", "AGENT_ENVOY_HTTP_IDLE_TIMEOUT"];
 
 /// Frequent uses, for `--help`.
 const EXAMPLES: &str = "\

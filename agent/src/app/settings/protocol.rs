@@ -66,6 +66,19 @@ fn declared_or_strategy(
     }
 }
 
+/// Returns the protocol that an unknown value of `appProtocol` was likely meant to be.
+#[must_use]
+pub fn misspelt(word: &str) -> Option<&'static str> {
+    if word.is_empty() || known(word).is_some() {
+        return None;
+    }
+    let usual = [
+        "http", "https", "http2", "grpc", "h2c", "ws", "wss", "tcp", "tls", "udp",
+    ];
+    let word = word.trim();
+    traffic_proto::near::nearest(word.strip_prefix("kubernetes.io/").unwrap_or(word), usual)
+}
+
 /// Parses a value of `appProtocol`.
 fn known(word: &str) -> Option<AppProtocol> {
     let word = word.trim().to_ascii_lowercase();

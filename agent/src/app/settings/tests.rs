@@ -58,7 +58,7 @@ fn the_documented_order_of_sources_holds() {
     let args = cli::AgentArgs {
         root: Some(pod.0.path().to_owned()),
         config: Some(file),
-        check: false,
+        ..Default::default()
     };
     assert_eq!(
         Settings::load(&args, &Env::default())
@@ -67,6 +67,25 @@ fn the_documented_order_of_sources_holds() {
             .agent_name,
         "explicit"
     );
+}
+
+/// Up to 2.21 the agent stays on its port, with the redirect; from 2.22 on it takes the container's.
+#[test]
+fn the_source_of_the_configuration_says_what_a_replacement_is() {
+    let replaced = GOOD
+        .replace("- name: app", "- name: app\n  replace: 1")
+        .replace("{protocol", "{targetPortNumeric: true, protocol");
+    let listener = |settings: Settings| {
+        let target = &settings.targets[0];
+        (target.listen_port(), settings.app_port(target))
+    };
+    let older = Pod::new().with(CONFIG_FILE, &replaced);
+    assert_eq!(listener(older.load(&[]).unwrap()), (9900, 9912));
+    let json = r#"{"agentName":"web","namespace":"shop","managerHost":"tm","containers":[
+        {"name":"app","envPrefix":"A_","mountPoint":"/tel_app_mounts/app","replace":1,"intercepts":[
+        {"targetPortNumeric":true,"protocol":"TCP","containerPort":8080,"agentPort":9900}]}]}"#;
+    let newer = older.load(&[("AGENT_CONFIG", json)]).unwrap();
+    assert_eq!(listener(newer), (8080, 8080));
 }
 
 #[test]
@@ -138,7 +157,7 @@ fn every_fault_of_every_source_is_reported_at_once() {
 fn the_environment_wins_over_the_configuration() {
     let config = format!(
         "{GOOD}logLevel: debug\nsessionGrace: 5s\ndrain: {{lameDuck: 1s, grace: 2s}}\nenvoy: \
-        {{adminPort: 1234}}\n"
+        {{adminPort: 1234}}\nmetrics: {{port: 15020}}\n"
     );
     let pod = Pod::new().with(CONFIG_FILE, &config);
     let settings = pod.load(&[("LOG_LEVEL", "error")]).unwrap();
@@ -148,9 +167,13 @@ fn the_environment_wins_over_the_configuration() {
         "the configuration's level governs"
     );
     assert_eq!((settings.admin_port, settings.server_port), (1234, 18_000));
+    assert_eq!(settings.metrics_port, Some(15_020));
     assert_eq!(settings.remember(), None);
+    let settings = pod.load(&[("AGENT_METRICS_PORT", "15021")]).unwrap();
+    assert_eq!(settings.metrics_port, Some(15_021));
     let settings = pod
         .load(&[
+            ("AGENT_METRICS_PORT", "0"),
             ("AGENT_SESSION_GRACE", "7s"),
             ("AGENT_DRAIN_GRACE", "9s"),
             ("AGENT_ENVOY_ADMIN_PORT", "0"),
@@ -164,6 +187,7 @@ fn the_environment_wins_over_the_configuration() {
     assert_eq!(settings.sidecar.drain.lame_duck, Duration::from_secs(1));
     assert_eq!(settings.sidecar.drain.grace, Duration::from_secs(9));
     assert_eq!(settings.admin_port, 0);
+    assert_eq!(settings.metrics_port, None);
     assert_eq!(settings.remember(), Some(Duration::from_secs(3600)));
     assert_eq!(settings.access_log_headers, ["x-dev", "x-request-id"]);
     assert_eq!(settings.pod_ip, Some("10.1.2.3".parse().unwrap()));
@@ -195,4 +219,87 @@ fn help_lists_every_variable() {
     assert!(
         matches!(cli.command, Some(cli::Command::AgentInit { args }) if args == ["--dry-run", "--help"])
     );
+}
+
+#[test]
+fn what_cannot_be_meant_is_said_by_the_check() {
+    let rows: [(&str, &str, &[&str]); 6] = [
+        (
+            "managerHost: tm",
+            "managerHost: 127.0.0.1:8081",
+            &["managerHost", "managerPort"],
+        ),
+        (
+            "managerHost: tm",
+            "managerHost: http://tm",
+            &["managerHost", "a URL is no host"],
+        ),
+        ("managerHost: tm", "managerHost: '::1'", &[]),
+        (
+            "agentPort: 9900",
+            "agentPort: 18000",
+            &["agentPort=18000", "gRPC API"],
+        ),
+        (
+            "agentPort: 9900",
+            "agentPort: 19000",
+            &["agentPort=19000", "admin"],
+        ),
+        (
+            "containers:",
+            "containers:\n- name: app",
+            &["containers[].name=\"app\""],
+        ),
+    ];
+    for (good, bad, said) in rows {
+        let pod = Pod::new().with(CONFIG_FILE, &GOOD.replace(good, bad));
+        let faults = check::faults(&pod.load(&[]).unwrap());
+        assert_eq!(faults.is_empty(), said.is_empty(), "{bad}: {faults}");
+        for part in said {
+            assert!(faults.to_string().contains(part), "{bad}: {faults}");
+        }
+    }
+}
+
+#[test]
+fn likely_misspellings_are_warnings_with_what_was_meant() {
+    let config = GOOD.replace("{protocol", "{appProtocol: htttp, protocol");
+    let pod = Pod::new().with(CONFIG_FILE, &config);
+    let env = [
+        ("AGENT_ACCESSLOG", "json"),
+        ("AGENT_FOO", "1"),
+        ("AGENT_UID", "1000"),
+        ("AGENT_SERVICE_HOST", "10.0.0.1"),
+    ];
+    let warnings = pod.load(&env).unwrap().warnings;
+    let said: Vec<_> = warnings.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        said,
+        [
+            "appProtocol=\"htttp\": unknown protocol: each connection's first bytes decide; did you mean http?",
+            "AGENT_ACCESSLOG=\"json\": unknown variable, ignored; did you mean AGENT_ACCESS_LOG?",
+            "AGENT_FOO=\"1\": unknown variable, ignored; check the spelling, or remove it; --help lists all variables",
+        ]
+    );
+}
+
+#[test]
+fn a_file_that_is_no_utf8_text_is_named_with_the_way_out() {
+    let utf16: Vec<u8> = [0xfeff_u16]
+        .into_iter()
+        .chain(GOOD.encode_utf16())
+        .flat_map(u16::to_le_bytes)
+        .collect();
+    for (bytes, problem) in [
+        (utf16, "is UTF-16 text"),
+        (vec![0x7f, b'E', 0xff, 0], "is no text"),
+    ] {
+        let pod = Pod::new().with(CONFIG_FILE, "");
+        fs::write(below(pod.0.path(), CONFIG_FILE), bytes).unwrap();
+        let text = pod.load(&[]).unwrap_err().to_string();
+        assert!(text.contains(problem) && text.contains("UTF-8"), "{text}");
+        assert!(!text.contains("permissions"), "{text}");
+    }
+    let marked = format!("\u{feff}{GOOD}");
+    assert!(Pod::new().with(CONFIG_FILE, &marked).load(&[]).is_ok());
 }

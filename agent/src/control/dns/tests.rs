@@ -1,6 +1,6 @@
 use super::*;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 use hickory_proto::op::Message;
 use hickory_proto::rr::rdata::{MX, SRV};

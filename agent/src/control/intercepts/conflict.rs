@@ -2,6 +2,7 @@
 //! by one is matched by the other. Pure.
 
 use traffic_core::routing::matcher::Filters;
+use traffic_core::routing::within;
 
 /// Returns the reason two intercepts conflict; `None` if both can be served.
 #[must_use]
@@ -29,14 +30,6 @@ pub(crate) fn between(held: &Filters, wanted: &Filters) -> Option<&'static str> 
     }
 }
 
-/// Returns true if every clause of `small` has one in `large` that the same value can satisfy.
-fn within(small: &Filters, large: &Filters) -> bool {
-    small
-        .headers
-        .iter()
-        .all(|s| large.headers.iter().any(|l| s.overlaps(l)))
-}
-
 fn paths_overlap(a: &Filters, b: &Filters) -> bool {
     a.paths
         .iter()
@@ -46,13 +39,13 @@ fn paths_overlap(a: &Filters, b: &Filters) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use traffic_core::routing::matcher::{HeaderFilter, PathFilter};
+    use traffic_core::routing::matcher::PathFilter;
 
     fn filters(text: &str) -> Filters {
         let mut filters = Filters::default();
         for clause in text.split_whitespace() {
             match clause.split_once('=') {
-                Some((name, value)) => filters.headers.push(HeaderFilter::new(name, value)),
+                Some((name, value)) => filters.add(name, value).unwrap(),
                 None => filters.paths.push(PathFilter::parse(clause).unwrap()),
             }
         }
@@ -86,6 +79,29 @@ mod tests {
             (":path-prefix:/p", "/q", false),
             (":path-regex:x", "/q", true),
             ("/p /q", "/q /r", true),
+            ("cookie[u]=a", "cookie[u]=a", true),
+            ("cookie[u]=a", "cookie[u]=b", false),
+            ("cookie[u]=a", "cookie[U]=a", false),
+            ("cookie[u]=a", "baggage[u]=a", false),
+            ("cookie[u]=a", "cookie[u]=a :method=GET", true),
+            ("cookie[u]=a :method=PUT", "cookie[u]=a :method=GET", false),
+            (":method=^(?:GET|PUT)$", ":method=PUT", true),
+            (":method=^(?:GET|PUT)$", ":method=^(?:POST|HEAD)$", false),
+            ("cookie[u]=^a", "cookie[u]=^b", true),
+            ("x=a", "any:x=a any:cookie[u]=a", true),
+            ("x=b", "any:x=a any:cookie[u]=a", false),
+            ("x=a y=b", "any:x=a any:cookie[u]=a", true),
+            ("any:x=a any:y=b", "any:y=b any:z=c", true),
+            ("any:x=a any:y=b", "any:y=c any:z=c", false),
+            ("not:x=a", "not:y=b", true),
+            ("not:x=a", "x=a", false),
+            ("not:x=a", "x=b", true),
+            ("not:x=a", "y=b", true),
+            ("not:x=a y=b", "x=a y=b", false),
+            ("not:x=a y=b", "y=b", true),
+            ("not:x=^(?:a|b)$", "x=b", false),
+            ("not:x=a", "any:x=a any:y=b", true),
+            ("cookie[u]=a", "/p", false),
         ];
         for (a, b, want) in rows {
             assert_eq!(

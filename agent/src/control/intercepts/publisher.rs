@@ -1,19 +1,19 @@
 //! Publishes rules: holds the last snapshot, keeps it for a grace time when the manager is lost,
 //! and expires remembered intercepts.
 
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use futures_util::future::{BoxFuture, join_all};
+use futures_util::future::BoxFuture;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use traffic_proto::manager::{InterceptDispositionType, InterceptInfo};
-
-use crate::control::intercepts::translate::{Review, Rules, Snapshot};
-use crate::routes::CurrentRoutes;
-use traffic_core::routing::RouteTable;
+use crate::control::intercepts::translate::{Readability, Review, Rules, Snapshot};
+use crate::routes::{CurrentRoutes, UnreadTls};
+use traffic_core::routing::{Intercept, RouteTable};
+use traffic_proto::sync::lock;
 
 /// Resolves once a port's protocol is known well enough to review an intercept.
 pub type ProbeFuture = BoxFuture<'static, ()>;
@@ -22,12 +22,24 @@ pub type ProbeFuture = BoxFuture<'static, ()>;
 pub struct PortHandle {
     /// Target of the port's table.
     pub routes: Arc<CurrentRoutes>,
-    /// Returns the reason why single requests cannot be told apart on it, if they cannot: a text
-    /// for the intercept's owner.
-    pub unreadable: Box<dyn Fn() -> Option<String> + Send + Sync>,
+    /// Returns if single requests can be told apart on it, as far as that is known.
+    pub readability: Box<dyn Fn() -> Readability + Send + Sync>,
     /// Probes the app's protocol if it is undeclared, before an owner is told that requests can be
     /// told apart; bounded in time.
     pub ask: Box<dyn Fn() -> ProbeFuture + Send + Sync>,
+    /// Returns what callers said that no filter could see.
+    pub unread: Box<dyn Fn() -> Option<UnreadTls> + Send + Sync>,
+}
+
+/// What is left to do after a snapshot was applied.
+#[derive(Debug)]
+pub(crate) struct Published {
+    /// Reviews to send.
+    pub(crate) reviews: Vec<Review>,
+    /// Ports to probe for the reviews that are missing.
+    pub(crate) probes: BTreeSet<usize>,
+    /// Time at which to apply the snapshot again.
+    pub(crate) look_again: Option<Instant>,
 }
 
 pub(crate) struct RoutePublisher {
@@ -58,30 +70,32 @@ impl RoutePublisher {
         }
     }
 
-    /// Probes the apps as the reviews of waiting intercepts require.
-    pub(crate) async fn prepare(&self, snapshot: &Snapshot) {
-        let http = |info: &InterceptInfo| {
-            info.disposition() == InterceptDispositionType::Waiting
-                && info
-                    .spec
-                    .as_ref()
-                    .is_some_and(|spec| spec.mechanism != "tcp")
-        };
-        // TCP intercepts need no protocol, so their reviews are not delayed by a probe.
-        if snapshot.values().any(http) {
-            join_all(self.ports.iter().map(|port| (port.ask)())).await;
+    /// Probes one port's app as a review requires.
+    pub(crate) fn probe(&self, port: usize) -> ProbeFuture {
+        match self.ports.get(port) {
+            Some(port) => (port.ask)(),
+            None => Box::pin(std::future::ready(())),
         }
     }
 
-    /// Applies a snapshot at once and returns the reviews to send.
-    pub(crate) fn snapshot(&self, snapshot: &Snapshot) -> Vec<Review> {
-        let unreadable: Vec<_> = self.ports.iter().map(|p| (p.unreadable)()).collect();
+    /// Applies a snapshot at once. Ports in `probed` need no further probe: what they have not
+    /// answered stays unknown.
+    pub(crate) fn snapshot(&self, snapshot: &Snapshot, probed: &HashSet<usize>) -> Published {
+        let readability: Vec<_> = self
+            .ports
+            .iter()
+            .enumerate()
+            .map(|(index, port)| match (port.readability)() {
+                Readability::Unknown if probed.contains(&index) => Readability::Readable,
+                known => known,
+            })
+            .collect();
         let mut state = self.lock();
         // A session backs the tables again.
         state.grace_ends = None;
         let outcome = state
             .rules
-            .apply(snapshot, &unreadable, Instant::now().into_std());
+            .apply(snapshot, &readability, Instant::now().into_std());
         self.publish(outcome.tables);
         drop(state);
         for change in &outcome.changes {
@@ -89,7 +103,25 @@ impl RoutePublisher {
         }
         // Wakes the deadline task, which may now have an earlier or no deadline.
         self.changed.notify_one();
-        outcome.reviews
+        Published {
+            reviews: outcome.reviews,
+            probes: outcome.probes,
+            look_again: outcome.look_again.map(Instant::from_std),
+        }
+    }
+
+    /// Returns the intercepts in force, for reports about them, with what was unread on their ports.
+    pub(crate) fn routed(&self) -> Vec<(Arc<Intercept>, Option<UnreadTls>)> {
+        let mut routed = Vec::new();
+        for port in &self.ports {
+            let table = port.routes.load_full();
+            if !table.is_empty() {
+                let unread = (port.unread)();
+                let entries = table.entries().iter();
+                routed.extend(entries.map(|e| (Arc::clone(&e.intercept), unread.clone())));
+            }
+        }
+        routed
     }
 
     /// Starts the grace time after the session was lost, counted from the first loss.
@@ -159,7 +191,7 @@ impl RoutePublisher {
     }
 
     fn lock(&self) -> MutexGuard<'_, PublishedState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

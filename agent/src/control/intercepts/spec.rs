@@ -11,8 +11,10 @@ use traffic_proto::port_identifier::PortIdentifier;
 use traffic_proto::sidecar::{InterceptEntry, Target};
 use traffic_proto::tunnel::duration_from_nanos;
 
-use traffic_core::routing::matcher::{Filters, HeaderFilter, PathFilter};
-use traffic_core::routing::{Intercept, Mechanism, Stats};
+use crate::control::intercepts::bounds::Bounds;
+use crate::control::intercepts::refusal::Refusal;
+use traffic_core::routing::matcher::{Filters, PathFilter};
+use traffic_core::routing::{Intercept, Mechanism, Stats, clause};
 
 /// Header that the filter word `auto` stands for; its value is the intercept's id.
 const AUTO_HEADER: &str = "x-telepresence-intercept-id";
@@ -23,35 +25,19 @@ pub(crate) struct Rule {
     pub(crate) mechanism: Mechanism,
     pub(crate) filters: Filters,
     pub(crate) plaintext: bool,
-}
-
-/// Reason an intercept cannot be served.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Refusal {
-    /// The spec is wrong, not this agent's state.
-    pub(crate) bad_args: bool,
-    /// Problem and remedy.
-    pub(crate) message: String,
-}
-
-impl Refusal {
-    pub(crate) fn of_agent(message: String) -> Self {
-        Self {
-            bad_args: false,
-            message,
-        }
-    }
-
-    fn of_spec(message: String) -> Self {
-        Self {
-            bad_args: true,
-            message,
-        }
-    }
+    /// Key-value pairs for the local REST API.
+    pub(crate) metadata: BTreeMap<String, String>,
+    /// Memory of the compiled patterns.
+    pub(crate) pattern_bytes: usize,
 }
 
 /// Parses a spec.
-pub(crate) fn rule(info: &InterceptInfo, spec: &InterceptSpec) -> Result<Rule, Refusal> {
+pub(crate) fn rule(
+    info: &InterceptInfo,
+    spec: &InterceptSpec,
+    bounds: &Bounds,
+) -> Result<Rule, Refusal> {
+    bounds.check_spec(spec)?;
     if spec.wiretap {
         return Err(Refusal::of_agent(
             "this agent does not support wiretaps; create the intercept without --wiretap"
@@ -60,7 +46,7 @@ pub(crate) fn rule(info: &InterceptInfo, spec: &InterceptSpec) -> Result<Rule, R
     }
     let mut filters = Filters::default();
     for (name, value) in &spec.header_filters {
-        filters.headers.push(header(name, value)?);
+        add_filter(&mut filters, name, value)?;
     }
     for path in &spec.path_filters {
         filters
@@ -68,11 +54,12 @@ pub(crate) fn rule(info: &InterceptInfo, spec: &InterceptSpec) -> Result<Rule, R
             .push(PathFilter::parse(path).map_err(|e| bad_path(path, &e))?);
     }
     let mut plaintext = spec.plaintext;
+    let mut metadata = spec.metadata.clone();
     let mechanism = match spec.mechanism.as_str() {
         // Older clients leave the mechanism empty.
         "tcp" | "" if filters.is_empty() => Mechanism::Tcp,
         "tcp" | "" | "http" => {
-            plaintext |= read_args(info, spec, &mut filters)?;
+            plaintext |= read_args(info, spec, &mut filters, &mut metadata)?;
             Mechanism::Http
         }
         other => {
@@ -83,25 +70,19 @@ pub(crate) fn rule(info: &InterceptInfo, spec: &InterceptSpec) -> Result<Rule, R
     };
     // A fixed order, so that equal specs give equal descriptions and tables.
     filters.headers.sort_by(|a, b| a.name.cmp(&b.name));
+    let pattern_bytes = bounds.check_patterns(&filters)?;
     Ok(Rule {
         mechanism,
         filters,
         plaintext,
+        metadata,
+        pattern_bytes,
     })
 }
 
-fn header(name: &str, value: &str) -> Result<HeaderFilter, Refusal> {
-    if name.is_empty()
-        || !name
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
-    {
-        return Err(Refusal::of_spec(format!(
-            "{name:?} is not a header name; give the filter as NAME=VALUE"
-        )));
-    }
-    HeaderFilter::compile(name, value)
-        .map_err(|e| Refusal::of_spec(format!("header filter {name}: {e}")))
+fn add_filter(filters: &mut Filters, name: &str, value: &str) -> Result<(), Refusal> {
+    let added = filters.add(name, value);
+    added.map_err(|error| Refusal::of_spec(error.to_string()))
 }
 
 fn bad_path(path: &str, error: &traffic_core::routing::go_regex::PatternError) -> Refusal {
@@ -116,6 +97,7 @@ fn read_args(
     info: &InterceptInfo,
     spec: &InterceptSpec,
     filters: &mut Filters,
+    metadata: &mut BTreeMap<String, String>,
 ) -> Result<bool, Refusal> {
     let mut plaintext = false;
     let mut args = spec.mechanism_args.iter();
@@ -141,9 +123,13 @@ fn read_args(
             "path-prefix" => filters.paths.push(PathFilter::Prefix(value()?.to_owned())),
             "path-regex" => filters.paths.push(path(PathFilter::whole(value()?))?),
             "plaintext" => plaintext = inline.is_none_or(|v| v == "true"),
-            // Metadata is for the client's own tools and does not affect routing.
             "meta" => {
-                value()?;
+                let (key, value) = value()?.split_once('=').ok_or_else(|| {
+                    Refusal::of_spec(format!(
+                        "mechanism argument {arg:?} is no pair; write --meta=KEY=VALUE"
+                    ))
+                })?;
+                metadata.insert(key.to_owned(), value.to_owned());
             }
             _ => {
                 return Err(Refusal::of_spec(format!(
@@ -158,9 +144,9 @@ fn read_args(
 
 fn header_arg(id: &str, value: &str, filters: &mut Filters) -> Result<(), Refusal> {
     match value.split_once('=') {
-        Some((name, pattern)) => filters.headers.push(header(name, pattern)?),
+        Some((name, pattern)) => add_filter(filters, name, pattern)?,
         None if value == "all" => {}
-        None if value == "auto" => filters.headers.push(header(AUTO_HEADER, id)?),
+        None if value == "auto" => add_filter(filters, AUTO_HEADER, id)?,
         None => {
             return Err(Refusal::of_spec(format!(
                 "header filter {value:?} is not NAME=VALUE, all or auto"
@@ -183,6 +169,8 @@ impl Rule {
             .map(|h| format!("header {}: {}", h.name, h.text))
             .collect();
         let paths: Vec<_> = self.filters.paths.iter().map(ToString::to_string).collect();
+        let structured = clause::descriptions(&self.filters.clauses);
+        let headers = [headers, structured].concat();
         let clauses = [headers.join(" and "), paths.join(" or ")];
         let clauses: Vec<_> = clauses.into_iter().filter(|c| !c.is_empty()).collect();
         format!("HTTP requests with {}", clauses.join(" and "))
@@ -190,11 +178,9 @@ impl Rule {
 
     /// Returns the filters in the form the owner's tools read back from the review.
     pub(crate) fn header_map(&self) -> BTreeMap<String, String> {
-        let mut map: BTreeMap<_, _> = self
-            .filters
-            .headers
-            .iter()
-            .map(|h| (h.name.clone(), h.text.clone()))
+        let filters = self.filters.on_wire();
+        let mut map: BTreeMap<_, _> = filters
+            .map(|(name, text)| (name, text.to_owned()))
             .collect();
         // The map has room for one path only; tools show none if there are several.
         if let [path] = self.filters.paths.as_slice() {
@@ -232,6 +218,7 @@ impl Rule {
             target_port,
             roundtrip_latency: duration_from_nanos(spec.roundtrip_latency),
             dial_timeout: non_negative(spec.dial_timeout),
+            metadata: self.metadata.clone(),
             stats,
         }
     }
@@ -242,7 +229,7 @@ fn non_negative(nanos: i64) -> Duration {
 }
 
 /// Returns the session of the intercept's owner; ids begin with it if the field is missing.
-fn owner_session(info: &InterceptInfo) -> &str {
+pub(crate) fn owner_session(info: &InterceptInfo) -> &str {
     match &info.client_session {
         Some(session) if !session.session_id.is_empty() => &session.session_id,
         _ => info.id.split_once(':').map_or("", |(session, _)| session),
@@ -250,8 +237,11 @@ fn owner_session(info: &InterceptInfo) -> &str {
 }
 
 /// Returns the workstation's port for traffic to `target` if the intercept covers that port.
-pub(crate) fn delivers_to(spec: &InterceptSpec, target: &Target) -> Option<i64> {
-    if !spec.no_default_port && target.entries.iter().any(|e| is_about(spec, e)) {
+pub(crate) fn delivers_to(spec: &InterceptSpec, target: &Target, is_only: bool) -> Option<i64> {
+    let is_any = spec.port_identifier.is_empty() && spec.container_port == 0;
+    let is_meant =
+        |e| is_about(spec, e) || is_any && is_only && same_protocol(spec, target.transport);
+    if !spec.no_default_port && target.entries.iter().any(is_meant) {
         return Some(i64::from(spec.target_port));
     }
     spec.pod_ports
@@ -337,6 +327,11 @@ pub(crate) fn unknown_port(spec: &InterceptSpec, targets: &[Target]) -> Refusal 
     } else {
         known.join(", ")
     };
+    if wanted.is_empty() && targets.len() > 1 {
+        return Refusal::of_agent(format!(
+            "which port is meant? This agent's configuration has {known}; write --port LOCAL:PORT"
+        ));
+    }
     Refusal::of_agent(format!(
         "no port {wanted}{service} in this agent's configuration; it has {known}"
     ))

@@ -50,7 +50,7 @@ pub(crate) struct Connection {
 pub(crate) enum Upstream {
     App,
     /// An open tunnel, by its place in [`TunnelPool`].
-    Tunnel(usize),
+    Tunnel(u32),
 }
 
 impl Connection {

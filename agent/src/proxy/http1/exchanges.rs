@@ -21,6 +21,7 @@ use crate::proxy::opaque;
 use crate::telemetry::metrics::{OpaqueReason, Protocol, Route};
 use crate::upstream::app::AppLeg;
 use traffic_core::http1::body::Body;
+use traffic_core::http1::h2c::Offer;
 use traffic_core::http1::head::Head;
 use traffic_core::routing::{Decision, Intercept};
 
@@ -52,7 +53,10 @@ pub fn exchanges(
     };
     // Built outside, because an async function reserves room for its arguments a second time.
     async move {
-        let ended = connection.run().await;
+        let ended = match connection.run().await {
+            Over::Ended(ended) => ended,
+            Over::Http2(offer) => return Box::pin(connection.into_http2(offer)).await,
+        };
         if let Some(record) = connection.record.take() {
             record.end(ended);
         }
@@ -63,22 +67,38 @@ pub fn exchanges(
     }
 }
 
+/// End of the exchanges.
+enum Over {
+    /// The connection is over.
+    Ended(Ended),
+    /// It goes on in HTTP/2, as was offered.
+    Http2(Option<Box<Offer>>),
+}
+
+impl From<Ended> for Over {
+    fn from(ended: Ended) -> Self {
+        Self::Ended(ended)
+    }
+}
+
 impl Connection {
     /// Runs exchanges until the connection ends. Rare branches are boxed, so that idle connections
     /// do not hold room for them.
-    async fn run(&mut self) -> Ended {
+    async fn run(&mut self) -> Over {
         let port = Arc::clone(&self.context.port);
         let mut idle = Idle::new(&port.drain);
         loop {
             let head = match poll_fn(|cx| idle.poll_next(self, cx)).await {
                 NextHead::Request(head) => head,
-                NextHead::Unclear(reason) => return Box::pin(self.relay_to_app(reason)).await,
-                NextHead::End(ended) => return ended,
-                NextHead::AppEnded => return self.end_as_app().await,
+                NextHead::Unclear(reason) => {
+                    return Box::pin(self.relay_to_app(reason)).await.into();
+                }
+                NextHead::End(ended) => return ended.into(),
+                NextHead::AppEnded => return self.end_as_app().await.into(),
             };
             let started = Instant::now();
-            let Some(head) = self.set_identity_header(head) else {
-                return Ended::Limit;
+            let Some(mut head) = self.set_identity_header(head) else {
+                return Ended::Limit.into();
             };
             let mut body = Body::of_request(&head);
             if self
@@ -86,17 +106,13 @@ impl Connection {
                 .mark_head_sendable(head.len, &mut body)
                 .is_err()
             {
-                return Box::pin(self.relay_to_app(OpaqueReason::Ambiguous)).await;
+                let reason = OpaqueReason::Ambiguous;
+                return Box::pin(self.relay_to_app(reason)).await.into();
             }
             let upstream = match self.route(&head) {
                 None => Upstream::App,
                 Some((intercept, Route::Expired)) => {
-                    self.context
-                        .port
-                        .metrics
-                        .http1_requests
-                        .at(Route::Expired)
-                        .inc();
+                    self.count(Route::Expired);
                     match Box::pin(self.expired(intercept, head, body)).await {
                         None => {
                             self.record = None;
@@ -104,7 +120,7 @@ impl Connection {
                             self.previous_was_app = false;
                             continue;
                         }
-                        Some(ended) => return ended,
+                        Some(ended) => return ended.into(),
                     }
                 }
                 Some((intercept, _)) => Box::pin(self.workstation(intercept)).await,
@@ -114,41 +130,46 @@ impl Connection {
             } else {
                 Route::Client
             };
-            self.context.port.metrics.http1_requests.at(route).inc();
+            self.count(route);
             // Only requests to the app need its connection to be usable.
             if upstream == Upstream::App {
                 self.ready_app().await;
             }
-            let mut exchange = Exchange::new(
-                &head,
-                body,
-                upstream,
-                self.context.identity().is_none(),
-                started,
-            );
+            let offer = self.take_offer(upstream, &mut head, &mut body);
+            let relays = self.context.identity().is_none();
+            let mut exchange = Exchange::new(&head, body, upstream, relays, offer, started);
             match poll_fn(|cx| exchange.poll(self, cx)).await {
-                Outcome::Next => {
-                    // Servers close idle connections: the app's may be gone once a workstation has
-                    // answered.
-                    self.stale_app = upstream != Upstream::App;
-                    self.is_last = !exchange.persists();
-                    self.previous_was_app = upstream == Upstream::App;
-                    self.previous_intercept = match upstream {
-                        Upstream::App => None,
-                        Upstream::Tunnel(at) => Some(self.workstations.intercept(at)),
-                    };
-                    if let Some(record) = self.record.take() {
-                        record.end(Ended::Clean);
-                    }
-                }
-                Outcome::End(ended) => return ended,
-                Outcome::Close => return Box::pin(self.linger()).await,
+                Outcome::Next => self.end_exchange(upstream, exchange.persists()),
+                Outcome::Http2 => return Over::Http2(exchange.into_offer()),
+                Outcome::End(ended) => return ended.into(),
+                Outcome::Close => return Box::pin(self.linger()).await.into(),
                 Outcome::Cut => {
                     Box::pin(close::cut_when_delivered(&mut self.down)).await;
-                    return Ended::AppCut;
+                    return Ended::AppCut.into();
                 }
-                Outcome::Relay(reason) => return Box::pin(self.relay(upstream, reason)).await,
+                Outcome::Relay(reason) => {
+                    return Box::pin(self.relay(upstream, reason)).await.into();
+                }
             }
+        }
+    }
+
+    fn count(&self, route: Route) {
+        self.context.port.metrics.http1_requests.at(route).inc();
+    }
+
+    /// Remembers of an exchange what matters to the next one, and ends its record.
+    fn end_exchange(&mut self, upstream: Upstream, persists: bool) {
+        // Servers close idle connections: the app's may be gone once a workstation has answered.
+        self.stale_app = upstream != Upstream::App;
+        self.is_last = !persists;
+        self.previous_was_app = upstream == Upstream::App;
+        self.previous_intercept = match upstream {
+            Upstream::App => None,
+            Upstream::Tunnel(at) => Some(self.workstations.intercept(at)),
+        };
+        if let Some(record) = self.record.take() {
+            record.end(Ended::Clean);
         }
     }
 

@@ -17,6 +17,8 @@ use crate::telemetry::metrics::{Limit, OpaqueReason};
 use crate::upstream::app::ended_by_app;
 use traffic_core::http1::head::{Head, Kind, MAX_HEAD, Parser, Step};
 
+/// Time for an app to end its side after the last exchange, before it is given what came behind it.
+const CLOSING_TIMEOUT: Duration = Duration::from_millis(500);
 /// Time an idle connection stays open after the drain began.
 const IDLE_DRAIN_GRACE: Duration = Duration::from_secs(1);
 
@@ -38,6 +40,8 @@ pub(crate) struct Idle<'d> {
     parser: Parser,
     /// Runs while a head is incomplete.
     deadline: Option<Pin<Box<Sleep>>>,
+    /// Runs while bytes behind the last exchange are held back.
+    closing: Option<Pin<Box<Sleep>>>,
     drain: &'d Drain,
     draining: Option<Pin<Box<WaitForCancellationFuture<'d>>>>,
     /// The task whose waker is registered for the start of the drain.
@@ -52,6 +56,7 @@ impl<'d> Idle<'d> {
         Self {
             parser,
             deadline: None,
+            closing: None,
             drain,
             draining: None,
             drain_waker: None,
@@ -92,6 +97,10 @@ impl<'d> Idle<'d> {
         loop {
             if !c.request.buf.is_empty() {
                 if c.is_last {
+                    // An app that closes just then would answer them with a reset.
+                    if c.previous_was_app && self.poll_closing(cx).is_pending() {
+                        return watch_app(c, cx);
+                    }
                     return Some(NextHead::Unclear(OpaqueReason::Closing));
                 }
                 if self.pass_empty_lines(c, cx).is_pending() {
@@ -126,6 +135,13 @@ impl<'d> Idle<'d> {
                 Poll::Pending => return None,
             }
         }
+    }
+
+    fn poll_closing(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let closing = self
+            .closing
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(CLOSING_TIMEOUT)));
+        closing.as_mut().poll(cx)
     }
 
     /// Passes empty lines behind a message at once to where that message went, as they would go

@@ -21,14 +21,21 @@ pub(crate) struct PooledTunnel {
 
 impl TunnelPool {
     /// Returns the tunnel at the index chosen for the current exchange.
-    pub(crate) fn at(&mut self, at: usize) -> &mut Conn {
+    pub(crate) fn at(&mut self, at: u32) -> &mut Conn {
         // Indexes change only between exchanges.
-        &mut self.open[at].conn
+        &mut self.open[at as usize].conn
     }
 
     /// The intercept of the tunnel at a place; as [`Self::at`].
-    pub(crate) fn intercept(&self, at: usize) -> Arc<Intercept> {
-        Arc::clone(&self.open[at].intercept)
+    pub(crate) fn intercept(&self, at: u32) -> Arc<Intercept> {
+        Arc::clone(&self.open[at as usize].intercept)
+    }
+
+    /// Takes a tunnel in, and returns its place.
+    pub(crate) fn add(&mut self, tunnel: PooledTunnel) -> u32 {
+        self.open.push(tunnel);
+        // One for each intercept of a port.
+        self.open.len() as u32 - 1
     }
 
     /// Drops tunnels that ended (or sent unsolicited bytes) between exchanges.
@@ -37,9 +44,9 @@ impl TunnelPool {
             .retain_mut(|leg| Buf::default().poll_fill(&mut leg.conn, cx).is_pending());
     }
 
-    pub(crate) fn find(&self, intercept: &Intercept) -> Option<usize> {
-        self.open
-            .iter()
-            .position(|leg| leg.intercept.same_target(intercept))
+    pub(crate) fn find(&self, intercept: &Intercept) -> Option<u32> {
+        let mut legs = self.open.iter();
+        let at = legs.position(|leg| leg.intercept.same_target(intercept))?;
+        u32::try_from(at).ok()
     }
 }

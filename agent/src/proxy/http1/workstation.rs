@@ -29,12 +29,7 @@ impl Connection {
         let hello = context.hello.as_deref();
         let dial = way.connect(&intercept, context.caller, hello, FirstWrite::AfterDial);
         match Box::pin(dial).await {
-            Ok(conn) => {
-                self.workstations
-                    .open
-                    .push(PooledTunnel { intercept, conn });
-                Upstream::Tunnel(self.workstations.open.len() - 1)
-            }
+            Ok(conn) => Upstream::Tunnel(self.workstations.add(PooledTunnel { intercept, conn })),
             Err(failure) => {
                 way.fell_back(&intercept, failure.why);
                 if let Some(record) = &mut self.record {

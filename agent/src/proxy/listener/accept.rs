@@ -15,6 +15,7 @@ use crate::outcome::Ended;
 use crate::proxy::connection::carry;
 use crate::proxy::context::PortContext;
 use crate::proxy::listener::bind::{self, Accepted};
+use crate::telemetry::memory;
 use crate::telemetry::metrics::Limit;
 use crate::telemetry::rate_limit::limited;
 
@@ -102,6 +103,18 @@ fn admit(accepted: Accepted, port: &Arc<PortContext>) {
             caller = %accepted.caller,
             open = MAX_CONNECTIONS,
             "connection limit reached: connection refused"
+        );
+        return accepted.refuse();
+    }
+    if !memory::BUDGET.has_room() {
+        port.metrics.limits.at(Limit::Memory).inc();
+        port.metrics.ended.at(Ended::Limit).inc();
+        limited!(
+            port.metrics.lines.refused,
+            warn,
+            port = port.agent_port,
+            caller = %accepted.caller,
+            "memory limit near: connection refused; raise the container's memory limit, or memory"
         );
         return accepted.refuse();
     }

@@ -11,18 +11,6 @@ use crate::proxy::context::PortContext;
 use crate::proxy::listener::bind;
 use crate::proxy::listener::bind::{BindError, PortSpec};
 
-/// Maximum of workers started by default: every pod pays for its sidecar.
-const MAX_DEFAULT_WORKERS: usize = 2;
-
-/// Number of workers to start: one for each CPU of the quota and the affinity, at most two.
-#[must_use]
-pub fn worker_count() -> usize {
-    // The standard library reads the cgroup's quota, of either version, and the affinity mask.
-    std::thread::available_parallelism()
-        .map_or(1, usize::from)
-        .clamp(1, MAX_DEFAULT_WORKERS)
-}
-
 /// All listening ports, bound and not yet served.
 #[derive(Debug)]
 pub struct Ports {

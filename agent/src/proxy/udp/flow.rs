@@ -6,8 +6,8 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,12 +18,42 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::addr::Caller;
+use crate::limits::Limits;
 use crate::proxy::context::PortContext;
 use crate::proxy::udp::packet;
 use crate::proxy::udp::packet::Local;
 use crate::upstream::tunnel::Tunnel;
 use crate::upstream::workstation;
 use traffic_core::routing::Intercept;
+
+/// Limits of one listening socket.
+#[derive(Clone, Copy, Debug)]
+pub struct UdpLimits {
+    /// Idle time after which a flow is dropped.
+    pub idle: Duration,
+    /// The same for a flow of one question and one answer.
+    pub one_shot: Duration,
+    /// Maximum of concurrent flows.
+    pub flows: usize,
+}
+
+impl UdpLimits {
+    /// Takes them from the settings.
+    #[must_use]
+    pub fn of(limits: &Limits) -> Self {
+        Self {
+            idle: limits.udp_idle,
+            one_shot: limits.udp_one_shot,
+            flows: limits.udp_flows,
+        }
+    }
+}
+
+impl Default for UdpLimits {
+    fn default() -> Self {
+        Self::of(&Limits::default())
+    }
+}
 
 /// Datagrams queued for a tunnel that is opening or too slow; more are dropped.
 const QUEUE_CAPACITY: usize = 64;
@@ -37,7 +67,8 @@ pub(crate) type FlowKey = (SocketAddr, Option<Local>);
 
 /// A flow's work; ends with the flow and returns its key and number.
 pub(crate) type FlowFuture = Pin<Box<dyn Future<Output = (FlowKey, u64)> + Send>>;
-type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
+/// The same before it has its key and number.
+pub(crate) type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 thread_local! {
     /// One buffer for all flows of a thread: a datagram is forwarded before the next one is read.
@@ -46,11 +77,10 @@ thread_local! {
 
 /// Target of a caller's datagrams.
 pub(crate) struct Flow {
-    id: u64,
     intercept: Option<Arc<Intercept>>,
     way: FlowTarget,
     clock: Arc<Clock>,
-    replaced: CancellationToken,
+    stop: Stop,
 }
 
 enum FlowTarget {
@@ -58,13 +88,26 @@ enum FlowTarget {
     Queue(mpsc::Sender<Bytes>),
 }
 
-/// Time of a flow's last activity.
+/// A flow's activity: the time of the last, and how many datagrams went each way.
+#[derive(Default)]
 struct Clock {
-    start: Instant,
     last_ms: AtomicU64,
+    /// Questions and answers, as far as it matters: none, one, more.
+    asked: AtomicU8,
+    answered: AtomicU8,
+}
+
+/// The two ways in which a flow is told to end.
+#[derive(Clone, Default)]
+pub(crate) struct Stop {
+    /// The caller's datagrams go elsewhere; answers in flight still pass.
+    replaced: CancellationToken,
+    /// It gives way to others at once.
+    evicted: CancellationToken,
 }
 
 /// The return path to the caller, from the address it used.
+#[derive(Clone)]
 pub(crate) struct Reply {
     pub(crate) socket: Arc<UdpSocket>,
     pub(crate) caller: SocketAddr,
@@ -74,21 +117,27 @@ pub(crate) struct Reply {
 impl Flow {
     fn new(intercept: Option<Arc<Intercept>>, way: FlowTarget) -> Self {
         Self {
-            id: 0,
             intercept,
             way,
             clock: Arc::default(),
-            replaced: CancellationToken::new(),
+            stop: Stop::default(),
         }
     }
 
-    pub(crate) fn id(&self) -> u64 {
-        self.id
+    /// Time of the last datagram, on the clock of all flows.
+    pub(crate) fn last_used(&self) -> u64 {
+        self.clock.last_ms.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn numbered(mut self, id: u64) -> Self {
-        self.id = id;
-        self
+    /// Ends the flow after answers in flight have passed, unless [`Stop::evict`] ends it before.
+    pub(crate) fn replace(self) -> Stop {
+        self.stop.replaced.cancel();
+        self.stop
+    }
+
+    /// Ends the flow at once.
+    pub(crate) fn evict(self) {
+        self.stop.evict();
     }
 
     /// Returns true if this flow goes where the rules send the caller's datagrams.
@@ -103,7 +152,7 @@ impl Flow {
 
     /// Forwards a datagram, or drops it if the queue is full.
     pub(crate) fn send(&self, datagram: &[u8]) {
-        self.clock.tick();
+        self.clock.asked();
         match &self.way {
             FlowTarget::App(socket) => send_to_app(socket, datagram),
             // A full queue drops the datagram; waiting would block every other caller of this
@@ -111,29 +160,24 @@ impl Flow {
             FlowTarget::Queue(queue) => drop(queue.try_send(Bytes::copy_from_slice(datagram))),
         }
     }
-
-    /// Ends the flow after answers in flight have passed.
-    pub(crate) fn replace(self) {
-        self.replaced.cancel();
-    }
 }
 
 /// Starts a flow to the app, through its own socket so that the app sees one peer for each caller.
 pub(crate) fn to_app(
     shared: Arc<PortContext>,
     reply: Reply,
-    idle: Duration,
+    limits: UdpLimits,
 ) -> io::Result<(Flow, Work)> {
     let socket = Arc::new(app_socket(&shared)?);
     let flow = Flow::new(None, FlowTarget::App(socket.clone()));
-    let (clock, replaced) = (flow.clock.clone(), flow.replaced.clone());
+    let (clock, stop) = (flow.clock.clone(), flow.stop.clone());
     let work = async move {
         // Held by the work and not by the flow, so that replaced flows count until they end.
         let _live = shared.metrics.udp_flows.hold();
         tokio::select! {
             () = answers_of_app(&socket, &reply, &shared, &clock) => {}
-            () = clock.idle(idle) => {}
-            () = late(&replaced) => {}
+            () = clock.idle(limits) => {}
+            () = stop.requested() => {}
         }
     };
     Ok((flow, Box::pin(work)))
@@ -144,11 +188,11 @@ pub(crate) fn to_workstation(
     shared: Arc<PortContext>,
     intercept: Arc<Intercept>,
     reply: Reply,
-    idle: Duration,
+    limits: UdpLimits,
 ) -> (Flow, Work) {
     let (queue_tx, mut queue_rx) = mpsc::channel(QUEUE_CAPACITY);
     let flow = Flow::new(Some(intercept.clone()), FlowTarget::Queue(queue_tx));
-    let (clock, replaced) = (flow.clock.clone(), flow.replaced.clone());
+    let (clock, stop) = (flow.clock.clone(), flow.stop.clone());
     let work = async move {
         let _live = shared.metrics.udp_flows.hold();
         let carried = async {
@@ -167,8 +211,8 @@ pub(crate) fn to_workstation(
         };
         tokio::select! {
             () = carried => {}
-            () = clock.idle(idle) => {}
-            () = late(&replaced) => {}
+            () = clock.idle(limits) => {}
+            () = stop.requested() => {}
         }
     };
     (flow, Box::pin(work))
@@ -194,7 +238,7 @@ async fn through(
             },
             answer = tunnel.recv_datagram() => match answer {
                 Ok(Some(answer)) => {
-                    clock.tick();
+                    clock.answered();
                     reply.send(&answer, shared);
                 }
                 Ok(None) => return,
@@ -242,7 +286,7 @@ async fn answers_of_app(socket: &UdpSocket, reply: &Reply, shared: &PortContext,
             let received = SCRATCH.with_borrow_mut(|buf| {
                 buf.resize(traffic_proto::tunnel::MAX_DATAGRAM, 0);
                 let n = socket.try_recv(buf)?;
-                clock.tick();
+                clock.answered();
                 reply.send(buf.get(..n).unwrap_or_default(), shared);
                 io::Result::Ok(())
             });
@@ -293,9 +337,19 @@ fn app_socket(shared: &PortContext) -> io::Result<UdpSocket> {
     UdpSocket::from_std(socket)
 }
 
-async fn late(replaced: &CancellationToken) {
-    replaced.cancelled().await;
-    tokio::time::sleep(LATE_ANSWER_GRACE).await;
+impl Stop {
+    /// Ends the flow at once.
+    pub(crate) fn evict(&self) {
+        self.evicted.cancel();
+    }
+
+    async fn requested(&self) {
+        tokio::select! {
+            () = self.evicted.cancelled() => return,
+            () = self.replaced.cancelled() => {}
+        }
+        let _ = tokio::time::timeout(LATE_ANSWER_GRACE, self.evicted.cancelled()).await;
+    }
 }
 
 impl Reply {
@@ -312,30 +366,51 @@ impl Reply {
     }
 }
 
-impl Default for Clock {
-    fn default() -> Self {
-        Self {
-            start: Instant::now(),
-            last_ms: AtomicU64::new(0),
-        }
-    }
+/// Beginning of the clock that all flows share, so that their times can be compared.
+fn epoch() -> Instant {
+    static EPOCH: OnceLock<Instant> = OnceLock::new();
+    *EPOCH.get_or_init(Instant::now)
 }
 
 impl Clock {
-    fn tick(&self) {
-        let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.last_ms.store(now, Ordering::Relaxed);
+    fn asked(&self) {
+        self.tick(&self.asked);
     }
 
-    /// Resolves when nothing has passed for `idle`.
-    async fn idle(&self, idle: Duration) {
+    fn answered(&self) {
+        self.tick(&self.answered);
+    }
+
+    fn tick(&self, count: &AtomicU8) {
+        let now = u64::try_from(epoch().elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last_ms.store(now, Ordering::Relaxed);
+        // One thread counts, so nothing is lost between the two.
+        let more = count.load(Ordering::Relaxed).saturating_add(1);
+        count.store(more, Ordering::Relaxed);
+    }
+
+    /// One question has had its answer, as with DNS: hardly any caller asks again from that port.
+    fn is_one_shot(&self) -> bool {
+        let count = |count: &AtomicU8| count.load(Ordering::Relaxed);
+        (count(&self.asked), count(&self.answered)) == (1, 1)
+    }
+
+    /// Resolves when nothing has passed for the time that fits the flow.
+    async fn idle(&self, limits: UdpLimits) {
+        let mut wait = limits.one_shot.min(limits.idle);
         loop {
-            let until =
-                self.start + Duration::from_millis(self.last_ms.load(Ordering::Relaxed)) + idle;
-            if until <= Instant::now() {
+            let last = Duration::from_millis(self.last_ms.load(Ordering::Relaxed));
+            sleep_until(epoch() + last + wait).await;
+            let limit = if self.is_one_shot() {
+                limits.one_shot.min(limits.idle)
+            } else {
+                limits.idle
+            };
+            let last = Duration::from_millis(self.last_ms.load(Ordering::Relaxed));
+            if epoch() + last + limit <= Instant::now() {
                 return;
             }
-            sleep_until(until).await;
+            wait = limit;
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
+use traffic_proto::printable::printable;
 
 use crate::telemetry::access_log::entry::LogEntry;
 
@@ -136,11 +137,14 @@ impl Format {
                             push_value(&mut line, value.as_deref().unwrap_or("-"));
                         }
                         Piece::Response(name) => {
+                            // Responses are not looked at; this one header is Envoy's own
+                            // measurement, as which ours stands.
                             let known = name == "x-envoy-upstream-service-time";
                             let time = entry
                                 .upstream_time
                                 .filter(|_| known)
                                 .map(|t| t.as_millis().to_string());
+                            // Digits alone need no escapes.
                             line.push_str(time.as_deref().unwrap_or("-"));
                         }
                         Piece::Plain(op) => push_value(&mut line, &plain_value(*op, entry, took)),
@@ -156,13 +160,7 @@ impl Format {
 /// Appends a value with escapes: callers choose values, and control characters could forge another
 /// line.
 fn push_value(line: &mut String, value: &str) {
-    line.extend(value.chars().flat_map(|c| {
-        if c.is_control() {
-            c.escape_default().collect::<Vec<_>>()
-        } else {
-            vec![c]
-        }
-    }));
+    line.push_str(&printable(value));
 }
 
 fn pieces(format: &str) -> Result<Vec<Piece>, FormatError> {
@@ -178,6 +176,7 @@ fn pieces(format: &str) -> Result<Vec<Piece>, FormatError> {
             .ok_or(FormatError::Unfinished(format.len() - after.len() - 1))?;
         let (operator, tail) = after.split_at(close);
         rest = tail.get(1..).unwrap_or_default();
+        // `%%` is a percent sign.
         if operator.is_empty() {
             literal.push('%');
             continue;

@@ -87,7 +87,8 @@ impl AccessRecord {
     pub fn answered(&mut self, status: u16, after: Option<Duration>) {
         self.entry(|e| {
             e.status = status;
-            e.upstream_time = after;
+            // The request may have been read some microseconds before its record began.
+            e.upstream_time = after.map(|after| after.min(e.clock.elapsed()));
         });
     }
 

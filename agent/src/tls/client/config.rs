@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use rustls::ClientConfig;
 use rustls::client::{ResolvesClientCert, Resumption};
@@ -16,6 +16,7 @@ use crate::tls::client::verify::AppVerifier;
 use crate::tls::secrets::annotations::PortPlan;
 use crate::tls::secrets::secret::{LoadedSecret, Want};
 use crate::tls::secrets::store::{Store, Stores};
+use traffic_proto::sync::lock;
 
 /// Cached ALPN variants; callers cannot create more than the app itself agrees to.
 const MAX_VARIANTS: usize = 8;
@@ -105,7 +106,7 @@ impl Client {
         key: Option<Vec<u8>>,
     ) -> Result<Arc<ClientConfig>, rustls::Error> {
         let loaded = self.store.as_ref().and_then(|store| store.current());
-        let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut built = lock(&self.built);
         let same = match (&built.of, &loaded) {
             // Every load makes a new value, so a rotation shows as another pointer.
             (Some(a), Some(b)) => Arc::ptr_eq(a, b),

@@ -2,14 +2,21 @@
 //! Newer annotations name their port in a suffix; the older `inject-…-tls-secret` ones name none
 //! and apply to every TCP port that is not declared clear text and has no newer one.
 
+mod key;
+mod plan;
+mod protocol;
+
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use rustls_pki_types::DnsName;
 use traffic_proto::duration::GoDuration;
-use traffic_proto::fault::{Fault, Faults};
+use traffic_proto::fault::Fault;
 
+use self::key::AnnotationKey;
+pub use self::plan::{AppPort, CallerAuth, Plans, PortPlan, ToApp};
+pub use self::protocol::{is_clear_text, is_tls};
 use crate::tls::secrets::secret::SecretSource;
 
 const PREFIX: &str = "telepresence.io/";
@@ -22,79 +29,6 @@ const TERMINATING_DIR: &str = "/terminating_tls";
 const ORIGINATING_DIR: &str = "/originating_tls";
 /// Time for the app's answer to a TLS probe, unless an annotation sets it.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// A TCP container port of the sidecar configuration.
-#[derive(Clone, Debug, Default)]
-pub struct AppPort {
-    /// Container port number.
-    pub container_port: u16,
-    /// Service ports that target it.
-    pub service_ports: Vec<u16>,
-    /// Names of the container port and of the service ports.
-    pub names: Vec<String>,
-    /// Declared app protocol as written; empty if none.
-    pub app_protocol: String,
-    /// Mount point of the container's file system in the agent.
-    pub mount_point: PathBuf,
-}
-
-/// Requirement of a client certificate from callers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CallerAuth {
-    /// Required: the handshake fails without one.
-    Required,
-    /// Optional: without one the caller is anonymous; a given one has to be valid.
-    Optional,
-}
-
-/// TLS towards the app.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ToApp {
-    /// Clear text is declared.
-    Clear,
-    /// TLS is declared.
-    Tls,
-    /// Undeclared: the app is probed.
-    #[default]
-    Ask,
-}
-
-/// TLS plan of one port.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PortPlan {
-    /// Container port number.
-    pub container_port: u16,
-    /// Certificates to terminate callers' TLS with, the default first; none: callers' TLS is
-    /// relayed.
-    pub terminating: Vec<SecretSource>,
-    /// An annotation names this port; otherwise callers may well speak clear text.
-    pub certain: bool,
-    /// Client certificate to present to the app.
-    pub originating: Option<SecretSource>,
-    /// TLS towards the app.
-    pub to_app: ToApp,
-    /// Do not verify the app's certificate even if a CA is available.
-    pub skip_verify: bool,
-    /// Server name to send to the app and to verify, instead of the caller's.
-    pub server_name: Option<String>,
-    /// Time for the app's answer to a TLS probe.
-    pub probe_timeout: Duration,
-    /// CA that signs callers' certificates, and whether they have to present one.
-    pub caller_ca: Option<(SecretSource, CallerAuth)>,
-    /// Request header that carries a verified caller's identity.
-    pub identity_header: Option<String>,
-}
-
-/// Plans of all ports that have one, with the problems found.
-#[derive(Debug, Default)]
-pub struct Plans {
-    /// Plans in the order of the ports.
-    pub ports: Vec<PortPlan>,
-    /// Annotations that are invalid.
-    pub faults: Faults,
-    /// Annotations without effect.
-    pub notes: Vec<Fault>,
-}
 
 /// Reads the annotations. `root` is put before every directory; `agent_name` replaces
 /// `$AGENT_NAME`.
@@ -135,78 +69,6 @@ pub fn advice(container_port: u16) -> String {
         AnnotationKey::DownstreamSecret.name(),
         AnnotationKey::DownstreamPath.name(),
     )
-}
-
-/// Returns true if a declared app protocol means clear text.
-#[must_use]
-pub fn is_clear_text(app_protocol: &str) -> bool {
-    let lower = app_protocol.to_ascii_lowercase();
-    matches!(
-        lower.strip_prefix("kubernetes.io/").unwrap_or(&lower),
-        "http"
-            | "http1"
-            | "http1.0"
-            | "http1.1"
-            | "http/1.0"
-            | "http/1.1"
-            | "h2c"
-            | "ws"
-            | "tcp"
-            | "udp"
-    )
-}
-
-/// Returns true if a declared app protocol means TLS. HTTP/2 and gRPC mean neither.
-#[must_use]
-pub fn is_tls(app_protocol: &str) -> bool {
-    let lower = app_protocol.to_ascii_lowercase();
-    matches!(
-        lower.strip_prefix("kubernetes.io/").unwrap_or(&lower),
-        "https" | "tls" | "wss"
-    )
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum AnnotationKey {
-    DownstreamSecret,
-    DownstreamPath,
-    UpstreamSecret,
-    UpstreamPath,
-    SkipVerify,
-    ProbeTimeout,
-    ServerName,
-    CallerCaSecret,
-    CallerCaPath,
-    CallerAuth,
-    IdentityHeader,
-}
-
-impl AnnotationKey {
-    /// All spellings; the usual one comes first for each key.
-    const SPELLINGS: [(&str, Self); 15] = [
-        ("downstream-tls-secret", Self::DownstreamSecret),
-        ("downstream-tls-path", Self::DownstreamPath),
-        ("upstream-tls-secret", Self::UpstreamSecret),
-        ("upstream-tls-path", Self::UpstreamPath),
-        ("downstream-cert-secret", Self::DownstreamSecret),
-        ("downstream-cert-path", Self::DownstreamPath),
-        ("upstream-cert-secret", Self::UpstreamSecret),
-        ("upstream-cert-path", Self::UpstreamPath),
-        ("upstream-insecure-skip-verify", Self::SkipVerify),
-        ("upstream-probe-timeout", Self::ProbeTimeout),
-        ("upstream-server-name", Self::ServerName),
-        ("downstream-client-ca-secret", Self::CallerCaSecret),
-        ("downstream-client-ca-path", Self::CallerCaPath),
-        ("downstream-client-auth", Self::CallerAuth),
-        ("forwarded-identity-header", Self::IdentityHeader),
-    ];
-
-    fn name(self) -> &'static str {
-        Self::SPELLINGS
-            .iter()
-            .find(|(_, key)| *key == self)
-            .map_or("", |(name, _)| name)
-    }
 }
 
 /// An annotation as written.
@@ -265,28 +127,33 @@ impl Reader<'_> {
                 annotation: annotation.to_owned(),
                 value: self.expand(value),
             };
-            match self.newer.get(&(port, key)) {
-                // Two spellings of one annotation on one port: the usual one is used, in any order.
-                Some(other) if other.value != written.value => {
-                    // `-tls-` is the usual spelling, `-cert-` an older one.
-                    let usual = if annotation.contains("-cert-") {
-                        other.clone()
-                    } else {
-                        written
-                    };
-                    let problem = format!(
-                        "port {port} has this annotation in two spellings with different values"
-                    );
-                    let remedy = format!("{} is used; remove the other one", usual.annotation);
-                    self.out
-                        .notes
-                        .push(Fault::text(annotation, value, problem, remedy));
-                    self.newer.insert((port, key), usual);
-                }
-                Some(_) => {}
-                None => {
-                    self.newer.insert((port, key), written);
-                }
+            self.note(port, key, written, value);
+        }
+    }
+
+    /// Keeps what is written for a port; of two spellings the usual one, in any order.
+    fn note(&mut self, port: u16, key: AnnotationKey, written: Written, value: &str) {
+        match self.newer.get(&(port, key)) {
+            Some(other) if other.value != written.value => {
+                let annotation = written.annotation.clone();
+                // `-tls-` is the usual spelling, `-cert-` an older one.
+                let usual = if annotation.contains("-cert-") {
+                    other.clone()
+                } else {
+                    written
+                };
+                let problem = format!(
+                    "port {port} has this annotation in two spellings with different values"
+                );
+                let remedy = format!("{} is used; remove the other one", usual.annotation);
+                self.out
+                    .notes
+                    .push(Fault::text(annotation, value, problem, remedy));
+                self.newer.insert((port, key), usual);
+            }
+            Some(_) => {}
+            None => {
+                self.newer.insert((port, key), written);
             }
         }
     }
@@ -368,7 +235,7 @@ impl Reader<'_> {
             probe_timeout: self.probe_timeout(port),
             caller_ca: self.caller_ca(port),
             identity_header: self.identity_header(port),
-            to_app: to_app(&port.app_protocol, named && originating.is_some()),
+            to_app: protocol::to_app(&port.app_protocol, named && originating.is_some()),
             terminating,
             originating,
         };
@@ -415,24 +282,17 @@ impl Reader<'_> {
         }
         if let Some(written) = self.get(port, path) {
             for dir in list(&written.value) {
-                if Path::new(dir)
-                    .components()
-                    // A path must not leave the container's file system.
-                    .any(|part| part == Component::ParentDir)
-                {
-                    self.refuse(
-                        &written,
-                        "must not contain ..",
-                        "write the directory's full path",
-                    );
+                let mut parts = Path::new(dir).components();
+                // A path must not leave the container's file system.
+                if parts.any(|part| part == Component::ParentDir) {
+                    let remedy = "write the directory's full path";
+                    self.refuse(&written, "must not contain ..", remedy);
                     continue;
                 }
-                // The injector adds this path itself for a named secret.
                 let literal = self.rooted(Path::new(dir));
-                if sources
-                    .iter()
-                    .any(|s: &SecretSource| s.dirs.contains(&literal))
-                {
+                let is_known = |source: &SecretSource| source.dirs.contains(&literal);
+                // The injector adds this path itself for a named secret.
+                if sources.iter().any(is_known) {
                     continue;
                 }
                 let in_container = self
@@ -537,10 +397,7 @@ impl Reader<'_> {
     fn identity_header(&mut self, port: &AppPort) -> Option<String> {
         let written = self.get(port, AnnotationKey::IdentityHeader)?;
         let name = written.value.to_ascii_lowercase();
-        let token = !name.is_empty()
-            && name
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b));
+        let token = traffic_proto::token::is_token_text(&name);
         // Replacing one of these would change where the request ends or goes.
         const FRAMING: [&str; 8] = [
             "host",
@@ -641,18 +498,6 @@ impl Legacy {
             terminating: source(terminating, TERMINATING_DIR),
             originating: source(originating, ORIGINATING_DIR),
         }
-    }
-}
-
-/// Decides TLS towards the app: declared clear text is believed unless an annotation gives this
-/// very port a client certificate, which only makes sense with TLS; then the app is probed.
-fn to_app(app_protocol: &str, client_certificate_for_this_port: bool) -> ToApp {
-    if is_tls(app_protocol) {
-        ToApp::Tls
-    } else if is_clear_text(app_protocol) && !client_certificate_for_this_port {
-        ToApp::Clear
-    } else {
-        ToApp::Ask
     }
 }
 

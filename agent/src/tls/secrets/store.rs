@@ -7,9 +7,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use notify::{RecursiveMode, Watcher};
@@ -18,6 +18,7 @@ use crate::telemetry::metrics::Counter;
 use crate::tls::secrets::annotations::PortPlan;
 use crate::tls::secrets::secret;
 use crate::tls::secrets::secret::{CertifiedPair, LoadedSecret, SecretSource, Want};
+use traffic_proto::sync::lock;
 
 /// Interval of polling directories even without events: overflows and network file systems lose
 /// events, and a directory that does not exist yet cannot be watched. A poll is a handful of `stat`
@@ -37,7 +38,7 @@ pub struct Store {
     source: SecretSource,
     want: Want,
     current: ArcSwapOption<LoadedSecret>,
-    progress: Mutex<Progress>,
+    progress: Mutex<LoadProgress>,
     /// Valid contents loaded, including the first.
     pub loads: Counter,
     /// Contents rejected.
@@ -45,7 +46,7 @@ pub struct Store {
 }
 
 #[derive(Debug, Default)]
-struct Progress {
+struct LoadProgress {
     /// File state at the last read.
     seen: Option<u64>,
     /// The content last accepted or rejected.
@@ -146,7 +147,7 @@ impl Store {
         false
     }
 
-    fn accept(&self, progress: &mut Progress, content: u64, loaded: LoadedSecret) {
+    fn accept(&self, progress: &mut LoadProgress, content: u64, loaded: LoadedSecret) {
         let same = progress.judged == Some(content) && progress.fault.is_none();
         progress.suspect = None;
         progress.judged = Some(content);
@@ -247,8 +248,8 @@ impl Store {
             .flat_map(|dir| secret::file_names().map(|name| dir.join(name)))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Progress> {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, LoadProgress> {
+        lock(&self.progress)
     }
 }
 
@@ -395,7 +396,5 @@ fn run(stores: &[Arc<Store>], tx: mpsc::SyncSender<Wake>, rx: &mpsc::Receiver<Wa
 /// Seconds since 1970.
 pub(crate) fn now() -> i64 {
     // A clock before 1970 makes every certificate "not yet valid", which is what it looks like.
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX))
+    i64::try_from(traffic_proto::clock::now_unix()).unwrap_or(i64::MAX)
 }

@@ -52,37 +52,29 @@ pub(crate) async fn read_hello(
     limit: usize,
 ) -> Result<Accepted, FailedHandshake> {
     let quiet = |cause, detail: String| FailedHandshake::from(HandshakeRefused::new(cause, detail));
+    let closed = |detail| quiet(TlsFailure::Closed, detail);
+    let malformed = |detail| quiet(TlsFailure::Malformed, detail);
     let mut acceptor = Acceptor::default();
     let mut chunk = [0; 2048];
     let mut total = 0;
     loop {
         let n = match socket.read(&mut chunk).await {
-            Ok(0) => {
-                return Err(quiet(
-                    TlsFailure::Closed,
-                    "the caller closed in its ClientHello".into(),
-                ));
-            }
+            Ok(0) => return Err(closed("the caller closed in its ClientHello".into())),
             Ok(n) => n,
-            Err(error) => return Err(quiet(TlsFailure::Closed, error.to_string())),
+            Err(error) => return Err(closed(error.to_string())),
         };
         total += n;
         let mut bytes = chunk.get(..n).unwrap_or_default();
         while !bytes.is_empty() {
             if acceptor.read_tls(&mut bytes).is_err() {
-                return Err(quiet(
-                    TlsFailure::Malformed,
-                    "the ClientHello is too large".into(),
-                ));
+                return Err(malformed("the ClientHello is too large".into()));
             }
         }
         match acceptor.accept() {
             Ok(Some(accepted)) => return Ok(accepted),
             Ok(None) if total > limit => {
-                return Err(quiet(
-                    TlsFailure::Malformed,
-                    format!("the ClientHello has more than {limit} bytes"),
-                ));
+                let detail = format!("the ClientHello has more than {limit} bytes");
+                return Err(malformed(detail));
             }
             Ok(None) => {}
             Err((error, mut alert)) => {
@@ -93,9 +85,10 @@ pub(crate) async fn read_hello(
                     // Writing to a vector does not fail.
                     _ => drop(alert.write_all(&mut bytes)),
                 }
+                let refused = HandshakeRefused::new(cause, error.to_string());
                 return Err(FailedHandshake {
                     alert: bytes,
-                    ..HandshakeRefused::new(cause, error.to_string()).into()
+                    ..refused.into()
                 });
             }
         }

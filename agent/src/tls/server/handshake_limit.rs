@@ -2,12 +2,13 @@
 //! oldest ones are evicted for new ones: slow callers cannot block all others.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
+use traffic_proto::sync::lock;
 
 /// Minimum age of an evicted handshake: younger ones may be slow because the machine is busy.
 const MIN_EVICTION_AGE: Duration = Duration::from_secs(1);
@@ -70,7 +71,7 @@ impl Handshakes {
 
     fn enter(&self, place: OwnedSemaphorePermit) -> Slot {
         let evict = CancellationToken::new();
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut running = lock(&self.running);
         running.retain(|r| !r.evict.is_cancelled());
         running.push_back(HandshakeSlot {
             since: Instant::now(),
@@ -84,7 +85,7 @@ impl Handshakes {
     }
 
     fn evict_oldest(&self) {
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut running = lock(&self.running);
         if let Some(oldest) =
             running.pop_front_if(|oldest| oldest.since.elapsed() >= MIN_EVICTION_AGE)
         {
@@ -105,10 +106,7 @@ impl Drop for Slot {
         // The entry is found by its token: the list is short, and handshakes usually end near its
         // front.
         self.evict.cancel();
-        self.running
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|r| !r.evict.is_cancelled());
+        lock(&self.running).retain(|r| !r.evict.is_cancelled());
     }
 }
 

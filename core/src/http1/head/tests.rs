@@ -1,3 +1,4 @@
+use super::lines::text_len;
 use super::*;
 use crate::routing::Request as _;
 use proptest::prelude::*;

@@ -47,7 +47,7 @@ impl Decoder {
         self.run(block, Some(into), None)
     }
 
-    /// As [`Self::decode`], and puts the table as it was before into `before` where the block has
+    /// Decodes like [`Self::decode`], and puts the earlier table into `before` where the block has
     /// changed it.
     pub(super) fn decode_keeping(
         &mut self,
@@ -61,9 +61,42 @@ impl Decoder {
     /// Takes note of what a block does to the table, and of nothing else.
     ///
     /// # Errors
-    /// As [`Self::decode`], but text that comes into no table is not looked at.
+    /// Those of [`Self::decode`], but text that comes into no table is not looked at.
     pub fn follow(&mut self, block: &[u8]) -> Result<(), HpackError> {
         self.run(block, None, None)
+    }
+
+    /// Reads the first field of the next block, without taking note of the block; nothing where
+    /// that can't be read.
+    pub fn peek(&self, block: &[u8], into: &mut FieldList) {
+        let mut rest = Reader(block);
+        while let Some(first) = rest.0.first().copied() {
+            // What can't be read is found out when the block is.
+            let _ = match first {
+                0x80.. => rest.integer(7).and_then(|i| self.indexed(i, Some(into))),
+                0x20..0x40 => match rest.integer(5) {
+                    Ok(_) => continue,
+                    Err(_) => return,
+                },
+                _ => self.peek_literal(first, &mut rest, into),
+            };
+            return;
+        }
+    }
+
+    fn peek_literal(
+        &self,
+        first: u8,
+        rest: &mut Reader<'_>,
+        into: &mut FieldList,
+    ) -> Result<(), HpackError> {
+        let index = rest.integer(if first & 0x40 != 0 { 6 } else { 4 })?;
+        let name = match index {
+            0 => Some(rest.text()?),
+            _ => None,
+        };
+        let value = rest.text()?;
+        self.literal(Form::Plain, index, name, value, Some(into))
     }
 
     pub(super) fn table(&self) -> &Table {
@@ -77,24 +110,22 @@ impl Decoder {
         mut before: Option<&mut Option<Table>>,
     ) -> Result<(), HpackError> {
         let mut rest = Reader(block);
-        let mut begun = false;
         while let Some(first) = rest.0.first().copied() {
             if first & 0x80 != 0 {
                 let index = rest.integer(7)?;
                 self.indexed(index, into.as_deref_mut())?;
-                begun = true;
                 continue;
             }
             if first & 0xe0 == 0x20 {
                 let size = rest.integer(5)?;
-                if begun || size > self.limit {
+                // Behind a field it is malformed, and its reader's to judge: some take it.
+                if size > self.limit {
                     return Err(HpackError::TableSize);
                 }
                 self.keep(&mut before);
                 self.table.resize(size);
                 continue;
             }
-            begun = true;
             let (form, bits) = match first & 0xf0 {
                 0x40.. => (Form::Incremental, 6),
                 0x10 => (Form::Never, 4),
@@ -202,7 +233,7 @@ fn name_ref(index: usize) -> StaticRef {
     }
 }
 
-/// What is left of a block.
+/// The unread rest of a block.
 struct Reader<'b>(&'b [u8]);
 
 impl<'b> Reader<'b> {

@@ -7,10 +7,10 @@ use crate::http2::hpack::static_table;
 use crate::http2::hpack::table::Table;
 use crate::http2::hpack::{DEFAULT_TABLE, ENTRY_OVERHEAD, MAX_TABLE};
 
-/// How strings are written.
+/// Representation of strings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Strings {
-    /// As they are: for a peer that is near.
+    /// Plain: for a peer that is near.
     Raw,
     /// In the Huffman code where that is shorter.
     Shorter,
@@ -54,6 +54,15 @@ impl Encoder {
         self.table.heap()
     }
 
+    /// Selects the representation of strings: in the Huffman code where that is shorter, or plain.
+    pub(super) fn shorten(&mut self, shorter: bool) {
+        self.strings = if shorter {
+            Strings::Shorter
+        } else {
+            Strings::Raw
+        };
+    }
+
     /// Makes the table as large as told, or as large as is worth it; the reader is told in the next
     /// block.
     pub fn resize(&mut self, size: usize) {
@@ -74,13 +83,18 @@ impl Encoder {
 
     /// Appends a block of fields to `out`.
     pub fn encode<'f>(&mut self, fields: impl Iterator<Item = Field<'f>>, out: &mut Vec<u8>) {
+        self.announce(out);
+        fields.for_each(|field| self.field(field, out));
+    }
+
+    /// Begins a block with the size of the table, where the reader is yet to be told.
+    pub(super) fn announce(&mut self, out: &mut Vec<u8>) {
         if let Some((smallest, last)) = self.resized.take() {
             if smallest < last {
-                integer::encode(smallest, 5, 0x20, out);
+                encode_size(smallest, out);
             }
-            integer::encode(last, 5, 0x20, out);
+            encode_size(last, out);
         }
-        fields.for_each(|field| self.field(field, out));
     }
 
     fn field(&mut self, field: Field<'_>, out: &mut Vec<u8>) {
@@ -115,6 +129,11 @@ impl Encoder {
     fn find_name(&self, name: &[u8]) -> Option<usize> {
         static_table::find_name(name).or_else(|| self.table.find_name(name))
     }
+}
+
+/// Appends a change of the table's size.
+pub(super) fn encode_size(size: usize, out: &mut Vec<u8>) {
+    integer::encode(size, 5, 0x20, out);
 }
 
 /// Appends a field in a form that neither needs nor changes the reader's table.

@@ -1,6 +1,6 @@
 //! Errors of a header block that leave the state of the decoder unknown.
 
-/// Why a header block can't be read. Nothing that follows on its connection can be either.
+/// Error of a header block. Later blocks of its connection can't be read either.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HpackError {
     /// It ends within a field.
@@ -15,7 +15,10 @@ pub enum HpackError {
     /// A string is none of the Huffman code.
     #[error("a string in the header block is malformed")]
     Huffman,
-    /// The table is to become larger than it may, or changes its size behind the first field.
-    #[error("the header block has a change of the table's size that is not allowed")]
+    /// The table is to become larger than its reader allows.
+    #[error("the header block makes the table larger than was allowed")]
     TableSize,
+    /// The table is to become larger than what is followed here, as its reader allows.
+    #[error("the header block makes the table larger than it can be followed")]
+    TableNotFollowed,
 }

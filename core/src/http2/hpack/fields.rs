@@ -2,23 +2,23 @@
 
 use crate::http2::hpack::{ENTRY_OVERHEAD, MAX_LIST};
 
-/// How a field was represented (RFC 7541 section 6): what its sender wants of tables on the way.
+/// Representation of a field (RFC 7541 section 6): its sender's wish for tables on the way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Form {
-    /// By the index of an entry.
+    /// The index of an entry.
     Indexed,
-    /// As text that comes into the table.
+    /// Text that comes into the table.
     Incremental,
-    /// As text that does not.
+    /// Text that does not.
     Plain,
-    /// As text that must never come into any table, here or further on.
+    /// Text that must never come into any table, here or further on.
     Never,
 }
 
-/// What of a field stands in the static table, where its sender has said so.
+/// The part of a field that its sender took from the static table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum StaticRef {
-    /// Nothing.
+    /// No part of it.
     #[default]
     None,
     /// The name has this index.
@@ -34,9 +34,9 @@ pub struct Field<'a> {
     pub name: &'a [u8],
     /// The value's bytes, whatever they are.
     pub value: &'a [u8],
-    /// How it was represented.
+    /// Its representation.
     pub form: Form,
-    /// What of it is in the static table.
+    /// Its part in the static table.
     pub known: StaticRef,
 }
 
@@ -90,13 +90,13 @@ impl FieldList {
         })
     }
 
-    /// How many fields there are.
+    /// Returns the number of fields.
     #[must_use]
     pub fn len(&self) -> usize {
         self.spans.len()
     }
 
-    /// Whether there is none.
+    /// Returns true if there is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.spans.is_empty()
@@ -108,7 +108,8 @@ impl FieldList {
         self.size
     }
 
-    /// Whether the list was larger than [`MAX_LIST`], so that fields are missing at its end.
+    /// Returns true if the list was larger than [`MAX_LIST`], so that fields are missing at its
+    /// end.
     #[must_use]
     pub fn has_overflowed(&self) -> bool {
         self.overflowed
@@ -130,6 +131,20 @@ impl FieldList {
         self.text.extend_from_slice(field.name);
         self.text.extend_from_slice(field.value);
         self.commit(start, field.name.len(), field.form, field.known);
+    }
+
+    /// Takes out every field of this name, in whatever case.
+    pub fn remove(&mut self, name: &[u8]) {
+        let (text, size) = (&self.text, &mut self.size);
+        self.spans.retain(|span| {
+            let at = span.at as usize;
+            let known = text.get(at..at + span.name as usize).unwrap_or_default();
+            let keep = !known.eq_ignore_ascii_case(name);
+            if !keep {
+                *size -= span.name as usize + span.value as usize + ENTRY_OVERHEAD;
+            }
+            keep
+        });
     }
 
     /// The text behind all fields, where a new one is put together: name and value, one behind the

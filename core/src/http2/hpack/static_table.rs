@@ -65,7 +65,7 @@ const ENTRIES: [(&str, &str); LEN] = [
     ("www-authenticate", ""),
 ];
 
-/// How many entries there are.
+/// Number of entries.
 pub(super) const LEN: usize = 61;
 
 /// The entry of an index between 1 and [`LEN`].

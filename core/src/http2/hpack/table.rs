@@ -14,7 +14,7 @@ pub(super) struct Table {
     /// Text of the entries, the oldest first, behind text of some that were dropped. At its end an
     /// entry may be under construction.
     text: Vec<u8>,
-    /// How much text was removed from the front of `text`, modulo 2^32.
+    /// Bytes removed from the front of `text`, modulo 2^32.
     removed: u32,
     entries: VecDeque<TableEntry>,
     size: usize,
@@ -23,7 +23,7 @@ pub(super) struct Table {
 
 #[derive(Clone, Copy, Debug)]
 struct TableEntry {
-    /// Where its text begins, counted as [`Table::removed`] is.
+    /// Start of its text, counted as [`Table::removed`] is.
     at: u32,
     // Tables are no larger than 64 KiB, overhead included.
     name: u16,

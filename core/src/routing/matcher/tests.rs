@@ -1,10 +1,15 @@
 //! The documented filter rules as a table.
 
 use super::*;
+use crate::routing::request::Request;
 
 struct Sample<'s>(&'s str, &'s [(&'s str, &'s [u8])]);
 
 impl Request for Sample<'_> {
+    fn method(&self) -> &[u8] {
+        b"GET"
+    }
+
     fn target(&self) -> &[u8] {
         self.0.as_bytes()
     }
@@ -26,6 +31,7 @@ fn filters(headers: &[(&str, &str)], paths: &[&str]) -> Filters {
             .iter()
             .map(|p| PathFilter::parse(p).unwrap())
             .collect(),
+        ..Filters::default()
     }
 }
 

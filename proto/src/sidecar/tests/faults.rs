@@ -130,7 +130,7 @@ fn each_fault_names_path_value_place_and_remedy() {
             "containers: [{name: a, mounts: /a}]",
             "containers[0].mounts=/a: not a map",
         ),
-        ("[]", "=[…]: not a map"),
+        ("[]", "config.yaml: a list, where a map is expected"),
         ("", "config.yaml: empty configuration"),
         ("a: [", "config.yaml: not valid YAML: "),
     ] {

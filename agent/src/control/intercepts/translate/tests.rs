@@ -2,11 +2,17 @@ use super::*;
 use traffic_proto::manager::SessionInfo;
 use traffic_proto::sidecar::{self, Role};
 
-use traffic_core::routing::{Decision, Request};
+use std::sync::Arc;
+
+use traffic_core::routing::{Decision, Request, State};
 
 struct Sent<'s>(&'s str, Vec<(&'s str, &'s str)>);
 
 impl Request for Sent<'_> {
+    fn method(&self) -> &[u8] {
+        b"GET"
+    }
+
     fn target(&self) -> &[u8] {
         self.0.as_bytes()
     }
@@ -43,7 +49,7 @@ containers:
 struct Bench {
     rules: Rules,
     tables: Vec<RouteTable>,
-    unreadable: Vec<Option<String>>,
+    readability: Vec<Readability>,
     now: Instant,
 }
 
@@ -53,7 +59,11 @@ impl Bench {
     }
 
     fn remembering(remember: Option<Duration>) -> Self {
-        let sidecar = sidecar::from_yaml(CONFIG, "test", Role::Agent).unwrap();
+        Self::of(CONFIG, remember)
+    }
+
+    fn of(config: &str, remember: Option<Duration>) -> Self {
+        let sidecar = sidecar::from_yaml(config, "test", Role::Agent).unwrap();
         let targets = sidecar.targets();
         let tables = targets.iter().map(|_| RouteTable::default()).collect();
         let containers = sidecar.containers.iter().map(|c| c.name.clone()).collect();
@@ -61,14 +71,14 @@ impl Bench {
         Self {
             rules,
             tables,
-            unreadable: vec![None; 3],
+            readability: vec![Readability::Readable; 3],
             now: Instant::now(),
         }
     }
 
     fn shown(&mut self, infos: &[InterceptInfo]) -> Translation {
         let snapshot = infos.iter().map(|i| (i.id.clone(), i.clone())).collect();
-        let mut outcome = self.rules.apply(&snapshot, &self.unreadable, self.now);
+        let mut outcome = self.rules.apply(&snapshot, &self.readability, self.now);
         self.take(std::mem::take(&mut outcome.tables));
         outcome
     }
@@ -412,7 +422,13 @@ fn what_cannot_be_served_is_refused_with_what_to_do() {
     for (spec, change, bad, want) in rows {
         let mut info = waiting("a", spec);
         change(&mut info);
-        let outcome = Bench::new().shown(&[info]);
+        let mut bench = Bench::new();
+        let mut outcome = bench.shown(&[info.clone()]);
+        if outcome.reviews.is_empty() {
+            // Perhaps another pod of the workload knows the port.
+            bench.now += STRANGER_GRACE;
+            outcome = bench.shown(&[info]);
+        }
         let got = only_message(&outcome);
         assert!(got.contains(want), "{spec}: {got}");
         if let Verdict::Refuse { bad_args, .. } = &outcome.reviews[0].verdict {
@@ -425,9 +441,97 @@ fn what_cannot_be_served_is_refused_with_what_to_do() {
 }
 
 #[test]
+fn an_intercept_about_a_port_of_other_pods_is_left_to_them_for_a_while() {
+    let stranger = waiting("a", "tcp nosuch");
+    let mut bench = Bench::new();
+    let start = bench.now;
+    let first = bench.shown(std::slice::from_ref(&stranger));
+    assert!(first.reviews.is_empty());
+    assert_eq!(first.look_again, Some(start + STRANGER_GRACE));
+    bench.now += STRANGER_GRACE / 2;
+    assert!(
+        bench
+            .shown(std::slice::from_ref(&stranger))
+            .reviews
+            .is_empty()
+    );
+    // Another pod has accepted it; the next one of that name starts anew.
+    bench.shown(&[active("a", "tcp nosuch")]);
+    bench.now += STRANGER_GRACE;
+    assert!(
+        bench
+            .shown(std::slice::from_ref(&stranger))
+            .reviews
+            .is_empty()
+    );
+    bench.now += STRANGER_GRACE;
+    let message = only_message(&bench.shown(&[stranger]));
+    assert!(message.starts_with("no port nosuch"), "{message}");
+}
+
+#[test]
+fn a_port_that_nobody_names_is_the_only_one() {
+    let unnamed = || {
+        let mut info = active("a", "http http x=a");
+        let spec = info.spec.as_mut().unwrap();
+        spec.port_identifier.clear();
+        spec.service_name.clear();
+        spec.service_uid.clear();
+        info
+    };
+    let (several, _) = CONFIG.split_once("  - {containerPortName: dns").unwrap();
+    let (one, _) = several.rsplit_once("  - {").unwrap();
+    let mut bench = Bench::of(one, None);
+    bench.shown(&[unnamed()]);
+    assert_eq!(bench.active(0), ["session-a:a"]);
+    let mut waiting = unnamed();
+    waiting.set_disposition(Disposition::Waiting);
+    let mut bench = Bench::new();
+    bench.shown(std::slice::from_ref(&waiting));
+    bench.now += STRANGER_GRACE;
+    let message = only_message(&bench.shown(&[waiting]));
+    assert!(
+        message.starts_with("which port is meant?") && message.contains("9090/TCP (grpc)"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_review_that_needs_a_probe_waits_alone() {
+    let mut bench = Bench::new();
+    bench.readability[0] = Readability::Unknown;
+    let outcome = bench.shown(&[
+        active("served", "http http x=s"),
+        waiting("filtered", "http http x=a"),
+        waiting("grpc", "http grpc"),
+        waiting("bad", "http http :path-regex:("),
+    ]);
+    let reviewed: Vec<_> = outcome.reviews.iter().map(|r| r.id.as_str()).collect();
+    assert!(
+        reviewed.iter().all(|id| !id.contains("filtered")),
+        "{reviewed:?}"
+    );
+    assert!(reviewed.iter().any(|id| id.contains("bad")), "{reviewed:?}");
+    assert_eq!(outcome.probes, [0].into());
+    assert_eq!(bench.active(0).len(), 1, "snapshots apply at once");
+    bench.readability[0] = Readability::Readable;
+    let outcome = bench.shown(&[waiting("filtered", "http http x=a")]);
+    assert_eq!(only_message(&outcome), "accepted");
+    assert!(outcome.probes.is_empty());
+}
+
+#[test]
+fn an_intercept_that_waits_is_reviewed_again_after_a_while() {
+    let mut bench = Bench::new();
+    let outcome = bench.shown(&[waiting("a", "tcp")]);
+    assert_eq!(outcome.look_again, Some(bench.now + REVIEW_INTERVAL));
+    assert_eq!(bench.shown(&[active("a", "tcp")]).look_again, None);
+}
+
+#[test]
 fn a_tls_port_without_certificate_refuses_filters_but_not_whole_connections() {
     let mut bench = Bench::new();
-    bench.unreadable[0] = Some("port 8080 speaks TLS; annotate".to_owned());
+    bench.readability[0] = Readability::Unreadable("port 8080 speaks TLS; annotate".to_owned());
     assert_eq!(
         only_message(&bench.shown(&[waiting("a", "http http x=a")])),
         "port 8080 speaks TLS; annotate"
@@ -592,6 +696,42 @@ fn one_that_is_shown_as_removed_before_it_is_gone_is_remembered_as_well() {
     for shown in [&[info("a", Disposition::Removed, "http http x=a")][..], &[]] {
         bench.shown(shown);
         assert_eq!(bench.routed(0), [("session-a:a", State::Expired)]);
+    }
+}
+
+#[test]
+fn one_that_is_suspended_before_it_is_gone_is_remembered_as_well() {
+    let mut bench = Bench::remembering(Some(Duration::from_secs(60)));
+    bench.shown(&[active("a", "http http x=a")]);
+    for _ in 0..2 {
+        bench.shown(&[waiting("a", "http http x=a")]);
+        assert!(bench.routed(0).is_empty());
+    }
+    bench.shown(&[]);
+    assert_eq!(bench.routed(0), [("session-a:a", State::Expired)]);
+}
+
+#[test]
+fn a_suspended_intercept_gives_way_to_another_users_and_is_told_so_when_its_client_is_back() {
+    for spec in ["tcp", "http http x=a"] {
+        let mut bench = Bench::new();
+        bench.shown(&[active("a", spec)]);
+        let mut ghost = waiting("a", spec);
+        ghost.message = traffic_proto::suspension::message("dev", "noon");
+        let outcome = bench.shown(std::slice::from_ref(&ghost));
+        assert!(outcome.reviews.is_empty(), "it was reviewed before");
+        let outcome = bench.shown(&[ghost.clone(), waiting("b", spec)]);
+        let accepted: Vec<_> = outcome.reviews.iter().map(message).collect();
+        assert_eq!(accepted, ["accepted"], "{spec}");
+        assert!(bench.shown(&[ghost, active("b", spec)]).reviews.is_empty());
+        assert_eq!(bench.active(0), ["session-b:b"]);
+        let outcome = bench.shown(&[waiting("a", spec), active("b", spec)]);
+        let told = outcome.reviews.iter().map(message).next().unwrap();
+        assert!(
+            told.contains("Conflicts with the currently-served"),
+            "{told}"
+        );
+        assert_eq!(bench.active(0), ["session-b:b"]);
     }
 }
 

@@ -1,0 +1,191 @@
+//! The surroundings of a router: rules, counters, the access log, and the choice of a tunnel.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::outcome::Ended;
+use crate::proxy::context::ConnContext;
+use crate::proxy::http2::expired;
+use crate::proxy::http2::tunnels::TunnelLinks;
+use crate::telemetry::access_log::record::AccessRecord;
+use crate::telemetry::explain_header::HEADER;
+use crate::telemetry::metrics::{Class, FailOpen, Limit, Route};
+use crate::upstream::workstation;
+use traffic_core::http2::request::RequestHead;
+use traffic_core::http2::router::{Explained, Host, StreamEnd, StreamRoute, Way};
+use traffic_core::http2::streams::Side;
+use traffic_core::routing;
+use traffic_core::routing::{Decision, Intercept};
+
+/// The streams of one connection, as far as somebody wants to know of them.
+pub(super) struct Streams {
+    pub(super) context: ConnContext,
+    pub(super) tunnels: TunnelLinks,
+    /// Records of streams that are in the access log, or have to be explained.
+    records: HashMap<u32, Box<AccessRecord>>,
+    /// Streams whose tunnel is being opened.
+    waiting: HashMap<u32, Arc<Intercept>>,
+    /// Reason of the tunnel's failure that is being dealt with.
+    pub(super) failure: FailOpen,
+    /// The time at which the bytes at hand were read.
+    pub(super) read_at: Instant,
+    /// The caller hears nothing more, so rules don't matter.
+    pub(super) closed: bool,
+}
+
+impl Streams {
+    pub(super) fn new(context: ConnContext) -> Self {
+        Self {
+            context,
+            tunnels: TunnelLinks::default(),
+            records: HashMap::new(),
+            waiting: HashMap::new(),
+            failure: FailOpen::Lost,
+            read_at: Instant::now(),
+            closed: false,
+        }
+    }
+
+    /// Keeps the record of a stream that has begun elsewhere.
+    pub(super) fn keep(&mut self, stream: u32, record: Box<AccessRecord>) {
+        self.records.insert(stream, record);
+    }
+
+    fn record<R: routing::Request>(
+        &mut self,
+        stream: u32,
+        verdict: &routing::Routed<'_>,
+        table: &routing::RouteTable,
+        head: &R,
+        method: &[u8],
+    ) {
+        let context = &self.context;
+        let record = context.access_record(verdict, table, head, method, "HTTP/2");
+        if let Some(record) = record {
+            self.records.insert(stream, record);
+        }
+    }
+
+    fn count_app(&self) {
+        let metrics = &self.context.port.metrics;
+        metrics.http2_requests.at(Route::App).inc();
+        metrics.own_time.observe(self.read_at.elapsed());
+    }
+
+    fn expired(&mut self, stream: u32, head: &RequestHead<'_>, intercept: &Intercept) -> Way {
+        let mut record = self.records.remove(&stream);
+        let explained = record.as_ref().and_then(|record| record.explained());
+        let (status, answer) = expired::answer(head, intercept, explained.as_deref());
+        let metrics = &self.context.port.metrics;
+        metrics.http2_requests.at(Route::Expired).inc();
+        metrics.responses.at(Class::of(status)).inc();
+        if let Some(record) = &mut record {
+            record.answered(status, None);
+            record.moved(0, answer.body.len() as u64);
+        }
+        Way::Answer(answer)
+    }
+}
+
+impl Host for Streams {
+    fn reads_requests(&mut self) -> bool {
+        let port = &self.context.port;
+        !self.closed
+            && (port.routes.load().needs_requests()
+                || port.access.log.is_some()
+                || self.context.identity().is_some())
+    }
+
+    fn relayed(&mut self) {
+        self.context.port.metrics.http2_relayed.inc();
+    }
+
+    fn route(&mut self, stream: u32, head: &RequestHead<'_>, sound: bool) -> StreamRoute {
+        let port = Arc::clone(&self.context.port);
+        let table = port.routes.load();
+        let verdict = if sound {
+            table.route_explained(head)
+        } else {
+            routing::Routed {
+                decision: Decision::App,
+                asks_why: false,
+            }
+        };
+        self.record(stream, &verdict, &table, head, head.method());
+        let explains = verdict.asks_why;
+        let way = match verdict.decision {
+            Decision::App => {
+                self.count_app();
+                Way::App
+            }
+            Decision::Client(intercept) => {
+                workstation::hit(intercept);
+                self.waiting.insert(stream, Arc::clone(intercept));
+                Way::Tunnel(self.tunnels.to(intercept, &self.context))
+            }
+            Decision::Expired(intercept) => self.expired(stream, head, intercept),
+        };
+        StreamRoute { way, explains }
+    }
+
+    fn forwarded(&mut self, stream: u32, after: Duration) {
+        self.waiting.remove(&stream);
+        let metrics = &self.context.port.metrics;
+        metrics.http2_requests.at(Route::Client).inc();
+        metrics.own_time.observe(after);
+    }
+
+    fn failed_open(&mut self, stream: u32) {
+        let port = &self.context.port;
+        if let Some(intercept) = self.waiting.remove(&stream) {
+            port.workstations().fell_back(&intercept, self.failure);
+        }
+        if let Some(record) = self.records.get_mut(&stream) {
+            record.failed_open(self.failure, &self.context.app_address());
+        }
+        self.count_app();
+    }
+
+    fn answered(&mut self, stream: u32, status: u16, after: Duration) -> Option<Explained> {
+        let metrics = &self.context.port.metrics;
+        metrics.responses.at(Class::of(status)).inc();
+        metrics.upstream_time.observe(after);
+        let record = self.records.get_mut(&stream)?;
+        record.answered(status, Some(after));
+        let value = record.explained()?;
+        Some(Explained {
+            name: HEADER,
+            value,
+        })
+    }
+
+    fn moved(&mut self, stream: u32, from: Side, bytes: usize) {
+        if self.records.is_empty() {
+            return;
+        }
+        if let Some(record) = self.records.get_mut(&stream) {
+            match from {
+                Side::Caller => record.moved(bytes as u64, 0),
+                Side::App => record.moved(0, bytes as u64),
+            }
+        }
+    }
+
+    fn ended(&mut self, stream: u32, end: StreamEnd) {
+        self.waiting.remove(&stream);
+        if let Some(record) = self.records.remove(&stream) {
+            record.end(match end {
+                StreamEnd::Complete | StreamEnd::ServerReset => Ended::Clean,
+                StreamEnd::CallerReset => Ended::CallerLeft,
+                StreamEnd::Lost => Ended::AppReset,
+                StreamEnd::Refused => Ended::Limit,
+            });
+        }
+    }
+
+    fn limited(&mut self) {
+        let metrics = &self.context.port.metrics;
+        metrics.limits.at(Limit::Http2Flood).inc();
+    }
+}

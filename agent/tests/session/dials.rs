@@ -1,0 +1,264 @@
+//! Dials for workstations that must not be made, or are too many, beside a caller that nobody
+//! intercepts.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use traffic_proto::agent::agent_client::AgentClient;
+use traffic_proto::conn_id::ConnId;
+use traffic_proto::manager::{DnsRequest, InterceptDispositionType as Disposition};
+use traffic_proto::port::Transport;
+use traffic_proto::tunnel::{Message, StreamInfo};
+
+use crate::WAIT_TIMEOUT;
+use crate::fake::{Fake, Wire, intercept, outgoing};
+use crate::pod::Pod;
+use crate::steady::{Control, Steady};
+
+async fn pod(limits: &str) -> (Fake, Pod, mpsc::Receiver<(StreamInfo, Wire)>) {
+    let (fake, dialled) = Fake::start("127.0.0.1:0".parse().unwrap()).await;
+    let pod = Pod::start(fake.address, limits).await;
+    fake.until("the watches", |s| {
+        s.watched.contains(&"dials") && s.watched.contains(&"questions")
+    })
+    .await;
+    (fake, pod, dialled)
+}
+
+fn conn(source: u16, destination: SocketAddr) -> ConnId {
+    ConnId::new(
+        Transport::Tcp,
+        SocketAddr::from(([10, 9, 9, 9], source)),
+        destination,
+    )
+}
+
+/// What the agent says about a dial that the manager asks for.
+async fn verdict(
+    fake: &Fake,
+    dialled: &mut mpsc::Receiver<(StreamInfo, Wire)>,
+    destination: SocketAddr,
+) -> Message {
+    verdict_of(fake, dialled, conn(4711, destination)).await
+}
+
+async fn verdict_of(
+    fake: &Fake,
+    dialled: &mut mpsc::Receiver<(StreamInfo, Wire)>,
+    conn: ConnId,
+) -> Message {
+    fake.dial(conn);
+    let (_, mut wire) = tokio::time::timeout(WAIT_TIMEOUT, dialled.recv())
+        .await
+        .unwrap()
+        .unwrap();
+    wire.next().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_reaches_the_agents_own_ports_through_it() {
+    let (fake, pod, mut dialled) = pod("").await;
+    let steady = Steady::start(&pod);
+    let mut refused = 0;
+    for port in [pod.admin_port(), pod.api_port()] {
+        for ip in [
+            "127.0.0.1",
+            "127.0.0.9",
+            "0.0.0.0",
+            "::1",
+            "::",
+            "::ffff:127.0.0.1",
+        ] {
+            let destination = SocketAddr::new(ip.parse().unwrap(), port);
+            let said = verdict(&fake, &mut dialled, destination).await;
+            assert_eq!(said, Message::DialReject, "{destination}");
+            refused += 1;
+        }
+    }
+    // A workstation that is attached to the agent itself gets no further.
+    let mut client = AgentClient::connect(format!("http://127.0.0.1:{}", pod.api_port()))
+        .await
+        .unwrap();
+    let own = conn(1, SocketAddr::from(([127, 0, 0, 1], pod.admin_port())));
+    let info = StreamInfo::new(own, "client-1", Duration::ZERO, Duration::from_secs(2));
+    let (tx, rx) = mpsc::channel(16);
+    tx.send(Message::StreamInfo(info).encode()).await.unwrap();
+    let rx = client.tunnel(outgoing(rx)).await.unwrap().into_inner();
+    let mut wire = Wire { tx, rx };
+    assert_eq!(wire.next().await, Message::StreamOk(2));
+    assert_eq!(wire.next().await, Message::DialReject);
+    assert_eq!(
+        pod.stat("traffic_agent.limits.dial_own_port").await,
+        refused + 1
+    );
+    assert!(
+        !pod.lines("the destination is a port of this agent")
+            .is_empty()
+    );
+    // Everything else of the pod is dialled as ever.
+    let app = SocketAddr::from(([127, 0, 0, 1], pod.app_port));
+    assert_eq!(verdict(&fake, &mut dialled, app).await, Message::DialOk);
+    assert!(steady.stop().await >= 50);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn link_local_addresses_are_dialled_only_where_that_is_allowed() {
+    let (fake, pod, mut dialled) = pod("dial: {allow: ['169.254.20.10']}").await;
+    for ip in [
+        "169.254.169.254",
+        "::ffff:169.254.169.254",
+        "fe80::1",
+        "fd00:ec2::254",
+    ] {
+        let destination = SocketAddr::new(ip.parse().unwrap(), 80);
+        let said = verdict(&fake, &mut dialled, destination).await;
+        assert_eq!(said, Message::DialReject, "{destination}");
+    }
+    assert_eq!(pod.stat("traffic_agent.limits.dial_link_local").await, 4);
+    assert!(!pod.lines("link-local or metadata address").is_empty());
+    // Tried, whatever comes of it.
+    fake.dial(conn(1, "169.254.20.10:9".parse().unwrap()));
+    dialled.recv().await.unwrap().1.next().await;
+    assert_eq!(pod.stat("traffic_agent.limits.dial_link_local").await, 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dials_beyond_the_limit_are_refused_and_callers_do_not_notice() {
+    let (fake, pod, mut dialled) = pod("limits: {dialledConnections: 8}").await;
+    let control = Control::of(&pod).await;
+    let steady = Steady::start(&pod);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let destination = listener.local_addr().unwrap();
+    let mut held = Vec::new();
+    for n in 0..8 {
+        fake.dial(conn(n + 1, destination));
+        let (_, mut wire) = dialled.recv().await.unwrap();
+        assert_eq!(wire.next().await, Message::DialOk);
+        held.push(wire);
+    }
+    for n in 0..8 {
+        let said = verdict_of(&fake, &mut dialled, conn(n + 100, destination)).await;
+        assert_eq!(said, Message::DialReject, "dial {n} beyond");
+    }
+    let limit = "traffic_agent.limits.dialled_connections";
+    let deadline = tokio::time::Instant::now() + WAIT_TIMEOUT;
+    while pod.stat(limit).await < 8 {
+        assert!(tokio::time::Instant::now() < deadline, "never refused");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    pod.until("what is said", |pod| {
+        !pod.lines("raise dialledConnections").is_empty()
+    })
+    .await;
+    // A place that is given back is taken again.
+    drop(held);
+    drop(listener);
+    let app = SocketAddr::from(([127, 0, 0, 1], pod.app_port));
+    loop {
+        fake.dial(conn(200, app));
+        let answer = tokio::time::timeout(Duration::from_millis(500), dialled.recv()).await;
+        if let Ok(Some((_, mut wire))) = answer
+            && wire.next().await == Message::DialOk
+        {
+            break;
+        }
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "no place is given back"
+        );
+    }
+    steady.unharmed(&pod, &control).await;
+}
+
+/// Every one of 100 rejections arrives, and behind it the orderly end of the call: by the manager, and
+/// directly.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rejection_always_arrives() {
+    let (fake, pod, mut dialled) = pod("").await;
+    let nobody = std::net::SocketAddr::from(([127, 0, 0, 1], harness::ports::free()));
+    for n in 0..100 {
+        fake.dial(conn(n + 1, nobody));
+        let (_, mut wire) = dialled.recv().await.unwrap();
+        assert_eq!(
+            wire.next().await,
+            Message::DialReject,
+            "by the manager, {n}"
+        );
+        assert!(
+            wire.rx.message().await.unwrap().is_none(),
+            "by the manager, {n}"
+        );
+    }
+    let address = format!("http://127.0.0.1:{}", pod.api_port());
+    let mut client = AgentClient::connect(address).await.unwrap();
+    let _watch = client
+        .watch_dial(traffic_proto::manager::SessionInfo {
+            session_id: "client-1".to_owned(),
+            ..Default::default()
+        })
+        .await
+        .unwrap();
+    for n in 0..100 {
+        let wait = Duration::from_secs(2);
+        let info = StreamInfo::new(conn(n + 1, nobody), "client-1", Duration::ZERO, wait);
+        let (tx, rx) = mpsc::channel(16);
+        tx.send(Message::StreamInfo(info).encode()).await.unwrap();
+        let rx = client.tunnel(outgoing(rx)).await.unwrap().into_inner();
+        let mut wire = Wire { tx, rx };
+        assert_eq!(wire.next().await, Message::StreamOk(2));
+        assert_eq!(wire.next().await, Message::DialReject, "directly, {n}");
+        assert!(wire.rx.message().await.unwrap().is_none(), "directly, {n}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_questions_is_cut_and_costs_neither_threads_nor_descriptors() {
+    let (fake, pod, _dialled) = pod("limits: {dnsQuestions: 4}").await;
+    let control = Control::of(&pod).await;
+    let steady = Steady::start(&pod);
+    let threads = pod.threads();
+    for n in 0..5_000 {
+        let _ = fake.questions.send(DnsRequest {
+            name: format!("name-{n}.invalid."),
+            r#type: 1,
+            ..DnsRequest::default()
+        });
+        if n % 8 == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+    // Answered or cut, all of them have come to an end, and the next one finds a place.
+    let deadline = tokio::time::Instant::now() + WAIT_TIMEOUT;
+    while pod.stat("traffic_agent.limits.dns_questions").await == 0 {
+        assert!(tokio::time::Instant::now() < deadline, "never cut");
+        let _ = fake.questions.send(DnsRequest {
+            name: "once-more.invalid.".to_owned(),
+            r#type: 1,
+            ..DnsRequest::default()
+        });
+    }
+    pod.until("what is said", |pod| {
+        !pod.lines("raise dnsQuestions").is_empty()
+    })
+    .await;
+    assert_eq!(pod.threads(), threads);
+    assert!(pod.descriptors() < 100, "{}", pod.descriptors());
+    steady.unharmed(&pod, &control).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_by_name_costs_no_thread() {
+    let (fake, pod, _dialled) = pod("").await;
+    let mut named = intercept("i", Disposition::Active, pod.app_port, Some(("x-dev", "a")));
+    named.spec.as_mut().unwrap().target_host = "nobody.invalid".to_owned();
+    let threads = pod.threads();
+    fake.show(&[named]);
+    pod.until("the intercept", |pod| pod.threads() == threads)
+        .await;
+    for _ in 0..50 {
+        assert_eq!(pod.ask("x-dev: a\r\n").await.unwrap(), "app");
+    }
+    assert_eq!(pod.threads(), threads);
+}

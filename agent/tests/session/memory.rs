@@ -1,0 +1,144 @@
+//! Crowds of slow connections near the memory limit, beside a caller with a connection of its own; and
+//! what an attached workstation takes.
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tonic::Streaming;
+use tonic::transport::Channel;
+use traffic_proto::agent::agent_client::AgentClient;
+use traffic_proto::manager::{DialRequest, InterceptDispositionType as Disposition, InterceptInfo};
+
+use crate::fake::{Fake, intercept};
+use crate::pod::Pod;
+
+/// Callers in the crowd; far more than the limits of these tests admit.
+const CROWD: usize = 1_500;
+/// What each says and then no more: most of a head, so that it has to be kept.
+const PART_OF_A_HEAD: usize = 24 * 1024;
+
+async fn exchange(socket: &mut TcpStream) {
+    let request = b"GET / HTTP/1.1\r\nhost: web\r\n\r\n";
+    socket.write_all(request).await.unwrap();
+    let mut answer = vec![0; 256];
+    let n = socket.read(&mut answer).await.unwrap();
+    assert!(answer[..n].ends_with(b"app"), "{:?}", &answer[..n]);
+}
+
+/// Slow callers, all of them at once; those that are refused are gone at once.
+async fn crowd(pod: &Pod) -> Vec<TcpStream> {
+    let head = format!("GET / HTTP/1.1\r\nx-long: {}", "x".repeat(PART_OF_A_HEAD));
+    let mut crowd = Vec::new();
+    for _ in 0..CROWD {
+        // One that is refused may learn it before it is connected.
+        if let Ok(mut socket) = TcpStream::connect(("127.0.0.1", pod.agent_port)).await {
+            let _ = socket.write_all(head.as_bytes()).await;
+            crowd.push(socket);
+        }
+    }
+    crowd
+}
+
+/// Lets the crowd come; new connections are refused, open ones served, and afterwards all is well.
+async fn withstands(pod: &Pod) {
+    let mut kept = TcpStream::connect(("127.0.0.1", pod.agent_port))
+        .await
+        .unwrap();
+    exchange(&mut kept).await;
+    let crowd = crowd(pod).await;
+    for _ in 0..50 {
+        exchange(&mut kept).await;
+    }
+    let refused = pod.port_stat("limits.memory").await;
+    assert!(refused > 0, "nobody was refused");
+    assert!(!pod.lines("memory limit near").is_empty());
+    drop(crowd);
+    exchange(&mut kept).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn near_the_configured_limit_new_connections_are_refused() {
+    let (fake, _dialled) = Fake::start("127.0.0.1:0".parse().unwrap()).await;
+    let idle = Pod::start(fake.address, "").await;
+    let limit = idle.memory("VmRSS") + (24 << 20);
+    let pod = Pod::start(fake.address, &format!("limits: {{memory: {limit}}}")).await;
+    withstands(&pod).await;
+    assert!(
+        pod.memory("VmHWM") < limit,
+        "{} {limit}",
+        pod.memory("VmHWM")
+    );
+    assert_eq!(pod.end().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn near_the_end_of_the_address_space_nothing_aborts() {
+    let (fake, _dialled) = Fake::start("127.0.0.1:0".parse().unwrap()).await;
+    let idle = Pod::start(fake.address, "").await;
+    let limit = idle.memory("VmSize") + (32 << 20);
+    let prefix = ["prlimit".to_owned(), format!("--as={limit}")];
+    let pod = Pod::start_behind(&prefix, fake.address, "").await;
+    withstands(&pod).await;
+    assert_eq!(pod.end().await, 0);
+}
+
+/// Intercepts, each of a client of its own.
+const INTERCEPTS: usize = 200;
+/// Memory that each may take, with its workstation attached. The HTTP/2 library alone allocates 28 kB of
+/// buffers for a connection, of which 17 are resident.
+const MAX_PER_INTERCEPT: usize = 36_000;
+
+/// Shows `count` intercepts to the agent and attaches their workstations.
+async fn attach(
+    fake: &Fake,
+    pod: &Pod,
+    shown: &mut Vec<InterceptInfo>,
+    count: usize,
+) -> Vec<(AgentClient<Channel>, Streaming<DialRequest>)> {
+    let first = shown.len();
+    for n in first..first + count {
+        let (name, session) = (format!("i{n}"), format!("client-{n}"));
+        let header = Some(("x-dev", name.as_str()));
+        let mut one = intercept(&name, Disposition::Active, pod.app_port, header);
+        one.id = format!("{session}:{name}");
+        one.client_session
+            .as_mut()
+            .unwrap()
+            .session_id
+            .clone_from(&session);
+        shown.push(one);
+    }
+    fake.show(shown);
+    let mut attached = Vec::new();
+    for one in &shown[first..] {
+        let address = format!("http://127.0.0.1:{}", pod.api_port());
+        let mut client = AgentClient::connect(address).await.unwrap();
+        let session = one.client_session.clone().unwrap();
+        let deadline = tokio::time::Instant::now() + crate::WAIT_TIMEOUT;
+        let dials = loop {
+            // It is not known before the snapshot has arrived.
+            match client.watch_dial(session.clone()).await {
+                Ok(dials) => break dials.into_inner(),
+                Err(status) => assert!(tokio::time::Instant::now() < deadline, "{status}"),
+            }
+        };
+        attached.push((client, dials));
+    }
+    attached
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_intercept_with_its_workstation_attached_takes_little_memory() {
+    let (fake, _dialled) = Fake::start("127.0.0.1:0".parse().unwrap()).await;
+    let pod = Pod::start(fake.address, "").await;
+    fake.until("the watch", |s| s.watched.contains(&"deltas"))
+        .await;
+    let mut shown = Vec::new();
+    let mut attached = attach(&fake, &pod, &mut shown, 20).await;
+    // Without what is mapped from files, which comes and goes.
+    let before = pod.memory("RssAnon");
+    attached.extend(attach(&fake, &pod, &mut shown, INTERCEPTS).await);
+    let each = pod.memory("RssAnon").saturating_sub(before) / INTERCEPTS;
+    println!("{each} bytes for each of {INTERCEPTS} intercepts");
+    assert!(each < MAX_PER_INTERCEPT, "{each} bytes");
+    drop(attached);
+}

@@ -1,0 +1,76 @@
+//! The command that `create … -- COMMAND` runs beside an intercept, with the container's environment.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::process::{Child, Command};
+use tokio::time::timeout;
+
+use crate::Failure;
+
+/// Time for the command to end after it was asked to.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A command that is started when the intercept is active, and ends with it.
+#[derive(Debug)]
+pub(crate) struct Running {
+    name: String,
+    child: Child,
+}
+
+impl Running {
+    /// Starts a command.
+    ///
+    /// # Errors
+    /// It cannot be started; the text names it.
+    pub(crate) fn start(
+        command: &[OsString],
+        environment: &BTreeMap<String, String>,
+    ) -> Result<Self, Failure> {
+        let Some((program, arguments)) = command.split_first() else {
+            return Err(Failure::Usage("nothing follows --; write a command".into()));
+        };
+        let name = program.to_string_lossy().into_owned();
+        let child = Command::new(program)
+            .args(arguments)
+            .envs(environment)
+            // An intercept that ends by a failure must not leave it behind.
+            .kill_on_drop(true)
+            .spawn();
+        let child = child.map_err(|error| {
+            Failure::Failed(format!(
+                "{name}: cannot be started: {error}; is it in PATH?"
+            ))
+        })?;
+        Ok(Self { name, child })
+    }
+
+    /// Waits for its end, and returns its exit code as shells do: 128 and the signal's number if a
+    /// signal ended it.
+    pub(crate) async fn ended(&mut self) -> Failure {
+        use std::os::unix::process::ExitStatusExt as _;
+        match self.child.wait().await {
+            Ok(status) => {
+                let code = status.code().or(status.signal().map(|number| 128 + number));
+                Failure::Command(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
+            }
+            Err(error) => Failure::Failed(format!("{}: {error}", self.name)),
+        }
+    }
+
+    /// Asks it to end by SIGTERM, and kills it if it does not.
+    pub(crate) async fn end(&mut self) {
+        if let Some(pid) = self
+            .child
+            .id()
+            .and_then(|id| Pid::from_raw(id.cast_signed()))
+        {
+            let _ = kill_process(pid, Signal::TERM);
+        }
+        if timeout(END_TIMEOUT, self.child.wait()).await.is_err() {
+            let _ = self.child.kill().await;
+        }
+    }
+}

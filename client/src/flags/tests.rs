@@ -1,0 +1,118 @@
+use super::*;
+
+fn create(flags: &[&str]) -> Result<InterceptSpec, String> {
+    let command = ["intercept", "create", "hello", "--workload", "app"]
+        .iter()
+        .chain(flags);
+    let flags = Flags::try_parse_from(command).map_err(|error| error.to_string())?;
+    let Command::Create(create) = flags.command else {
+        panic!("not create")
+    };
+    let local = create.port.local;
+    create.spec("default", SocketAddr::from(([127, 0, 0, 1], local)))
+}
+
+#[test]
+fn filters_choose_the_http_mechanism() {
+    let flags = [
+        "--port=9000:8080",
+        "--http-header=x-dev=a=b",
+        "--http-path-prefix=/api",
+        "--http-path-equal=/",
+    ];
+    let spec = create(&flags).unwrap();
+    assert_eq!(spec.mechanism, "http");
+    assert_eq!(
+        spec.header_filters,
+        BTreeMap::from([("x-dev".into(), "a=b".into())])
+    );
+    assert_eq!(spec.path_filters, [":path-equal:/", ":path-prefix:/api"]);
+    assert_eq!(
+        (spec.target_host.as_str(), spec.target_port),
+        ("127.0.0.1", 9000)
+    );
+    assert_eq!(
+        (spec.port_identifier.as_str(), spec.protocol.as_str()),
+        ("8080", "TCP")
+    );
+    assert_eq!(spec.agent, "app");
+    assert_eq!(
+        (spec.dial_timeout, spec.roundtrip_latency),
+        (3_000_000_000, 4_000_000_000)
+    );
+}
+
+#[test]
+fn an_exact_header_is_sent_as_an_anchored_regex() {
+    let spec = create(&["--port=9000:80", "--http-header-exact=user=jane.doe"]).unwrap();
+    let filters = BTreeMap::from([("user".into(), r"^jane\.doe$".into())]);
+    assert_eq!(spec.header_filters, filters);
+}
+
+#[test]
+fn an_address_that_cannot_be_right_is_refused() {
+    for right in ["localhost:8081", "http://[::1]:8081", "http://10.0.0.1:80/"] {
+        assert_eq!(manager_address(right).as_deref(), Ok(right));
+    }
+    for (wrong, why) in [
+        ("localhost", "no port"),
+        (":8081", "no host"),
+        ("localhost:0", "1 to 65535"),
+        ("localhost:99999", "1 to 65535"),
+        ("https://localhost:1", "scheme https"),
+        ("::1:8081", "no valid host"),
+        ("a b:80", "no valid host"),
+    ] {
+        let error = manager_address(wrong).unwrap_err();
+        assert!(
+            error.contains(why) && error.contains("write HOST:PORT"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn without_filters_it_is_tcp_and_udp_is_said_in_the_identifier() {
+    let spec = create(&["--port=5353:dns/UDP"]).unwrap();
+    assert_eq!(
+        (
+            spec.mechanism.as_str(),
+            spec.protocol.as_str(),
+            spec.port_identifier.as_str()
+        ),
+        ("tcp", "UDP", "dns/UDP")
+    );
+}
+
+#[test]
+fn mistakes_are_named() {
+    for (flags, status_text) in [
+        (&["--port=0"][..], "is not a port number"),
+        (&["--port=80:"], "after the colon"),
+        (&["--port=80:x/SCTP"], "/TCP or /UDP"),
+        (&["--port=80", "--http-header=x"], "NAME=VALUE"),
+        (
+            &["--port=80", "--http-header=a b=c"],
+            "is not a header name",
+        ),
+        (
+            &["--port=80", "--http-header=a=1", "--http-header=a=2"],
+            "given twice",
+        ),
+        (
+            &["--port=80", "--http-header=a=1", "--http-header-exact=a=2"],
+            "given twice",
+        ),
+        (
+            &["--port=80", "--http-header=a=(b"],
+            "--http-header-exact 'a=(b'",
+        ),
+        (
+            &["--port=80", "--http-header=a=1", "--mechanism=tcp"],
+            "--mechanism tcp",
+        ),
+    ] {
+        let error = create(flags).unwrap_err();
+        assert!(error.contains(status_text), "{flags:?}: {error}");
+    }
+}

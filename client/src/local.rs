@@ -1,0 +1,42 @@
+//! This machine: the address that requests are delivered to, and files that only its user reads.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use crate::Failure;
+
+/// The address of a local server by host and port.
+pub(crate) async fn resolve(host: &str, port: u16) -> Result<SocketAddr, Failure> {
+    let found = tokio::net::lookup_host((host, port)).await;
+    let found = found.map_err(|error| {
+        Failure::Failed(format!(
+            "--address {host}: {error}; name a host or an IP address"
+        ))
+    })?;
+    let addresses: Vec<SocketAddr> = found
+        .map(|address| SocketAddr::new(address.ip().to_canonical(), port))
+        .collect();
+    // Names such as localhost mean both families; servers for development mostly listen on the
+    // older one.
+    let chosen = addresses
+        .iter()
+        .find(|address| address.is_ipv4())
+        .or(addresses.first());
+    chosen
+        .copied()
+        .ok_or_else(|| Failure::Failed(format!("--address {host} has no address")))
+}
+
+/// Writes a file readable only by its owner, because an app's environment often holds secrets. It
+/// is made anew and takes the place of what has that name, a link or a file open to others.
+pub(crate) fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    // Opened with `O_EXCL` and mode 0600.
+    let mut file = tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))?;
+    file.write_all(text.as_bytes())?;
+    file.persist(path)?;
+    Ok(())
+}

@@ -1,0 +1,223 @@
+//! A port of this machine that leads to the file service of a pod: each connection becomes a tunnel
+//! through the manager, which the pod's agent dials at its end.
+
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher as _;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use traffic_proto::ConnId;
+use traffic_proto::dialer::{self, Outgoing};
+use traffic_proto::manager::{SessionInfo, TunnelMessage};
+use traffic_proto::port::Transport;
+use traffic_proto::sync::lock;
+use traffic_proto::tunnel::{Message, StreamInfo};
+
+use crate::session::Manager;
+use crate::tunnels::{QUEUE_CAPACITY, Via, open};
+
+/// Time for the agent to dial its own port.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time for the way there and back, in addition.
+const LATENCY: Duration = Duration::from_secs(5);
+/// Pause after a failed accept, usually for lack of descriptors.
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
+
+/// Volumes of a container as its pod offers them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Files {
+    /// Address of the file service, as the pod sees it.
+    pub(crate) address: SocketAddr,
+    /// Folder of the container in it.
+    pub(crate) folder: String,
+}
+
+/// The port; connections end with its last handle.
+#[derive(Clone, Debug)]
+pub(crate) struct Link {
+    port: u16,
+    way: Arc<Mutex<Way>>,
+    _serving: Arc<JoinSet<()>>,
+}
+
+/// Where new connections lead.
+#[derive(Clone, Debug)]
+struct Way {
+    manager: Manager,
+    session: String,
+    files: Files,
+}
+
+impl Link {
+    /// Opens a port.
+    ///
+    /// # Errors
+    /// None is free.
+    pub(crate) async fn open(
+        manager: Manager,
+        session: &SessionInfo,
+        files: Files,
+    ) -> io::Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let port = listener.local_addr()?.port();
+        let way = Arc::new(Mutex::new(Way {
+            manager,
+            session: session.session_id.clone(),
+            files,
+        }));
+        let mut serving = JoinSet::new();
+        serving.spawn(serve(listener, way.clone()));
+        Ok(Self {
+            port,
+            way,
+            _serving: Arc::new(serving),
+        })
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(crate) fn folder(&self) -> String {
+        lock(&self.way).files.folder.clone()
+    }
+
+    /// Leads further connections elsewhere.
+    pub(crate) fn lead(&self, manager: Manager, session: &SessionInfo, files: Files) {
+        *lock(&self.way) = Way {
+            manager,
+            session: session.session_id.clone(),
+            files,
+        };
+    }
+}
+
+async fn serve(listener: TcpListener, way: Arc<Mutex<Way>>) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, peer)) if is_ours(&stream, peer) => {
+                    let way = lock(&way).clone();
+                    connections.spawn(async move {
+                        if let Err(why) = carry(stream, way).await {
+                            tracing::debug!("the volumes are not reached: {why}");
+                        }
+                    });
+                }
+                Ok((_, peer)) => tracing::debug!(%peer, "volumes: another user's connection refused"),
+                Err(error) => {
+                    tracing::debug!(%error, "volumes: accept failed");
+                    sleep(ACCEPT_RETRY_DELAY).await;
+                }
+            },
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+async fn carry(stream: TcpStream, way: Way) -> anyhow::Result<()> {
+    let destination = way.files.address;
+    let conn = ConnId::new(Transport::Tcp, source(destination.ip()), destination);
+    let (tx, rx) = mpsc::channel(QUEUE_CAPACITY);
+    let info = StreamInfo::new(conn, &way.session, LATENCY, DIAL_TIMEOUT);
+    let payload = Message::StreamInfo(info).encode();
+    // The queue is empty, so this never waits.
+    tx.send(TunnelMessage { payload }).await?;
+    let incoming = timeout(LATENCY, open(Via::Manager(way.manager), rx)).await??;
+    let carried = dialer::carry(stream, incoming, Outgoing::caller(tx)).await;
+    tracing::debug!(%conn, ?carried, "connection to the volumes ended");
+    Ok(())
+}
+
+/// Makes up an address to call from. The manager joins streams by both addresses, so those of two
+/// workstations must differ.
+fn source(destination: IpAddr) -> SocketAddr {
+    let chance = RandomState::new().hash_one(destination);
+    let [a, b, c, d, e, ..] = chance.to_be_bytes();
+    let port = u16::from_be_bytes([d, e]).max(1);
+    match destination.to_canonical() {
+        IpAddr::V4(_) => (Ipv4Addr::new(127, a, b, c), port).into(),
+        IpAddr::V6(_) => {
+            let ends = |first, second| u16::from_be_bytes([first, second]);
+            let ip = Ipv6Addr::new(0xfd00, ends(a, b), ends(c, 0), 0, 0, 0, 0, 1);
+            (ip, port).into()
+        }
+    }
+}
+
+/// Returns true if a peer on this machine runs as the same user: the volumes may hold secrets.
+fn is_ours(stream: &TcpStream, peer: SocketAddr) -> bool {
+    let Ok(local) = stream.local_addr() else {
+        return false;
+    };
+    match std::fs::read_to_string("/proc/net/tcp") {
+        Ok(table) => {
+            let own = rustix::process::getuid().as_raw();
+            owner(&table, peer, local) == Some(own)
+        }
+        // Other systems have no such list.
+        Err(_) => cfg!(not(target_os = "linux")),
+    }
+}
+
+/// Finds the user whose socket has these ends in Linux' table of connections.
+fn owner(table: &str, from: SocketAddr, to: SocketAddr) -> Option<u32> {
+    let written = |address: SocketAddr| match address.ip() {
+        // As a number of this machine's byte order.
+        IpAddr::V4(ip) => Some(format!(
+            "{:08X}:{:04X}",
+            u32::from_ne_bytes(ip.octets()),
+            address.port()
+        )),
+        IpAddr::V6(_) => None,
+    };
+    let (from, to) = (written(from)?, written(to)?);
+    table.lines().find_map(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        let is_it = fields.next() == Some(&from) && fields.next() == Some(&to);
+        is_it.then(|| fields.nth(4)?.parse().ok()).flatten()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_owner_of_a_connection_is_read_from_the_table() {
+        let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n\
+             \x20  0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000        0 1\n\
+             \x20  1: 0100007F:C350 0100007F:1F90 01 00000000:00000000 00:00000000 00000000  1001        0 2\n";
+        let at = |port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        // As this machine would write it.
+        let expected = cfg!(target_endian = "little").then_some(1001);
+        assert_eq!(owner(table, at(50_000), at(8080)), expected);
+        assert_eq!(owner(table, at(8080), at(50_000)), None);
+    }
+
+    #[tokio::test]
+    async fn a_connection_of_this_process_is_ours() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let _calling = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        let (stream, peer) = listener.accept().await.unwrap();
+        assert!(is_ours(&stream, peer));
+    }
+
+    #[test]
+    fn made_up_addresses_differ_and_are_of_the_destinations_family() {
+        let v4 = IpAddr::from([10, 0, 0, 1]);
+        let all: std::collections::HashSet<_> = (0..32).map(|_| source(v4)).collect();
+        assert!(all.len() > 16);
+        assert!(all.iter().all(|it| it.ip().is_loopback() && it.port() != 0));
+        assert!(source("fd00::1".parse().unwrap()).is_ipv6());
+    }
+}

@@ -1,0 +1,195 @@
+//! The volumes of the app on the developer's machine, mounted by the sshfs of this machine.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use harness::apps::App;
+use harness::process::Process;
+use harness::programs;
+use harness::system::{Agent, System, WORKLOAD};
+use harness::wait::until;
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+/// A system whose app has the volume `/data`, and a place for the client's mounts and records.
+struct Volumes {
+    system: System,
+    laptop: App,
+    folder: TempDir,
+}
+
+/// Gives an agent a volume `/data` with the file `hello`.
+fn with_volume(command: &mut Command) {
+    let words: Vec<_> = command.get_args().collect();
+    let root = words.iter().position(|word| *word == OsStr::new("--root"));
+    let data = Path::new(words[root.unwrap() + 1]).join("tel_app_mounts/app/data");
+    fs::create_dir_all(&data).unwrap();
+    fs::write(data.join("hello"), "hello from the pod").unwrap();
+    command
+        .env("A_TELEPRESENCE_MOUNTS", "/data")
+        .env("_TEL_APP_A_COLOUR", "blue")
+        // The end of a pod is no matter of these tests.
+        .env("AGENT_DRAIN_LAME_DUCK", "0s")
+        .env("AGENT_DRAIN_GRACE", "1s");
+}
+
+impl Volumes {
+    fn start() -> Self {
+        Self {
+            system: System::start_with(|_| {}, with_volume),
+            laptop: App::start("laptop"),
+            folder: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    fn root(&self) -> PathBuf {
+        self.folder.path().join("mnt")
+    }
+
+    fn create(&self, more: &[&str]) -> Process {
+        let container = self.system.agent.sidecar.ports[0].container;
+        let mut command = Command::new(programs::path("intercept"));
+        command
+            .args(["create", "mine", "--workload", WORKLOAD])
+            .args(["--manager", &self.system.manager_address.to_string()])
+            .args([
+                "--port",
+                &format!("{}:{container}", self.laptop.address().port()),
+            ])
+            .args(more)
+            // Records of other tests are none of ours.
+            .env("XDG_RUNTIME_DIR", self.folder.path());
+        Process::start("intercept", &mut command)
+    }
+
+    fn mounted(&self) -> Process {
+        let option = format!("--mount={}", self.root().display());
+        let client = self.create(&[&option]);
+        client.line("mount=ready");
+        client
+    }
+
+    fn is_mounted(&self) -> bool {
+        let root = self.root().display().to_string();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        mounts
+            .lines()
+            .any(|line| line.split(' ').nth(4) == Some(&root))
+    }
+
+    fn records(&self) -> usize {
+        let entries = fs::read_dir(self.folder.path().join("intercept")).unwrap();
+        let paths = entries.map(|entry| entry.unwrap().path());
+        paths
+            .filter(|path| path.extension().is_some_and(|it| it == "mount"))
+            .count()
+    }
+}
+
+/// Returns the processes that a process has started.
+fn children(pid: u32) -> Vec<Pid> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let lists =
+        tasks.map(|task| fs::read_to_string(task.unwrap().path().join("children")).unwrap());
+    let all: Vec<String> = lists.collect();
+    let numbers = all.iter().flat_map(|list| list.split_whitespace());
+    numbers
+        .map(|number| Pid::from_raw(number.parse().unwrap()).unwrap())
+        .collect()
+}
+
+#[test]
+fn volumes_are_mounted_for_as_long_as_the_intercept_lives() {
+    let volumes = Volumes::start();
+    let client = volumes.mounted();
+    let data = volumes.root().join("data");
+    let read = fs::read_to_string(data.join("hello")).unwrap();
+    assert_eq!(read, "hello from the pod");
+    fs::write(data.join("new"), "from the laptop").unwrap();
+    let in_pod = volumes
+        .system
+        .agent
+        .root
+        .path()
+        .join("tel_app_mounts/app/data/new");
+    assert_eq!(fs::read_to_string(in_pod).unwrap(), "from the laptop");
+
+    assert!(client.terminate().success());
+    assert!(!volumes.is_mounted() && !volumes.root().exists());
+    assert_eq!(volumes.records(), 0);
+}
+
+#[test]
+fn a_command_finds_the_volumes_and_their_place_is_gone_behind_it() {
+    let volumes = Volumes::start();
+    let file = volumes.folder.path().join("app.json");
+    let json = format!("--env-json={}", file.display());
+    let script = "echo root=$TELEPRESENCE_ROOT; cat $TELEPRESENCE_ROOT/data/hello; exit 7";
+    let client = volumes.create(&["--mount", &json, "--", "sh", "-c", script]);
+    let root = client.line("root=");
+    let root = root.trim_start_matches("root=");
+    client.line("hello from the pod");
+    assert_eq!(client.exit().code(), Some(7));
+    assert!(root.contains("/intercept-mine-") && !Path::new(root).exists());
+    assert_eq!(volumes.records(), 0);
+
+    let environment: serde_json::Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
+    assert_eq!(environment["TELEPRESENCE_ROOT"], root);
+    assert_eq!(environment["COLOUR"], "blue");
+    // Variables of the agent are nobody else's.
+    assert!(environment.get("LOG_LEVEL").is_none(), "{environment}");
+    assert!(environment.get("AGENT_ENVOY_SERVER_PORT").is_none());
+}
+
+#[test]
+fn a_killed_client_leaves_no_mount_and_the_next_run_takes_away_what_is_left() {
+    let volumes = Volumes::start();
+    let client = volumes.mounted();
+    client.kill();
+    // sshfs notices that nobody carries its connection.
+    until("sshfs to unmount", || (!volumes.is_mounted()).then_some(()));
+
+    let client = volumes.mounted();
+    let sshfs = children(client.pid());
+    // So that it cannot mend what is broken now.
+    client.signal(Signal::STOP);
+    for sshfs in sshfs {
+        let _ = kill_process(sshfs, Signal::KILL);
+    }
+    client.kill();
+    assert!(volumes.is_mounted(), "a killed sshfs cannot unmount");
+    let client = volumes.create(&[]);
+    client.line("left behind by an intercept that was killed");
+    assert!(!volumes.is_mounted() && !volumes.root().exists());
+    assert_eq!(volumes.records(), 0);
+}
+
+#[test]
+fn volumes_are_mounted_again_from_the_next_pod() {
+    let mut volumes = Volumes::start();
+    let client = volumes.mounted();
+    // Its end is told to the manager, which need not find out.
+    let _ = volumes.system.agent.process.terminate();
+    let sidecar = volumes.system.agent.sidecar.clone();
+    volumes.system.agent = Agent::start(&sidecar, with_volume);
+    volumes.system.agent.ready();
+    let root = volumes.system.agent.root.path().to_owned();
+    fs::write(root.join("tel_app_mounts/app/data/which"), "the next pod").unwrap();
+    let file = volumes.root().join("data/which");
+    let read = until("the next pod's volume", || fs::read_to_string(&file).ok());
+    assert_eq!(read, "the next pod");
+    assert!(client.terminate().success());
+    assert!(!volumes.is_mounted());
+}
+
+#[test]
+fn what_cannot_be_mounted_is_said_before_anything_is_created() {
+    let volumes = Volumes::start();
+    fs::create_dir(volumes.root()).unwrap();
+    fs::write(volumes.root().join("file"), "").unwrap();
+    let client = volumes.create(&[&format!("--mount={}", volumes.root().display())]);
+    client.line("the folder is not empty");
+    assert_eq!(client.exit().code(), Some(1));
+}

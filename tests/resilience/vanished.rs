@@ -1,0 +1,192 @@
+//! Clients that are gone without a word, while many callers use the port that they have taken whole:
+//! killed, or asleep and awake again. Callers pay once, and little.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use harness::apps::{App, raw};
+use harness::caller::get;
+use harness::ports;
+use harness::process::Process;
+use harness::system::System;
+use harness::wait::until;
+use rustix::process::Signal;
+
+use crate::rig::{Way, each, in_front_of, scale};
+
+const CALLERS: usize = 64;
+/// Pause of a caller between two connections.
+const THINK_DELAY: Duration = Duration::from_millis(50);
+
+fn greeting(word: &'static [u8]) -> SocketAddr {
+    raw(move |mut stream| {
+        let _ = stream.write_all(word);
+    })
+}
+
+fn whole_port() -> (System, Process) {
+    let system = in_front_of(greeting(b"app"), |_| {});
+    let client = system.intercept("mine", greeting(b"laptop"), &[]);
+    assert_eq!(greeted(system.address()), "laptop");
+    (system, client)
+}
+
+fn greeted(address: SocketAddr) -> String {
+    let mut said = String::new();
+    let mut stream = TcpStream::connect(address).unwrap();
+    // A connection that was under way may break.
+    let _ = stream.read_to_string(&mut said);
+    said
+}
+
+/// What callers met, in microseconds.
+#[derive(Default)]
+struct Load {
+    over: AtomicBool,
+    /// The longest connection so far.
+    longest: AtomicU64,
+    /// The sum of what connections took beyond the limit.
+    extra: AtomicU64,
+    limit: AtomicU64,
+}
+
+impl Load {
+    fn call(&self, address: SocketAddr) {
+        while !self.over.load(Ordering::SeqCst) {
+            let began = Instant::now();
+            greeted(address);
+            let took = u64::try_from(began.elapsed().as_micros()).unwrap();
+            self.longest.fetch_max(took, Ordering::SeqCst);
+            let limit = self.limit.load(Ordering::SeqCst);
+            if limit > 0 {
+                let extra = took.saturating_sub(limit);
+                self.extra.fetch_add(extra, Ordering::SeqCst);
+            }
+            std::thread::sleep(THINK_DELAY);
+        }
+    }
+
+    /// Counts from now on what is longer than all connections so far.
+    fn count(&self) {
+        self.limit
+            .store(self.longest.load(Ordering::SeqCst), Ordering::SeqCst);
+    }
+
+    fn extra(&self) -> Duration {
+        Duration::from_micros(self.extra.load(Ordering::SeqCst))
+    }
+}
+
+/// Runs `work` while callers use the system; returns their extra delay since `work` began.
+fn under_load(system: &System, work: impl FnOnce()) -> Duration {
+    let load = Load::default();
+    std::thread::scope(|scope| {
+        for _ in 0..CALLERS {
+            scope.spawn(|| load.call(system.address()));
+        }
+        // Every caller has been there some times.
+        std::thread::sleep(Duration::from_secs(2));
+        load.count();
+        work();
+        load.over.store(true, Ordering::SeqCst);
+    });
+    load.extra()
+}
+
+#[test]
+fn a_client_that_is_killed_costs_all_callers_together_a_few_seconds() {
+    let (system, client) = whole_port();
+    let extra = under_load(&system, || {
+        client.kill();
+        until("the app to have the port", || {
+            (greeted(system.address()) == "app").then_some(())
+        });
+        // Longer than it takes until the intercept is suspended.
+        std::thread::sleep(Duration::from_secs(8));
+    });
+    eprintln!("killed: {CALLERS} callers waited {extra:?} more in all");
+    assert!(extra < Duration::from_secs(10), "{extra:?}");
+    let began = Instant::now();
+    assert_eq!(greeted(system.address()), "app");
+    assert!(began.elapsed() < Duration::from_secs(1));
+}
+
+#[test]
+fn a_client_that_sleeps_is_served_again_when_it_is_awake() {
+    let asleep = Duration::from_secs(scale("ASLEEP_SECONDS", 20));
+    let (system, client) = whole_port();
+    client.signal(Signal::STOP);
+    until("the app to have the port", || {
+        (greeted(system.address()) == "app").then_some(())
+    });
+    let extra = under_load(&system, || std::thread::sleep(asleep));
+    eprintln!("asleep: {CALLERS} callers waited {extra:?} more in all");
+    assert!(extra < Duration::from_secs(10), "{extra:?}");
+    client.signal(Signal::CONT);
+    until("the laptop to have the port again", || {
+        (greeted(system.address()) == "laptop").then_some(())
+    });
+}
+
+#[test]
+fn what_does_not_reach_the_local_server_is_told_to_its_developer() {
+    each(&[Way::Direct, Way::Manager], |way| {
+        let system = System::start();
+        let port = ports::free();
+        let nobody = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let client = system.intercept("mine", nobody, &way.flags(&["--http-header=x-dev=a"]));
+        for _ in 0..3 {
+            let answer = get(system.address(), "/", &[("x-dev", "a")]).unwrap();
+            assert_eq!(answer.by(), "app");
+        }
+        let warning = format!("warning: nothing listens on {nobody}; ");
+        client.line(&warning);
+        until("the count of all three", || {
+            let all = client.lines(&format!("{warning}3 requests went to the app"));
+            (!all.is_empty()).then_some(())
+        });
+        let admin = |path: &str| {
+            let page = get(system.agent.admin(), path, &[]).unwrap();
+            String::from_utf8(page.body).unwrap()
+        };
+        let page = admin("/intercepts");
+        assert!(page.contains("\"failedOpen\": 3"), "{page}");
+        assert!(page.contains("nothing listens on"), "{page}");
+        let page = admin("/explain?header=x-dev:a");
+        assert!(page.contains("\"decision\": \"app\""), "{page}");
+        assert!(page.contains("\"failedOpen\": 3"), "{page}");
+        let page = admin("/stats/prometheus?filter=intercept");
+        let line = page
+            .lines()
+            .find(|line| line.starts_with("traffic_agent_intercept_failed_open_total{"));
+        assert!(line.is_some_and(|line| line.ends_with(" 3")), "{page}");
+        // Somebody listens: all is well again.
+        let laptop = App::on("laptop", std::net::TcpListener::bind(nobody).unwrap());
+        until("the laptop to answer", || {
+            let answer = get(system.address(), "/", &[("x-dev", "a")]).unwrap();
+            (answer.by() == "laptop").then_some(())
+        });
+        drop(laptop);
+    });
+}
+
+#[test]
+fn two_interrupts_at_once_leave_no_intercept_behind() {
+    let (system, laptop) = (System::start(), App::start("laptop"));
+    for round in 0..5 {
+        let name = format!("mine-{round}");
+        let client = system.intercept(&name, laptop.address(), &["--http-header=x-dev=a"]);
+        client.signal(Signal::INT);
+        client.signal(Signal::INT);
+        client.exit();
+        until("the agent to serve it no more", || {
+            let page = get(system.agent.admin(), "/intercepts", &[]).unwrap();
+            let page = String::from_utf8(page.body).unwrap();
+            (!page.contains(&name)).then_some(())
+        });
+    }
+    let departed = system.manager.lines("session departed").len();
+    assert_eq!(departed, 5, "{:?}", system.manager.lines("session"));
+}
