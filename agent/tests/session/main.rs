@@ -6,6 +6,7 @@
 mod fake;
 mod pod;
 
+mod abuse;
 mod arrival;
 mod dials;
 mod direct;
