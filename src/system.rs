@@ -69,9 +69,14 @@ impl System {
     /// the client's own, such as `--http-header=x-dev=a`; with `--no-direct` all connections come
     /// through the manager, else this waits until the agent is attached directly.
     pub fn intercept(&self, name: &str, local: SocketAddr, flags: &[&str]) -> Process {
+        self.attach("create", name, local, flags)
+    }
+
+    /// Makes an attachment by a command of the client's, such as `wiretap`; as [`Self::intercept`].
+    pub fn attach(&self, command: &str, name: &str, local: SocketAddr, flags: &[&str]) -> Process {
         let container_port = self.agent.sidecar.ports[0].container;
-        let process =
-            self.begin_intercept(name, &format!("{}:{container_port}", local.port()), flags);
+        let port = format!("{}:{container_port}", local.port());
+        let process = self.begin(command, name, &port, flags);
         process.line("state=ACTIVE");
         if !flags.contains(&"--no-direct") {
             process.line("direct=connected");
@@ -82,9 +87,13 @@ impl System {
 
     /// Starts a client that creates an intercept, without waiting for it.
     pub fn begin_intercept(&self, name: &str, port: &str, flags: &[&str]) -> Process {
+        self.begin("create", name, port, flags)
+    }
+
+    fn begin(&self, verb: &str, name: &str, port: &str, flags: &[&str]) -> Process {
         let mut command = Command::new(programs::path("intercept"));
         command.args([
-            "create",
+            verb,
             name,
             "--workload",
             WORKLOAD,

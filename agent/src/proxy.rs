@@ -11,3 +11,4 @@ pub mod listener;
 pub mod opaque;
 pub mod protocol_probe;
 pub mod udp;
+pub mod wiretap;

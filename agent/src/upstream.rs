@@ -3,6 +3,7 @@
 
 pub mod app;
 pub mod app_tls;
+pub mod copy_memory;
 pub mod probe;
 pub mod tunnel;
 pub mod workstation;

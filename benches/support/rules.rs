@@ -16,6 +16,7 @@ pub fn rule(id: &str, filters: Filters, mechanism: Mechanism) -> Entry {
         client: "dev@bench".to_owned(),
         client_session: "session".to_owned(),
         mechanism,
+        wiretap: false,
         filters,
         plaintext: true,
         target_host: "127.0.0.1".to_owned(),

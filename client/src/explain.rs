@@ -175,14 +175,11 @@ fn show(place: &str, answer: &Value) {
         .into_iter()
         .flatten()
     {
-        let matched = rule
-            .get("matched")
-            .and_then(Value::as_bool)
-            .unwrap_or(false);
-        let why = if matched {
-            "matches".to_owned()
-        } else {
-            format!("does not match: {}", text(rule, "failed"))
+        let is = |key: &str| rule.get(key).and_then(Value::as_bool).unwrap_or(false);
+        let why = match (is("matched"), is("wiretap")) {
+            (true, true) => "matches, and gets a copy".to_owned(),
+            (true, false) => "matches".to_owned(),
+            (false, _) => format!("does not match: {}", text(rule, "failed")),
         };
         line(format_args!("  {} {why}", text(rule, "name")));
     }

@@ -35,11 +35,24 @@ pub struct Flags {
     pub command: Command,
 }
 
+impl Flags {
+    /// Notes the kind of attachment that the command's name says.
+    #[must_use]
+    pub fn with_kind(mut self) -> Self {
+        if let Command::Wiretap(create) = &mut self.command {
+            create.kind = Attachment::Wiretap;
+        }
+        self
+    }
+}
+
 /// Command of the program.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Create an intercept and serve it until interrupted
     Create(Box<Create>),
+    /// Get copies of matching requests: the app answers, what this machine answers is dropped
+    Wiretap(Box<Create>),
     /// List all intercepts the manager knows, yours first
     List(List),
     /// Tell session, tunnels and failures of the intercepts that run on this machine
@@ -301,10 +314,23 @@ pub struct Create {
     /// Flags for the manager.
     #[command(flatten)]
     pub manager: ManagerFlags,
+    /// Kind of attachment, by the command's name.
+    #[arg(skip)]
+    pub kind: Attachment,
     /// Command to run with the container's environment once the intercept is active; the intercept
     /// ends with it, and its exit code is passed on
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
+}
+
+/// Kind of attachment that a command makes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Attachment {
+    /// Matching requests come here.
+    #[default]
+    Intercept,
+    /// Copies of matching requests come here.
+    Wiretap,
 }
 
 /// Value of `--port`.
@@ -410,6 +436,7 @@ impl Create {
             path_filters,
             plaintext: self.http_plaintext,
             metadata: self.metadata.iter().cloned().collect(),
+            wiretap: self.kind == Attachment::Wiretap,
             ..InterceptSpec::default()
         })
     }

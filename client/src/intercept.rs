@@ -18,7 +18,7 @@ use crate::command::Running;
 use crate::direct::{Direct, Reach};
 use crate::environment;
 use crate::filters;
-use crate::flags::{Create, Output};
+use crate::flags::{Attachment, Create, Output};
 use crate::live::Live;
 use crate::local::resolve;
 use crate::manage::{self, tell};
@@ -414,9 +414,15 @@ impl InterceptSession<'_> {
             &info.mechanism_args_desc
         };
         let (workload, target) = (self.flags.workload(), self.tunnel_dialer.target);
-        line(format_args!(
-            "Intercepting {workload}: {takes} -> {target}. Press Ctrl-C to leave."
-        ));
+        match self.flags.kind {
+            Attachment::Intercept => line(format_args!(
+                "Intercepting {workload}: {takes} -> {target}. Press Ctrl-C to leave."
+            )),
+            Attachment::Wiretap => line(format_args!(
+                "Wiretapping {workload}: copies of {takes} -> {target}; the app answers. Press \
+                 Ctrl-C to leave."
+            )),
+        }
         Ok(())
     }
 

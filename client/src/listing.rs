@@ -52,6 +52,7 @@ pub(crate) fn json(intercepts: &[InterceptInfo], me: &str) -> Value {
                 "workload": spec.agent,
                 "namespace": spec.namespace,
                 "port": spec.port_identifier,
+                "kind": kind(&spec),
                 "mechanism": spec.mechanism,
                 "headers": spec.header_filters,
                 "paths": spec.path_filters,
@@ -77,7 +78,11 @@ fn block(info: &InterceptInfo, me: &str, now: SystemTime, style: Style) -> Strin
         format!("of {}", spec.client)
     };
     let state = style.state(info.disposition());
-    let mut text = format!("{} ({owner})  {state}", style.bold(&plain(&spec.name)));
+    let kind = if spec.wiretap { ", wiretap" } else { "" };
+    let mut text = format!(
+        "{} ({owner}{kind})  {state}",
+        style.bold(&plain(&spec.name))
+    );
     if let Some(age) = age(info, now) {
         let _ = write!(text, " for {age}");
     }
@@ -89,7 +94,10 @@ fn block(info: &InterceptInfo, me: &str, now: SystemTime, style: Style) -> Strin
     let place = format!("{} in namespace {}{port}", spec.agent, spec.namespace);
     for (label, value) in [
         ("workload", place),
-        ("takes", takes(info, &spec)),
+        (
+            if spec.wiretap { "copies" } else { "takes" },
+            takes(info, &spec),
+        ),
         ("goes to", target(&spec)),
         ("pod", info.pod_name.clone()),
         ("requests", requests(info)),
@@ -100,6 +108,10 @@ fn block(info: &InterceptInfo, me: &str, now: SystemTime, style: Style) -> Strin
         }
     }
     text
+}
+
+fn kind(spec: &InterceptSpec) -> &'static str {
+    if spec.wiretap { "wiretap" } else { "intercept" }
 }
 
 /// Says how many requests came, where the manager counts them.
@@ -216,6 +228,22 @@ mod tests {
             "one (yours)  ACTIVE for 3 min\n  workload  echo in namespace shop, port http\n  \
              takes     requests with x-dev=me\n  goes to   127.0.0.1:3000\n  pod       echo-1\n"
         );
+    }
+
+    #[test]
+    fn a_wiretap_is_named_as_one() {
+        let mut tap = info("tap", "me@here", Disposition::Active);
+        tap.spec.as_mut().unwrap().wiretap = true;
+        let text = blocks(&[tap.clone()], "me@here", at(200), Style::PLAIN);
+        assert!(
+            text.starts_with("tap (yours, wiretap)  ACTIVE for 3 min\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("\n  copies    requests with x-dev=me\n"),
+            "{text}"
+        );
+        assert_eq!(json(&[tap], "me")[0]["kind"], "wiretap");
     }
 
     #[test]

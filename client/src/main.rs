@@ -25,7 +25,7 @@ const INTERRUPTED: u8 = 130;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let flags = match Flags::try_parse() {
+    let flags = match Flags::try_parse().map(Flags::with_kind) {
         Ok(flags) => flags,
         Err(error) => {
             let _ = error.print();
@@ -95,13 +95,15 @@ async fn run(command: &Command, stop: Stop) -> Result<(), Failure> {
                 Ok(())
             }
             Command::Man { folder } => intercept::generate::man(folder),
-            Command::Create(create) => intercept::create(create, stop).await,
+            Command::Create(create) | Command::Wiretap(create) => {
+                intercept::create(create, stop).await
+            }
             Command::Helm(command) => intercept::helm::run(command).await,
         }
     };
     match command {
         // These clean up behind themselves, and a half-done release is worse than waiting.
-        Command::Create(_) | Command::Helm(_) => work.await,
+        Command::Create(_) | Command::Wiretap(_) | Command::Helm(_) => work.await,
         _ => {
             let done = interrupted.run_until_cancelled(work).await;
             done.unwrap_or(Err(Failure::Command(INTERRUPTED)))

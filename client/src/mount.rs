@@ -78,7 +78,9 @@ impl Mount {
         let stop = CancellationToken::new();
         let (first_tx, first_rx) = oneshot::channel();
         let mut keeping = JoinSet::new();
-        keeping.spawn(keep(link.clone(), root.clone(), stop.clone(), first_tx));
+        let options = options(info);
+        let kept = keep(link.clone(), root.clone(), options, stop.clone(), first_tx);
+        keeping.spawn(kept);
         let mut mount = Self {
             root,
             link,
@@ -162,12 +164,13 @@ fn folder(wanted: &Wanted, info: &InterceptInfo) -> Result<(PathBuf, bool), Fail
 async fn keep(
     link: Link,
     root: PathBuf,
+    options: &'static str,
     stop: CancellationToken,
     first_tx: oneshot::Sender<Result<(), String>>,
 ) {
     let mut first = Some(first_tx);
     while !stop.is_cancelled() {
-        let ended = match start_sshfs(&link, &root) {
+        let ended = match start_sshfs(&link, &root, options) {
             Ok(mut child) => {
                 let mounted = stop.run_until_cancelled(mounted(&mut child, &root)).await;
                 let mounted = mounted.unwrap_or(Ok(()));
@@ -202,11 +205,19 @@ async fn keep(
     }
 }
 
-fn start_sshfs(link: &Link, root: &Path) -> io::Result<Child> {
+/// Options of sshfs beside the port: the volumes of a wiretap are for reading.
+fn options(info: &InterceptInfo) -> &'static str {
+    match &info.spec {
+        Some(spec) if spec.wiretap => "follow_symlinks,ro",
+        _ => "follow_symlinks",
+    }
+}
+
+fn start_sshfs(link: &Link, root: &Path, options: &str) -> io::Result<Child> {
     let (port, folder) = (link.port(), link.folder());
     Command::new(SSHFS)
         .args(["-f", "-o"])
-        .arg(format!("directport={port},follow_symlinks"))
+        .arg(format!("directport={port},{options}"))
         .arg(format!("127.0.0.1:{folder}"))
         .arg(root)
         .stdin(Stdio::null())

@@ -2,6 +2,7 @@
 //! changes; it knows no sockets, no clock and no gRPC.
 
 pub mod clause;
+mod copy_pause;
 mod coverage;
 pub mod dial_memory;
 pub mod go_regex;
@@ -51,6 +52,8 @@ pub struct Intercept {
     pub client_session: String,
     /// Mechanism by which it takes traffic.
     pub mechanism: Mechanism,
+    /// A wiretap: its workstation gets copies of matching requests, and what it answers is dropped.
+    pub wiretap: bool,
     /// Filters a request has to match; empty for a global intercept.
     pub filters: Filters,
     /// Speak clear text to the workstation although the port has an originating secret.
@@ -130,11 +133,13 @@ pub enum Decision<'t> {
     Expired(&'t Arc<Intercept>),
 }
 
-/// A decision, with the caller's wish for an explanation.
-#[derive(Clone, Copy, Debug)]
+/// A decision, with the wiretaps that get a copy and the caller's wish for an explanation.
+#[derive(Clone, Debug)]
 pub struct Routed<'t> {
     /// Target of the request.
     pub decision: Decision<'t>,
+    /// Wiretaps that match, whatever the target is.
+    pub wiretaps: Vec<&'t Arc<Intercept>>,
     /// The request carries a token that entitles it to an explanation.
     pub asks_why: bool,
 }
@@ -142,7 +147,10 @@ pub struct Routed<'t> {
 /// Rules of one port: immutable, in order of evaluation.
 #[derive(Debug, Default)]
 pub struct RouteTable {
+    /// Rules that decide.
     entries: Vec<Entry>,
+    /// Rules that only get copies.
+    wiretaps: Vec<Entry>,
     names: matcher::Names,
     index: Index,
     any_http: bool,
@@ -163,9 +171,14 @@ impl Drop for RouteTable {
 
 impl RouteTable {
     /// Builds a table. Order: active before expired; within these, header-filtered before path-only
-    /// before global; then by id.
+    /// before global; then by id. Wiretaps stand apart, since they decide nothing.
     #[must_use]
-    pub fn new(mut entries: Vec<Entry>) -> Self {
+    pub fn new(rules: Vec<Entry>) -> Self {
+        let names = matcher::Names::of(rules.iter().map(|e| &e.intercept.filters));
+        let any_http = rules.iter().any(|e| !e.intercept.filters.is_empty());
+        let (mut wiretaps, mut entries): (Vec<_>, Vec<_>) =
+            rules.into_iter().partition(|e| e.intercept.wiretap);
+        wiretaps.sort_by(|a, b| a.intercept.id.cmp(&b.intercept.id));
         // Sorted once, so that the first match is the right one. The id makes the order the same on
         // every replica.
         entries.sort_by(|a, b| {
@@ -173,11 +186,10 @@ impl RouteTable {
                 .cmp(&rank(b))
                 .then_with(|| a.intercept.id.cmp(&b.intercept.id))
         });
-        let names = matcher::Names::of(entries.iter().map(|e| &e.intercept.filters));
         let index = Index::of(entries.iter().map(|e| &e.intercept.filters));
-        let any_http = entries.iter().any(|e| !e.intercept.filters.is_empty());
         Self {
             entries,
+            wiretaps,
             names,
             index,
             any_http,
@@ -185,16 +197,16 @@ impl RouteTable {
         }
     }
 
-    /// Returns true if nothing is intercepted, so that requests need not be parsed.
+    /// Returns true if nothing is intercepted or copied, so that requests need not be parsed.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.entries.is_empty() && self.wiretaps.is_empty()
     }
 
     /// Returns true if requests have to be told apart, so that HTTP/2 must be terminated.
     #[must_use]
     pub fn needs_requests(&self) -> bool {
-        !self.entries.is_empty()
+        !self.is_empty()
     }
 
     /// Returns true if a rule has header or path filters.
@@ -213,10 +225,21 @@ impl RouteTable {
             .map(|e| &e.intercept)
     }
 
-    /// Returns all rules in order of evaluation.
+    /// Returns the wiretaps without filters, which get copies of whole connections of this port.
+    pub fn global_wiretaps(&self) -> impl Iterator<Item = &Arc<Intercept>> {
+        let rules = self.wiretaps.iter().map(|e| &e.intercept);
+        rules.filter(|rule| rule.takes_whole_port())
+    }
+
+    /// Returns the rules that decide, in order of evaluation.
     #[must_use]
     pub fn entries(&self) -> &[Entry] {
         &self.entries
+    }
+
+    /// Returns all rules: those that decide, then the wiretaps.
+    pub fn rules(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().chain(&self.wiretaps)
     }
 
     /// Decides one request. The first matching rule wins; kubelet probes (`user-agent:
@@ -229,9 +252,10 @@ impl RouteTable {
     /// [`matcher::EXPLAIN`] with the id of one of this port's intercepts, or with the session of
     /// its owner.
     pub fn route_explained<R: Request + ?Sized>(&self, request: &R) -> Routed<'_> {
-        if self.entries.is_empty() {
+        if self.is_empty() {
             return Routed {
                 decision: Decision::App,
+                wiretaps: Vec::new(),
                 asks_why: false,
             };
         }
@@ -240,16 +264,30 @@ impl RouteTable {
         let asks_why = view.token().is_some_and(|token| self.knows(token));
         Routed {
             decision: self.first_match(&view),
+            wiretaps: self.matching_wiretaps(&view),
             asks_why,
         }
     }
 
     fn knows(&self, token: &[u8]) -> bool {
         !token.is_empty()
-            && self.entries.iter().any(|e| {
+            && self.rules().any(|e| {
                 let i = &e.intercept;
                 token == i.id.as_bytes() || token == i.client_session.as_bytes()
             })
+    }
+
+    /// Returns the wiretaps that match, and counts those that do not. Allocates only for a match.
+    fn matching_wiretaps(&self, view: &matcher::View<'_>) -> Vec<&Arc<Intercept>> {
+        let mut matching = Vec::new();
+        for Entry { intercept, .. } in &self.wiretaps {
+            if intercept.filters.matches(view) {
+                matching.push(intercept);
+            } else {
+                intercept.stats.misses.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        matching
     }
 
     fn first_match(&self, view: &matcher::View<'_>) -> Decision<'_> {
@@ -277,25 +315,25 @@ impl RouteTable {
     #[must_use]
     pub fn misses(&self, entry: &Entry) -> u64 {
         let own = entry.intercept.stats.misses.load(Ordering::Relaxed);
+        if entry.intercept.wiretap {
+            return own;
+        }
         own + self.unmatched.load(Ordering::Relaxed)
     }
 
     /// Decides like [`Self::decide`] without counting, and returns the first failed clause of each
-    /// evaluated rule.
+    /// rule, wiretaps last.
     pub fn explain<R: Request + ?Sized>(&self, request: &R) -> (Decision<'_>, Vec<RuleTrace>) {
         let view = matcher::View::new(request, &self.names);
         let mut considered = Vec::new();
         let mut decision = Decision::App;
-        for entry in &self.entries {
-            let failed = entry.intercept.filters.first_failure(&view);
-            let matched = failed.is_none();
-            let (id, name) = (entry.intercept.id.clone(), entry.intercept.name.clone());
-            considered.push(RuleTrace {
-                id,
-                name,
-                matched,
-                failed,
-            });
+        for entry in self.rules() {
+            let trace = RuleTrace::of(&entry.intercept, &view);
+            let matched = trace.matched;
+            considered.push(trace);
+            if entry.intercept.wiretap {
+                continue;
+            }
             // Later rules are evaluated for the explanation only.
             if matched && matches!(decision, Decision::App) {
                 decision = match entry.state {
@@ -315,10 +353,25 @@ pub struct RuleTrace {
     pub id: String,
     /// Name given by its owner.
     pub name: String,
+    /// It gets a copy at most.
+    pub wiretap: bool,
     /// All clauses matched.
     pub matched: bool,
     /// First clause that did not match.
     pub failed: Option<String>,
+}
+
+impl RuleTrace {
+    fn of(rule: &Intercept, view: &matcher::View<'_>) -> Self {
+        let failed = rule.filters.first_failure(view);
+        Self {
+            id: rule.id.clone(),
+            name: rule.name.clone(),
+            wiretap: rule.wiretap,
+            matched: failed.is_none(),
+            failed,
+        }
+    }
 }
 
 impl fmt::Display for Decision<'_> {
@@ -343,6 +396,8 @@ fn rank(entry: &Entry) -> (bool, u8) {
 
 #[cfg(test)]
 mod tests {
+    mod wiretaps;
+
     use super::*;
     use crate::routing::matcher::{HeaderFilter, PathFilter};
 
@@ -382,6 +437,7 @@ mod tests {
             client: "dev@box".to_owned(),
             client_session: "s".to_owned(),
             mechanism: Mechanism::Http,
+            wiretap: false,
             filters,
             plaintext: false,
             target_host: "127.0.0.1".to_owned(),

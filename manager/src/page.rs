@@ -7,7 +7,7 @@ use tracing::Level;
 use traffic_proto::build_info;
 use traffic_proto::html::{Column, Html, Site, Table, escape, facts, span};
 use traffic_proto::manager::{
-    AgentInfo, ClientInfo, InterceptDispositionType as Disposition, InterceptInfo,
+    AgentInfo, ClientInfo, InterceptDispositionType as Disposition, InterceptInfo, InterceptSpec,
 };
 
 use crate::cluster::{Cluster, Figures, Review};
@@ -206,7 +206,7 @@ fn intercepts_table(intercepts: &[InterceptInfo], now: SystemTime) -> String {
             Html::text(&spec.name),
             Html::text(&spec.client),
             Html::text(&format!("{}.{}{port}", spec.agent, spec.namespace)),
-            takes(info),
+            takes(info, spec),
             Html::text(&format!("{}:{}", spec.target_host, spec.target_port)),
             state(info, now),
             Html::text(&info.pod_name),
@@ -219,11 +219,18 @@ fn intercepts_table(intercepts: &[InterceptInfo], now: SystemTime) -> String {
 }
 
 /// Traffic that is taken, as the agent describes it, else as it was asked for.
-fn takes(info: &InterceptInfo) -> Html {
+fn takes(info: &InterceptInfo, spec: &InterceptSpec) -> Html {
+    let taken = taken(info, spec);
+    match spec.wiretap {
+        true => Html::lines(&[Html::text("copies of"), taken]),
+        false => taken,
+    }
+}
+
+fn taken(info: &InterceptInfo, spec: &InterceptSpec) -> Html {
     if !info.mechanism_args_desc.is_empty() {
         return Html::text(&info.mechanism_args_desc);
     }
-    let spec = spec_of(info);
     let headers = spec.header_filters.iter();
     let headers = headers.map(|(name, value)| Html::code(&format!("{name}: {value}")));
     let paths = spec.path_filters.iter().map(|path| Html::code(path));

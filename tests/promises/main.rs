@@ -8,3 +8,4 @@ mod replicas;
 mod structured;
 mod volumes;
 mod whole_ports;
+mod wiretap;

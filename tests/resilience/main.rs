@@ -17,3 +17,4 @@ mod tunnel_loss;
 mod udp;
 mod vanished;
 mod websocket;
+mod wiretap;

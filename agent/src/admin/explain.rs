@@ -51,7 +51,7 @@ pub fn explain(agent: &Agent, asked: &AdminRequest<'_>) -> Result<Json, String> 
     let table = port.routes.load_full();
     let (decision, considered) = table.explain(&request);
     let (word, intercept, reason) = match decision {
-        Decision::App if table.is_empty() => (
+        Decision::App if table.entries().is_empty() => (
             "app",
             None::<&Arc<Intercept>>,
             "no intercept on this port".to_owned(),
@@ -75,14 +75,22 @@ pub fn explain(agent: &Agent, asked: &AdminRequest<'_>) -> Result<Json, String> 
             format!("{} has ended; its matches are answered with 503", i.name),
         ),
     };
+    let copies = considered.iter().filter(|c| c.wiretap && c.matched);
+    let copies: Vec<_> = copies.map(|c| c.id.as_str()).collect();
     let considered: Vec<_> = considered
         .iter()
-        .map(|c| json!({ "id": c.id, "name": c.name, "matched": c.matched, "failed": c.failed }))
+        .map(|c| {
+            json!({
+                "id": c.id, "name": c.name, "wiretap": c.wiretap, "matched": c.matched,
+                "failed": c.failed,
+            })
+        })
         .collect();
     Ok(json!({
         "port": port.container_port,
         "decision": word,
         "intercept": intercept.map(|i| i.id.as_str()),
+        "copies": copies,
         "reason": reason,
         "considered": considered,
         "failedOpen": intercept.map(|i| i.stats.failed_open.load(Ordering::Relaxed)),

@@ -146,6 +146,7 @@ pub fn intercepts(agent: &Agent) -> String {
             Column::Number("Hits"),
             Column::Number("Misses"),
             Column::Number("To the app"),
+            Column::Number("Copies dropped"),
             Column::Text("Workstation"),
             Column::Text("Tunnel"),
         ]);
@@ -159,6 +160,7 @@ pub fn intercepts(agent: &Agent) -> String {
                 Html(i["hits"].to_string()),
                 Html(i["misses"].to_string()),
                 Html(i["failedOpen"].to_string()),
+                copies_dropped(i),
                 workstation(i),
                 Html::text(text(&i["tunnel"])),
             ]);
@@ -169,6 +171,14 @@ pub fn intercepts(agent: &Agent) -> String {
         body.push_str("<p>This agent has no ports.</p>\n");
     }
     SITE.page("Intercepts", Some(REFRESH_INTERVAL), &body)
+}
+
+/// Says how many copies were dropped; for a wiretap only.
+fn copies_dropped(intercept: &Json) -> Html {
+    match intercept["wiretap"] {
+        Json::Bool(true) => Html(intercept["copiesDropped"].to_string()),
+        _ => Html::default(),
+    }
 }
 
 /// Says whether the workstation was reached when it was last tried, and why not.
@@ -191,12 +201,12 @@ fn clauses(intercept: &Json) -> Html {
         .into_iter()
         .flatten()
         .map(|p| Html::code(text(p)));
-    let all: Vec<_> = headers.chain(paths).collect();
-    if all.is_empty() {
-        Html::text("everything")
-    } else {
-        Html::lines(&all)
+    let kind = (intercept["wiretap"] == Json::Bool(true)).then(|| Html::text("copies of"));
+    let mut all: Vec<_> = kind.into_iter().chain(headers).chain(paths).collect();
+    if !all.iter().any(|line| line.0.starts_with("<code>")) {
+        all.push(Html::text("everything"));
     }
+    Html::lines(&all)
 }
 
 /// Renders a form for `/explain` and its answer.
@@ -271,7 +281,14 @@ fn verdict(answer: &Json) -> String {
         let matched = c["matched"] == Json::Bool(true);
         rows.row([
             Html::text(text(&c["name"])),
-            Html::verdict(matched, if matched { "yes" } else { "no" }),
+            Html::verdict(
+                matched,
+                match (matched, c["wiretap"] == Json::Bool(true)) {
+                    (true, true) => "yes, gets a copy",
+                    (true, false) => "yes",
+                    (false, _) => "no",
+                },
+            ),
             match text(&c["failed"]) {
                 "" => Html::default(),
                 clause => Html::code(clause),

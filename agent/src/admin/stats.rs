@@ -121,7 +121,7 @@ impl List {
                 ("transport", port.transport.word().to_owned()),
             ],
         };
-        for entry in port.routes.load_full().entries() {
+        for entry in port.routes.load_full().rules() {
             self.add_intercept(&own, &entry.intercept);
         }
         self.add(&http, HTTP, &reading);

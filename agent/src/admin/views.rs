@@ -249,7 +249,7 @@ pub fn intercepts(agent: &Agent) -> Json {
                 "protocol": transport,
                 "appProtocol": declared.word(),
                 "source": source.word(),
-                "intercepts": table.entries().iter().map(|e| intercept(e, table.misses(e))).collect::<Vec<_>>(),
+                "intercepts": table.rules().map(|e| intercept(e, table.misses(e))).collect::<Vec<_>>(),
             })
         })
         .collect();
@@ -296,6 +296,7 @@ fn intercept(entry: &Entry, misses: u64) -> Json {
         "id": i.id,
         "name": i.name,
         "client": i.client,
+        "wiretap": i.wiretap,
         "mechanism": mechanism,
         "headers": headers,
         "paths": paths,
@@ -306,6 +307,7 @@ fn intercept(entry: &Entry, misses: u64) -> Json {
         "lastMatch": (last > 0).then_some(last),
         "tunnel": i.stats.tunnel().word(),
         "failedOpen": i.stats.failed_open.load(Ordering::Relaxed),
+        "copiesDropped": i.stats.copies_dropped.load(Ordering::Relaxed),
         "workstation": workstation,
         "lastFailure": failure,
     })

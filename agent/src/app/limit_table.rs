@@ -15,9 +15,12 @@ use crate::files::server;
 use crate::files::sftp::MAX_HANDLES;
 use crate::limits::{ByteCount, LimitRow, rows};
 use crate::proxy::listener::accept::MAX_CONNECTIONS;
+use crate::proxy::wiretap::copy::MAX_COPY_BYTES_WAITING;
+use crate::proxy::wiretap::slots::{MAX_LANES, MAX_LANES_OF_WIRETAP};
 use crate::rest_api;
 use crate::telemetry::explain_header;
 use crate::tls::server::accept::HandshakeLimits;
+use crate::upstream::copy_memory::{MAX_COPY_BYTES, MAX_COPY_BYTES_OF_WIRETAP};
 
 /// All limits, those that can be set first.
 #[must_use]
@@ -114,6 +117,27 @@ const FIXED: &[FixedLimit] = &[
         "",
     ),
     fixed(
+        "Bytes that wait in one copy for a wiretap; the copy is dropped",
+        || bytes(MAX_COPY_BYTES_WAITING),
+        "traffic_agent_wiretap_copies_total{end=\"slow\"}",
+        "a copy for a wiretap was dropped; its request is not affected",
+    ),
+    fixed(
+        "The same for all copies of one wiretap, and of all wiretaps",
+        || {
+            let (one, all) = (MAX_COPY_BYTES_OF_WIRETAP, MAX_COPY_BYTES);
+            format!("{}, {}", bytes(one), bytes(all))
+        },
+        "traffic_agent_wiretap_copies_total{end=\"memory\"}",
+        "a copy for a wiretap was dropped; its request is not affected",
+    ),
+    fixed(
+        "Connections to the workstation of one wiretap, and of all wiretaps; copies that would need more are dropped",
+        || format!("{MAX_LANES_OF_WIRETAP}, {MAX_LANES}"),
+        "traffic_agent_wiretap_copies_total{end=\"lanes\"}",
+        "a copy for a wiretap was dropped; its request is not affected",
+    ),
+    fixed(
         "Dial requests queued for one workstation; it is skipped",
         || MAX_QUEUED_DIALS.to_string(),
         "",
@@ -187,7 +211,7 @@ const FIXED: &[FixedLimit] = &[
         "the environment is left out, exclude large variables to have the rest",
     ),
     fixed(
-        "Dials for workstations to a port of the agent itself (admin, API, metrics; volumes but at the pod's address)",
+        "Dials for workstations to a port of the agent itself (admin, API, volumes that no intercept offers)",
         || "refused".to_owned(),
         "traffic_agent_control_limits_total{limit=\"dial_own_port\"}",
         "dial refused: the destination is a port of this agent",

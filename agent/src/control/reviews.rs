@@ -1,7 +1,7 @@
 //! Reviews of intercepts on their way to the manager: each is sent until it is taken, is no longer the
 //! last of its intercept, or the session is over.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use traffic_proto::manager::manager_client::ManagerClient;
 use traffic_proto::manager::{
     InterceptDispositionType as Disposition, ReviewInterceptRequest, SessionInfo,
 };
+use traffic_proto::sidecar::MountPolicy;
 use traffic_proto::sync::lock;
 use traffic_proto::tunnel::GRPC_LIMIT;
 
@@ -166,6 +167,7 @@ impl ReviewSender {
                 container,
                 headers,
                 metadata,
+                reads_only,
             } => {
                 tracing::debug!(id = request.id, "intercept accepted");
                 request.set_disposition(Disposition::Active);
@@ -176,9 +178,13 @@ impl ReviewSender {
                     request.mount_point.clone_from(&shared.mount_point);
                     if !shared.mount_point.is_empty() {
                         request.sftp_port = i32::from(identity.sftp_port);
+                        self.context.dialer.offer_files(true);
                     }
                     request.environment.clone_from(&shared.environment);
                     request.mounts.clone_from(&shared.mounts);
+                    if reads_only {
+                        only_readable(&mut request.mounts);
+                    }
                 }
             }
             Verdict::Refuse { bad_args, message } => {
@@ -194,6 +200,15 @@ impl ReviewSender {
             }
         }
         request
+    }
+}
+
+/// Takes the leave to write out of the mount policies by path.
+fn only_readable(mounts: &mut BTreeMap<String, i32>) {
+    for policy in mounts.values_mut() {
+        if *policy == MountPolicy::Remote.number() {
+            *policy = MountPolicy::RemoteReadonly.number();
+        }
     }
 }
 

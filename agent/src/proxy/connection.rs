@@ -17,6 +17,7 @@ use crate::proxy::context::{AppProtocol, ConnContext, PortContext};
 use crate::proxy::detect;
 use crate::proxy::detect::Protocol;
 use crate::proxy::listener::bind::Accepted;
+use crate::proxy::wiretap::tee::tee;
 use crate::proxy::{http1, http2, opaque};
 use crate::telemetry::metrics;
 use crate::telemetry::metrics::{Label as _, OpaqueReason};
@@ -263,6 +264,7 @@ async fn relay_opaque(
     reason: OpaqueReason,
 ) -> Ended {
     let context = &context;
+    down = tee(down, first.from_down.unread(), context);
     // Bytes that were not understood could still carry a forged identity header.
     if !matches!(reason, OpaqueReason::TlsRelayed | OpaqueReason::Declared)
         && context.identity().is_some()

@@ -226,6 +226,7 @@ impl ConnContext {
         });
         let mut record = AccessRecord::new(line, explanation);
         record.decided(&verdict.decision, table, &self.app_address());
+        record.copied(verdict.wiretaps.iter().map(|w| &***w));
         Some(record)
     }
 

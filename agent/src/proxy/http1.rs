@@ -8,6 +8,7 @@
 //! judges it as it would without an agent. One that the app upgrades to HTTP/2 goes on there.
 
 pub mod connection;
+mod copies;
 mod exchange;
 pub mod exchanges;
 mod expired;

@@ -5,7 +5,6 @@
 //! at once, while late answers from the former upstream still reach it for a moment. All flows of a
 //! listening socket run in the task that reads it.
 
-mod app_end;
 mod flow;
 pub mod packet;
 mod table;
@@ -23,7 +22,6 @@ use tokio::time::Instant;
 
 use crate::proxy::context::PortContext;
 use crate::proxy::listener::bind;
-use crate::proxy::udp::app_end::OneFamily;
 pub use crate::proxy::udp::flow::UdpLimits;
 use crate::proxy::udp::flow::{Flow, FlowFuture, FlowKey, Reply};
 use crate::proxy::udp::packet::Received;
@@ -50,7 +48,6 @@ pub async fn serve(
         socket: Arc::new(socket),
         shared: shared.clone(),
         limits,
-        one_family: OneFamily::default(),
         flows: FlowTable::new(limits.flows),
         running: FuturesUnordered::new(),
         started: 0,
@@ -74,7 +71,6 @@ struct Server {
     socket: Arc<UdpSocket>,
     shared: Arc<PortContext>,
     limits: UdpLimits,
-    one_family: OneFamily,
     /// Target of each caller's next datagram.
     flows: FlowTable,
     /// Work of all flows, including replaced ones that still bring answers.
@@ -148,7 +144,6 @@ impl Server {
                 intercept,
                 reply,
                 self.limits,
-                self.one_family.clone(),
             )),
             None => self.start_to_app(&reply),
         };
@@ -172,10 +167,7 @@ impl Server {
 
     /// Starts a flow to the app. Where descriptors have run out, flows give way as at the limit.
     fn start_to_app(&mut self, reply: &Reply) -> io::Result<(Flow, flow::Work)> {
-        let one_family = self.one_family.clone();
-        let (shared, limits) = (self.shared.clone(), self.limits);
-        let start = || flow::to_app(shared.clone(), reply.clone(), limits, &one_family);
-        let started = start();
+        let started = flow::to_app(self.shared.clone(), reply.clone(), self.limits);
         if started.as_ref().is_err_and(bind::is_exhausted) {
             self.flows.evict();
             self.say_full();
@@ -183,7 +175,7 @@ impl Server {
             while let Some(Some((key, id))) = self.running.next().now_or_never() {
                 self.forget(key, id);
             }
-            return start();
+            return flow::to_app(self.shared.clone(), reply.clone(), self.limits);
         }
         started
     }

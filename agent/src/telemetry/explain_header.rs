@@ -46,7 +46,8 @@ impl Explanation {
         }
         for c in considered {
             let said = c.failed.as_deref().unwrap_or("matches");
-            let _ = write!(after, "; {}: {said}", c.name);
+            let kind = if c.wiretap { " (wiretap)" } else { "" };
+            let _ = write!(after, "; {}{kind}: {said}", c.name);
         }
         Self {
             before,
@@ -126,6 +127,7 @@ mod tests {
             client: "jane@host".to_owned(),
             client_session: "secret-session".to_owned(),
             mechanism: Mechanism::Http,
+            wiretap: false,
             filters: Filters {
                 headers: vec![HeaderFilter::new("x-dev", value)],
                 paths: Vec::new(),

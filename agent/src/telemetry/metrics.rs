@@ -201,6 +201,34 @@ labels! {
 }
 
 labels! {
+    /// End of a copy for a wiretap.
+    CopyEnd {
+        /// The workstation took all of it.
+        Sent = "sent",
+        /// The caller or the app broke off, so there was no more to copy.
+        Broken = "broken",
+        /// The workstation reads more slowly than the caller writes.
+        Slow = "slow",
+        /// The memory of all copies is in use.
+        Memory = "memory",
+        /// Too many connections for copies are open.
+        Lanes = "lanes",
+        /// The workstation was not reached.
+        Unreachable = "unreachable",
+        /// The workstation or its tunnel ended amid the copy.
+        Lost = "lost",
+    }
+}
+
+impl CopyEnd {
+    /// Returns true if the wiretap misses something that the caller has sent.
+    #[must_use]
+    pub fn is_dropped(self) -> bool {
+        !matches!(self, Self::Sent | Self::Broken)
+    }
+}
+
+labels! {
     /// Limits of the agent that were reached.
     Limit {
         /// Maximum of open connections on a port.
@@ -381,6 +409,8 @@ pub struct PortMetrics {
     pub tunnel_failures: Counter,
     /// Matched requests that went to the app, by reason.
     pub fail_open: PerLabel<FailOpen>,
+    /// Copies for wiretaps, by end.
+    pub copies: PerLabel<CopyEnd>,
     /// TLS handshakes completed.
     pub tls_handshakes: Counter,
     /// TLS handshakes failed, by cause.
@@ -412,6 +442,8 @@ pub struct Lines {
     pub app: LogLimiter,
     /// A request meant for a workstation went to the app.
     pub fail_open: LogLimiter,
+    /// A copy for a wiretap was dropped.
+    pub copies: LogLimiter,
     /// A tunnel was lost during use.
     pub tunnel: LogLimiter,
     /// A TLS handshake failed.
@@ -446,6 +478,7 @@ impl PortMetrics {
         self.http2_requests.reset();
         self.responses.reset();
         self.fail_open.reset();
+        self.copies.reset();
         self.tls_failures.reset();
         self.app_tls_failures.reset();
         self.limits.reset();

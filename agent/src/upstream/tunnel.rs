@@ -20,9 +20,10 @@ use traffic_proto::tunnel::{self, Message};
 
 use crate::io::conn::Io;
 use crate::telemetry::metrics::{FailOpen, PortMetrics};
+use crate::upstream::copy_memory::CopiedBytes;
 use crate::upstream::{Role, TunnelError, TunnelIo};
-use traffic_core::routing::Intercept;
 use traffic_core::routing::dial_memory::{Attempt, DialMemory};
+use traffic_core::routing::{Intercept, Stats};
 
 /// Maximum of data in one message: large enough for a small cost per byte, small enough that a full
 /// queue stays a few MiB.
@@ -58,6 +59,8 @@ pub struct Tunnel {
     datagrams: bool,
     outgoing_over: bool,
     counted: Option<Counted>,
+    /// It carries copies for this wiretap, whose memory is bounded.
+    copies: Option<Arc<Stats>>,
     /// The dial whose outcome is to be remembered.
     attempt: Option<(Attempt, Arc<Intercept>)>,
     liveness: Liveness,
@@ -195,6 +198,7 @@ impl Tunnel {
             datagrams: false,
             outgoing_over: false,
             counted: None,
+            copies: None,
             attempt: None,
             liveness: Liveness::default(),
         }
@@ -203,6 +207,12 @@ impl Tunnel {
     /// Counts the tunnel as open until dropped.
     pub(crate) fn counted(mut self, metrics: &Arc<PortMetrics>) -> Self {
         self.counted = Some(Counted::new(metrics));
+        self
+    }
+
+    /// Counts what waits in it as memory of copies if it is a wiretap's.
+    pub(crate) fn bounded(mut self, intercept: &Intercept) -> Self {
+        self.copies = intercept.wiretap.then(|| Arc::clone(&intercept.stats));
         self
     }
 
@@ -403,6 +413,10 @@ impl Tunnel {
 
     /// Puts a message into the reserved slot.
     fn send(&mut self, payload: Bytes) -> io::Result<()> {
+        let payload = match &self.copies {
+            Some(stats) => Bytes::from_owner(CopiedBytes::moved(payload, stats)),
+            None => payload,
+        };
         self.tx.send_item(payload).map_err(|_| gone())
     }
 

@@ -187,7 +187,7 @@ impl Workstations<'_> {
         let opened = timeout_at(deadline, opening).await;
         let io = opened.unwrap_or(Err(TunnelError::Timeout(allowed)))?;
         self.metrics.tunnels.inc();
-        Ok(Tunnel::new(io).counted(self.metrics))
+        Ok(Tunnel::new(io).counted(self.metrics).bounded(intercept))
     }
 
     /// A connection whose dial is still under way: its outcome is noted when it shows.
@@ -231,6 +231,14 @@ impl Workstations<'_> {
     }
 
     fn report(&self, intercept: &Intercept, caller: Caller, failure: &NoWorkstation) {
+        if intercept.wiretap {
+            limited!(
+                self.metrics.lines.fail_open, info, port = self.port,
+                wiretap = %intercept.id, reason = failure.why.label(), error = %failure,
+                "workstation not reached: it gets no copies"
+            );
+            return;
+        }
         limited!(
             self.metrics.lines.fail_open, info, port = self.port, %caller,
             intercept = %intercept.id, reason = failure.why.label(), error = %failure,

@@ -23,6 +23,7 @@ pub fn intercept(name: &str, headers: &[(&str, &str)]) -> Intercept {
         } else {
             Mechanism::Http
         },
+        wiretap: false,
         filters: Filters {
             headers,
             paths: Vec::new(),
@@ -35,6 +36,14 @@ pub fn intercept(name: &str, headers: &[(&str, &str)]) -> Intercept {
         dial_timeout: Duration::ZERO,
         metadata: std::collections::BTreeMap::new(),
         stats: Arc::default(),
+    }
+}
+
+/// A wiretap named `name` on these headers; without headers it copies everything.
+pub fn wiretap(name: &str, headers: &[(&str, &str)]) -> Intercept {
+    Intercept {
+        wiretap: true,
+        ..intercept(name, headers)
     }
 }
 

@@ -116,6 +116,13 @@ impl PortFixture {
         intercept
     }
 
+    /// Puts these rules in force.
+    pub fn rules(&self, rules: Vec<Intercept>) {
+        let entries = rules.into_iter();
+        let entries = entries.map(|rule| intercept::entry(rule, State::Active));
+        self.port.routes.store(RouteTable::new(entries.collect()));
+    }
+
     /// Removes all rules.
     pub fn clear(&self) {
         self.port.routes.store(RouteTable::default());

@@ -15,3 +15,4 @@ mod ports;
 mod second_reader;
 mod transparent;
 mod vectors;
+mod wiretap;

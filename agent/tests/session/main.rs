@@ -6,7 +6,6 @@
 mod fake;
 mod pod;
 
-mod abuse;
 mod arrival;
 mod dials;
 mod direct;

@@ -1,8 +1,9 @@
 //! Counts and state of one intercept, shared by the successive tables that route it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
+use crate::routing::copy_pause::CopyPause;
 use crate::routing::dial_memory::DialMemory;
 
 /// The way of an intercept's last tunnel.
@@ -40,6 +41,16 @@ pub struct Stats {
     pub misses: AtomicU64,
     /// Requests it decided that went to the app, because no workstation could be reached.
     pub failed_open: AtomicU64,
+    /// Copies for its workstation that were given up: not reached, too slow, or lost on the way.
+    pub copies_dropped: AtomicU64,
+    /// Connections that carry copies to its workstation, or are to.
+    pub copy_lanes: AtomicUsize,
+    /// Connections on which an answer to a copy is overdue.
+    pub copies_unanswered: AtomicUsize,
+    /// Pause of its copies.
+    pub copy_pause: CopyPause,
+    /// Bytes of copies that wait for its workstation.
+    pub copy_bytes: AtomicUsize,
     /// Seconds since the Unix epoch of the last hit; 0 for never.
     pub last_match: AtomicU64,
     /// Results of earlier dials to the workstation.

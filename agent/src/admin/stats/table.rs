@@ -296,6 +296,12 @@ pub(super) const INTERCEPT: &[Metric<Arc<Intercept>>] = &[
         "Requests, connections and flows that the app got because the workstation was not reached",
         |i| i.stats.failed_open.load(Ordering::Relaxed),
     ),
+    counter(
+        "copies_dropped",
+        "traffic_agent_wiretap_copies_dropped_total",
+        "Copies that a wiretap did not get whole",
+        |i| i.stats.copies_dropped.load(Ordering::Relaxed),
+    ),
 ];
 
 /// Metrics of a port that Envoy has no names for.
@@ -339,6 +345,14 @@ pub(super) const PORT: &[Metric<PortReading>] = &[
         &[],
         "reason",
         |p| values(&p.port.metrics.fail_open),
+    ),
+    per_label(
+        "wiretap.copies.{}",
+        "traffic_agent_wiretap_copies_total",
+        "Copies for wiretaps, by end",
+        &[],
+        "end",
+        |p| values(&p.port.metrics.copies),
     ),
     per_label(
         "tls_failures.{}",

@@ -117,8 +117,8 @@ impl RoutePublisher {
             let table = port.routes.load_full();
             if !table.is_empty() {
                 let unread = (port.unread)();
-                let entries = table.entries().iter();
-                routed.extend(entries.map(|e| (Arc::clone(&e.intercept), unread.clone())));
+                let rules = table.rules();
+                routed.extend(rules.map(|e| (Arc::clone(&e.intercept), unread.clone())));
             }
         }
         routed

@@ -38,12 +38,6 @@ pub(crate) fn rule(
     bounds: &Bounds,
 ) -> Result<Rule, Refusal> {
     bounds.check_spec(spec)?;
-    if spec.wiretap {
-        return Err(Refusal::of_agent(
-            "this agent does not support wiretaps; create the intercept without --wiretap"
-                .to_owned(),
-        ));
-    }
     let mut filters = Filters::default();
     for (name, value) in &spec.header_filters {
         add_filter(&mut filters, name, value)?;
@@ -208,6 +202,7 @@ impl Rule {
             client: spec.client.clone(),
             client_session: owner_session(info).to_owned(),
             mechanism: self.mechanism,
+            wiretap: spec.wiretap,
             filters: self.filters.clone(),
             plaintext: self.plaintext,
             target_host: if spec.target_host.is_empty() {

@@ -10,6 +10,7 @@ use crate::outcome::Ended;
 use crate::proxy::context::ConnContext;
 use crate::proxy::http1::pipe::Pipe;
 use crate::proxy::http1::tunnels::TunnelPool;
+use crate::proxy::wiretap::lanes::{Copies, Lanes};
 use crate::telemetry::access_log::record::AccessRecord;
 use crate::telemetry::metrics::OpaqueReason;
 use crate::upstream::app::AppLeg;
@@ -28,6 +29,10 @@ pub(crate) struct Connection {
     /// connection.
     pub(crate) stale_app: bool,
     pub(crate) workstations: TunnelPool,
+    /// Lanes for wiretaps; none before the first copy.
+    pub(crate) lanes: Option<Box<Lanes>>,
+    /// Copies of the current request that are not complete.
+    pub(crate) copies: Option<Box<Copies>>,
     pub(crate) request: Pipe,
     pub(crate) answer: Pipe,
     /// The caller has ended its side.

@@ -16,6 +16,8 @@ use crate::io::late_reset::LateReset;
 use crate::outcome::Ended;
 use crate::proxy::context::ConnContext;
 use crate::proxy::http1::connection::{Connection, Upstream};
+use crate::proxy::http1::copies;
+use crate::proxy::wiretap::lanes::Copies;
 use crate::telemetry::access_log::record::AccessRecord;
 use crate::telemetry::metrics::OpaqueReason;
 use crate::upstream::app::ended_by_app;
@@ -95,6 +97,7 @@ struct Ends<'c, 'l> {
     caller_done: &'c mut bool,
     end_passed: &'c mut bool,
     record: &'c mut Option<Box<AccessRecord>>,
+    copies: &'c mut Option<Box<Copies>>,
 }
 
 impl Exchange {
@@ -139,6 +142,7 @@ impl Exchange {
             caller_done,
             end_passed,
             record,
+            copies,
             ..
         } = c;
         let up = match self.upstream {
@@ -157,6 +161,7 @@ impl Exchange {
             caller_done,
             end_passed,
             record,
+            copies,
         };
         let outcome = match self.poll_request(&mut ends, cx) {
             Some(outcome) => Poll::Ready(outcome),
@@ -214,12 +219,18 @@ impl Exchange {
                 if ends.request.mark_sendable(&mut self.request).is_err() {
                     return Some(self.unclear_request());
                 }
+                copies::follow(ends.copies, ends.request, &self.request);
                 continue;
             }
-            match ends
-                .request
-                .poll_read_body(ends.down, ends.up, &mut self.request, cx)
-            {
+            let read = if ends.copies.is_none() {
+                let (from, to) = (&mut *ends.down, &*ends.up);
+                ends.request.poll_read_body(from, to, &mut self.request, cx)
+            } else {
+                // What is spliced cannot be copied.
+                let ahead = self.request.plain_ahead();
+                ends.request.poll_read(ends.down, ahead, cx)
+            };
+            match read {
                 Poll::Pending => return None,
                 Poll::Ready(Ok(0)) => return Some(self.caller_left()),
                 Poll::Ready(Ok(_)) => {}

@@ -42,6 +42,8 @@ pub fn exchanges(
         app,
         stale_app: false,
         workstations: TunnelPool::default(),
+        lanes: None,
+        copies: None,
         request: Pipe::starting_with(first),
         answer: Pipe::empty(),
         caller_done: false,
@@ -109,7 +111,7 @@ impl Connection {
                 let reason = OpaqueReason::Ambiguous;
                 return Box::pin(self.relay_to_app(reason)).await.into();
             }
-            let upstream = match self.route(&head) {
+            let upstream = match self.route(&head, &body) {
                 None => Upstream::App,
                 Some((intercept, Route::Expired)) => {
                     self.count(Route::Expired);
@@ -168,6 +170,7 @@ impl Connection {
             Upstream::App => None,
             Upstream::Tunnel(at) => Some(self.workstations.intercept(at)),
         };
+        self.copies = None;
         if let Some(record) = self.record.take() {
             record.end(Ended::Clean);
         }
@@ -185,7 +188,7 @@ impl Connection {
 
     /// Decides the route of one request; `None` is the app. The table is read once, for this
     /// decision only.
-    fn route(&mut self, head: &Head) -> Option<(Arc<Intercept>, Route)> {
+    fn route(&mut self, head: &Head, body: &Body) -> Option<(Arc<Intercept>, Route)> {
         let table = self.context.port.routes.load();
         // The common case pays one pointer read and no parsing of the target.
         if table.is_empty() && self.context.port.access.log.is_none() {
@@ -201,11 +204,17 @@ impl Connection {
         self.record =
             self.context
                 .access_record(&verdict, &table, &request, request.method, version);
-        match verdict.decision {
+        let target = match verdict.decision {
             Decision::App => None,
             Decision::Client(intercept) => Some((Arc::clone(intercept), Route::Client)),
-            Decision::Expired(intercept) => Some((Arc::clone(intercept), Route::Expired)),
+            // The agent answers by itself, so there is nothing to watch.
+            Decision::Expired(intercept) => return Some((Arc::clone(intercept), Route::Expired)),
+        };
+        if !verdict.wiretaps.is_empty() {
+            let wiretaps: Vec<_> = verdict.wiretaps.into_iter().cloned().collect();
+            self.copy_to(&wiretaps, head, body);
         }
+        target
     }
 
     /// Replaces the app connection if the app closed it while a workstation served the caller, or
@@ -236,6 +245,8 @@ impl Connection {
 
     /// Relays the rest of the connection opaquely, including the bytes already read.
     async fn relay(&mut self, upstream: Upstream, reason: Option<OpaqueReason>) -> Ended {
+        // What follows is no part of a request.
+        self.copies = None;
         let metrics = &self.context.port.metrics;
         if let Some(reason) = reason {
             metrics.opaque.at(reason).inc();

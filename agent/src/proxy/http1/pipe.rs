@@ -122,6 +122,11 @@ impl Pipe {
         self.sendable = len;
     }
 
+    /// Bytes that may be written.
+    pub(crate) fn sendable(&self) -> &[u8] {
+        self.buf.unread().get(..self.sendable).unwrap_or_default()
+    }
+
     /// Takes back a mark of which nothing was written.
     pub(crate) fn unmark_sendable(&mut self) {
         self.sendable = 0;

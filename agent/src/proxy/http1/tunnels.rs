@@ -7,11 +7,14 @@ use crate::io::buffers::Buf;
 use crate::io::conn::Conn;
 use traffic_core::routing::Intercept;
 
-/// The open tunnels.
+/// The open tunnels; on the heap, because most connections never have one.
 #[derive(Debug, Default)]
 pub(crate) struct TunnelPool {
-    pub(crate) open: Vec<PooledTunnel>,
+    open: Option<Box<OpenTunnels>>,
 }
+
+#[derive(Debug, Default)]
+struct OpenTunnels(Vec<PooledTunnel>);
 
 #[derive(Debug)]
 pub(crate) struct PooledTunnel {
@@ -22,30 +25,32 @@ pub(crate) struct PooledTunnel {
 impl TunnelPool {
     /// Returns the tunnel at the index chosen for the current exchange.
     pub(crate) fn at(&mut self, at: u32) -> &mut Conn {
-        // Indexes change only between exchanges.
-        &mut self.open[at as usize].conn
+        // Indexes change only between exchanges, and there is none before the first tunnel.
+        &mut self.open.get_or_insert_default().0[at as usize].conn
     }
 
     /// The intercept of the tunnel at a place; as [`Self::at`].
-    pub(crate) fn intercept(&self, at: u32) -> Arc<Intercept> {
-        Arc::clone(&self.open[at as usize].intercept)
+    pub(crate) fn intercept(&mut self, at: u32) -> Arc<Intercept> {
+        Arc::clone(&self.open.get_or_insert_default().0[at as usize].intercept)
     }
 
     /// Takes a tunnel in, and returns its place.
     pub(crate) fn add(&mut self, tunnel: PooledTunnel) -> u32 {
-        self.open.push(tunnel);
+        let open = &mut self.open.get_or_insert_default().0;
+        open.push(tunnel);
         // One for each intercept of a port.
-        self.open.len() as u32 - 1
+        open.len() as u32 - 1
     }
 
     /// Drops tunnels that ended (or sent unsolicited bytes) between exchanges.
     pub(crate) fn drop_ended(&mut self, cx: &mut Context<'_>) {
-        self.open
+        let Some(open) = &mut self.open else { return };
+        open.0
             .retain_mut(|leg| Buf::default().poll_fill(&mut leg.conn, cx).is_pending());
     }
 
     pub(crate) fn find(&self, intercept: &Intercept) -> Option<u32> {
-        let mut legs = self.open.iter();
+        let mut legs = self.open.as_ref()?.0.iter();
         let at = legs.position(|leg| leg.intercept.same_target(intercept))?;
         u32::try_from(at).ok()
     }

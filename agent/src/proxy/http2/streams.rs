@@ -109,6 +109,7 @@ impl Host for Streams {
         } else {
             routing::Routed {
                 decision: Decision::App,
+                wiretaps: Vec::new(),
                 asks_why: false,
             }
         };

@@ -36,6 +36,8 @@ pub struct LogEntry {
     pub reason: String,
     /// Id of the intercept that decided.
     pub intercept: Option<String>,
+    /// Ids of the wiretaps that are to get a copy.
+    pub copies: Vec<String>,
     /// Upstream: an address, or `tunnel`.
     pub upstream: String,
     /// Envoy's response flags; `-` for none.
@@ -61,6 +63,7 @@ impl LogEntry {
             route: "app",
             reason: String::new(),
             intercept: None,
+            copies: Vec::new(),
             upstream: String::new(),
             flags: "-",
         }

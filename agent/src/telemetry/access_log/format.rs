@@ -30,7 +30,7 @@ pub enum FormatError {
         "access log format: operator %{0}% is not known; use one of START_TIME, REQ(name), \
         RESP(name), PROTOCOL, RESPONSE_CODE, RESPONSE_FLAGS, BYTES_RECEIVED, BYTES_SENT, DURATION, \
         RESPONSE_DURATION, DOWNSTREAM_REMOTE_ADDRESS, DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT, \
-        UPSTREAM_HOST, ROUTE, ROUTE_REASON, INTERCEPT"
+        UPSTREAM_HOST, ROUTE, ROUTE_REASON, INTERCEPT, WIRETAPS"
     )]
     Operator(String),
     /// A percent sign without a partner.
@@ -85,6 +85,8 @@ pub enum Plain {
     RouteReason,
     /// The intercept's id.
     Intercept,
+    /// Ids of the wiretaps that get a copy.
+    Wiretaps,
 }
 
 const PLAIN: &[(&str, Plain)] = &[
@@ -105,6 +107,7 @@ const PLAIN: &[(&str, Plain)] = &[
     ("ROUTE", Plain::Route),
     ("ROUTE_REASON", Plain::RouteReason),
     ("INTERCEPT", Plain::Intercept),
+    ("WIRETAPS", Plain::Wiretaps),
 ];
 
 impl Format {
@@ -259,6 +262,7 @@ fn plain_value(op: Plain, entry: &LogEntry, took: Duration) -> String {
         Plain::Route => entry.route.to_owned(),
         Plain::RouteReason => or_dash(&entry.reason),
         Plain::Intercept => or_dash(entry.intercept.as_deref().unwrap_or_default()),
+        Plain::Wiretaps => or_dash(&entry.copies.join(",")),
     }
 }
 
@@ -289,6 +293,7 @@ fn json_line(entry: &LogEntry, took: Duration) -> String {
         "route": entry.route,
         "reason": entry.reason,
         "intercept": entry.intercept,
+        "wiretaps": entry.copies,
         "headers": headers,
     });
     line.to_string() + "\n"
@@ -389,6 +394,7 @@ mod tests {
             (Some(Duration::from_millis(5)), "10.0.0.1:80".to_owned());
         (entry.route, entry.reason, entry.intercept) =
             ("client", "matched mine".to_owned(), Some("id".to_owned()));
+        entry.copies = vec!["tap".to_owned(), "other".to_owned()];
         let expected = [
             ("%START_TIME%", "2023-11-14T22:13:20.123Z"),
             ("%REQ(NAME)%", "listed"),
@@ -407,6 +413,7 @@ mod tests {
             ("%ROUTE%", "client"),
             ("%ROUTE_REASON%", "matched mine"),
             ("%INTERCEPT%", "id"),
+            ("%WIRETAPS%", "tap,other"),
         ];
         assert_eq!(documented(), expected.map(|(operator, _)| operator));
         for (operator, value) in expected {

@@ -41,7 +41,7 @@ impl AccessRecord {
         self.entry(|e| match decision {
             Decision::App => {
                 e.route = "app";
-                e.reason = if table.is_empty() {
+                e.reason = if table.entries().is_empty() {
                     "nothing intercepted"
                 } else {
                     "no match"
@@ -59,6 +59,11 @@ impl AccessRecord {
                 e.reason = format!("{} has expired", i.name);
             }
         });
+    }
+
+    /// Records the wiretaps that are to get a copy.
+    pub fn copied<'i>(&mut self, wiretaps: impl Iterator<Item = &'i Intercept>) {
+        self.entry(|e| e.copies = wiretaps.map(|i| i.id.clone()).collect());
     }
 
     /// Records an opaque connection to the app or to a workstation.

@@ -71,6 +71,13 @@ pub(super) fn fits(
             spec.container_name
         )));
     }
+    if spec.wiretap && target.transport == Transport::Udp {
+        let port = target.container_port;
+        return Err(Refusal::of_agent(format!(
+            "port {port}/UDP: a wiretap copies TCP connections and HTTP requests, no datagrams; \
+            intercept it, or wiretap a TCP port"
+        )));
+    }
     // Without filters the whole port is taken, which needs no parsing of requests.
     if compiled.rule.filters.is_empty() {
         return Ok(compiled);

@@ -34,7 +34,24 @@ pub(super) struct PortRules {
 pub(super) struct HeldIntercept {
     pub(super) id: String,
     mechanism: Mechanism,
+    wiretap: bool,
     since: Instant,
+}
+
+impl HeldIntercept {
+    fn of(candidate: &Candidate<'_>, compiled: &Compiled, since: Instant) -> Self {
+        Self {
+            id: candidate.info.id.clone(),
+            mechanism: compiled.rule.mechanism,
+            wiretap: candidate.spec.wiretap,
+            since,
+        }
+    }
+
+    /// Returns true if it takes the port's connections, so that no other may.
+    fn takes_connections(&self) -> bool {
+        self.mechanism == Mechanism::Tcp && !self.wiretap
+    }
 }
 
 /// A spec compiled for one port; cached while the spec stays the same.
@@ -116,10 +133,7 @@ impl PortRules {
     }
 
     pub(super) fn hold(&mut self, candidates: &Candidates<'_>, now: Instant) {
-        let had_tcp = self
-            .held
-            .iter()
-            .any(|held| held.mechanism == Mechanism::Tcp);
+        let had_tcp = self.held.iter().any(HeldIntercept::takes_connections);
         self.keep_held(candidates);
         self.adopt_active(candidates, had_tcp, now);
     }
@@ -134,7 +148,7 @@ impl PortRules {
                     // A rule that no longer compiles or fits must not be routed.
                     (Err(_), _) | (_, Disposition::Removed) => false,
                     (Ok(_), Disposition::Active | Disposition::Waiting) => true,
-                    (Ok(_), _) => held.mechanism == Mechanism::Tcp,
+                    (Ok(_), _) => held.takes_connections(),
                 })
         });
     }
@@ -152,9 +166,9 @@ impl PortRules {
             let Ok(compiled) = &candidate.rule else {
                 continue;
             };
-            let mechanism = compiled.rule.mechanism;
+            let adopted = HeldIntercept::of(candidate, compiled, now);
             // `had_tcp` is the state before this snapshot, as the stock agent decides it.
-            if self.holds(&candidate.info.id) || (mechanism == Mechanism::Tcp && had_tcp) {
+            if self.holds(&adopted.id) || (adopted.takes_connections() && had_tcp) {
                 continue;
             }
             let rivals: Vec<_> = self
@@ -167,11 +181,7 @@ impl PortRules {
             }
             self.held
                 .retain(|held| rivals.iter().all(|(id, _)| *id != held.id));
-            self.held.push(HeldIntercept {
-                id: candidate.info.id.clone(),
-                mechanism,
-                since: now,
-            });
+            self.held.push(adopted);
         }
     }
 
@@ -210,23 +220,28 @@ impl PortRules {
             // Its owner is back, or tries again.
             started.stats.dials.forget();
             changes.push(format!(
-                "port {port}: intercept {} of {} started",
-                started.id, started.client
+                "port {port}: {} {} of {} started",
+                kind(started),
+                started.id,
+                started.client
             ));
         }
         let is_served = |id: &str| served.iter().any(|s| s.id == id);
         for ended in self.served.iter().filter(|old| !is_served(&old.id)) {
             changes.push(format!(
-                "port {port}: intercept {} of {} ended",
-                ended.id, ended.client
+                "port {port}: {} {} of {} ended",
+                kind(ended),
+                ended.id,
+                ended.client
             ));
         }
         let before = self.paused.drain(..).chain(self.served.drain(..));
         let stopped = before.filter(|old| !is_served(&old.id));
         let (over, paused): (Vec<_>, Vec<_>) = stopped.partition(|old| gone(&old.id));
         self.paused = paused;
-        // A TCP intercept has no requests that could be answered with 503.
-        for ended in over.into_iter().filter(|i| i.mechanism == Mechanism::Http) {
+        // A TCP intercept has no requests that could be answered with 503, and a wiretap answers none.
+        let answers = |i: &Arc<Intercept>| i.mechanism == Mechanism::Http && !i.wiretap;
+        for ended in over.into_iter().filter(answers) {
             if let Some(deadline) = remember {
                 self.remembered.push((ended, now + deadline));
             }
@@ -280,11 +295,7 @@ impl PortRules {
             if let Err(refused) = turn.bounds.check_port(load, compiled.rule.pattern_bytes) {
                 return refusal(id, &description, refused);
             }
-            self.held.push(HeldIntercept {
-                id: id.clone(),
-                mechanism: compiled.rule.mechanism,
-                since: now,
-            });
+            self.held.push(HeldIntercept::of(candidate, compiled, now));
         }
         let named = &candidate.spec.container_name;
         let container = if named.is_empty() {
@@ -300,6 +311,7 @@ impl PortRules {
                 container,
                 headers,
                 metadata: compiled.rule.metadata.clone(),
+                reads_only: candidate.spec.wiretap,
             },
             is_bound: false,
         }
@@ -352,7 +364,8 @@ impl PortRules {
         )
     }
 
-    /// Returns the held intercepts that conflict with `wanted`, in order of acceptance.
+    /// Returns the held intercepts that conflict with `wanted`, in order of acceptance. A wiretap
+    /// takes nothing from anybody, so it has no rivals and is none.
     fn rivals<'c, 's>(
         &'c self,
         candidates: &'c Candidates<'s>,
@@ -360,11 +373,12 @@ impl PortRules {
     ) -> impl Iterator<Item = (&'c Candidate<'s>, &'static str)> {
         self.held.iter().filter_map(|held| {
             let candidate = candidates.find(&held.id)?;
-            let rule = &candidate.rule.as_ref().ok()?.rule;
-            Some((
-                candidate,
-                conflict::between(&rule.filters, &wanted.rule.filters)?,
-            ))
+            let held = candidate.rule.as_ref().ok()?;
+            if held.intercept.wiretap || wanted.intercept.wiretap {
+                return None;
+            }
+            let reason = conflict::between(&held.rule.filters, &wanted.rule.filters)?;
+            Some((candidate, reason))
         })
     }
 
@@ -399,4 +413,9 @@ impl PortRules {
             .collect();
         Some(RouteTable::new(entries))
     }
+}
+
+/// The word for a rule in the log.
+fn kind(rule: &Intercept) -> &'static str {
+    if rule.wiretap { "wiretap" } else { "intercept" }
 }

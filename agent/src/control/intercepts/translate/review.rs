@@ -28,6 +28,8 @@ pub enum Verdict {
         headers: BTreeMap<String, String>,
         /// Key-value pairs of its owner, for the REST API of both ends.
         metadata: BTreeMap<String, String>,
+        /// Its owner may read the volumes and not change them: a wiretap leaves no trace.
+        reads_only: bool,
     },
     /// Refused.
     Refuse {

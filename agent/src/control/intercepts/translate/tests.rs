@@ -376,10 +376,10 @@ fn what_cannot_be_served_is_refused_with_what_to_do() {
             8080/TCP (web:http) (web:alt), 5353/UDP (web:dns), 9090/TCP (grpc)",
         ),
         (
-            "tcp http",
+            "tcp dns/UDP",
             &|i| i.spec.as_mut().unwrap().wiretap = true,
             false,
-            "does not support wiretaps",
+            "port 5353/UDP: a wiretap copies TCP connections and HTTP requests, no datagrams",
         ),
         (
             "tcp http",
@@ -770,3 +770,5 @@ fn intercepts_of_other_workloads_are_ignored() {
     other.spec.as_mut().unwrap().namespace = "elsewhere".to_owned();
     assert!(Bench::new().shown(&[other]).reviews.is_empty());
 }
+
+mod wiretaps;
