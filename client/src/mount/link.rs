@@ -25,7 +25,7 @@ use crate::tunnels::{QUEUE_CAPACITY, Via, open};
 /// Time for the agent to dial its own port.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for the way there and back, in addition.
-const LATENCY: Duration = Duration::from_secs(5);
+const ROUNDTRIP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause after a failed accept, usually for lack of descriptors.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
@@ -126,11 +126,11 @@ async fn carry(stream: TcpStream, way: Way) -> anyhow::Result<()> {
     let destination = way.files.address;
     let conn = ConnId::new(Transport::Tcp, source(destination.ip()), destination);
     let (tx, rx) = mpsc::channel(QUEUE_CAPACITY);
-    let info = StreamInfo::new(conn, &way.session, LATENCY, DIAL_TIMEOUT);
+    let info = StreamInfo::new(conn, &way.session, ROUNDTRIP_TIMEOUT, DIAL_TIMEOUT);
     let payload = Message::StreamInfo(info).encode();
     // The queue is empty, so this never waits.
     tx.send(TunnelMessage { payload }).await?;
-    let incoming = timeout(LATENCY, open(Via::Manager(way.manager), rx)).await??;
+    let incoming = timeout(ROUNDTRIP_TIMEOUT, open(Via::Manager(way.manager), rx)).await??;
     let carried = dialer::carry(stream, incoming, Outgoing::caller(tx)).await;
     tracing::debug!(%conn, ?carried, "connection to the volumes ended");
     Ok(())
