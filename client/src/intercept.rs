@@ -365,19 +365,18 @@ impl InterceptSession<'_> {
                 }
                 Disposition::Active | Disposition::Waiting => {}
                 // A workload being rolled out has no agent for a moment; the intercept comes back
-                // by itself.
+                // by itself. What an agent refused does not.
+                Disposition::AgentError | Disposition::BadArgs if self.became_active => {
+                    return Err(turned_down(&self.spec.name, info, &info.message));
+                }
                 _ if self.became_active => {}
-                other => {
+                _ => {
                     let why = if info.message.is_empty() {
                         "no reason given".to_owned()
                     } else {
                         manage::with_way_out(&mut self.manager, &info.message).await
                     };
-                    return Err(Failure::Failed(format!(
-                        "intercept {:?}: {}: {why}",
-                        self.spec.name,
-                        other.as_str_name()
-                    )));
+                    return Err(turned_down(&self.spec.name, info, &why));
                 }
             }
         }
@@ -501,6 +500,11 @@ fn complete(spec: &mut InterceptSpec, prepared: PreparedIntercept) -> Result<(),
         spec.protocol = prepared.protocol;
     }
     Ok(())
+}
+
+fn turned_down(name: &str, info: &InterceptInfo, why: &str) -> Failure {
+    let state = info.disposition().as_str_name();
+    Failure::Failed(format!("intercept {name:?}: {state}: {why}"))
 }
 
 fn refused(what: &str, status: &Status) -> Failure {

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::str::FromStr;
 
 use traffic_proto::fault::{Fault, Faults};
+use traffic_proto::guard_rails::GuardRails;
 use traffic_proto::port_identifier::{NameOrNumber, PortIdentifier};
 use traffic_proto::sidecar::MountPolicy;
 
@@ -114,6 +115,10 @@ pub fn read(annotations: &BTreeMap<String, String>) -> Result<Requests, Faults> 
         warnings: Vec::new(),
     };
     reader.not_followed(INACTIVE_PORT);
+    // The agent reads them itself; one that cannot be followed must not be missed before.
+    if let Err(faults) = GuardRails::of_annotations(annotations) {
+        reader.faults.append(faults);
+    }
     requests.warnings = reader.warnings;
     reader.faults.into_result()?;
     Ok(requests)

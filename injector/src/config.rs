@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::{ResourceRequirements, SecurityContext};
 use serde::Serialize;
 use traffic_proto::Transport;
 use traffic_proto::duration::GoDuration;
+use traffic_proto::guard_rails::GuardRails;
 use traffic_proto::sidecar::MountPolicy;
 
 use crate::settings::{AgentOptions, Settings};
@@ -50,6 +51,9 @@ pub struct Config {
     /// Response to requests whose intercept has ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expired_notifications: Option<ConfigExpired>,
+    /// The platform team's rules on intercepts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guard_rails: Option<ConfigGuardRails>,
     /// Resources of the init container.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init_resources: Option<ResourceRequirements>,
@@ -121,6 +125,27 @@ pub struct ConfigEnvoy {
     /// Port of the agent's gRPC service.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server_port: Option<u16>,
+}
+
+/// The platform team's rules on intercepts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConfigGuardRails {
+    /// Whole ports may be intercepted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow_global: Option<bool>,
+    /// The only headers that may be intercepted.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub allowed_headers: Vec<String>,
+    /// Headers that may not be intercepted.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub forbidden_headers: Vec<String>,
+    /// Time an intercept may live.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_lifetime: Option<String>,
+    /// Most intercepts of a port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_per_port: Option<usize>,
 }
 
 /// The port that shows metrics alone.
@@ -300,6 +325,7 @@ impl Config {
             enable_metrics: options.enable_metrics,
             envoy: envoy(options),
             expired_notifications: expired(options),
+            guard_rails: guard_rails(&options.guard_rails),
             init_resources: settings.init_resources.clone(),
             init_security_context: settings.init_security_context.clone(),
             log_level: settings.log_level.clone(),
@@ -352,6 +378,17 @@ fn expired(options: &AgentOptions) -> Option<ConfigExpired> {
         enabled: options.expired_enabled,
     };
     (expired != ConfigExpired::default()).then_some(expired)
+}
+
+fn guard_rails(rails: &GuardRails) -> Option<ConfigGuardRails> {
+    let config = ConfigGuardRails {
+        allow_global: rails.forbid_global.then_some(false),
+        allowed_headers: rails.allowed_headers.clone(),
+        forbidden_headers: rails.forbidden_headers.clone(),
+        max_lifetime: rails.max_lifetime.map(go),
+        max_per_port: rails.max_per_port,
+    };
+    (config != ConfigGuardRails::default()).then_some(config)
 }
 
 fn go(duration: std::time::Duration) -> String {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{ResourceRequirements, SecurityContext};
+use traffic_proto::guard_rails::GuardRails;
 use traffic_proto::sidecar::{AppProtocolStrategy, MountPolicy};
 
 /// Group that only agents run as, so that redirect rules can tell an agent from its app.
@@ -88,6 +89,8 @@ pub struct AgentOptions {
     pub drain_lame_duck: Option<Duration>,
     /// Time for open connections then.
     pub drain_grace: Option<Duration>,
+    /// The platform team's rules on intercepts.
+    pub guard_rails: GuardRails,
 }
 
 /// Pods that get an agent.

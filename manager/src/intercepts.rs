@@ -166,6 +166,7 @@ impl Intercepts {
             id: id.clone(),
             client_session: Some(session.clone()),
             spec: Some(spec),
+            created_at: Some(SystemTime::now().into()),
             ..InterceptInfo::default()
         };
         let verdict = verdict(agents, spec_of(&info));
@@ -358,7 +359,13 @@ impl Intercepts {
             .ok_or_else(|| RequestError::no_intercept(&review.id))?;
         let info = &intercept.info;
         // Late reviews are no error: several replicas review the same intercept.
-        if info.disposition() != Disposition::Waiting || !is_workload(spec_of(info), agent) {
+        if !is_workload(spec_of(info), agent) {
+            return Ok(());
+        }
+        if review.ends && info.disposition() == Disposition::Active {
+            return Self::end(intercept, review);
+        }
+        if info.disposition() != Disposition::Waiting {
             return Ok(());
         }
         if taken + review.encoded_len() > MAX_INTERCEPT_BYTES {
@@ -386,6 +393,17 @@ impl Intercepts {
         modified(info);
         if info.disposition() == Disposition::Active {
             self.contest(agent);
+        }
+        Ok(())
+    }
+
+    /// Ends an intercept that an agent serves no longer; none is begun in this way.
+    fn end(intercept: &mut Intercept, review: ReviewInterceptRequest) -> Result<(), RequestError> {
+        if matches!(
+            review.disposition(),
+            Disposition::AgentError | Disposition::BadArgs
+        ) {
+            set(intercept.edit(), review.disposition(), review.message);
         }
         Ok(())
     }

@@ -16,6 +16,7 @@ pub mod dial_policy;
 pub mod dialer;
 pub mod duration;
 pub mod fault;
+pub mod guard_rails;
 pub mod html;
 pub mod log_level;
 pub mod log_queue;

@@ -10,6 +10,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::fault::{Fault, Faults};
+use crate::guard_rails::GuardRails;
 use crate::log_level::LogLevel;
 use crate::port::{AgentPort, AppPort, ProxyPort, Transport};
 
@@ -92,6 +93,8 @@ pub struct Sidecar {
     pub dial_allow: Vec<String>,
     /// Limits of the agent by name, as they were written.
     pub limits: Vec<(String, String)>,
+    /// The platform team's rules on intercepts.
+    pub guard_rails: GuardRails,
     /// App containers.
     pub containers: Vec<Container>,
     /// Harmless oddities, to be logged once.

@@ -158,6 +158,10 @@ ROWS = [
     # Intercepts
     ("intercept.environment.excluded={A,B}", "ConfigMap/telepresence-intercept-env: data.excluded", "A\nB\n"),
     ("intercept.allowGlobalIntercepts=false", "env INTERCEPT_ALLOW_GLOBAL", "false"),
+    ("intercept.allowedHeaders={x-dev,x-team-*}", "env INTERCEPT_ALLOWED_HEADERS", "x-dev x-team-*"),
+    ("intercept.forbiddenHeaders={authorization,cookie}", "env INTERCEPT_FORBIDDEN_HEADERS", "authorization cookie"),
+    ("intercept.maxLifetime=8h", "env INTERCEPT_MAX_LIFETIME", "8h"),
+    ("intercept.maxPerPort=3", "env INTERCEPT_MAX_PER_PORT", "3"),
     ("intercept.disableGlobal=true", "env INTERCEPT_ALLOW_GLOBAL", "false"),
     ("intercept.disableGlobal=true", "env INTERCEPT_DISABLE_GLOBAL", "true"),
     ("intercept.expiredNotifications.enabled=true", "env AGENT_EXPIRED_NOTIFICATIONS", "true"),

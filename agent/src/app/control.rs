@@ -16,6 +16,7 @@ use crate::control::container_env;
 use crate::control::dialer::Dialer;
 pub(crate) use crate::control::dns::Dns;
 use crate::control::intercepts::bounds::Bounds;
+use crate::control::intercepts::guard_rails::Rails;
 use crate::control::{api, api_server};
 use crate::drain::Drain;
 use crate::ready::Blocker;
@@ -80,7 +81,7 @@ impl ControlPath<'_> {
                 .collect(),
             tunnels: self.tunnels,
             dns: self.dns,
-            bounds: Bounds::of(&self.settings.limits),
+            bounds: bounds(self.settings),
             dialer,
             control: tasks.clone(),
             metrics: self.metrics,
@@ -115,6 +116,14 @@ impl ControlPath<'_> {
             Arc::clone(&self.metrics),
         )
     }
+}
+
+fn bounds(settings: &Settings) -> Bounds {
+    let rails = Rails::of(&settings.sidecar.guard_rails, &settings.annotations);
+    if let Some(problem) = rails.unreadable() {
+        tracing::warn!("{problem}: no intercept is served until it is corrected");
+    }
+    Bounds::of(&settings.limits).guarded(rails)
 }
 
 /// Returns the manager's `host:port`, an IPv6 address in brackets.

@@ -3,6 +3,7 @@
 
 pub mod bounds;
 mod conflict;
+pub mod guard_rails;
 pub(crate) mod publisher;
 mod refusal;
 pub(crate) mod spec;

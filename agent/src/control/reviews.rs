@@ -157,6 +157,7 @@ impl ReviewSender {
     fn reviewed(&self, review: Review) -> ReviewInterceptRequest {
         let identity = &self.context.identity;
         let mut request = ReviewInterceptRequest {
+            ends: review.ends,
             session: Some(self.session.clone()),
             id: review.id,
             mechanism_args_desc: review.description,

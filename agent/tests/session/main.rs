@@ -4,6 +4,7 @@
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 mod fake;
+mod guard_rails;
 mod pod;
 
 mod arrival;

@@ -3,7 +3,9 @@
 use std::os::unix::fs::PermissionsExt;
 
 use harness::apps::App;
-use traffic_proto::manager::{InterceptDispositionType as Disposition, ReconnectAgentRequest};
+use traffic_proto::manager::{
+    InterceptDispositionType as Disposition, ReconnectAgentRequest, ReviewInterceptRequest,
+};
 
 use crate::fixture::{Agent, Manager, agent_info};
 
@@ -184,4 +186,31 @@ async fn a_command_ends_with_the_intercept() {
     assert!(client.terminate().success());
     client.line("asked to end");
     agent.until_none().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_intercept_that_its_agent_ends_is_over_and_says_why() {
+    let manager = Manager::start().await;
+    let mut agent = manager.agent().await;
+    let app = App::start("local");
+    let client = manager.create(app.address(), &[]);
+    agent.review(Disposition::Active, "").await;
+    client.line("state=ACTIVE");
+    let message = "ended: it has lived for 8h0m0s (set by the chart value intercept.maxLifetime)";
+    let info = agent.until(Disposition::Active).await;
+    assert!(info.created_at.is_some());
+    // A late word of another replica is none about the end.
+    for ends in [false, true] {
+        let request = ReviewInterceptRequest {
+            session: Some(agent.session.clone()),
+            id: info.id.clone(),
+            disposition: Disposition::AgentError.into(),
+            message: if ends { message } else { "late" }.into(),
+            ends,
+            ..ReviewInterceptRequest::default()
+        };
+        agent.manager.review_intercept(request).await.unwrap();
+    }
+    client.line(message);
+    assert_eq!(client.exit().code(), Some(1));
 }

@@ -8,10 +8,11 @@ use std::fmt;
 
 use regex::bytes::Regex;
 
-use crate::routing::clause::{self, Clause, ClauseError, Role};
+use crate::routing::clause::{self, Clause, ClauseError, Role, Subject};
 use crate::routing::go_regex;
 use crate::routing::go_regex::PatternError;
 use crate::routing::pattern::{Pattern, as_go_reads, glob};
+use crate::routing::request::Request;
 use crate::routing::view::USER_AGENT;
 pub(crate) use crate::routing::view::compare_names;
 pub use crate::routing::view::{EXPLAIN, Names, View};
@@ -237,6 +238,25 @@ impl Filters {
         headers.chain(self.clauses.iter().map(|c| (c.wire_name(), c.text())))
     }
 
+    /// Returns true if a request that carries nothing of a developer's would match: an ordinary
+    /// method, a path nobody has, and no header.
+    #[must_use]
+    pub fn take_anonymous(&self) -> bool {
+        let names = Names::of([self].into_iter());
+        let methods = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
+        methods
+            .iter()
+            .any(|method| self.matches(&View::new(&Anonymous(method), &names)))
+    }
+
+    /// Returns the headers whose content decides, in lower case.
+    pub fn named_headers(&self) -> impl Iterator<Item = &str> {
+        let headers = self.headers.iter().map(|h| h.name.as_str());
+        let named =
+            |c: &&Clause| !matches!(c.subject(), Subject::GrpcService | Subject::GrpcMethod);
+        headers.chain(self.clauses.iter().filter(named).filter_map(Clause::header))
+    }
+
     /// Returns the header names that have to be looked at.
     fn header_names(&self) -> impl Iterator<Item = String> {
         let headers = self.headers.iter().map(|h| h.name.as_str());
@@ -305,6 +325,21 @@ impl Filters {
                 p.matches(view.path()) || view.decoded_path().is_some_and(|d| p.matches(d))
             })
     }
+}
+
+/// A request with this method and nothing of anybody's.
+struct Anonymous(&'static str);
+
+impl Request for Anonymous {
+    fn method(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+
+    fn target(&self) -> &[u8] {
+        b"/0f5c9b1e/7ad2c386"
+    }
+
+    fn visit_headers<'a>(&'a self, _: &mut dyn FnMut(&'a [u8], &'a [u8])) {}
 }
 
 impl HeaderFilter {

@@ -6,6 +6,7 @@
 mod annotations;
 mod containers;
 mod decisions;
+mod guard_rails;
 mod ports;
 mod properties;
 mod rig;

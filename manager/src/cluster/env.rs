@@ -195,8 +195,7 @@ impl ClusterSettings {
             max_idle_time: env
                 .duration("AGENT_MAX_IDLE_TIME")
                 .filter(|time| !time.is_zero()),
-            allow_global: env.flag("INTERCEPT_ALLOW_GLOBAL", true)
-                && !env.flag("INTERCEPT_DISABLE_GLOBAL", false),
+            allow_global: env.allows_global(),
             injector: env.injector(&log_level),
             ignored: env.ignored(),
             log_level,
@@ -290,6 +289,10 @@ mod tests {
             ("AGENT_INJECTOR_CERTIFICATE_METHOD", "certmanager"),
             ("SERVICE_MESH_TYPE", "istio"),
             ("INTERCEPT_DISABLE_GLOBAL", "true"),
+            ("INTERCEPT_ALLOWED_HEADERS", "x-dev X-Team-*"),
+            ("INTERCEPT_FORBIDDEN_HEADERS", "cookie"),
+            ("INTERCEPT_MAX_LIFETIME", "8h"),
+            ("INTERCEPT_MAX_PER_PORT", "3"),
         ])
         .unwrap();
         let injector = &settings.injector;
@@ -307,6 +310,11 @@ mod tests {
         assert_eq!(settings.max_idle_time, Some(Duration::from_secs(5400)));
         assert_eq!(settings.managed, ["a", "b"]);
         assert!(!settings.manages("c") && !settings.allow_global);
+        let rails = &injector.agent.guard_rails;
+        assert_eq!(rails.allowed_headers, ["x-dev", "x-team-*"]);
+        assert_eq!(rails.forbidden_headers, ["cookie"]);
+        assert_eq!(rails.max_lifetime, Some(Duration::from_secs(8 * 3600)));
+        assert_eq!((rails.max_per_port, rails.forbid_global), (Some(3), true));
         assert_eq!(settings.max_receive_size, 8 << 20);
         assert_eq!(settings.kinds, [Kind::Deployment, Kind::Rollout]);
         assert_eq!(settings.webhook.method, CertificateMethod::CertManager);
@@ -337,6 +345,8 @@ mod tests {
             ("ENABLED_WORKLOAD_KINDS", "Pod"),
             ("AGENT_MOUNT_POLICIES", r#"{"/tmp":"x"}"#),
             ("AGENT_INIT_CONTAINER_ENABLED", "maybe"),
+            ("INTERCEPT_ALLOWED_HEADERS", "x:"),
+            ("INTERCEPT_MAX_PER_PORT", "few"),
         ])
         .unwrap_err();
         let text = faults.to_string();
@@ -351,6 +361,8 @@ mod tests {
             "ENABLED_WORKLOAD_KINDS",
             "AGENT_MOUNT_POLICIES",
             "AGENT_INIT_CONTAINER_ENABLED",
+            "INTERCEPT_ALLOWED_HEADERS",
+            "INTERCEPT_MAX_PER_PORT",
         ] {
             assert!(text.contains(name), "{name}: {text}");
         }

@@ -77,8 +77,8 @@ impl Cluster {
             return Ok(());
         }
         Err(RequestError::Failed(
-            "intercepts of a whole port are not allowed here (intercept.allowGlobalIntercepts); \
-             add --http-header"
+            "intercepts of a whole port are not allowed (set by the chart value \
+             intercept.allowGlobalIntercepts); add --http-header NAME=VALUE"
                 .to_owned(),
         ))
     }

@@ -260,6 +260,9 @@ pub struct InterceptInfo {
     pub hits: u64,
     #[prost(uint64, tag = "1002")]
     pub failed_open: u64,
+    /// Ours. Time of the intercept's creation, for rules on its lifetime.
+    #[prost(message, optional, tag = "1003")]
+    pub created_at: ::core::option::Option<::prost_types::Timestamp>,
 }
 /// All intercepts visible to the watching session.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -330,6 +333,9 @@ pub struct ReviewInterceptRequest {
         ::prost::alloc::string::String,
         i32,
     >,
+    /// Ours. The refusal is about an intercept that this agent served so far.
+    #[prost(bool, tag = "1001")]
+    pub ends: bool,
 }
 /// Keeps a session alive.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -10,6 +10,7 @@ use super::{
     Replace, Role, Sidecar,
 };
 use crate::fault::Faults;
+use crate::guard_rails::{self, GuardRails};
 use crate::port::{AgentPort, AppPort, ProxyPort, Transport};
 
 /// Default port of the manager.
@@ -127,11 +128,12 @@ fn top(root: &mut Section, role: Role, generation: Generation, notes: &mut Notes
             .map_or_else(Vec::new, |field| policies(field, notes)),
         mesh_dial_subnets: root
             .take("meshDialSubnets")
-            .map_or_else(Vec::new, |field| subnets(field, notes)),
+            .map_or_else(Vec::new, |field| listed(field, notes)),
         dial_allow: dial_allow(root, notes),
         limits: root
             .take("limits")
             .map_or_else(Vec::new, |field| limits(field, notes)),
+        guard_rails: rails(root, notes),
         containers: Vec::new(),
         warnings: Vec::new(),
     }
@@ -196,9 +198,40 @@ fn dial_allow(root: &mut Section, notes: &mut Notes<'_>) -> Vec<String> {
     let mut section = root.section("dial", notes);
     let allowed = section
         .take("allow")
-        .map_or_else(Vec::new, |field| subnets(field, notes));
+        .map_or_else(Vec::new, |field| listed(field, notes));
     section.finish(&[], notes);
     allowed
+}
+
+/// Reads `guardRails`; zero is none, as in the charts.
+fn rails(root: &mut Section, notes: &mut Notes<'_>) -> GuardRails {
+    let mut section = root.section("guardRails", notes);
+    let rails = GuardRails {
+        allowed_headers: headers(&mut section, "allowedHeaders", notes),
+        forbidden_headers: headers(&mut section, "forbiddenHeaders", notes),
+        forbid_global: !section.flag("allowGlobal", true, notes),
+        max_lifetime: section
+            .duration("maxLifetime", notes)
+            .filter(|it| !it.is_zero()),
+        max_per_port: section
+            .count("maxPerPort", notes)
+            .and_then(|it| usize::try_from(it).ok())
+            .filter(|it| *it != 0),
+    };
+    section.finish(&[], notes);
+    rails
+}
+
+fn headers(section: &mut Section, key: &str, notes: &mut Notes<'_>) -> Vec<String> {
+    let place = section.place.child(key);
+    let names = section
+        .take(key)
+        .map_or_else(Vec::new, |field| listed(field, notes));
+    guard_rails::headers(names.iter().map(String::as_str)).unwrap_or_else(|problem| {
+        let remedy = "write names of headers, * for any text";
+        notes.fault(&place, names.join(", "), problem, remedy);
+        Vec::new()
+    })
 }
 
 /// Reads names with numbers or texts; the agent knows which of them exist.
@@ -213,8 +246,8 @@ fn limits(field: Field, notes: &mut Notes<'_>) -> Vec<(String, String)> {
         .collect()
 }
 
-/// Reads a list of subnets, or one text with commas between them.
-fn subnets(field: Field, notes: &mut Notes<'_>) -> Vec<String> {
+/// Reads a list of subnets or names, or one text with commas between them.
+fn listed(field: Field, notes: &mut Notes<'_>) -> Vec<String> {
     let texts: Vec<String> = if field.is_null() {
         Vec::new()
     } else if field.is_list() {

@@ -4,6 +4,7 @@
 use traffic_core::routing::matcher::Filters;
 use traffic_proto::manager::InterceptSpec;
 
+use crate::control::intercepts::guard_rails::Rails;
 use crate::control::intercepts::refusal::Refusal;
 use crate::limits::Limits;
 
@@ -17,6 +18,7 @@ pub struct Bounds {
     filter_bytes: usize,
     pattern_bytes: usize,
     port_pattern_bytes: usize,
+    rails: Rails,
 }
 
 /// What a port has promised already.
@@ -45,7 +47,18 @@ impl Bounds {
             filter_bytes: limits.filter_bytes.0,
             pattern_bytes: limits.pattern_bytes.0,
             port_pattern_bytes: limits.port_pattern_bytes.0,
+            rails: Rails::default(),
         }
+    }
+
+    /// Adds the platform team's rules.
+    #[must_use]
+    pub fn guarded(self, rails: Rails) -> Self {
+        Self { rails, ..self }
+    }
+
+    pub(crate) fn rails(&self) -> &Rails {
+        &self.rails
     }
 
     /// Intercepts that are looked at.
@@ -86,6 +99,7 @@ impl Bounds {
             ))
             .by_bound())
         };
+        self.rails.check_number(load.intercepts)?;
         if load.intercepts >= self.per_port {
             return refused("intercepts", self.per_port, "interceptsPerPort");
         }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures_util::future::BoxFuture;
 use tokio::sync::Notify;
@@ -93,9 +93,11 @@ impl RoutePublisher {
         let mut state = self.lock();
         // A session backs the tables again.
         state.grace_ends = None;
-        let outcome = state
-            .rules
-            .apply(snapshot, &readability, Instant::now().into_std());
+        let outcome = state.rules.apply(
+            snapshot,
+            &readability,
+            (Instant::now().into_std(), SystemTime::now()),
+        );
         self.publish(outcome.tables);
         drop(state);
         for change in &outcome.changes {

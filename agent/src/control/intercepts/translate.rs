@@ -4,12 +4,13 @@
 //! A port keeps its promises (`held`): an intercept is routed while it is held and the manager
 //! shows it as ACTIVE; a waiting one is accepted if no held one conflicts with it.
 
+mod age;
 mod candidates;
 mod port;
 mod review;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use traffic_core::routing::RouteTable;
 use traffic_proto::manager::{
@@ -17,6 +18,7 @@ use traffic_proto::manager::{
 };
 use traffic_proto::sidecar::Target;
 
+use self::age::Ages;
 pub use self::candidates::Readability;
 use self::candidates::awaits_review;
 use self::port::{PortRules, ReviewRound};
@@ -48,6 +50,7 @@ pub struct Rules {
     bounds: Bounds,
     /// Waiting intercepts about no port of this pod, with the time they were first seen.
     strangers: HashMap<String, Instant>,
+    ages: Ages,
 }
 
 /// Result of applying one snapshot.
@@ -86,6 +89,7 @@ impl Rules {
             remember,
             bounds: Bounds::default(),
             strangers: HashMap::new(),
+            ages: Ages::default(),
         }
     }
 
@@ -101,7 +105,7 @@ impl Rules {
         &mut self,
         snapshot: &Snapshot,
         readability: &[Readability],
-        now: Instant,
+        (now, wall): (Instant, SystemTime),
     ) -> Translation {
         let mut outcome = Translation::default();
         let mut reviews: BTreeMap<&str, Review> = BTreeMap::new();
@@ -111,6 +115,8 @@ impl Rules {
             .filter_map(|i| Some((i, self.own_spec(i)?)))
             .collect();
         let excess = self.take_excess(&mut ours);
+        let infos = ours.iter().map(|(info, _)| *info);
+        let aged = self.ages.take(infos, self.bounds.rails(), (now, wall));
         // Each port is decided by itself: promises first, then routes, then reviews, since a review
         // may add a promise for the next snapshot.
         let is_only = self.targets.len() == 1;
@@ -121,7 +127,7 @@ impl Rules {
                 (target, is_only),
                 &self.containers,
                 readability,
-                &self.bounds,
+                (&self.bounds, &aged),
             );
             port.hold(&candidates, now);
             port.route(
@@ -151,6 +157,7 @@ impl Rules {
                 .tables
                 .extend(port.changed_table().map(|table| (index, table)));
         }
+        aged.tell(&mut outcome.changes, &mut reviews);
         for info in excess {
             let refused = refusal(&info.id, "", self.bounds.too_many());
             reviews.insert(&info.id, refused);
@@ -168,6 +175,7 @@ impl Rules {
         if outcome.look_again.is_none() && !reviews.is_empty() {
             outcome.look_again = Some(now + REVIEW_INTERVAL);
         }
+        outcome.look_again = outcome.look_again.into_iter().chain(aged.next()).min();
         outcome.reviews = reviews.into_values().collect();
         outcome
     }

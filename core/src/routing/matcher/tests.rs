@@ -1,7 +1,6 @@
 //! The documented filter rules as a table.
 
 use super::*;
-use crate::routing::request::Request;
 
 struct Sample<'s>(&'s str, &'s [(&'s str, &'s [u8])]);
 
@@ -193,4 +192,33 @@ fn overlap_of_paths() {
             "{a} and {b}"
         );
     }
+}
+
+#[test]
+fn what_takes_requests_of_nobody_is_told() {
+    let of = |headers: &[(&str, &str)], paths: &[&str]| {
+        let mut f = filters(&[], paths);
+        headers.iter().for_each(|(n, v)| f.add(n, v).unwrap());
+        f.take_anonymous()
+    };
+    assert!(of(&[], &[]));
+    for path in [
+        ":path-prefix:/",
+        ":path-prefix:",
+        ":path-regex:.*",
+        ":path-regex:^/",
+    ] {
+        assert!(of(&[], &[path]), "{path}");
+        assert!(!of(&[("x-dev", "a")], &[path]), "{path}");
+    }
+    for (name, value) in [("not:x-dev", "a"), (":method", "POST"), ("x-dev", "")] {
+        let Ok(()) = Filters::default().add(name, value) else {
+            panic!("{name} is no filter");
+        };
+        assert!(of(&[(name, value)], &[]), "{name}");
+    }
+    for (name, value) in [("x-dev", ".*"), ("cookie[user]", "a"), ("query[user]", "a")] {
+        assert!(!of(&[(name, value)], &[]), "{name}");
+    }
+    assert!(!of(&[], &[":path-prefix:/shop"]));
 }

@@ -6,6 +6,7 @@ use injector::{
     AgentOptions, Carrier, InjectPolicy, Kind, Mesh, NativeSidecar, Settings as InjectorSettings,
 };
 use traffic_proto::Fault;
+use traffic_proto::guard_rails::{GuardRails, Rule};
 use traffic_proto::sidecar::MountPolicy;
 
 use crate::cluster::env::reader::Reader;
@@ -118,7 +119,35 @@ impl Reader<'_> {
             session_grace: self.duration("AGENT_SESSION_GRACE"),
             drain_lame_duck: self.duration("AGENT_DRAIN_LAME_DUCK"),
             drain_grace: self.duration("AGENT_DRAIN_GRACE"),
+            guard_rails: self.guard_rails(),
         }
+    }
+
+    fn guard_rails(&mut self) -> GuardRails {
+        let mut rails = GuardRails {
+            forbid_global: !self.allows_global(),
+            ..GuardRails::default()
+        };
+        for (rule, variable) in [
+            (Rule::AllowedHeaders, "INTERCEPT_ALLOWED_HEADERS"),
+            (Rule::ForbiddenHeaders, "INTERCEPT_FORBIDDEN_HEADERS"),
+            (Rule::MaxLifetime, "INTERCEPT_MAX_LIFETIME"),
+            (Rule::MaxPerPort, "INTERCEPT_MAX_PER_PORT"),
+        ] {
+            let Some(text) = self.text(variable) else {
+                continue;
+            };
+            if let Err(problem) = rails.set(rule, &text) {
+                let fault = Fault::text(variable, &text, problem, rule.remedy());
+                self.faults.push(fault);
+            }
+        }
+        rails
+    }
+
+    /// Whole ports may be intercepted.
+    pub(super) fn allows_global(&mut self) -> bool {
+        self.flag("INTERCEPT_ALLOW_GLOBAL", true) && !self.flag("INTERCEPT_DISABLE_GLOBAL", false)
     }
 
     /// Registry, name and tag to one reference.

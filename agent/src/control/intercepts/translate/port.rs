@@ -10,6 +10,7 @@ use traffic_proto::manager::{
 };
 use traffic_proto::sidecar::Target;
 
+use super::age::Aged;
 use super::candidates::{self, Candidate, Candidates, Compiled, Readability};
 use super::review::{Review, Verdict, refusal};
 use crate::control::intercepts::bounds::{Bounds, PortLoad};
@@ -76,15 +77,16 @@ impl PortRules {
         (target, is_only): (&Target, bool),
         containers: &[String],
         readability: &Readability,
-        bounds: &Bounds,
+        (bounds, aged): (&Bounds, &Aged<'_>),
     ) -> Candidates<'s> {
         let ids: HashSet<_> = ours.iter().map(|(info, _)| info.id.as_str()).collect();
         self.known.retain(|id, _| ids.contains(id.as_str()));
         let about = |(info, spec): &(&'s InterceptInfo, &'s InterceptSpec)| {
             let delivered = spec::delivers_to(spec, target, is_only)?;
             let rule = self.compile(info, spec, delivered, bounds);
-            let rule =
-                rule.and_then(|c| candidates::fits(c, spec, target, containers, readability));
+            let rule = rule
+                .and_then(|c| candidates::fits(c, spec, target, containers, readability))
+                .and_then(|c| aged.check(&info.id).map(|()| c));
             Some(Candidate { info, spec, rule })
         };
         let list: Vec<_> = ours.iter().filter_map(about).collect();
@@ -314,6 +316,7 @@ impl PortRules {
                 reads_only: candidate.spec.wiretap,
             },
             is_bound: false,
+            ends: false,
         }
     }
 

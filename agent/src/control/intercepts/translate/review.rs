@@ -15,6 +15,8 @@ pub struct Review {
     pub verdict: Verdict,
     /// Refused because it is too large, or there are too many.
     pub is_bound: bool,
+    /// It was served so far.
+    pub ends: bool,
 }
 
 /// Result of reviewing an intercept.
@@ -57,5 +59,6 @@ pub(super) fn refusal(id: &str, description: &str, refused: Refusal) -> Review {
         description: description.to_owned(),
         verdict,
         is_bound,
+        ends: false,
     }
 }

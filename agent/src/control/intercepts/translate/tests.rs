@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use traffic_core::routing::{Decision, Request, State};
 
+mod guard_rails;
+
 struct Sent<'s>(&'s str, Vec<(&'s str, &'s str)>);
 
 impl Request for Sent<'_> {
@@ -51,6 +53,7 @@ struct Bench {
     tables: Vec<RouteTable>,
     readability: Vec<Readability>,
     now: Instant,
+    wall: SystemTime,
 }
 
 impl Bench {
@@ -73,12 +76,15 @@ impl Bench {
             tables,
             readability: vec![Readability::Readable; 3],
             now: Instant::now(),
+            wall: SystemTime::now(),
         }
     }
 
     fn shown(&mut self, infos: &[InterceptInfo]) -> Translation {
         let snapshot = infos.iter().map(|i| (i.id.clone(), i.clone())).collect();
-        let mut outcome = self.rules.apply(&snapshot, &self.readability, self.now);
+        let mut outcome = self
+            .rules
+            .apply(&snapshot, &self.readability, (self.now, self.wall));
         self.take(std::mem::take(&mut outcome.tables));
         outcome
     }
@@ -201,7 +207,7 @@ fn an_unchanged_snapshot_changes_no_table_and_keeps_the_counters() {
     assert!(
         bench
             .rules
-            .apply(&snapshot, &[], bench.now)
+            .apply(&snapshot, &[], (bench.now, bench.wall))
             .tables
             .is_empty()
     );
