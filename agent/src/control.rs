@@ -14,6 +14,7 @@ pub mod intercepts;
 mod keyed_lock;
 mod known_sessions;
 mod log_once;
+mod manager_token;
 pub(crate) mod reviews;
 pub(crate) mod session;
 pub mod supervisor;

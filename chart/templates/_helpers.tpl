@@ -99,6 +99,19 @@ labels:
 {{- if .Values.agentInjector.enabled }}true{{ end -}}
 {{- end -}}
 
+{{/* Who calls is asked of the API server, which takes rights on the cluster. */}}
+{{- define "tm.authentication" -}}
+{{- $mode := .Values.security.authentication.mode | default "permissive" }}
+{{- $rights := .Values.managerRbac }}
+{{- if and $rights.create (include "tm.managed" . | fromJsonArray) (not $rights.clusterRole) (ne $mode "disabled") }}
+{{- if eq $mode "enforcing" }}
+{{- fail "security.authentication.mode is enforcing and managerRbac.clusterRole is false: the manager asks the API server who calls, which takes a ClusterRole; set managerRbac.clusterRole to true" }}
+{{- end }}
+{{- $mode = "disabled" }}
+{{- end }}
+{{- $mode }}
+{{- end -}}
+
 {{/* Agents up to 2.21 read their configuration from a ConfigMap. */}}
 {{- define "tm.agentsMap" -}}
 {{- with .Values.compatibility.version }}

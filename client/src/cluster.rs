@@ -13,6 +13,7 @@ use kube::api::ListParams;
 use kube::{Api, Client};
 
 use crate::Failure;
+use crate::credentials::Login;
 use kubeconfig::{Chosen, ClusterFlags, DEFAULT_MANAGER_NAMESPACE};
 
 pub use check::check;
@@ -32,6 +33,8 @@ pub(crate) struct Cluster {
     /// Namespace of the context.
     pub(crate) namespace: String,
     pub(crate) manager_namespace: String,
+    /// The user's proof for the manager.
+    pub(crate) login: Login,
 }
 
 impl Cluster {
@@ -44,6 +47,7 @@ impl Cluster {
             manager_namespace,
         } = flags.choose().await?;
         config.connect_timeout = Some(API_TIMEOUT);
+        let login = Login::new(config.clone());
         let client = access::client(config).map_err(|error| {
             Failure::Failed(format!("context {context:?} of the kubeconfig: {error}"))
         })?;
@@ -56,6 +60,7 @@ impl Cluster {
             context,
             namespace,
             manager_namespace,
+            login,
         })
     }
 

@@ -13,6 +13,7 @@ pub mod helm;
 pub mod uninstall;
 
 mod command;
+mod credentials;
 pub mod dashboard;
 mod direct;
 pub mod environment;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, interval_at, sleep, timeout};
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 use traffic_proto::manager::manager_client::ManagerClient;
@@ -14,6 +15,7 @@ use traffic_proto::tunnel::GRPC_LIMIT;
 
 use crate::Failure;
 use crate::cluster::{Cluster, Port};
+use crate::credentials::{Credentials, Login};
 use crate::report::note;
 
 /// Protocol generation we speak; managers refuse clients that are too old by it.
@@ -36,7 +38,7 @@ const CONNECTION_WINDOW: u32 = 1 << 30;
 const OWN_VERSION: &str = "x-traffic-manager";
 
 /// A client of the manager.
-pub(crate) type Manager = ManagerClient<Channel>;
+pub(crate) type Manager = ManagerClient<InterceptedService<Channel, Credentials>>;
 
 /// Way to the manager.
 #[derive(Clone)]
@@ -68,6 +70,14 @@ impl Way {
         match self {
             Self::Address(address) => Ok(endpoint(address)?.connect_lazy()),
             Self::Cluster(cluster) => forwarded(&cluster.manager()),
+        }
+    }
+
+    /// The user's proof for the manager; none towards an address, which may be anybody's.
+    fn login(&self) -> Option<&Login> {
+        match self {
+            Self::Address(_) => None,
+            Self::Cluster(cluster) => Some(&cluster.login),
         }
     }
 
@@ -125,7 +135,9 @@ pub(crate) fn endpoint(address: &str) -> Result<Endpoint, Failure> {
 
 /// Connects to the manager; waits for one that is just starting.
 pub(crate) async fn connect(way: &Way, patience: Duration) -> Result<Manager, Failure> {
-    let mut manager = ManagerClient::new(way.channel()?).max_decoding_message_size(GRPC_LIMIT);
+    let credentials = Credentials::default();
+    let manager = ManagerClient::with_interceptor(way.channel()?, credentials.clone());
+    let mut manager = manager.max_decoding_message_size(GRPC_LIMIT);
     let mut last = None;
     let answer = timeout(patience, async {
         loop {
@@ -153,6 +165,7 @@ pub(crate) async fn connect(way: &Way, patience: Duration) -> Result<Manager, Fa
             way.hint()
         )));
     };
+    credentials.answer(version.metadata(), way.login()).await?;
     // Ours has a name and a version of its own beside the one that stock clients choose their calls by.
     let own = version.metadata().get(OWN_VERSION);
     let own = own.and_then(|it| it.to_str().ok()).map(str::to_owned);

@@ -14,6 +14,7 @@ use crate::annotations::{AGENT_CONFIG, REPLACED, Requests, SECRETS_DIR, TlsSecre
 use crate::config::{ConfigContainer, Entry, mount_policy};
 use crate::env::{self, field, literal};
 use crate::facts::{AGENT_CONTAINER, INIT_CONTAINER, PodSecurity};
+use crate::manager_token;
 use crate::plan::{APP_MOUNTS, Plan};
 use crate::settings::{AGENT_GROUP, Carrier, Settings};
 
@@ -226,6 +227,9 @@ impl Parts<'_> {
         for secret in &self.secrets.of_ports {
             mounts.push((secret_volume(secret), format!("{SECRETS_DIR}/{secret}")));
         }
+        if self.settings.manager_token {
+            mounts.push(manager_token::mount());
+        }
         mounts
     }
 
@@ -259,6 +263,9 @@ impl Parts<'_> {
         }
         for secret in &self.secrets.of_ports {
             volumes.push(secret_of(secret_volume(secret), secret));
+        }
+        if self.settings.manager_token {
+            volumes.push(manager_token::volume());
         }
         volumes
     }

@@ -14,6 +14,7 @@ mod decide;
 mod env;
 mod explain;
 mod facts;
+mod manager_token;
 mod owner;
 mod patch;
 mod plan;

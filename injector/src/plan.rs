@@ -295,8 +295,12 @@ impl Plan {
     /// The hash of what makes the pod: the whole configuration and how it is put in.
     fn hash(&self, settings: &Settings) -> String {
         let restricted = self.pod_security == PodSecurity::Restricted;
+        let token = match settings.manager_token {
+            true => " token",
+            false => "",
+        };
         let shape = format!(
-            "{GENERATION} {} {} {} {restricted} {:?} {}\n{}",
+            "{GENERATION} {} {} {} {restricted} {:?} {}{token}\n{}",
             self.init,
             self.mesh,
             self.native,

@@ -56,6 +56,8 @@ pub struct Settings {
     pub mount_policies: Vec<(String, MountPolicy)>,
     /// Linkerd's annotation for outbound ports past the mesh is set.
     pub linkerd_skip_ports: bool,
+    /// Agents get a token by which the manager knows them.
+    pub manager_token: bool,
     /// Settings that agents alone read.
     pub agent: AgentOptions,
 }
@@ -163,6 +165,7 @@ impl Default for Settings {
             carrier: Carrier::default(),
             mount_policies: Vec::new(),
             linkerd_skip_ports: false,
+            manager_token: false,
             agent: AgentOptions::default(),
         }
     }

@@ -29,6 +29,7 @@ use caches::{Caches, Key};
 use certificates::{Keeper, Served};
 use config_maps::ConfigMaps;
 use feed::Feeds;
+use gate::Gate;
 use lease::Candidate;
 use networks::Networks;
 use planner::Planner;
@@ -48,6 +49,7 @@ pub(crate) mod env;
 mod events;
 mod explain;
 mod feed;
+pub(crate) mod gate;
 mod lease;
 mod mesh;
 mod networks;
@@ -88,6 +90,7 @@ pub(crate) struct Cluster {
     info: watch::Sender<pb::ClusterInfo>,
     served: Arc<Served>,
     admissions: Arc<AdmissionCounts>,
+    gate: Option<Arc<Gate>>,
     /// Replacements that were prepared, and whose intercept is still to come.
     prepared: Mutex<BTreeMap<String, Instant>>,
 }
@@ -175,6 +178,7 @@ impl Cluster {
             info: watch::Sender::new(pb::ClusterInfo::default()),
             served: Arc::default(),
             admissions: Arc::default(),
+            gate: Gate::new(&settings, client.clone()),
             prepared: Mutex::default(),
             settings,
         });
@@ -204,6 +208,11 @@ impl Cluster {
             workloads: self.wishes.all().len(),
             rolling: self.roller.active(),
         }
+    }
+
+    /// The gate of the API; none: everybody may call.
+    pub(crate) fn gate(&self) -> Option<Arc<Gate>> {
+        self.gate.clone()
     }
 
     /// The last admission reviews, newest first.

@@ -14,11 +14,14 @@ pub mod commands;
 pub mod log_levels;
 pub mod settings;
 
+mod callers;
 mod cluster;
 mod connection;
 mod dns;
 mod error;
 mod excluded;
+mod gate;
+mod identity;
 mod intercepts;
 mod limits;
 mod listen;

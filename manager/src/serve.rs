@@ -26,9 +26,11 @@ use traffic_core::http2::authority::AuthorityRewriter;
 use traffic_proto::manager::manager_server::ManagerServer;
 use traffic_proto::rewrite_io::RewriteReads;
 
+use crate::cluster::gate::Gate;
 use crate::cluster::standby::relay;
 use crate::cluster::{self, Cluster, ClusterError};
 use crate::connection::{ClosableIo, ConnectionEnd};
+use crate::gate;
 use crate::listen::bind_everywhere;
 use crate::metrics::Metrics;
 use crate::registry::Shared;
@@ -152,6 +154,7 @@ impl Bound {
             cluster.clone(),
         );
         let bytes = service.tunnel_bytes();
+        let gate = cluster.as_ref().and_then(|it| it.gate());
         let metrics = Metrics::new(shared.clone(), bytes, cluster.clone(), &self.settings);
         let web = Arc::new(Web {
             shared,
@@ -182,7 +185,7 @@ impl Bound {
             .into_axum_router();
         let routes = Routes::default()
             .into_axum_router()
-            .fallback_service(GrpcFirst { grpc, web });
+            .fallback_service(GrpcFirst { grpc, web, gate });
         // gRPC clients may send an authority that is no host name (`svc%2Fname.namespace:api`), which
         // the `http` crate refuses.
         let incoming = TcpIncoming::from(self.listener)
@@ -278,13 +281,16 @@ async fn expire(shared: Arc<Shared>, scan: Duration) {
 struct GrpcFirst<S> {
     grpc: S,
     web: Arc<Web>,
+    gate: Option<Arc<Gate>>,
 }
 
 impl<S, B, R> HttpService<Request<B>> for GrpcFirst<S>
 where
     S: HttpService<Request<B>, Response = Response<R>, Error = Infallible>,
+    S: Clone + Send + 'static,
     S::Future: Send + 'static,
-    R: From<String> + Send + 'static,
+    B: Send + 'static,
+    R: From<String> + Default + Send + 'static,
 {
     type Response = Response<R>;
     type Error = Infallible;
@@ -301,7 +307,13 @@ where
             .map(|value| value.as_bytes());
         let is_grpc = content_type.is_some_and(|value| value.starts_with(b"application/grpc"));
         if is_grpc && request.version() == Version::HTTP_2 {
-            return Box::pin(self.grpc.call(request));
+            let Some(gate) = self.gate.clone() else {
+                return Box::pin(self.grpc.call(request));
+            };
+            // The one that is ready goes with the call, its copy stays.
+            let copy = self.grpc.clone();
+            let ready = std::mem::replace(&mut self.grpc, copy);
+            return Box::pin(gate::pass(gate, ready, request));
         }
         let (head, _) = request.into_parts();
         let peer = head.extensions.get::<ConnectionEnd>();

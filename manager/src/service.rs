@@ -1,5 +1,6 @@
 //! The gRPC service: each call translated to the registry, the tunnels or the names.
 
+mod access;
 mod prepared;
 
 use std::sync::Arc;
@@ -10,13 +11,17 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::TaskTracker;
+use tonic::metadata::MetadataValue;
 use tonic::{Request, Response, Status, Streaming};
 use traffic_proto::build_info;
 use traffic_proto::manager as pb;
 use traffic_proto::manager::manager_server::Manager;
+use traffic_proto::manager_token;
 
 use self::prepared::{no_agent, prepare, refused};
+use crate::callers::Caller;
 use crate::cluster::Cluster;
+use crate::cluster::gate::Right;
 use crate::connection::ConnectionEnd;
 use crate::dns::{self, Resolver};
 use crate::error::RequestError;
@@ -84,20 +89,21 @@ impl Service {
 
     /// Returns the session of a watch, and the token that ends with it.
     fn session(&self, request: Request<pb::SessionInfo>) -> Result<(String, WatchEnd), Status> {
-        let connection = ConnectionEnd::of(&request);
+        let (connection, caller) = (ConnectionEnd::of(&request), Caller::of(&request));
         let session = request.into_inner().session_id;
-        let end = self.end_of(&session, connection)?;
+        let end = self.end_of(&session, connection, &caller)?;
         Ok((session, end))
     }
 
     /// Returns the same; an empty id means all sessions.
-    fn session_or_all(
+    async fn session_or_all(
         &self,
         request: Request<pb::SessionInfo>,
     ) -> Result<(String, WatchEnd), Status> {
         match request.get_ref().session_id.as_str() {
             "" => {
                 // Stock tools watch all intercepts without a session of their own.
+                Caller::of(&request).may(Right::connect()).await?;
                 let (connection, stop) = (ConnectionEnd::of(&request), self.shared.stop.clone());
                 let end = self.shared.watches.begin("", connection, stop)?;
                 Ok((String::new(), end))
@@ -117,7 +123,13 @@ impl Service {
     }
 
     /// Takes a place for a watch, which ends with the session.
-    fn end_of(&self, session: &str, connection: ConnectionEnd) -> Result<WatchEnd, Status> {
+    fn end_of(
+        &self,
+        session: &str,
+        connection: ConnectionEnd,
+        caller: &Caller,
+    ) -> Result<WatchEnd, Status> {
+        self.own(caller, session)?;
         let end = self.shared.read(|registry| {
             let found = registry.sessions.get(session);
             found.map(|session| session.end.clone())
@@ -178,6 +190,10 @@ impl Manager for Service {
         if let Ok(own) = format!("traffic-manager {}", build_info::LONG).parse() {
             answer.metadata_mut().insert(OWN_VERSION, own);
         }
+        if let Some(gate) = self.cluster.as_ref().and_then(|it| it.gate()) {
+            let mode = MetadataValue::from_static(gate.mode());
+            answer.metadata_mut().insert(manager_token::MODE, mode);
+        }
         Ok(answer)
     }
 
@@ -216,11 +232,18 @@ impl Manager for Service {
     }
 
     async fn arrive_as_client(&self, request: Request<pb::ClientInfo>) -> Answer<pb::SessionInfo> {
+        let caller = Caller::of(&request);
+        caller.may(Right::connect()).await?;
         let client = request.into_inner();
         let name = client.name.clone();
-        let session = self
-            .shared
-            .change(|registry| registry.arrive_as_client(client, Instant::now()))?;
+        let session = self.shared.change(|registry| {
+            let arrived = registry.arrive_as_client(client, Instant::now());
+            arrived.inspect(|it| {
+                registry
+                    .sessions
+                    .belongs_to(&it.session_id, caller.identity())
+            })
+        })?;
         tracing::info!(
             client = name,
             session = session.session_id,
@@ -230,11 +253,18 @@ impl Manager for Service {
     }
 
     async fn arrive_as_agent(&self, request: Request<pb::AgentInfo>) -> Answer<pb::SessionInfo> {
+        let caller = Caller::of(&request);
         let agent = request.into_inner();
+        caller.is_agent(&agent)?;
         let (name, pod) = (agent.name.clone(), agent.pod_name.clone());
-        let session = self
-            .shared
-            .change(|registry| registry.arrive_as_agent(agent, Instant::now()))?;
+        let session = self.shared.change(|registry| {
+            let arrived = registry.arrive_as_agent(agent, Instant::now());
+            arrived.inspect(|it| {
+                registry
+                    .sessions
+                    .belongs_to(&it.session_id, caller.identity())
+            })
+        })?;
         tracing::info!(
             workload = name,
             pod,
@@ -245,30 +275,50 @@ impl Manager for Service {
     }
 
     async fn reconnect_agent(&self, request: Request<pb::ReconnectAgentRequest>) -> Answer<()> {
+        let caller = Caller::of(&request);
         let request = request.into_inner();
-        tracing::info!(session = id(request.session.clone()), "agent is back");
-        self.shared
-            .change(|registry| registry.reconnect_agent(request, Instant::now()))?;
+        let session = id(request.session.clone());
+        caller.is_agent(&request.agent.clone().unwrap_or_default())?;
+        self.own_or_new(&caller, &session)?;
+        tracing::info!(session, "agent is back");
+        self.shared.change(|registry| {
+            let back = registry.reconnect_agent(request, Instant::now());
+            back.inspect(|()| registry.sessions.belongs_to(&session, caller.identity()))
+        })?;
         Ok(Response::new(()))
     }
 
     async fn reconnect_client(&self, request: Request<pb::ReconnectClientRequest>) -> Answer<()> {
+        let caller = Caller::of(&request);
+        caller.may(Right::connect()).await?;
         let request = request.into_inner();
-        tracing::info!(session = id(request.session.clone()), "client is back");
-        self.shared
-            .change(|registry| registry.reconnect_client(request, Instant::now()))?;
+        let session = id(request.session.clone());
+        self.own_or_new(&caller, &session)?;
+        self.may_restore(&caller, &request.intercepts).await?;
+        tracing::info!(session, "client is back");
+        self.shared.change(|registry| {
+            let back = registry.reconnect_client(request, Instant::now());
+            back.inspect(|()| registry.sessions.belongs_to(&session, caller.identity()))
+        })?;
         Ok(Response::new(()))
     }
 
     async fn remain(&self, request: Request<pb::RemainRequest>) -> Answer<()> {
+        let caller = Caller::of(&request);
         let session = id(request.into_inner().session);
+        if self.is_question(&caller, &session) {
+            return Ok(Response::new(()));
+        }
+        self.own(&caller, &session)?;
         self.shared
             .change_unseen(|registry| registry.sessions.touch(&session, Instant::now()))?;
         Ok(Response::new(()))
     }
 
     async fn depart(&self, request: Request<pb::SessionInfo>) -> Answer<()> {
+        let caller = Caller::of(&request);
         let session = request.into_inner().session_id;
+        self.own_or_new(&caller, &session)?;
         if self
             .shared
             .change(|registry| registry.depart(&session))
@@ -280,6 +330,7 @@ impl Manager for Service {
     }
 
     async fn set_log_level(&self, request: Request<pb::LogLevelRequest>) -> Answer<()> {
+        Caller::of(&request).may(Right::set_log_level()).await?;
         let request = request.into_inner();
         self.settings.log.request(&request, &self.tasks);
         let request = Some(request);
@@ -363,10 +414,10 @@ impl Manager for Service {
         &self,
         request: Request<pb::AgentsRequest>,
     ) -> Answer<Self::WatchAgentsNSStream> {
-        let connection = ConnectionEnd::of(&request);
+        let (connection, caller) = (ConnectionEnd::of(&request), Caller::of(&request));
         let request = request.into_inner();
         let session = id(request.session);
-        let end = self.end_of(&session, connection)?;
+        let end = self.end_of(&session, connection, &caller)?;
         let presence = self.presence(&session);
         let view =
             move |registry: &Registry| snapshots::agents(registry, &session, &request.namespaces);
@@ -390,7 +441,7 @@ impl Manager for Service {
         &self,
         request: Request<pb::SessionInfo>,
     ) -> Answer<Self::WatchInterceptsStream> {
-        let (session, end) = self.session_or_all(request)?;
+        let (session, end) = self.session_or_all(request).await?;
         let presence = self.presence(&session);
         let view = move |registry: &Registry| snapshots::intercepts(registry, &session);
         let message = all(|intercepts| pb::InterceptInfoSnapshot { intercepts });
@@ -402,7 +453,7 @@ impl Manager for Service {
         &self,
         request: Request<pb::SessionInfo>,
     ) -> Answer<Self::WatchInterceptsDeltaStream> {
-        let (session, end) = self.session_or_all(request)?;
+        let (session, end) = self.session_or_all(request).await?;
         let presence = self.presence(&session);
         let view = move |registry: &Registry| snapshots::intercepts(registry, &session);
         let message = changed(|upserts, removals| pb::InterceptInfoDelta { upserts, removals });
@@ -414,10 +465,10 @@ impl Manager for Service {
         &self,
         request: Request<pb::WorkloadEventsRequest>,
     ) -> Answer<Self::WatchWorkloadsStream> {
-        let connection = ConnectionEnd::of(&request);
+        let (connection, caller) = (ConnectionEnd::of(&request), Caller::of(&request));
         let request = request.into_inner();
         let session = id(request.session_info);
-        let end = self.end_of(&session, connection)?;
+        let end = self.end_of(&session, connection, &caller)?;
         let presence = self.presence(&session);
         if let Some(cluster) = &self.cluster {
             let also = Some(cluster.changes());
@@ -469,8 +520,9 @@ impl Manager for Service {
         &self,
         request: Request<pb::EnsureAgentRequest>,
     ) -> Answer<pb::AgentInfoSnapshot> {
+        let caller = Caller::of(&request);
         let request = request.into_inner();
-        let session = id(request.session);
+        let session = self.own_id(&caller, request.session)?;
         let own = self.shared.read(|registry| {
             registry
                 .sessions
@@ -482,6 +534,8 @@ impl Manager for Service {
         } else {
             request.namespace
         };
+        self.may_attach(&caller, "create", "", &namespace, &request.name)
+            .await?;
         if let Some(cluster) = &self.cluster {
             let agents = cluster.ensure_agents(&request.name, &namespace).await?;
             return Ok(Response::new(agent_snapshot(agents)));
@@ -494,8 +548,9 @@ impl Manager for Service {
     }
 
     async fn uninstall_agents(&self, request: Request<pb::UninstallAgentsRequest>) -> Answer<()> {
+        let caller = Caller::of(&request);
         let request = request.into_inner();
-        let session = id(request.session_info);
+        let session = self.own_id(&caller, request.session_info)?;
         let namespace = self.shared.read(|registry| {
             let client = registry.sessions.client(&session);
             client.map(|it| it.namespace.clone())
@@ -503,6 +558,8 @@ impl Manager for Service {
         let Some(cluster) = &self.cluster else {
             return unimplemented("cluster: it puts no agents into pods");
         };
+        self.may_remove(&caller, &namespace, &request.agents)
+            .await?;
         cluster.remove_agents(&namespace, &request.agents).await?;
         Ok(Response::new(()))
     }
@@ -511,11 +568,13 @@ impl Manager for Service {
         &self,
         request: Request<pb::CreateInterceptRequest>,
     ) -> Answer<pb::PreparedIntercept> {
+        let caller = Caller::of(&request);
         let request = request.into_inner();
-        let session = id(request.session);
+        let session = self.own_id(&caller, request.session)?;
         self.shared
             .read(|registry| registry.sessions.client(&session).map(|_| ()))?;
         let spec = request.intercept_spec.unwrap_or_default();
+        self.may_intercept(&caller, &spec).await?;
         if let Some(cluster) = &self.cluster {
             let id = intercepts::id(&session, &spec.name);
             let prepared = cluster.prepare(&id, &spec).await;
@@ -535,9 +594,12 @@ impl Manager for Service {
         &self,
         request: Request<pb::CreateInterceptRequest>,
     ) -> Answer<pb::InterceptInfo> {
+        let caller = Caller::of(&request);
         let request = request.into_inner();
         let session = request.session.unwrap_or_default();
+        self.own(&caller, &session.session_id)?;
         let mut spec = request.intercept_spec.unwrap_or_default();
+        self.may_intercept(&caller, &spec).await?;
         if let Some(cluster) = &self.cluster {
             let client = &session.session_id;
             self.shared
@@ -562,8 +624,9 @@ impl Manager for Service {
     }
 
     async fn remove_intercept(&self, request: Request<pb::RemoveInterceptRequest2>) -> Answer<()> {
+        let caller = Caller::of(&request);
         let request = request.into_inner();
-        let session = id(request.session);
+        let session = self.own_id(&caller, request.session)?;
         self.shared
             .read(|registry| registry.sessions.client(&session).map(|_| ()))?;
         if !self
@@ -587,8 +650,9 @@ impl Manager for Service {
         &self,
         request: Request<pb::GetInterceptRequest>,
     ) -> Answer<pb::InterceptInfo> {
+        let caller = Caller::of(&request);
         let request = request.into_inner();
-        let session = id(request.session);
+        let session = self.own_id(&caller, request.session)?;
         let info = self
             .shared
             .read(|registry| registry.intercepts.get(&session, &request.name))?;
@@ -596,7 +660,9 @@ impl Manager for Service {
     }
 
     async fn review_intercept(&self, request: Request<pb::ReviewInterceptRequest>) -> Answer<()> {
+        let caller = Caller::of(&request);
         let review = request.into_inner();
+        self.own_or_new(&caller, &id(review.session.clone()))?;
         tracing::info!(
             intercept = review.id,
             disposition = review.disposition().as_str_name(),
@@ -622,7 +688,9 @@ impl Manager for Service {
     }
 
     async fn lookup_dns(&self, request: Request<pb::DnsRequest>) -> Answer<pb::DnsResponse> {
+        let caller = Caller::of(&request);
         let request = request.into_inner();
+        self.own_or_new(&caller, &id(request.session.clone()))?;
         let Ok(_place) = self.names.place(&request.name) else {
             return Ok(Response::new(dns::failure()));
         };
@@ -636,7 +704,10 @@ impl Manager for Service {
         &self,
         request: Request<pb::DnsAgentResponse>,
     ) -> Answer<()> {
-        self.names.answer(request.into_inner());
+        let caller = Caller::of(&request);
+        let answer = request.into_inner();
+        self.own_or_new(&caller, &id(answer.session.clone()))?;
+        self.names.answer(answer);
         Ok(Response::new(()))
     }
 
@@ -673,6 +744,7 @@ impl Manager for Service {
         request: Request<Streaming<pb::TunnelMessage>>,
     ) -> Answer<Self::TunnelStream> {
         let (outgoing, messages) = mpsc::channel(QUEUE_CAPACITY);
+        let caller = Caller::of(&request);
         let end = End {
             incoming: request.into_inner(),
             outgoing: outgoing.clone(),
@@ -680,7 +752,7 @@ impl Manager for Service {
         let (shared, tunnels) = (self.shared.clone(), self.tunnels.clone());
         let stream = TunnelBytes::begin(&self.tunnel_bytes);
         self.tasks.spawn(async move {
-            if let Err(status) = tunnels.serve(&shared, end).await {
+            if let Err(status) = tunnels.serve(&shared, end, &caller).await {
                 stream.failed();
                 tracing::debug!("tunnel refused: {}", status.message());
                 let _ = outgoing.send(Err(status)).await;
@@ -690,6 +762,7 @@ impl Manager for Service {
     }
 
     async fn report_metrics(&self, request: Request<pb::TunnelMetrics>) -> Answer<()> {
+        let caller = Caller::of(&request);
         let pb::TunnelMetrics {
             client_session_id,
             ingress_bytes,
@@ -700,6 +773,9 @@ impl Manager for Service {
             hits,
             agent_session_id,
         } = request.into_inner();
+        if !agent_session_id.is_empty() {
+            self.own_or_new(&caller, &agent_session_id)?;
+        }
         if !intercept_id.is_empty() {
             let report = Report {
                 hits,

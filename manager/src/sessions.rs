@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use traffic_proto::manager::{AgentInfo, ClientInfo, DialRequest, DnsRequest};
 
 use crate::error::RequestError;
+use crate::identity::Identity;
 use crate::limits::{
     LimitCounters, MAX_AGENT_BYTES, MAX_AGENTS, MAX_CLIENT_BYTES, MAX_CLIENTS, ManagerLimit,
 };
@@ -27,6 +28,8 @@ const OLDEST_CLIENT: semver::Version = semver::Version::new(2, 6, 0);
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) party: Party,
+    /// Party that began it; none: nobody was asked for a proof.
+    pub(crate) owner: Option<Arc<Identity>>,
     /// An agent as watches see it, made when it is asked for.
     viewed: OnceLock<Viewed<AgentInfo>>,
     /// Bytes of what the party says about itself.
@@ -221,6 +224,7 @@ impl Sessions {
         let session = Session {
             size: party.size(),
             party,
+            owner: None,
             viewed: OnceLock::new(),
             seen: now,
             watches: 0,
@@ -232,6 +236,13 @@ impl Sessions {
         if let Some(old) = self.by_id.insert(id, session) {
             // Ends the watches of a session that the same pod has replaced.
             old.end.cancel();
+        }
+    }
+
+    /// Says whose session it is.
+    pub(crate) fn belongs_to(&mut self, id: &str, owner: Option<Arc<Identity>>) {
+        if let Some(session) = self.by_id.get_mut(id) {
+            session.owner = owner;
         }
     }
 

@@ -18,6 +18,7 @@ use traffic_proto::dialer::Outgoing;
 use traffic_proto::manager::{DialRequest, TunnelMessage};
 use traffic_proto::tunnel::{Message, STREAM_VERSION, StreamInfo, nanos_from_duration};
 
+use crate::callers::Caller;
 use crate::error::RequestError;
 use crate::mailbox::Mailbox;
 use crate::own_dials::OwnDials;
@@ -63,7 +64,12 @@ impl Tunnels {
 
     /// Serves one stream from its first message to its end. An error becomes the status of the
     /// call.
-    pub(crate) async fn serve(&self, shared: &Shared, mut end: End) -> Result<(), Status> {
+    pub(crate) async fn serve(
+        &self,
+        shared: &Shared,
+        mut end: End,
+        caller: &Caller,
+    ) -> Result<(), Status> {
         let info = opening(&mut end.incoming).await?;
         let Message::StreamInfo(info) = info else {
             return Err(Status::failed_precondition(
@@ -71,10 +77,9 @@ impl Tunnels {
             ));
         };
         let party = shared.read(|registry| {
-            registry
-                .sessions
-                .get(&info.session_id)
-                .map(|it| it.party.clone())
+            let session = registry.sessions.get(&info.session_id)?;
+            caller.owns(session, &info.session_id)?;
+            Ok::<_, Status>(session.party.clone())
         })?;
         if !end.send(Message::StreamOk(STREAM_VERSION)).await {
             return Ok(());

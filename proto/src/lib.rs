@@ -20,6 +20,7 @@ pub mod guard_rails;
 pub mod html;
 pub mod log_level;
 pub mod log_queue;
+pub mod manager_token;
 pub mod near;
 pub mod port;
 pub mod port_identifier;

@@ -158,6 +158,8 @@ ROWS = [
     # Intercepts
     ("intercept.environment.excluded={A,B}", "ConfigMap/telepresence-intercept-env: data.excluded", "A\nB\n"),
     ("intercept.allowGlobalIntercepts=false", "env INTERCEPT_ALLOW_GLOBAL", "false"),
+    ("security.authentication.mode=enforcing", "env AUTHENTICATION_MODE", "enforcing"),
+    ("security.authentication.mode=", "env AUTHENTICATION_MODE", "permissive"),
     ("intercept.allowedHeaders={x-dev,x-team-*}", "env INTERCEPT_ALLOWED_HEADERS", "x-dev x-team-*"),
     ("intercept.forbiddenHeaders={authorization,cookie}", "env INTERCEPT_FORBIDDEN_HEADERS", "authorization cookie"),
     ("intercept.maxLifetime=8h", "env INTERCEPT_MAX_LIFETIME", "8h"),
@@ -193,7 +195,7 @@ ROWS = [
     ([*CLIENT, "nameOverride=people"], "ClusterRole/people-ambassador: rules.0.resources", ["namespaces"]),
     ([*CLIENT, "clientRbac.namespaced=true", "clientRbac.namespaces={a}"], "RoleBinding/traffic-manager-clients-ambassador@a: subjects", SUBJECT),
     (CLIENT, "RoleBinding/traffic-manager-connect: subjects", SUBJECT),
-    ([*CLIENT, "clientRbac.legacyAccess=false"], "ClusterRole/traffic-manager-clients-ambassador: rules.4", None),
+    ([*CLIENT, "clientRbac.legacyAccess=false"], "ClusterRole/traffic-manager-clients-ambassador: rules.5", None),
     ("rbac.only=true", DEPLOYMENT.rstrip(": "), False),
     ("rbac.only=true", "ConfigMap/traffic-manager", False),
     ("rbac.only=true", "ClusterRole/traffic-manager-ambassador", True),

@@ -129,9 +129,25 @@ class Rights(unittest.TestCase):
             ["ClusterRole/traffic-manager-ambassador", "ClusterRoleBinding/traffic-manager-ambassador", "MutatingWebhookConfiguration/agent-injector-webhook-ambassador"],
         )
         rules = Rendered.of(*sets(STATIC)).rules("ClusterRole/traffic-manager-ambassador")
-        self.assertEqual([r["resources"] for r in rules], [["servicecidrs"], ["mutatingwebhookconfigurations"]])
+        asked = [["tokenreviews"], ["subjectaccessreviews"]]
+        self.assertEqual([r["resources"] for r in rules], [["servicecidrs"], *asked, ["mutatingwebhookconfigurations"]])
+        off = Rendered.of(*sets([*STATIC, "security.authentication.mode=disabled"]))
+        self.assertEqual([r["resources"] for r in off.rules("ClusterRole/traffic-manager-ambassador")], [["servicecidrs"], ["mutatingwebhookconfigurations"]])
         bare = Rendered.of(*sets([*STATIC, "managerRbac.clusterRole=false"]))
         self.assertEqual([n for n in bare.names() if n.split("/")[0] in CLUSTER_KINDS], ["MutatingWebhookConfiguration/agent-injector-webhook-ambassador"])
+        self.assertEqual(bare.at("env AUTHENTICATION_MODE"), "disabled")
+        strict = template(*sets([*STATIC, "managerRbac.clusterRole=false", "security.authentication.mode=enforcing"]), check=False)
+        self.assertIn("set managerRbac.clusterRole to true", strict.stderr)
+
+    def test_rights_to_ask_who_calls_come_with_the_mode(self):
+        for mode, asks in (("disabled", False), ("permissive", True), ("enforcing", True)):
+            made = Rendered.of(*sets([*CLIENT, f"security.authentication.mode={mode}"]))
+            groups = {g for r in made.rules("ClusterRole/traffic-manager-ambassador") for g in r["apiGroups"]}
+            self.assertEqual("authentication.k8s.io" in groups, asks, mode)
+            self.assertEqual("authorization.k8s.io" in groups, asks, mode)
+            for role in ("ClusterRole/traffic-manager-clients-ambassador", "Role/traffic-manager-connect"):
+                groups = {g for r in made.rules(role) for g in r["apiGroups"]}
+                self.assertEqual("telepresence.io" in groups, asks, (mode, role))
 
     def test_helms_certificate_stands_in_secret_and_webhook(self):
         made = Rendered.of(*sets("agentInjector.certificate.method=helm"))
@@ -155,7 +171,8 @@ class Rights(unittest.TestCase):
 
     def test_without_the_injector_nothing_is_written_to_workloads(self):
         rules = Rendered.of(*sets("agentInjector.enabled=false")).rules("ClusterRole/traffic-manager-ambassador")
-        writing = {verb for rule in rules for verb in rule["verbs"]} - {"get", "list", "watch"}
+        asking = ["tokenreviews"], ["subjectaccessreviews"]
+        writing = {verb for rule in rules if rule["resources"] not in asking for verb in rule["verbs"]} - {"get", "list", "watch"}
         self.assertEqual(writing, set())
 
     def test_istio_rights_come_with_istio(self):

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 use traffic_proto::dial_policy::DialPolicy;
+use traffic_proto::manager_token;
 
 use crate::app::files::FileService;
 use crate::app::listeners::ApiListener;
@@ -87,6 +88,10 @@ impl ControlPath<'_> {
             metrics: self.metrics,
             ready: Some(self.blocker),
             ready_file: self.settings.rooted("/tmp/agent/ready"),
+            token_file: self
+                .settings
+                .rooted(manager_token::DIRECTORY)
+                .join(manager_token::FILE),
             set_level: level_switch(self.log),
         };
         let (stopped, done) = (stop.clone(), departed.clone());

@@ -94,6 +94,8 @@ pub struct ControlConfig {
     pub ready: Option<Blocker>,
     /// File created at the first arrival; the pod's readiness probe looks for it.
     pub ready_file: PathBuf,
+    /// File of the token by which the manager knows this agent; may be absent.
+    pub token_file: PathBuf,
     /// Applies the manager's log level override; `None` removes it.
     pub set_level: LevelSwitch,
 }

@@ -7,8 +7,6 @@ use std::time::Duration;
 
 use prost::Message as _;
 use tonic::Code;
-use tonic::transport::Channel;
-use traffic_proto::manager::manager_client::ManagerClient;
 use traffic_proto::manager::{
     InterceptDispositionType as Disposition, ReviewInterceptRequest, SessionInfo,
 };
@@ -19,6 +17,7 @@ use traffic_proto::tunnel::GRPC_LIMIT;
 use crate::control::answers::{ANSWER_TIMEOUT, status_text, with_timeout};
 use crate::control::context::SessionContext;
 use crate::control::intercepts::translate::{Review, Snapshot, Verdict};
+use crate::control::manager_token::Manager;
 use crate::telemetry::metrics::ControlLimit;
 
 /// Delay before a review that was lost is sent again: the first, and the longest.
@@ -90,7 +89,7 @@ impl ReviewTicket {
 /// A task that sends reviews, each made when its turn comes: what is shared with the owner can be
 /// large.
 pub(crate) struct ReviewSender {
-    pub(crate) client: ManagerClient<Channel>,
+    pub(crate) client: Manager,
     pub(crate) session: SessionInfo,
     pub(crate) context: Arc<SessionContext>,
 }

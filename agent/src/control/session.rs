@@ -8,11 +8,9 @@ use std::time::Duration;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt};
 use tokio::time::Instant;
-use tonic::transport::Channel;
 use tonic::{Code, Response, Status, Streaming};
 use traffic_proto::conn_id::ConnId;
 use traffic_proto::log_level::LogLevel;
-use traffic_proto::manager::manager_client::ManagerClient;
 use traffic_proto::manager::{
     DialRequest, DnsAgentResponse, DnsRequest, DnsResponse,
     InterceptDispositionType as Disposition, InterceptInfo, LogLevelRequest, RemainRequest,
@@ -25,6 +23,7 @@ use crate::control::context::{SessionContext, SessionLost};
 use crate::control::intercepts::publisher::Published;
 use crate::control::intercepts::spec;
 use crate::control::intercepts::translate::{Review, Snapshot, Verdict};
+use crate::control::manager_token::Manager;
 use crate::control::reviews::{ReviewSender, Reviews};
 use crate::control::tunnels;
 use crate::control::tunnels::{ManagerLink, TunnelDirection};
@@ -52,7 +51,7 @@ const REOPEN_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::
 /// A session granted by the manager.
 pub(crate) struct Live<'a> {
     pub(crate) context: &'a Arc<SessionContext>,
-    pub(crate) client: ManagerClient<Channel>,
+    pub(crate) client: Manager,
     pub(crate) link: ManagerLink,
     pub(crate) session: SessionInfo,
     pub(crate) reviews: Arc<Reviews>,

@@ -12,8 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
-use tonic::transport::{Channel, Endpoint};
-use traffic_proto::manager::manager_client::ManagerClient;
+use tonic::transport::Endpoint;
 use traffic_proto::manager::{AgentInfo, SessionInfo};
 use traffic_proto::tunnel::GRPC_LIMIT;
 
@@ -23,6 +22,7 @@ use crate::control::context::{LevelRequests, SessionContext, SessionLost, error_
 use crate::control::intercepts::publisher::RoutePublisher;
 pub use crate::control::intercepts::publisher::{PortHandle, ProbeFuture};
 use crate::control::log_once::LogOnce;
+use crate::control::manager_token::{Manager, ManagerToken};
 use crate::control::reviews::{MAX_REVIEW, Reviews};
 use crate::control::session::Live;
 use crate::control::tunnels::ManagerLink;
@@ -64,10 +64,11 @@ impl ControlConfig {
 struct Supervisor {
     context: Arc<SessionContext>,
     manager: String,
+    token: ManagerToken,
     ready: Mutex<Option<Blocker>>,
     ready_file: PathBuf,
     /// Last session granted and not departed from.
-    granted: Mutex<Option<(ManagerClient<Channel>, SessionInfo)>>,
+    granted: Mutex<Option<(Manager, SessionInfo)>>,
 }
 
 impl Supervisor {
@@ -110,6 +111,7 @@ impl Supervisor {
         let supervisor = Self {
             context: Arc::clone(&context),
             manager: session.manager,
+            token: ManagerToken::of(session.token_file),
             ready: Mutex::new(session.ready),
             ready_file: session.ready_file,
             granted: Mutex::new(None),
@@ -157,7 +159,7 @@ impl Supervisor {
             .connect()
             .await
             .map_err(|e| SessionLost::Connect(error_chain(&e)))?;
-        let mut client = limited(ManagerClient::new(channel));
+        let mut client = limited(self.token.client(channel));
         let version = with_timeout(BEGIN_TIMEOUT, client.version(()))
             .await
             .map_err(SessionLost::Refused)?
@@ -168,7 +170,7 @@ impl Supervisor {
         let session = self.arrive(&mut client).await?;
         // Tunnels have a connection of their own: one that stalls must not hold up the session's
         // calls.
-        let tunnels = limited(ManagerClient::new(endpoint.connect_lazy()));
+        let tunnels = limited(self.token.client(endpoint.connect_lazy()));
         let link = ManagerLink {
             client: tunnels,
             session: session.session_id.clone(),
@@ -206,10 +208,7 @@ impl Supervisor {
 
     /// Arrives anew. A manager that still knows an earlier session of this pod (it keys agents by
     /// the pod's uid) is asked to drop it first.
-    async fn arrive(
-        &self,
-        client: &mut ManagerClient<Channel>,
-    ) -> Result<SessionInfo, SessionLost> {
+    async fn arrive(&self, client: &mut Manager) -> Result<SessionInfo, SessionLost> {
         let previous = lock(&self.granted).take().map(|(_, session)| session);
         let mut info = self.context.identity.info();
         info.proof_key = self.context.tunnels.proof_key().clone();
@@ -336,7 +335,7 @@ impl Supervisor {
     }
 }
 
-fn limited(client: ManagerClient<Channel>) -> ManagerClient<Channel> {
+fn limited(client: Manager) -> Manager {
     client
         .max_decoding_message_size(GRPC_LIMIT)
         .max_encoding_message_size(GRPC_LIMIT)

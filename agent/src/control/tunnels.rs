@@ -14,10 +14,8 @@ use futures_util::future::BoxFuture;
 use futures_util::{Stream, StreamExt};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 use traffic_proto::conn_id::ConnId;
-use traffic_proto::manager::manager_client::ManagerClient;
 use traffic_proto::manager::{
     DialRequest, RemainRequest, SessionInfo, TunnelMessage, TunnelMetrics,
 };
@@ -29,6 +27,7 @@ use crate::addr::Caller;
 use crate::control::dns::Dns;
 use crate::control::keyed_lock::{KeyGuard, KeyedLock};
 use crate::control::known_sessions::KnownSessions;
+use crate::control::manager_token::Manager;
 use crate::telemetry::metrics::ControlMetrics;
 use crate::upstream::{OpenTunnel, Role, Transport, TunnelError, TunnelIo};
 use traffic_core::routing::{Intercept, TunnelPath};
@@ -50,7 +49,7 @@ pub struct Tunnels(Arc<TunnelHub>);
 /// The manager, as far as tunnels need it.
 #[derive(Clone)]
 pub(crate) struct ManagerLink {
-    pub(crate) client: ManagerClient<Channel>,
+    pub(crate) client: Manager,
     /// Session id of the agent.
     pub(crate) session: String,
 }

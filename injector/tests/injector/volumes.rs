@@ -238,3 +238,45 @@ fn containers_without_ports_share_what_they_have() {
         "/x"
     );
 }
+
+#[test]
+fn a_manager_that_asks_for_proofs_gives_agents_a_token() {
+    let asking = Settings {
+        manager_token: true,
+        ..settings()
+    };
+    let carriers = [Carrier::Annotation, Carrier::ConfigMap];
+    for carrier in carriers {
+        let settings = Settings {
+            carrier,
+            ..asking.clone()
+        };
+        let pod = patched(&simple(), &[to(json!("http"))], &settings);
+        let volumes = pod["spec"]["volumes"].as_array().unwrap();
+        let token = volumes
+            .iter()
+            .find(|it| it["name"] == "traffic-manager-token");
+        assert_eq!(
+            token.unwrap(),
+            &json!({"name": "traffic-manager-token", "projected": {"sources": [
+                {"serviceAccountToken": {"audience": "traffic-manager", "expirationSeconds": 3600, "path": "token"}},
+            ]}})
+        );
+        let mounts = mounts(&pod);
+        let path = "/var/run/secrets/traffic-manager".to_owned();
+        assert!(mounts.contains(&("traffic-manager-token".to_owned(), path)));
+        // The app gets none of it.
+        let app = container(&pod, "shop");
+        assert!(
+            !app["volumeMounts"]
+                .to_string()
+                .contains("traffic-manager-token")
+        );
+    }
+    // Pods without one are to be replaced.
+    let digest = |settings: &Settings| {
+        let pod = patched(&simple(), &[to(json!("http"))], settings);
+        pod["metadata"]["annotations"]["telepresence.io/agent-digest"].to_string()
+    };
+    assert_ne!(digest(&asking), digest(&settings()));
+}

@@ -132,6 +132,12 @@ impl Cluster {
             .map_err(|refusal| RequestError::Failed(refusal.to_string()))
     }
 
+    /// Kind of the workload that an intercept would be about; empty for one that is not there.
+    pub(crate) async fn kind_of(&self, name: &str, namespace: &str, kind: &str) -> String {
+        let found = self.find(name, namespace, kind).await;
+        found.map_or_else(|_| String::new(), |it| it.kind.name().to_owned())
+    }
+
     /// The workload of that name; of several kinds the one that has agents, else the first.
     async fn find(
         &self,

@@ -64,10 +64,24 @@ pub struct ClusterSettings {
     pub max_idle_time: Option<Duration>,
     /// Intercepts of a whole port are allowed.
     pub allow_global: bool,
+    /// Proof that callers have to give.
+    pub authentication: AuthenticationMode,
     /// Settings that shape a pod.
     pub injector: InjectorSettings,
     /// Variables that are set and have no effect here, with the reason.
     pub ignored: Vec<String>,
+}
+
+/// Proof that callers have to give.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AuthenticationMode {
+    /// None.
+    #[default]
+    Disabled,
+    /// What is proved is checked; what would be refused is said.
+    Permissive,
+    /// Refused without a proof, or without the right.
+    Enforcing,
 }
 
 /// Way to find the pods' networks.
@@ -151,6 +165,11 @@ impl ClusterSettings {
             faults: Faults::default(),
         };
         let log_level = env.text("LOG_LEVEL").unwrap_or_else(|| "info".to_owned());
+        let authentication = env.word("AUTHENTICATION_MODE", &AUTHENTICATION);
+        let injector = InjectorSettings {
+            manager_token: authentication != AuthenticationMode::Disabled,
+            ..env.injector(&log_level)
+        };
         let settings = Self {
             server_port: env.required_port("SERVER_PORT"),
             server_host: env.parsed("SERVER_HOST", "no IP address", "write an address"),
@@ -195,8 +214,9 @@ impl ClusterSettings {
             max_idle_time: env
                 .duration("AGENT_MAX_IDLE_TIME")
                 .filter(|time| !time.is_zero()),
-            allow_global: env.allows_global(),
-            injector: env.injector(&log_level),
+            allow_global: !injector.agent.guard_rails.forbid_global,
+            authentication,
+            injector,
             ignored: env.ignored(),
             log_level,
         };
@@ -231,11 +251,17 @@ const METHODS: [(&str, CertificateMethod); 4] = [
     ("supplied", CertificateMethod::Supplied),
     ("certmanager", CertificateMethod::CertManager),
 ];
+const AUTHENTICATION: [(&str, AuthenticationMode); 3] = [
+    ("disabled", AuthenticationMode::Disabled),
+    ("permissive", AuthenticationMode::Permissive),
+    ("enforcing", AuthenticationMode::Enforcing),
+];
 const ROLLOUTS: [(&str, RolloutMode); 3] = [
     ("auto", RolloutMode::Auto),
     ("evict", RolloutMode::Evict),
     ("restart", RolloutMode::Restart),
 ];
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -261,6 +287,8 @@ mod tests {
         assert_eq!(settings.webhook_port, 0);
         assert_eq!(settings.max_receive_size, 4 << 20);
         assert_eq!(settings.kinds.len(), 3);
+        assert_eq!(settings.authentication, AuthenticationMode::Disabled);
+        assert!(!settings.injector.manager_token);
         assert!(settings.manages("any"));
     }
 
@@ -293,6 +321,7 @@ mod tests {
             ("INTERCEPT_FORBIDDEN_HEADERS", "cookie"),
             ("INTERCEPT_MAX_LIFETIME", "8h"),
             ("INTERCEPT_MAX_PER_PORT", "3"),
+            ("AUTHENTICATION_MODE", "permissive"),
         ])
         .unwrap();
         let injector = &settings.injector;
@@ -315,6 +344,8 @@ mod tests {
         assert_eq!(rails.forbidden_headers, ["cookie"]);
         assert_eq!(rails.max_lifetime, Some(Duration::from_secs(8 * 3600)));
         assert_eq!((rails.max_per_port, rails.forbid_global), (Some(3), true));
+        assert_eq!(settings.authentication, AuthenticationMode::Permissive);
+        assert!(injector.manager_token);
         assert_eq!(settings.max_receive_size, 8 << 20);
         assert_eq!(settings.kinds, [Kind::Deployment, Kind::Rollout]);
         assert_eq!(settings.webhook.method, CertificateMethod::CertManager);
@@ -323,13 +354,13 @@ mod tests {
     #[test]
     fn what_has_no_effect_is_named() {
         let pairs = [
-            ("AUTHENTICATION_MODE", "enforcing"),
+            ("AUTHORIZATION_GATE", "any"),
             ("NODE_AGENT_ENABLED", "false"),
             ("TUNNEL_QUIC_PORT", "8443"),
         ];
         let ignored = read(&pairs).unwrap().ignored;
         assert_eq!(ignored.len(), 2, "{ignored:?}");
-        assert!(ignored[0].starts_with("AUTHENTICATION_MODE=enforcing has no effect: "));
+        assert!(ignored[0].starts_with("AUTHORIZATION_GATE=any has no effect: "));
     }
 
     #[test]
@@ -346,6 +377,7 @@ mod tests {
             ("AGENT_MOUNT_POLICIES", r#"{"/tmp":"x"}"#),
             ("AGENT_INIT_CONTAINER_ENABLED", "maybe"),
             ("INTERCEPT_ALLOWED_HEADERS", "x:"),
+            ("AUTHENTICATION_MODE", "strict"),
             ("INTERCEPT_MAX_PER_PORT", "few"),
         ])
         .unwrap_err();
@@ -362,6 +394,7 @@ mod tests {
             "AGENT_MOUNT_POLICIES",
             "AGENT_INIT_CONTAINER_ENABLED",
             "INTERCEPT_ALLOWED_HEADERS",
+            "AUTHENTICATION_MODE",
             "INTERCEPT_MAX_PER_PORT",
         ] {
             assert!(text.contains(name), "{name}: {text}");

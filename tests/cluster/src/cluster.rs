@@ -194,6 +194,22 @@ impl Cluster {
         }
     }
 
+    /// The same for a user who logs in with a token.
+    pub fn user_with(&self, name: &str, token: &str) -> User {
+        let admin = std::fs::read_to_string(self.folder.join("admin.conf")).unwrap();
+        let mut config: serde_json::Value = serde_saphyr::from_str(&admin).unwrap();
+        config["users"][0]["user"] = serde_json::json!({"token": token});
+        let file = format!("{}.conf", name.replace(':', "-"));
+        let kubeconfig = self.folder.join(file);
+        // JSON is YAML.
+        std::fs::write(&kubeconfig, config.to_string()).unwrap();
+        User {
+            name: name.to_owned(),
+            client: self.block_on(client(&kubeconfig)),
+            kubeconfig,
+        }
+    }
+
     /// Creates or changes the objects of a YAML text; those of a namespaced kind that name no
     /// namespace go to `namespace`. Panics with the API server's answer when it refuses one.
     pub fn apply_in(&self, namespace: &str, yaml: &str) {

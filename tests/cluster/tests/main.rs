@@ -4,6 +4,7 @@
 mod air;
 mod calm;
 mod chart;
+mod enforcing;
 mod images;
 mod injection;
 mod install;

@@ -93,6 +93,7 @@ impl Reader<'_> {
             carrier: carrier(&compatibility),
             mount_policies: self.mount_policies(),
             linkerd_skip_ports: self.flag("LINKERD_SKIP_PORTS", false),
+            manager_token: false,
             agent: self.agent_options(),
         }
     }
@@ -146,7 +147,7 @@ impl Reader<'_> {
     }
 
     /// Whole ports may be intercepted.
-    pub(super) fn allows_global(&mut self) -> bool {
+    fn allows_global(&mut self) -> bool {
         self.flag("INTERCEPT_ALLOW_GLOBAL", true) && !self.flag("INTERCEPT_DISABLE_GLOBAL", false)
     }
 

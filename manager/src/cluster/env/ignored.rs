@@ -4,18 +4,16 @@ use crate::cluster::env::reader::Reader;
 
 /// Variables of other managers that have no effect here, with the reason; the last word of each row
 /// is the value that asks for nothing.
-const IGNORED: [(&str, &str, &str); 16] = [
+const IGNORED: [(&str, &str, &str); 15] = [
     (
-        "AUTHENTICATION_MODE",
-        "callers are not authenticated here: restrict them by clientRbac and \
-      NetworkPolicy",
-        "disabled",
+        "AUTH_X509_PORT",
+        "client certificates do not reach the manager: users need a token",
+        "0",
     ),
-    ("AUTH_X509_PORT", "callers are not authenticated here", "0"),
     (
         "AUTHORIZATION_GATE",
-        "callers are authorized by their rights to port-forward",
-        "portforward",
+        "rights are those on resources of group telepresence.io",
+        "telepresence",
     ),
     (
         "AGENT_INJECTOR_MUTATION_AWARE",

@@ -1,0 +1,134 @@
+//! Callers of the API: what they have proved to be, and what that lets them do.
+//!
+//! Without a gate everybody is who he says. With one, a call carries the caller's proof, a session
+//! belongs to the party that began it, and rights are asked of the API server. A permissive gate
+//! only says what an enforcing one would refuse.
+
+use std::sync::Arc;
+
+use tonic::{Request, Status};
+use traffic_proto::manager::AgentInfo;
+
+use crate::cluster::gate::{Gate, Right};
+use crate::identity::Identity;
+use crate::sessions::Session;
+
+const NO_TOKEN: &str = "this traffic-manager asks callers who they are \
+    (security.authentication.mode) and the call carries no token: use our client with a kubeconfig \
+    whose user has a token (stock clients up to 2.30 send none); for an agent, restart its pod, so \
+    that it gets one";
+
+/// The caller of one call.
+#[derive(Clone, Default)]
+pub(crate) struct Caller {
+    /// None: nobody is asked for a proof.
+    gate: Option<Arc<Gate>>,
+    /// None: he has not proved anything, which a permissive gate lets pass.
+    identity: Option<Arc<Identity>>,
+}
+
+impl Caller {
+    /// Finds out who calls with this token.
+    ///
+    /// # Errors
+    /// He has to prove it and has not.
+    pub(crate) async fn of_token(gate: Arc<Gate>, token: Option<&str>) -> Result<Self, Status> {
+        let identified = match token {
+            Some(token) => gate.identify(token).await,
+            None => Err(Status::unauthenticated(NO_TOKEN)),
+        };
+        let identity = match identified {
+            Ok(identity) => Some(identity),
+            Err(status) => {
+                gate.refuse(status)?;
+                None
+            }
+        };
+        Ok(Self {
+            gate: Some(gate),
+            identity,
+        })
+    }
+
+    /// Returns that of a call.
+    pub(crate) fn of<T>(request: &Request<T>) -> Self {
+        request.extensions().get().cloned().unwrap_or_default()
+    }
+
+    /// Returns true if a proof is wanted of him.
+    pub(crate) fn is_asked(&self) -> bool {
+        self.gate.is_some()
+    }
+
+    /// Returns what is known of him.
+    pub(crate) fn identity(&self) -> Option<Arc<Identity>> {
+        self.identity.clone()
+    }
+
+    /// Returns true if he has proved to be some agent.
+    pub(crate) fn is_proved_agent(&self) -> bool {
+        self.identity.as_ref().is_some_and(|it| it.is_agent)
+    }
+
+    /// Checks that he is the agent that he says to be.
+    pub(crate) fn is_agent(&self, agent: &AgentInfo) -> Result<(), Status> {
+        let Some(gate) = &self.gate else {
+            return Ok(());
+        };
+        let why = match &self.identity {
+            Some(identity) => identity.differs_from(agent),
+            None => Some("it has no token".to_owned()),
+        };
+        let Some(why) = why else { return Ok(()) };
+        gate.refuse(Status::permission_denied(format!(
+            "agent of pod {} in namespace {} refused: {why}; restart the pod, so that it gets a new \
+             token",
+            agent.pod_name, agent.namespace
+        )))
+    }
+
+    /// Checks that a session is his own. Ids of sessions are no secret: other clients and agents see
+    /// them.
+    pub(crate) fn owns(&self, session: &Session, id: &str) -> Result<(), Status> {
+        let Some(gate) = &self.gate else {
+            return Ok(());
+        };
+        let is_own = match (&session.owner, &self.identity) {
+            (Some(owner), Some(caller)) => owner.is_same(caller),
+            (None, None) => !gate.is_enforcing(),
+            _ => false,
+        };
+        if is_own {
+            return Ok(());
+        }
+        gate.refuse(Status::permission_denied(format!(
+            "session {id:?} was not begun by {}; arrive with a session of your own",
+            self.name()
+        )))
+    }
+
+    /// Checks that he is a user and may do something.
+    pub(crate) async fn may(&self, right: Right) -> Result<(), Status> {
+        let Some(gate) = &self.gate else {
+            return Ok(());
+        };
+        let Some(identity) = &self.identity else {
+            // It has been said, or refused, at the gate.
+            return Ok(());
+        };
+        if identity.is_agent {
+            return gate.refuse(Status::permission_denied(format!(
+                "{} is an agent and may not {right}",
+                self.name()
+            )));
+        }
+        gate.may(identity, right).await
+    }
+
+    fn name(&self) -> String {
+        match &self.identity {
+            Some(identity) => format!("user {:?}", identity.user),
+            None => "a caller without a token".to_owned(),
+        }
+    }
+}

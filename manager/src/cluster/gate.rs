@@ -1,0 +1,436 @@
+//! The gate of the API: tokens and rights are asked of the API server, and remembered for seconds.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, UserInfo};
+use k8s_openapi::api::authorization::v1::{
+    ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec,
+};
+use kube::api::PostParams;
+use kube::{Api, Client};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout};
+use tonic::Status;
+use traffic_proto::manager_token::AUDIENCE;
+use traffic_proto::sync::lock;
+
+use super::ClusterSettings;
+use super::env::AuthenticationMode;
+use crate::identity::Identity;
+
+/// Group of the virtual resources that rights are about.
+const GROUP: &str = "telepresence.io";
+/// Time an answer of the API server is believed.
+const ANSWER_TTL: Duration = Duration::from_secs(10);
+/// The same for a refusal, which somebody may just have remedied.
+const REFUSAL_TTL: Duration = Duration::from_secs(2);
+/// Time a party is still believed while the API server does not answer.
+const AWAY_TTL: Duration = Duration::from_secs(3600);
+/// Time for one answer.
+const REVIEW_TIMEOUT: Duration = Duration::from_secs(5);
+/// Interval at which the same is said again.
+const SAY_INTERVAL: Duration = Duration::from_secs(60);
+/// Questions under way at once, so that a flood of calls does not become one of the API server.
+const MAX_REVIEWS: usize = 16;
+/// Answers that are remembered.
+const MAX_ANSWERS: usize = 4096;
+/// Longest token.
+const MAX_TOKEN: usize = 16 * 1024;
+
+/// Decides who may call, by the word of the API server.
+pub(crate) struct Gate {
+    client: Client,
+    is_enforcing: bool,
+    namespace: String,
+    reviews: Semaphore,
+    /// By token.
+    identities: Mutex<Answers<String, Result<Arc<Identity>, String>>>,
+    rights: Mutex<Answers<(String, String), Result<(), String>>>,
+    said: Mutex<HashMap<String, Instant>>,
+}
+
+/// Something that a user may do.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Right {
+    verb: &'static str,
+    resource: &'static str,
+    /// Kind of the workload, in the plural.
+    subresource: String,
+    /// Empty: the manager's own.
+    namespace: String,
+    name: String,
+}
+
+impl Right {
+    /// To use the manager at all.
+    pub(crate) fn connect() -> Self {
+        Self {
+            verb: "create",
+            resource: "connections",
+            subresource: String::new(),
+            namespace: String::new(),
+            name: String::new(),
+        }
+    }
+
+    /// To do something with a workload: `create` an intercept, or `delete` its agent. An empty kind
+    /// is one that nobody knows.
+    pub(crate) fn attach(verb: &'static str, kind: &str, namespace: &str, name: &str) -> Self {
+        Self {
+            verb,
+            resource: "attachments",
+            subresource: match kind {
+                "" => String::new(),
+                kind => format!("{}s", kind.to_ascii_lowercase()),
+            },
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        }
+    }
+
+    /// To change levels of logs.
+    pub(crate) fn set_log_level() -> Self {
+        Self {
+            verb: "update",
+            resource: "logs",
+            ..Self::connect()
+        }
+    }
+
+    /// Resource and sub-resource as rules write them.
+    fn resources(&self) -> String {
+        match self.subresource.as_str() {
+            "" => self.resource.to_owned(),
+            kind => format!("{}/{kind}", self.resource),
+        }
+    }
+
+    /// Puts the manager's namespace where none is named.
+    fn within(mut self, namespace: &str) -> Self {
+        if self.namespace.is_empty() {
+            namespace.clone_into(&mut self.namespace);
+        }
+        self
+    }
+
+    /// What to add to the roles of somebody who may not.
+    fn remedy(&self) -> String {
+        let names = match self.name.as_str() {
+            "" => String::new(),
+            name => format!(", resourceNames: [{name}]"),
+        };
+        format!(
+            "add {{apiGroups: [{GROUP}], resources: [{}]{names}, verbs: [{}]}} to the rules of a Role \
+             in namespace {} that is bound to him",
+            self.resources(),
+            self.verb,
+            self.namespace
+        )
+    }
+}
+
+impl fmt::Display for Right {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} of group {GROUP}", self.verb, self.resources())?;
+        if !self.name.is_empty() {
+            write!(f, " {:?}", self.name)?;
+        }
+        if !self.namespace.is_empty() {
+            write!(f, " in namespace {:?}", self.namespace)?;
+        }
+        Ok(())
+    }
+}
+
+/// Answers with the time they were given.
+struct Answers<K, V>(HashMap<K, (Instant, V)>);
+
+impl<K, V> Default for Answers<K, V> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<K: std::hash::Hash + Eq, T: Clone> Answers<K, Result<T, String>> {
+    /// Returns an answer that is still believed.
+    fn get(&self, key: &K) -> Option<Result<T, String>> {
+        let (at, answer) = self.0.get(key)?;
+        let ttl = match answer {
+            Ok(_) => ANSWER_TTL,
+            Err(_) => REFUSAL_TTL,
+        };
+        (at.elapsed() < ttl).then(|| answer.clone())
+    }
+
+    /// Returns a good answer that would be asked for again, if anybody answered.
+    fn older(&self, key: &K) -> Option<T> {
+        let (at, answer) = self.0.get(key)?;
+        let good = answer.as_ref().ok().cloned();
+        good.filter(|_| at.elapsed() < AWAY_TTL)
+    }
+
+    fn keep(&mut self, key: K, answer: Result<T, String>) {
+        if self.0.len() >= MAX_ANSWERS {
+            self.0.retain(|_, (at, _)| at.elapsed() < ANSWER_TTL);
+        }
+        // A flood within seconds; asking again costs less than memory without a bound.
+        if self.0.len() >= MAX_ANSWERS {
+            self.0.clear();
+        }
+        self.0.insert(key, (Instant::now(), answer));
+    }
+}
+
+impl Gate {
+    /// Creates the gate that the settings ask for; none: everybody may call.
+    pub(crate) fn new(settings: &ClusterSettings, client: Client) -> Option<Arc<Self>> {
+        let is_enforcing = match settings.authentication {
+            AuthenticationMode::Disabled => return None,
+            AuthenticationMode::Permissive => false,
+            AuthenticationMode::Enforcing => true,
+        };
+        Some(Arc::new(Self {
+            client,
+            is_enforcing,
+            namespace: settings.namespace.clone(),
+            reviews: Semaphore::new(MAX_REVIEWS),
+            identities: Mutex::default(),
+            rights: Mutex::default(),
+            said: Mutex::default(),
+        }))
+    }
+
+    pub(crate) fn is_enforcing(&self) -> bool {
+        self.is_enforcing
+    }
+
+    /// The mode's name.
+    pub(crate) fn mode(&self) -> &'static str {
+        match self.is_enforcing {
+            true => "enforcing",
+            false => "permissive",
+        }
+    }
+
+    /// Refuses, or only says so.
+    pub(crate) fn refuse(&self, status: Status) -> Result<(), Status> {
+        let verb = match self.is_enforcing {
+            true => "refused",
+            false => "would be refused if enforcing",
+        };
+        let text = status.message();
+        let mut said = lock(&self.said);
+        said.retain(|_, at| at.elapsed() < SAY_INTERVAL);
+        if said.len() < MAX_ANSWERS && !said.contains_key(text) {
+            said.insert(text.to_owned(), Instant::now());
+            tracing::warn!("authentication: {verb}: {text}");
+        }
+        match self.is_enforcing {
+            true => Err(status),
+            false => Ok(()),
+        }
+    }
+
+    /// Finds out whose token it is.
+    pub(crate) async fn identify(&self, token: &str) -> Result<Arc<Identity>, Status> {
+        if token.len() > MAX_TOKEN {
+            return Err(Status::unauthenticated("the token is too long"));
+        }
+        let key = token.to_owned();
+        let known = lock(&self.identities).get(&key);
+        let answer = match known {
+            Some(answer) => answer,
+            None => match self.review(token).await {
+                Ok(answer) => {
+                    lock(&self.identities).keep(key, answer.clone());
+                    answer
+                }
+                Err(error) => match lock(&self.identities).older(&key) {
+                    Some(identity) => Ok(identity),
+                    None => return Err(unanswered("tokenreviews", &error)),
+                },
+            },
+        };
+        answer.map_err(|why| {
+            Status::unauthenticated(format!(
+                "the API server does not accept the caller's token: {why}; log in again"
+            ))
+        })
+    }
+
+    /// Asks whose token it is: an agent's, else a user's.
+    async fn review(&self, token: &str) -> kube::Result<Result<Arc<Identity>, String>> {
+        let mut why = String::new();
+        for audiences in [Some(vec![AUDIENCE.to_owned()]), None] {
+            let review = TokenReview {
+                spec: TokenReviewSpec {
+                    audiences,
+                    token: Some(token.to_owned()),
+                },
+                ..TokenReview::default()
+            };
+            let status = self.ask(&review).await?.status.unwrap_or_default();
+            if status.authenticated == Some(true) {
+                // An authenticator that knows no audiences names none; the token is a user's then.
+                let audiences = status.audiences.unwrap_or_default();
+                let is_agent = audiences.iter().any(|it| it == AUDIENCE);
+                let identity = identity(status.user.unwrap_or_default(), is_agent);
+                return Ok(Ok(Arc::new(identity)));
+            }
+            why = status.error.unwrap_or_else(|| "it is unknown".to_owned());
+        }
+        Ok(Err(why))
+    }
+
+    /// Checks a user's right.
+    pub(crate) async fn may(&self, identity: &Identity, right: Right) -> Result<(), Status> {
+        let right = right.within(&self.namespace);
+        let key = (
+            format!("{}\n{}", identity.user, identity.uid),
+            format!("{right:?}"),
+        );
+        let known = lock(&self.rights).get(&key);
+        let answer = match known {
+            Some(answer) => answer,
+            None => match self.ask(&access_review(identity, &right)).await {
+                Ok(review) => {
+                    let status = review.status.unwrap_or_default();
+                    let answer = match status.allowed {
+                        true => Ok(()),
+                        false => Err(status.reason.unwrap_or_default()),
+                    };
+                    lock(&self.rights).keep(key, answer.clone());
+                    answer
+                }
+                Err(error) => match lock(&self.rights).older(&key) {
+                    Some(()) => Ok(()),
+                    None => return self.refuse(unanswered("subjectaccessreviews", &error)),
+                },
+            },
+        };
+        let Err(reason) = answer else { return Ok(()) };
+        let reason = match reason.as_str() {
+            "" => String::new(),
+            reason => format!(" ({reason})"),
+        };
+        self.refuse(Status::permission_denied(format!(
+            "user {:?} may not {right}{reason}; {}",
+            identity.user,
+            right.remedy()
+        )))
+    }
+
+    async fn ask<K>(&self, review: &K) -> kube::Result<K>
+    where
+        K: kube::Resource<Scope = k8s_openapi::ClusterResourceScope>
+            + Clone
+            + fmt::Debug
+            + serde::Serialize
+            + serde::de::DeserializeOwned,
+        K::DynamicType: Default,
+    {
+        let api: Api<K> = Api::all(self.client.clone());
+        // The semaphore is never closed.
+        let _place = self.reviews.acquire().await;
+        match timeout(REVIEW_TIMEOUT, api.create(&PostParams::default(), review)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(kube::Error::Service("no answer in time".into())),
+        }
+    }
+}
+
+fn identity(user: UserInfo, is_agent: bool) -> Identity {
+    Identity {
+        user: user.username.unwrap_or_default(),
+        uid: user.uid.unwrap_or_default(),
+        groups: user.groups.unwrap_or_default(),
+        extra: user.extra.unwrap_or_default(),
+        is_agent,
+    }
+}
+
+fn access_review(identity: &Identity, right: &Right) -> SubjectAccessReview {
+    let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    SubjectAccessReview {
+        spec: SubjectAccessReviewSpec {
+            user: Some(identity.user.clone()),
+            uid: text(&identity.uid),
+            groups: Some(identity.groups.clone()),
+            extra: Some(identity.extra.clone()),
+            resource_attributes: Some(ResourceAttributes {
+                group: Some(GROUP.to_owned()),
+                resource: Some(right.resource.to_owned()),
+                subresource: text(&right.subresource),
+                verb: Some(right.verb.to_owned()),
+                namespace: text(&right.namespace),
+                name: text(&right.name),
+                ..ResourceAttributes::default()
+            }),
+            ..SubjectAccessReviewSpec::default()
+        },
+        ..SubjectAccessReview::default()
+    }
+}
+
+/// The status where the API server does not say what was asked.
+fn unanswered(resource: &str, error: &kube::Error) -> Status {
+    match error {
+        kube::Error::Api(status) if status.code == 403 => Status::unavailable(format!(
+            "the traffic-manager may not create {resource}: let the chart make its rights \
+             (managerRbac.create), or switch authentication off (security.authentication.mode)"
+        )),
+        error => Status::unavailable(format!(
+            "the API server does not say who calls and what he may do ({resource}): {error}; try \
+             again"
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_right_is_named_with_the_rule_that_grants_it() {
+        let right = Right::attach("create", "Deployment", "shop", "web");
+        assert_eq!(
+            right.to_string(),
+            "create attachments/deployments of group telepresence.io \"web\" in namespace \"shop\""
+        );
+        assert_eq!(
+            right.remedy(),
+            "add {apiGroups: [telepresence.io], resources: [attachments/deployments], resourceNames: \
+             [web], verbs: [create]} to the rules of a Role in namespace shop that is bound to him"
+        );
+        let right = Right::connect().within("ambassador");
+        assert!(right.to_string().ends_with("in namespace \"ambassador\""));
+        assert!(!right.remedy().contains("resourceNames"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn answers_are_believed_for_seconds_and_good_ones_longer_without_an_api_server() {
+        let mut answers: Answers<&str, Result<u8, String>> = Answers::default();
+        answers.keep("good", Ok(1));
+        answers.keep("bad", Err("no".to_owned()));
+        assert_eq!(answers.get(&"good"), Some(Ok(1)));
+        assert!(answers.get(&"bad").is_some());
+        tokio::time::advance(REFUSAL_TTL).await;
+        assert!(answers.get(&"bad").is_none() && answers.get(&"good").is_some());
+        tokio::time::advance(ANSWER_TTL).await;
+        assert!(answers.get(&"good").is_none());
+        assert_eq!(
+            (answers.older(&"good"), answers.older(&"bad")),
+            (Some(1), None)
+        );
+        tokio::time::advance(AWAY_TTL).await;
+        assert_eq!(answers.older(&"good"), None);
+        for number in 0..MAX_ANSWERS * 2 {
+            let key: &'static str = Box::leak(number.to_string().into_boxed_str());
+            answers.keep(key, Ok(0));
+            assert!(answers.0.len() <= MAX_ANSWERS);
+        }
+    }
+}
