@@ -72,8 +72,8 @@ impl Rails {
         ]
     }
 
-    /// Checks what an intercept takes.
-    pub(crate) fn check(&self, filters: &Filters) -> Result<(), Refusal> {
+    /// Checks what an intercept takes. A wiretap takes nothing away, so it may be of a whole port.
+    pub(crate) fn check(&self, filters: &Filters, is_wiretap: bool) -> Result<(), Refusal> {
         // A rule that cannot be read may have been the one against this intercept.
         if let Some(problem) = &self.unreadable {
             return Err(Refusal::of_agent(format!(
@@ -81,7 +81,7 @@ impl Rails {
             )));
         }
         for (rails, source) in self.sources() {
-            if rails.forbid_global {
+            if rails.forbid_global && !is_wiretap {
                 check_global(filters, source)?;
             }
             for name in filters.named_headers() {

@@ -65,7 +65,7 @@ pub(crate) fn rule(
     // A fixed order, so that equal specs give equal descriptions and tables.
     filters.headers.sort_by(|a, b| a.name.cmp(&b.name));
     let pattern_bytes = bounds.check_patterns(&filters)?;
-    bounds.rails().check(&filters)?;
+    bounds.rails().check(&filters, spec.wiretap)?;
     Ok(Rule {
         mechanism,
         filters,

@@ -158,3 +158,23 @@ fn an_annotation_that_cannot_be_read_lets_nothing_pass() {
         "{said}"
     );
 }
+
+#[test]
+fn a_wiretap_may_be_of_a_whole_port_and_keeps_the_other_rules() {
+    let mut bench = guarded(
+        &[
+            (Rule::AllowGlobal, "false"),
+            (Rule::ForbiddenHeaders, "cookie"),
+        ],
+        &[],
+    );
+    let wiretap = |spec: &str| {
+        let mut info = waiting("a", spec);
+        info.spec.as_mut().unwrap().wiretap = true;
+        info
+    };
+    let outcome = bench.shown(&[wiretap("tcp http")]);
+    assert!(!outcome.reviews[0].is_refusal(), "{:?}", outcome.reviews);
+    let said = first_message(&mut bench, wiretap("http http cookie=a"));
+    assert!(said.contains("intercept.forbiddenHeaders"), "{said}");
+}
