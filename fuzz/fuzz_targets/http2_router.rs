@@ -43,7 +43,11 @@ impl Host for Rules {
             (_, 2) => Way::Answer(LocalAnswer { body: b"no".to_vec(), ..LocalAnswer::default() }),
             (_, n) => Way::Tunnel(TunnelId(n.into())),
         };
-        StreamRoute { way, explains: self.asked.is_multiple_of(2) }
+        StreamRoute {
+            way,
+            explains: self.asked.is_multiple_of(2),
+            copied: self.asked.is_multiple_of(3),
+        }
     }
     fn forwarded(&mut self, _: u32, _: Duration) {}
     fn failed_open(&mut self, _: u32) {}

@@ -7,6 +7,7 @@
 
 mod answer;
 pub mod copy;
+mod http2;
 mod lane;
 pub(crate) mod lanes;
 pub mod slots;

@@ -18,6 +18,7 @@ static IN_ALL: AtomicUsize = AtomicUsize::new(0);
 #[derive(Debug)]
 pub struct CopiedBytes {
     bytes: Bytes,
+    counted: usize,
     stats: Arc<Stats>,
 }
 
@@ -25,7 +26,17 @@ impl CopiedBytes {
     /// Counts `bytes` of a new piece; `None` if there is no room for it.
     #[must_use]
     pub fn admit(bytes: Bytes, stats: &Arc<Stats>) -> Option<Self> {
-        let counted = Self::moved(bytes, stats);
+        Self::moved(bytes, stats).if_admitted()
+    }
+
+    /// Counts `size` bytes that are kept elsewhere; `None` if there is no room for them.
+    #[must_use]
+    pub fn reserve(size: usize, stats: &Arc<Stats>) -> Option<Self> {
+        Self::count(Bytes::new(), size, stats).if_admitted()
+    }
+
+    fn if_admitted(self) -> Option<Self> {
+        let counted = self;
         let of_wiretap = counted.stats.copy_bytes.load(Ordering::Relaxed);
         let in_all = IN_ALL.load(Ordering::Relaxed);
         let fits = of_wiretap <= MAX_COPY_BYTES_OF_WIRETAP && in_all <= MAX_COPY_BYTES;
@@ -35,10 +46,16 @@ impl CopiedBytes {
     /// Counts `bytes` that were admitted in another form.
     #[must_use]
     pub fn moved(bytes: Bytes, stats: &Arc<Stats>) -> Self {
-        stats.copy_bytes.fetch_add(bytes.len(), Ordering::Relaxed);
-        IN_ALL.fetch_add(bytes.len(), Ordering::Relaxed);
+        let size = bytes.len();
+        Self::count(bytes, size, stats)
+    }
+
+    fn count(bytes: Bytes, counted: usize, stats: &Arc<Stats>) -> Self {
+        stats.copy_bytes.fetch_add(counted, Ordering::Relaxed);
+        IN_ALL.fetch_add(counted, Ordering::Relaxed);
         Self {
             bytes,
+            counted,
             stats: Arc::clone(stats),
         }
     }
@@ -52,7 +69,7 @@ impl AsRef<[u8]> for CopiedBytes {
 
 impl Drop for CopiedBytes {
     fn drop(&mut self) {
-        let n = self.bytes.len();
+        let n = self.counted;
         self.stats.copy_bytes.fetch_sub(n, Ordering::Relaxed);
         IN_ALL.fetch_sub(n, Ordering::Relaxed);
     }

@@ -15,3 +15,4 @@ mod streams;
 mod switching;
 mod transparent;
 mod upgraded;
+mod wiretap;

@@ -57,6 +57,12 @@ impl<'f> RequestHead<'f> {
         head
     }
 
+    /// All fields as they were sent.
+    #[must_use]
+    pub fn fields(&self) -> &'f FieldList {
+        self.fields
+    }
+
     /// The method as it was sent.
     #[must_use]
     pub fn method(&self) -> &'f [u8] {

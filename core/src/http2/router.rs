@@ -22,9 +22,11 @@
 //! | `from_app.rs` | frames of the app |
 //! | `from_tunnel.rs`, `exchange.rs`, `tunnels.rs` | diverted streams and their connections |
 //! | `leave.rs`, `leaving.rs` | how the connection ends |
+//! | `copying.rs` | requests that are copied on their way |
 //! | `state.rs` | what all of them share |
 
 mod caller_sections;
+mod copying;
 mod cursor;
 mod diverted;
 mod exchange;

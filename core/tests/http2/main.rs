@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
+mod copied;
 mod generated;
 mod peer;
 mod rig;

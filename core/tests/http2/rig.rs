@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use traffic_core::http2::hpack::FieldList;
 use traffic_core::http2::request::RequestHead;
 use traffic_core::http2::router::{
     Explained, Host, LocalAnswer, Router, Sorted, StreamEnd, StreamRoute, TunnelId, VouchedField,
@@ -13,6 +14,14 @@ use traffic_core::http2::streams::Side;
 use traffic_core::routing::Request as _;
 
 use crate::peer::{Peer, Rng};
+
+/// A request as it was copied.
+#[derive(Debug, Default)]
+pub struct Copy {
+    pub body: Vec<u8>,
+    pub trailers: usize,
+    pub ended: bool,
+}
 
 /// Decides by the field `x-dev`: `a` and `b` are workstations, `here` is answered by the agent.
 #[derive(Debug, Default)]
@@ -25,6 +34,7 @@ pub struct Rules {
     pub moved: BTreeMap<(u32, bool), usize>,
     pub limited: usize,
     pub failed_open: Vec<u32>,
+    pub copies: BTreeMap<u32, Copy>,
     /// The connection that each workstation has at the moment, and those that were asked for.
     pub open: BTreeMap<&'static str, TunnelId>,
     pub asked: Vec<(TunnelId, &'static str)>,
@@ -54,12 +64,13 @@ impl Host for Rules {
     }
 
     fn route(&mut self, stream: u32, head: &RequestHead<'_>, sound: bool) -> StreamRoute {
-        let (mut to, mut explains) = ("app", false);
+        let (mut to, mut explains, mut copied) = ("app", false, false);
         head.visit_headers(&mut |name, value| match (name, value) {
             (b"x-dev", b"a") => to = "a",
             (b"x-dev", b"b") => to = "b",
             (b"x-dev", b"here") => to = "here",
             (b"x-why", _) => explains = true,
+            (b"x-copy", _) => copied = true,
             _ => {}
         });
         if !sound {
@@ -77,7 +88,11 @@ impl Host for Rules {
             }
             to => Way::Tunnel(self.tunnel(to)),
         };
-        StreamRoute { way, explains }
+        StreamRoute {
+            way,
+            explains,
+            copied,
+        }
     }
 
     fn forwarded(&mut self, _stream: u32, _after: Duration) {}
@@ -96,6 +111,19 @@ impl Host for Rules {
 
     fn moved(&mut self, stream: u32, from: Side, bytes: usize) {
         *self.moved.entry((stream, from == Side::App)).or_default() += bytes;
+    }
+
+    fn copied(&mut self, stream: u32, body: &[u8], ends: bool) {
+        let copy = self.copies.entry(stream).or_default();
+        copy.body.extend_from_slice(body);
+        assert!(!copy.ended, "nothing comes behind an end");
+        copy.ended = ends;
+    }
+
+    fn copied_trailers(&mut self, stream: u32, trailers: &FieldList) {
+        let copy = self.copies.entry(stream).or_default();
+        copy.trailers = trailers.len();
+        copy.ended = true;
     }
 
     fn ended(&mut self, stream: u32, end: StreamEnd) {

@@ -14,7 +14,7 @@ impl Connection {
     /// Begins copies of a request for `wiretaps` with what has arrived of it.
     pub(crate) fn copy_to(&mut self, wiretaps: &[Arc<Intercept>], head: &Head, body: &Body) {
         let lanes = self.lanes.get_or_insert_default();
-        let begun = lanes.begin(wiretaps, Speech::from(head), &self.context);
+        let begun = lanes.begin(wiretaps, &Speech::from(head), &self.context);
         self.copies = begun.map(Box::new);
         follow(&mut self.copies, &self.request, body);
     }

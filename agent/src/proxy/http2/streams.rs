@@ -8,10 +8,13 @@ use crate::outcome::Ended;
 use crate::proxy::context::ConnContext;
 use crate::proxy::http2::expired;
 use crate::proxy::http2::tunnels::TunnelLinks;
+use crate::proxy::wiretap::lanes::{Copies, Lanes};
+use crate::proxy::wiretap::speech::{CopiedHead, Speech, regular};
 use crate::telemetry::access_log::record::AccessRecord;
 use crate::telemetry::explain_header::HEADER;
 use crate::telemetry::metrics::{Class, FailOpen, Limit, Route};
 use crate::upstream::workstation;
+use traffic_core::http2::hpack::FieldList;
 use traffic_core::http2::request::RequestHead;
 use traffic_core::http2::router::{Explained, Host, StreamEnd, StreamRoute, Way};
 use traffic_core::http2::streams::Side;
@@ -26,6 +29,10 @@ pub(super) struct Streams {
     records: HashMap<u32, Box<AccessRecord>>,
     /// Streams whose tunnel is being opened.
     waiting: HashMap<u32, Arc<Intercept>>,
+    /// Lanes for wiretaps; none before the first copy.
+    lanes: Option<Box<Lanes>>,
+    /// Copies of requests that have not ended.
+    copies: HashMap<u32, Copies>,
     /// Reason of the tunnel's failure that is being dealt with.
     pub(super) failure: FailOpen,
     /// The time at which the bytes at hand were read.
@@ -41,6 +48,8 @@ impl Streams {
             tunnels: TunnelLinks::default(),
             records: HashMap::new(),
             waiting: HashMap::new(),
+            lanes: None,
+            copies: HashMap::new(),
             failure: FailOpen::Lost,
             read_at: Instant::now(),
             closed: false,
@@ -64,6 +73,23 @@ impl Streams {
         let record = context.access_record(verdict, table, head, method, "HTTP/2");
         if let Some(record) = record {
             self.records.insert(stream, record);
+        }
+    }
+
+    /// Begins copies of a stream's request; false if there is none.
+    fn copy(&mut self, stream: u32, head: &RequestHead<'_>, to: &[&Arc<Intercept>]) -> bool {
+        if to.is_empty() {
+            return false;
+        }
+        let Some(head) = CopiedHead::of(head.fields()) else {
+            return false;
+        };
+        let wiretaps: Vec<_> = to.iter().map(|w| Arc::clone(w)).collect();
+        let lanes = self.lanes.get_or_insert_default();
+        let begun = lanes.begin(&wiretaps, &Speech::Http2(Arc::new(head)), &self.context);
+        match begun {
+            Some(copies) => self.copies.insert(stream, copies).is_none(),
+            None => false,
         }
     }
 
@@ -115,6 +141,9 @@ impl Host for Streams {
         };
         self.record(stream, &verdict, &table, head, head.method());
         let explains = verdict.asks_why;
+        // The agent answers what has expired by itself, so there is nothing to watch.
+        let copied = !matches!(verdict.decision, Decision::Expired(_))
+            && self.copy(stream, head, &verdict.wiretaps);
         let way = match verdict.decision {
             Decision::App => {
                 self.count_app();
@@ -127,7 +156,11 @@ impl Host for Streams {
             }
             Decision::Expired(intercept) => self.expired(stream, head, intercept),
         };
-        StreamRoute { way, explains }
+        StreamRoute {
+            way,
+            explains,
+            copied,
+        }
     }
 
     fn forwarded(&mut self, stream: u32, after: Duration) {
@@ -173,7 +206,27 @@ impl Host for Streams {
         }
     }
 
+    fn copied(&mut self, stream: u32, body: &[u8], ends: bool) {
+        let Some(copies) = self.copies.get_mut(&stream) else {
+            return;
+        };
+        let goes_on = copies.push(body);
+        if !goes_on || ends {
+            let copies = self.copies.remove(&stream);
+            copies.into_iter().for_each(Copies::finish);
+        }
+    }
+
+    fn copied_trailers(&mut self, stream: u32, trailers: &FieldList) {
+        if let Some(copies) = self.copies.remove(&stream) {
+            copies.finish_with(&regular(trailers));
+        }
+    }
+
     fn ended(&mut self, stream: u32, end: StreamEnd) {
+        if end != StreamEnd::Complete {
+            self.copies.remove(&stream);
+        }
         self.waiting.remove(&stream);
         if let Some(record) = self.records.remove(&stream) {
             record.end(match end {

@@ -29,11 +29,13 @@ enum Place {
 impl Answer {
     pub(super) fn to(speech: Speech) -> Self {
         Self {
-            speech,
-            at: match speech {
+            at: match &speech {
                 Speech::Http1 { .. } => Place::Head(Parser::new(Kind::Response)),
                 Speech::Unread => Place::Body(Body::UntilClose),
+                // Read by stream, elsewhere.
+                Speech::Http2(_) => Place::Over,
             },
+            speech,
             buf: Buf::default(),
         }
     }

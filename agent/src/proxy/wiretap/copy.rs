@@ -1,9 +1,10 @@
 //! One copy between the data path that writes it and the lane that carries it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
+use http::HeaderMap;
 use tokio::sync::{Notify, mpsc};
 
 use crate::proxy::context::PortContext;
@@ -35,6 +36,8 @@ pub(super) struct CopyWriter {
 pub(super) struct CopyReader {
     pub(super) speech: Speech,
     pub(super) pieces: mpsc::Receiver<CopiedBytes>,
+    /// Memory of an HTTP/2 head; none if there was no room for it.
+    head: Option<CopiedBytes>,
     shared: Arc<Shared>,
 }
 
@@ -46,6 +49,7 @@ struct Shared {
     /// Bytes written and not yet taken.
     waiting: AtomicUsize,
     given_up: Notify,
+    trailers: OnceLock<HeaderMap>,
 }
 
 /// Opens a copy for `wiretap`.
@@ -61,8 +65,14 @@ pub(super) fn pair(
         state: AtomicU8::new(OPEN),
         waiting: AtomicUsize::new(0),
         given_up: Notify::new(),
+        trailers: OnceLock::new(),
     });
+    let size = match &speech {
+        Speech::Http2(head) => head.size,
+        Speech::Http1 { .. } | Speech::Unread => 0,
+    };
     let reader = CopyReader {
+        head: CopiedBytes::reserve(size, &wiretap.stats),
         speech,
         pieces,
         shared: Arc::clone(&shared),
@@ -96,6 +106,11 @@ impl CopyWriter {
         let _ = state.compare_exchange(OPEN, COMPLETE, then, otherwise);
     }
 
+    /// Keeps trailers for the end.
+    pub(super) fn put_trailers(&self, trailers: HeaderMap) {
+        let _ = self.shared.trailers.set(trailers);
+    }
+
     /// Ends a copy that cannot begin.
     pub(super) fn give_up(self, why: CopyEnd) {
         self.end(why);
@@ -121,6 +136,16 @@ impl CopyReader {
     /// Returns true if all of it was written, so that its end is the request's.
     pub(super) fn is_complete(&self) -> bool {
         self.shared.state.load(Ordering::Acquire) == COMPLETE
+    }
+
+    /// Returns true if there was room for its head.
+    pub(super) fn holds_head(&self) -> bool {
+        self.head.is_some()
+    }
+
+    /// The trailers of a complete HTTP/2 request.
+    pub(super) fn trailers(&self) -> Option<&HeaderMap> {
+        self.shared.trailers.get()
     }
 
     /// Notes that `n` bytes have left the queue.

@@ -27,21 +27,21 @@ use traffic_core::routing::Intercept;
 use traffic_proto::clock::now_unix;
 
 /// Time without a copy after which a lane ends.
-const LANE_IDLE_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const LANE_IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time without a byte taken after which a workstation counts as stalled.
-const STALL_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for an answer before the next copy gets a connection of its own.
 const ANSWER_DELAY: Duration = Duration::from_secs(1);
 /// Time a connection is kept for an answer, so that whoever works on it is not cut off.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The lane from one caller's connection to one wiretap's workstation.
 pub(super) struct LaneTask {
     wiretap: Arc<Intercept>,
-    context: ConnContext,
+    pub(super) context: ConnContext,
     /// The address under which the workstation sees this lane.
     source: Caller,
-    waiting: mpsc::Receiver<CopyReader>,
+    pub(super) waiting: mpsc::Receiver<CopyReader>,
     conn: Option<Conn>,
     _slot: LaneSlot,
 }
@@ -111,7 +111,7 @@ impl LaneTask {
             },
         };
         let conn = self.conn.insert(conn);
-        let mut writing = Writing::new(copy.speech);
+        let mut writing = Writing::new(copy.speech.clone());
         match writing.run(copy, conn).await {
             Written::Stalled => return CopyEnd::Slow,
             // It has said what it thinks of the request, and reads no more of it.
@@ -121,11 +121,12 @@ impl LaneTask {
             Written::All => {}
         }
         copy.end(CopyEnd::Sent);
-        self.finish(writing.answer, copy.speech).await;
+        self.finish(writing.answer, &copy.speech).await;
         CopyEnd::Sent
     }
 
-    async fn connect(&mut self) -> Option<Conn> {
+    /// Connects to the workstation.
+    pub(super) async fn connect(&mut self) -> Option<Conn> {
         let port = &self.context.port;
         let hello = self.context.hello.as_deref();
         let way = port.workstations();
@@ -134,7 +135,7 @@ impl LaneTask {
     }
 
     /// Waits for the answer, not for long: the next copy may be waiting.
-    async fn finish(&mut self, mut answer: Answer, speech: Speech) {
+    async fn finish(&mut self, mut answer: Answer, speech: &Speech) {
         let Some(mut conn) = self.conn.take() else {
             return;
         };
@@ -188,7 +189,7 @@ impl Writing {
         Self {
             piece: None,
             written: 0,
-            answer: Answer::to(speech),
+            answer: Answer::to(speech.clone()),
             speech,
         }
     }

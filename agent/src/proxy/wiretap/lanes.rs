@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http::HeaderMap;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
 use crate::proxy::context::ConnContext;
 use crate::proxy::wiretap::copy::{self, CopyReader, CopyWriter};
+use crate::proxy::wiretap::http2;
 use crate::proxy::wiretap::lane::LaneTask;
 use crate::proxy::wiretap::slots::LaneSlot;
 use crate::proxy::wiretap::speech::Speech;
@@ -38,7 +40,7 @@ impl Lanes {
     pub(crate) fn begin(
         &mut self,
         wiretaps: &[Arc<Intercept>],
-        speech: Speech,
+        speech: &Speech,
         context: &ConnContext,
     ) -> Option<Copies> {
         let begun = wiretaps.iter();
@@ -50,18 +52,22 @@ impl Lanes {
     fn begin_one(
         &mut self,
         wiretap: &Arc<Intercept>,
-        speech: Speech,
+        speech: &Speech,
         context: &ConnContext,
     ) -> Option<CopyWriter> {
         workstation::hit(wiretap);
-        let (writer, mut reader) = copy::pair(wiretap, speech, &context.port);
+        let (writer, mut reader) = copy::pair(wiretap, speech.clone(), &context.port);
+        if !reader.holds_head() {
+            writer.give_up(CopyEnd::Memory);
+            return None;
+        }
         if wiretap.stats.copy_pause.is_on(now_unix()) {
             writer.give_up(CopyEnd::Slow);
             return None;
         }
         // A lane that has just ended for want of copies is replaced once.
         for _ in 0..2 {
-            let Some(queue) = self.queue(wiretap, context) else {
+            let Some(queue) = self.queue(wiretap, speech, context) else {
                 writer.give_up(CopyEnd::Lanes);
                 return None;
             };
@@ -79,6 +85,7 @@ impl Lanes {
     fn queue(
         &mut self,
         wiretap: &Arc<Intercept>,
+        speech: &Speech,
         context: &ConnContext,
     ) -> Option<&mpsc::Sender<CopyReader>> {
         self.0.retain(|lane| !lane.queue.is_closed());
@@ -86,7 +93,7 @@ impl Lanes {
         let at = match found {
             Some(at) => at,
             None => {
-                self.0.push(Lane::start(wiretap, context)?);
+                self.0.push(Lane::start(wiretap, speech, context)?);
                 self.0.len() - 1
             }
         };
@@ -95,11 +102,14 @@ impl Lanes {
 }
 
 impl Lane {
-    fn start(wiretap: &Arc<Intercept>, context: &ConnContext) -> Option<Self> {
+    fn start(wiretap: &Arc<Intercept>, speech: &Speech, context: &ConnContext) -> Option<Self> {
         let slot = LaneSlot::take(&wiretap.stats)?;
         let (queue, waiting) = mpsc::channel(MAX_WAITING);
         let task = LaneTask::new(Arc::clone(wiretap), context.clone(), waiting, slot);
-        context.port.drain.spawn(task.run());
+        match speech {
+            Speech::Http2(_) => context.port.drain.spawn(http2::run(task)),
+            Speech::Http1 { .. } | Speech::Unread => context.port.drain.spawn(task.run()),
+        }
         Some(Self {
             wiretap: Arc::clone(wiretap),
             queue,
@@ -115,6 +125,14 @@ impl Copies {
             self.0.retain_mut(|copy| copy.push(piece.clone()));
         }
         !self.0.is_empty()
+    }
+
+    /// Completes every copy of an HTTP/2 request by its trailers.
+    pub(crate) fn finish_with(self, trailers: &HeaderMap) {
+        for copy in self.0 {
+            copy.put_trailers(trailers.clone());
+            copy.finish();
+        }
     }
 
     /// Completes every copy. Dropping them instead breaks them off.

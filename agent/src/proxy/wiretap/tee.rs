@@ -25,7 +25,7 @@ pub(crate) fn tee(down: Conn, first: &[u8], context: &ConnContext) -> Conn {
         return down;
     }
     let mut lanes = Lanes::default();
-    let Some(mut copies) = lanes.begin(&wiretaps, Speech::Unread, context) else {
+    let Some(mut copies) = lanes.begin(&wiretaps, &Speech::Unread, context) else {
         return down;
     };
     copies.push(first);

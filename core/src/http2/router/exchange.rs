@@ -214,6 +214,11 @@ impl Router {
             return;
         };
         diversion.settle_credit(&mut self.to_caller);
+        if let Some(copying) = &mut self.copying
+            && end != StreamEnd::Complete
+        {
+            copying.end(stream);
+        }
         host.ended(stream, end);
         if let Some(id) = diverted.tunnel {
             if let Some(tunnel) = diversion.tunnels.get_mut(&id) {

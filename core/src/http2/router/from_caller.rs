@@ -74,7 +74,13 @@ impl Router {
     fn caller_payload<H: Host>(&mut self, c: &mut Cursor<'_>, host: &mut H) {
         let n = self.caller.advance(c.rest().len());
         match self.caller.rest {
-            Rest::Pass => c.pass(n),
+            Rest::Pass => {
+                if let Some(copying) = &mut self.copying {
+                    let bytes = c.rest().get(..n).unwrap_or_default();
+                    copying.payload(bytes, self.caller.left, host);
+                }
+                c.pass(n);
+            }
             Rest::Drop | Rest::Held => {
                 c.take(n);
             }
@@ -91,6 +97,9 @@ impl Router {
                 };
                 let body = bytes.get(..body).unwrap_or_default();
                 let ends = end && self.caller.left == 0;
+                if let Some(copying) = &mut self.copying {
+                    copying.tell(stream, body, ends, host);
+                }
                 match self.target(stream) {
                     Target::App(id) => {
                         self.late_data(id, body, bytes.len(), ends, c);
@@ -210,6 +219,9 @@ impl Router {
                 if self.is_watching() {
                     host.moved(head.stream, Side::Caller, head.length as usize);
                 }
+                if let Some(copying) = &mut self.copying {
+                    copying.frame(head, host);
+                }
                 if let Some(slot) = self.streams.note(head.stream, head, Side::Caller) {
                     self.app_stream_over(slot, StreamEnd::Complete, host);
                 }
@@ -252,6 +264,11 @@ impl Router {
         c.take(HEAD + usize::from(padded));
         self.caller.enter(head, Rest::Data { stream, pad, end });
         self.caller.left -= usize::from(padded);
+        if let Some(copying) = &mut self.copying
+            && self.caller.left == 0
+        {
+            copying.tell(stream, b"", end, host);
+        }
         if self.caller.left == 0 {
             self.request_data(stream, b"", usize::from(padded), end, host);
         } else if padded {

@@ -37,6 +37,8 @@ pub struct StreamRoute {
     pub way: Way,
     /// Its answer has to say why it went there.
     pub explains: bool,
+    /// Its request's body is told by [`Host::copied`].
+    pub copied: bool,
 }
 
 /// Outcome of a stream.
@@ -77,6 +79,12 @@ pub trait Host {
 
     /// Body bytes of a stream went on.
     fn moved(&mut self, stream: u32, from: Side, bytes: usize);
+
+    /// Body bytes of a request that is copied, as they come; `ends` with the last of them.
+    fn copied(&mut self, _stream: u32, _body: &[u8], _ends: bool) {}
+
+    /// Trailers of a request that is copied, which end it.
+    fn copied_trailers(&mut self, _stream: u32, _trailers: &FieldList) {}
 
     /// A stream that was looked at is over.
     fn ended(&mut self, stream: u32, end: StreamEnd);

@@ -67,7 +67,18 @@ impl Router {
         self.vouch(fields, true);
         let sound = !fields.has_overflowed() && request::is_sound(fields, ends);
         let routed = host.route(stream, &RequestHead::new(fields), sound);
-        let StreamRoute { way, explains } = routed;
+        let StreamRoute {
+            way,
+            explains,
+            copied,
+        } = routed;
+        if copied {
+            let copying = self.copying.get_or_insert_default();
+            copying.begin(stream);
+            if ends {
+                copying.tell(stream, b"", true, host);
+            }
+        }
         match way {
             Way::App => {
                 let mut slot = StreamSlot::new(stream, self.age());
@@ -199,6 +210,13 @@ impl Router {
     ) -> Forward {
         let stream = section.head.stream;
         self.vouch(fields, false);
+        if let Some(copying) = &mut self.copying
+            && copying.has(stream)
+            && section.head.ends_stream()
+        {
+            host.copied_trailers(stream, fields);
+            copying.end(stream);
+        }
         match self.target(stream) {
             Target::App(id) => {
                 if let Some(slot) = self.streams.note(stream, section.head, Side::Caller) {
@@ -240,6 +258,7 @@ impl Router {
     fn refuse<H: Host>(&mut self, stream: u32, code: u32, host: &mut H) {
         self.withhold(stream);
         self.reset_to_caller(stream, code);
+        self.stop_copying(stream);
         host.ended(stream, StreamEnd::Refused);
     }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use crate::http2::flood::FloodBudget;
 use crate::http2::frames::{self, DEFAULT_WINDOW, FrameHeader, HEAD, PREFACE, code};
 use crate::http2::hpack::{Field, FieldList, Form, HpackError, Recoder};
+use crate::http2::router::copying::Copying;
 use crate::http2::router::cursor::{Inbound, Rest};
 use crate::http2::router::diverted::Diversion;
 use crate::http2::router::host::{Host, StreamEnd};
@@ -83,6 +84,8 @@ pub struct Router {
     /// SETTINGS of ours that the caller has not answered.
     pub(super) own_settings: u32,
     pub(super) diversion: Option<Box<Diversion>>,
+    /// Requests that are copied; none before the first.
+    pub(super) copying: Option<Box<Copying>>,
     pub(super) leaving: Option<Box<Leaving>>,
     pub(super) vouched: Option<Box<VouchedField>>,
     pub(super) flood: Option<Box<FloodBudget>>,
@@ -138,6 +141,7 @@ impl Router {
             max_streams: None,
             own_settings: 0,
             diversion: None,
+            copying: None,
             leaving: None,
             vouched: None,
             flood: None,
@@ -414,8 +418,18 @@ impl Router {
         {
             diversion.withheld.restore(slot.id);
         }
+        if end != StreamEnd::Complete {
+            self.stop_copying(slot.id);
+        }
         if slot.watched {
             host.ended(slot.id, end);
+        }
+    }
+
+    /// Nothing more of a request is copied.
+    pub(super) fn stop_copying(&mut self, stream: u32) {
+        if let Some(copying) = &mut self.copying {
+            copying.end(stream);
         }
     }
 

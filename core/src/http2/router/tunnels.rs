@@ -127,6 +127,7 @@ impl Router {
         if self.app_gone {
             diversion.settle_credit(&mut self.to_caller);
             self.reset_to_caller(stream, code::REFUSED_STREAM);
+            self.stop_copying(stream);
             host.ended(stream, StreamEnd::Refused);
             return self.leave_at_once();
         }
