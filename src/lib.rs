@@ -4,7 +4,8 @@
 //! `system` combines the usual parts: a manager, an agent in front of an app, workstations. The
 //! parts by themselves: `programs` finds and builds ours, `process` runs and watches any, `ports`
 //! finds free ones, `sidecar` writes an agent's configuration, `apps` answer, `caller` asks, `pod`
-//! is a network namespace, `certs` makes certificates, `wait` waits for events, never for time.
+//! is a network namespace, `certs` makes certificates, `pace` is a steady caller beside abuse,
+//! `wait` waits for events, never for time.
 //!
 //! All functions block, and panic with a reason.
 
@@ -13,6 +14,7 @@
 pub mod apps;
 pub mod caller;
 pub mod certs;
+pub mod pace;
 pub mod pod;
 pub mod ports;
 pub mod process;

@@ -247,6 +247,103 @@ async fn a_flood_of_new_callers_leaves_nobody_unanswered() {
     .await;
 }
 
+/// An app on some of the loopback addresses, with a socket for each; gone when dropped.
+struct OnFamilies(tokio::task::JoinSet<()>);
+
+impl OnFamilies {
+    async fn start(addresses: &[&str], port: u16) -> Self {
+        let mut tasks = tokio::task::JoinSet::new();
+        for address in addresses {
+            let socket = UdpSocket::bind((*address, port)).await.unwrap();
+            tasks.spawn(async move {
+                let mut buf = [0; 100];
+                // An answer that could not be delivered is reported here.
+                loop {
+                    if let Ok((n, from)) = socket.recv_from(&mut buf).await {
+                        let said = String::from_utf8_lossy(&buf[..n]).into_owned();
+                        let _ = socket
+                            .send_to(format!("{from} {said}").as_bytes(), from)
+                            .await;
+                    }
+                }
+            });
+        }
+        Self(tasks)
+    }
+
+    async fn end(mut self) {
+        self.0.shutdown().await;
+    }
+}
+
+const IPV4: &str = "127.0.0.1";
+const IPV6: &str = "::1";
+
+/// A port of both families in front of an app that is configured by an address of one.
+async fn in_front_of(configured: &str) -> (Agent, u16) {
+    let port = harness::ports::free();
+    let app = SocketAddr::new(configured.parse().unwrap(), port);
+    let mut shared = context(app, FakeTunnels::away());
+    shared.transport = Transport::Udp;
+    let shared = Arc::new(shared);
+    let socket = UdpSocket::bind("[::]:0").await.unwrap();
+    let addr = socket.local_addr().unwrap();
+    let limits = UdpLimits::default();
+    let task = tokio::spawn(udp::serve(socket, shared.clone(), limits));
+    (Agent { addr, shared, task }, port)
+}
+
+/// Asks in a family; returns the one in which the app was asked.
+async fn family_of_answer(agent: &Agent, asked: &str) -> &'static str {
+    let address = SocketAddr::new(asked.parse().unwrap(), agent.addr.port());
+    let peer = ask(&caller(address).await, "x").await;
+    let peer: SocketAddr = peer.parse().unwrap();
+    if peer.is_ipv4() { IPV4 } else { IPV6 }
+}
+
+#[tokio::test]
+async fn an_app_is_asked_in_the_family_of_its_caller_else_where_it_listens() {
+    for (configured, other) in [(IPV4, IPV6), (IPV6, IPV4)] {
+        let (agent, port) = in_front_of(configured).await;
+        // In this order: what one app has taught must not hold for the next.
+        for listens in [
+            &[configured][..],
+            &[other],
+            &[configured, other],
+            &[configured],
+        ] {
+            let app = OnFamilies::start(listens, port).await;
+            for asked in [other, configured, other] {
+                // Who asks where nobody listens, is not answered without us either, unless the
+                // app is where it is configured to be.
+                let expected = if listens.contains(&asked) {
+                    asked
+                } else {
+                    configured
+                };
+                if listens.contains(&expected) {
+                    let place = format!("{configured}: {listens:?} asked at {asked}");
+                    assert_eq!(family_of_answer(&agent, asked).await, expected, "{place}");
+                }
+            }
+            app.end().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_known_caller_follows_an_app_that_moves_to_the_other_family() {
+    let (agent, port) = in_front_of(IPV4).await;
+    let caller = caller(SocketAddr::new(IPV6.parse().unwrap(), agent.addr.port())).await;
+    for (listens, prefix) in [(IPV4, "127."), (IPV6, "[::1]"), (IPV4, "127.")] {
+        let app = OnFamilies::start(&[listens], port).await;
+        let peer = ask(&caller, listens).await;
+        assert!(peer.starts_with(prefix), "{listens}: {peer}");
+        app.end().await;
+    }
+    assert_eq!(agent.shared.metrics.udp_flows.get(), 1);
+}
+
 async fn hears(far: &mut FarEnd) -> Bytes {
     match Message::decode(
         timeout(WAIT_TIMEOUT, far.from_agent.recv())

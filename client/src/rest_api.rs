@@ -25,8 +25,10 @@ use crate::report::note;
 
 /// Variable of the app's environment with the port.
 const PORT: &str = "TELEPRESENCE_API_PORT";
-/// Time a connection may take to send a request head.
+/// Time a connection may take to send a request head, and as much for a form.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// Maximum number of connections; more wait in the accept queue.
+const MAX_CONNECTIONS: usize = 64;
 
 /// The API of one intercept; ends when dropped.
 #[derive(Debug)]
@@ -115,9 +117,12 @@ impl Own {
         let form = "application/x-www-form-urlencoded";
         let is_form = |kind: &HeaderValue| kind.as_bytes().starts_with(form.as_bytes());
         let form = if head.headers.get(CONTENT_TYPE).is_some_and(is_form) {
-            // A form that is too large or breaks off counts as none.
-            let body = Limited::new(body, MAX_FORM).collect().await;
-            body.map_or_else(|_| Bytes::new(), |body| body.to_bytes())
+            // A form that is too large, breaks off or does not come counts as none.
+            let body = tokio::time::timeout(HEAD_TIMEOUT, Limited::new(body, MAX_FORM).collect());
+            body.await
+                .ok()
+                .and_then(Result::ok)
+                .map_or_else(Bytes::new, |body| body.to_bytes())
         } else {
             Bytes::new()
         };
@@ -147,7 +152,7 @@ async fn serve(listener: TcpListener, own: Arc<Own>) {
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => accepted,
             // Those that have ended are forgotten.
             Some(_) = connections.join_next() => continue,
         };
@@ -197,6 +202,26 @@ mod tests {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         answer
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_form_that_does_not_come_is_not_waited_for() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let (_api, address) = RestApi::on(0, &InterceptInfo::default()).await.unwrap();
+        let mut waiting = Vec::new();
+        for _ in 0..MAX_CONNECTIONS + 1 {
+            let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+            let head = "POST /consume-here HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\
+                content-type: application/x-www-form-urlencoded\r\n\r\n";
+            stream.write_all(head.as_bytes()).await.unwrap();
+            waiting.push(stream);
+        }
+        // The last one has a place only when others are done.
+        for mut stream in waiting {
+            let mut answer = [0; 15];
+            stream.read_exact(&mut answer).await.unwrap();
+            assert_eq!(&answer, b"HTTP/1.1 200 OK");
+        }
     }
 
     #[tokio::test(flavor = "multi_thread")]

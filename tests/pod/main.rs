@@ -2,6 +2,8 @@
 //! workstation elsewhere, and callers on both sides, for each way of programming the redirect.
 #![allow(clippy::unwrap_used)] // A test that cannot go on panics.
 
+mod families;
+
 use std::fs::Permissions;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt as _;

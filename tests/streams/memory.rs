@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use harness::caller::Caller;
+use harness::pace::{Calls, Pace};
 use harness::ports;
 use harness::sidecar::Port;
 use harness::system::System;
@@ -191,6 +193,20 @@ async fn callers_without_window_cost_little_and_give_it_back() {
         (ruled, "through tunnels", &[true]),
         (ruled, "half through tunnels", &[false, true]),
     ];
+    // Somebody else, at each port in turn, 200 times a second.
+    let pid = system.agent.process.pid();
+    let steady = move || {
+        let mut callers = [ruled, free].map(|address| Caller::connect(address).unwrap());
+        let mut turn = 0;
+        move || {
+            turn += 1;
+            let answer = callers[turn % 2].get("/", &[]);
+            let answer = answer.map_err(|error| error.to_string())?;
+            (answer.status == 200).then_some(()).ok_or(answer.head)
+        }
+    };
+    let control = tokio::task::spawn_blocking(move || Calls::control(pid, steady()));
+    let control = control.await.unwrap();
     // Once for all: what one kind of callers leaves behind, the next has to make do with.
     let before = settled(&system).await;
     for stall in [
@@ -199,6 +215,7 @@ async fn callers_without_window_cost_little_and_give_it_back() {
         Stall::NotRead,
     ] {
         for (address, how, devs) in rows {
+            let pace = Pace::start(pid, steady());
             let asking = (0..CALLERS).map(|_| async {
                 let mut caller = RawCaller::connect(address, stall).await;
                 for n in 0..STREAMS {
@@ -211,6 +228,7 @@ async fn callers_without_window_cost_little_and_give_it_back() {
                 caller
             });
             let callers = futures_util::future::join_all(asking).await;
+            let calls = tokio::task::spawn_blocking(|| pace.end()).await.unwrap();
             let grown = settled(&system).await.saturating_sub(before);
             eprintln!("{stall:?}, {how}: {} KiB", grown / 1024);
             let most = match stall {
@@ -218,6 +236,7 @@ async fn callers_without_window_cost_little_and_give_it_back() {
                 _ => MAX_STALLED,
             };
             assert!(grown < most, "{stall:?}, {how}: {grown} bytes");
+            calls.assert_unharmed(&control, most >> 10);
             drop(callers);
             until_free(&system).await;
         }

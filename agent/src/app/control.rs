@@ -110,7 +110,8 @@ impl ControlPath<'_> {
     fn dialer(&self, files: FileService) -> Dialer {
         let settings = self.settings;
         let sftp_port = files.sftp_port;
-        let ports = [self.admin_port, self.grpc.port, sftp_port];
+        let metrics_port = settings.metrics_port.unwrap_or(0);
+        let ports = [self.admin_port, self.grpc.port, metrics_port, sftp_port];
         let own = ports.into_iter().filter(|port| *port != 0);
         let policy = DialPolicy::new(settings.dial_allow.clone()).with_own(own, settings.pod_ip);
         let files = settings.pod_ip.filter(|_| sftp_port != 0);

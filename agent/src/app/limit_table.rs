@@ -211,7 +211,7 @@ const FIXED: &[FixedLimit] = &[
         "the environment is left out, exclude large variables to have the rest",
     ),
     fixed(
-        "Dials for workstations to a port of the agent itself (admin, API, volumes that no intercept offers)",
+        "Dials for workstations to a port of the agent itself (admin, API, metrics; volumes but at the pod's address)",
         || "refused".to_owned(),
         "traffic_agent_control_limits_total{limit=\"dial_own_port\"}",
         "dial refused: the destination is a port of this agent",

@@ -4,7 +4,6 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -45,13 +44,12 @@ pub struct Dialer {
     metrics: Arc<ControlMetrics>,
 }
 
-/// The file server's port, which workstations reach by the pod's address, as long as an intercept
-/// has told them so.
+/// The file server's port, which workstations reach by the pod's address alone. It is announced with
+/// the agent and not only with an intercept: `telepresence ingest` mounts volumes without one.
 #[derive(Debug)]
 struct FilePort {
     address: IpAddr,
     port: u16,
-    is_offered: AtomicBool,
 }
 
 /// A place among the dialled connections, kept until the connection ends, or among those that are
@@ -77,19 +75,11 @@ impl Dialer {
             files: files.map(|(address, port)| FilePort {
                 address: address.to_canonical(),
                 port,
-                is_offered: AtomicBool::new(false),
             }),
             places: Arc::new(Semaphore::new(limits.dialled_connections)),
             under_way: Semaphore::new(limits.dials),
             refusals: Arc::new(Semaphore::new(limits.dials)),
             metrics,
-        }
-    }
-
-    /// Says if an intercept of this pod offers its owner the volumes.
-    pub(crate) fn offer_files(&self, offered: bool) {
-        if let Some(files) = &self.files {
-            files.is_offered.store(offered, Ordering::Relaxed);
         }
     }
 
@@ -152,12 +142,12 @@ impl Dialer {
 
     fn check(&self, conn_id: ConnId) -> Result<(), DialRefusal> {
         let destination = conn_id.destination();
-        let is_offered = |files: &FilePort| {
-            files.port == destination.port()
+        let leads_there = |files: &FilePort| {
+            conn_id.transport() == Transport::Tcp
+                && files.port == destination.port()
                 && files.address == destination.ip().to_canonical()
-                && files.is_offered.load(Ordering::Relaxed)
         };
-        if self.files.as_ref().is_some_and(is_offered) {
+        if self.files.as_ref().is_some_and(leads_there) {
             return Ok(());
         }
         self.policy.check(conn_id.transport(), destination)

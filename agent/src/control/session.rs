@@ -189,10 +189,6 @@ impl Live<'_> {
             self.context.metrics.reviews.inc();
             self.send(review);
         }
-        // Nobody has been told of the volumes any more.
-        if !snapshot.values().any(is_alive) {
-            self.context.dialer.offer_files(false);
-        }
         Ok(published)
     }
 

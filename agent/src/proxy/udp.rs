@@ -5,6 +5,7 @@
 //! at once, while late answers from the former upstream still reach it for a moment. All flows of a
 //! listening socket run in the task that reads it.
 
+mod app_end;
 mod flow;
 pub mod packet;
 mod table;
@@ -22,6 +23,7 @@ use tokio::time::Instant;
 
 use crate::proxy::context::PortContext;
 use crate::proxy::listener::bind;
+use crate::proxy::udp::app_end::OneFamily;
 pub use crate::proxy::udp::flow::UdpLimits;
 use crate::proxy::udp::flow::{Flow, FlowFuture, FlowKey, Reply};
 use crate::proxy::udp::packet::Received;
@@ -48,6 +50,7 @@ pub async fn serve(
         socket: Arc::new(socket),
         shared: shared.clone(),
         limits,
+        one_family: OneFamily::default(),
         flows: FlowTable::new(limits.flows),
         running: FuturesUnordered::new(),
         started: 0,
@@ -71,6 +74,7 @@ struct Server {
     socket: Arc<UdpSocket>,
     shared: Arc<PortContext>,
     limits: UdpLimits,
+    one_family: OneFamily,
     /// Target of each caller's next datagram.
     flows: FlowTable,
     /// Work of all flows, including replaced ones that still bring answers.
@@ -144,6 +148,7 @@ impl Server {
                 intercept,
                 reply,
                 self.limits,
+                self.one_family.clone(),
             )),
             None => self.start_to_app(&reply),
         };
@@ -167,7 +172,10 @@ impl Server {
 
     /// Starts a flow to the app. Where descriptors have run out, flows give way as at the limit.
     fn start_to_app(&mut self, reply: &Reply) -> io::Result<(Flow, flow::Work)> {
-        let started = flow::to_app(self.shared.clone(), reply.clone(), self.limits);
+        let one_family = self.one_family.clone();
+        let (shared, limits) = (self.shared.clone(), self.limits);
+        let start = || flow::to_app(shared.clone(), reply.clone(), limits, &one_family);
+        let started = start();
         if started.as_ref().is_err_and(bind::is_exhausted) {
             self.flows.evict();
             self.say_full();
@@ -175,7 +183,7 @@ impl Server {
             while let Some(Some((key, id))) = self.running.next().now_or_never() {
                 self.forget(key, id);
             }
-            return flow::to_app(self.shared.clone(), reply.clone(), self.limits);
+            return start();
         }
         started
     }

@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use traffic_proto::agent::agent_client::AgentClient;
@@ -14,8 +15,8 @@ use traffic_proto::tunnel::{Message, StreamInfo};
 
 use crate::WAIT_TIMEOUT;
 use crate::fake::{Fake, Wire, intercept, outgoing};
-use crate::pod::Pod;
-use crate::steady::{Control, Steady};
+use crate::pod::{Pod, free_ports};
+use crate::steady::Control;
 
 async fn pod(limits: &str) -> (Fake, Pod, mpsc::Receiver<(StreamInfo, Wire)>) {
     let (fake, dialled) = Fake::start("127.0.0.1:0".parse().unwrap()).await;
@@ -59,10 +60,12 @@ async fn verdict_of(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_reaches_the_agents_own_ports_through_it() {
-    let (fake, pod, mut dialled) = pod("").await;
-    let steady = Steady::start(&pod);
+    let [metrics_port] = free_ports();
+    let (fake, pod, mut dialled) = pod(&format!("metrics: {{port: {metrics_port}}}")).await;
+    let control = Control::of(&pod).await;
+    let steady = control.beside(&pod);
     let mut refused = 0;
-    for port in [pod.admin_port(), pod.api_port()] {
+    for port in [pod.admin_port(), pod.api_port(), metrics_port] {
         for ip in [
             "127.0.0.1",
             "127.0.0.9",
@@ -100,7 +103,7 @@ async fn nobody_reaches_the_agents_own_ports_through_it() {
     // Everything else of the pod is dialled as ever.
     let app = SocketAddr::from(([127, 0, 0, 1], pod.app_port));
     assert_eq!(verdict(&fake, &mut dialled, app).await, Message::DialOk);
-    assert!(steady.stop().await >= 50);
+    steady.unharmed(&control).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -128,7 +131,7 @@ async fn link_local_addresses_are_dialled_only_where_that_is_allowed() {
 async fn dials_beyond_the_limit_are_refused_and_callers_do_not_notice() {
     let (fake, pod, mut dialled) = pod("limits: {dialledConnections: 8}").await;
     let control = Control::of(&pod).await;
-    let steady = Steady::start(&pod);
+    let steady = control.beside(&pod);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let destination = listener.local_addr().unwrap();
     let mut held = Vec::new();
@@ -169,7 +172,115 @@ async fn dials_beyond_the_limit_are_refused_and_callers_do_not_notice() {
             "no place is given back"
         );
     }
-    steady.unharmed(&pod, &control).await;
+    steady.unharmed(&control).await;
+}
+
+/// Dials that are asked for in all, of which a quarter of the descriptors' number may be held.
+const HELD_DIALS: u16 = 1_100;
+/// Descriptors that the agent may have, and callers at once, two descriptors each.
+const DESCRIPTORS: usize = 1_024;
+const CALLERS: usize = 300;
+
+/// Workstations hold as many connections as they get and ask for names meanwhile, in a pod with few
+/// descriptors: callers get theirs.
+#[tokio::test(flavor = "multi_thread")]
+async fn held_dials_and_questions_leave_callers_their_descriptors() {
+    let (fake, mut dialled) = Fake::start("127.0.0.1:0".parse().unwrap()).await;
+    let prefix = ["prlimit".to_owned(), format!("--nofile={DESCRIPTORS}")];
+    let pod = Pod::start_behind(&prefix, fake.address, "").await;
+    fake.until("the watches", |s| {
+        s.watched.contains(&"dials") && s.watched.contains(&"questions")
+    })
+    .await;
+    let control = Control::of(&pod).await;
+    let steady = control.beside(&pod);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let destination = listener.local_addr().unwrap();
+    let accepting = tokio::spawn(async move {
+        let mut accepted = Vec::new();
+        while let Ok((socket, _)) = listener.accept().await {
+            accepted.push(socket);
+        }
+    });
+    let mut held = Vec::new();
+    let mut rejected = 0;
+    for n in 1..=HELD_DIALS {
+        for question in 0..5 {
+            ask_for(&fake, &format!("name-{n}-{question}.invalid."));
+        }
+        fake.dial(conn(n, destination));
+        let asked = tokio::time::timeout(WAIT_TIMEOUT, dialled.recv()).await;
+        let (_, mut wire) = asked.unwrap_or_else(|_| panic!("dial {n}")).unwrap();
+        match wire.next().await {
+            Message::DialOk => held.push(wire),
+            Message::DialReject => rejected += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(held.len(), DESCRIPTORS / 4);
+    assert_eq!(rejected + held.len(), usize::from(HELD_DIALS));
+    let mut callers = Vec::new();
+    for _ in 0..CALLERS {
+        let caller = tokio::net::TcpStream::connect(("127.0.0.1", pod.agent_port));
+        callers.push(caller.await.unwrap());
+    }
+    let served = callers.into_iter().map(|mut caller| async move {
+        let request = b"GET / HTTP/1.1\r\nhost: web\r\n\r\n";
+        caller.write_all(request).await.unwrap();
+        let mut answer = [0; 64];
+        let count = caller.read(&mut answer).await.unwrap();
+        assert!(answer[..count].ends_with(b"app"), "{count} bytes");
+        caller
+    });
+    let callers = futures_util::future::join_all(served).await;
+    assert_eq!(pod.port_stat("limits.descriptors").await, 0);
+    let refused = pod.stat("traffic_agent.limits.dialled_connections").await;
+    assert_eq!(refused, rejected as u64);
+    assert!(!fake.seen().answers.is_empty(), "questions are answered");
+    assert!(!pod.lines("raise dialledConnections").is_empty());
+    steady.unharmed(&control).await;
+    accepting.abort();
+    drop((callers, held));
+}
+
+fn ask_for(fake: &Fake, name: &str) {
+    let _ = fake.questions.send(DnsRequest {
+        name: name.to_owned(),
+        r#type: 1,
+        ..DnsRequest::default()
+    });
+}
+
+/// `telepresence ingest` mounts volumes without an intercept, by what the agent says when it
+/// arrives; by the pod's address alone, as it is told.
+#[tokio::test(flavor = "multi_thread")]
+async fn volumes_are_reached_at_the_pods_address_without_an_intercept() {
+    let (fake, mut dialled) = Fake::start("127.0.0.1:0".parse().unwrap()).await;
+    let root = crate::pod::new_root();
+    let folder = root.path().join("tel_app_mounts/app/data");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("hello"), "hello").unwrap();
+    let environment = [("A_TELEPRESENCE_MOUNTS", "/data")];
+    let pod = Pod::start_in(root, fake.address, &environment).await;
+    let seen = fake
+        .until("the watch", |s| s.watched.contains(&"dials"))
+        .await;
+    let port = u16::try_from(seen.arrivals[0].sftp_port).unwrap();
+    assert_ne!(port, 0);
+    let said = verdict(&fake, &mut dialled, ([127, 0, 0, 9], port).into()).await;
+    assert_eq!(said, Message::DialReject, "another address");
+    assert_eq!(pod.stat("traffic_agent.limits.dial_own_port").await, 1);
+    fake.dial(conn(4712, ([127, 0, 0, 1], port).into()));
+    let (_, mut wire) = dialled.recv().await.unwrap();
+    assert_eq!(wire.next().await, Message::DialOk);
+    // SSH_FXP_INIT and SSH_FXP_VERSION of SFTP, version 3.
+    let init = [0, 0, 0, 5, 1, 0, 0, 0, 3];
+    wire.send(Message::Normal(bytes::Bytes::copy_from_slice(&init)))
+        .await;
+    match wire.next().await {
+        Message::Normal(answer) => assert_eq!(answer[4..9], [2, 0, 0, 0, 3]),
+        other => panic!("{other:?}"),
+    }
 }
 
 /// Every one of 100 rejections arrives, and behind it the orderly end of the call: by the manager, and
@@ -217,14 +328,10 @@ async fn a_rejection_always_arrives() {
 async fn a_flood_of_questions_is_cut_and_costs_neither_threads_nor_descriptors() {
     let (fake, pod, _dialled) = pod("limits: {dnsQuestions: 4}").await;
     let control = Control::of(&pod).await;
-    let steady = Steady::start(&pod);
+    let steady = control.beside(&pod);
     let threads = pod.threads();
     for n in 0..5_000 {
-        let _ = fake.questions.send(DnsRequest {
-            name: format!("name-{n}.invalid."),
-            r#type: 1,
-            ..DnsRequest::default()
-        });
+        ask_for(&fake, &format!("name-{n}.invalid."));
         if n % 8 == 0 {
             tokio::task::yield_now().await;
         }
@@ -233,11 +340,7 @@ async fn a_flood_of_questions_is_cut_and_costs_neither_threads_nor_descriptors()
     let deadline = tokio::time::Instant::now() + WAIT_TIMEOUT;
     while pod.stat("traffic_agent.limits.dns_questions").await == 0 {
         assert!(tokio::time::Instant::now() < deadline, "never cut");
-        let _ = fake.questions.send(DnsRequest {
-            name: "once-more.invalid.".to_owned(),
-            r#type: 1,
-            ..DnsRequest::default()
-        });
+        ask_for(&fake, "once-more.invalid.");
     }
     pod.until("what is said", |pod| {
         !pod.lines("raise dnsQuestions").is_empty()
@@ -245,7 +348,7 @@ async fn a_flood_of_questions_is_cut_and_costs_neither_threads_nor_descriptors()
     .await;
     assert_eq!(pod.threads(), threads);
     assert!(pod.descriptors() < 100, "{}", pod.descriptors());
-    steady.unharmed(&pod, &control).await;
+    steady.unharmed(&control).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,7 +8,7 @@ use traffic_proto::manager::{InterceptDispositionType as Disposition, InterceptI
 
 use crate::fake::{Fake, intercept};
 use crate::pod::Pod;
-use crate::steady::{Control, Steady};
+use crate::steady::Control;
 
 /// Time within which `/ready` has to be answered, however busy the agent is.
 const READY_TIMEOUT: Duration = Duration::from_millis(500);
@@ -33,7 +33,7 @@ fn with_patterns(pod: &Pod, disposition: Disposition, count: usize) -> Intercept
 async fn an_intercept_of_ten_thousand_patterns_is_refused_and_costs_nothing() {
     let (fake, pod) = pod("").await;
     let control = Control::of(&pod).await;
-    let steady = Steady::start(&pod);
+    let steady = control.beside(&pod);
     fake.show(&[with_patterns(&pod, Disposition::Waiting, 10_000)]);
     let seen = fake.until("the review", |s| !s.reviews.is_empty()).await;
     let review = &seen.reviews[0];
@@ -50,14 +50,14 @@ async fn an_intercept_of_ten_thousand_patterns_is_refused_and_costs_nothing() {
     for _ in 0..50 {
         assert_eq!(pod.ask("x-dev: a\r\n").await.unwrap(), "app");
     }
-    steady.unharmed(&pod, &control).await;
+    steady.unharmed(&control).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn patterns_that_are_few_and_large_are_bounded_by_their_memory() {
     let (fake, pod) = pod("").await;
     let control = Control::of(&pod).await;
-    let steady = Steady::start(&pod);
+    let steady = control.beside(&pod);
     let mut large = with_patterns(&pod, Disposition::Waiting, 0);
     large.spec.as_mut().unwrap().path_filters = (0..32)
         .map(|n| format!(":path-regex:(/[a-z]{{1,40}}){{1,20}}x{n}"))
@@ -69,7 +69,7 @@ async fn patterns_that_are_few_and_large_are_bounded_by_their_memory() {
         message.contains("patternBytes") || message.contains("compiled"),
         "{message}"
     );
-    steady.unharmed(&pod, &control).await;
+    steady.unharmed(&control).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -77,7 +77,7 @@ async fn thousands_of_waiting_intercepts_are_reviewed_while_ready_is_answered() 
     let (fake, pod) = pod("").await;
     let control = Control::of(&pod).await;
     for crowd in [1_000, 2_000] {
-        let steady = Steady::start(&pod);
+        let steady = control.beside(&pod);
         let waiting: Vec<_> = (0..crowd)
             .map(|n| {
                 let (name, value) = (format!("i{crowd}-{n}"), n.to_string());
@@ -107,7 +107,7 @@ async fn thousands_of_waiting_intercepts_are_reviewed_while_ready_is_answered() 
         };
         assert!(of(true) <= 50 * 2, "{} accepted", of(true));
         assert!(of(false) >= crowd - 50, "{} refused", of(false));
-        steady.unharmed(&pod, &control).await;
+        steady.unharmed(&control).await;
         fake.show(&[]);
     }
     assert!(pod.stat("traffic_agent.limits.intercepts").await > 0);
@@ -116,7 +116,8 @@ async fn thousands_of_waiting_intercepts_are_reviewed_while_ready_is_answered() 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_review_that_is_not_taken_is_sent_until_it_is() {
     let (fake, pod) = pod("").await;
-    let steady = Steady::start(&pod);
+    let control = Control::of(&pod).await;
+    let steady = control.beside(&pod);
     for failures in [1, 3] {
         fake.script(|script| script.failing_reviews = failures);
         let name = format!("after-{failures}");
@@ -137,7 +138,7 @@ async fn a_review_that_is_not_taken_is_sent_until_it_is() {
         !pod.lines("did not take the review").is_empty()
     })
     .await;
-    assert!(steady.stop().await >= 50);
+    steady.unharmed(&control).await;
 }
 
 /// Gives the agent an environment of 4.5 MB, more than a message may have.
@@ -154,7 +155,7 @@ async fn a_review_too_large_for_the_manager_is_sent_without_the_environment() {
     fake.until("the watch", |s| s.watched.contains(&"deltas"))
         .await;
     let control = Control::of(&pod).await;
-    let steady = Steady::start(&pod);
+    let steady = control.beside(&pod);
     fake.show(&[intercept(
         "i",
         Disposition::Waiting,
@@ -170,5 +171,5 @@ async fn a_review_too_large_for_the_manager_is_sent_without_the_environment() {
     assert_eq!(pod.stat("traffic_agent.limits.message_size").await, 2);
     let arrival = &seen.arrivals[0];
     assert!(arrival.containers["app"].environment.is_empty());
-    steady.unharmed(&pod, &control).await;
+    steady.unharmed(&control).await;
 }

@@ -7,6 +7,7 @@ mod fake;
 mod guard_rails;
 mod pod;
 
+mod abuse;
 mod arrival;
 mod dials;
 mod direct;

@@ -1,7 +1,9 @@
 //! Crowds of slow connections near the memory limit, beside a caller with a connection of its own; and
 //! what an attached workstation takes.
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tonic::Streaming;
 use tonic::transport::Channel;
@@ -10,25 +12,26 @@ use traffic_proto::manager::{DialRequest, InterceptDispositionType as Dispositio
 
 use crate::fake::{Fake, intercept};
 use crate::pod::Pod;
+use crate::steady::{Caller, Control};
 
 /// Callers in the crowd; far more than the limits of these tests admit.
 const CROWD: usize = 1_500;
+/// Memory that the agent may take beyond what it has at rest.
+const HEADROOM: usize = 20 << 20;
+/// Room in the address space; what of it becomes resident is bounded by the limit alone.
+const ADDRESS_ROOM: usize = 32 << 20;
 /// What each says and then no more: most of a head, so that it has to be kept.
 const PART_OF_A_HEAD: usize = 24 * 1024;
 
-async fn exchange(socket: &mut TcpStream) {
-    let request = b"GET / HTTP/1.1\r\nhost: web\r\n\r\n";
-    socket.write_all(request).await.unwrap();
-    let mut answer = vec![0; 256];
-    let n = socket.read(&mut answer).await.unwrap();
-    assert!(answer[..n].ends_with(b"app"), "{:?}", &answer[..n]);
-}
-
-/// Slow callers, all of them at once; those that are refused are gone at once.
+/// Slow callers, soon all of them at once; those that are refused are gone at once. They come a few at
+/// a time, since it is memory and no processor that they are to take.
 async fn crowd(pod: &Pod) -> Vec<TcpStream> {
     let head = format!("GET / HTTP/1.1\r\nx-long: {}", "x".repeat(PART_OF_A_HEAD));
     let mut crowd = Vec::new();
-    for _ in 0..CROWD {
+    for n in 0..CROWD {
+        if n % 10 == 0 {
+            tokio::time::sleep(Duration::from_millis(15)).await;
+        }
         // One that is refused may learn it before it is connected.
         if let Ok(mut socket) = TcpStream::connect(("127.0.0.1", pod.agent_port)).await {
             let _ = socket.write_all(head.as_bytes()).await;
@@ -38,30 +41,27 @@ async fn crowd(pod: &Pod) -> Vec<TcpStream> {
     crowd
 }
 
-/// Lets the crowd come; new connections are refused, open ones served, and afterwards all is well.
-async fn withstands(pod: &Pod) {
-    let mut kept = TcpStream::connect(("127.0.0.1", pod.agent_port))
-        .await
-        .unwrap();
-    exchange(&mut kept).await;
+/// Lets the crowd come; new connections are refused, one that is open is served as before.
+async fn withstands(pod: &Pod, most_kib: u64) {
+    let control = Control::by(Caller::Kept, pod).await;
+    let steady = control.beside(pod);
     let crowd = crowd(pod).await;
-    for _ in 0..50 {
-        exchange(&mut kept).await;
-    }
-    let refused = pod.port_stat("limits.memory").await;
-    assert!(refused > 0, "nobody was refused");
-    assert!(!pod.lines("memory limit near").is_empty());
+    pod.until("somebody to be refused", |pod| {
+        !pod.lines("memory limit near").is_empty()
+    })
+    .await;
+    assert!(pod.port_stat("limits.memory").await > 0);
     drop(crowd);
-    exchange(&mut kept).await;
+    steady.unharmed_within(&control, most_kib).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn near_the_configured_limit_new_connections_are_refused() {
     let (fake, _dialled) = Fake::start("127.0.0.1:0".parse().unwrap()).await;
     let idle = Pod::start(fake.address, "").await;
-    let limit = idle.memory("VmRSS") + (24 << 20);
+    let limit = idle.memory("VmRSS") + HEADROOM;
     let pod = Pod::start(fake.address, &format!("limits: {{memory: {limit}}}")).await;
-    withstands(&pod).await;
+    withstands(&pod, 24 << 10).await;
     assert!(
         pod.memory("VmHWM") < limit,
         "{} {limit}",
@@ -74,10 +74,10 @@ async fn near_the_configured_limit_new_connections_are_refused() {
 async fn near_the_end_of_the_address_space_nothing_aborts() {
     let (fake, _dialled) = Fake::start("127.0.0.1:0".parse().unwrap()).await;
     let idle = Pod::start(fake.address, "").await;
-    let limit = idle.memory("VmSize") + (32 << 20);
+    let limit = idle.memory("VmSize") + ADDRESS_ROOM;
     let prefix = ["prlimit".to_owned(), format!("--as={limit}")];
     let pod = Pod::start_behind(&prefix, fake.address, "").await;
-    withstands(&pod).await;
+    withstands(&pod, 64 << 10).await;
     assert_eq!(pod.end().await, 0);
 }
 

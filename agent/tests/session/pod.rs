@@ -51,7 +51,7 @@ impl Pod {
 
     /// The same with more ports, undeclared, whose apps are others.
     pub async fn start_beside(ports: &[u16], manager: SocketAddr) -> Self {
-        let (mut pod, unread) = Self::spawn(&[], ports, manager, "", &[]).await;
+        let (mut pod, unread) = Self::spawn(new_root(), &[], ports, manager, "", &[]).await;
         drop(unread.output);
         pod.read(unread.error);
         pod
@@ -59,7 +59,7 @@ impl Pod {
 
     /// The same as the first behind a program that starts it in a limited way.
     pub async fn start_behind(prefix: &[String], manager: SocketAddr, extra: &str) -> Self {
-        let (mut pod, unread) = Self::spawn(prefix, &[], manager, extra, &[]).await;
+        let (mut pod, unread) = Self::spawn(new_root(), prefix, &[], manager, extra, &[]).await;
         drop(unread.output);
         pod.read(unread.error);
         pod
@@ -71,17 +71,29 @@ impl Pod {
         extra: &str,
         environment: &[(&str, &str)],
     ) -> (Self, Unread) {
-        Self::spawn(&[], &[], manager, extra, environment).await
+        Self::spawn(new_root(), &[], &[], manager, extra, environment).await
+    }
+
+    /// The same as the first with more environment, in a file system that has something already.
+    pub async fn start_in(
+        root: TempDir,
+        manager: SocketAddr,
+        environment: &[(&str, &str)],
+    ) -> Self {
+        let (mut pod, unread) = Self::spawn(root, &[], &[], manager, "", environment).await;
+        drop(unread.output);
+        pod.read(unread.error);
+        pod
     }
 
     async fn spawn(
+        root: TempDir,
         prefix: &[String],
         ports: &[u16],
         manager: SocketAddr,
         extra: &str,
         environment: &[(&str, &str)],
     ) -> (Self, Unread) {
-        let root = tempfile::tempdir().unwrap();
         let app_port = serve_app().await;
         let [agent_port] = free_ports();
         let mut config = format!(
@@ -193,6 +205,11 @@ impl Pod {
         u16::try_from(ports["admin"].as_u64().unwrap()).unwrap()
     }
 
+    /// The agent's process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Number of the agent's threads.
     pub fn threads(&self) -> usize {
         self.entries_of("task")
@@ -289,6 +306,11 @@ impl Drop for Pod {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A file system with nothing in it.
+pub fn new_root() -> TempDir {
+    tempfile::tempdir().unwrap()
 }
 
 /// Sends one HTTP/1.1 request on its own connection and returns the response body.

@@ -4,6 +4,7 @@ use std::io::Read as _;
 
 use crate::fake::Fake;
 use crate::pod::Pod;
+use crate::steady::{Caller, Control};
 
 /// More lines than pipes and queues hold.
 const REQUESTS: usize = 5_000;
@@ -17,6 +18,8 @@ async fn stalled_readers_of_both_logs_cost_lines_and_no_request() {
     ];
     let (mut pod, mut unread) =
         Pod::start_unread(manager.address, "logLevel: debug", &environment).await;
+    let control = Control::by(Caller::Kept, &pod).await;
+    let steady = control.beside(&pod);
     let long = format!("x-long: {}\r\n", "x".repeat(600));
     for n in 0..REQUESTS {
         assert_eq!(pod.ask(&long).await.unwrap(), "app", "request {n}");
@@ -25,6 +28,7 @@ async fn stalled_readers_of_both_logs_cost_lines_and_no_request() {
     let log = pod.stat("traffic_agent.log_dropped").await;
     let access = pod.stat("traffic_agent.access_log_dropped").await;
     assert!(log > 0 && access > 0, "dropped {log} and {access}");
+    steady.unharmed(&control).await;
     // Both readers come back: what was kept arrives, the loss is said, and new lines are written.
     pod.read(unread.error);
     pod.until("the loss of log lines", |pod| {

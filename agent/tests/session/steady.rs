@@ -1,84 +1,104 @@
 //! A caller of the app that goes on at 200 requests a second beside whatever happens to the agent.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 
-use crate::pod::{Pod, request};
+use harness::pace::{Calls, Pace};
 
-/// Requests that are made at least, so that there is something to judge.
-const MIN_REQUESTS: usize = 50;
-/// How much later than in the control run 99 of 100 answers may come, on a machine that runs other
-/// tests as well.
-const MAX_LATER_DELAY: Duration = Duration::from_millis(400);
+use crate::WAIT_TIMEOUT;
+use crate::pod::Pod;
+
 /// How much more memory the agent may have.
-const MAX_GROWTH: usize = 16 << 20;
+const MAX_GROWTH_KIB: u64 = 16 << 10;
+
+/// Connections that the caller makes.
+#[derive(Clone, Copy, Debug)]
+pub enum Caller {
+    /// A new one for each request.
+    New,
+    /// One that is kept.
+    Kept,
+}
 
 /// The caller; each of its requests has to be answered by the app.
-pub struct Steady {
-    stop: Arc<AtomicBool>,
-    asked: tokio::task::JoinHandle<Vec<Duration>>,
-}
+pub struct Steady(Pace);
 
 /// The agent before anything happens to it.
 pub struct Control {
-    p99: Duration,
-    memory: usize,
-}
-
-impl Steady {
-    pub fn start(pod: &Pod) -> Self {
-        let (stop, port) = (Arc::new(AtomicBool::new(false)), pod.agent_port);
-        let stopped = Arc::clone(&stop);
-        let asked = tokio::spawn(async move {
-            let mut times = Vec::new();
-            let mut ticks = tokio::time::interval(Duration::from_millis(5));
-            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-            while times.len() < MIN_REQUESTS || !stopped.load(Ordering::Relaxed) {
-                ticks.tick().await;
-                let started = Instant::now();
-                let answer = request(port, "").await.unwrap();
-                assert_eq!(answer, "app", "request {}", times.len());
-                times.push(started.elapsed());
-            }
-            times
-        });
-        Self { stop, asked }
-    }
-
-    /// Ends it and returns how often it was answered.
-    pub async fn stop(self) -> usize {
-        self.times().await.len()
-    }
-
-    async fn times(self) -> Vec<Duration> {
-        self.stop.store(true, Ordering::Relaxed);
-        self.asked.await.unwrap()
-    }
-
-    async fn p99(self) -> Duration {
-        let mut times = self.times().await;
-        times.sort();
-        times[times.len() * 99 / 100]
-    }
-
-    /// Ends it and compares with the control run: nobody has noticed anything.
-    pub async fn unharmed(self, pod: &Pod, control: &Control) {
-        let (p99, before) = (self.p99().await, control.p99);
-        let growth = pod.memory("RssAnon").saturating_sub(control.memory);
-        println!("p99 {p99:?} after {before:?}, {} KiB more", growth >> 10);
-        assert!(
-            p99 < before + MAX_LATER_DELAY,
-            "p99 {p99:?} after {before:?}"
-        );
-        assert!(growth < MAX_GROWTH, "{} KiB more", growth >> 10);
-    }
+    calls: Calls,
+    caller: Caller,
 }
 
 impl Control {
+    /// Runs a caller alone.
     pub async fn of(pod: &Pod) -> Self {
-        let p99 = Steady::start(pod).p99().await;
-        let memory = pod.memory("RssAnon");
-        Self { p99, memory }
+        Self::by(Caller::New, pod).await
     }
+
+    /// The same with another caller.
+    pub async fn by(caller: Caller, pod: &Pod) -> Self {
+        let calls = Steady::calling(caller, pod).end().await;
+        Self { calls, caller }
+    }
+
+    /// Starts the same caller beside what comes.
+    pub fn beside(&self, pod: &Pod) -> Steady {
+        Steady::calling(self.caller, pod)
+    }
+}
+
+impl Steady {
+    fn calling(caller: Caller, pod: &Pod) -> Self {
+        let address = SocketAddr::from(([127, 0, 0, 1], pod.agent_port));
+        let mut kept = None;
+        Self(Pace::start(pod.pid(), move || {
+            let mut socket = match kept.take() {
+                Some(socket) => socket,
+                None => connect(address)?,
+            };
+            ask(&mut socket)?;
+            kept = matches!(caller, Caller::Kept).then_some(socket);
+            Ok(())
+        }))
+    }
+
+    async fn end(self) -> Calls {
+        tokio::task::spawn_blocking(|| self.0.end()).await.unwrap()
+    }
+
+    /// Ends it and compares with the control run: nobody has noticed anything.
+    pub async fn unharmed(self, control: &Control) {
+        self.unharmed_within(control, MAX_GROWTH_KIB).await;
+    }
+
+    /// The same with another bound of the memory.
+    pub async fn unharmed_within(self, control: &Control, most_kib: u64) {
+        let calls = self.end().await;
+        calls.assert_unharmed(&control.calls, most_kib);
+    }
+}
+
+fn connect(address: SocketAddr) -> Result<TcpStream, String> {
+    let socket = TcpStream::connect_timeout(&address, WAIT_TIMEOUT).map_err(text)?;
+    socket.set_read_timeout(Some(WAIT_TIMEOUT)).map_err(text)?;
+    Ok(socket)
+}
+
+fn ask(socket: &mut TcpStream) -> Result<(), String> {
+    socket
+        .write_all(b"GET / HTTP/1.1\r\nhost: web\r\n\r\n")
+        .map_err(text)?;
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\napp") {
+        let mut chunk = [0; 256];
+        match socket.read(&mut chunk).map_err(text)? {
+            0 => return Err("an end amid an answer".to_owned()),
+            count => answer.extend_from_slice(&chunk[..count]),
+        }
+    }
+    Ok(())
+}
+
+fn text(error: std::io::Error) -> String {
+    error.to_string()
 }

@@ -63,6 +63,7 @@ fn operation(name: &str) -> Option<Box<dyn FnMut()>> {
         "decide_1_exact" => decide(rules::table(1, false)),
         "decide_10_exact" => decide(rules::table(10, false)),
         "decide_50_exact" => decide(rules::table(50, false)),
+        "decide_200_exact" => decide(rules::table(200, false)),
         "decide_1_regex" => decide(rules::table(1, true)),
         "decide_10_regex" => decide(rules::table(10, true)),
         "decide_50_regex" => decide(rules::table(50, true)),

@@ -1,13 +1,12 @@
 //! Clients that want too much, beside one that does not.
 
-use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use tokio::task::JoinHandle;
-use tokio::time::{MissedTickBehavior, interval};
-use tokio_util::sync::CancellationToken;
+use harness::pace::{Calls, Pace};
+use harness::process::Process;
+use tokio::runtime::Handle;
 use tonic::Code;
 use tonic::transport::Endpoint;
 use traffic_proto::manager::manager_client::ManagerClient;
@@ -17,37 +16,26 @@ use traffic_proto::manager::{
 
 use crate::fixture::{Client, Fixture, Party, WAIT_TIMEOUT, agent, client, spec};
 
-/// How much longer 99 of 100 calls of a client may take beside a hostile one.
-const MAX_LATER_DELAY: Duration = Duration::from_millis(400);
 /// How much memory the manager may take for hostile clients.
 const MAX_GROWTH_KIB: u64 = 64 << 10;
+/// How long a client may wait for what it asks for beside a hostile one.
+const MAX_DELAY: Duration = Duration::from_secs(5);
 
 /// The program, with its own memory.
-struct Process {
-    child: Child,
+struct Manager {
+    process: Process,
     address: SocketAddr,
 }
 
-impl Process {
+impl Manager {
     fn start() -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_traffic-manager"))
-            .args(["--listen", "127.0.0.1:0", "--log-level", "error"])
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        let mut lines = BufReader::new(child.stdout.take().unwrap());
-        lines.read_line(&mut line).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_traffic-manager"));
+        command.args(["--listen", "127.0.0.1:0", "--log-level", "warn"]);
+        let process = Process::start("traffic-manager", &mut command);
+        let line = process.line("listening=");
         let address = line.trim().strip_prefix("listening=").unwrap();
         let address = address.parse().unwrap();
-        Self { child, address }
-    }
-
-    fn rss_kib(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let number = line.unwrap().split_whitespace().next();
-        number.unwrap().parse().unwrap()
+        Self { process, address }
     }
 
     async fn connect(&self) -> Client {
@@ -70,56 +58,36 @@ impl Process {
         let session = session.into_inner();
         Party { manager, session }
     }
-}
 
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Calls at 200 a second, each with the time it took or its failure.
-struct Pace {
-    stop: CancellationToken,
-    calls: JoinHandle<Vec<Result<Duration, tonic::Status>>>,
-}
-
-impl Pace {
-    fn start(party: &Party) -> Self {
-        let stop = CancellationToken::new();
-        let (mut manager, session) = (party.manager.clone(), party.session.clone());
-        let ended = stop.clone();
-        let calls = tokio::spawn(async move {
-            let mut calls = Vec::new();
-            let mut ticks = interval(Duration::from_millis(5));
-            ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-            while !ended.is_cancelled() {
-                ticks.tick().await;
-                let started = Instant::now();
-                let request = RemainRequest {
-                    session: Some(session.clone()),
-                    ..RemainRequest::default()
-                };
-                let answer = manager.remain(request).await;
-                calls.push(answer.map(|_| started.elapsed()));
-            }
-            calls
-        });
-        Self { stop, calls }
+    /// A client that says 200 times a second that it is there.
+    fn remaining(&self, party: &Party) -> impl FnMut() -> Result<(), String> + Send + 'static {
+        let (mut manager, runtime) = (party.manager.clone(), Handle::current());
+        let request = RemainRequest {
+            session: Some(party.session.clone()),
+            ..RemainRequest::default()
+        };
+        move || {
+            let answer = runtime.block_on(manager.remain(request.clone()));
+            answer.map(drop).map_err(|status| status.to_string())
+        }
     }
 
-    /// Returns the time within which 99 of 100 calls were answered; all must have been.
-    async fn p99(self) -> Duration {
-        self.stop.cancel();
-        let calls = self.calls.await.unwrap();
-        let mut times: Vec<_> = calls
-            .into_iter()
-            .map(|call| call.expect("answered"))
-            .collect();
-        times.sort();
-        assert!(times.len() > 50, "{} calls", times.len());
-        times[times.len() * 99 / 100]
+    /// The control run of a client, and the same beside what comes.
+    fn pace(&self, party: &Party) -> (Calls, Pace) {
+        let pid = self.process.pid();
+        let control = Calls::control(pid, self.remaining(party));
+        (control, Pace::start(pid, self.remaining(party)))
+    }
+
+    /// How often a limit has been reached, which also has to be said.
+    fn reached(&self, limit: &str, said: &str) -> u64 {
+        self.process.line(said);
+        let page = harness::caller::get(self.address, "/metrics", &[]).unwrap();
+        let page = String::from_utf8(page.body).unwrap();
+        let name = format!("traffic_manager_limits_total{{limit=\"{limit}\"}} ");
+        let value = page.lines().find_map(|line| line.strip_prefix(&name));
+        let value = value.unwrap_or_else(|| panic!("no {name} in {page}"));
+        value.parse().unwrap()
     }
 }
 
@@ -139,15 +107,11 @@ static CROWDS: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 /// meanwhile.
 async fn unread_watches_and_intercepts(watches: usize, intercepts: usize) {
     let _alone = CROWDS.lock().await;
-    let manager = Process::start();
+    let manager = Manager::start();
     let mut agents = manager.connect().await;
     agents.arrive_as_agent(agent("app-1")).await.unwrap();
     let mut dev = manager.client("dev").await;
-    let control = Pace::start(&dev);
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    let control = control.p99().await;
-    let before = manager.rss_kib();
-    let pace = Pace::start(&dev);
+    let (control, pace) = manager.pace(&dev);
     let mut greedy = manager.client("greedy").await;
     let mut unread = Vec::new();
     while unread.len() < watches {
@@ -157,35 +121,19 @@ async fn unread_watches_and_intercepts(watches: usize, intercepts: usize) {
             unread.push(watch.unwrap());
         }
     }
-    let opened = manager.rss_kib();
-    let mut most = opened;
     for n in 0..intercepts {
         greedy.create(large(n)).await;
-        most = most.max(manager.rss_kib());
     }
     // Another client's intercept and watch work, and no later.
     let started = Instant::now();
     let mut own = dev.intercepts().await;
     let mine = dev.create(spec("mine")).await;
     while own.next().await.iter().all(|seen| seen.id != mine.id) {}
-    assert!(
-        started.elapsed() < Duration::from_secs(5),
-        "{:?}",
-        started.elapsed()
-    );
-    // Long enough for stalled readers to be found.
-    for _ in 0..30 {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        most = most.max(manager.rss_kib());
-    }
-    let p99 = pace.p99().await;
-    let growth = most.saturating_sub(before);
-    let opened = opened.saturating_sub(before);
-    println!(
-        "{watches} watches: {opened} KiB, with {intercepts} intercepts: {growth} KiB, {p99:?} after {control:?}"
-    );
-    assert!(growth < MAX_GROWTH_KIB, "{growth} KiB");
-    assert!(p99 < control + MAX_LATER_DELAY, "{p99:?} after {control:?}");
+    assert!(started.elapsed() < MAX_DELAY, "{:?}", started.elapsed());
+    // Stalled readers are found, so that the memory is that of all.
+    let said = "connection closed: its watches are not read";
+    assert!(manager.reached("pending_bytes", said) > 0);
+    pace.end().assert_unharmed(&control, MAX_GROWTH_KIB);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -196,6 +144,43 @@ async fn a_thousand_unread_watches_take_little_memory() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn thousands_of_unread_watches_take_little_memory() {
     unread_watches_and_intercepts(4500, 6).await;
+}
+
+/// Intercepts that are asked for beyond the bound.
+const MORE_INTERCEPTS: u64 = 2_000;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn intercepts_without_end_are_refused_and_others_do_not_notice() {
+    let _alone = CROWDS.lock().await;
+    let manager = Manager::start();
+    let mut agents = manager.connect().await;
+    agents.arrive_as_agent(agent("app-1")).await.unwrap();
+    let mut dev = manager.client("dev").await;
+    let (control, pace) = manager.pace(&dev);
+    let mut greedy = manager.client("greedy").await;
+    let (mut created, mut refused) = (0, 0);
+    while refused < MORE_INTERCEPTS {
+        let request = greedy.create_request(InterceptSpec {
+            port_identifier: (created % 2).to_string(),
+            ..spec(&format!("n{created}-{refused}"))
+        });
+        match greedy.manager.create_intercept(request).await {
+            Ok(_) => created += 1,
+            Err(status) => {
+                assert_eq!(status.code(), Code::ResourceExhausted);
+                refused += 1;
+            }
+        }
+        assert!(created <= 250, "no bound");
+    }
+    let said = "intercept refused: this client has too many";
+    assert_eq!(manager.reached("client_intercepts", said), MORE_INTERCEPTS);
+    let started = Instant::now();
+    let mut own = dev.intercepts().await;
+    let mine = dev.create(spec("mine")).await;
+    while own.next().await.iter().all(|seen| seen.id != mine.id) {}
+    assert!(started.elapsed() < MAX_DELAY, "{:?}", started.elapsed());
+    pace.end().assert_unharmed(&control, MAX_GROWTH_KIB);
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::future::Future;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -11,7 +11,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use socket2::SockRef;
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
@@ -20,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::addr::Caller;
 use crate::limits::Limits;
 use crate::proxy::context::PortContext;
+use crate::proxy::udp::app_end::{AppEnd, OneFamily};
 use crate::proxy::udp::packet;
 use crate::proxy::udp::packet::Local;
 use crate::upstream::tunnel::Tunnel;
@@ -59,8 +59,6 @@ impl Default for UdpLimits {
 const QUEUE_CAPACITY: usize = 64;
 /// Time in which late answers still pass after the caller's datagrams were redirected.
 const LATE_ANSWER_GRACE: Duration = Duration::from_secs(5);
-/// Answers forwarded in one turn before other flows run.
-const MAX_ANSWERS_PER_TURN: usize = 64;
 
 /// Key of a flow: the caller and the local address it sent to.
 pub(crate) type FlowKey = (SocketAddr, Option<Local>);
@@ -84,7 +82,7 @@ pub(crate) struct Flow {
 }
 
 enum FlowTarget {
-    App(Arc<UdpSocket>),
+    App(Arc<AppEnd>),
     Queue(mpsc::Sender<Bytes>),
 }
 
@@ -154,7 +152,7 @@ impl Flow {
     pub(crate) fn send(&self, datagram: &[u8]) {
         self.clock.asked();
         match &self.way {
-            FlowTarget::App(socket) => send_to_app(socket, datagram),
+            FlowTarget::App(app) => app.send(datagram),
             // A full queue drops the datagram; waiting would block every other caller of this
             // socket.
             FlowTarget::Queue(queue) => drop(queue.try_send(Bytes::copy_from_slice(datagram))),
@@ -167,15 +165,16 @@ pub(crate) fn to_app(
     shared: Arc<PortContext>,
     reply: Reply,
     limits: UdpLimits,
+    one_family: &OneFamily,
 ) -> io::Result<(Flow, Work)> {
-    let socket = Arc::new(app_socket(&shared)?);
-    let flow = Flow::new(None, FlowTarget::App(socket.clone()));
+    let app = Arc::new(AppEnd::open(&shared, reply.local, one_family)?);
+    let flow = Flow::new(None, FlowTarget::App(app.clone()));
     let (clock, stop) = (flow.clock.clone(), flow.stop.clone());
     let work = async move {
         // Held by the work and not by the flow, so that replaced flows count until they end.
         let _live = shared.metrics.udp_flows.hold();
         tokio::select! {
-            () = answers_of_app(&socket, &reply, &shared, &clock) => {}
+            () = answers_of_app(&app, &reply, &shared, &clock) => {}
             () = clock.idle(limits) => {}
             () = stop.requested() => {}
         }
@@ -189,6 +188,7 @@ pub(crate) fn to_workstation(
     intercept: Arc<Intercept>,
     reply: Reply,
     limits: UdpLimits,
+    one_family: OneFamily,
 ) -> (Flow, Work) {
     let (queue_tx, mut queue_rx) = mpsc::channel(QUEUE_CAPACITY);
     let flow = Flow::new(Some(intercept.clone()), FlowTarget::Queue(queue_tx));
@@ -205,7 +205,8 @@ pub(crate) fn to_workstation(
                 }
                 Err(failure) => {
                     way.fell_back(&intercept, failure.why);
-                    instead_to_app(&mut queue_rx, &reply, &shared, &clock).await;
+                    let app = AppEnd::open(&shared, reply.local, &one_family);
+                    instead_to_app(app, &mut queue_rx, &reply, &shared, &clock).await;
                 }
             }
         };
@@ -253,13 +254,14 @@ async fn through(
 }
 
 async fn instead_to_app(
+    app: io::Result<AppEnd>,
     queue: &mut mpsc::Receiver<Bytes>,
     reply: &Reply,
     shared: &PortContext,
     clock: &Clock,
 ) {
-    let socket = match app_socket(shared) {
-        Ok(socket) => socket,
+    let app = match app {
+        Ok(app) => app,
         Err(error) => {
             shared.metrics.app_connect_failures.inc();
             tracing::debug!(caller = %reply.caller, %error, "no socket to the app for this flow");
@@ -268,73 +270,29 @@ async fn instead_to_app(
     };
     let outward = async {
         while let Some(datagram) = queue.recv().await {
-            send_to_app(&socket, &datagram);
+            app.send(&datagram);
         }
         // Answers may still come after the caller's last datagram.
         std::future::pending::<()>().await;
     };
     tokio::select! {
         () = outward => {}
-        () = answers_of_app(&socket, reply, shared, clock) => {}
+        () = answers_of_app(&app, reply, shared, clock) => {}
     }
 }
 
-/// Forwards the app's answers for as long as the socket lasts.
-async fn answers_of_app(socket: &UdpSocket, reply: &Reply, shared: &PortContext, clock: &Clock) {
-    while socket.readable().await.is_ok() {
-        for _ in 0..MAX_ANSWERS_PER_TURN {
-            let received = SCRATCH.with_borrow_mut(|buf| {
-                buf.resize(traffic_proto::tunnel::MAX_DATAGRAM, 0);
-                let n = socket.try_recv(buf)?;
-                clock.answered();
-                reply.send(buf.get(..n).unwrap_or_default(), shared);
-                io::Result::Ok(())
-            });
-            match received {
-                // The app's port is closed for now: the next datagram tries again.
-                Ok(()) => {}
-                Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {}
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => {
-                    tracing::debug!(caller = %reply.caller, %error, "socket to the app failed");
-                    return;
-                }
-            }
-        }
-        tokio::task::yield_now().await;
-    }
-}
-
-/// Sends a datagram, with one retry if the first try only reported that an earlier datagram was
-/// refused. Uses the socket directly, because the runtime does not know a new socket to be writable
-/// yet.
-fn send_to_app(socket: &UdpSocket, datagram: &[u8]) {
-    let socket = SockRef::from(socket);
-    if socket
-        .send(datagram)
-        .is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
-    {
-        // After a second failure the datagram is lost, as on any network.
-        let _ = socket.send(datagram);
-    }
-}
-
-/// Opens a socket towards the app.
-fn app_socket(shared: &PortContext) -> io::Result<UdpSocket> {
-    let app = shared
-        .app
-        .plain_addr()
-        .ok_or_else(|| io::Error::other("the app's port uses TLS, which does not exist over UDP"))?
-        .0;
-    let any: SocketAddr = if app.is_ipv4() {
-        (Ipv4Addr::UNSPECIFIED, 0).into()
-    } else {
-        (Ipv6Addr::UNSPECIFIED, 0).into()
+/// Forwards the app's answers for as long as its end lasts.
+async fn answers_of_app(app: &AppEnd, reply: &Reply, shared: &PortContext, clock: &Clock) {
+    let forward = |socket: &UdpSocket| {
+        SCRATCH.with_borrow_mut(|buf| {
+            buf.resize(traffic_proto::tunnel::MAX_DATAGRAM, 0);
+            let n = socket.try_recv(buf)?;
+            clock.answered();
+            reply.send(buf.get(..n).unwrap_or_default(), shared);
+            Ok(())
+        })
     };
-    let socket = std::net::UdpSocket::bind(any)?;
-    socket.connect(app)?;
-    socket.set_nonblocking(true)?;
-    UdpSocket::from_std(socket)
+    app.receive(forward).await;
 }
 
 impl Stop {
