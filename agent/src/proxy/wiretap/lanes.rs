@@ -19,7 +19,7 @@ use traffic_core::routing::Intercept;
 use traffic_proto::clock::now_unix;
 
 /// Copies that wait in one lane; further ones are dropped.
-const MAX_WAITING: usize = 16;
+const MAX_WAITING: usize = 64;
 
 /// The lanes of one caller's connection.
 #[derive(Debug, Default)]
@@ -73,11 +73,16 @@ impl Lanes {
             };
             reader = match queue.try_send(reader) {
                 Ok(()) => return Some(writer),
-                Err(TrySendError::Full(_)) => break,
+                Err(TrySendError::Full(_reader)) => {
+                    // Before the reader goes, which would count the copy as lost. No pause: a burst on
+                    // one connection says nothing about the workstation.
+                    writer.give_up(CopyEnd::Lanes);
+                    return None;
+                }
                 Err(TrySendError::Closed(reader)) => reader,
             };
         }
-        writer.give_up(CopyEnd::Slow);
+        writer.give_up(CopyEnd::Lanes);
         None
     }
 
