@@ -114,7 +114,7 @@ fn datagrams_of_every_size_reach_whoever_has_the_port_and_the_app_has_it_when_th
 }
 
 /// Time in which questions are asked.
-const FLOOD_TIME: Duration = Duration::from_secs(3);
+const FLOOD_PERIOD: Duration = Duration::from_secs(3);
 /// Questions a second that are tried, most first: a debug build on a machine that runs other tests
 /// as well may not hold all of them. Each is tried straight to the app first. The row that this
 /// stands for lost a quarter at 150 a second.
@@ -128,9 +128,9 @@ const MAX_GROWTH_KIB: u64 = 16 << 10;
 fn flood(server: SocketAddr, rate: u32) -> (u64, u64) {
     let (begin, mut due, mut asked, mut lost) = (Instant::now(), 0, 0, 0);
     let mut open: VecDeque<(Instant, UdpSocket)> = VecDeque::new();
-    while begin.elapsed() < FLOOD_TIME || !open.is_empty() {
+    while begin.elapsed() < FLOOD_PERIOD || !open.is_empty() {
         let was_due = due;
-        due = (begin.elapsed().min(FLOOD_TIME).as_secs_f64() * f64::from(rate)) as u64;
+        due = (begin.elapsed().min(FLOOD_PERIOD).as_secs_f64() * f64::from(rate)) as u64;
         // A sender that was held up does not make a burst of what it missed.
         for _ in 0..(due - was_due).min(50) {
             let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();

@@ -47,7 +47,7 @@ pub(super) struct LaneTask {
 }
 
 /// How the writing of a copy ended.
-enum Written {
+enum WriteEnd {
     All,
     Failed,
     Stalled,
@@ -113,12 +113,12 @@ impl LaneTask {
         let conn = self.conn.insert(conn);
         let mut writing = Writing::new(copy.speech.clone());
         match writing.run(copy, conn).await {
-            Written::Stalled => return CopyEnd::Slow,
+            WriteEnd::Stalled => return CopyEnd::Slow,
             // It has said what it thinks of the request, and reads no more of it.
-            Written::Failed if writing.answered_early() => {}
-            Written::Failed => return CopyEnd::Lost,
-            Written::All if !copy.is_complete() => return CopyEnd::Broken,
-            Written::All => {}
+            WriteEnd::Failed if writing.answered_early() => {}
+            WriteEnd::Failed => return CopyEnd::Lost,
+            WriteEnd::All if !copy.is_complete() => return CopyEnd::Broken,
+            WriteEnd::All => {}
         }
         copy.end(CopyEnd::Sent);
         self.finish(writing.answer, &copy.speech).await;
@@ -194,16 +194,16 @@ impl Writing {
         }
     }
 
-    async fn run(&mut self, copy: &mut CopyReader, conn: &mut Conn) -> Written {
+    async fn run(&mut self, copy: &mut CopyReader, conn: &mut Conn) -> WriteEnd {
         let mut before = 0;
         loop {
             let written = poll_fn(|cx| self.poll(copy, conn, cx));
             match timeout(STALL_TIMEOUT, written).await {
-                Ok(Ok(())) => return Written::All,
-                Ok(Err(_)) => return Written::Failed,
+                Ok(Ok(())) => return WriteEnd::All,
+                Ok(Err(_)) => return WriteEnd::Failed,
                 // Nothing to write is the caller's pause.
                 Err(_) if self.piece.is_none() || self.written != before => before = self.written,
-                Err(_) => return Written::Stalled,
+                Err(_) => return WriteEnd::Stalled,
             }
         }
     }
