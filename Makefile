@@ -13,7 +13,7 @@ demo: ## The main job, end to end, in separate processes; SERVE=1 stays up
 
 test: packages ## Every test; installs the packages they need
 	cargo build --workspace --bins --test layers
-	HARNESS_BUILT=1 cargo test --workspace
+	HARNESS_BUILT=1 cargo test --workspace --no-fail-fast
 
 test-chart: cluster-packages ## The chart, rendered by a real Helm
 	tests/chart/test_chart.py

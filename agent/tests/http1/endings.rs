@@ -171,6 +171,38 @@ async fn an_empty_line_between_requests_goes_where_the_request_before_it_went() 
     desk.expect("\r\n").await;
 }
 
+/// Servers that hang up on empty lines answer a caller in order where they have read all it sent, and
+/// with a reset where more comes afterwards.
+#[tokio::test]
+async fn empty_lines_and_the_request_behind_them_reach_the_same_server_in_one_piece() {
+    let (app, desk) = (ScriptedApp::listen().await, ScriptedApp::listen().await);
+    let fixture = PortFixture::with(
+        app.addr(),
+        AppProtocol::Unknown,
+        Behaviour::Dials(desk.addr()),
+    );
+    fixture.intercept();
+    for (server, request) in [
+        (&app, "GET /a HTTP/1.1\r\n\r\n"),
+        (&desk, "GET /d HTTP/1.1\r\nX-Dev: a\r\n\r\n"),
+    ] {
+        let mut caller = fixture.connect().await;
+        caller.send(request).await;
+        let mut server = server.accept().await;
+        server.expect(request).await;
+        server.send("HTTP/1.1 204 x\r\n\r\n").await;
+        caller.expect("HTTP/1.1 204 x\r\n\r\n").await;
+        let more = format!("\r\n\r\n\r\n{request}");
+        caller.send(&more).await;
+        let mut piece = vec![0; 4096];
+        let n = server.read(&mut piece).await.unwrap();
+        assert_eq!(
+            piece[..n].escape_ascii().to_string(),
+            more.as_bytes().escape_ascii().to_string()
+        );
+    }
+}
+
 #[tokio::test]
 async fn a_head_that_cannot_become_complete_reaches_the_app_at_once() {
     for broken in [

@@ -59,6 +59,8 @@ pub struct Parser {
     at: usize,
     /// End of the part already searched for a line end.
     searched: usize,
+    /// Any number of empty lines may precede the request, not only one.
+    follows_message: bool,
     start: Option<Start>,
     minor: u8,
     fields: usize,
@@ -78,6 +80,7 @@ impl Parser {
             kind,
             at: 0,
             searched: 0,
+            follows_message: false,
             start: None,
             minor: 0,
             fields: 0,
@@ -87,6 +90,16 @@ impl Parser {
             keep_alive: false,
             upgrade: false,
             expects_continue: false,
+        }
+    }
+
+    /// Creates a parser at the end of another message on the same connection. Any number of empty
+    /// lines may be between the two; the head's length includes them.
+    #[must_use]
+    pub fn of_next_request() -> Self {
+        Self {
+            follows_message: true,
+            ..Self::new(Kind::Request)
         }
     }
 
@@ -119,7 +132,8 @@ impl Parser {
             }
             match (self.start, line.end) {
                 // One empty line before a request is ignored (RFC 9112 section 2.2).
-                (None, 0) if self.at == 0 && self.kind == Kind::Request => {}
+                (None, 0)
+                    if self.kind == Kind::Request && (self.at == 0 || self.follows_message) => {}
                 (None, _) => self.first_line(rest.get(..line.end).unwrap_or_default(), next)?,
                 // An empty line ends the head.
                 (Some(start), 0) => return self.complete(start, next),
@@ -278,6 +292,15 @@ impl Head {
         match self.start {
             Start::Request { method, .. } => method,
             Start::Response { .. } => Method::Other,
+        }
+    }
+
+    /// Returns the length of the empty lines in front of a request; 0 in a response.
+    #[must_use]
+    pub fn empty_lines(&self) -> usize {
+        match self.start {
+            Start::Request { method_at, .. } => method_at,
+            Start::Response { .. } => 0,
         }
     }
 

@@ -217,6 +217,19 @@ impl Connection {
         target
     }
 
+    /// Returns true if a request goes where the one before it went, or if there was none; empty
+    /// lines between the two travel with it then.
+    pub(crate) fn follows_previous(&self, head: &Head) -> bool {
+        let table = self.context.port.routes.load();
+        let request = head.request(self.request.buf.unread());
+        let decision = table.route_explained(&request).decision;
+        match (&self.previous_intercept, decision) {
+            (Some(previous), Decision::Client(intercept)) => previous.same_target(intercept),
+            (Some(_), _) => false,
+            (None, decision) => !self.previous_was_app || matches!(decision, Decision::App),
+        }
+    }
+
     /// Replaces the app connection if the app closed it while a workstation served the caller, or
     /// if it was refused for an earlier request.
     async fn ready_app(&mut self) {

@@ -3,7 +3,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use tokio::io::AsyncWrite;
@@ -73,7 +73,7 @@ impl<'d> Idle<'d> {
             return Poll::Ready(next);
         }
         if let Some(next) = self.read_head(c, cx) {
-            self.parser = Parser::new(Kind::Request);
+            self.parser = Parser::of_next_request();
             self.deadline = None;
             return Poll::Ready(next);
         }
@@ -87,39 +87,25 @@ impl<'d> Idle<'d> {
         let deadline = self
             .deadline
             .get_or_insert_with(|| Box::pin(tokio::time::sleep(HEAD_TIMEOUT)));
-        deadline.as_mut().poll(cx).map(|()| {
-            c.context.port.metrics.limits.at(Limit::HeadTime).inc();
-            NextHead::Unclear(OpaqueReason::Undecided)
-        })
+        ready!(deadline.as_mut().poll(cx));
+        ready!(self.poll_pass_empty_lines(c, cx));
+        c.context.port.metrics.limits.at(Limit::HeadTime).inc();
+        Poll::Ready(NextHead::Unclear(OpaqueReason::Undecided))
     }
 
     fn read_head(&mut self, c: &mut Connection, cx: &mut Context<'_>) -> Option<NextHead> {
         loop {
-            if !c.request.buf.is_empty() {
-                if c.is_last {
-                    // An app that closes just then would answer them with a reset.
-                    if c.previous_was_app && self.poll_closing(cx).is_pending() {
-                        return watch_app(c, cx);
-                    }
-                    return Some(NextHead::Unclear(OpaqueReason::Closing));
+            if c.is_last && !c.request.buf.is_empty() {
+                // An app that closes just then would answer them with a reset.
+                if c.previous_was_app && self.poll_closing(cx).is_pending() {
+                    return watch_app(c, cx);
                 }
-                if self.pass_empty_lines(c, cx).is_pending() {
-                    return None;
-                }
+                return Some(NextHead::Unclear(OpaqueReason::Closing));
             }
-            if !c.request.buf.is_empty() {
-                match self.parser.parse(c.request.buf.unread()) {
-                    Ok(Step::Complete(head)) => return Some(NextHead::Request(head)),
-                    Ok(Step::More) if c.request.buf.is_full() => c.request.buf.grow(MAX_HEAD),
-                    Ok(Step::More) => {}
-                    Err(why) => {
-                        let reason = OpaqueReason::from(why);
-                        if reason == OpaqueReason::OversizedHead {
-                            c.context.port.metrics.limits.at(Limit::HeadBytes).inc();
-                        }
-                        return Some(NextHead::Unclear(reason));
-                    }
-                }
+            match self.poll_buffered(c, cx) {
+                Poll::Ready(None) => {}
+                Poll::Ready(next) => return next,
+                Poll::Pending => return None,
             }
             // Nothing more can be read; only the app's end is awaited.
             if c.caller_done {
@@ -137,6 +123,44 @@ impl<'d> Idle<'d> {
         }
     }
 
+    /// Looks at what has been read; `None` if it is no whole head yet, pending while empty lines
+    /// wait for room.
+    fn poll_buffered(
+        &mut self,
+        c: &mut Connection,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<NextHead>> {
+        // Those with a request behind them wait for it: where both go to the same server, one
+        // packet has to stay one.
+        if !c.request.is_written() || empty_lines(c) == c.request.buf.len() {
+            ready!(self.poll_pass_empty_lines(c, cx));
+        }
+        if c.request.buf.is_empty() {
+            return Poll::Ready(None);
+        }
+        match self.parser.parse(c.request.buf.unread()) {
+            Ok(Step::Complete(head)) if head.empty_lines() > 0 && !c.follows_previous(&head) => {
+                ready!(self.poll_pass_empty_lines(c, cx));
+                self.poll_buffered(c, cx)
+            }
+            Ok(Step::Complete(head)) => Poll::Ready(Some(NextHead::Request(head))),
+            Ok(Step::More) => {
+                if c.request.buf.is_full() {
+                    c.request.buf.grow(MAX_HEAD);
+                }
+                Poll::Ready(None)
+            }
+            Err(why) => {
+                ready!(self.poll_pass_empty_lines(c, cx));
+                let reason = OpaqueReason::from(why);
+                if reason == OpaqueReason::OversizedHead {
+                    c.context.port.metrics.limits.at(Limit::HeadBytes).inc();
+                }
+                Poll::Ready(Some(NextHead::Unclear(reason)))
+            }
+        }
+    }
+
     fn poll_closing(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let closing = self
             .closing
@@ -144,31 +168,32 @@ impl<'d> Idle<'d> {
         closing.as_mut().poll(cx)
     }
 
-    /// Passes empty lines behind a message at once to where that message went, as they would go
-    /// without the agent; who has gone meanwhile misses nothing. The first request's own go with
-    /// it.
-    fn pass_empty_lines(&self, c: &mut Connection, cx: &mut Context<'_>) -> Poll<()> {
-        while c.request.buf.unread().starts_with(b"\r\n") || !c.request.is_written() {
-            if c.request.is_written() {
-                c.request.mark_len_sendable(2);
-            }
-            let up = match &c.previous_intercept {
-                Some(intercept) => {
-                    let at = c.workstations.find(intercept);
-                    at.map(|at| c.workstations.at(at))
-                }
-                None if c.previous_was_app => c.app.up(),
-                None => {
-                    c.request.unmark_sendable();
-                    return Poll::Ready(());
-                }
-            };
-            match up.map(|up| c.request.poll_write(up, cx)) {
-                Some(Poll::Pending) => return Poll::Pending,
-                Some(Poll::Ready(Ok(()))) => {}
-                Some(Poll::Ready(Err(_))) | None => c.request.discard_sendable(),
-            }
+    /// Passes empty lines behind a message to where that message went, as they would go without the
+    /// agent; who has gone meanwhile misses nothing. The first request's own go with it.
+    fn poll_pass_empty_lines(&mut self, c: &mut Connection, cx: &mut Context<'_>) -> Poll<()> {
+        if c.request.is_written() {
+            c.request.mark_len_sendable(empty_lines(c));
         }
+        if c.request.is_written() {
+            return Poll::Ready(());
+        }
+        let up = match &c.previous_intercept {
+            Some(intercept) => {
+                let at = c.workstations.find(intercept);
+                at.map(|at| c.workstations.at(at))
+            }
+            None if c.previous_was_app => c.app.up(),
+            None => {
+                c.request.unmark_sendable();
+                return Poll::Ready(());
+            }
+        };
+        match up.map(|up| c.request.poll_write(up, cx)) {
+            Some(Poll::Pending) => return Poll::Pending,
+            Some(Poll::Ready(Ok(()))) => {}
+            Some(Poll::Ready(Err(_))) | None => c.request.discard_sendable(),
+        }
+        self.parser = Parser::of_next_request();
         Poll::Ready(())
     }
 
@@ -201,6 +226,12 @@ impl<'d> Idle<'d> {
             Poll::Pending => Poll::Pending,
         }
     }
+}
+
+/// Length of the empty lines at the front of what the caller sent.
+fn empty_lines(c: &Connection) -> usize {
+    let lines = c.request.buf.unread().chunks_exact(2);
+    2 * lines.take_while(|line| line == b"\r\n").count()
 }
 
 /// Handles a caller that ended its side: the app is told once, and the connection is over once the

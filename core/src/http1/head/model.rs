@@ -52,7 +52,7 @@ pub enum Start {
     Request {
         /// Method class.
         method: Method,
-        /// Start of the method (after an empty line that may precede it).
+        /// Start of the method, behind empty lines that may precede it.
         method_at: usize,
         /// Start of the target.
         target: usize,

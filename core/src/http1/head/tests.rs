@@ -37,6 +37,25 @@ fn what_routing_reads_of_a_request() {
 }
 
 #[test]
+fn empty_lines_in_front_of_a_request() {
+    let lines = |n| format!("{}GET / HTTP/1.1\r\n\r\n", "\r\n".repeat(n));
+    for n in 0..4 {
+        let text = lines(n);
+        // A first request may have one (RFC 9112 section 2.2); behind a message there is no limit
+        // but that of the head.
+        assert_eq!(request(&text).is_ok(), n < 2, "{n}");
+        let Ok(Step::Complete(head)) = Parser::of_next_request().parse(text.as_bytes()) else {
+            panic!("{n} empty lines");
+        };
+        assert_eq!((head.empty_lines(), head.len), (2 * n, text.len()));
+        assert_eq!(head.request(text.as_bytes()).target(), b"/");
+    }
+    let endless = lines(MAX_HEAD / 2);
+    let parsed = Parser::of_next_request().parse(endless.as_bytes());
+    assert_eq!(parsed, Err(Ambiguous::Oversized));
+}
+
+#[test]
 fn the_path_of_every_target_form() {
     for (target, path) in [
         ("/", "/"),
