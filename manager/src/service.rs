@@ -1,13 +1,18 @@
 //! The gRPC service: each call translated to the registry, the tunnels or the names.
 
 mod access;
+mod attach;
+mod facts;
+mod log_level;
+mod names;
 mod prepared;
+mod sessions;
+mod tunnels;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::stream::{self, StreamExt};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::TaskTracker;
@@ -18,15 +23,11 @@ use traffic_proto::manager as pb;
 use traffic_proto::manager::manager_server::Manager;
 use traffic_proto::manager_token;
 
-use self::prepared::{no_agent, prepare, refused};
 use crate::callers::Caller;
 use crate::cluster::Cluster;
 use crate::cluster::gate::Right;
 use crate::connection::ConnectionEnd;
-use crate::dns::{self, Resolver};
-use crate::error::RequestError;
-use crate::intercepts;
-use crate::intercepts::Report;
+use crate::dns::Resolver;
 use crate::metrics::TunnelBytes;
 use crate::open_watches::WatchEnd;
 use crate::own_dials::OwnDials;
@@ -34,10 +35,10 @@ use crate::presence::Presence;
 use crate::registry::{Registry, Shared};
 use crate::settings::Settings;
 use crate::snapshots;
-use crate::tunnels::{End, QUEUE_CAPACITY, Tunnels};
+use crate::tunnels::Tunnels;
 use crate::watch_body;
 use crate::watch_body::Messages;
-use crate::watches::{all, changed, deliver, follow, follow_both, latest};
+use crate::watches::{all, changed, deliver, follow};
 
 /// The manager's service. Clones share everything.
 #[derive(Clone)]
@@ -232,75 +233,19 @@ impl Manager for Service {
     }
 
     async fn arrive_as_client(&self, request: Request<pb::ClientInfo>) -> Answer<pb::SessionInfo> {
-        let caller = Caller::of(&request);
-        caller.may(Right::connect()).await?;
-        let client = request.into_inner();
-        let name = client.name.clone();
-        let session = self.shared.change(|registry| {
-            let arrived = registry.arrive_as_client(client, Instant::now());
-            arrived.inspect(|it| {
-                registry
-                    .sessions
-                    .belongs_to(&it.session_id, caller.identity())
-            })
-        })?;
-        tracing::info!(
-            client = name,
-            session = session.session_id,
-            "client arrived"
-        );
-        Ok(Response::new(session))
+        self.client_arrives(request).await
     }
 
     async fn arrive_as_agent(&self, request: Request<pb::AgentInfo>) -> Answer<pb::SessionInfo> {
-        let caller = Caller::of(&request);
-        let agent = request.into_inner();
-        caller.is_agent(&agent)?;
-        let (name, pod) = (agent.name.clone(), agent.pod_name.clone());
-        let session = self.shared.change(|registry| {
-            let arrived = registry.arrive_as_agent(agent, Instant::now());
-            arrived.inspect(|it| {
-                registry
-                    .sessions
-                    .belongs_to(&it.session_id, caller.identity())
-            })
-        })?;
-        tracing::info!(
-            workload = name,
-            pod,
-            session = session.session_id,
-            "agent arrived"
-        );
-        Ok(Response::new(session))
+        self.agent_arrives(request).await
     }
 
     async fn reconnect_agent(&self, request: Request<pb::ReconnectAgentRequest>) -> Answer<()> {
-        let caller = Caller::of(&request);
-        let request = request.into_inner();
-        let session = id(request.session.clone());
-        caller.is_agent(&request.agent.clone().unwrap_or_default())?;
-        self.own_or_new(&caller, &session)?;
-        tracing::info!(session, "agent is back");
-        self.shared.change(|registry| {
-            let back = registry.reconnect_agent(request, Instant::now());
-            back.inspect(|()| registry.sessions.belongs_to(&session, caller.identity()))
-        })?;
-        Ok(Response::new(()))
+        self.agent_comes_back(request).await
     }
 
     async fn reconnect_client(&self, request: Request<pb::ReconnectClientRequest>) -> Answer<()> {
-        let caller = Caller::of(&request);
-        caller.may(Right::connect()).await?;
-        let request = request.into_inner();
-        let session = id(request.session.clone());
-        self.own_or_new(&caller, &session)?;
-        self.may_restore(&caller, &request.intercepts).await?;
-        tracing::info!(session, "client is back");
-        self.shared.change(|registry| {
-            let back = registry.reconnect_client(request, Instant::now());
-            back.inspect(|()| registry.sessions.belongs_to(&session, caller.identity()))
-        })?;
-        Ok(Response::new(()))
+        self.client_comes_back(request).await
     }
 
     async fn remain(&self, request: Request<pb::RemainRequest>) -> Answer<()> {
@@ -330,45 +275,11 @@ impl Manager for Service {
     }
 
     async fn set_log_level(&self, request: Request<pb::LogLevelRequest>) -> Answer<()> {
-        Caller::of(&request).may(Right::set_log_level()).await?;
-        let request = request.into_inner();
-        self.settings.log.request(&request, &self.tasks);
-        let request = Some(request);
-        self.log_level.send_if_modified(|current| {
-            let is_new = *current != request;
-            *current = request;
-            is_new
-        });
-        Ok(Response::new(()))
+        self.change_log_level(request).await
     }
 
     async fn watch_log_level(&self, request: Request<()>) -> Answer<Self::WatchLogLevelStream> {
-        let (connection, stop) = (ConnectionEnd::of(&request), self.shared.stop.clone());
-        let end = self.shared.watches.begin("", connection, stop)?;
-        let mut levels = self.log_level.subscribe();
-        // A lasting level is part of the configuration by the time one subscribes; a temporary one
-        // is not.
-        let lasting = |request: &pb::LogLevelRequest| request.duration.is_none();
-        if levels
-            .borrow()
-            .as_ref()
-            .is_some_and(|request| !lasting(request))
-        {
-            levels.mark_changed();
-        }
-        let following = stream::unfold((levels, end), |(mut levels, end)| async move {
-            loop {
-                tokio::select! {
-                    () = end.cancelled() => return None,
-                    changed = levels.changed() => changed.ok()?,
-                }
-                let request = levels.borrow_and_update().clone();
-                if let Some(request) = request {
-                    return Some((Ok(request), (levels, end)));
-                }
-            }
-        });
-        Ok(Response::new(following.boxed()))
+        self.log_levels(request).await
     }
 
     async fn get_logs(&self, _: Request<pb::GetLogsRequest>) -> Answer<pb::LogsResponse> {
@@ -465,178 +376,43 @@ impl Manager for Service {
         &self,
         request: Request<pb::WorkloadEventsRequest>,
     ) -> Answer<Self::WatchWorkloadsStream> {
-        let (connection, caller) = (ConnectionEnd::of(&request), Caller::of(&request));
-        let request = request.into_inner();
-        let session = id(request.session_info);
-        let end = self.end_of(&session, connection, &caller)?;
-        let presence = self.presence(&session);
-        if let Some(cluster) = &self.cluster {
-            let also = Some(cluster.changes());
-            let cluster = cluster.clone();
-            let view = move |registry: &Registry| {
-                let own = snapshots::namespace_of(registry, &session, &request.namespace);
-                cluster.workload_infos(registry, &own)
-            };
-            let events = follow_both(&self.shared, also, end, view, snapshots::workload_events);
-            return Ok(watch_body::answer(presence.hold(events)));
-        }
-        let view =
-            move |registry: &Registry| snapshots::workloads(registry, &session, &request.namespace);
-        let messages = follow(&self.shared, end, view, snapshots::workload_events);
-        Ok(watch_body::answer(presence.hold(messages)))
+        self.workloads(request).await
     }
 
     async fn watch_cluster_info(
         &self,
         request: Request<pb::SessionInfo>,
     ) -> Answer<Self::WatchClusterInfoStream> {
-        let (session, end) = self.session(request)?;
-        let presence = self.presence(&session);
-        if let Some(cluster) = &self.cluster {
-            return Ok(Response::new(presence.hold(latest(cluster.info(), end))));
-        }
-        let ip = Bytes::from(match self.address.ip() {
-            std::net::IpAddr::V4(ip) => ip.octets().to_vec(),
-            std::net::IpAddr::V6(ip) => ip.octets().to_vec(),
-        });
-        let dns = pb::Dns {
-            cluster_domain: "cluster.local.".into(),
-            ..pb::Dns::default()
-        };
-        let info = pb::ClusterInfo {
-            manager_pod_ip: ip,
-            manager_pod_port: self.address.port().into(),
-            dns: Some(dns),
-            ..pb::ClusterInfo::default()
-        };
-        // There is no cluster whose facts could change; the stream only has to last as long as the
-        // session.
-        let quiet = stream::once(async move { end.cancelled().await }).filter_map(async |()| None);
-        let messages = stream::once(async { Ok(info) }).chain(quiet).boxed();
-        Ok(Response::new(presence.hold(messages)))
+        self.cluster_info(request).await
     }
 
     async fn ensure_agent(
         &self,
         request: Request<pb::EnsureAgentRequest>,
     ) -> Answer<pb::AgentInfoSnapshot> {
-        let caller = Caller::of(&request);
-        let request = request.into_inner();
-        let session = self.own_id(&caller, request.session)?;
-        let own = self.shared.read(|registry| {
-            registry
-                .sessions
-                .client(&session)
-                .map(|it| it.namespace.clone())
-        })?;
-        let namespace = if request.namespace.is_empty() {
-            own
-        } else {
-            request.namespace
-        };
-        self.may_attach(&caller, "create", "", &namespace, &request.name)
-            .await?;
-        if let Some(cluster) = &self.cluster {
-            let agents = cluster.ensure_agents(&request.name, &namespace).await?;
-            return Ok(Response::new(agent_snapshot(agents)));
-        }
-        let agents = self.arrived(&request.name, &namespace).await;
-        if agents.is_empty() {
-            return Err(Status::not_found(no_agent(&request.name, &namespace)));
-        }
-        Ok(Response::new(agent_snapshot(agents)))
+        self.agents_of(request).await
     }
 
     async fn uninstall_agents(&self, request: Request<pb::UninstallAgentsRequest>) -> Answer<()> {
-        let caller = Caller::of(&request);
-        let request = request.into_inner();
-        let session = self.own_id(&caller, request.session_info)?;
-        let namespace = self.shared.read(|registry| {
-            let client = registry.sessions.client(&session);
-            client.map(|it| it.namespace.clone())
-        })?;
-        let Some(cluster) = &self.cluster else {
-            return unimplemented("cluster: it puts no agents into pods");
-        };
-        self.may_remove(&caller, &namespace, &request.agents)
-            .await?;
-        cluster.remove_agents(&namespace, &request.agents).await?;
-        Ok(Response::new(()))
+        self.remove_agents(request).await
     }
 
     async fn prepare_intercept(
         &self,
         request: Request<pb::CreateInterceptRequest>,
     ) -> Answer<pb::PreparedIntercept> {
-        let caller = Caller::of(&request);
-        let request = request.into_inner();
-        let session = self.own_id(&caller, request.session)?;
-        self.shared
-            .read(|registry| registry.sessions.client(&session).map(|_| ()))?;
-        let spec = request.intercept_spec.unwrap_or_default();
-        self.may_intercept(&caller, &spec).await?;
-        if let Some(cluster) = &self.cluster {
-            let id = intercepts::id(&session, &spec.name);
-            let prepared = cluster.prepare(&id, &spec).await;
-            return Ok(Response::new(
-                prepared.unwrap_or_else(|refusal| refused(refusal.to_string())),
-            ));
-        }
-        let agents = self.arrived(&spec.agent, &spec.namespace).await;
-        Ok(Response::new(prepare(
-            &spec,
-            agents.first(),
-            &self.settings.agent_image,
-        )))
+        self.prepare(request).await
     }
 
     async fn create_intercept(
         &self,
         request: Request<pb::CreateInterceptRequest>,
     ) -> Answer<pb::InterceptInfo> {
-        let caller = Caller::of(&request);
-        let request = request.into_inner();
-        let session = request.session.unwrap_or_default();
-        self.own(&caller, &session.session_id)?;
-        let mut spec = request.intercept_spec.unwrap_or_default();
-        self.may_intercept(&caller, &spec).await?;
-        if let Some(cluster) = &self.cluster {
-            let client = &session.session_id;
-            self.shared
-                .read(|registry| registry.sessions.client(client).map(|_| ()))?;
-            let id = intercepts::id(client, &spec.name);
-            cluster.complete(&id, &mut spec).await?;
-        }
-        let id = intercepts::id(&session.session_id, &spec.name);
-        let created = self
-            .shared
-            .change(|registry| registry.create(&session, spec));
-        if let Some(cluster) = &self.cluster {
-            cluster.settle(&id);
-        }
-        let info = created?;
-        tracing::info!(
-            intercept = info.id,
-            disposition = info.disposition().as_str_name(),
-            "intercept created"
-        );
-        Ok(Response::new(info))
+        self.create(request).await
     }
 
     async fn remove_intercept(&self, request: Request<pb::RemoveInterceptRequest2>) -> Answer<()> {
-        let caller = Caller::of(&request);
-        let request = request.into_inner();
-        let session = self.own_id(&caller, request.session)?;
-        self.shared
-            .read(|registry| registry.sessions.client(&session).map(|_| ()))?;
-        if !self
-            .shared
-            .change(|registry| registry.intercepts.remove(&session, &request.name))
-        {
-            return Err(RequestError::no_intercept(&request.name).into());
-        }
-        tracing::info!(session, name = request.name, "intercept removed");
-        Ok(Response::new(()))
+        self.remove(request).await
     }
 
     async fn update_intercept(
@@ -688,117 +464,36 @@ impl Manager for Service {
     }
 
     async fn lookup_dns(&self, request: Request<pb::DnsRequest>) -> Answer<pb::DnsResponse> {
-        let caller = Caller::of(&request);
-        let request = request.into_inner();
-        self.own_or_new(&caller, &id(request.session.clone()))?;
-        let Ok(_place) = self.names.place(&request.name) else {
-            return Ok(Response::new(dns::failure()));
-        };
-        let resolving = self
-            .names
-            .resolve(&self.shared, request, self.settings.lookup);
-        Ok(Response::new(resolving.await))
+        self.resolve(request).await
     }
 
     async fn agent_lookup_dns_response(
         &self,
         request: Request<pb::DnsAgentResponse>,
     ) -> Answer<()> {
-        let caller = Caller::of(&request);
-        let answer = request.into_inner();
-        self.own_or_new(&caller, &id(answer.session.clone()))?;
-        self.names.answer(answer);
-        Ok(Response::new(()))
+        self.take_answer(request).await
     }
 
     async fn watch_lookup_dns(
         &self,
         request: Request<pb::SessionInfo>,
     ) -> Answer<Self::WatchLookupDNSStream> {
-        let (session, end) = self.session(request)?;
-        let names = self
-            .shared
-            .read(|registry| registry.sessions.get(&session).map(|it| it.names.clone()))?;
-        Ok(Response::new(deliver(names, end)))
+        self.questions(request).await
     }
 
     async fn lookup(&self, request: Request<pb::LookupRequest>) -> Answer<pb::LookupResponse> {
-        let name = request.into_inner().name;
-        let _place = self.names.place(&name)?;
-        if name.len() < 2 || !name.ends_with('.') {
-            return Err(Status::invalid_argument(format!(
-                "name {name:?} must have a label and end with a dot"
-            )));
-        }
-        let addresses = dns::addresses(&name).await;
-        if addresses.is_empty() {
-            return Err(Status::not_found(format!("{name} has no address")));
-        }
-        Ok(Response::new(pb::LookupResponse {
-            ips: addresses.into_iter().map(snapshots::ip_bytes).collect(),
-        }))
+        self.look_up(request).await
     }
 
     async fn tunnel(
         &self,
         request: Request<Streaming<pb::TunnelMessage>>,
     ) -> Answer<Self::TunnelStream> {
-        let (outgoing, messages) = mpsc::channel(QUEUE_CAPACITY);
-        let caller = Caller::of(&request);
-        let end = End {
-            incoming: request.into_inner(),
-            outgoing: outgoing.clone(),
-        };
-        let (shared, tunnels) = (self.shared.clone(), self.tunnels.clone());
-        let stream = TunnelBytes::begin(&self.tunnel_bytes);
-        self.tasks.spawn(async move {
-            if let Err(status) = tunnels.serve(&shared, end, &caller).await {
-                stream.failed();
-                tracing::debug!("tunnel refused: {}", status.message());
-                let _ = outgoing.send(Err(status)).await;
-            }
-        });
-        Ok(Response::new(ReceiverStream::new(messages)))
+        self.open_tunnel(request).await
     }
 
     async fn report_metrics(&self, request: Request<pb::TunnelMetrics>) -> Answer<()> {
-        let caller = Caller::of(&request);
-        let pb::TunnelMetrics {
-            client_session_id,
-            ingress_bytes,
-            egress_bytes,
-            intercept_id,
-            failed_open,
-            failure,
-            hits,
-            agent_session_id,
-        } = request.into_inner();
-        if !agent_session_id.is_empty() {
-            self.own_or_new(&caller, &agent_session_id)?;
-        }
-        if !intercept_id.is_empty() {
-            let report = Report {
-                hits,
-                failed_open,
-                failure,
-            };
-            // Counts alone are no news to watches: who wants them asks.
-            let reported = |registry: &mut Registry| {
-                registry.reported(&intercept_id, &agent_session_id, report)
-            };
-            if self.shared.change_unseen(reported) {
-                self.shared.announce();
-            }
-            return Ok(Response::new(()));
-        }
-        self.tunnel_bytes.add(ingress_bytes, egress_bytes);
-        tracing::debug!(
-            session = client_session_id,
-            ingress_bytes,
-            egress_bytes,
-            "tunnel ended"
-        );
-        Ok(Response::new(()))
+        self.take_report(request).await
     }
 
     async fn watch_dial(&self, request: Request<pb::SessionInfo>) -> Answer<Self::WatchDialStream> {
