@@ -88,10 +88,25 @@ impl Process {
         self.child.lock().unwrap().id()
     }
 
-    /// Sends a signal.
+    /// Sends a signal. One that stops has stopped every thread on return: on a busy machine they
+    /// go on for a while.
     pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.pid()).unwrap()).unwrap();
         let _ = kill_process(pid, signal);
+        if signal == Signal::STOP {
+            until("the process to stop", || self.is_stopped().then_some(()));
+        }
+    }
+
+    /// Returns true if no thread runs; one that has ended runs no more.
+    fn is_stopped(&self) -> bool {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+        tasks.flatten().all(|task| {
+            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            // Its name, which may hold anything, is in parentheses before the state.
+            let state = stat.rsplit(')').next().unwrap_or_default();
+            !state.starts_with(" R") && !state.starts_with(" S") && !state.starts_with(" D")
+        })
     }
 
     /// Returns true if it has not ended.
