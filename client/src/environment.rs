@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use traffic_proto::manager::InterceptInfo;
-
 use crate::Failure;
+use crate::container::Facts;
 use crate::local::write_secret;
 
 /// Language of an environment file.
@@ -59,9 +58,11 @@ impl std::str::FromStr for Syntax {
 
 /// Returns the container's environment with what is added on this machine. `root` is where its
 /// volumes are mounted.
-pub(crate) fn of(info: &InterceptInfo, root: Option<&Path>) -> BTreeMap<String, String> {
-    let mut environment = info.environment.clone();
-    environment.insert("TELEPRESENCE_INTERCEPT_ID".into(), info.id.clone());
+pub(crate) fn of(facts: &Facts, root: Option<&Path>) -> BTreeMap<String, String> {
+    let mut environment = facts.environment.clone();
+    if let Some(id) = &facts.intercept {
+        environment.insert("TELEPRESENCE_INTERCEPT_ID".into(), id.clone());
+    }
     if let Some(root) = root {
         let root = root.to_string_lossy().into_owned();
         environment.insert("TELEPRESENCE_ROOT".into(), root);

@@ -14,15 +14,14 @@ use traffic_proto::manager::{
 };
 
 use crate::Failure;
-use crate::command::Running;
+use crate::container::Container;
 use crate::direct::{Direct, Reach};
-use crate::environment;
 use crate::filters;
 use crate::flags::{Attachment, Create, Output};
 use crate::live::Live;
 use crate::local::resolve;
 use crate::manage::{self, tell};
-use crate::mount::{Mount, leftovers};
+use crate::mount::leftovers;
 use crate::report::{self, Pairs, event, line, note};
 use crate::rest_api::RestApi;
 use crate::session::{self, Manager, Resumed, Way, call, status_text};
@@ -53,7 +52,7 @@ pub async fn create(flags: &Create, stop: Stop) -> Result<(), Failure> {
     // Before anything is created: a wrong address must not leave an intercept behind.
     let target = resolve(&flags.address, flags.port.local).await?;
     leftovers::take_away_all();
-    flags.mount.check()?;
+    flags.container.mount.check()?;
     let patience = session::FIRST_CONTACT_TIMEOUT.min(Duration::from_secs(flags.timeout));
     let connected = async {
         let way = Way::open(&flags.manager).await?;
@@ -88,16 +87,16 @@ pub async fn create(flags: &Create, stop: Stop) -> Result<(), Failure> {
         tunnel_dialer,
         stop,
         became_active: false,
-        command: None,
-        mount: None,
+        container: Container::default(),
         rest_api: None,
     };
     let Some((session, info)) = intercept_session.begin().await? else {
         return Ok(());
     };
     // A command has the terminal for itself.
-    let is_shown =
-        flags.output == Output::Text && flags.command.is_empty() && std::io::stdout().is_terminal();
+    let is_shown = flags.output == Output::Text
+        && flags.container.command.is_empty()
+        && std::io::stdout().is_terminal();
     let show = async {
         match is_shown {
             true => live.show().await,
@@ -125,10 +124,8 @@ struct InterceptSession<'a> {
     tunnel_dialer: TunnelDialer,
     stop: Stop,
     became_active: bool,
-    /// Command of the user's that runs as long as the intercept.
-    command: Option<Running>,
-    /// Volumes of the container, for the user and the command.
-    mount: Option<Mount>,
+    /// The app's container on this machine.
+    container: Container,
     /// Answers to consumers of messages, once the intercept is active.
     rest_api: Option<RestApi>,
 }
@@ -139,14 +136,6 @@ enum Ended {
     Removed,
     /// The manager cannot be reached, or no longer knows the session.
     Lost(Status),
-}
-
-/// Waits for the end of the command, if one runs.
-async fn ended(command: &mut Option<Running>) -> Failure {
-    match command {
-        Some(running) => running.ended().await,
-        None => std::future::pending().await,
-    }
 }
 
 impl InterceptSession<'_> {
@@ -224,15 +213,19 @@ impl InterceptSession<'_> {
                         ("manager", "lost"),
                         ("message", &status_text(&status)),
                     ]));
-                    let resumed =
-                        session::resume(self.manager.clone(), &session, &self.client, &info);
+                    let resumed = session::resume(
+                        self.manager.clone(),
+                        &session,
+                        &self.client,
+                        std::slice::from_ref(&info),
+                    );
                     match self.stop.orderly.run_until_cancelled(resumed).await {
                         None => break Ok(()),
                         Some(Resumed::Same) => {}
                         Some(Resumed::Unknown) => match self.begin().await {
                             // Interrupted while arriving, and already departed.
                             Ok(None) => {
-                                self.end_local().await;
+                                self.container.end().await;
                                 return Ok(());
                             }
                             Ok(Some((new, created))) => {
@@ -262,20 +255,10 @@ impl InterceptSession<'_> {
         };
         self.leave(&session).await;
         // After the requests under way, which the command answers.
-        self.end_local().await;
+        self.container.end().await;
         self.depart(session).await;
         drop(direct);
         result
-    }
-
-    /// Ends what runs on this machine: the command, then the volumes that it may use.
-    async fn end_local(&mut self) {
-        if let Some(command) = &mut self.command {
-            command.end().await;
-        }
-        if let Some(mount) = &mut self.mount {
-            mount.end().await;
-        }
     }
 
     fn direct(&self, session: &SessionInfo) -> Direct {
@@ -331,7 +314,7 @@ impl InterceptSession<'_> {
                 snapshot = snapshots.message() => snapshot,
                 // Once active, an intercept may wait again for a new replica without a time limit.
                 () = sleep_until(deadline), if !self.became_active => return Err(self.never_active()),
-                failure = ended(&mut self.command) => return Err(failure),
+                failure = self.container.ended() => return Err(failure),
             };
             let snapshot = match snapshot {
                 Ok(Some(snapshot)) => snapshot,
@@ -348,9 +331,8 @@ impl InterceptSession<'_> {
             // A line for each change a user would notice, not for each snapshot.
             let is_news = state.disposition != info.disposition || state.pod_name != info.pod_name;
             *info = state;
-            if let Some(mount) = &self.mount {
-                mount.follow(self.manager.clone(), session, info);
-            }
+            let facts = (&*info).into();
+            self.container.follow(self.manager.clone(), session, &facts);
             self.tunnel_dialer.live.says(info);
             if is_news {
                 tell(info);
@@ -388,25 +370,10 @@ impl InterceptSession<'_> {
         info: &InterceptInfo,
     ) -> Result<(), Failure> {
         self.became_active = true;
-        let manager = self.manager.clone();
-        self.mount = Mount::start(&self.flags.mount, manager, session, info).await?;
-        let root = self.mount.as_ref().map(Mount::root);
-        let environment = environment::of(info, root);
-        if let Some(path) = &self.flags.env_file {
-            environment::write_file(path, self.flags.env_syntax, &environment)?;
-        }
-        if let Some(path) = &self.flags.env_json {
-            environment::write_json(path, &environment)?;
-        }
-        if let Some(root) = root {
-            event(&Pairs(&[
-                ("mount", "ready"),
-                ("folder", &root.to_string_lossy()),
-            ]));
-        }
-        if !self.flags.command.is_empty() {
-            self.command = Some(Running::start(&self.flags.command, &environment)?);
-        }
+        let (flags, manager) = (&self.flags.container, self.manager.clone());
+        self.container
+            .begin(flags, manager, session, &info.into())
+            .await?;
         let takes = if info.mechanism_args_desc.is_empty() {
             "matching traffic"
         } else {
@@ -507,6 +474,6 @@ fn turned_down(name: &str, info: &InterceptInfo, why: &str) -> Failure {
     Failure::Failed(format!("intercept {name:?}: {state}: {why}"))
 }
 
-fn refused(what: &str, status: &Status) -> Failure {
+pub(crate) fn refused(what: &str, status: &Status) -> Failure {
     Failure::Failed(format!("{what}: {}", status_text(status)))
 }

@@ -13,6 +13,7 @@ pub mod helm;
 pub mod uninstall;
 
 mod command;
+mod container;
 mod credentials;
 pub mod dashboard;
 mod direct;
@@ -20,6 +21,7 @@ pub mod environment;
 mod explain;
 mod filters;
 pub mod generate;
+mod ingest;
 mod intercept;
 mod listing;
 mod live;
@@ -37,6 +39,7 @@ mod warnings;
 mod watches;
 
 pub use explain::explain;
+pub use ingest::ingest;
 pub use intercept::{Stop, create};
 pub use manage::{leave, list};
 

@@ -98,12 +98,15 @@ async fn run(command: &Command, stop: Stop) -> Result<(), Failure> {
             Command::Create(create) | Command::Wiretap(create) => {
                 intercept::create(create, stop).await
             }
+            Command::Ingest(flags) => intercept::ingest(flags, stop).await,
             Command::Helm(command) => intercept::helm::run(command).await,
         }
     };
     match command {
         // These clean up behind themselves, and a half-done release is worse than waiting.
-        Command::Create(_) | Command::Wiretap(_) | Command::Helm(_) => work.await,
+        Command::Create(_) | Command::Wiretap(_) | Command::Ingest(_) | Command::Helm(_) => {
+            work.await
+        }
         _ => {
             let done = interrupted.run_until_cancelled(work).await;
             done.unwrap_or(Err(Failure::Command(INTERRUPTED)))

@@ -5,12 +5,11 @@
 //! intercept lives. What a killed process leaves behind is in [`leftovers`].
 
 pub(crate) mod leftovers;
-mod link;
+pub(crate) mod link;
 mod mounted;
 pub mod wanted;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -22,9 +21,10 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use traffic_proto::manager::{InterceptInfo, SessionInfo};
+use traffic_proto::manager::SessionInfo;
 
 use crate::Failure;
+use crate::container::Facts;
 use crate::mount::leftovers::Record;
 use crate::mount::link::{Files, Link};
 use crate::mount::mounted::{is_mounted, unmount};
@@ -54,7 +54,7 @@ pub(crate) struct Mount {
 }
 
 impl Mount {
-    /// Mounts the volumes of an active intercept; `None` if there are none.
+    /// Mounts the volumes of a container; `None` if there are none.
     ///
     /// # Errors
     /// The folder cannot be made, or sshfs fails; the text has its words.
@@ -62,23 +62,23 @@ impl Mount {
         wanted: &Wanted,
         manager: Manager,
         session: &SessionInfo,
-        info: &InterceptInfo,
+        facts: &Facts,
     ) -> Result<Option<Self>, Failure> {
         if *wanted == Wanted::Nowhere {
             return Ok(None);
         }
-        let Some(files) = files_of(info) else {
+        let Some(files) = facts.files.clone() else {
             note("The container has no volumes to mount, or its agent does not offer them");
             return Ok(None);
         };
-        let (root, is_made) = folder(wanted, info)?;
+        let (root, is_made) = folder(wanted, &facts.name)?;
         let failed = |error: io::Error| Failure::Failed(format!("--mount: {error}"));
         let record = Record::write(&root, is_made).map_err(failed)?;
         let link = Link::open(manager, session, files).await.map_err(failed)?;
         let stop = CancellationToken::new();
         let (first_tx, first_rx) = oneshot::channel();
         let mut keeping = JoinSet::new();
-        let options = options(info);
+        let options = options(facts);
         let kept = keep(link.clone(), root.clone(), options, stop.clone(), first_tx);
         keeping.spawn(kept);
         let mut mount = Self {
@@ -106,11 +106,9 @@ impl Mount {
         &self.root
     }
 
-    /// Follows the intercept to another pod, and the client to another session.
-    pub(crate) fn follow(&self, manager: Manager, session: &SessionInfo, info: &InterceptInfo) {
-        if let Some(files) = files_of(info) {
-            self.link.lead(manager, session, files);
-        }
+    /// Follows the container to another pod, and the client to another session.
+    pub(crate) fn follow(&self, manager: Manager, session: &SessionInfo, files: Files) {
+        self.link.lead(manager, session, files);
     }
 
     /// Unmounts, and removes the folder if it was made for this.
@@ -121,20 +119,8 @@ impl Mount {
     }
 }
 
-/// Returns where the files of an intercepted container are offered.
-fn files_of(info: &InterceptInfo) -> Option<Files> {
-    let port = u16::try_from(info.sftp_port)
-        .ok()
-        .filter(|port| *port != 0)?;
-    let ip: IpAddr = info.pod_ip.parse().ok()?;
-    (!info.mount_point.is_empty()).then(|| Files {
-        address: SocketAddr::new(ip, port),
-        folder: info.mount_point.clone(),
-    })
-}
-
 /// Returns the folder to mount at, and whether it was made.
-fn folder(wanted: &Wanted, info: &InterceptInfo) -> Result<(PathBuf, bool), Failure> {
+fn folder(wanted: &Wanted, name: &str) -> Result<(PathBuf, bool), Failure> {
     let failed = |folder: &Path, error: io::Error| {
         Failure::Failed(format!("--mount {}: {error}", folder.display()))
     };
@@ -147,7 +133,6 @@ fn folder(wanted: &Wanted, info: &InterceptInfo) -> Result<(PathBuf, bool), Fail
             .map_err(|error| failed(folder, error))?;
         return Ok((folder, is_made));
     }
-    let name = info.spec.as_ref().map_or("", |spec| spec.name.as_str());
     let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
     let prefix: String = format!("intercept-{name}-").chars().map(plain).collect();
     // Readable by its owner alone.
@@ -205,11 +190,11 @@ async fn keep(
     }
 }
 
-/// Options of sshfs beside the port: the volumes of a wiretap are for reading.
-fn options(info: &InterceptInfo) -> &'static str {
-    match &info.spec {
-        Some(spec) if spec.wiretap => "follow_symlinks,ro",
-        _ => "follow_symlinks",
+/// Options of sshfs beside the port.
+fn options(facts: &Facts) -> &'static str {
+    match facts.is_read_only {
+        true => "follow_symlinks,ro",
+        false => "follow_symlinks",
     }
 }
 
@@ -268,34 +253,5 @@ async fn end_sshfs(mut child: Child, root: &Path) {
     }
     if is_mounted(root) {
         unmount(root);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn without_a_file_service_there_is_nothing_to_mount() {
-        let mut info = InterceptInfo {
-            pod_ip: "10.1.2.3".into(),
-            sftp_port: 4022,
-            mount_point: "/tel_app_exports/app".into(),
-            ..InterceptInfo::default()
-        };
-        let files = files_of(&info).unwrap();
-        assert_eq!(files.address, ([10, 1, 2, 3], 4022).into());
-        for spoil in [
-            (|it| it.sftp_port = 0) as fn(&mut InterceptInfo),
-            |it| it.sftp_port = 70_000,
-            |it| it.pod_ip = "web".into(),
-            |it| it.mount_point.clear(),
-        ] {
-            let mut spoilt = info.clone();
-            spoil(&mut spoilt);
-            assert!(files_of(&spoilt).is_none());
-        }
-        info.pod_ip = "fd00::1".into();
-        assert!(files_of(&info).is_some());
     }
 }

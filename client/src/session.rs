@@ -231,7 +231,7 @@ pub(crate) async fn resume(
     mut manager: Manager,
     session: &SessionInfo,
     client: &ClientInfo,
-    intercept: &InterceptInfo,
+    intercepts: &[InterceptInfo],
 ) -> Resumed {
     // A manager that restarts is usually back within seconds, so the first tries are quick.
     let mut pause = Duration::from_millis(100);
@@ -239,7 +239,7 @@ pub(crate) async fn resume(
         let request = ReconnectClientRequest {
             session: Some(session.clone()),
             client: Some(client.clone()),
-            intercepts: vec![intercept.clone()],
+            intercepts: intercepts.to_vec(),
             agents: Vec::new(),
         };
         let mut answer = manager.reconnect_client(call(request)).await;

@@ -64,6 +64,16 @@ impl Volumes {
         Process::start("intercept", &mut command)
     }
 
+    fn ingest(&self, more: &[&str]) -> Process {
+        let mut command = Command::new(programs::path("intercept"));
+        command
+            .args(["ingest", WORKLOAD])
+            .args(["--manager", &self.system.manager_address.to_string()])
+            .args(more)
+            .env("XDG_RUNTIME_DIR", self.folder.path());
+        Process::start("intercept", &mut command)
+    }
+
     fn mounted(&self) -> Process {
         let option = format!("--mount={}", self.root().display());
         let client = self.create(&[&option]);
@@ -141,6 +151,59 @@ fn a_command_finds_the_volumes_and_their_place_is_gone_behind_it() {
     // Variables of the agent are nobody else's.
     assert!(environment.get("LOG_LEVEL").is_none(), "{environment}");
     assert!(environment.get("AGENT_ENVOY_SERVER_PORT").is_none());
+}
+
+#[test]
+fn ingest_brings_environment_and_volumes_and_no_request() {
+    let volumes = Volumes::start();
+    let file = volumes.folder.path().join("app.env");
+    let (env, mount) = (
+        format!("--env-file={}", file.display()),
+        format!("--mount={}", volumes.root().display()),
+    );
+    let client = volumes.ingest(&[&env, &mount]);
+    client.line("state=ACTIVE ingest=hello container=");
+    let hello = fs::read_to_string(volumes.root().join("data/hello")).unwrap();
+    assert_eq!(hello, "hello from the pod");
+    let environment = fs::read_to_string(file).unwrap();
+    let has = |line: &str| environment.lines().any(|it| it == line);
+    let root = format!("TELEPRESENCE_ROOT={}", volumes.root().display());
+    assert!(has("COLOUR=blue") && has(&root), "{environment}");
+    assert!(!environment.contains("TELEPRESENCE_INTERCEPT_ID"));
+    let answer = harness::caller::get(volumes.system.address(), "/", &[]).unwrap();
+    assert_eq!(answer.by(), "app");
+
+    assert!(client.terminate().success());
+    assert!(!volumes.is_mounted() && volumes.records() == 0);
+
+    let client = volumes.ingest(&["--", "sh", "-c", "echo colour=$COLOUR; exit 3"]);
+    client.line("colour=blue");
+    assert_eq!(client.exit().code(), Some(3));
+}
+
+#[test]
+fn ingest_says_which_containers_there_are() {
+    let volumes = Volumes::start();
+    let client = volumes.ingest(&["--container=sidecar"]);
+    client.line("--container sidecar: the pods of \"hello\" have no such container, but: ");
+    assert_eq!(client.exit().code(), Some(64));
+}
+
+#[test]
+fn an_ingest_outlives_the_manager() {
+    let mut volumes = Volumes::start();
+    let mount = format!("--mount={}", volumes.root().display());
+    let client = volumes.ingest(&[&mount]);
+    client.line("state=ACTIVE");
+    volumes.system.manager.kill();
+    client.line("manager=lost");
+    volumes.system.restart_manager();
+    client.line("manager=back");
+    let hello = volumes.root().join("data/hello");
+    until("the volumes to be back", || {
+        (fs::read_to_string(&hello).ok()? == "hello from the pod").then_some(())
+    });
+    assert!(client.terminate().success());
 }
 
 #[test]

@@ -1,0 +1,157 @@
+//! The app's container on this machine: its environment, its volumes, and a command that runs with
+//! both.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use traffic_proto::manager::agent_info::ContainerInfo;
+use traffic_proto::manager::{AgentInfo, InterceptInfo, SessionInfo};
+
+use crate::Failure;
+use crate::command::Running;
+use crate::environment;
+use crate::flags::ContainerFlags;
+use crate::mount::Mount;
+use crate::mount::link::Files;
+use crate::report::{Pairs, event};
+use crate::session::Manager;
+
+/// Facts about a container, from an active intercept or from an agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Facts {
+    /// Name of what this machine has it by: the intercept's, or the workload's.
+    pub(crate) name: String,
+    /// Id of the intercept, if there is one.
+    pub(crate) intercept: Option<String>,
+    /// Variables of the container.
+    pub(crate) environment: BTreeMap<String, String>,
+    /// Where its volumes are offered; `None` if there are none.
+    pub(crate) files: Option<Files>,
+    /// The volumes are for reading only.
+    pub(crate) is_read_only: bool,
+}
+
+impl From<&InterceptInfo> for Facts {
+    fn from(info: &InterceptInfo) -> Self {
+        let spec = info.spec.as_ref();
+        Self {
+            name: spec.map_or_else(String::new, |spec| spec.name.clone()),
+            intercept: Some(info.id.clone()),
+            environment: info.environment.clone(),
+            files: files(&info.pod_ip, info.sftp_port, &info.mount_point),
+            is_read_only: spec.is_some_and(|spec| spec.wiretap),
+        }
+    }
+}
+
+impl Facts {
+    /// Returns the facts about a container of an agent's pod.
+    pub(crate) fn of(agent: &AgentInfo, container: &ContainerInfo) -> Self {
+        Self {
+            name: agent.name.clone(),
+            intercept: None,
+            environment: container.environment.clone(),
+            files: files(&agent.pod_ip, agent.sftp_port, &container.mount_point),
+            is_read_only: false,
+        }
+    }
+}
+
+fn files(pod: &str, port: i32, folder: &str) -> Option<Files> {
+    let port = u16::try_from(port).ok().filter(|port| *port != 0)?;
+    let ip: IpAddr = pod.parse().ok()?;
+    (!folder.is_empty()).then(|| Files {
+        address: SocketAddr::new(ip, port),
+        folder: folder.to_owned(),
+    })
+}
+
+/// What runs and is mounted here.
+#[derive(Debug, Default)]
+pub(crate) struct Container {
+    /// Command of the user's that runs as long as the attachment.
+    command: Option<Running>,
+    /// Volumes of the container, for the user and the command.
+    mount: Option<Mount>,
+}
+
+impl Container {
+    /// Mounts the volumes, writes the environment, and starts the command, as the flags say. What
+    /// was begun when a later step fails is kept, for [`Self::end`].
+    ///
+    /// # Errors
+    /// A step fails; the text names its flag.
+    pub(crate) async fn begin(
+        &mut self,
+        flags: &ContainerFlags,
+        manager: Manager,
+        session: &SessionInfo,
+        facts: &Facts,
+    ) -> Result<(), Failure> {
+        self.mount = Mount::start(&flags.mount, manager, session, facts).await?;
+        let root = self.mount.as_ref().map(Mount::root);
+        let environment = environment::of(facts, root);
+        if let Some(path) = &flags.env_file {
+            environment::write_file(path, flags.env_syntax, &environment)?;
+        }
+        if let Some(path) = &flags.env_json {
+            environment::write_json(path, &environment)?;
+        }
+        if let Some(root) = root {
+            event(&Pairs(&[
+                ("mount", "ready"),
+                ("folder", &root.to_string_lossy()),
+            ]));
+        }
+        if !flags.command.is_empty() {
+            self.command = Some(Running::start(&flags.command, &environment)?);
+        }
+        Ok(())
+    }
+
+    /// Follows the container to another pod, and the client to another session.
+    pub(crate) fn follow(&self, manager: Manager, session: &SessionInfo, facts: &Facts) {
+        if let (Some(mount), Some(files)) = (&self.mount, &facts.files) {
+            mount.follow(manager, session, files.clone());
+        }
+    }
+
+    /// Waits for the end of the command, if one runs; else for ever.
+    pub(crate) async fn ended(&mut self) -> Failure {
+        match &mut self.command {
+            Some(running) => running.ended().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Ends the command, then the volumes that it may use.
+    pub(crate) async fn end(&mut self) {
+        if let Some(command) = &mut self.command {
+            command.end().await;
+        }
+        if let Some(mount) = &mut self.mount {
+            mount.end().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_file_service_there_is_nothing_to_mount() {
+        let folder = "/tel_app_exports/app";
+        let found = files("10.1.2.3", 4022, folder).unwrap();
+        assert_eq!(found.address, ([10, 1, 2, 3], 4022).into());
+        assert!(files("fd00::1", 4022, folder).is_some());
+        for (pod, port, folder) in [
+            ("10.1.2.3", 0, folder),
+            ("10.1.2.3", 70_000, folder),
+            ("web", 4022, folder),
+            ("10.1.2.3", 4022, ""),
+        ] {
+            assert_eq!(files(pod, port, folder), None, "{pod} {port} {folder}");
+        }
+    }
+}

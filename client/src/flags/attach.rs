@@ -1,0 +1,290 @@
+//! Flags of the commands that attach this machine to a workload.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use traffic_proto::Transport;
+use traffic_proto::manager::InterceptSpec;
+use traffic_proto::port_identifier::PortIdentifier;
+use traffic_proto::tunnel::nanos_from_duration;
+
+use super::{ManagerFlags, Output};
+use crate::environment::Syntax;
+use crate::filters;
+use crate::matchers::Matchers;
+use crate::mount::wanted::Wanted;
+
+/// Time for the round trip to a workstation, in addition to a dial, as granted by the stock client.
+const ROUNDTRIP_TIMEOUT: Duration = Duration::from_secs(4);
+/// Time for a dial on the workstation.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Flags of `create`.
+#[derive(Debug, Args)]
+pub struct Create {
+    /// Name of the intercept, unique among yours
+    pub name: String,
+    /// Workload whose traffic to take; by default the intercept's name
+    #[arg(long, short)]
+    pub workload: Option<String>,
+    /// Namespace of the workload; by default the kubeconfig context's
+    #[arg(long, short)]
+    pub namespace: Option<String>,
+    /// Local port, and the container port by number or name, optionally with /TCP or /UDP
+    #[arg(long, short, value_name = "LOCAL[:IDENTIFIER]")]
+    pub port: Ports,
+    /// Local host that requests are delivered to
+    #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
+    pub address: String,
+    /// Take requests with this header; several must all match. A value with one of \.+*?()[]{}^$|
+    /// is a regular expression that may match anywhere in the header: user=jane.doe also takes
+    /// maryjane.doe2
+    #[arg(long, value_name = "NAME=VALUE", value_parser = header)]
+    pub http_header: Vec<(String, String)>,
+    /// Take requests with exactly this header
+    #[arg(long, value_name = "NAME=VALUE", value_parser = header)]
+    pub http_header_exact: Vec<(String, String)>,
+    /// Take requests for exactly this path; one of several path flags must match
+    #[arg(long, value_name = "PATH")]
+    pub http_path_equal: Vec<String>,
+    /// Take requests for paths with this prefix
+    #[arg(long, value_name = "PREFIX")]
+    pub http_path_prefix: Vec<String>,
+    /// Take requests for paths in which this regular expression matches
+    #[arg(long, value_name = "REGEX")]
+    pub http_path_regex: Vec<String>,
+    /// Matchers of parts of the request.
+    #[command(flatten)]
+    pub matchers: Matchers,
+    /// Deliver in clear text even if the app is spoken to over TLS
+    #[arg(long)]
+    pub http_plaintext: bool,
+    /// Key-value pair that the REST API of both ends answers with; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
+    pub metadata: Vec<(String, String)>,
+    /// Mechanism: tcp or http; by default http with a flag that looks at requests, else tcp
+    #[arg(long)]
+    pub mechanism: Option<String>,
+    /// Address of the agent's own port, instead of its pod's; may be repeated
+    #[arg(long, value_name = "HOST:PORT")]
+    pub agent: Vec<SocketAddr>,
+    /// Send all connections through the manager
+    #[arg(long)]
+    pub no_direct: bool,
+    /// Form of the output: lines, or a JSON object for each event
+    #[arg(long, short, value_enum, default_value_t)]
+    pub output: Output,
+    /// Seconds to wait for the intercept to become active
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub timeout: u64,
+    /// Flags for the manager.
+    #[command(flatten)]
+    pub manager: ManagerFlags,
+    /// Kind of attachment, by the command's name.
+    #[arg(skip)]
+    pub kind: Attachment,
+    /// Flags of what comes here of the container.
+    #[command(flatten)]
+    pub container: ContainerFlags,
+}
+
+/// Flags of what comes to this machine of the app's container.
+#[derive(Debug, Args)]
+pub struct ContainerFlags {
+    /// Write the container's environment to this file once it is known
+    #[arg(long, short, value_name = "FILE")]
+    pub env_file: Option<PathBuf>,
+    /// Syntax of the file: docker, compose, sh, csh, ps or cmd; :export behind sh, csh and ps
+    /// exports the variables
+    #[arg(
+        long,
+        value_name = "SYNTAX",
+        default_value = "docker",
+        requires = "env_file"
+    )]
+    pub env_syntax: Syntax,
+    /// Write the container's environment to this file as a JSON object
+    #[arg(long, value_name = "FILE")]
+    pub env_json: Option<PathBuf>,
+    /// Mount the volumes of the container by sshfs, in this folder or, without a name, in a new one;
+    /// TELEPRESENCE_ROOT of the environment says where. false: do not
+    #[arg(
+        long,
+        value_name = "FOLDER",
+        num_args = 0..=1,
+        default_value = "false",
+        hide_default_value = true,
+        default_missing_value = "true"
+    )]
+    pub mount: Wanted,
+    /// Command to run with the container's environment ; the attachment
+    /// ends with it, and its exit code is passed on
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+}
+
+/// Flags of `ingest`.
+#[derive(Debug, Args)]
+pub struct Ingest {
+    /// Workload whose container is wanted
+    pub workload: String,
+    /// Container of the workload's pods; by default the only one
+    #[arg(long = "container", short, value_name = "NAME")]
+    pub container_name: Option<String>,
+    /// Namespace of the workload; by default the kubeconfig context's
+    #[arg(long, short)]
+    pub namespace: Option<String>,
+    /// Form of the output: lines, or a JSON object for each event
+    #[arg(long, short, value_enum, default_value_t)]
+    pub output: Output,
+    /// Seconds to wait for an agent of the workload
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub timeout: u64,
+    /// Flags for the manager.
+    #[command(flatten)]
+    pub manager: ManagerFlags,
+    /// Flags of what comes here of the container.
+    #[command(flatten)]
+    pub container: ContainerFlags,
+}
+
+/// Kind of attachment that a command makes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Attachment {
+    /// Matching requests come here.
+    #[default]
+    Intercept,
+    /// Copies of matching requests come here.
+    Wiretap,
+}
+
+/// Value of `--port`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ports {
+    /// Local port that requests are delivered to.
+    pub local: u16,
+    /// Port of the workload as typed; empty if left out.
+    pub identifier: String,
+    /// Transport of the identifier.
+    pub transport: Transport,
+}
+
+impl std::str::FromStr for Ports {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (local, identifier) = text.split_once(':').unwrap_or((text, ""));
+        let number = local.parse().ok().filter(|port| *port != 0);
+        let local =
+            number.ok_or_else(|| format!("{local:?} is not a port number; write 1 to 65535"))?;
+        let transport = match identifier {
+            "" if text.ends_with(':') => {
+                return Err("nothing after the colon; write LOCAL or LOCAL:IDENTIFIER".into());
+            }
+            "" => Transport::Tcp,
+            _ => identifier
+                .parse::<PortIdentifier>()
+                .map_err(|error| error.to_string())?
+                .transport_or_tcp(),
+        };
+        Ok(Self {
+            local,
+            identifier: identifier.to_owned(),
+            transport,
+        })
+    }
+}
+
+impl Create {
+    /// Returns the requested workload.
+    pub fn workload(&self) -> &str {
+        self.workload.as_ref().unwrap_or(&self.name)
+    }
+
+    /// Builds the spec to send to the manager, with requests delivered to `target`. An error is the
+    /// user's mistake.
+    pub fn spec(&self, namespace: &str, target: SocketAddr) -> Result<InterceptSpec, String> {
+        let mut header_filters = BTreeMap::new();
+        let exact = self.http_header_exact.iter();
+        let exact = exact.map(|(name, text)| (name.clone(), filters::exact(text)));
+        for (name, value) in self.http_header.iter().cloned().chain(exact) {
+            filters::check(&name, &value)?;
+            if header_filters.insert(name.clone(), value).is_some() {
+                return Err(format!(
+                    "--http-header {name} is given twice; put alternatives into one regular \
+                    expression"
+                ));
+            }
+        }
+        header_filters.extend(self.matchers.on_wire()?);
+        let paths = [
+            ("equal", &self.http_path_equal),
+            ("prefix", &self.http_path_prefix),
+            ("regex", &self.http_path_regex),
+        ];
+        let path = |kind: &'static str, paths: &[String]| -> Vec<_> {
+            paths
+                .iter()
+                .map(|path| format!(":path-{kind}:{path}"))
+                .collect()
+        };
+        let path_filters: Vec<_> = paths
+            .iter()
+            .flat_map(|(kind, paths)| path(kind, paths))
+            .collect();
+        let filtered = !header_filters.is_empty() || !path_filters.is_empty();
+        let mechanism = match self.mechanism.as_deref() {
+            None if filtered => "http",
+            None => "tcp",
+            Some("tcp") if filtered => {
+                return Err(
+                    "--mechanism tcp takes whole connections and cannot look at requests; \
+                    use http or leave the filters out"
+                        .into(),
+                );
+            }
+            Some(mechanism) => mechanism,
+        };
+        Ok(InterceptSpec {
+            name: self.name.clone(),
+            client: self.manager.client.clone(),
+            agent: self.workload().to_owned(),
+            mechanism: mechanism.to_owned(),
+            namespace: namespace.to_owned(),
+            target_host: target.ip().to_string(),
+            target_port: target.port().into(),
+            port_identifier: self.port.identifier.clone(),
+            protocol: self.port.transport.to_string(),
+            roundtrip_latency: nanos_from_duration(ROUNDTRIP_TIMEOUT),
+            dial_timeout: nanos_from_duration(DIAL_TIMEOUT),
+            header_filters,
+            path_filters,
+            plaintext: self.http_plaintext,
+            metadata: self.metadata.iter().cloned().collect(),
+            wiretap: self.kind == Attachment::Wiretap,
+            ..InterceptSpec::default()
+        })
+    }
+}
+
+pub(super) fn header(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text
+        .split_once('=')
+        .ok_or_else(|| format!("{text:?} has no '='; write NAME=VALUE"))?;
+    if !traffic_proto::token::is_token_text(name) {
+        return Err(format!("{name:?} is not a header name; write NAME=VALUE"));
+    }
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text
+        .split_once('=')
+        .filter(|(key, _)| !key.is_empty())
+        .ok_or_else(|| format!("{text:?} is no pair; write KEY=VALUE"))?;
+    Ok((key.to_owned(), value.to_owned()))
+}
