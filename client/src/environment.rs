@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::Failure;
-use crate::container::Facts;
+use crate::container::facts::Facts;
 use crate::local::write_secret;
 
 /// Language of an environment file.
@@ -226,12 +226,16 @@ mod tests {
 
     #[test]
     fn the_machine_adds_where_things_are() {
-        let info = InterceptInfo {
-            id: "s:one".into(),
+        let mut facts = Facts {
+            name: "web".into(),
+            intercept: None,
             environment: [("COLOUR".into(), "blue".into())].into(),
-            ..InterceptInfo::default()
+            files: None,
+            is_read_only: false,
         };
-        let all = of(&info, Some(Path::new("/mnt/x")));
+        assert_eq!(of(&facts, None), facts.environment);
+        facts.intercept = Some("s:one".into());
+        let all = of(&facts, Some(Path::new("/mnt/x")));
         let all: Vec<_> = all.iter().map(|(k, v)| format!("{k}={v}")).collect();
         assert_eq!(
             all,

@@ -28,8 +28,10 @@ impl Flags {
     /// Notes the kind of attachment that the command's name says.
     #[must_use]
     pub fn with_kind(mut self) -> Self {
-        if let Command::Wiretap(create) = &mut self.command {
-            create.kind = Attachment::Wiretap;
+        match &mut self.command {
+            Command::Wiretap(create) => create.kind = Attachment::Wiretap,
+            Command::Replace(create) => create.kind = Attachment::Replace,
+            _ => {}
         }
         self
     }
@@ -42,6 +44,8 @@ pub enum Command {
     Create(Box<Create>),
     /// Get copies of matching requests: the app answers, what this machine answers is dropped
     Wiretap(Box<Create>),
+    /// Take the place of the app's container, which is away until you leave
+    Replace(Box<Create>),
     /// Get a container's environment and volumes, and none of its traffic
     Ingest(Box<Ingest>),
     /// List all intercepts the manager knows, yours first

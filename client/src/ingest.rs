@@ -8,7 +8,8 @@ use traffic_proto::manager::agent_info::ContainerInfo;
 use traffic_proto::manager::{AgentInfo, ClientInfo, EnsureAgentRequest, SessionInfo};
 
 use crate::Failure;
-use crate::container::{Container, Facts};
+use crate::container::Container;
+use crate::container::facts::Facts;
 use crate::flags::{Ingest, Output};
 use crate::intercept::{Stop, refused};
 use crate::mount::leftovers;

@@ -26,7 +26,6 @@ use crate::report::{self, Pairs, event, line, note};
 use crate::rest_api::RestApi;
 use crate::session::{self, Manager, Resumed, Way, call, status_text};
 use crate::tunnels::TunnelDialer;
-use crate::warnings::Warnings;
 use crate::watches::{agents, dials};
 
 /// Time after leaving in which connections may still be announced, for requests routed before the
@@ -50,7 +49,9 @@ pub async fn create(flags: &Create, stop: Stop) -> Result<(), Failure> {
         report::as_json();
     }
     // Before anything is created: a wrong address must not leave an intercept behind.
-    let target = resolve(&flags.address, flags.port.local).await?;
+    let local_ports = flags.local_ports();
+    let first = local_ports.first().copied().unwrap_or_default();
+    let target = resolve(&flags.address, first).await?;
     leftovers::take_away_all();
     flags.container.mount.check()?;
     let patience = session::FIRST_CONTACT_TIMEOUT.min(Duration::from_secs(flags.timeout));
@@ -73,8 +74,9 @@ pub async fn create(flags: &Create, stop: Stop) -> Result<(), Failure> {
     let client = session::client_info(&flags.manager.client, &namespace);
     let tunnel_dialer = TunnelDialer {
         target,
+        local_ports: local_ports.into(),
         tunnels: TaskTracker::new(),
-        warnings: Arc::new(Warnings::new(target)),
+        warnings: Arc::default(),
         live: Live::new(way.to_string(), target),
     };
     let live = tunnel_dialer.live.clone();
@@ -383,6 +385,11 @@ impl InterceptSession<'_> {
         match self.flags.kind {
             Attachment::Intercept => line(format_args!(
                 "Intercepting {workload}: {takes} -> {target}. Press Ctrl-C to leave."
+            )),
+            Attachment::Replace => line(format_args!(
+                "Replacing container {} of {workload}: {takes} -> {target}. It comes back when you \
+                 leave; press Ctrl-C.",
+                self.spec.container_name
             )),
             Attachment::Wiretap => line(format_args!(
                 "Wiretapping {workload}: copies of {takes} -> {target}; the app answers. Press \

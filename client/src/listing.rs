@@ -78,7 +78,10 @@ fn block(info: &InterceptInfo, me: &str, now: SystemTime, style: Style) -> Strin
         format!("of {}", spec.client)
     };
     let state = style.state(info.disposition());
-    let kind = if spec.wiretap { ", wiretap" } else { "" };
+    let kind = match kind(&spec) {
+        "intercept" => String::new(),
+        other => format!(", {other}"),
+    };
     let mut text = format!(
         "{} ({owner}{kind})  {state}",
         style.bold(&plain(&spec.name))
@@ -99,6 +102,7 @@ fn block(info: &InterceptInfo, me: &str, now: SystemTime, style: Style) -> Strin
             takes(info, &spec),
         ),
         ("goes to", target(&spec)),
+        ("and ports", spec.pod_ports.join(", ")),
         ("pod", info.pod_name.clone()),
         ("requests", requests(info)),
         ("note", info.message.clone()),
@@ -111,7 +115,11 @@ fn block(info: &InterceptInfo, me: &str, now: SystemTime, style: Style) -> Strin
 }
 
 fn kind(spec: &InterceptSpec) -> &'static str {
-    if spec.wiretap { "wiretap" } else { "intercept" }
+    match spec {
+        InterceptSpec { wiretap: true, .. } => "wiretap",
+        InterceptSpec { replace: true, .. } => "replace",
+        _ => "intercept",
+    }
 }
 
 /// Says how many requests came, where the manager counts them.

@@ -95,7 +95,7 @@ async fn run(command: &Command, stop: Stop) -> Result<(), Failure> {
                 Ok(())
             }
             Command::Man { folder } => intercept::generate::man(folder),
-            Command::Create(create) | Command::Wiretap(create) => {
+            Command::Create(create) | Command::Wiretap(create) | Command::Replace(create) => {
                 intercept::create(create, stop).await
             }
             Command::Ingest(flags) => intercept::ingest(flags, stop).await,
@@ -104,9 +104,11 @@ async fn run(command: &Command, stop: Stop) -> Result<(), Failure> {
     };
     match command {
         // These clean up behind themselves, and a half-done release is worse than waiting.
-        Command::Create(_) | Command::Wiretap(_) | Command::Ingest(_) | Command::Helm(_) => {
-            work.await
-        }
+        Command::Create(_)
+        | Command::Wiretap(_)
+        | Command::Replace(_)
+        | Command::Ingest(_)
+        | Command::Helm(_) => work.await,
         _ => {
             let done = interrupted.run_until_cancelled(work).await;
             done.unwrap_or(Err(Failure::Command(INTERRUPTED)))

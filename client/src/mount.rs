@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use traffic_proto::manager::SessionInfo;
 
 use crate::Failure;
-use crate::container::Facts;
+use crate::container::facts::Facts;
 use crate::mount::leftovers::Record;
 use crate::mount::link::{Files, Link};
 use crate::mount::mounted::{is_mounted, unmount};

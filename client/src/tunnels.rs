@@ -35,9 +35,11 @@ pub(crate) enum Via {
 /// Answers announced connections.
 #[derive(Clone)]
 pub(crate) struct TunnelDialer {
-    /// The only address that is dialled, whatever the request names: the cluster must not reach
-    /// others.
+    /// Where requests are delivered.
     pub(crate) target: SocketAddr,
+    /// The only ports of its host that are dialled, whatever the request names: the cluster must
+    /// not reach others.
+    pub(crate) local_ports: Arc<[u16]>,
     /// Tasks of the tunnels.
     pub(crate) tunnels: TaskTracker,
     /// Told of connections to the target that cannot be made.
@@ -75,13 +77,14 @@ impl TunnelDialer {
     ) -> Result<(), Status> {
         let session: Arc<str> = session.session_id.as_str().into();
         while let Some(request) = announced.message().await? {
-            let (via, session, target) = (via.clone(), session.clone(), self.target);
+            let (via, session, dialer) = (via.clone(), session.clone(), self.clone());
             let (warnings, tunnel) = (self.warnings.clone(), self.live.begin());
+            let destination = ConnId::parse(&request.conn_id).map(|conn| conn.destination());
             self.tunnels.spawn(async move {
-                if let Err(why) = answer(via, &session, request, target).await {
+                if let Err(why) = dialer.answer(via, &session, request).await {
                     tunnel.failed();
-                    if why.is::<DialError>() {
-                        warnings.dial_failed();
+                    if let (true, Ok(address)) = (why.is::<DialError>(), destination) {
+                        warnings.dial_failed(address);
                     }
                     tracing::debug!("connection not served: {why}");
                 }
@@ -89,46 +92,42 @@ impl TunnelDialer {
         }
         Ok(())
     }
-}
 
-async fn answer(
-    via: Via,
-    session: &str,
-    request: DialRequest,
-    target: SocketAddr,
-) -> anyhow::Result<()> {
-    let conn = ConnId::parse(&request.conn_id)?;
-    let latency = duration_from_nanos(request.roundtrip_latency);
-    let dial_timeout = duration_from_nanos(request.dial_timeout);
-    let (tx, rx) = mpsc::channel(QUEUE_CAPACITY);
-    let info = StreamInfo::new(conn, session, latency, dial_timeout);
-    // The queue is empty, so this never waits.
-    tx.send(TunnelMessage {
-        payload: Message::StreamInfo(info).encode(),
-    })
-    .await?;
-    let opening = match latency.saturating_add(dial_timeout) {
-        Duration::ZERO => DEFAULT_OPEN_TIMEOUT,
-        some => some,
-    };
-    let mut incoming = timeout(opening, open(via, rx)).await??;
-    // The cluster names the destination; only the one the user has chosen may be dialled.
-    if conn.destination() != target {
-        dialer::reject(&mut incoming, Outgoing::caller(tx)).await;
-        anyhow::bail!(
-            "asked to dial {}, which is not the target {target}",
-            conn.destination()
-        );
+    async fn answer(&self, via: Via, session: &str, request: DialRequest) -> anyhow::Result<()> {
+        let conn = ConnId::parse(&request.conn_id)?;
+        let latency = duration_from_nanos(request.roundtrip_latency);
+        let dial_timeout = duration_from_nanos(request.dial_timeout);
+        let (tx, rx) = mpsc::channel(QUEUE_CAPACITY);
+        let info = StreamInfo::new(conn, session, latency, dial_timeout);
+        // The queue is empty, so this never waits.
+        tx.send(TunnelMessage {
+            payload: Message::StreamInfo(info).encode(),
+        })
+        .await?;
+        let opening = match latency.saturating_add(dial_timeout) {
+            Duration::ZERO => DEFAULT_OPEN_TIMEOUT,
+            some => some,
+        };
+        let mut incoming = timeout(opening, open(via, rx)).await??;
+        // The cluster names the destination; only the one the user has chosen may be dialled.
+        let (target, destination) = (self.target, conn.destination());
+        let is_chosen = self.local_ports.contains(&destination.port());
+        if destination.ip() != target.ip() || !is_chosen {
+            dialer::reject(&mut incoming, Outgoing::caller(tx)).await;
+            anyhow::bail!(
+                "asked to dial {destination}, which is not on {target} or another --port"
+            );
+        }
+        let carried = dialer::serve(
+            conn,
+            dial_timeout,
+            incoming,
+            Outgoing::caller(tx).announcing_life(),
+        )
+        .await?;
+        tracing::debug!(%conn, ?carried, "connection ended");
+        Ok(())
     }
-    let carried = dialer::serve(
-        conn,
-        dial_timeout,
-        incoming,
-        Outgoing::caller(tx).announcing_life(),
-    )
-    .await?;
-    tracing::debug!(%conn, ?carried, "connection ended");
-    Ok(())
 }
 
 /// Opens a stream whose first message is in `rx`; it returns once the peer has taken it.

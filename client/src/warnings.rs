@@ -19,9 +19,8 @@ const MANAGER_TIMEOUT: Duration = Duration::from_millis(1500);
 const WARNING_INTERVAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// Warnings of one intercept.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Warnings {
-    target: SocketAddr,
     state: Mutex<State>,
     changed: Notify,
 }
@@ -30,21 +29,18 @@ pub(crate) struct Warnings {
 struct State {
     of_manager: Option<String>,
     failed_dials: u64,
+    /// Address of the last one.
+    failed_address: Option<SocketAddr>,
     printed: Option<String>,
 }
 
 impl Warnings {
-    pub(crate) fn new(target: SocketAddr) -> Self {
-        Self {
-            target,
-            state: Mutex::default(),
-            changed: Notify::new(),
-        }
-    }
-
-    /// Counts a connection that could not be made to the target.
-    pub(crate) fn dial_failed(&self) {
-        self.lock().failed_dials += 1;
+    /// Counts a connection that could not be made to an address of this machine.
+    pub(crate) fn dial_failed(&self, address: SocketAddr) {
+        let mut state = self.lock();
+        state.failed_dials += 1;
+        state.failed_address = Some(address);
+        drop(state);
         self.changed.notify_one();
     }
 
@@ -83,13 +79,12 @@ impl Warnings {
     /// The text to print, if it differs from the one before.
     fn next(&self) -> Option<String> {
         let mut state = self.lock();
-        let own = || match state.failed_dials {
-            0 => None,
-            n => Some(format!(
-                "nothing listens on {}; {} went to the app",
-                self.target,
-                counted(n, "request")
-            )),
+        let own = || {
+            let address = state.failed_address?;
+            Some(format!(
+                "nothing listens on {address}; {} went to the app",
+                counted(state.failed_dials, "request")
+            ))
         };
         let text = state.of_manager.clone().or_else(own)?;
         if state.printed.as_ref() == Some(&text) {
@@ -110,9 +105,9 @@ mod tests {
 
     #[test]
     fn the_manager_s_word_comes_before_our_own_and_nothing_is_said_twice() {
-        let warnings = Warnings::new(([127, 0, 0, 1], 3000).into());
+        let warnings = Warnings::default();
         assert_eq!(warnings.next(), None);
-        warnings.dial_failed();
+        warnings.dial_failed(([127, 0, 0, 1], 3000).into());
         let own = "nothing listens on 127.0.0.1:3000; 1 request went to the app";
         assert_eq!(warnings.next().as_deref(), Some(own));
         assert_eq!(warnings.next(), None);

@@ -5,6 +5,7 @@
 mod main_job;
 mod manager_away;
 mod replicas;
+mod several_ports;
 mod structured;
 mod volumes;
 mod whole_ports;

@@ -34,9 +34,10 @@ pub struct Create {
     /// Namespace of the workload; by default the kubeconfig context's
     #[arg(long, short)]
     pub namespace: Option<String>,
-    /// Local port, and the container port by number or name, optionally with /TCP or /UDP
-    #[arg(long, short, value_name = "LOCAL[:IDENTIFIER]")]
-    pub port: Ports,
+    /// Local port, and the container port by number or name, optionally with /TCP or /UDP. May be
+    /// repeated for further ports of the same pods, which have to be named
+    #[arg(long, short, required = true, value_name = "LOCAL[:IDENTIFIER]")]
+    pub port: Vec<Ports>,
     /// Local host that requests are delivered to
     #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
     pub address: String,
@@ -160,6 +161,8 @@ pub enum Attachment {
     Intercept,
     /// Copies of matching requests come here.
     Wiretap,
+    /// Everything comes here, and the app's container is away meanwhile.
+    Replace,
 }
 
 /// Value of `--port`.
@@ -199,7 +202,29 @@ impl std::str::FromStr for Ports {
     }
 }
 
+impl Ports {
+    /// Formats a further port of an intercept, `PORT:LOCAL[/UDP]`.
+    fn further(&self) -> Result<String, String> {
+        if self.identifier.is_empty() {
+            let local = self.local;
+            return Err(format!(
+                "--port {local}: a port beside the first one has to be named; write \
+                {local}:IDENTIFIER"
+            ));
+        }
+        Ok(match self.identifier.split_once('/') {
+            Some((port, transport)) => format!("{port}:{}/{transport}", self.local),
+            None => format!("{}:{}", self.identifier, self.local),
+        })
+    }
+}
+
 impl Create {
+    /// Returns the local ports, the first one's first.
+    pub(crate) fn local_ports(&self) -> Vec<u16> {
+        self.port.iter().map(|port| port.local).collect()
+    }
+
     /// Returns the requested workload.
     pub fn workload(&self) -> &str {
         self.workload.as_ref().unwrap_or(&self.name)
@@ -249,6 +274,18 @@ impl Create {
             }
             Some(mechanism) => mechanism,
         };
+        if self.kind == Attachment::Replace && filtered {
+            return Err(
+                "replace takes everything, since the app is away: leave the filters out, or use \
+                create"
+                    .into(),
+            );
+        }
+        let (first, others) = self.port.split_first().ok_or("--port is missing")?;
+        let pod_ports = others
+            .iter()
+            .map(Ports::further)
+            .collect::<Result<_, _>>()?;
         Ok(InterceptSpec {
             name: self.name.clone(),
             client: self.manager.client.clone(),
@@ -257,8 +294,10 @@ impl Create {
             namespace: namespace.to_owned(),
             target_host: target.ip().to_string(),
             target_port: target.port().into(),
-            port_identifier: self.port.identifier.clone(),
-            protocol: self.port.transport.to_string(),
+            port_identifier: first.identifier.clone(),
+            protocol: first.transport.to_string(),
+            pod_ports,
+            replace: self.kind == Attachment::Replace,
             roundtrip_latency: nanos_from_duration(ROUNDTRIP_TIMEOUT),
             dial_timeout: nanos_from_duration(DIAL_TIMEOUT),
             header_filters,

@@ -1,3 +1,7 @@
+use std::collections::BTreeMap;
+
+use traffic_proto::manager::InterceptSpec;
+
 use super::*;
 
 fn create(flags: &[&str]) -> Result<InterceptSpec, String> {
@@ -8,7 +12,7 @@ fn create(flags: &[&str]) -> Result<InterceptSpec, String> {
     let Command::Create(create) = flags.command else {
         panic!("not create")
     };
-    let local = create.port.local;
+    let local = create.local_ports()[0];
     create.spec("default", SocketAddr::from(([127, 0, 0, 1], local)))
 }
 
@@ -85,11 +89,39 @@ fn without_filters_it_is_tcp_and_udp_is_said_in_the_identifier() {
 }
 
 #[test]
+fn further_ports_are_sent_with_the_local_port_of_each() {
+    let ports = ["--port=9000:http", "--port=9001:admin", "--port=53:dns/UDP"];
+    let spec = create(&ports).unwrap();
+    assert_eq!(
+        (spec.port_identifier.as_str(), spec.target_port),
+        ("http", 9000)
+    );
+    assert_eq!(spec.pod_ports, ["admin:9001", "dns:53/UDP"]);
+}
+
+#[test]
+fn replace_takes_everything() {
+    let spec = |flags: &[&str]| {
+        let command = ["intercept", "replace", "hello", "--port=80"].iter();
+        let flags = Flags::try_parse_from(command.chain(flags)).unwrap();
+        let Command::Replace(replace) = flags.with_kind().command else {
+            panic!("not replace")
+        };
+        replace.spec("default", SocketAddr::from(([127, 0, 0, 1], 80)))
+    };
+    let plain = spec(&[]).unwrap();
+    assert!(plain.replace && plain.mechanism == "tcp");
+    let error = spec(&["--http-header=a=b"]).unwrap_err();
+    assert!(error.contains("leave the filters out"), "{error}");
+}
+
+#[test]
 fn mistakes_are_named() {
     for (flags, status_text) in [
         (&["--port=0"][..], "is not a port number"),
         (&["--port=80:"], "after the colon"),
         (&["--port=80:x/SCTP"], "/TCP or /UDP"),
+        (&["--port=80:x", "--port=81"], "81:IDENTIFIER"),
         (&["--port=80", "--http-header=x"], "NAME=VALUE"),
         (
             &["--port=80", "--http-header=a b=c"],

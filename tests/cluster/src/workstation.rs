@@ -81,9 +81,14 @@ impl<'a> Workstation<'a> {
 
     /// The client's command with these arguments.
     pub fn command(&self, arguments: &[&str]) -> Command {
+        // What follows `--` is the user's own command.
+        let end = arguments.iter().position(|it| *it == "--");
+        let (ours, users) = arguments.split_at(end.unwrap_or(arguments.len()));
         let mut command = Command::new(programs::path("intercept"));
-        command.args(arguments).args(["--client", &self.client]);
-        self.place(command)
+        command.args(ours).args(["--client", &self.client]);
+        let mut command = self.place(command);
+        command.args(users);
+        command
     }
 
     /// Runs a command of the client to its end.
@@ -114,8 +119,19 @@ impl<'a> Workstation<'a> {
         served
     }
 
-    /// The same without waiting.
+    /// Takes the place of the workload's container. Waits until it has it.
+    pub fn replace(&self, namespace: &str, workload: &str, options: &[&str]) -> Served {
+        let served = self.attach("replace", namespace, workload, options);
+        served.process.line("Replacing");
+        served
+    }
+
+    /// The same as [`Self::intercept`] without waiting.
     pub fn start(&self, namespace: &str, workload: &str, options: &[&str]) -> Served {
+        self.attach("create", namespace, workload, options)
+    }
+
+    fn attach(&self, command: &str, namespace: &str, workload: &str, options: &[&str]) -> Served {
         let name = format!("{workload}-{}", self.client.split('@').next().unwrap());
         let answers_as = format!("beside-{workload}");
         let port = ports::free();
@@ -123,10 +139,10 @@ impl<'a> Workstation<'a> {
         let mut app = Command::new(self.cluster.facts().programs.join("app"));
         app.args(["serve", &answers_as, "-http", &address, "-udp", &address]);
         let app = Process::start(&answers_as, &mut app);
-        let is_global = options.contains(&"--mechanism=tcp");
+        let is_global = command == "replace" || options.contains(&"--mechanism=tcp");
         let identifier = options.iter().find_map(|it| it.strip_prefix("--port="));
         let port = format!("--port={port}{}", identifier.unwrap_or(""));
-        let mut arguments = vec!["create", &name, "--workload", workload];
+        let mut arguments = vec![command, &name, "--workload", workload];
         arguments.extend(["--namespace", namespace, &port, "--timeout=60"]);
         if !is_global {
             arguments.extend(["--http-header", "x-dev=me"]);

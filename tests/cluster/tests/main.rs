@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod air;
+mod attachments;
 mod calm;
 mod chart;
 mod enforcing;
