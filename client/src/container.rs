@@ -36,6 +36,7 @@ impl Container {
         session: &SessionInfo,
         facts: &Facts,
     ) -> Result<(), Failure> {
+        // First, since the environment says where it is.
         self.mount = Mount::start(&flags.mount, manager, session, facts).await?;
         let root = self.mount.as_ref().map(Mount::root);
         let environment = environment::of(facts, root);
@@ -51,6 +52,7 @@ impl Container {
                 ("folder", &root.to_string_lossy()),
             ]));
         }
+        // Last: it may read the files and the environment at once.
         if !flags.command.is_empty() {
             self.command = Some(Running::start(&flags.command, &environment)?);
         }

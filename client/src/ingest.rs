@@ -42,7 +42,7 @@ pub async fn ingest(flags: &Ingest, stop: Stop) -> Result<(), Failure> {
     };
     // The way holds a port-forward open.
     let (manager, client, _way) = connected?;
-    let mut ingest = Session {
+    let mut ingest = IngestSession {
         flags,
         manager,
         client,
@@ -60,7 +60,7 @@ pub async fn ingest(flags: &Ingest, stop: Stop) -> Result<(), Failure> {
     failure.map_or(Ok(()), Err)
 }
 
-struct Session<'a> {
+struct IngestSession<'a> {
     flags: &'a Ingest,
     manager: Manager,
     client: ClientInfo,
@@ -70,13 +70,13 @@ struct Session<'a> {
 }
 
 /// Reason serving ended.
-enum Ended {
+enum FollowEnd {
     Failed(Failure),
     /// The manager cannot be reached, or no longer knows the session.
     Lost(Status),
 }
 
-impl Session<'_> {
+impl IngestSession<'_> {
     async fn arrive(&mut self) -> Result<SessionInfo, Failure> {
         let arrived = self.manager.arrive_as_client(call(self.client.clone()));
         let session = arrived.await;
@@ -98,8 +98,8 @@ impl Session<'_> {
         }
         loop {
             let status = match self.follow(session).await {
-                Ended::Failed(failure) => return failure,
-                Ended::Lost(status) => status,
+                FollowEnd::Failed(failure) => return failure,
+                FollowEnd::Lost(status) => status,
             };
             let message = status_text(&status);
             event(&Pairs(&[("manager", "lost"), ("message", &message)]));
@@ -135,37 +135,37 @@ impl Session<'_> {
         ensured.map(drop).map_err(|status| refused(&what, &status))
     }
 
-    async fn follow(&mut self, session: &SessionInfo) -> Ended {
+    async fn follow(&mut self, session: &SessionInfo) -> FollowEnd {
         let manager = self.manager.clone();
         tokio::select! {
-            status = session::remain(manager, session.clone()) => Ended::Lost(status),
+            status = session::remain(manager, session.clone()) => FollowEnd::Lost(status),
             ended = self.agents(session) => ended,
         }
     }
 
     /// Follows the workload's agents: the container is taken from one of them, and from another
     /// when its pod goes.
-    async fn agents(&mut self, session: &SessionInfo) -> Ended {
+    async fn agents(&mut self, session: &SessionInfo) -> FollowEnd {
         let deadline = Instant::now() + Duration::from_secs(self.flags.timeout);
         let mut snapshots = match self.manager.watch_agents(session.clone()).await {
             Ok(snapshots) => snapshots.into_inner(),
-            Err(status) => return Ended::Lost(status),
+            Err(status) => return FollowEnd::Lost(status),
         };
         loop {
             let snapshot = tokio::select! {
                 snapshot = snapshots.message() => snapshot,
                 () = sleep_until(deadline), if self.pod.is_empty() => {
-                    return Ended::Failed(self.no_agent());
+                    return FollowEnd::Failed(self.no_agent());
                 }
-                failure = self.container.ended() => return Ended::Failed(failure),
+                failure = self.container.ended() => return FollowEnd::Failed(failure),
             };
             let agents = match snapshot {
                 Ok(Some(snapshot)) => snapshot.agents,
-                Ok(None) => return Ended::Lost(Status::unavailable("the session has ended")),
-                Err(status) => return Ended::Lost(status),
+                Ok(None) => return FollowEnd::Lost(Status::unavailable("the session has ended")),
+                Err(status) => return FollowEnd::Lost(status),
             };
             if let Err(failure) = self.take_from(agents, session).await {
-                return Ended::Failed(failure);
+                return FollowEnd::Failed(failure);
             }
         }
     }
@@ -181,6 +181,7 @@ impl Session<'_> {
         let (name, container) = self.container_of(&agent)?;
         let facts = Facts::of(&agent, container);
         let manager = self.manager.clone();
+        // The environment was handed out once and stays; files come from where the pod is now.
         if !self.pod.is_empty() {
             self.container.follow(manager, session, &facts);
             self.pod.clone_from(&agent.pod_name);

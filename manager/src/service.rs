@@ -131,6 +131,7 @@ impl Service {
         caller: &Caller,
     ) -> Result<WatchEnd, Status> {
         self.own(caller, session)?;
+        // The session's end ends the watch, also where its connection lives on.
         let end = self.shared.read(|registry| {
             let found = registry.sessions.get(session);
             found.map(|session| session.end.clone())

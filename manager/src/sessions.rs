@@ -107,6 +107,7 @@ impl Sessions {
         check_client(&client)?;
         let party = Party::Client(client);
         self.check_number(&party)?;
+        // Nobody can guess it: for stock clients the id is all that proves whose session it is.
         let id = uuid::Uuid::new_v4().to_string();
         self.start(id.clone(), party, now);
         Ok(id)
@@ -140,6 +141,7 @@ impl Sessions {
             )));
         }
         let party = Party::Agent(agent);
+        // One that replaces its own former session is no further party.
         if !self.by_id.contains_key(&id) {
             self.check_number(&party)?;
         }
@@ -183,6 +185,7 @@ impl Sessions {
         if clients.clone().count() < MAX_CLIENTS {
             return None;
         }
+        // One that still watches is at work, however long ago it called.
         let (id, _) = clients
             .filter(|(_, it)| it.watches == 0)
             .min_by_key(|(_, it)| it.seen)?;

@@ -159,6 +159,8 @@ impl Cluster {
             .iter()
             .filter(|it| kind.is_none_or(|kind| it.kind == kind));
         let first = fitting.clone().next();
+        // A Deployment and its ReplicaSet may have the same name: the one that somebody intercepts
+        // already is meant.
         let wanted = fitting.find(|it| self.wishes.of(&it.key()) != injector::Wanted::No);
         wanted.or(first).cloned().ok_or_else(|| {
             let kinds: Vec<_> = match kind {
@@ -216,6 +218,7 @@ impl Cluster {
                 )),
             };
         }
+        // Agents that were put in by hand serve without an injector.
         if self.settings.webhook_port == 0 {
             let has = |pod: &super::planner::Judged| pod.pod.has_agent;
             return match self.planner.judge(&key).iter().any(has) {
@@ -244,6 +247,7 @@ impl Cluster {
         if let Some(agents) = self.all_arrived(key) {
             return Ok(agents);
         }
+        // Events of an earlier attempt would end this one.
         let since = SystemTime::now();
         let (trouble_tx, mut trouble_rx) = mpsc::channel(MAX_TROUBLES);
         let follow = events::follow(&self.client, &key.namespace, &key.name, since, |trouble| {
@@ -272,6 +276,7 @@ impl Cluster {
         let mut ends = self.roller.ends();
         let mut others_until: Option<Instant> = None;
         loop {
+            // Before the look, so that no change between the look and the wait is missed.
             sessions.mark_unchanged();
             caches.mark_unchanged();
             ends.mark_unchanged();
@@ -279,6 +284,8 @@ impl Cluster {
                 return Ok(agents);
             }
             if !self.arrived(key).is_empty() {
+                // The first agent is enough to begin; the other pods get a moment, since their
+                // requests go to the app until they have one.
                 others_until.get_or_insert_with(|| Instant::now() + OTHERS_TIMEOUT);
             }
             if let Some(why) = self.roller.failure(key) {
@@ -316,6 +323,7 @@ impl Cluster {
         wait: &mut AgentWait,
         trouble: Trouble,
     ) -> Option<RequestError> {
+        // The scheduler says so at once, while a cluster that grows by itself needs a minute.
         if trouble.note.contains("nodes are available") && wait.no_room.is_none() {
             wait.no_room = Some(Instant::now() + ROOM_TIMEOUT);
         }
@@ -329,6 +337,7 @@ impl Cluster {
             return None;
         }
         let mut why = format!("{}: {}", trouble.object, trouble.note);
+        // The event says only that the container ends again and again; why is in its log.
         if trouble.reason == "BackOff" {
             let log =
                 events::failing_log(&self.client, &key.namespace, &trouble.object, &trouble.note);
@@ -348,6 +357,7 @@ impl Cluster {
             .filter(|it| it.matches && it.pod.has_agent)
             .map(|it| it.pod.name.clone())
             .collect();
+        // Nobody but its owner knows what such a pod is to be.
         let manual = |agent: &AgentInfo| {
             let pod = self.caches.pods.get(&key.namespace, &agent.pod_name);
             pod.is_some_and(|it| it.manual && it.is_live())

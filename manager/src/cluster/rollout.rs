@@ -104,6 +104,7 @@ impl Roller {
 
     /// Starts rolling a workload if that is needed and not under way.
     pub(crate) fn look(self: &Arc<Self>, key: &Key) {
+        // A look costs no call, so that every change may cause one.
         if self.is_settled(key) || self.failed_lately(key) {
             return;
         }
@@ -112,6 +113,7 @@ impl Roller {
         }
         let (this, key) = (self.clone(), key.clone());
         self.tasks.spawn(async move {
+            // The next manager goes on from the pods that are there.
             let end = tokio::select! {
                 () = this.stop.cancelled() => RollEnd::Done,
                 end = this.roll(&key) => end,
@@ -194,6 +196,7 @@ impl Roller {
                 let egress = self.planner.caches.mesh_egress(&key.namespace);
                 mesh::apply(&self.client, &plan.config, egress).await
             }
+            // As long as one pod has an agent its ports have to be led to it.
             _ if self.planner.judge(key).iter().all(|it| !it.pod.has_agent) => {
                 mesh::remove(&self.client, &key.namespace, &key.name).await
             }

@@ -108,6 +108,7 @@ impl Service {
         let created = self
             .shared
             .change(|registry| registry.create(&session, spec));
+        // Whatever came of it: what the workload is to be depends on the intercepts there are.
         if let Some(cluster) = &self.cluster {
             cluster.settle(&id);
         }

@@ -20,6 +20,7 @@ impl Service {
         let request = request.into_inner();
         self.settings.log.request(&request, &self.tasks);
         let request = Some(request);
+        // Agents that subscribe later hear of it too.
         self.log_level.send_if_modified(|current| {
             let is_new = *current != request;
             *current = request;

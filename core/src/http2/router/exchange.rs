@@ -26,6 +26,8 @@ impl Router {
         let Some(diversion) = &mut self.diversion else {
             return;
         };
+        // The connection's window is given back by the agent, whatever becomes of the stream:
+        // others need it.
         diversion.uncredited += flow;
         let Some(diverted) = diversion.streams.get_mut(&stream) else {
             diversion.settle_credit(&mut self.to_caller);
@@ -44,6 +46,7 @@ impl Router {
         if ends {
             diverted.request.end();
         }
+        // Without a tunnel the agent has answered by itself, and the body is nobody's.
         if diverted.tunnel.is_none() {
             if ends {
                 diverted.request.end_at_once();
@@ -107,6 +110,7 @@ impl Router {
         let Some(diverted) = diversion.streams.get_mut(&stream) else {
             return;
         };
+        // A body never overtakes its head, which may wait for the tunnel to open.
         let id = diverted.tunnel.filter(|_| diverted.head.is_none());
         let Some(tunnel) = id.and_then(|id| diversion.tunnels.get_mut(&id)) else {
             return;
@@ -145,6 +149,7 @@ impl Router {
             .tunnel
             .and_then(|id| diversion.tunnels.get_mut(&id));
         if let Some(tunnel) = tunnel {
+            // What the caller has taken makes room for more of the workstation.
             tunnel.queued -= sent;
             tunnel.give_credit(self.window.room());
         }
@@ -214,6 +219,7 @@ impl Router {
             return;
         };
         diversion.settle_credit(&mut self.to_caller);
+        // A copy of a whole request is ended where the request ends.
         if let Some(copying) = &mut self.copying
             && end != StreamEnd::Complete
         {
@@ -233,6 +239,7 @@ impl Router {
         let answered = self.diverted(stream).is_some_and(|d| d.answered);
         self.reset_to_tunnel(stream, code);
         self.remove_diverted(stream, StreamEnd::CallerReset, host);
+        // Resets before an answer are how a rapid-reset flood looks.
         self.given_up(!answered);
     }
 
@@ -248,6 +255,7 @@ impl Router {
             return;
         };
         let diverted = diversion.streams.get(&stream);
+        // A workstation that has not heard of the stream needs no reset.
         let Some(diverted) = diverted.filter(|d| d.head.is_none()) else {
             return;
         };
@@ -278,6 +286,7 @@ impl Router {
         if let Some(error) = error {
             return self.break_diverted(stream, error, host);
         }
+        // Told with the head, since the stream does not exist in the tunnel yet.
         if let Some(head) = &mut diverted.head {
             head.credit = head.credit.saturating_add(credit).min(frames::MAX_STREAM);
             return;
@@ -320,6 +329,7 @@ impl Router {
         let Some(diversion) = &mut self.diversion else {
             return;
         };
+        // Held sections are encoded only now: the table has to be as the caller's is by then.
         while let Some(sent) = diversion.held.send(self.window.room(), &mut self.to_caller) {
             match sent {
                 Sent::Frame(n) => self.window.by_app(n),
@@ -371,6 +381,8 @@ impl Router {
         };
         for (stream, diverted) in &mut diversion.streams {
             diverted.ahead += change;
+            // A window that shrinks may become negative (RFC 9113 section 6.9.2); what the caller
+            // had sent by then is no fault of its.
             diverted.overdraft -= change.min(0);
             if diverted.head.is_none() {
                 diverted.grant(*stream, &mut self.to_caller);

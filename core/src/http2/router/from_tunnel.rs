@@ -181,6 +181,7 @@ impl Router {
                 _ => {}
             }
         }
+        // Acknowledged before anything is sent by them (RFC 9113 section 6.5.3).
         tunnel.out.extend_from_slice(&frames::SETTINGS_ACK);
         let streams: Vec<_> = tunnel.streams.values().copied().collect();
         for stream in streams.into_iter().filter(|_| change != 0) {
@@ -190,6 +191,8 @@ impl Router {
                 .and_then(|d| d.streams.get_mut(&stream))
             {
                 diverted.to_remote += change;
+                // The caller was told the app's window; the two may differ, and credit makes up
+                // for it.
                 diverted.ahead -= change;
                 diverted.grant(stream, &mut self.to_caller);
             }
@@ -241,6 +244,7 @@ impl Router {
         rest: &mut &[u8],
         host: &mut H,
     ) -> TunnelStep {
+        // The length of the padding is the first byte of the payload.
         let padded = head.flags & PADDED != 0;
         let pad = match rest.get(HEAD) {
             Some(byte) if padded => usize::from(*byte),
@@ -262,6 +266,7 @@ impl Router {
             // It is over.
             tunnel.inbound.skip(head);
             tunnel.inbound.left -= usize::from(padded);
+            // Its bytes count for the connection's window all the same (RFC 9113 section 6.9).
             let room = self.window.room();
             if let Some(tunnel) = self.tunnel(id) {
                 tunnel.give_credit(room);
@@ -303,6 +308,7 @@ impl Router {
         }
         let room = usize::try_from(diverted.to_caller).unwrap_or(0);
         let room = room.min(self.window.room());
+        // The common case copies the bytes once, to where the caller's wait.
         if diverted
             .answer
             .send_now(body, stream, room, &mut self.to_caller)
@@ -334,6 +340,7 @@ impl Router {
         };
         let mut held = std::mem::take(&mut tunnel.inbound.held);
         let before = held.len();
+        // A section that came in one piece is decoded in place.
         let whole = match (before, section::extent(rest)) {
             (0, Extent::Whole(n)) => n,
             _ => {
@@ -383,6 +390,7 @@ impl Router {
         else {
             return;
         };
+        // A part of a head would be another answer than the workstation gave.
         if fields.has_overflowed() {
             self.reset_to_caller(stream, code::INTERNAL_ERROR);
             return self.remove_diverted(stream, StreamEnd::Lost, host);
@@ -398,6 +406,7 @@ impl Router {
         }
         let status = status_of(fields.iter());
         let mut explained = None;
+        // Interim answers may come before the one that counts (RFC 9110 section 15.2).
         if status / 100 != 1 {
             diverted.answered = true;
             let explains = diverted.explains;
@@ -449,6 +458,8 @@ impl Router {
         let unseen = tunnel.streams.range(last.saturating_add(1)..);
         let unseen: Vec<_> = unseen.map(|(_, stream)| *stream).collect();
         for stream in unseen {
+            // The code says that nothing was done, so that callers may send it again (RFC 9113
+            // section 8.7).
             self.reset_to_caller(stream, code::REFUSED_STREAM);
             self.remove_diverted(stream, StreamEnd::Refused, host);
         }

@@ -177,6 +177,7 @@ impl Router {
         router.newest = 1;
         router.ids.assign(1, 1);
         let mut slot = StreamSlot::new(1, 0);
+        // The request's head was routed as HTTP/1; only its answer is still looked at.
         (slot.watched, slot.explains) = (true, explains);
         router.streams.insert(slot);
         let ended = FrameHeader {
@@ -205,6 +206,8 @@ impl Router {
     #[must_use]
     pub fn reads_caller(&self) -> bool {
         self.fatal.is_none()
+            // A caller that floods with what has to be answered, such as PING, and reads nothing
+            // would fill the answers' buffer.
             && self.to_caller.len() < 4 * MAX_TO_CALLER
             && !self.diversion.as_ref().is_some_and(|d| d.is_full())
     }
@@ -212,6 +215,7 @@ impl Router {
     /// Returns true if the app is to be read.
     #[must_use]
     pub fn reads_app(&self) -> bool {
+        // Without a diversion the app's bytes pass at once, or wait in its own socket.
         let held = self.diversion.as_ref().map_or(0, |d| d.held.bytes());
         self.fatal.is_none() && held < MAX_HELD
     }
@@ -260,6 +264,7 @@ impl Router {
     pub fn put_to_app(&mut self, out: &mut Vec<u8>) {
         if !self.to_app.is_empty() && self.caller.at_boundary() {
             out.append(&mut self.to_app);
+            // It is used seldom, and most connections are idle most of the time.
             self.to_app.shrink_to(0);
         }
     }
@@ -305,6 +310,7 @@ impl Router {
         let mut window = None;
         for (id, value) in settings::entries(payload) {
             match id {
+                // A larger one is an error that the app finds by itself (RFC 9113 section 6.5.2).
                 settings::INITIAL_WINDOW_SIZE if value <= frames::MAX_STREAM => {
                     window = Some(value);
                 }
@@ -335,6 +341,7 @@ impl Router {
     /// Returns true if the caller may not open another stream beside those that are open.
     pub(super) fn has_all_streams(&self) -> bool {
         let diverted = self.diversion.as_ref().map_or(0, |d| d.streams.len());
+        // Without a limit of the app's there is none here either; what it has is its own matter.
         let (Some(max), Some(open)) = (self.max_streams, self.streams.open()) else {
             return false;
         };
