@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -200,8 +201,9 @@ impl PodSecurity {
 /// Facts about a namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Surroundings {
-    /// Services of the pod's namespace, in any order.
-    pub services: Vec<Service>,
+    /// Services of the pod's namespace, in any order; a namespace may have many, and none is copied
+    /// for a decision.
+    pub services: Vec<Arc<Service>>,
     /// Pod Security level.
     pub pod_security: PodSecurity,
     /// Istio `Sidecar` object of another owner that selects the workload, if there is one.

@@ -1,5 +1,7 @@
 //! Ports of a template that an agent can stand for, found by its Services and annotations.
 
+use std::sync::Arc;
+
 use traffic_proto::port_identifier::{NameOrNumber, PortIdentifier};
 use traffic_proto::{Fault, Transport};
 
@@ -41,7 +43,7 @@ impl Match<'_> {
 pub(crate) fn find<'a>(
     workload: &Workload,
     requests: &Requests,
-    services: &'a [Service],
+    services: &'a [Arc<Service>],
     notes: &mut Vec<Note>,
 ) -> Result<Vec<Match<'a>>, Refusal> {
     let containers = &workload.template.containers;
@@ -90,12 +92,12 @@ pub(crate) fn find<'a>(
 fn considered<'a>(
     workload: &Workload,
     requests: &Requests,
-    services: &'a [Service],
+    services: &'a [Arc<Service>],
 ) -> Result<Vec<&'a Service>, Refusal> {
     if let Some(name) = &requests.service_name {
         let named = services.iter().find(|it| it.name == *name);
         return match named {
-            Some(service) => Ok(vec![service]),
+            Some(service) => Ok(vec![&**service]),
             None => Err(Refusal::NoSuchService {
                 workload: workload.to_string(),
                 service: name.clone(),
@@ -104,7 +106,8 @@ fn considered<'a>(
         };
     }
     let labels = &workload.template.labels;
-    let mut selecting: Vec<_> = services.iter().filter(|it| it.selects(labels)).collect();
+    let services = services.iter().map(|it| &**it);
+    let mut selecting: Vec<_> = services.filter(|it| it.selects(labels)).collect();
     // The API server lists in no fixed order, and a different order would give a different digest.
     selecting.sort_by(|one, other| one.name.cmp(&other.name));
     Ok(selecting)

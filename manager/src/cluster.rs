@@ -147,7 +147,7 @@ impl Cluster {
         let version = version.map_err(ClusterError::Unreachable)?;
         tracing::info!(version = version.git_version, "cluster");
         settings.injector.server_version = numbers(&version.major, &version.minor);
-        let caches = Caches::new(&settings);
+        let caches = Caches::new(&settings.kinds);
         let wishes = Arc::new(Wishes::default());
         let planner = Planner {
             caches: caches.clone(),

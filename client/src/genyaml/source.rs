@@ -2,6 +2,7 @@
 
 use std::io::Read;
 use std::path::Path;
+use std::sync::Arc;
 
 use injector::{Kind, PodSecurity, Service, Surroundings, Template, Workload};
 use k8s_openapi::api::core::v1 as core;
@@ -78,7 +79,7 @@ pub(super) fn from_manifest(text: &str, namespace: &str) -> Result<Source, Strin
         if kind == "Service" {
             let service = serde_json::from_value::<core::Service>(document);
             let service = service.map_err(|error| format!("Service: {error}"))?;
-            services.push(Service::from(&service));
+            services.push(Arc::new(Service::from(&service)));
         } else if let Ok(kind) = kind.parse::<Kind>() {
             if source.is_some() {
                 return Err("more than one workload; one at a time".into());
@@ -152,7 +153,10 @@ async fn surroundings(client: &Client, namespace: &str) -> kube::Result<Surround
     let labels = namespaces.get(namespace).await.ok();
     let labels = labels.and_then(|it| it.metadata.labels).unwrap_or_default();
     Ok(Surroundings {
-        services: services.iter().map(Service::from).collect(),
+        services: services
+            .iter()
+            .map(|it| Arc::new(Service::from(it)))
+            .collect(),
         pod_security: PodSecurity::of(&labels),
         foreign_sidecar: None,
     })

@@ -2,6 +2,7 @@
 //! is valid for the API server, and agents accept the configuration.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use injector::{
     Carrier, Kind, Mesh, NativeSidecar, OwnerOf, PodSecurity, Service, Settings, Surroundings,
@@ -191,7 +192,7 @@ fn surroundings() -> impl Strategy<Value = Surroundings> {
         1 => Just(PodSecurity::Restricted),
     ];
     (services(), level).prop_map(|(services, pod_security)| Surroundings {
-        services,
+        services: services.into_iter().map(Arc::new).collect(),
         pod_security,
         foreign_sidecar: None,
     })

@@ -1,6 +1,7 @@
 //! Pods, workloads and Services in few words, and a look at what a patch made of them.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use injector::{
     Decision, Kind, NativeSidecar, OwnerOf, Service, Settings, Surroundings, Template, Verdict,
@@ -84,7 +85,7 @@ pub(crate) fn to(target: Value) -> Service {
 
 pub(crate) fn around(services: &[Service]) -> Surroundings {
     Surroundings {
-        services: services.to_vec(),
+        services: services.iter().cloned().map(Arc::new).collect(),
         ..Surroundings::default()
     }
 }

@@ -1,5 +1,7 @@
 //! Who the agent runs as, and what namespaces refuse.
 
+use std::sync::Arc;
+
 use injector::{Mesh, PodSecurity, Refusal, Settings, Surroundings, Verdict};
 use k8s_openapi::api::core::v1::SecurityContext;
 use serde_json::{Value, json};
@@ -136,7 +138,7 @@ fn named_ports_stay_in_reach_beside_numeric_ones_that_are_not() {
 #[test]
 fn a_headless_service_by_name_falls_back_to_the_name() {
     let mut surroundings = in_level(PodSecurity::Baseline, json!("http"));
-    surroundings.services[0].headless = true;
+    Arc::make_mut(&mut surroundings.services[0]).headless = true;
     let decision = decided_in(&simple(), &surroundings, &settings());
     assert_eq!(entries(&decision), ["shop:80 shop:8080/TCP>9900"]);
     assert!(decision.warnings[0].contains("is headless"));
@@ -193,7 +195,7 @@ fn istio_redirects_instead_of_an_init_container() {
         Verdict::Refuse(Refusal::ForeignSidecar { .. })
     ));
     assert!(decision.warnings[0].contains("Istio Sidecar \"theirs\" selects it already"));
-    surroundings.services[0] = to(json!("http"));
+    surroundings.services[0] = Arc::new(to(json!("http")));
     let decision = decided_in(&simple(), &surroundings, &settings);
     assert_eq!(decision.verdict, Verdict::Inject);
 }

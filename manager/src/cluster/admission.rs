@@ -175,7 +175,7 @@ impl Admission {
                     }
                     None => None,
                 };
-                Owners::Found(workload, template.unwrap_or_default())
+                Owners::Found(workload, Arc::new(template.unwrap_or_default()))
             }
             owners => owners,
         }

@@ -1,13 +1,12 @@
 //! Caches of everything that is watched, and the questions that are answered from it without asking
 //! the API server.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
-use injector::{Kind, Link, PodSecurity, Surroundings, Template, Walk, walk};
+use injector::{Kind, Link, OwnerRef, PodSecurity, Surroundings, Template, Walk, walk};
 use tokio::sync::{Notify, watch};
 
-use super::env::ClusterSettings;
 use super::objects::{PodFacts, ServiceFacts, WorkloadFacts};
 use super::store::Store;
 use traffic_proto::sync::lock;
@@ -60,7 +59,7 @@ pub(crate) struct Caches {
 pub(crate) struct ForeignSidecar {
     pub(crate) name: String,
     /// Labels; none select every pod, which a more special one may override.
-    pub(crate) selector: Option<std::collections::BTreeMap<String, String>>,
+    pub(crate) selector: Option<BTreeMap<String, String>>,
     /// Reach of the pods.
     pub(crate) egress: Option<serde_json::Value>,
 }
@@ -69,7 +68,7 @@ pub(crate) struct ForeignSidecar {
 #[derive(Clone, Debug)]
 pub(crate) enum Owners {
     /// The workload, and the template of the nearest owner.
-    Found(Arc<WorkloadFacts>, Template),
+    Found(Arc<WorkloadFacts>, Arc<Template>),
     /// No pod.
     Nobody,
     /// Kind and name of something whose pods get no agent.
@@ -79,9 +78,9 @@ pub(crate) enum Owners {
 }
 
 impl Caches {
-    pub(crate) fn new(settings: &ClusterSettings) -> Arc<Self> {
+    pub(crate) fn new(kinds: &[Kind]) -> Arc<Self> {
         Arc::new(Self {
-            kinds: settings.kinds.clone(),
+            kinds: kinds.to_vec(),
             deployments: Store::default(),
             replica_sets: Store::default(),
             stateful_sets: Store::default(),
@@ -155,7 +154,7 @@ impl Caches {
     }
 
     /// The owners of something with this controller.
-    pub(crate) fn owners(&self, namespace: &str, controller: Option<injector::OwnerRef>) -> Owners {
+    pub(crate) fn owners(&self, namespace: &str, controller: Option<OwnerRef>) -> Owners {
         let found = walk(controller, &self.kinds, |kind, name| {
             let workload = self.workloads(kind).get(namespace, name)?;
             Some(Link {
@@ -179,28 +178,46 @@ impl Caches {
     }
 
     /// Pods of a workload with the template each was made from, and those only.
-    pub(crate) fn pods_of(&self, key: &Key) -> Vec<(Arc<PodFacts>, Template)> {
+    pub(crate) fn pods_of(&self, key: &Key) -> Vec<(Arc<PodFacts>, Arc<Template>)> {
+        let nearest = self.nearest_owners(key);
         let pods = self.pods.of(&key.namespace).into_iter();
-        pods.filter_map(
-            |pod| match self.owners(&key.namespace, pod.controller.clone()) {
-                Owners::Found(workload, template)
-                    if workload.kind == key.kind && workload.name == key.name =>
-                {
-                    Some((pod, template))
-                }
-                _ => None,
-            },
-        )
+        pods.filter_map(|pod| {
+            let template = nearest.get(pod.controller.as_ref()?)?.clone();
+            Some((pod, template))
+        })
         .collect()
+    }
+
+    /// Objects that pods of a workload belong to, itself or what it owns, with their templates. A
+    /// namespace has few of them beside its pods, whose owners would be walked each time otherwise.
+    fn nearest_owners(&self, key: &Key) -> BTreeMap<OwnerRef, Arc<Template>> {
+        let all = self.kinds.iter();
+        let all = all.flat_map(|kind| self.workloads(*kind).of(&key.namespace));
+        let may_be = |it: &WorkloadFacts| it.controller.is_some() || it.name == key.name;
+        all.filter(|it| may_be(it))
+            .filter_map(|near| {
+                let near = OwnerRef {
+                    kind: near.kind.name().to_owned(),
+                    name: near.name.clone(),
+                };
+                match self.owners(&key.namespace, Some(near.clone())) {
+                    Owners::Found(workload, template)
+                        if workload.kind == key.kind && workload.name == key.name =>
+                    {
+                        Some((near, template))
+                    }
+                    _ => None,
+                }
+            })
+            .collect()
     }
 
     /// The surroundings of a namespace's pods; `labels` are those of the pods in question.
     pub(crate) fn around(
         &self,
         namespace: &str,
-        labels: &std::collections::BTreeMap<String, String>,
+        labels: &BTreeMap<String, String>,
     ) -> Surroundings {
-        let services = self.services.of(namespace);
         let selects = |it: &ForeignSidecar| {
             it.selector.as_ref().is_some_and(|selector| {
                 selector
@@ -214,7 +231,7 @@ impl Caches {
             .into_iter()
             .find(|it| selects(it));
         Surroundings {
-            services: services.iter().map(|it| (**it).clone()).collect(),
+            services: self.services.of(namespace),
             pod_security: self
                 .namespaces
                 .get("", namespace)
@@ -243,3 +260,6 @@ impl WorkloadFacts {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use injector::config::Entry;
 use injector::{
@@ -84,7 +85,7 @@ fn settings() -> Result<Settings, String> {
 #[derive(Debug, Default)]
 struct Manifest {
     subjects: Vec<Subject>,
-    services: BTreeMap<String, Vec<Service>>,
+    services: BTreeMap<String, Vec<Arc<Service>>>,
     pod_security: BTreeMap<String, PodSecurity>,
 }
 
@@ -145,7 +146,7 @@ impl Manifest {
             "Service" => {
                 let service: KubeService = serde_json::from_value(object).map_err(wrong)?;
                 let services = self.services.entry(own).or_default();
-                services.push(Service::from(&service));
+                services.push(Arc::new(Service::from(&service)));
             }
             "Namespace" => {
                 let labels = head.metadata.labels.unwrap_or_default();
@@ -189,7 +190,7 @@ impl Manifest {
             let own = self.services.entry(namespace.clone()).or_default();
             for service in found {
                 if !own.iter().any(|it| it.name == service.name) {
-                    own.push(service);
+                    own.push(Arc::new(service));
                 }
             }
             if self.pod_security.contains_key(&namespace) {

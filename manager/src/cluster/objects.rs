@@ -1,5 +1,7 @@
 //! Objects of the API server, reduced to what is read here. What is not decoded costs no memory.
 
+use std::sync::Arc;
+
 use injector::{Kind, OwnerRef, Service, Template, annotations, controller};
 use k8s_openapi::api::core::v1::{self as core, PodTemplateSpec};
 use kube::core::Object;
@@ -16,7 +18,7 @@ pub(crate) struct WorkloadFacts {
     pub(crate) uid: String,
     pub(crate) controller: Option<OwnerRef>,
     /// Empty for a ReplicaSet without pods that belongs to something: there are many of them.
-    pub(crate) template: Template,
+    pub(crate) template: Arc<Template>,
     pub(crate) replicas: i32,
     pub(crate) ready: i32,
     pub(crate) state: WorkloadState,
@@ -173,7 +175,7 @@ impl WorkloadFacts {
             namespace: object.namespace().unwrap_or_default(),
             uid: object.uid().unwrap_or_default(),
             controller,
-            template: template.map(Template::from).unwrap_or_default(),
+            template: Arc::new(template.map(Template::from).unwrap_or_default()),
             replicas,
             ready: status.ready_replicas.unwrap_or(0),
             state: state(kind, object, &status),

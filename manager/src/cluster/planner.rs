@@ -87,7 +87,7 @@ impl Planner {
         let Some(workload) = self.caches.workload(key) else {
             return Vec::new();
         };
-        let mut plans: Vec<(Template, Desired)> = Vec::new();
+        let mut plans: Vec<(Arc<Template>, Desired)> = Vec::new();
         let pods = self.caches.pods_of(key).into_iter();
         pods.filter(|(pod, _)| pod.is_live() && !pod.manual)
             .map(|(pod, template)| {

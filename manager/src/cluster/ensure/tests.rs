@@ -25,7 +25,7 @@ fn config(services: serde_json::Value, annotations: serde_json::Value) -> Config
             "spec": {"selector": {"app": "web"}, "ports": ports},
         }))
         .unwrap();
-        Service::from(&service)
+        Arc::new(Service::from(&service))
     });
     let around = Surroundings {
         services: services.collect(),

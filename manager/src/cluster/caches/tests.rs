@@ -1,0 +1,83 @@
+use super::*;
+use crate::cluster::objects::{PodObject, WorkloadObject};
+use serde_json::{Value, json};
+
+fn meta(name: &str, owner: Option<(&str, &str)>) -> Value {
+    let owners = owner
+        .map(|(kind, name)| {
+            json!({"kind": kind, "name": name, "controller": true,
+            "apiVersion": "v1", "uid": "u"})
+        })
+        .into_iter();
+    json!({"name": name, "namespace": "n", "ownerReferences": owners.collect::<Vec<_>>()})
+}
+
+fn workload(caches: &Caches, kind: Kind, name: &str, owner: Option<(&str, &str)>) {
+    let template = json!({"metadata": {"labels": {"made-by": name}}, "spec": {"containers": [{"name": "app"}]}});
+    let object = json!({"metadata": meta(name, owner), "spec": {"template": template}});
+    let object: WorkloadObject = serde_json::from_value(object).unwrap();
+    let facts = WorkloadFacts::new(kind, &object);
+    caches.workloads(kind).put("n", name, facts);
+}
+
+fn pod(caches: &Caches, name: &str, owner: Option<(&str, &str)>) {
+    let object = json!({"metadata": meta(name, owner), "spec": {"containers": []}});
+    let object: PodObject = serde_json::from_value(object).unwrap();
+    caches.pods.put("n", name, PodFacts::from(&object));
+}
+
+#[test]
+fn pods_of_a_workload_are_those_whose_owners_lead_to_it() {
+    let caches = Caches::new(&[Kind::Deployment, Kind::ReplicaSet, Kind::StatefulSet]);
+    workload(&caches, Kind::Deployment, "web", None);
+    workload(
+        &caches,
+        Kind::ReplicaSet,
+        "web-1",
+        Some(("Deployment", "web")),
+    );
+    workload(
+        &caches,
+        Kind::ReplicaSet,
+        "web-2",
+        Some(("Deployment", "web")),
+    );
+    workload(
+        &caches,
+        Kind::ReplicaSet,
+        "other-1",
+        Some(("Deployment", "other")),
+    );
+    workload(&caches, Kind::ReplicaSet, "web", None);
+    workload(&caches, Kind::StatefulSet, "db", Some(("Operator", "db")));
+    for (name, owner) in [
+        ("old", Some(("ReplicaSet", "web-1"))),
+        ("new", Some(("ReplicaSet", "web-2"))),
+        ("of-other", Some(("ReplicaSet", "other-1"))),
+        ("of-namesake", Some(("ReplicaSet", "web"))),
+        ("of-nobody", None),
+        ("db-0", Some(("StatefulSet", "db"))),
+        ("job", Some(("Job", "web"))),
+    ] {
+        pod(&caches, name, owner);
+    }
+    let pods = |kind, name: &str| -> Vec<(String, String)> {
+        let key = Key {
+            namespace: "n".to_owned(),
+            kind,
+            name: name.to_owned(),
+        };
+        let found = caches.pods_of(&key).into_iter();
+        found
+            .map(|(pod, template)| (pod.name.clone(), template.labels["made-by"].clone()))
+            .collect()
+    };
+    let pair = |pod: &str, template: &str| (pod.to_owned(), template.to_owned());
+    let web = [pair("new", "web-2"), pair("old", "web-1")];
+    assert_eq!(pods(Kind::Deployment, "web"), web);
+    assert_eq!(pods(Kind::ReplicaSet, "web"), [pair("of-namesake", "web")]);
+    assert_eq!(pods(Kind::StatefulSet, "db"), [pair("db-0", "db")]);
+    // A ReplicaSet that belongs to something is no workload itself.
+    assert_eq!(pods(Kind::ReplicaSet, "web-1"), []);
+    assert_eq!(pods(Kind::Deployment, "other"), []);
+}
