@@ -124,12 +124,12 @@ labels:
 {{- if and .Values.agentInjector.enabled (eq (not .Values.rbac.only) (not .Values.rbac.webhook)) }}true{{ end -}}
 {{- end -}}
 
-{{/* Workload kinds in force, as `apps` resources. */}}
+{{/* Workload kinds in force, as `apps` resources, and what leads from their pods to them. */}}
 {{- define "tm.appsResources" -}}
 {{- $kinds := list -}}
 {{- $w := .Values.workloads -}}
 {{- if $w.deployments.enabled }}{{ $kinds = append $kinds "deployments" }}{{ end -}}
-{{- if $w.replicaSets.enabled }}{{ $kinds = append $kinds "replicasets" }}{{ end -}}
+{{- if or $w.replicaSets.enabled $w.deployments.enabled $w.argoRollouts.enabled }}{{ $kinds = append $kinds "replicasets" }}{{ end -}}
 {{- if $w.statefulSets.enabled }}{{ $kinds = append $kinds "statefulsets" }}{{ end -}}
 {{- $kinds | toJson -}}
 {{- end -}}

@@ -183,6 +183,9 @@ class Rights(unittest.TestCase):
         off = [f"workloads.{kind}.enabled=false" for kind in ("deployments", "replicaSets")]
         rules = Rendered.of(*sets(off)).rules("ClusterRole/traffic-manager-ambassador")
         self.assertIn(["statefulsets"], [r["resources"] for r in rules])
+        # The way from a Deployment's pods to it.
+        rules = Rendered.of(*sets("workloads.replicaSets.enabled=false")).rules("ClusterRole/traffic-manager-ambassador")
+        self.assertIn(["deployments", "replicasets", "statefulsets"], [r["resources"] for r in rules])
 
     def test_no_rule_has_a_wildcard(self):
         made = Rendered.of(*sets([*CLIENT, "workloads.argoRollouts.enabled=true"]))

@@ -38,7 +38,10 @@ pub(crate) struct NamespaceFacts {
 /// All watched objects.
 #[derive(Debug)]
 pub(crate) struct Caches {
+    /// Kinds that can be intercepted.
     pub(crate) kinds: Vec<Kind>,
+    /// Kinds on the way from a pod to one of those: without its ReplicaSets no Deployment has pods.
+    pub(crate) followed: Vec<Kind>,
     pub(crate) deployments: Store<WorkloadFacts>,
     pub(crate) replica_sets: Store<WorkloadFacts>,
     pub(crate) stateful_sets: Store<WorkloadFacts>,
@@ -81,6 +84,7 @@ impl Caches {
     pub(crate) fn new(kinds: &[Kind]) -> Arc<Self> {
         Arc::new(Self {
             kinds: kinds.to_vec(),
+            followed: followed(kinds),
             deployments: Store::default(),
             replica_sets: Store::default(),
             stateful_sets: Store::default(),
@@ -155,7 +159,7 @@ impl Caches {
 
     /// The owners of something with this controller.
     pub(crate) fn owners(&self, namespace: &str, controller: Option<OwnerRef>) -> Owners {
-        let found = walk(controller, &self.kinds, |kind, name| {
+        let found = walk(controller, &self.followed, |kind, name| {
             let workload = self.workloads(kind).get(namespace, name)?;
             Some(Link {
                 controller: workload.controller.clone(),
@@ -165,6 +169,9 @@ impl Caches {
             Walk::NoOwner => Owners::Nobody,
             Walk::Foreign(owner) => Owners::Foreign(owner.kind, owner.name),
             Walk::Unknown(owner) => Owners::Unknown(owner.kind, owner.name),
+            Walk::Found { workload, .. } if !self.kinds.contains(&workload.0) => {
+                Owners::Foreign(workload.0.name().to_owned(), workload.1)
+            }
             Walk::Found { nearest, workload } => {
                 let get =
                     |(kind, name): &(Kind, String)| self.workloads(*kind).get(namespace, name);
@@ -191,7 +198,7 @@ impl Caches {
     /// Objects that pods of a workload belong to, itself or what it owns, with their templates. A
     /// namespace has few of them beside its pods, whose owners would be walked each time otherwise.
     fn nearest_owners(&self, key: &Key) -> BTreeMap<OwnerRef, Arc<Template>> {
-        let all = self.kinds.iter();
+        let all = self.followed.iter();
         let all = all.flat_map(|kind| self.workloads(*kind).of(&key.namespace));
         let may_be = |it: &WorkloadFacts| it.controller.is_some() || it.name == key.name;
         all.filter(|it| may_be(it))
@@ -240,6 +247,15 @@ impl Caches {
             foreign_sidecar: foreign.map(|it| it.name.clone()),
         }
     }
+}
+
+fn followed(kinds: &[Kind]) -> Vec<Kind> {
+    let mut followed = kinds.to_vec();
+    let has_sets = [Kind::Deployment, Kind::Rollout];
+    if has_sets.iter().any(|it| kinds.contains(it)) && !kinds.contains(&Kind::ReplicaSet) {
+        followed.push(Kind::ReplicaSet);
+    }
+    followed
 }
 
 impl Caches {

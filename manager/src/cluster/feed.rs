@@ -82,7 +82,7 @@ impl Feeds {
             self.namespaces(selector);
         }
         for scope in scopes {
-            for kind in &settings.kinds {
+            for kind in &self.caches.followed {
                 self.workloads(*kind, scope.clone());
             }
             self.services(scope.clone());

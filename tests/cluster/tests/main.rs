@@ -6,6 +6,7 @@ mod attachments;
 mod calm;
 mod chart;
 mod enforcing;
+mod families;
 mod images;
 mod injection;
 mod install;

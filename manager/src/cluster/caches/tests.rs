@@ -81,3 +81,25 @@ fn pods_of_a_workload_are_those_whose_owners_lead_to_it() {
     assert_eq!(pods(Kind::ReplicaSet, "web-1"), []);
     assert_eq!(pods(Kind::Deployment, "other"), []);
 }
+
+#[test]
+fn pods_of_a_deployment_are_found_where_replica_sets_are_no_workloads() {
+    let caches = Caches::new(&[Kind::Deployment, Kind::StatefulSet]);
+    workload(&caches, Kind::Deployment, "web", None);
+    let web = Some(("Deployment", "web"));
+    workload(&caches, Kind::ReplicaSet, "web-1", web);
+    workload(&caches, Kind::ReplicaSet, "bare", None);
+    let owners = |name: &str| {
+        let kind = "ReplicaSet".to_owned();
+        let name = name.to_owned();
+        caches.owners("n", Some(OwnerRef { kind, name }))
+    };
+    assert!(matches!(owners("web-1"), Owners::Found(it, _) if it.name == "web"));
+    assert!(matches!(owners("bare"), Owners::Foreign(kind, _) if kind == "ReplicaSet"));
+    let roots: Vec<_> = caches.roots("n").iter().map(|it| it.kind).collect();
+    assert_eq!(roots, [Kind::Deployment]);
+    assert_eq!(
+        Caches::new(&[Kind::StatefulSet]).followed,
+        [Kind::StatefulSet]
+    );
+}
