@@ -1,9 +1,43 @@
 //! The whole life of intercepts, from nothing: a workload gets its agent because somebody wants to
-//! intercept it, matched requests reach a process beside the cluster, and in the end no agent is left.
+//! intercept it, matched requests reach a process beside the cluster, the manager's death changes
+//! nothing, and in the end no agent is left.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use cluster_tests::{Caller, Cluster, HEADER, Manager, Namespace, Workload, Workstation};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
+
+/// Time until every row has its intercept, and until the manager is back.
+const MEETING_TIMEOUT: Duration = Duration::from_secs(180);
+
+/// Where all rows meet with their intercepts active, while the manager is killed.
+#[derive(Default)]
+struct Meeting {
+    arrived: AtomicUsize,
+    is_over: AtomicBool,
+}
+
+impl Meeting {
+    /// Waits until the manager was killed and is back.
+    fn attend(&self) {
+        self.arrived.fetch_add(1, Ordering::SeqCst);
+        harness::wait::until_within(MEETING_TIMEOUT, "the manager's return", || {
+            self.is_over.load(Ordering::SeqCst).then_some(())
+        });
+    }
+
+    /// Kills the manager once all have come.
+    fn hold(&self, manager: &Manager<'_>, rows: usize) {
+        harness::wait::until_within(MEETING_TIMEOUT, "an intercept in every row", || {
+            (self.arrived.load(Ordering::SeqCst) == rows).then_some(())
+        });
+        manager.kill();
+        manager.is_ready();
+        self.is_over.store(true, Ordering::SeqCst);
+    }
+}
 
 /// A workload, and the way callers and its intercept take.
 struct Row {
@@ -112,7 +146,7 @@ pub(crate) fn has_agent(pod: &Pod) -> bool {
     containers.into_iter().any(|it| it.name == "traffic-agent")
 }
 
-fn live(namespace: &Namespace<'_>, workstation: &Workstation<'_>, row: &Row) {
+fn live(namespace: &Namespace<'_>, workstation: &Workstation<'_>, row: &Row, meeting: &Meeting) {
     let (name, caller) = (row.workload.name.as_str(), namespace.caller());
     let is_http = row.url.starts_with("http");
     row.workload.start(namespace);
@@ -123,6 +157,11 @@ fn live(namespace: &Namespace<'_>, workstation: &Workstation<'_>, row: &Row) {
     if is_http {
         assert_eq!(answers(namespace, &caller, row, "x-dev: you"), name);
     }
+    let labels = format!("app={name}");
+    let pods = namespace.pods(&labels);
+    meeting.attend();
+    answered_by(namespace, &caller, row, HEADER, &served.answers_as);
+    assert_eq!(namespace.pods(&labels), pods, "{name} was rolled");
     served.leave();
     assert_eq!(answers(namespace, &caller, row, HEADER), name, "after");
     let removed = workstation.run(&["uninstall", name, "--namespace", namespace.name()]);
@@ -137,11 +176,13 @@ fn every_kind_of_workload_is_injected_intercepted_and_released() {
     let (home, namespace) = (cluster.namespace("manager"), cluster.namespace("life"));
     let manager = Manager::install(&home, &[&namespace], &json!({}));
     let readiness = namespace.readiness();
+    let (rows, meeting) = (rows(), Meeting::default());
     std::thread::scope(|scope| {
-        for row in rows() {
-            let (manager, namespace) = (&manager, &namespace);
-            scope.spawn(move || live(namespace, &Workstation::new(manager), &row));
+        for row in &rows {
+            let (manager, namespace, meeting) = (&manager, &namespace, &meeting);
+            scope.spawn(move || live(namespace, &Workstation::new(manager), row, meeting));
         }
+        meeting.hold(&manager, rows.len());
     });
     readiness.was_kept();
 }

@@ -4,10 +4,15 @@
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
-use cluster_tests::{Cluster, Kind};
+use cluster_tests::{Cluster, HEADER, Kind, Manager, Workload, Workstation};
+use serde_json::json;
 
 use super::chart::{root, text};
+
+/// From images to the first matched request.
+const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What the README has made before: the lines are in the script, and do nothing.
 const DONE_ALREADY: &str = "
@@ -64,4 +69,27 @@ fn the_readme_leads_from_images_to_an_intercept() {
         let pods = cluster.kubectl().args(["get", "pods", "-A"]).output();
         (!text(&pods.unwrap()).contains("traffic-manager")).then_some(())
     });
+}
+
+#[test]
+fn from_images_to_the_first_matched_request_it_takes_less_than_a_minute() {
+    let cluster = Cluster::start(Kind::Node);
+    let (home, namespace) = (cluster.namespace("manager"), cluster.namespace("app"));
+    Workload::new("Deployment", "web", 1, "http").start(&namespace);
+    let caller = namespace.caller();
+    harness::wait::until("the app", || caller.try_get("http://web", &[]).ok());
+    let begin = Instant::now();
+    cluster.load_our_images();
+    let loaded = begin.elapsed();
+    let manager = Manager::install_for_all(&home, &json!({}));
+    let installed = begin.elapsed();
+    let served = Workstation::new(&manager).intercept(namespace.name(), "web", &[]);
+    harness::wait::until("the intercept", || {
+        let answer = caller.try_get("http://web", &["-H", HEADER]).ok()?;
+        (answer.by == served.answers_as).then_some(())
+    });
+    let took = begin.elapsed();
+    println!("images loaded {loaded:?}, manager installed {installed:?}, first request {took:?}");
+    assert!(took < FIRST_REQUEST_TIMEOUT, "{took:?}");
+    served.leave();
 }
