@@ -116,6 +116,9 @@ impl ReviewSender {
                 }
             }
             tokio::time::sleep(pause).await;
+            if ticket.is_current() {
+                self.context.metrics.reviews_again.inc();
+            }
             pause = (pause * 2).min(REVIEW_BACKOFF.1);
         }
     }

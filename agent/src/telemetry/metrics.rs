@@ -503,6 +503,8 @@ pub struct ControlMetrics {
     pub intercepts: Gauge,
     /// Reviews sent.
     pub reviews: Counter,
+    /// Times a review was sent again, because the manager had not taken it.
+    pub reviews_again: Counter,
     /// Workstations that watch for dials on the agent's own API.
     pub workstations: Gauge,
     /// Connections dialled on behalf of workstations.
@@ -538,6 +540,7 @@ impl ControlMetrics {
             failures,
             snapshots,
             reviews,
+            reviews_again,
             dials,
             lookups,
             denied,
@@ -548,7 +551,14 @@ impl ControlMetrics {
             workstations: _,
         } = self;
         for counter in [
-            arrivals, failures, snapshots, reviews, dials, lookups, denied,
+            arrivals,
+            failures,
+            snapshots,
+            reviews,
+            reviews_again,
+            dials,
+            lookups,
+            denied,
         ] {
             counter.reset();
         }

@@ -138,6 +138,7 @@ async fn a_review_that_is_not_taken_is_sent_until_it_is() {
         !pod.lines("did not take the review").is_empty()
     })
     .await;
+    assert!(pod.stat("traffic_agent.session.reviews_again").await >= 4);
     steady.unharmed(&control).await;
 }
 

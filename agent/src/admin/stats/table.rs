@@ -140,6 +140,12 @@ pub(super) const SERVER: &[Metric<Agent>] = &[
         |a| a.control.reviews.get(),
     ),
     counter(
+        "traffic_agent.session.reviews_again",
+        "traffic_agent_session_reviews_again_total",
+        "Reviews sent again because the traffic-manager had not taken them",
+        |a| a.control.reviews_again.get(),
+    ),
+    counter(
         "traffic_agent.session.dials",
         "traffic_agent_session_dials_total",
         "Connections dialled for workstations",
