@@ -22,9 +22,10 @@ use crate::app;
 const CALLERS: usize = 60;
 const STREAMS: u32 = 60;
 /// Memory for all of them.
-const MAX_STALLED: u64 = 20 << 20;
-/// The same where nothing is read at all: each caller's tunnel then has its window of 256 KiB full.
-const MAX_UNREAD: u64 = MAX_STALLED + CALLERS as u64 * (256 << 10);
+const MAX_STALLED: u64 = 16 << 20;
+/// The same where nothing is read at all. The kernel takes some hundred KiB for such a caller, so the
+/// workstation is given more room, and each tunnel then has its window of 256 KiB full.
+const MAX_UNREAD: u64 = (20 << 20) + CALLERS as u64 * (256 << 10);
 
 /// How a caller takes nothing.
 #[derive(Clone, Copy, Debug)]

@@ -257,8 +257,7 @@ impl Router {
         let Some(tunnel) = self.tunnel(id) else {
             return Ok(false);
         };
-        tunnel.room -= i64::from(head.length);
-        if tunnel.room < 0 {
+        if !tunnel.receive(head.length) {
             return Err(TunnelBroken("more DATA than its window allows"));
         }
         *rest = rest.get(HEAD + usize::from(padded)..).unwrap_or_default();
