@@ -7,6 +7,7 @@ pub(crate) mod api_server;
 pub mod config;
 pub mod container_env;
 mod context;
+pub(crate) mod dial_queue;
 mod dial_watches;
 pub mod dialer;
 pub mod dns;

@@ -26,7 +26,8 @@ impl<I, R> RewriteReads<I, R>
 where
     R: FnMut(&[u8], &mut Vec<u8>),
 {
-    /// Wraps a connection. `rewrite` takes received bytes and appends what the server shall read.
+    /// Wraps a connection. `rewrite` takes received bytes and appends what the server shall read; it
+    /// may keep some back, and is called without any before more are read.
     pub fn new(io: I, rewrite: R) -> Self {
         Self {
             io,
@@ -53,6 +54,10 @@ where
             // A connection that waits holds no buffer.
             this.ready = Vec::new();
             this.taken = 0;
+            (this.rewrite)(&[], &mut this.ready);
+            if !this.ready.is_empty() {
+                break;
+            }
             let mut chunk = [0; CHUNK];
             let mut received = ReadBuf::new(&mut chunk);
             ready!(Pin::new(&mut this.io).poll_read(cx, &mut received))?;

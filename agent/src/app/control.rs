@@ -62,13 +62,7 @@ impl ControlPath<'_> {
         let listeners: Vec<_> = listeners
             .filter_map(|l| tokio::net::TcpListener::from_std(l).ok())
             .collect();
-        tasks.spawn(async move {
-            if let Err(error) =
-                api_server::serve(service, listeners, CancellationToken::new()).await
-            {
-                tracing::error!(%error, "the agent's gRPC API has stopped; restart the pod");
-            }
-        });
+        tasks.spawn(api_server::serve(service, listeners));
         let session = ControlConfig {
             identity: identity(self.settings, api_port, files),
             manager: manager_address(self.settings),

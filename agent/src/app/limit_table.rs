@@ -9,8 +9,9 @@ use traffic_proto::tunnel::GRPC_LIMIT;
 
 use crate::admin::metrics_port;
 use crate::admin::server::MAX_FORM;
+use crate::control::dial_queue::MAX_QUEUED_DIALS;
 use crate::control::reviews::{MAX_REVIEW, MAX_REVIEWS_UNDER_WAY};
-use crate::control::tunnels::{MAX_QUEUED_DIALS, QUEUE_CAPACITY};
+use crate::control::tunnels::QUEUE_CAPACITY;
 use crate::files::server;
 use crate::files::sftp::MAX_HANDLES;
 use crate::limits::{ByteCount, LimitRow, rows};

@@ -166,7 +166,7 @@ impl Agent for Service {
     ) -> Result<Response<Self::WatchDialStream>, Status> {
         let peer = request.remote_addr();
         let dials = self.watch(request.get_ref(), peer).await?;
-        Ok(Response::new(Box::pin(dials.map(|dial| Ok(*dial)))))
+        Ok(Response::new(Box::pin(dials.map(Ok))))
     }
 
     async fn version(&self, request: Request<()>) -> Result<Response<VersionInfo2>, Status> {

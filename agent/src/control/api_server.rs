@@ -1,11 +1,22 @@
 //! The server of the agent's gRPC API: its connections, their windows and their keepalive.
 
+use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{Stream, stream};
+use futures_util::FutureExt as _;
+use futures_util::future::join_all;
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_util::sync::CancellationToken;
-use tonic::service::Routes;
+use tokio::task::JoinSet;
+use tonic::body::Body;
+use tonic::codegen::http::{Request, Response};
+use tonic::codegen::{BoxFuture, Service as _};
+use tonic::transport::server::{Connected as _, TcpConnectInfo};
+use tonic_health::pb::health_server::{Health, HealthServer};
 use traffic_core::http2::authority::AuthorityRewriter;
 use traffic_proto::agent::agent_server::AgentServer;
 use traffic_proto::rewrite_io::RewriteReads;
@@ -25,48 +36,90 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 /// must not stop the rest.
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 
-/// Serves the agent's API and gRPC health on `listeners` until `stop`.
-///
-/// # Errors
-/// The transport's error; an error of a single connection ends only that connection.
-pub(crate) async fn serve(
-    service: Service,
-    listeners: Vec<TcpListener>,
-    stop: CancellationToken,
-) -> Result<(), tonic::transport::Error> {
-    let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_serving::<AgentServer<Service>>().await;
+/// What the paths of health calls begin with.
+const HEALTH: &str = "/grpc.health.v1.Health/";
+
+/// Serves the agent's API and gRPC health on `listeners`, for ever. An error of a connection ends only
+/// that connection.
+pub(crate) async fn serve(service: Service, listeners: Vec<TcpListener>) {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    reporter.set_serving::<AgentServer<Service>>().await;
     let others = AgentServer::new(service.clone())
         .max_decoding_message_size(GRPC_LIMIT)
         .max_encoding_message_size(GRPC_LIMIT);
-    let routes = Routes::new(DialWatches { others, service }).add_service(health_service);
-    let accepting = stream::select_all(
-        listeners
-            .into_iter()
-            .map(|listener| Box::pin(accepted(listener))),
-    );
-    tonic::transport::Server::builder()
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        // Tells soon of a workstation that sleeps or is gone without a word.
-        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .add_routes(routes)
-        .serve_with_incoming_shutdown(accepting, stop.cancelled_owned())
-        .await
+    let services = Arc::new(Services {
+        agent: DialWatches { others, service },
+        health,
+    });
+    let server = server();
+    let accepting = listeners.into_iter().map(async |listener| {
+        let mut connections = JoinSet::new();
+        loop {
+            tokio::select! {
+                socket = listen::accept(&listener, "agent API") => {
+                    connections.spawn(connection(&server, socket, Arc::clone(&services)));
+                }
+                Some(_) = connections.join_next() => {}
+            }
+        }
+    });
+    join_all(accepting).await;
 }
 
-/// Connections, as the server reads them: an authority that is no host name, which gRPC clients
-/// may send (`pod%2Fname.namespace:18000`), is replaced, because the `http` crate refuses it.
-fn accepted(listener: TcpListener) -> impl Stream<Item = std::io::Result<Connection>> + Send {
-    // An error handed on would end the server.
-    stream::unfold(listener, |listener| async {
-        let socket = listen::accept(&listener, "agent API").await;
-        let mut authority = AuthorityRewriter::new("localhost");
-        let rewrite: Rewrite = Box::new(move |input, out| authority.rewrite(input, out));
-        Some((Ok(RewriteReads::new(socket, rewrite)), listener))
+fn server() -> http2::Builder<TokioExecutor> {
+    let mut server = http2::Builder::new(TokioExecutor::new());
+    server
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(None)
+        // Tells soon of a workstation that sleeps or is gone without a word.
+        .keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .auto_date_header(false);
+    server
+}
+
+/// Serves one connection. Not by the gRPC library's server: its layers take 1 kB more of each.
+fn connection<H: Health>(
+    server: &http2::Builder<TokioExecutor>,
+    socket: TcpStream,
+    services: Arc<Services<H>>,
+) -> impl Future<Output = ()> + Send + use<H> {
+    let peer = socket.connect_info();
+    let mut authority = AuthorityRewriter::new("localhost");
+    let rewritten = RewriteReads::new(socket, move |input: &[u8], out: &mut Vec<u8>| {
+        authority.rewrite(input, out);
+    });
+    let answer = service_fn(move |request| services.answer(request, peer.clone()));
+    let serving = server.serve_connection(TokioIo::new(rewritten), answer);
+    // A block that awaits it would keep room for it twice.
+    serving.map(|ended| {
+        if let Err(error) = ended {
+            tracing::debug!(%error, "a connection of the agent's gRPC API ended");
+        }
     })
 }
 
-type Rewrite = Box<dyn FnMut(&[u8], &mut Vec<u8>) + Send>;
-type Connection = RewriteReads<TcpStream, Rewrite>;
+/// The services of the API.
+struct Services<H> {
+    agent: DialWatches,
+    health: HealthServer<H>,
+}
+
+impl<H: Health> Services<H> {
+    /// Answers a call by the service that its path names; the agent's refuses what it does not know.
+    fn answer(
+        &self,
+        request: Request<Incoming>,
+        peer: TcpConnectInfo,
+    ) -> BoxFuture<Response<Body>, Infallible> {
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(peer);
+        if request.uri().path().starts_with(HEALTH) {
+            self.health.clone().call(request)
+        } else {
+            self.agent.clone().call(request)
+        }
+    }
+}

@@ -6,5 +6,6 @@ mod conflict;
 pub mod guard_rails;
 pub(crate) mod publisher;
 mod refusal;
+pub mod shown;
 pub(crate) mod spec;
 pub mod translate;

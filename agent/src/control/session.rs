@@ -13,20 +13,21 @@ use traffic_proto::conn_id::ConnId;
 use traffic_proto::log_level::LogLevel;
 use traffic_proto::manager::{
     DialRequest, DnsAgentResponse, DnsRequest, DnsResponse,
-    InterceptDispositionType as Disposition, InterceptInfo, LogLevelRequest, RemainRequest,
-    SessionInfo, TunnelMetrics,
+    InterceptDispositionType as Disposition, LogLevelRequest, RemainRequest, SessionInfo,
+    TunnelMetrics,
 };
 use traffic_proto::tunnel::{StreamInfo, duration_from_nanos};
 
 use crate::control::answers::{ANSWER_TIMEOUT, status_text, with_timeout};
 use crate::control::context::{SessionContext, SessionLost};
 use crate::control::intercepts::publisher::Published;
-use crate::control::intercepts::spec;
+use crate::control::intercepts::shown::Shown;
 use crate::control::intercepts::translate::{Review, Snapshot, Verdict};
 use crate::control::manager_token::Manager;
 use crate::control::reviews::{ReviewSender, Reviews};
 use crate::control::tunnels;
 use crate::control::tunnels::{ManagerLink, TunnelDirection};
+use crate::io::heap_trim;
 use crate::routes::UnreadTls;
 use crate::telemetry::metrics::ControlLimit;
 use crate::telemetry::rate_limit::limited;
@@ -116,11 +117,13 @@ impl Live<'_> {
         let deltas = client.watch_intercepts_delta(self.session.clone()).await?;
         // The first message of a stream holds everything, so the snapshot starts empty.
         self.follow(deltas.into_inner(), |snapshot, delta| {
+            let count = delta.upserts.len();
             let upserts = delta.upserts.into_iter();
-            snapshot.extend(upserts.map(|(id, info)| (id, slim(info))));
+            snapshot.extend(upserts.map(|(id, info)| (id, Arc::new(Shown::from(info)))));
             for id in &delta.removals {
                 snapshot.remove(id);
             }
+            count
         })
         .await
     }
@@ -130,27 +133,30 @@ impl Live<'_> {
         let snapshots = client.watch_intercepts(self.session.clone()).await?;
         self.follow(snapshots.into_inner(), |snapshot, message| {
             let all = message.intercepts.into_iter();
-            *snapshot = all.map(|i| (i.id.clone(), slim(i))).collect();
+            let shown = all.map(|i| Arc::new(Shown::from(i)));
+            *snapshot = shown.map(|i| (i.id.clone(), i)).collect();
+            snapshot.len()
         })
         .await
     }
 
     /// Applies each snapshot at once. A review that needs a probe waits alone; the snapshot is then
-    /// applied again.
+    /// applied again. `merge` returns the number of intercepts in a message.
     async fn follow<M>(
         &self,
         mut messages: Streaming<M>,
-        merge: impl Fn(&mut Snapshot, M),
+        merge: impl Fn(&mut Snapshot, M) -> usize,
     ) -> Result<(), Status> {
         let mut snapshot = Snapshot::new();
         let mut probing = FuturesUnordered::new();
         let (mut started, mut probed) = (HashSet::new(), HashSet::new());
         let mut look_again: Option<Instant> = None;
         loop {
+            let mut has_freed_much = false;
             tokio::select! {
                 message = messages.message() => match message? {
                     Some(message) => {
-                        merge(&mut snapshot, message);
+                        has_freed_much = merge(&mut snapshot, message) > MAX_SMALL;
                         drop_excess(&mut snapshot);
                         self.context.metrics.snapshots.inc();
                     }
@@ -163,6 +169,9 @@ impl Live<'_> {
             }
             let published = self.take(&mut snapshot, &probed).await?;
             look_again = published.look_again;
+            if has_freed_much {
+                heap_trim::give_back();
+            }
             for port in published.probes {
                 if started.insert(port) {
                     let probe = self.context.publisher.probe(port);
@@ -522,11 +531,10 @@ fn outcome_report(
 
 /// Sessions of the clients whose intercepts a snapshot holds.
 fn owners(snapshot: &Snapshot) -> HashSet<String> {
-    let owner = |info: &InterceptInfo| spec::owner_session(info).to_owned();
-    snapshot.values().map(owner).collect()
+    snapshot.values().map(|info| info.owner.clone()).collect()
 }
 
-fn is_alive(info: &InterceptInfo) -> bool {
+fn is_alive(info: &Shown) -> bool {
     matches!(
         info.disposition(),
         Disposition::Active | Disposition::Waiting
@@ -535,7 +543,7 @@ fn is_alive(info: &InterceptInfo) -> bool {
 
 /// Returns true for a snapshot that is applied in no time.
 fn is_small(snapshot: &Snapshot) -> bool {
-    let filters = |info: &InterceptInfo| {
+    let filters = |info: &Arc<Shown>| {
         let spec = info.spec.as_ref();
         spec.map_or(0, |s| {
             s.header_filters.len() + s.path_filters.len() + s.mechanism_args.len()
@@ -552,15 +560,6 @@ fn drop_excess(snapshot: &mut Snapshot) {
     while snapshot.len() > MAX_SHOWN {
         snapshot.pop_last();
     }
-}
-
-/// Drops what an agent does not need of an intercept: what other agents have answered can be large.
-fn slim(mut info: InterceptInfo) -> InterceptInfo {
-    info.environment = Default::default();
-    info.mounts = Default::default();
-    info.metadata = Default::default();
-    info.headers = Default::default();
-    info
 }
 
 async fn sleep_until_some(at: Option<Instant>) {

@@ -24,6 +24,7 @@ use traffic_proto::proof;
 use traffic_proto::tunnel::{self, Message, STREAM_VERSION, StreamInfo, nanos_from_duration};
 
 use crate::addr::Caller;
+use crate::control::dial_queue::{DialReceiver, DialSender, dial_queue};
 use crate::control::dns::Dns;
 use crate::control::keyed_lock::{KeyGuard, KeyedLock};
 use crate::control::known_sessions::KnownSessions;
@@ -35,8 +36,6 @@ use traffic_proto::sync::lock;
 
 /// Messages queued in one direction of one tunnel.
 pub(crate) const QUEUE_CAPACITY: usize = 16;
-/// Dial requests queued for one workstation.
-pub(crate) const MAX_QUEUED_DIALS: usize = 256;
 /// Queued reports of finished tunnels; more are dropped, since they are only statistics.
 const MAX_QUEUED_REPORTS: usize = 256;
 /// Time for the manager to confirm a client's session.
@@ -79,8 +78,7 @@ type WaiterKey = (String, ConnId);
 
 struct Watcher {
     number: u64,
-    /// Boxed, because the queue has room for 32 from the beginning.
-    dials: mpsc::Sender<Box<DialRequest>>,
+    dials: DialSender,
 }
 
 /// A tunnel waiting for a workstation's answer to a dial request.
@@ -179,7 +177,7 @@ impl Tunnels {
 
     /// Starts a workstation's watch for dials; replaces an earlier watch of the same session.
     pub(crate) fn watch(&self, session: &str) -> DialStream {
-        let (dials, queue) = mpsc::channel(MAX_QUEUED_DIALS);
+        let (dials, queue) = dial_queue();
         let number = self.0.number();
         lock(&self.0.watchers).insert(session.to_owned(), Watcher { number, dials });
         self.0.metrics.workstations.add(1);
@@ -299,7 +297,7 @@ impl Tunnels {
             ..DialRequest::default()
         };
         // The watch has just ended: fall back to the manager.
-        if dials.send(Box::new(request)).await.is_err() {
+        if !dials.send(request).await {
             return Ok(None);
         }
         let io = tokio::select! {
@@ -503,20 +501,20 @@ impl Drop for Waiting {
 /// Dial requests for one workstation; dropping it ends the watch, unless a later one has replaced
 /// it.
 pub(crate) struct DialStream {
-    queue: mpsc::Receiver<Box<DialRequest>>,
+    queue: DialReceiver,
     number: u64,
     session: String,
     hub: Arc<TunnelHub>,
 }
 
 impl Stream for DialStream {
-    type Item = Box<DialRequest>;
+    type Item = DialRequest;
 
     fn poll_next(
         mut self: std::pin::Pin<&mut Self>,
         cx: &mut std::task::Context<'_>,
     ) -> std::task::Poll<Option<Self::Item>> {
-        self.queue.poll_recv(cx)
+        self.queue.poll_next_unpin(cx)
     }
 }
 

@@ -1,27 +1,38 @@
-//! `:authority` for servers that are stricter than their callers: the `http` crate, which stands
-//! below gRPC servers here, refuses what it takes for no host name, and Go's gRPC sends such
-//! (`pod%2Fname.namespace:18000`, a path of a socket, nothing at all). What such a server shall
-//! read has another authority in its place; everything else passes as it came.
+//! Requests for servers that are stricter than their callers: the `http` crate, which stands below
+//! gRPC servers here, refuses an `:authority` that it takes for no host name, and Go's gRPC sends such
+//! (`pod%2Fname.namespace:18000`, a path of a socket, nothing at all). What such a server shall read
+//! has another authority in its place, and says the rest as the client did.
+//!
+//! Header sections come out plain: no Huffman code and no table. What the server's library keeps for
+//! both stays empty, and no entry of a table keeps a buffer of 8 kB alive in which it was read.
 
 use crate::http2::frames::{FrameHeader, HEAD, PREFACE, kind};
-use crate::http2::hpack::{Field, FieldList, Form, Recoder, StaticRef};
+use crate::http2::hpack::{
+    DEFAULT_TABLE, Decoder, Field, FieldList, Form, StaticRef, encode_without_table,
+};
 use crate::http2::section::{self, Extent};
 
 /// The index of `:authority` in HPACK's static table.
 const AUTHORITY: StaticRef = StaticRef::Name(1);
+/// Bytes of a section that a server is to read; it refuses far smaller ones. The section of a client
+/// that names large entries of its table is many times as large without one.
+const MAX_SECTION: usize = 64 * 1024;
+/// Bytes beyond which no further section is begun before the server has read.
+const MAX_AHEAD: usize = 64 * 1024;
 
 /// Rewrites what one client sends on one connection. Bytes in, bytes out; it never fails: what it
 /// can't understand passes as it is, and so does everything behind it.
 #[derive(Debug)]
 pub struct AuthorityRewriter {
     replacement: &'static str,
-    /// Bytes that are not understood yet: a frame header, or a header section.
+    /// Bytes that are not understood yet: a frame header, or a header section; or that wait.
     pending: Vec<u8>,
-    /// Bytes of a payload, or of the preface, that are still to pass.
+    /// Bytes of a payload that are still to pass.
     passing: usize,
-    recoder: Recoder,
-    fields: FieldList,
-    /// The client's bytes are no longer understood.
+    /// What is still to come of the preface.
+    preface: &'static [u8],
+    decoder: Decoder,
+    /// The client's bytes are no longer understood, or were never HTTP/2.
     lost: bool,
 }
 
@@ -33,24 +44,26 @@ impl AuthorityRewriter {
         Self {
             replacement,
             pending: Vec::new(),
-            passing: PREFACE.len(),
-            recoder: Recoder::default(),
-            fields: FieldList::default(),
+            passing: 0,
+            preface: PREFACE,
+            // What servers allow that say nothing else.
+            decoder: Decoder::new(DEFAULT_TABLE),
             lost: false,
         }
     }
 
     /// Takes the next bytes of the client, and appends to `out` what the server shall read. A
-    /// header section comes out when it is complete, everything else at once.
+    /// header section comes out when it is complete, everything else at once. Where `out` has become
+    /// long the rest waits for the next call, which may bring nothing.
     pub fn rewrite(&mut self, input: &[u8], out: &mut Vec<u8>) {
-        if self.lost {
+        if self.lost && self.pending.is_empty() {
             out.extend_from_slice(input);
             return;
         }
         let mut pending = std::mem::take(&mut self.pending);
         pending.extend_from_slice(input);
-        let mut rest = &pending[..];
-        loop {
+        let mut rest = self.begin(&pending, out);
+        while !self.lost && out.len() < MAX_AHEAD {
             let (now, later) = rest.split_at(self.passing.min(rest.len()));
             out.extend_from_slice(now);
             self.passing -= now.len();
@@ -71,44 +84,52 @@ impl AuthorityRewriter {
                 }
                 Extent::Broken | Extent::TooLong => self.lost = true,
             }
-            if self.lost {
-                out.extend_from_slice(rest);
-                rest = &[];
-                break;
-            }
+        }
+        if self.lost {
+            out.extend_from_slice(rest);
+            rest = &[];
         }
         let done = pending.len() - rest.len();
         pending.drain(..done);
-        pending.shrink_to(HEAD);
+        pending.shrink_to_fit();
         self.pending = pending;
+    }
+
+    /// Passes what belongs to the preface, and returns the rest.
+    fn begin<'b>(&mut self, bytes: &'b [u8], out: &mut Vec<u8>) -> &'b [u8] {
+        let (now, later) = bytes.split_at(self.preface.len().min(bytes.len()));
+        match self.preface.strip_prefix(now) {
+            Some(to_come) => self.preface = to_come,
+            None => self.lost = true,
+        }
+        out.extend_from_slice(now);
+        later
     }
 
     /// One whole header section.
     fn section(&mut self, frames: &[u8], out: &mut Vec<u8>) {
-        let mut joined = Vec::new();
-        self.fields.clear();
+        let (mut joined, mut fields) = (Vec::new(), FieldList::default());
         let read = section::read(frames, &mut joined);
-        let Some(section) = read.filter(|s| self.recoder.read(s.block, &mut self.fields).is_ok())
+        let Some(section) = read.filter(|s| self.decoder.decode(s.block, &mut fields).is_ok())
         else {
             self.lost = true;
             out.extend_from_slice(frames);
             return;
         };
         let odd = |f: &Field<'_>| f.name == b":authority" && !is_host(f.value);
-        if self.recoder.is_verbatim() && !self.fields.iter().any(|f| odd(&f)) {
-            out.extend_from_slice(frames);
-            return;
-        }
         let replacement = Field {
             name: b":authority",
             value: self.replacement.as_bytes(),
-            form: Form::Incremental,
+            form: Form::Plain,
             known: AUTHORITY,
         };
-        let fields = self.fields.iter();
-        let fields = fields.map(|f| if odd(&f) { replacement } else { f });
         let mut block = Vec::new();
-        self.recoder.encode(fields, &mut block);
+        for field in fields.iter() {
+            encode_without_table(if odd(&field) { replacement } else { field }, &mut block);
+            if block.len() > MAX_SECTION {
+                break;
+            }
+        }
         let (stream, ends) = (section.head.stream, section.head.ends_stream());
         section::write_request(stream, ends, section.priority, &block, out);
     }
@@ -241,12 +262,89 @@ mod tests {
         let settings = [0, 0, 0, kind::SETTINGS, 0, 0, 0, 0, 0];
         let data = [&[0, 0, 3, kind::DATA, END_STREAM, 0, 0, 0, 1][..], b"abc"].concat();
         let request = ends.request(1, b"echo");
-        let wire = [&PREFACE[..], &settings, &request, &data].concat();
         let (mut rewriter, mut out) = (AuthorityRewriter::new("localhost"), Vec::new());
-        for byte in wire.iter().take(wire.len() - 1) {
+        for byte in [&PREFACE[..], &settings].concat() {
+            rewriter.rewrite(&[byte], &mut out);
+        }
+        assert_eq!(out, [&PREFACE[..], &settings].concat());
+        out.clear();
+        for byte in request {
+            assert!(out.is_empty());
+            rewriter.rewrite(&[byte], &mut out);
+        }
+        assert_eq!(Ends::default().authorities(&out), ["echo"]);
+        out.clear();
+        for byte in data.iter().take(data.len() - 1) {
             rewriter.rewrite(&[*byte], &mut out);
         }
-        assert_eq!(out, wire[..wire.len() - 1]);
+        assert_eq!(out, data[..data.len() - 1]);
+    }
+
+    #[test]
+    fn a_section_comes_out_without_code_and_table() {
+        let mut ends = Ends::default();
+        let wire = [
+            PREFACE.to_vec(),
+            ends.request(1, b"echo"),
+            ends.request(3, b"echo"),
+        ];
+        let mut out = Vec::new();
+        AuthorityRewriter::new("localhost").rewrite(&wire.concat(), &mut out);
+        // Each is read without the other.
+        let mut bytes = out.strip_prefix(PREFACE).unwrap();
+        while let Extent::Whole(n) = section::extent(bytes) {
+            let (section, later) = bytes.split_at(n);
+            assert_eq!(Ends::default().authorities(section), ["echo"]);
+            assert!(section.windows(6).any(|text| text == b"\x04echo\x00"));
+            bytes = later;
+        }
+        assert!(bytes.is_empty());
+    }
+
+    #[test]
+    fn a_client_that_names_large_entries_often_is_read_step_by_step() {
+        let (mut block, mut wire) = (Vec::new(), PREFACE.to_vec());
+        let large = Field {
+            form: Form::Incremental,
+            ..Field::plain(b"x-large", &[b'a'; 4000])
+        };
+        Encoder::default().encode(std::iter::once(large), &mut block);
+        section::write(1, true, &block, &mut wire);
+        // The entry's index.
+        for n in 1..400 {
+            section::write(2 * n + 1, true, &[0x80 | 62; 100], &mut wire);
+        }
+        let (mut rewriter, mut all) = (AuthorityRewriter::new("localhost"), 0);
+        let (mut input, mut sections) = (&wire[..], 0);
+        loop {
+            let mut out = Vec::new();
+            rewriter.rewrite(input, &mut out);
+            assert!(out.len() <= MAX_AHEAD + MAX_SECTION + 8192, "{}", out.len());
+            if out.is_empty() {
+                break;
+            }
+            let mut bytes = out.strip_prefix(PREFACE).unwrap_or(&out);
+            while let Extent::Whole(n) = section::extent(bytes) {
+                (bytes, sections) = (&bytes[n..], sections + 1);
+            }
+            assert!(bytes.is_empty());
+            (input, all) = (&[], all + out.len());
+        }
+        assert_eq!(sections, 400);
+        assert!(all > 100 * MAX_SECTION, "{all}");
+    }
+
+    #[test]
+    fn what_is_no_http2_passes_as_it_is() {
+        let headers = [0, 0, 1, kind::HEADERS, END_HEADERS, 0, 0, 0, 1, 0x82];
+        let wire = [&b"POST / HTTP/1.1\r\nhost: a\r\n\r\n"[..], &headers].concat();
+        for step in [1, 7, wire.len()] {
+            let (mut rewriter, mut out) = (AuthorityRewriter::new("localhost"), Vec::new());
+            for piece in wire.chunks(step) {
+                rewriter.rewrite(piece, &mut out);
+            }
+            assert_eq!(out, wire);
+        }
     }
 
     #[test]
@@ -293,7 +391,7 @@ mod tests {
             for piece in bytes.chunks(step) {
                 rewriter.rewrite(piece, &mut out);
             }
-            prop_assert!(out.len() <= bytes.len() * 40 + 40);
+            prop_assert!(out.len() <= MAX_AHEAD + MAX_SECTION + 8192);
         }
     }
 }

@@ -2,10 +2,10 @@
 //! beyond is refused with the bound named, before it is compiled where that can be told.
 
 use traffic_core::routing::matcher::Filters;
-use traffic_proto::manager::InterceptSpec;
 
 use crate::control::intercepts::guard_rails::Rails;
 use crate::control::intercepts::refusal::Refusal;
+use crate::control::intercepts::shown::ShownSpec;
 use crate::limits::Limits;
 
 /// Bounds of intercepts.
@@ -67,7 +67,7 @@ impl Bounds {
     }
 
     /// Checks a spec before anything of it is compiled.
-    pub(crate) fn check_spec(&self, spec: &InterceptSpec) -> Result<(), Refusal> {
+    pub(crate) fn check_spec(&self, spec: &ShownSpec) -> Result<(), Refusal> {
         let args = spec.mechanism_args.len();
         let count = spec.header_filters.len() + spec.path_filters.len() + args;
         within(count, self.filters, "filters", "filters")?;

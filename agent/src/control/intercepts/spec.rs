@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use traffic_proto::manager::{InterceptInfo, InterceptSpec};
 use traffic_proto::port::Transport;
 use traffic_proto::port_identifier::PortIdentifier;
 use traffic_proto::sidecar::{InterceptEntry, Target};
@@ -13,6 +12,7 @@ use traffic_proto::tunnel::duration_from_nanos;
 
 use crate::control::intercepts::bounds::Bounds;
 use crate::control::intercepts::refusal::Refusal;
+use crate::control::intercepts::shown::{Shown, ShownSpec};
 use traffic_core::routing::matcher::{Filters, PathFilter};
 use traffic_core::routing::{Intercept, Mechanism, Stats, clause};
 
@@ -20,7 +20,7 @@ use traffic_core::routing::{Intercept, Mechanism, Stats, clause};
 const AUTO_HEADER: &str = "x-telepresence-intercept-id";
 
 /// A parsed spec.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Rule {
     pub(crate) mechanism: Mechanism,
     pub(crate) filters: Filters,
@@ -32,11 +32,7 @@ pub(crate) struct Rule {
 }
 
 /// Parses a spec.
-pub(crate) fn rule(
-    info: &InterceptInfo,
-    spec: &InterceptSpec,
-    bounds: &Bounds,
-) -> Result<Rule, Refusal> {
+pub(crate) fn rule(info: &Shown, spec: &ShownSpec, bounds: &Bounds) -> Result<Rule, Refusal> {
     bounds.check_spec(spec)?;
     let mut filters = Filters::default();
     for (name, value) in &spec.header_filters {
@@ -62,6 +58,8 @@ pub(crate) fn rule(
             )));
         }
     };
+    // One filter has room for four, and there are many intercepts with one.
+    filters.headers.shrink_to_fit();
     // A fixed order, so that equal specs give equal descriptions and tables.
     filters.headers.sort_by(|a, b| a.name.cmp(&b.name));
     let pattern_bytes = bounds.check_patterns(&filters)?;
@@ -89,8 +87,8 @@ fn bad_path(path: &str, error: &traffic_core::routing::go_regex::PatternError) -
 /// Reads the command-line flags in which older clients describe their filters. Returns true if
 /// `--plaintext` is among them.
 fn read_args(
-    info: &InterceptInfo,
-    spec: &InterceptSpec,
+    info: &Shown,
+    spec: &ShownSpec,
     filters: &mut Filters,
     metadata: &mut BTreeMap<String, String>,
 ) -> Result<bool, Refusal> {
@@ -152,48 +150,11 @@ fn header_arg(id: &str, value: &str, filters: &mut Filters) -> Result<(), Refusa
 }
 
 impl Rule {
-    /// Describes for the owner what the intercept takes.
-    pub(crate) fn description(&self) -> String {
-        if self.filters.is_empty() {
-            return "all TCP connections".to_owned();
-        }
-        let headers: Vec<_> = self
-            .filters
-            .headers
-            .iter()
-            .map(|h| format!("header {}: {}", h.name, h.text))
-            .collect();
-        let paths: Vec<_> = self.filters.paths.iter().map(ToString::to_string).collect();
-        let structured = clause::descriptions(&self.filters.clauses);
-        let headers = [headers, structured].concat();
-        let clauses = [headers.join(" and "), paths.join(" or ")];
-        let clauses: Vec<_> = clauses.into_iter().filter(|c| !c.is_empty()).collect();
-        format!("HTTP requests with {}", clauses.join(" and "))
-    }
-
-    /// Returns the filters in the form the owner's tools read back from the review.
-    pub(crate) fn header_map(&self) -> BTreeMap<String, String> {
-        let filters = self.filters.on_wire();
-        let mut map: BTreeMap<_, _> = filters
-            .map(|(name, text)| (name, text.to_owned()))
-            .collect();
-        // The map has room for one path only; tools show none if there are several.
-        if let [path] = self.filters.paths.as_slice() {
-            let (key, text) = match path {
-                PathFilter::Equal(p) => (":path-equal:", p),
-                PathFilter::Prefix(p) => (":path-prefix:", p),
-                PathFilter::Regex(p, _) => (":path-regex:", p),
-            };
-            map.insert(key.to_owned(), text.clone());
-        }
-        map
-    }
-
     /// Builds the rule of one port.
     pub(crate) fn intercept(
-        &self,
-        info: &InterceptInfo,
-        spec: &InterceptSpec,
+        self,
+        info: &Shown,
+        spec: &ShownSpec,
         target_port: u16,
         stats: Arc<Stats>,
     ) -> Intercept {
@@ -201,10 +162,10 @@ impl Rule {
             id: info.id.clone(),
             name: spec.name.clone(),
             client: spec.client.clone(),
-            client_session: owner_session(info).to_owned(),
+            client_session: info.owner.clone(),
             mechanism: self.mechanism,
             wiretap: spec.wiretap,
-            filters: self.filters.clone(),
+            filters: self.filters,
             plaintext: self.plaintext,
             target_host: if spec.target_host.is_empty() {
                 "127.0.0.1".to_owned()
@@ -214,26 +175,54 @@ impl Rule {
             target_port,
             roundtrip_latency: duration_from_nanos(spec.roundtrip_latency),
             dial_timeout: non_negative(spec.dial_timeout),
-            metadata: self.metadata.clone(),
+            metadata: self.metadata,
             stats,
         }
     }
+}
+
+/// Describes for the owner what an intercept takes.
+pub(crate) fn description(filters: &Filters) -> String {
+    if filters.is_empty() {
+        return "all TCP connections".to_owned();
+    }
+    let headers: Vec<_> = filters
+        .headers
+        .iter()
+        .map(|h| format!("header {}: {}", h.name, h.text))
+        .collect();
+    let paths: Vec<_> = filters.paths.iter().map(ToString::to_string).collect();
+    let structured = clause::descriptions(&filters.clauses);
+    let headers = [headers, structured].concat();
+    let clauses = [headers.join(" and "), paths.join(" or ")];
+    let clauses: Vec<_> = clauses.into_iter().filter(|c| !c.is_empty()).collect();
+    format!("HTTP requests with {}", clauses.join(" and "))
+}
+
+/// Returns the filters in the form the owner's tools read back from the review.
+pub(crate) fn header_map(filters: &Filters) -> BTreeMap<String, String> {
+    let on_wire = filters.on_wire();
+    let mut map: BTreeMap<_, _> = on_wire
+        .map(|(name, text)| (name, text.to_owned()))
+        .collect();
+    // The map has room for one path only; tools show none if there are several.
+    if let [path] = filters.paths.as_slice() {
+        let (key, text) = match path {
+            PathFilter::Equal(p) => (":path-equal:", p),
+            PathFilter::Prefix(p) => (":path-prefix:", p),
+            PathFilter::Regex(p, _) => (":path-regex:", p),
+        };
+        map.insert(key.to_owned(), text.clone());
+    }
+    map
 }
 
 fn non_negative(nanos: i64) -> Duration {
     duration_from_nanos(nanos)
 }
 
-/// Returns the session of the intercept's owner; ids begin with it if the field is missing.
-pub(crate) fn owner_session(info: &InterceptInfo) -> &str {
-    match &info.client_session {
-        Some(session) if !session.session_id.is_empty() => &session.session_id,
-        _ => info.id.split_once(':').map_or("", |(session, _)| session),
-    }
-}
-
 /// Returns the workstation's port for traffic to `target` if the intercept covers that port.
-pub(crate) fn delivers_to(spec: &InterceptSpec, target: &Target, is_only: bool) -> Option<i64> {
+pub(crate) fn delivers_to(spec: &ShownSpec, target: &Target, is_only: bool) -> Option<i64> {
     let is_any = spec.port_identifier.is_empty() && spec.container_port == 0;
     let is_meant =
         |e| is_about(spec, e) || is_any && is_only && same_protocol(spec, target.transport);
@@ -273,7 +262,7 @@ fn extra_port(pod_port: &str, target: &Target) -> Option<i64> {
 
 /// Returns true if the intercept means this entry: by service, then by the identifier its user
 /// gave, else by the container port that the manager found.
-fn is_about(spec: &InterceptSpec, entry: &InterceptEntry) -> bool {
+fn is_about(spec: &ShownSpec, entry: &InterceptEntry) -> bool {
     if !spec.service_name.is_empty() && spec.service_name != entry.service_name {
         return false;
     }
@@ -299,12 +288,12 @@ fn is_about(spec: &InterceptSpec, entry: &InterceptEntry) -> bool {
     }
 }
 
-fn same_protocol(spec: &InterceptSpec, transport: Transport) -> bool {
+fn same_protocol(spec: &ShownSpec, transport: Transport) -> bool {
     spec.protocol.is_empty() || spec.protocol.eq_ignore_ascii_case(transport.name())
 }
 
 /// Refusal that lists the pod's ports instead of the requested one.
-pub(crate) fn unknown_port(spec: &InterceptSpec, targets: &[Target]) -> Refusal {
+pub(crate) fn unknown_port(spec: &ShownSpec, targets: &[Target]) -> Refusal {
     let wanted = if !spec.port_identifier.is_empty() {
         spec.port_identifier.clone()
     } else if spec.container_port != 0 {

@@ -10,12 +10,11 @@ mod port;
 mod review;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use traffic_core::routing::RouteTable;
-use traffic_proto::manager::{
-    InterceptDispositionType as Disposition, InterceptInfo, InterceptSpec,
-};
+use traffic_proto::manager::InterceptDispositionType as Disposition;
 use traffic_proto::sidecar::Target;
 
 use self::age::Ages;
@@ -25,10 +24,14 @@ use self::port::{PortRules, ReviewRound};
 use self::review::refusal;
 pub use self::review::{Review, Verdict};
 use crate::control::intercepts::bounds::Bounds;
+use crate::control::intercepts::shown::{Shown, ShownSpec};
 use crate::control::intercepts::spec;
 
-/// Intercepts of the agent as the manager reports them, by id.
-pub type Snapshot = BTreeMap<String, InterceptInfo>;
+/// Intercepts of the agent as the manager reports them, by id; shared with what is compiled of them.
+pub type Snapshot = BTreeMap<String, Arc<Shown>>;
+
+/// An intercept of a snapshot, with its spec.
+type Wanted<'s> = (&'s Arc<Shown>, &'s ShownSpec);
 
 /// Time that an intercept about an unknown port is left to other pods of the workload, whose
 /// configuration may be newer.
@@ -115,7 +118,7 @@ impl Rules {
             .filter_map(|i| Some((i, self.own_spec(i)?)))
             .collect();
         let excess = self.take_excess(&mut ours);
-        let infos = ours.iter().map(|(info, _)| *info);
+        let infos = ours.iter().map(|(info, _)| info.as_ref());
         let aged = self.ages.take(infos, self.bounds.rails(), (now, wall));
         // Each port is decided by itself: promises first, then routes, then reviews, since a review
         // may add a promise for the next snapshot.
@@ -185,7 +188,7 @@ impl Rules {
     /// told the known ports. Returns when to look again.
     fn review_strangers<'s>(
         &mut self,
-        strangers: &[(&'s InterceptInfo, &'s InterceptSpec)],
+        strangers: &[Wanted<'s>],
         now: Instant,
         reviews: &mut BTreeMap<&'s str, Review>,
     ) -> Option<Instant> {
@@ -212,21 +215,19 @@ impl Rules {
 
     /// Takes out of `ours` what is beyond the bound, and returns the waiting ones of it. Those that
     /// were promised or are active stay before all others.
-    fn take_excess<'s>(
-        &self,
-        ours: &mut Vec<(&'s InterceptInfo, &'s InterceptSpec)>,
-    ) -> Vec<&'s InterceptInfo> {
+    fn take_excess<'s>(&self, ours: &mut Vec<Wanted<'s>>) -> Vec<&'s Shown> {
         let most = self.bounds.intercepts();
         if ours.len() <= most {
             return Vec::new();
         }
         let held = self.ports.iter().flat_map(|port| &port.held);
         let held: HashSet<_> = held.map(|held| held.id.as_str()).collect();
-        let is_later = |info: &InterceptInfo| {
+        let is_later = |info: &Shown| {
             !held.contains(info.id.as_str()) && info.disposition() != Disposition::Active
         };
         ours.sort_by_key(|(info, _)| is_later(info));
-        let excess = ours.split_off(most).into_iter().map(|(info, _)| info);
+        let excess = ours.split_off(most).into_iter();
+        let excess = excess.map(|(info, _)| info.as_ref());
         excess.filter(|info| awaits_review(info)).collect()
     }
 
@@ -276,7 +277,7 @@ impl Rules {
 
     /// Returns the spec of an intercept of this agent's workload; managers send no others, but one
     /// that does must not harm.
-    fn own_spec<'s>(&self, info: &'s InterceptInfo) -> Option<&'s InterceptSpec> {
+    fn own_spec<'s>(&self, info: &'s Shown) -> Option<&'s ShownSpec> {
         info.spec.as_ref().filter(|s| {
             (s.agent.is_empty() || s.agent == self.agent)
                 && (s.namespace.is_empty() || s.namespace == self.namespace)

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant, SystemTime};
 
-use traffic_proto::manager::{InterceptDispositionType as Disposition, InterceptInfo};
+use traffic_proto::manager::InterceptDispositionType as Disposition;
 
 use super::review::{Review, refusal};
 use crate::control::intercepts::guard_rails::Rails;
 use crate::control::intercepts::refusal::Refusal;
+use crate::control::intercepts::shown::Shown;
 
 /// Times at which intercepts began, by id.
 #[derive(Debug, Default)]
@@ -30,7 +31,7 @@ pub(super) struct Aged<'s> {
 
 /// An intercept that is too old.
 struct EndedIntercept<'s> {
-    info: &'s InterceptInfo,
+    info: &'s Shown,
     refusal: Refusal,
     is_news: bool,
 }
@@ -39,7 +40,7 @@ impl Ages {
     /// Sorts out what is too old.
     pub(super) fn take<'s>(
         &mut self,
-        infos: impl Iterator<Item = &'s InterceptInfo>,
+        infos: impl Iterator<Item = &'s Shown>,
         rails: &Rails,
         (now, wall): (Instant, SystemTime),
     ) -> Aged<'s> {
@@ -77,9 +78,8 @@ impl Ages {
 }
 
 /// The age that the manager says; 0 unless it does.
-fn age(info: &InterceptInfo, wall: SystemTime) -> Duration {
-    let created = info.created_at.and_then(|at| SystemTime::try_from(at).ok());
-    let age = created.and_then(|at| wall.duration_since(at).ok());
+fn age(info: &Shown, wall: SystemTime) -> Duration {
+    let age = info.created.and_then(|at| wall.duration_since(at).ok());
     age.unwrap_or_default()
 }
 

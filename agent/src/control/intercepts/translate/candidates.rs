@@ -4,15 +4,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use traffic_core::routing::{Intercept, Mechanism};
-use traffic_proto::manager::{
-    InterceptDispositionType as Disposition, InterceptInfo, InterceptSpec,
-};
+use traffic_proto::manager::InterceptDispositionType as Disposition;
 use traffic_proto::port::Transport;
 use traffic_proto::sidecar::Target;
 use traffic_proto::suspension;
 
 use crate::control::intercepts::refusal::Refusal;
-use crate::control::intercepts::spec::Rule;
+use crate::control::intercepts::shown::{Shown, ShownSpec};
 
 /// Knowledge of a port that a review with filters depends on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,14 +26,15 @@ pub enum Readability {
 
 #[derive(Clone, Debug)]
 pub(super) struct Compiled {
-    pub(super) rule: Rule,
     pub(super) intercept: Arc<Intercept>,
+    /// Memory of the compiled patterns.
+    pub(super) pattern_bytes: usize,
 }
 
 /// An intercept of the snapshot that applies to the current port.
 pub(super) struct Candidate<'s> {
-    pub(super) info: &'s InterceptInfo,
-    pub(super) spec: &'s InterceptSpec,
+    pub(super) info: &'s Shown,
+    pub(super) spec: &'s ShownSpec,
     pub(super) rule: Result<Compiled, Refusal>,
 }
 
@@ -53,14 +52,16 @@ impl<'s> Candidates<'s> {
 
 impl Candidate<'_> {
     pub(super) fn has_filters(&self) -> bool {
-        self.rule.as_ref().is_ok_and(|c| !c.rule.filters.is_empty())
+        self.rule
+            .as_ref()
+            .is_ok_and(|c| !c.intercept.filters.is_empty())
     }
 }
 
 /// Checks that this pod and port can serve a spec that is valid in itself.
 pub(super) fn fits(
     compiled: Compiled,
-    spec: &InterceptSpec,
+    spec: &ShownSpec,
     target: &Target,
     containers: &[String],
     readability: &Readability,
@@ -79,7 +80,7 @@ pub(super) fn fits(
         )));
     }
     // Without filters the whole port is taken, which needs no parsing of requests.
-    if compiled.rule.filters.is_empty() {
+    if compiled.intercept.filters.is_empty() {
         return Ok(compiled);
     }
     if target.transport == Transport::Udp {
@@ -96,12 +97,12 @@ pub(super) fn fits(
 }
 
 /// Returns true if the manager waits for a review.
-pub(super) fn awaits_review(info: &InterceptInfo) -> bool {
+pub(super) fn awaits_review(info: &Shown) -> bool {
     info.disposition() == Disposition::Waiting && !suspension::is_suspended(&info.message)
 }
 
 /// Returns true if the intercept was accepted and its client is away.
-pub(super) fn is_suspended(info: &InterceptInfo) -> bool {
+pub(super) fn is_suspended(info: &Shown) -> bool {
     info.disposition() == Disposition::Waiting && suspension::is_suspended(&info.message)
 }
 
@@ -112,5 +113,5 @@ pub(super) fn is_binding(candidate: &Candidate<'_>) -> bool {
         || candidate
             .rule
             .as_ref()
-            .is_ok_and(|c| c.rule.mechanism == Mechanism::Tcp)
+            .is_ok_and(|c| c.intercept.mechanism == Mechanism::Tcp)
 }

@@ -5,17 +5,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use traffic_core::routing::{Entry, Intercept, Mechanism, RouteTable, State};
-use traffic_proto::manager::{
-    InterceptDispositionType as Disposition, InterceptInfo, InterceptSpec,
-};
+use traffic_proto::manager::InterceptDispositionType as Disposition;
 use traffic_proto::sidecar::Target;
 
+use super::Wanted;
 use super::age::Aged;
 use super::candidates::{self, Candidate, Candidates, Compiled, Readability};
 use super::review::{Review, Verdict, refusal};
 use crate::control::intercepts::bounds::{Bounds, PortLoad};
 use crate::control::intercepts::conflict;
 use crate::control::intercepts::refusal::Refusal;
+use crate::control::intercepts::shown::{Shown, ShownSpec};
 use crate::control::intercepts::spec;
 
 #[derive(Debug, Default)]
@@ -43,7 +43,7 @@ impl HeldIntercept {
     fn of(candidate: &Candidate<'_>, compiled: &Compiled, since: Instant) -> Self {
         Self {
             id: candidate.info.id.clone(),
-            mechanism: compiled.rule.mechanism,
+            mechanism: compiled.intercept.mechanism,
             wiretap: candidate.spec.wiretap,
             since,
         }
@@ -58,8 +58,14 @@ impl HeldIntercept {
 /// A spec compiled for one port; cached while the spec stays the same.
 #[derive(Debug)]
 struct KnownIntercept {
-    spec: InterceptSpec,
+    info: Arc<Shown>,
     rule: Result<Compiled, Refusal>,
+}
+
+impl KnownIntercept {
+    fn has_spec_of(&self, info: &Arc<Shown>) -> bool {
+        Arc::ptr_eq(&self.info, info) || self.info.spec == info.spec
+    }
 }
 
 /// What a review depends on besides the promises.
@@ -73,7 +79,7 @@ pub(super) struct ReviewRound<'c, 's> {
 impl PortRules {
     pub(super) fn candidates<'s>(
         &mut self,
-        ours: &[(&'s InterceptInfo, &'s InterceptSpec)],
+        ours: &[Wanted<'s>],
         (target, is_only): (&Target, bool),
         containers: &[String],
         readability: &Readability,
@@ -81,7 +87,9 @@ impl PortRules {
     ) -> Candidates<'s> {
         let ids: HashSet<_> = ours.iter().map(|(info, _)| info.id.as_str()).collect();
         self.known.retain(|id, _| ids.contains(id.as_str()));
-        let about = |(info, spec): &(&'s InterceptInfo, &'s InterceptSpec)| {
+        self.known
+            .reserve(ids.len().saturating_sub(self.known.len()));
+        let about = |(info, spec): &Wanted<'s>| {
             let delivered = spec::delivers_to(spec, target, is_only)?;
             let rule = self.compile(info, spec, delivered, bounds);
             let rule = rule
@@ -97,15 +105,17 @@ impl PortRules {
 
     fn compile(
         &mut self,
-        info: &InterceptInfo,
-        spec: &InterceptSpec,
+        info: &Arc<Shown>,
+        spec: &ShownSpec,
         delivered: i64,
         bounds: &Bounds,
     ) -> Result<Compiled, Refusal> {
-        let previous = self.known.get(&info.id);
+        let mut previous = self.known.get_mut(&info.id);
         // An unchanged spec keeps its compiled rule, so that unchanged tables can be detected by
         // pointer.
-        if let Some(known) = previous.filter(|k| k.spec == *spec) {
+        if let Some(known) = previous.as_mut().filter(|k| k.has_spec_of(info)) {
+            // The snapshot's own is there anyway.
+            known.info = Arc::clone(info);
             return known.rule.clone();
         }
         // Counters survive an edited spec: it is the same intercept to its owner.
@@ -121,13 +131,17 @@ impl PortRules {
                         "{delivered} is not a port number of a workstation; use 1 to 65535"
                     ))
                 })?;
+            let pattern_bytes = rule.pattern_bytes;
             let intercept = Arc::new(rule.intercept(info, spec, port, stats.unwrap_or_default()));
-            Ok(Compiled { rule, intercept })
+            Ok(Compiled {
+                intercept,
+                pattern_bytes,
+            })
         });
         self.known.insert(
             info.id.clone(),
             KnownIntercept {
-                spec: spec.clone(),
+                info: Arc::clone(info),
                 rule: rule.clone(),
             },
         );
@@ -281,7 +295,7 @@ impl PortRules {
             Ok(compiled) => compiled,
             Err(refused) => return refusal(id, "", refused.clone()),
         };
-        let description = compiled.rule.description();
+        let description = spec::description(&compiled.intercept.filters);
         if !self.holds(id) {
             // Those whose clients are away give way; they are reviewed anew when the clients are back.
             let away = self.rivals(all, compiled).map(|(rival, _)| rival.info);
@@ -294,7 +308,7 @@ impl PortRules {
                 return refusal(id, &description, Refusal::of_agent(message));
             }
             let load = self.load(all, candidate);
-            if let Err(refused) = turn.bounds.check_port(load, compiled.rule.pattern_bytes) {
+            if let Err(refused) = turn.bounds.check_port(load, compiled.pattern_bytes) {
                 return refusal(id, &description, refused);
             }
             self.held.push(HeldIntercept::of(candidate, compiled, now));
@@ -305,14 +319,14 @@ impl PortRules {
         } else {
             named.clone()
         };
-        let headers = compiled.rule.header_map();
+        let headers = spec::header_map(&compiled.intercept.filters);
         Review {
             id: id.clone(),
             description,
             verdict: Verdict::Accept {
                 container,
                 headers,
-                metadata: compiled.rule.metadata.clone(),
+                metadata: compiled.intercept.metadata.clone(),
                 reads_only: candidate.spec.wiretap,
             },
             is_bound: false,
@@ -322,12 +336,12 @@ impl PortRules {
 
     /// What the port has promised, and to the owner of `wanted`.
     fn load(&self, all: &Candidates<'_>, wanted: &Candidate<'_>) -> PortLoad {
-        let owner = spec::owner_session(wanted.info);
+        let owner = wanted.info.owner.as_str();
         let mut load = PortLoad::default();
         for held in self.held.iter().filter_map(|held| all.find(&held.id)) {
             load.intercepts += 1;
-            load.of_client += usize::from(spec::owner_session(held.info) == owner);
-            load.pattern_bytes += held.rule.as_ref().map_or(0, |c| c.rule.pattern_bytes);
+            load.of_client += usize::from(held.info.owner == owner);
+            load.pattern_bytes += held.rule.as_ref().map_or(0, |c| c.pattern_bytes);
         }
         load
     }
@@ -340,11 +354,11 @@ impl PortRules {
         now: Instant,
     ) -> String {
         let id = &rival.info.id;
-        let both_tcp = wanted.rule.mechanism == Mechanism::Tcp
+        let both_tcp = wanted.intercept.mechanism == Mechanism::Tcp
             && rival
                 .rule
                 .as_ref()
-                .is_ok_and(|c| c.rule.mechanism == Mechanism::Tcp);
+                .is_ok_and(|c| c.intercept.mechanism == Mechanism::Tcp);
         // The exact text of the stock agent, which tools may compare.
         if both_tcp {
             let state = if rival.info.disposition() == Disposition::Active {
@@ -380,7 +394,7 @@ impl PortRules {
             if held.intercept.wiretap || wanted.intercept.wiretap {
                 return None;
             }
-            let reason = conflict::between(&held.rule.filters, &wanted.rule.filters)?;
+            let reason = conflict::between(&held.intercept.filters, &wanted.intercept.filters)?;
             Some((candidate, reason))
         })
     }

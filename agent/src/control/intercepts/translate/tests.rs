@@ -1,5 +1,6 @@
 use super::*;
 use traffic_proto::manager::SessionInfo;
+use traffic_proto::manager::{InterceptInfo, InterceptSpec};
 use traffic_proto::sidecar::{self, Role};
 
 use std::sync::Arc;
@@ -81,7 +82,10 @@ impl Bench {
     }
 
     fn shown(&mut self, infos: &[InterceptInfo]) -> Translation {
-        let snapshot = infos.iter().map(|i| (i.id.clone(), i.clone())).collect();
+        let shown = infos
+            .iter()
+            .map(|i| (i.id.clone(), Arc::new(Shown::from(i.clone()))));
+        let snapshot = shown.collect();
         let mut outcome = self
             .rules
             .apply(&snapshot, &self.readability, (self.now, self.wall));
@@ -202,7 +206,7 @@ fn an_unchanged_snapshot_changes_no_table_and_keeps_the_counters() {
     stats.hit(1);
     let snapshot = [active("a", "http http x-dev=a")]
         .into_iter()
-        .map(|i| (i.id.clone(), i))
+        .map(|i| (i.id.clone(), Arc::new(Shown::from(i))))
         .collect();
     assert!(
         bench
