@@ -7,9 +7,9 @@ help:
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /	/'
 
 demo: ## The main job, end to end, in separate processes; SERVE=1 stays up
-	@echo "Building four programs; the first time takes some minutes, then the demo a few seconds"
-	cargo build -p traffic-agent -p traffic-manager -p intercept -p harness --bins
-	@HARNESS_BUILT=1 bash -mc target/debug/demo # a job of its own, so that Ctrl-C ends it and not make
+	@echo "Building four programs without optimisation and Kubernetes; the first time takes some minutes, then the demo a few seconds"
+	cargo build --profile demo --no-default-features -p traffic-agent -p traffic-manager -p intercept -p harness --bins
+	@HARNESS_BUILT=1 bash -mc "$${CARGO_TARGET_DIR:-target}/demo/demo" # a job of its own, so that Ctrl-C ends it and not make
 
 test: packages ## Every test; installs the packages they need
 	cargo build --workspace --bins --test layers

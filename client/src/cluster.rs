@@ -3,8 +3,10 @@
 
 mod access;
 mod check;
+mod commands;
 mod forward;
-pub mod kubeconfig;
+pub(crate) mod kubeconfig;
+mod login;
 
 use std::time::Duration;
 
@@ -13,14 +15,17 @@ use kube::api::ListParams;
 use kube::{Api, Client};
 
 use crate::Failure;
-use crate::credentials::Login;
-use kubeconfig::{Chosen, ClusterFlags, DEFAULT_MANAGER_NAMESPACE};
+use crate::flags::ClusterFlags;
+use kubeconfig::{Chosen, DEFAULT_MANAGER_NAMESPACE};
 
-pub use check::check;
+pub use commands::{Check, ClusterCommand};
 pub(crate) use forward::Port;
+pub(crate) use login::Login;
 
 /// Name of the manager's Service, whatever the release is called.
 pub(crate) const SERVICE: &str = "traffic-manager";
+/// Label of pods with an agent, as the injector sets it.
+const WORKLOAD_LABEL: &str = "telepresence.io/workloadName";
 /// Time for connecting to the API server.
 const API_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -67,6 +72,29 @@ impl Cluster {
     /// The manager's API port. Each connection looks for a pod that is ready.
     pub(crate) fn manager(&self) -> Port {
         Port::manager(self.client.clone(), self.manager_namespace.clone())
+    }
+
+    /// The names of a workload's pods that have an agent; an error if there is none.
+    pub(crate) async fn agents(
+        &self,
+        namespace: &str,
+        workload: &str,
+    ) -> Result<Vec<String>, Failure> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let selector = ListParams::default().labels(&format!("{WORKLOAD_LABEL}={workload}"));
+        let pods = pods.list(&selector).await;
+        let pods = pods.map_err(|error| unreachable(&error))?.items;
+        let names: Vec<_> = pods
+            .into_iter()
+            .filter_map(|pod| pod.metadata.name)
+            .collect();
+        if names.is_empty() {
+            return Err(Failure::Failed(format!(
+                "no pod of workload {workload:?} in namespace {namespace:?} has an agent: nothing \
+                 is intercepted there; see intercept list"
+            )));
+        }
+        Ok(names)
     }
 
     /// A port of one pod.

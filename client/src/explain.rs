@@ -5,21 +5,15 @@ use std::net::SocketAddr;
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
-use k8s_openapi::api::core::v1::Pod;
-use kube::Api;
-use kube::api::ListParams;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
 use crate::Failure;
-use crate::cluster::{Cluster, unreachable};
+use crate::cluster::Cluster;
 use crate::flags::Explain;
 use crate::report::{line, plain};
 use crate::session::CALL_TIMEOUT;
-
-/// Label of pods with an agent, as the injector sets it.
-const WORKLOAD_LABEL: &str = "telepresence.io/workloadName";
 
 /// Most bytes of one answer.
 const MAX_ANSWER: usize = 1 << 20;
@@ -39,7 +33,7 @@ pub async fn explain(flags: &Explain) -> Result<(), Failure> {
     }
     let cluster = Cluster::open(&flags.cluster).await?;
     let namespace = flags.namespace.as_deref().unwrap_or(&cluster.namespace);
-    for pod in pods(&cluster, namespace, &flags.workload).await? {
+    for pod in cluster.agents(namespace, &flags.workload).await? {
         let port = cluster.pod(namespace, &pod, flags.admin_port);
         let stream = port.open().await;
         let stream = stream.map_err(|error| Failure::Failed(error.to_string()))?;
@@ -47,25 +41,6 @@ pub async fn explain(flags: &Explain) -> Result<(), Failure> {
         show(&pod, &answer);
     }
     Ok(())
-}
-
-/// Returns the names of a workload's pods that have an agent; an error if there is none.
-async fn pods(cluster: &Cluster, namespace: &str, workload: &str) -> Result<Vec<String>, Failure> {
-    let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace);
-    let selector = ListParams::default().labels(&format!("{WORKLOAD_LABEL}={workload}"));
-    let pods = pods.list(&selector).await;
-    let pods = pods.map_err(|error| unreachable(&error))?.items;
-    let names: Vec<_> = pods
-        .into_iter()
-        .filter_map(|pod| pod.metadata.name)
-        .collect();
-    if names.is_empty() {
-        return Err(Failure::Failed(format!(
-            "no pod of workload {workload:?} in namespace {namespace:?} has an agent: nothing is \
-             intercepted there; see intercept list"
-        )));
-    }
-    Ok(names)
 }
 
 /// Builds the path and query of the agents' `/explain`.

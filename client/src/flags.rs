@@ -8,9 +8,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::cluster::kubeconfig::ClusterFlags;
-use crate::genyaml::flags::Genyaml;
-use crate::helm::flags::HelmCommand;
+use crate::cluster::ClusterCommand;
 
 use self::attach::header;
 pub use self::attach::{Attachment, ContainerFlags, Create, Ingest, Ports};
@@ -58,15 +56,11 @@ pub enum Command {
     Leave(Leave),
     /// Remove agents from workloads
     Uninstall(Uninstall),
-    /// Install, upgrade or uninstall the traffic-manager
-    #[command(subcommand)]
-    Helm(HelmCommand),
+    /// What takes a cluster.
+    #[command(flatten)]
+    Cluster(ClusterCommand),
     /// Say why a request with these headers would, or would not, come to a workstation
     Explain(Box<Explain>),
-    /// Look for everything an intercept takes
-    Check(Check),
-    /// Print the agent of a workload, to put it into a manifest by hand
-    Genyaml(Box<Genyaml>),
     /// Print the completions of a shell
     Completions {
         /// The shell
@@ -77,6 +71,21 @@ pub enum Command {
         /// The folder; it is made if it is not there
         folder: PathBuf,
     },
+}
+
+/// Flags that choose the cluster and its manager.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ClusterFlags {
+    /// Context of the kubeconfig; the current one when left out
+    #[arg(long, value_name = "NAME")]
+    pub context: Option<String>,
+    /// The kubeconfig; $KUBECONFIG or ~/.kube/config when left out
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Namespace of the traffic-manager; by the kubeconfig's extension telepresence.io, or
+    /// ambassador, when left out
+    #[arg(long, value_name = "NAMESPACE", env = "TELEPRESENCE_MANAGER_NAMESPACE")]
+    pub manager_namespace: Option<String>,
 }
 
 /// Flags of `explain`.
@@ -112,17 +121,6 @@ pub struct Explain {
     /// Address of an agent's admin port, instead of the workload's pods; may be repeated
     #[arg(long, value_name = "HOST:PORT")]
     pub admin: Vec<SocketAddr>,
-    /// The cluster.
-    #[command(flatten)]
-    pub cluster: ClusterFlags,
-}
-
-/// Flags of `check`.
-#[derive(Debug, Args)]
-pub struct Check {
-    /// Namespace of the workloads to intercept; by default the context's
-    #[arg(long, short, value_name = "NAMESPACE")]
-    pub namespace: Option<String>,
     /// The cluster.
     #[command(flatten)]
     pub cluster: ClusterFlags,

@@ -6,9 +6,12 @@
 
 #![cfg_attr(not(test), warn(clippy::disallowed_methods, clippy::disallowed_types))]
 
+#[cfg_attr(not(feature = "kubernetes"), path = "no_cluster.rs")]
 pub mod cluster;
 pub mod flags;
+#[cfg(feature = "kubernetes")]
 pub mod genyaml;
+#[cfg(feature = "kubernetes")]
 pub mod helm;
 pub mod uninstall;
 

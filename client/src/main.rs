@@ -86,10 +86,7 @@ async fn run(command: &Command, stop: Stop) -> Result<(), Failure> {
             Command::Leave(flags) => intercept::leave(flags).await,
             Command::Uninstall(flags) => intercept::uninstall::uninstall(flags).await,
             Command::Explain(flags) => intercept::explain(flags).await,
-            Command::Genyaml(flags) => intercept::genyaml::run(flags).await,
-            Command::Check(flags) => {
-                intercept::cluster::check(&flags.cluster, flags.namespace.as_deref()).await
-            }
+            Command::Cluster(command) => command.run().await,
             Command::Completions { shell } => {
                 intercept::generate::completions(*shell);
                 Ok(())
@@ -99,21 +96,19 @@ async fn run(command: &Command, stop: Stop) -> Result<(), Failure> {
                 intercept::create(create, stop).await
             }
             Command::Ingest(flags) => intercept::ingest(flags, stop).await,
-            Command::Helm(command) => intercept::helm::run(command).await,
         }
     };
-    match command {
-        // These clean up behind themselves, and a half-done release is worse than waiting.
-        Command::Create(_)
-        | Command::Wiretap(_)
-        | Command::Replace(_)
-        | Command::Ingest(_)
-        | Command::Helm(_) => work.await,
-        _ => {
-            let done = interrupted.run_until_cancelled(work).await;
-            done.unwrap_or(Err(Failure::Command(INTERRUPTED)))
-        }
+    let cleans_up = match command {
+        Command::Create(_) | Command::Wiretap(_) | Command::Replace(_) | Command::Ingest(_) => true,
+        // A half-done release is worse than waiting.
+        Command::Cluster(command) => command.cleans_up(),
+        _ => false,
+    };
+    if cleans_up {
+        return work.await;
     }
+    let done = interrupted.run_until_cancelled(work).await;
+    done.unwrap_or(Err(Failure::Command(INTERRUPTED)))
 }
 
 /// Handles signals: the first asks for an orderly end, the second does not wait for connections, and

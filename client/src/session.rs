@@ -14,8 +14,8 @@ use traffic_proto::manager::{
 use traffic_proto::tunnel::GRPC_LIMIT;
 
 use crate::Failure;
-use crate::cluster::{Cluster, Port};
-use crate::credentials::{Credentials, Login};
+use crate::cluster::{Cluster, Login, Port};
+use crate::credentials::Credentials;
 use crate::report::note;
 
 /// Protocol generation we speak; managers refuse clients that are too old by it.

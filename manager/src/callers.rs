@@ -9,8 +9,9 @@ use std::sync::Arc;
 use tonic::{Request, Status};
 use traffic_proto::manager::AgentInfo;
 
-use crate::cluster::gate::{Gate, Right};
+use crate::cluster::gate::Gate;
 use crate::identity::Identity;
+use crate::rights::Right;
 use crate::sessions::Session;
 
 const NO_TOKEN: &str = "this traffic-manager asks callers who they are \

@@ -45,7 +45,7 @@ mod caches;
 mod certificates;
 mod config_maps;
 mod ensure;
-pub(crate) mod env;
+mod env;
 mod events;
 mod explain;
 mod feed;
@@ -61,15 +61,16 @@ mod removal;
 mod replacing;
 mod rollout;
 mod selector;
-pub(crate) mod standby;
+mod standby;
 mod store;
+mod turn;
 mod webhook;
 mod wishes;
 mod workloads;
 
 pub(crate) use admission::Review;
 pub use env::ClusterSettings;
-pub use explain::{Explain, explain};
+pub use explain::ClusterCommand;
 
 /// How long a prepared replacement waits for its intercept.
 const PREPARED_TIMEOUT: Duration = Duration::from_secs(60);
@@ -128,7 +129,7 @@ pub enum ClusterError {
 ///
 /// # Errors
 /// There is neither.
-pub(crate) async fn client() -> Result<Client, ClusterError> {
+async fn client() -> Result<Client, ClusterError> {
     let failed = |error: &dyn std::fmt::Display| ClusterError::Config(error.to_string());
     let config = kube::Config::infer().await.map_err(|it| failed(&it))?;
     Client::try_from(config).map_err(|it| failed(&it))

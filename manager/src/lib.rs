@@ -9,12 +9,15 @@
 //! agents to resolve. `web` answers browsers, scrapers and probes; `page` is what people see.
 
 #![cfg_attr(not(test), warn(clippy::disallowed_methods, clippy::disallowed_types))]
+// What only a cluster makes or asks for is there without one as well.
+#![cfg_attr(not(feature = "kubernetes"), allow(dead_code))]
 
 pub mod commands;
 pub mod log_levels;
 pub mod settings;
 
 mod callers;
+#[cfg_attr(not(feature = "kubernetes"), path = "no_cluster.rs")]
 mod cluster;
 mod connection;
 mod dns;
@@ -33,6 +36,7 @@ mod page;
 mod pending;
 mod presence;
 mod registry;
+mod rights;
 mod serve;
 mod service;
 mod sessions;
@@ -43,7 +47,7 @@ mod watch_body;
 mod watches;
 mod web;
 
-pub use cluster::{ClusterError, ClusterSettings, Explain, explain};
+pub use cluster::{ClusterCommand, ClusterError, ClusterSettings};
 pub use log_levels::{LogLevels, level};
 pub use serve::{Bound, Ended, ServeError, bind};
 pub use settings::Settings;

@@ -17,7 +17,7 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt as _;
-use traffic_manager::{ClusterSettings, Ended, Explain, LogLevels, Settings};
+use traffic_manager::{ClusterCommand, ClusterSettings, Ended, LogLevels, Settings};
 use traffic_proto::build_info;
 use traffic_proto::dial_policy::{AddressRange, NoRange};
 use traffic_proto::duration::GoDuration;
@@ -93,8 +93,9 @@ struct Options {
 enum Command {
     /// Serve (the default)
     Manager,
-    /// Say for each pod or workload of a manifest if it would get an agent, and why
-    ExplainInjection(Explain),
+    /// What takes Kubernetes.
+    #[command(flatten)]
+    Cluster(ClusterCommand),
     /// Print the version, or that of a running manager
     Version {
         /// Address of the manager to ask
@@ -130,10 +131,9 @@ async fn one_off(command: Option<&Command>) -> Option<Result<(), (u8, String)>> 
             let version = version.map_err(|error| (UNAVAILABLE, failed(error)));
             Some(version.map(|version| println!("{version}")))
         }
-        Command::ExplainInjection(explain) => {
-            let explained = traffic_manager::explain(explain).await;
-            let explained = explained.map_err(|error| (USAGE, error));
-            Some(explained.map(|text| print!("{text}")))
+        Command::Cluster(command) => {
+            let said = command.run().await.map_err(|error| (USAGE, error));
+            Some(said.map(|text| print!("{text}")))
         }
         Command::Uninstall {
             url,

@@ -27,8 +27,7 @@ use traffic_proto::manager::manager_server::ManagerServer;
 use traffic_proto::rewrite_io::RewriteReads;
 
 use crate::cluster::gate::Gate;
-use crate::cluster::standby::relay;
-use crate::cluster::{self, Cluster, ClusterError};
+use crate::cluster::{Cluster, ClusterError};
 use crate::connection::{ClosableIo, ConnectionEnd};
 use crate::gate;
 use crate::listen::bind_everywhere;
@@ -57,11 +56,11 @@ const GRACE: Duration = Duration::from_secs(5);
 /// A manager with its port bound, not yet serving.
 #[derive(Debug)]
 pub struct Bound {
-    listener: TcpListener,
+    pub(crate) listener: TcpListener,
     address: SocketAddr,
     settings: Settings,
     /// The process has not served before.
-    is_new: bool,
+    pub(crate) is_new: bool,
     started: std::time::Instant,
 }
 
@@ -105,39 +104,10 @@ impl Bound {
             self.serve(shared, tasks, stop, None).await?;
             return Ok(Ended::Stopped);
         };
-        let client = cluster::client().await?;
-        if let Some(id) = Cluster::id(&client, &settings.namespace).await {
-            shared.change(|registry| registry.identify(id));
-        }
-        let cluster = Cluster::start(settings, client, shared.clone(), &tasks, &stop).await?;
-        let candidate = cluster.candidate();
-        let leader = candidate.leader();
-        let lease = tokio::select! {
-            () = outer.cancelled() => return Ok(Ended::Stopped),
-            lease = candidate.acquire(self.is_new) => lease,
-            never = relay(&self.listener, cluster.webhook_port(), leader) => match never {},
-        };
-        cluster.lead(&tasks, &stop).await?;
-        let lost = async {
-            match lease {
-                Some(lease) => candidate.hold(lease).await,
-                None => std::future::pending().await,
-            }
-        };
-        let serving = self.serve(shared, tasks, stop.clone(), Some(cluster));
-        tokio::select! {
-            served = serving => {
-                candidate.release().await;
-                served.map(|()| Ended::Stopped)
-            }
-            () = lost => {
-                stop.cancel();
-                Ok(Ended::Replaced)
-            }
-        }
+        self.in_cluster(settings, shared, tasks, outer, stop).await
     }
 
-    async fn serve(
+    pub(crate) async fn serve(
         self,
         shared: Arc<Shared>,
         tasks: TaskTracker,

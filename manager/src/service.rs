@@ -25,7 +25,6 @@ use traffic_proto::manager_token;
 
 use crate::callers::Caller;
 use crate::cluster::Cluster;
-use crate::cluster::gate::Right;
 use crate::connection::ConnectionEnd;
 use crate::dns::Resolver;
 use crate::metrics::TunnelBytes;
@@ -33,6 +32,7 @@ use crate::open_watches::WatchEnd;
 use crate::own_dials::OwnDials;
 use crate::presence::Presence;
 use crate::registry::{Registry, Shared};
+use crate::rights::Right;
 use crate::settings::Settings;
 use crate::snapshots;
 use crate::tunnels::Tunnels;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use traffic_proto::dial_policy::AddressRange;
 use traffic_proto::tunnel::GRPC_LIMIT;
 
-use crate::cluster::env::ClusterSettings;
+use crate::cluster::ClusterSettings;
 use crate::log_levels::LogLevels;
 
 /// Settings chosen by the operator.
@@ -70,30 +70,6 @@ impl Default for Settings {
             drop_client_label: false,
             log: LogLevels::default(),
             cluster: None,
-        }
-    }
-}
-
-impl Settings {
-    /// Settings of a manager in a cluster.
-    pub fn of_cluster(cluster: ClusterSettings) -> Self {
-        let defaults = Self::default();
-        let version = match cluster.compatibility.as_str() {
-            "" => defaults.version,
-            text if text.starts_with('v') => text.to_owned(),
-            text => format!("v{text}"),
-        };
-        Self {
-            version,
-            namespace: cluster.namespace.clone(),
-            client_ttl: cluster.connection_ttl,
-            agent_arrival: cluster.arrival_timeout,
-            agent_image: cluster.injector.image.clone(),
-            max_receive_size: cluster.max_receive_size,
-            prometheus_port: cluster.prometheus_port,
-            drop_client_label: cluster.drop_client_label,
-            cluster: Some(cluster),
-            ..Self::default()
         }
     }
 }

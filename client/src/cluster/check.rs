@@ -7,9 +7,9 @@ use k8s_openapi::api::authorization::v1::{
 use kube::api::PostParams;
 use kube::{Api, Client};
 
-use super::kubeconfig::ClusterFlags;
 use super::{Cluster, is_ready, is_refused, manager_pods, unreachable};
 use crate::Failure;
+use crate::flags::ClusterFlags;
 use crate::report::line;
 use crate::session::{self, Way};
 
@@ -24,7 +24,7 @@ enum Outcome {
 use Outcome::{Doubtful, Fine, Missing};
 
 /// Prints a line for each check; fails when an intercept could not work.
-pub async fn check(flags: &ClusterFlags, namespace: Option<&str>) -> Result<(), Failure> {
+pub(super) async fn check(flags: &ClusterFlags, namespace: Option<&str>) -> Result<(), Failure> {
     let mut report = Report::default();
     let cluster = match Cluster::open(flags).await {
         Ok(cluster) => cluster,

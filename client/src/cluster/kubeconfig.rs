@@ -1,32 +1,15 @@
 //! Place of the cluster and its manager, by flags, environment and kubeconfig.
 
-use std::path::PathBuf;
-
-use clap::Args;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde::Deserialize;
 
 use crate::Failure;
+use crate::flags::ClusterFlags;
 
 /// Namespace of the manager, where nothing else is said.
 pub(crate) const DEFAULT_MANAGER_NAMESPACE: &str = "ambassador";
 /// Name of the kubeconfig extension that says where a cluster's manager is.
 const EXTENSION: &str = "telepresence.io";
-
-/// Flags that choose the cluster and its manager.
-#[derive(Clone, Debug, Default, Args)]
-pub struct ClusterFlags {
-    /// Context of the kubeconfig; the current one when left out
-    #[arg(long, value_name = "NAME")]
-    pub context: Option<String>,
-    /// The kubeconfig; $KUBECONFIG or ~/.kube/config when left out
-    #[arg(long, value_name = "FILE")]
-    pub kubeconfig: Option<PathBuf>,
-    /// Namespace of the traffic-manager; by the kubeconfig's extension telepresence.io, or
-    /// ambassador, when left out
-    #[arg(long, value_name = "NAMESPACE", env = "TELEPRESENCE_MANAGER_NAMESPACE")]
-    pub manager_namespace: Option<String>,
-}
 
 /// Result of flags and kubeconfig.
 pub(crate) struct Chosen {

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use crate::cluster::kubeconfig::{ClusterFlags, DEFAULT_MANAGER_NAMESPACE};
+use crate::cluster::kubeconfig::DEFAULT_MANAGER_NAMESPACE;
+use crate::flags::ClusterFlags;
 
 /// Parts of a workload with an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -8,7 +8,8 @@ use clap::{ArgAction, Args, Subcommand};
 use traffic_proto::duration::GoDuration;
 
 use crate::Failure;
-use crate::cluster::kubeconfig::{ClusterFlags, DEFAULT_MANAGER_NAMESPACE};
+use crate::cluster::kubeconfig::DEFAULT_MANAGER_NAMESPACE;
+use crate::flags::ClusterFlags;
 
 /// Commands on the release.
 #[derive(Debug, Subcommand)]

@@ -10,8 +10,8 @@ use kube::api::ListParams;
 use kube::{Api, Client};
 use tokio::time::sleep;
 
-use crate::cluster::kubeconfig::ClusterFlags;
 use crate::cluster::{is_ready, manager_pods};
+use crate::flags::ClusterFlags;
 use crate::report::line;
 
 /// Interval between looks at the pods.

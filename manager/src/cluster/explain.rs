@@ -19,6 +19,25 @@ use serde_json::Value;
 
 use super::env::ClusterSettings;
 
+/// Command that a manager without Kubernetes does not have.
+#[derive(Debug, clap::Subcommand)]
+pub enum ClusterCommand {
+    /// Say for each pod or workload of a manifest if it would get an agent, and why
+    ExplainInjection(Explain),
+}
+
+impl ClusterCommand {
+    /// Runs the command; returns what to print.
+    ///
+    /// # Errors
+    /// The reason, with a remedy.
+    pub async fn run(&self) -> Result<String, String> {
+        match self {
+            Self::ExplainInjection(arguments) => explain(arguments).await,
+        }
+    }
+}
+
 /// Subject of an explanation.
 #[derive(Debug, clap::Args)]
 pub struct Explain {
@@ -34,11 +53,8 @@ pub struct Explain {
     live: bool,
 }
 
-/// Explains a manifest.
-///
-/// # Errors
-/// It cannot be read, or the cluster does not answer.
-pub async fn explain(arguments: &Explain) -> Result<String, String> {
+/// Explains a manifest; fails if it cannot be read, or the cluster does not answer.
+async fn explain(arguments: &Explain) -> Result<String, String> {
     let text = read(&arguments.file)?;
     let mut manifest = Manifest::parse(&text, &arguments.namespace)?;
     let mut settings = settings()?;

@@ -20,9 +20,8 @@ use traffic_proto::sync::lock;
 use super::ClusterSettings;
 use super::env::AuthenticationMode;
 use crate::identity::Identity;
+use crate::rights::{GROUP, Right};
 
-/// Group of the virtual resources that rights are about.
-const GROUP: &str = "telepresence.io";
 /// Time an answer of the API server is believed.
 const ANSWER_TTL: Duration = Duration::from_secs(10);
 /// The same for a refusal, which somebody may just have remedied.
@@ -50,99 +49,6 @@ pub(crate) struct Gate {
     identities: Mutex<Answers<String, Result<Arc<Identity>, String>>>,
     rights: Mutex<Answers<(String, String), Result<(), String>>>,
     said: Mutex<HashMap<String, Instant>>,
-}
-
-/// Something that a user may do.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Right {
-    verb: &'static str,
-    resource: &'static str,
-    /// Kind of the workload, in the plural.
-    subresource: String,
-    /// Empty: the manager's own.
-    namespace: String,
-    name: String,
-}
-
-impl Right {
-    /// To use the manager at all.
-    pub(crate) fn connect() -> Self {
-        Self {
-            verb: "create",
-            resource: "connections",
-            subresource: String::new(),
-            namespace: String::new(),
-            name: String::new(),
-        }
-    }
-
-    /// To do something with a workload: `create` an intercept, or `delete` its agent. An empty kind
-    /// is one that nobody knows.
-    pub(crate) fn attach(verb: &'static str, kind: &str, namespace: &str, name: &str) -> Self {
-        Self {
-            verb,
-            resource: "attachments",
-            subresource: match kind {
-                "" => String::new(),
-                kind => format!("{}s", kind.to_ascii_lowercase()),
-            },
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-        }
-    }
-
-    /// To change levels of logs.
-    pub(crate) fn set_log_level() -> Self {
-        Self {
-            verb: "update",
-            resource: "logs",
-            ..Self::connect()
-        }
-    }
-
-    /// Resource and sub-resource as rules write them.
-    fn resources(&self) -> String {
-        match self.subresource.as_str() {
-            "" => self.resource.to_owned(),
-            kind => format!("{}/{kind}", self.resource),
-        }
-    }
-
-    /// Puts the manager's namespace where none is named.
-    fn within(mut self, namespace: &str) -> Self {
-        if self.namespace.is_empty() {
-            namespace.clone_into(&mut self.namespace);
-        }
-        self
-    }
-
-    /// What to add to the roles of somebody who may not.
-    fn remedy(&self) -> String {
-        let names = match self.name.as_str() {
-            "" => String::new(),
-            name => format!(", resourceNames: [{name}]"),
-        };
-        format!(
-            "add {{apiGroups: [{GROUP}], resources: [{}]{names}, verbs: [{}]}} to the rules of a Role \
-             in namespace {} that is bound to him",
-            self.resources(),
-            self.verb,
-            self.namespace
-        )
-    }
-}
-
-impl fmt::Display for Right {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} of group {GROUP}", self.verb, self.resources())?;
-        if !self.name.is_empty() {
-            write!(f, " {:?}", self.name)?;
-        }
-        if !self.namespace.is_empty() {
-            write!(f, " in namespace {:?}", self.namespace)?;
-        }
-        Ok(())
-    }
 }
 
 /// Answers with the time they were given.
@@ -392,23 +298,6 @@ fn unanswered(resource: &str, error: &kube::Error) -> Status {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_right_is_named_with_the_rule_that_grants_it() {
-        let right = Right::attach("create", "Deployment", "shop", "web");
-        assert_eq!(
-            right.to_string(),
-            "create attachments/deployments of group telepresence.io \"web\" in namespace \"shop\""
-        );
-        assert_eq!(
-            right.remedy(),
-            "add {apiGroups: [telepresence.io], resources: [attachments/deployments], resourceNames: \
-             [web], verbs: [create]} to the rules of a Role in namespace shop that is bound to him"
-        );
-        let right = Right::connect().within("ambassador");
-        assert!(right.to_string().ends_with("in namespace \"ambassador\""));
-        assert!(!right.remedy().contains("resourceNames"));
-    }
 
     #[tokio::test(start_paused = true)]
     async fn answers_are_believed_for_seconds_and_good_ones_longer_without_an_api_server() {

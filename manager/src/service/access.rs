@@ -5,7 +5,7 @@ use traffic_proto::manager::{InterceptInfo, InterceptSpec, SessionInfo};
 
 use super::{Service, id};
 use crate::callers::Caller;
-use crate::cluster::gate::Right;
+use crate::rights::Right;
 
 impl Service {
     /// Returns the id of a caller's own session; unknown ones are told later.

@@ -7,8 +7,8 @@ use traffic_proto::manager as pb;
 
 use super::{Answer, Service};
 use crate::callers::Caller;
-use crate::cluster::gate::Right;
 use crate::connection::ConnectionEnd;
+use crate::rights::Right;
 use crate::watch_body::Messages;
 
 impl Service {

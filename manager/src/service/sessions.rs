@@ -6,7 +6,7 @@ use traffic_proto::manager as pb;
 
 use super::{Answer, Service, id};
 use crate::callers::Caller;
-use crate::cluster::gate::Right;
+use crate::rights::Right;
 
 impl Service {
     pub(super) async fn client_arrives(
