@@ -15,7 +15,7 @@ use kube::api::ListParams;
 use kube::{Api, Client};
 
 use crate::Failure;
-use crate::flags::ClusterFlags;
+use crate::flags::cluster::ClusterFlags;
 use kubeconfig::{Chosen, DEFAULT_MANAGER_NAMESPACE};
 
 pub use commands::{Check, ClusterCommand};

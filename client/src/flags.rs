@@ -2,6 +2,7 @@
 //! client.
 
 mod attach;
+pub(crate) mod cluster;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use crate::cluster::ClusterCommand;
 
 use self::attach::header;
 pub use self::attach::{Attachment, ContainerFlags, Create, Ingest, Ports};
+pub use self::cluster::ClusterFlags;
 
 /// Routes matching requests for a workload to this machine.
 #[derive(Debug, Parser)]
@@ -71,21 +73,6 @@ pub enum Command {
         /// The folder; it is made if it is not there
         folder: PathBuf,
     },
-}
-
-/// Flags that choose the cluster and its manager.
-#[derive(Clone, Debug, Default, Args)]
-pub struct ClusterFlags {
-    /// Context of the kubeconfig; the current one when left out
-    #[arg(long, value_name = "NAME")]
-    pub context: Option<String>,
-    /// The kubeconfig; $KUBECONFIG or ~/.kube/config when left out
-    #[arg(long, value_name = "FILE")]
-    pub kubeconfig: Option<PathBuf>,
-    /// Namespace of the traffic-manager; by the kubeconfig's extension telepresence.io, or
-    /// ambassador, when left out
-    #[arg(long, value_name = "NAMESPACE", env = "TELEPRESENCE_MANAGER_NAMESPACE")]
-    pub manager_namespace: Option<String>,
 }
 
 /// Flags of `explain`.

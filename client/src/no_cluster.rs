@@ -9,7 +9,7 @@ use tokio::io::DuplexStream;
 use tonic::metadata::{Ascii, MetadataValue};
 
 use crate::Failure;
-use crate::flags::ClusterFlags;
+use crate::flags::cluster::ClusterFlags;
 
 /// No command takes a cluster.
 #[derive(Debug, Subcommand)]

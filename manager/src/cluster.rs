@@ -45,7 +45,7 @@ mod caches;
 mod certificates;
 mod config_maps;
 mod ensure;
-mod env;
+pub(crate) mod env;
 mod events;
 mod explain;
 mod feed;

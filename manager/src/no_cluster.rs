@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -14,13 +13,14 @@ use tokio_util::task::TaskTracker;
 use traffic_proto::manager::{
     AgentInfo, ClusterInfo, InterceptSpec, PreparedIntercept, WorkloadInfo, workload_info::Kind,
 };
-use traffic_proto::{Fault, Faults};
 
 use crate::error::RequestError;
 use crate::registry::{Registry, Shared};
 use crate::serve::{Bound, Ended, ServeError};
 use crate::settings::Settings;
 use gate::Gate;
+
+pub use env::ClusterSettings;
 
 /// No command takes a cluster.
 #[derive(Debug, clap::Subcommand)]
@@ -36,36 +36,44 @@ impl ClusterCommand {
     }
 }
 
-/// No settings.
-#[derive(Clone, Debug)]
-pub struct ClusterSettings {
-    /// Level of the manager's log.
-    pub log_level: String,
-    /// Port of the webhook.
-    pub webhook_port: u16,
-    /// Variables that have no effect.
-    pub ignored: Vec<String>,
-    none: Infallible,
-}
+/// Settings of a cluster.
+pub(crate) mod env {
+    use std::convert::Infallible;
+    use std::net::SocketAddr;
 
-impl ClusterSettings {
-    /// Fails.
-    ///
-    /// # Errors
-    /// Always.
-    pub fn read(_: impl Fn(&str) -> Option<String>) -> Result<Self, Faults> {
-        let mut faults = Faults::default();
-        faults.push(Fault::missing(
-            "--cluster",
-            "the manager was built without Kubernetes",
-            "build it with the feature kubernetes",
-        ));
-        Err(faults)
+    use traffic_proto::{Fault, Faults};
+
+    /// No settings.
+    #[derive(Clone, Debug)]
+    pub struct ClusterSettings {
+        /// Level of the manager's log.
+        pub log_level: String,
+        /// Port of the webhook.
+        pub webhook_port: u16,
+        /// Variables that have no effect.
+        pub ignored: Vec<String>,
+        pub(super) none: Infallible,
     }
 
-    /// Address and port of the API.
-    pub fn listen(&self) -> SocketAddr {
-        match self.none {}
+    impl ClusterSettings {
+        /// Fails.
+        ///
+        /// # Errors
+        /// Always.
+        pub fn read(_: impl Fn(&str) -> Option<String>) -> Result<Self, Faults> {
+            let mut faults = Faults::default();
+            faults.push(Fault::missing(
+                "--cluster",
+                "the manager was built without Kubernetes",
+                "build it with the feature kubernetes",
+            ));
+            Err(faults)
+        }
+
+        /// Address and port of the API.
+        pub fn listen(&self) -> SocketAddr {
+            match self.none {}
+        }
     }
 }
 

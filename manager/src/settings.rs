@@ -5,7 +5,7 @@ use std::time::Duration;
 use traffic_proto::dial_policy::AddressRange;
 use traffic_proto::tunnel::GRPC_LIMIT;
 
-use crate::cluster::ClusterSettings;
+use crate::cluster::env::ClusterSettings;
 use crate::log_levels::LogLevels;
 
 /// Settings chosen by the operator.

@@ -9,7 +9,7 @@ use kube::{Api, Client};
 
 use super::{Cluster, is_ready, is_refused, manager_pods, unreachable};
 use crate::Failure;
-use crate::flags::ClusterFlags;
+use crate::flags::cluster::ClusterFlags;
 use crate::report::line;
 use crate::session::{self, Way};
 

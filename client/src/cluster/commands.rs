@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 
 use super::check::check;
 use crate::Failure;
-use crate::flags::ClusterFlags;
+use crate::flags::cluster::ClusterFlags;
 use crate::genyaml::flags::Genyaml;
 use crate::helm::flags::HelmCommand;
 use crate::{genyaml, helm};

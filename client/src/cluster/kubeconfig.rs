@@ -4,7 +4,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde::Deserialize;
 
 use crate::Failure;
-use crate::flags::ClusterFlags;
+use crate::flags::cluster::ClusterFlags;
 
 /// Namespace of the manager, where nothing else is said.
 pub(crate) const DEFAULT_MANAGER_NAMESPACE: &str = "ambassador";

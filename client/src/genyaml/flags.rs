@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use crate::cluster::kubeconfig::DEFAULT_MANAGER_NAMESPACE;
-use crate::flags::ClusterFlags;
+use crate::flags::cluster::ClusterFlags;
 
 /// Parts of a workload with an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

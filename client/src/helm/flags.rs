@@ -9,7 +9,7 @@ use traffic_proto::duration::GoDuration;
 
 use crate::Failure;
 use crate::cluster::kubeconfig::DEFAULT_MANAGER_NAMESPACE;
-use crate::flags::ClusterFlags;
+use crate::flags::cluster::ClusterFlags;
 
 /// Commands on the release.
 #[derive(Debug, Subcommand)]

@@ -11,7 +11,7 @@ use kube::{Api, Client};
 use tokio::time::sleep;
 
 use crate::cluster::{is_ready, manager_pods};
-use crate::flags::ClusterFlags;
+use crate::flags::cluster::ClusterFlags;
 use crate::report::line;
 
 /// Interval between looks at the pods.

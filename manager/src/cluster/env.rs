@@ -12,7 +12,6 @@ use injector::{Kind, Settings as InjectorSettings};
 use traffic_proto::Faults;
 
 use crate::cluster::env::reader::Reader;
-use crate::settings::Settings;
 
 /// Settings of a manager in a cluster.
 #[derive(Clone, Debug)]
@@ -237,30 +236,6 @@ impl ClusterSettings {
     /// A namespace that this manager looks after.
     pub fn manages(&self, namespace: &str) -> bool {
         self.managed.is_empty() || self.managed.iter().any(|it| it == namespace)
-    }
-}
-
-impl Settings {
-    /// Settings of a manager in a cluster.
-    pub fn of_cluster(cluster: ClusterSettings) -> Self {
-        let defaults = Self::default();
-        let version = match cluster.compatibility.as_str() {
-            "" => defaults.version,
-            text if text.starts_with('v') => text.to_owned(),
-            text => format!("v{text}"),
-        };
-        Self {
-            version,
-            namespace: cluster.namespace.clone(),
-            client_ttl: cluster.connection_ttl,
-            agent_arrival: cluster.arrival_timeout,
-            agent_image: cluster.injector.image.clone(),
-            max_receive_size: cluster.max_receive_size,
-            prometheus_port: cluster.prometheus_port,
-            drop_client_label: cluster.drop_client_label,
-            cluster: Some(cluster),
-            ..Self::default()
-        }
     }
 }
 

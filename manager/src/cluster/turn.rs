@@ -10,6 +10,31 @@ use super::standby::relay;
 use super::{Cluster, ClusterSettings, client};
 use crate::registry::Shared;
 use crate::serve::{Bound, Ended, ServeError};
+use crate::settings::Settings;
+
+impl Settings {
+    /// Settings of a manager in a cluster.
+    pub fn of_cluster(cluster: ClusterSettings) -> Self {
+        let defaults = Self::default();
+        let version = match cluster.compatibility.as_str() {
+            "" => defaults.version,
+            text if text.starts_with('v') => text.to_owned(),
+            text => format!("v{text}"),
+        };
+        Self {
+            version,
+            namespace: cluster.namespace.clone(),
+            client_ttl: cluster.connection_ttl,
+            agent_arrival: cluster.arrival_timeout,
+            agent_image: cluster.injector.image.clone(),
+            max_receive_size: cluster.max_receive_size,
+            prometheus_port: cluster.prometheus_port,
+            drop_client_label: cluster.drop_client_label,
+            cluster: Some(cluster),
+            ..Self::default()
+        }
+    }
+}
 
 impl Bound {
     /// Serves the cluster until `outer`; `stop` is what ends with this turn.
