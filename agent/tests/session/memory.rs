@@ -19,7 +19,9 @@ const CROWD: usize = 1_500;
 /// Memory that the agent may take beyond what it has at rest. A crowd takes what the limit leaves it, so
 /// this is the growth that is seen here.
 const HEADROOM: usize = 14 << 20;
-/// Room in the address space; what of it becomes resident is bounded by the limit alone.
+/// Room in the address space. It is no measure of resident memory: the C library reserves 64 MiB of
+/// addresses for each thread that allocates, which count before anything lies there, and a crowd is
+/// served out of that first. So 40 to 48 MiB become resident here; who wants less limits memory itself.
 const ADDRESS_ROOM: usize = 32 << 20;
 /// What each says and then no more: most of a head, so that it has to be kept.
 const PART_OF_A_HEAD: usize = 24 * 1024;

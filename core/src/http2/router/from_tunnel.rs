@@ -257,7 +257,8 @@ impl Router {
         let Some(tunnel) = self.tunnel(id) else {
             return Ok(false);
         };
-        if !tunnel.receive(head.length) {
+        tunnel.room -= i64::from(head.length);
+        if tunnel.room < 0 {
             return Err(TunnelBroken("more DATA than its window allows"));
         }
         *rest = rest.get(HEAD + usize::from(padded)..).unwrap_or_default();
