@@ -109,5 +109,7 @@ async fn nothing_is_served_while_an_annotation_cannot_be_read() {
         message.contains(key) && message.contains("few"),
         "{message}"
     );
-    assert_eq!(pod.lines("no intercept is served until").len(), 1);
+    let line = "no intercept is served until";
+    pod.until("the reason to be said", |pod| pod.lines(line).len() == 1)
+        .await;
 }

@@ -16,9 +16,11 @@ use crate::steady::{Caller, Control};
 
 /// Callers in the crowd; far more than the limits of these tests admit.
 const CROWD: usize = 1_500;
-/// Memory that the agent may take beyond what it has at rest. A crowd takes what the limit leaves it, so
-/// this is the growth that is seen here.
+/// Resident memory that the agent may take beyond what it has at rest.
 const HEADROOM: usize = 14 << 20;
+/// Pages of the program's file that are resident at rest and that a busy system takes back: by so
+/// much memory of its own may grow above that.
+const FILE_PAGES_KIB: u64 = 6 << 10;
 /// Room in the address space. It is no measure of resident memory: the C library reserves 64 MiB of
 /// addresses for each thread that allocates, which count before anything lies there, and a crowd is
 /// served out of that first. So 40 to 48 MiB become resident here; who wants less limits memory itself.
@@ -64,7 +66,7 @@ async fn near_the_configured_limit_new_connections_are_refused() {
     let idle = Pod::start(fake.address, "").await;
     let limit = idle.memory("VmRSS") + HEADROOM;
     let pod = Pod::start(fake.address, &format!("limits: {{memory: {limit}}}")).await;
-    withstands(&pod, 16 << 10).await;
+    withstands(&pod, (HEADROOM as u64 >> 10) + FILE_PAGES_KIB).await;
     assert!(
         pod.memory("VmHWM") < limit,
         "{} {limit}",
@@ -91,8 +93,9 @@ const INTERCEPTS: usize = 200;
 const WARM_UP: usize = 40;
 /// Memory that each may take, with its workstation attached. Of the 28 kB that the HTTP/2 library
 /// allocates for a connection 13 are resident: its buffers are touched where they begin. 8 are what
-/// else hyper, h2 and the runtime keep for a connection and its call, 3 the intercept.
-const MAX_PER_INTERCEPT: usize = 24 * 1024;
+/// else hyper, h2 and the runtime keep for a connection and its call, 3 the intercept. 23.7 to 24.3
+/// thousand bytes are seen; the rest is for what runs differ.
+const MAX_PER_INTERCEPT: usize = 25_500;
 
 /// Shows `count` intercepts to the agent and attaches their workstations.
 async fn attach(
