@@ -62,13 +62,17 @@ spec:
                 kind.to_lowercase()
             ),
         );
-        let established = cluster
-            .kubectl()
-            .args(["wait", "--for=condition=Established", "--timeout=60s"])
-            .arg(format!("crd/{plural}.{group}"))
-            .output()
-            .unwrap();
-        assert!(established.status.success(), "{}", text(&established));
+        // kubectl does not wait for a status that is not there yet, but fails.
+        let what = format!("{plural}.{group} to be established");
+        harness::wait::until(&what, || {
+            let waited = cluster
+                .kubectl()
+                .args(["wait", "--for=condition=Established", "--timeout=5s"])
+                .arg(format!("crd/{plural}.{group}"))
+                .output()
+                .unwrap();
+            waited.status.success().then_some(())
+        });
     }
 }
 
