@@ -59,8 +59,8 @@ pub struct Parser {
     at: usize,
     /// End of the part already searched for a line end.
     searched: usize,
-    /// Any number of empty lines may precede the request, not only one.
-    follows_message: bool,
+    /// Place before which an empty line is skipped.
+    skips_until: usize,
     start: Option<Start>,
     minor: u8,
     fields: usize,
@@ -80,7 +80,8 @@ impl Parser {
             kind,
             at: 0,
             searched: 0,
-            follows_message: false,
+            // One before a request is ignored (RFC 9112 section 2.2).
+            skips_until: usize::from(kind == Kind::Request),
             start: None,
             minor: 0,
             fields: 0,
@@ -98,7 +99,7 @@ impl Parser {
     #[must_use]
     pub fn of_next_request() -> Self {
         Self {
-            follows_message: true,
+            skips_until: usize::MAX,
             ..Self::new(Kind::Request)
         }
     }
@@ -131,9 +132,7 @@ impl Parser {
                 return Err(Ambiguous::Oversized);
             }
             match (self.start, line.end) {
-                // One empty line before a request is ignored (RFC 9112 section 2.2).
-                (None, 0)
-                    if self.kind == Kind::Request && (self.at == 0 || self.follows_message) => {}
+                (None, 0) if self.at < self.skips_until => {}
                 (None, _) => self.first_line(rest.get(..line.end).unwrap_or_default(), next)?,
                 // An empty line ends the head.
                 (Some(start), 0) => return self.complete(start, next),
