@@ -66,7 +66,7 @@ impl App {
         self.address
     }
 
-    /// Number of requests answered so far.
+    /// Number of requests that have come so far.
     pub fn served(&self) -> u64 {
         self.served.load(Ordering::Relaxed)
     }
@@ -116,8 +116,9 @@ impl App {
                 .next()
                 .unwrap_or_default()
                 .to_owned();
-            self.answer(&mut writer, &path, &head, &body)?;
+            // Before the answer: whoever has it may ask for the count at once.
             self.served.fetch_add(1, Ordering::Relaxed);
+            self.answer(&mut writer, &path, &head, &body)?;
             doing.clear();
             if path == "/close" || field(&head, "connection").is_some_and(|value| value == "close")
             {
