@@ -59,8 +59,8 @@ pub struct Parser {
     at: usize,
     /// End of the part already searched for a line end.
     searched: usize,
-    /// Place before which an empty line is skipped.
-    skips_until: usize,
+    /// Empty lines that may still be skipped; the largest number does not become less.
+    skips: u8,
     start: Option<Start>,
     minor: u8,
     fields: usize,
@@ -81,7 +81,7 @@ impl Parser {
             at: 0,
             searched: 0,
             // One before a request is ignored (RFC 9112 section 2.2).
-            skips_until: usize::from(kind == Kind::Request),
+            skips: u8::from(kind == Kind::Request),
             start: None,
             minor: 0,
             fields: 0,
@@ -99,7 +99,7 @@ impl Parser {
     #[must_use]
     pub fn of_next_request() -> Self {
         Self {
-            skips_until: usize::MAX,
+            skips: u8::MAX,
             ..Self::new(Kind::Request)
         }
     }
@@ -132,7 +132,7 @@ impl Parser {
                 return Err(Ambiguous::Oversized);
             }
             match (self.start, line.end) {
-                (None, 0) if self.at < self.skips_until => {}
+                (None, 0) if self.skips > 0 => self.skips -= u8::from(self.skips < u8::MAX),
                 (None, _) => self.first_line(rest.get(..line.end).unwrap_or_default(), next)?,
                 // An empty line ends the head.
                 (Some(start), 0) => return self.complete(start, next),
