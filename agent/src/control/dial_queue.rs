@@ -16,12 +16,12 @@ use traffic_proto::sync::lock;
 pub(crate) const MAX_QUEUED_DIALS: usize = 256;
 
 /// The end that asks.
-pub(crate) struct DialSender(Arc<Shared>);
+pub(crate) struct DialSender(Arc<QueueState>);
 
 /// The workstation's end; it ends when nobody can ask any more.
-pub(crate) struct DialReceiver(Arc<Shared>);
+pub(crate) struct DialReceiver(Arc<QueueState>);
 
-struct Shared {
+struct QueueState {
     state: Mutex<State>,
     /// Signals to senders that there is room again, or nobody who reads.
     changed: Notify,
@@ -36,7 +36,7 @@ struct State {
 
 /// Creates a queue.
 pub(crate) fn dial_queue() -> (DialSender, DialReceiver) {
-    let shared = Arc::new(Shared {
+    let shared = Arc::new(QueueState {
         state: Mutex::new(State {
             requests: VecDeque::new(),
             waiting: None,
@@ -48,7 +48,7 @@ pub(crate) fn dial_queue() -> (DialSender, DialReceiver) {
     (DialSender(Arc::clone(&shared)), DialReceiver(shared))
 }
 
-impl Shared {
+impl QueueState {
     fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
     }
@@ -189,6 +189,10 @@ mod tests {
 
     #[test]
     fn an_empty_queue_is_small() {
-        assert!(size_of::<Shared>() <= 160, "{}", size_of::<Shared>());
+        assert!(
+            size_of::<QueueState>() <= 160,
+            "{}",
+            size_of::<QueueState>()
+        );
     }
 }
