@@ -24,7 +24,7 @@ impl ClusterCommand {
         match *self {}
     }
 
-    /// Does it end in an orderly way by itself, when the user interrupts it?
+    /// Returns true if it ends in an orderly way by itself when the user interrupts it.
     pub fn cleans_up(&self) -> bool {
         match *self {}
     }

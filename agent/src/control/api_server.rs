@@ -36,7 +36,7 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 /// must not stop the rest.
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 
-/// What the paths of health calls begin with.
+/// Prefix of the paths of health calls.
 const HEALTH: &str = "/grpc.health.v1.Health/";
 
 /// Serves the agent's API and gRPC health on `listeners`, for ever. An error of a connection ends only

@@ -45,7 +45,7 @@ impl ClusterCommand {
         }
     }
 
-    /// Does it end in an orderly way by itself, when the user interrupts it?
+    /// Returns true if it ends in an orderly way by itself when the user interrupts it.
     pub fn cleans_up(&self) -> bool {
         matches!(self, Self::Helm(_))
     }

@@ -122,8 +122,8 @@ pub struct ContainerFlags {
         default_missing_value = "true"
     )]
     pub mount: Wanted,
-    /// Command to run with the container's environment ; the attachment
-    /// ends with it, and its exit code is passed on
+    /// Command to run with the container's environment; the attachment ends with it, and its exit code
+    /// is passed on
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
 }
