@@ -192,11 +192,6 @@ fn over_one_connection(pod: SocketAddr) -> usize {
 
 /// Keeps running until interrupted.
 fn serve(pod: SocketAddr) {
-    println!("\nEverything stays up until interrupted. Try:");
-    println!(
-        "  curl -si http://{pod}/\n  curl -si -H 'x-dev: a' http://{pod}/\n  curl -si -H 'x-dev: \
-        b' http://{pod}/"
-    );
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -205,6 +200,12 @@ fn serve(pod: SocketAddr) {
         use tokio::signal::unix::{SignalKind, signal};
         let mut terminate = signal(SignalKind::terminate()).unwrap();
         let mut interrupt = signal(SignalKind::interrupt()).unwrap();
+        // Said only now: whoever reads it may interrupt at once.
+        println!("\nEverything stays up until interrupted. Try:");
+        println!(
+            "  curl -si http://{pod}/\n  curl -si -H 'x-dev: a' http://{pod}/\n  curl -si -H \
+            'x-dev: b' http://{pod}/"
+        );
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}

@@ -7,6 +7,7 @@ mod access;
 mod admin;
 mod admin_commands;
 mod command_line;
+mod demo;
 mod exposition;
 mod idle;
 mod log_rate_limit;
