@@ -1,6 +1,6 @@
 # `make demo` and `make test` need nothing but a Rust toolchain and, for missing packages, root on Debian or Ubuntu.
 
-.PHONY: deny images test-images site test-chart shape screens compare-admin demo test test-cluster cluster cluster-down packages cluster-packages bench bench-cluster bench-compare bench-scrape bench-counts budgets fuzz
+.PHONY: deny images test-images site test-chart shape screens compare-admin demo test test-cluster cluster cluster-down packages cluster-packages bench bench-cluster bench-compare bench-scrape bench-counts budgets fuzz soak
 .DEFAULT_GOAL := help
 
 help:
@@ -58,6 +58,10 @@ packages:
 
 cluster-packages:
 	tests/install-packages tests/packages.txt tests/cluster/packages.txt
+
+soak: packages ## Chaos for HOURS=1: programs killed, stopped and cut off under load, every request accounted for; SEED=n
+	cargo build --workspace --bins --test chaos
+	HARNESS_BUILT=1 CHAOS_SECONDS=$$(( $${HOURS:-1} * 3600 )) CHAOS_SEED=$${SEED:-$$(date +%s)} cargo test --workspace --test chaos -- --nocapture
 
 fuzz: ## Every parser under fire for a minute each
 	fuzz/run 60

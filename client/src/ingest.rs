@@ -14,7 +14,7 @@ use crate::flags::{Ingest, Output};
 use crate::intercept::{Stop, refused};
 use crate::mount::leftovers;
 use crate::report::{self, Pairs, event, line};
-use crate::session::{self, Manager, Resumed, Way, call, status_text};
+use crate::session::{self, Manager, Patience, Resumed, Way, call, status_text};
 
 /// Pause before a lost session is begun again.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
@@ -53,7 +53,9 @@ pub async fn ingest(flags: &Ingest, stop: Stop) -> Result<(), Failure> {
         return Ok(());
     };
     let mut session = session?;
-    let served = stop.orderly.run_until_cancelled(ingest.serve(&mut session));
+    let served = stop
+        .orderly
+        .run_until_cancelled(ingest.serve(&mut session, Patience::new(patience)));
     let failure = served.await;
     ingest.container.end().await;
     ingest.depart(session).await;
@@ -92,9 +94,15 @@ impl IngestSession<'_> {
     }
 
     /// Serves until something fails, over as many sessions as needed.
-    async fn serve(&mut self, session: &mut SessionInfo) -> Failure {
-        if let Err(failure) = self.ensure(session).await {
-            return failure;
+    async fn serve(&mut self, session: &mut SessionInfo, patience: Patience) -> Failure {
+        while let Err(failure) = self.ensure(session).await {
+            if !patience.allows_another_try(&failure).await {
+                return failure;
+            }
+            // The one that is back may have forgotten the session.
+            if let Ok(new) = self.arrive().await {
+                *session = new;
+            }
         }
         loop {
             let status = match self.follow(session).await {

@@ -24,7 +24,7 @@ use crate::manage::{self, tell};
 use crate::mount::leftovers;
 use crate::report::{self, Pairs, event, line, note};
 use crate::rest_api::RestApi;
-use crate::session::{self, Manager, Resumed, Way, call, status_text};
+use crate::session::{self, Manager, Patience, Resumed, Way, call, status_text};
 use crate::tunnels::TunnelDialer;
 use crate::watches::{agents, dials};
 
@@ -92,7 +92,14 @@ pub async fn create(flags: &Create, stop: Stop) -> Result<(), Failure> {
         container: Container::default(),
         rest_api: None,
     };
-    let Some((session, info)) = intercept_session.begin().await? else {
+    let patience = Patience::new(patience);
+    let begun = loop {
+        match intercept_session.begin().await {
+            Err(failure) if patience.allows_another_try(&failure).await => {}
+            begun => break begun?,
+        }
+    };
+    let Some((session, info)) = begun else {
         return Ok(());
     };
     // A command has the terminal for itself.
@@ -482,5 +489,9 @@ fn turned_down(name: &str, info: &InterceptInfo, why: &str) -> Failure {
 }
 
 pub(crate) fn refused(what: &str, status: &Status) -> Failure {
-    Failure::Failed(format!("{what}: {}", status_text(status)))
+    let text = format!("{what}: {}", status_text(status));
+    match session::is_broken_off(status) {
+        true => Failure::Away(text),
+        false => Failure::Failed(text),
+    }
 }

@@ -55,6 +55,9 @@ pub enum Failure {
     /// Other failures.
     #[error("{0}")]
     Failed(String),
+    /// The manager broke off amid a call, as one that restarts does.
+    #[error("{0}")]
+    Away(String),
     /// The command that ran beside the intercept ended with this exit code.
     #[error("the command ended with exit code {0}")]
     Command(u8),

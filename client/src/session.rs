@@ -26,6 +26,8 @@ pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 pub(crate) const FIRST_CONTACT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Time after which a user is told what is waited for.
 const QUIET_TIMEOUT: Duration = Duration::from_secs(1);
+/// Delay before a manager that broke off is asked again.
+const RETRY_DELAY: Duration = Duration::from_millis(300);
 /// Interval of the Remain call.
 const REMAIN_INTERVAL: Duration = Duration::from_secs(5);
 /// Bytes one stream may send ahead of its reader.
@@ -180,6 +182,30 @@ pub(crate) async fn connect(way: &Way, patience: Duration) -> Result<Manager, Fa
     Ok(manager)
 }
 
+/// Time in which a manager that breaks off while something begins, because it restarts, is asked
+/// again.
+pub(crate) struct Patience(Instant);
+
+impl Patience {
+    /// Starts counting.
+    pub(crate) fn new(time: Duration) -> Self {
+        Self(Instant::now() + time)
+    }
+
+    /// Waits for a moment and returns true if another try may succeed where one failed like this.
+    pub(crate) async fn allows_another_try(&self, failure: &Failure) -> bool {
+        let Failure::Away(text) = failure else {
+            return false;
+        };
+        if Instant::now() >= self.0 {
+            return false;
+        }
+        note(format_args!("{text}; trying again"));
+        sleep(RETRY_DELAY).await;
+        true
+    }
+}
+
 /// Wraps a message as a call with a deadline.
 pub(crate) fn call<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
@@ -272,6 +298,12 @@ pub(crate) fn is_away(status: &Status) -> bool {
         // tonic reports broken connections as any of these.
         Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown
     )
+}
+
+/// Returns true if the connection to the manager broke before it answered a call.
+pub(crate) fn is_broken_off(status: &Status) -> bool {
+    // Answers have no source, whatever their code.
+    is_away(status) && std::error::Error::source(status).is_some()
 }
 
 /// Formats a status: the message, and its cause if the transport knows more.

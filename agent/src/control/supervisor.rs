@@ -213,9 +213,11 @@ impl Supervisor {
         let mut info = self.context.identity.info();
         info.proof_key = self.context.tunnels.proof_key().clone();
         self.fit(&mut info);
+        let mut is_known = false;
         let arrived = match with_timeout(BEGIN_TIMEOUT, client.arrive_as_agent(info.clone())).await
         {
             Err(status) if status.code() == Code::AlreadyExists => {
+                is_known = true;
                 let by_uid = SessionInfo {
                     session_id: format!("agent:{}", self.context.identity.pod_uid),
                     ..SessionInfo::default()
@@ -227,6 +229,7 @@ impl Supervisor {
             other => other,
         };
         let session = arrived.map_err(SessionLost::Refused)?.into_inner();
+        self.context.publisher.arrived(is_known);
         self.context.metrics.arrivals.inc();
         *lock(&self.granted) = Some((client.clone(), session.clone()));
         if let Some(previous) = previous.filter(|p| p.session_id != session.session_id) {

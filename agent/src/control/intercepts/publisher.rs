@@ -126,6 +126,18 @@ impl RoutePublisher {
         routed
     }
 
+    /// Begins a session with a manager; `is_known` if that one still knew this agent.
+    pub(crate) fn arrived(&self, is_known: bool) {
+        let now = Instant::now().into_std();
+        self.lock().rules.arrive(is_known, now);
+    }
+
+    /// Returns the client sessions of the intercepts that a lost session left in force.
+    pub(crate) fn carried_sessions(&self) -> Vec<String> {
+        let state = self.lock();
+        state.rules.carried_sessions().map(str::to_owned).collect()
+    }
+
     /// Starts the grace time after the session was lost, counted from the first loss.
     pub(crate) fn lost(&self) {
         let mut state = self.lock();

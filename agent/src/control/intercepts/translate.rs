@@ -6,6 +6,7 @@
 
 mod age;
 mod candidates;
+mod carried;
 mod port;
 mod review;
 
@@ -20,6 +21,7 @@ use traffic_proto::sidecar::Target;
 use self::age::Ages;
 pub use self::candidates::Readability;
 use self::candidates::awaits_review;
+use self::carried::{RETURN_GRACE, Returning};
 use self::port::{PortRules, ReviewRound};
 use self::review::refusal;
 pub use self::review::{Review, Verdict};
@@ -54,6 +56,7 @@ pub struct Rules {
     /// Waiting intercepts about no port of this pod, with the time they were first seen.
     strangers: HashMap<String, Instant>,
     ages: Ages,
+    returning: Returning,
 }
 
 /// Result of applying one snapshot.
@@ -93,6 +96,7 @@ impl Rules {
             bounds: Bounds::default(),
             strangers: HashMap::new(),
             ages: Ages::default(),
+            returning: Returning::default(),
         }
     }
 
@@ -120,6 +124,10 @@ impl Rules {
         let excess = self.take_excess(&mut ours);
         let infos = ours.iter().map(|(info, _)| info.as_ref());
         let aged = self.ages.take(infos, self.bounds.rails(), (now, wall));
+        let return_deadline = self.returning.deadline(now);
+        if return_deadline.is_none() {
+            self.ports.iter_mut().for_each(|port| port.carried.clear());
+        }
         // Each port is decided by itself: promises first, then routes, then reviews, since a review
         // may add a promise for the next snapshot.
         let is_only = self.targets.len() == 1;
@@ -178,7 +186,10 @@ impl Rules {
         if outcome.look_again.is_none() && !reviews.is_empty() {
             outcome.look_again = Some(now + REVIEW_INTERVAL);
         }
-        outcome.look_again = outcome.look_again.into_iter().chain(aged.next()).min();
+        let are_carried = self.ports.iter().any(|port| !port.carried.is_empty());
+        let return_deadline = return_deadline.filter(|_| are_carried);
+        let deadlines = [outcome.look_again, aged.next(), return_deadline];
+        outcome.look_again = deadlines.into_iter().flatten().min();
         outcome.reviews = reviews.into_values().collect();
         outcome
     }
@@ -237,12 +248,34 @@ impl Rules {
         self.ports.iter_mut().for_each(|port| port.held.clear());
     }
 
+    /// Begins a session. A manager that has no memory of this agent has none of the intercepts in
+    /// force either: they stay until their clients have come back to it, or had the time to.
+    pub fn arrive(&mut self, is_known: bool, now: Instant) {
+        for port in &mut self.ports {
+            port.carried.clear();
+            if !is_known {
+                port.carried.take(&port.served);
+            }
+        }
+        self.returning = match is_known {
+            true => Returning::Over,
+            false => Returning::Until(now + RETURN_GRACE),
+        };
+    }
+
+    /// Returns the client sessions of the intercepts that a lost session left in force.
+    pub fn carried_sessions(&self) -> impl Iterator<Item = &str> {
+        let carried = self.ports.iter().flat_map(|port| port.carried.iter());
+        carried.map(|intercept| intercept.client_session.as_str())
+    }
+
     /// Sends all traffic to the app; intercepts that had ended before stay remembered.
     pub fn clear(&mut self) -> Vec<(usize, RouteTable)> {
         self.ports.iter_mut().for_each(|port| {
             port.held.clear();
             port.served.clear();
             port.paused.clear();
+            port.carried.clear();
         });
         self.changed_tables()
     }

@@ -11,6 +11,7 @@ use traffic_proto::sidecar::Target;
 use super::Wanted;
 use super::age::Aged;
 use super::candidates::{self, Candidate, Candidates, Compiled, Readability};
+use super::carried::Carried;
 use super::review::{Review, Verdict, refusal};
 use crate::control::intercepts::bounds::{Bounds, PortLoad};
 use crate::control::intercepts::conflict;
@@ -24,6 +25,8 @@ pub(super) struct PortRules {
     known: HashMap<String, KnownIntercept>,
     /// Intercepts the last table routes.
     pub(super) served: Vec<Arc<Intercept>>,
+    /// Intercepts of a lost session that the manager does not show yet.
+    pub(super) carried: Carried,
     /// Intercepts that were routed and are still shown, but not as active: suspended ones.
     pub(super) paused: Vec<Arc<Intercept>>,
     /// Ended intercepts, with the time until which matching requests are answered as expired.
@@ -86,7 +89,9 @@ impl PortRules {
         (bounds, aged): (&Bounds, &Aged<'_>),
     ) -> Candidates<'s> {
         let ids: HashSet<_> = ours.iter().map(|(info, _)| info.id.as_str()).collect();
-        self.known.retain(|id, _| ids.contains(id.as_str()));
+        let carried = &self.carried;
+        self.known
+            .retain(|id, _| ids.contains(id.as_str()) || carried.has(id));
         self.known
             .reserve(ids.len().saturating_sub(self.known.len()));
         let about = |(info, spec): &Wanted<'s>| {
@@ -226,7 +231,9 @@ impl PortRules {
                 .find(id)
                 .is_none_or(|c| c.info.disposition() == Disposition::Removed)
         };
-        let served: Vec<_> = self.held.iter().filter_map(active).collect();
+        let mut served: Vec<_> = self.held.iter().filter_map(active).collect();
+        let carried = self.carried.settle(candidates, &served);
+        served.extend_from_slice(carried);
         let port = target.container_port;
         // Compared with the previous pass, so that each change is logged once.
         for started in served

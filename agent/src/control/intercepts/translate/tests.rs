@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use traffic_core::routing::{Decision, Request, State};
 
+mod carried;
 mod guard_rails;
 
 struct Sent<'s>(&'s str, Vec<(&'s str, &'s str)>);
