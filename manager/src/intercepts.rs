@@ -306,13 +306,21 @@ impl Intercepts {
         is_absent: impl Fn(&str) -> bool,
     ) {
         self.by_id.retain(|_, intercept| {
-            let (old, owner) = (spec_of(&intercept.info), owner(&intercept.info));
-            let same = old.client == spec.client
-                && old.name == spec.name
-                && old.agent == spec.agent
-                && old.namespace == spec.namespace;
-            !(same && owner != session && is_absent(owner))
+            let info = &intercept.info;
+            !(is_earlier_run(info, session, spec) && is_absent(owner(info)))
         });
+    }
+
+    /// Returns the sessions of earlier runs of the same user that the new intercept takes the place
+    /// of.
+    pub(crate) fn earlier_runs<'r>(
+        &'r self,
+        session: &'r str,
+        spec: &'r InterceptSpec,
+    ) -> impl Iterator<Item = &'r str> {
+        let all = self.by_id.values().map(|intercept| &intercept.info);
+        all.filter(move |info| is_earlier_run(info, session, spec))
+            .map(|info| owner(info))
     }
 
     /// Keeps what an agent reports of an intercept; true if there is a failure now, or was one before.
@@ -560,4 +568,13 @@ fn check_spec(spec: &InterceptSpec) -> Result<(), RequestError> {
         )));
     }
     Ok(())
+}
+/// Returns true for the same user's intercept of the same name and workload in another session.
+fn is_earlier_run(info: &InterceptInfo, session: &str, spec: &InterceptSpec) -> bool {
+    let old = spec_of(info);
+    owner(info) != session
+        && old.client == spec.client
+        && old.name == spec.name
+        && old.agent == spec.agent
+        && old.namespace == spec.namespace
 }

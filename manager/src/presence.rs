@@ -16,6 +16,15 @@ use crate::watch_body::Messages;
 /// reconnects is back by then.
 const SUSPEND_DELAY: Duration = Duration::from_secs(5);
 
+/// Keepalive interval of connections; detects peers that vanished without closing.
+pub(crate) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// Time for the answer to a keepalive.
+pub(crate) const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time after which a peer that vanished without closing has lost its connection.
+pub(crate) const VANISH_TIMEOUT: Duration = KEEPALIVE_INTERVAL
+    .saturating_add(KEEPALIVE_TIMEOUT)
+    .saturating_add(Duration::from_secs(1));
+
 /// Watches of one client, as long as they are held.
 #[derive(Debug)]
 pub(crate) struct Presence {

@@ -289,6 +289,24 @@ impl Registry {
         self.intercepts.create(session, spec, &agents)
     }
 
+    /// Returns the session of an earlier run of the same user that seems to be there, with its last
+    /// contact. Whether it is alive shows within [`crate::presence::VANISH_TIMEOUT`].
+    pub(crate) fn earlier_run(
+        &self,
+        session: &SessionInfo,
+        spec: &InterceptSpec,
+    ) -> Option<(String, Instant)> {
+        let mut spec = spec.clone();
+        if spec.client.is_empty() {
+            let client = self.sessions.client(&session.session_id).ok()?;
+            spec.client = client.name.clone();
+        }
+        let runs = self.intercepts.earlier_runs(&session.session_id, &spec);
+        let mut present = runs.filter(|run| !self.sessions.is_absent(run));
+        let run = present.next()?;
+        Some((run.to_owned(), self.sessions.get(run).ok()?.seen))
+    }
+
     /// Stores an agent's review; ignores one of a session that is gone.
     pub(crate) fn review(
         &mut self,

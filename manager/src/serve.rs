@@ -32,6 +32,7 @@ use crate::connection::{ClosableIo, ConnectionEnd};
 use crate::gate;
 use crate::listen::bind_everywhere;
 use crate::metrics::Metrics;
+use crate::presence::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT};
 use crate::registry::Shared;
 use crate::service::Service;
 use crate::sessions::Party;
@@ -44,10 +45,6 @@ const STREAM_WINDOW: u32 = 1 << 20;
 /// Bytes one connection may send ahead of its readers. All tunnels of a peer share a connection, so
 /// a stalled one must not use up the window of the others.
 const CONNECTION_WINDOW: u32 = 1 << 30;
-/// Keepalive interval; detects peers that vanished without closing.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
-/// Time for the answer to a keepalive.
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often to look whether the manager is ready.
 const READY_INTERVAL: Duration = Duration::from_millis(200);
 /// Time tunnels may continue after the manager was told to stop.

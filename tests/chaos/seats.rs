@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use harness::process::Process;
 use harness::sidecar::Port;
@@ -209,11 +209,14 @@ impl Testbed {
             client.line("direct=connected");
         }
         self.unsettle(seat);
-        let what = format!("requests to reach the workstation of seat {seat}");
-        until_within(SETTLE_TIMEOUT, &what, || {
-            let over = !self.ledger.problems().is_empty();
-            (over || self.ledger.streak(seat) >= SIGNS).then_some(())
-        });
+        let deadline = Instant::now() + SETTLE_TIMEOUT;
+        while self.ledger.streak(seat) < SIGNS && self.ledger.problems().is_empty() {
+            if Instant::now() > deadline {
+                let problem = format!("requests of seat {seat} do not reach its workstation");
+                return self.ledger.problem(problem);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
         self.ledger.stand(seat, Standing::Here);
     }
 

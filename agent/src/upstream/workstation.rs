@@ -14,8 +14,8 @@ use crate::telemetry::rate_limit::limited;
 use crate::tls::alpn::TlsInfo;
 use crate::upstream::tunnel::{DialFailure, Tunnel, nothing_listens};
 use crate::upstream::{DialApp, OpenTunnel, Transport, TunnelError};
-use traffic_core::routing::Intercept;
 use traffic_core::routing::dial_memory::{Admission, Attempt, Skipped};
+use traffic_core::routing::{Intercept, TunnelPath};
 
 /// The way from one port to workstations.
 #[derive(Clone, Copy)]
@@ -152,6 +152,22 @@ impl Workstations<'_> {
             Ok(tunnel) => Ok(tunnel.remembered(intercept, Some(attempt))),
             failed => self.concluded(failed, intercept, caller, attempt),
         }
+    }
+
+    /// Returns the path that a tunnel takes now.
+    #[must_use]
+    pub fn path(&self, intercept: &Intercept) -> TunnelPath {
+        match self.tunnels.attachment(&intercept.client_session) {
+            Some(_) => TunnelPath::Direct,
+            None => TunnelPath::Manager,
+        }
+    }
+
+    /// Returns true if the next request should have another tunnel than one of this path: through
+    /// the manager it is slower, and would end with it.
+    #[must_use]
+    pub fn is_outdated(&self, path: TunnelPath, intercept: &Intercept) -> bool {
+        path == TunnelPath::Manager && self.path(intercept) == TunnelPath::Direct
     }
 
     /// Counts one request, connection or flow that the app gets instead of the workstation.

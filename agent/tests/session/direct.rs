@@ -330,3 +330,58 @@ async fn tls_on_a_port_declared_as_http2_is_said_to_everybody_concerned() {
     assert_eq!(report.intercept_id, shown.id);
     assert!(report.failure.contains("speak TLS"), "{}", report.failure);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kept_tunnel_through_the_manager_gives_way_once_the_workstation_is_attached() {
+    let (fake, pod, mut client, _dialled) = pod().await;
+    fake.show(&[intercept(
+        "i",
+        Disposition::Active,
+        pod.app_port,
+        Some(("x-dev", "a")),
+    )]);
+    pod.until_answered_by("x-dev: a\r\n", "workstation").await;
+    let mut caller = tokio::net::TcpStream::connect(("127.0.0.1", pod.agent_port))
+        .await
+        .unwrap();
+    assert_eq!(ask_again(&mut caller).await, "workstation");
+    let through_manager = fake.seen().tunnels.len();
+    assert_eq!(ask_again(&mut caller).await, "workstation");
+    assert_eq!(fake.seen().tunnels.len(), through_manager, "it is kept");
+
+    let mut dials = client
+        .watch_dial(session("client-1"))
+        .await
+        .unwrap()
+        .into_inner();
+    let next = ask_again(&mut caller);
+    let attached = async {
+        let request = dials.message().await.unwrap().unwrap();
+        let conn_id = ConnId::parse(&request.conn_id).unwrap();
+        let mut wire = tunnel(&mut client.clone(), info(conn_id, "client-1"))
+            .await
+            .unwrap();
+        wire.send(Message::DialOk).await;
+        tokio::spawn(async move { serve_http(&mut wire.rx, &wire.tx).await });
+    };
+    let (answer, ()) = tokio::join!(next, attached);
+    assert_eq!(answer, "workstation");
+    assert_eq!(ask_again(&mut caller).await, "workstation");
+    assert_eq!(fake.seen().tunnels.len(), through_manager);
+    // The manager may go: the caller's connection does not need it.
+    fake.vanish();
+    assert_eq!(ask_again(&mut caller).await, "workstation");
+}
+
+/// Sends a matched request on a connection that is kept, and returns who answered.
+async fn ask_again(caller: &mut tokio::net::TcpStream) -> String {
+    let request = b"GET / HTTP/1.1\r\nhost: app\r\nx-dev: a\r\n\r\n";
+    caller.write_all(request).await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"workstation") && !answer.ends_with(b"app") {
+        let read = caller.read_buf(&mut answer).await.unwrap();
+        assert_ne!(read, 0, "{}", String::from_utf8_lossy(&answer));
+    }
+    let text = String::from_utf8(answer).unwrap();
+    text.rsplit("\r\n").next().unwrap().to_owned()
+}

@@ -1,5 +1,8 @@
 //! Agents and intercepts that clients ask for.
 
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
 use tonic::{Request, Response, Status};
 use traffic_proto::manager as pb;
 
@@ -8,6 +11,10 @@ use super::{Answer, Service, agent_snapshot, unimplemented};
 use crate::callers::Caller;
 use crate::error::RequestError;
 use crate::intercepts;
+use crate::presence::VANISH_TIMEOUT;
+
+/// How often to look whether an earlier run gives a sign of life.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
 impl Service {
     pub(super) async fn agents_of(
@@ -104,6 +111,7 @@ impl Service {
             let id = intercepts::id(client, &spec.name);
             cluster.complete(&id, &mut spec).await?;
         }
+        self.await_earlier_run(&session, &spec).await;
         let id = intercepts::id(&session.session_id, &spec.name);
         let created = self
             .shared
@@ -119,6 +127,21 @@ impl Service {
             "intercept created"
         );
         Ok(Response::new(info))
+    }
+
+    /// Waits while an earlier run of the same user may have vanished without a word: its network was
+    /// cut, say. It shows by its next heartbeat, or by the end of its connection, which makes it give
+    /// way.
+    async fn await_earlier_run(&self, session: &pb::SessionInfo, spec: &pb::InterceptSpec) {
+        let look = || self.shared.read(|all| all.earlier_run(session, spec));
+        let Some(first) = look() else { return };
+        let deadline = Instant::now() + VANISH_TIMEOUT;
+        while Instant::now() < deadline {
+            sleep(LOOK_INTERVAL).await;
+            if look().as_ref() != Some(&first) {
+                return;
+            }
+        }
     }
 
     pub(super) async fn remove(&self, request: Request<pb::RemoveInterceptRequest2>) -> Answer<()> {

@@ -106,27 +106,33 @@ async fn the_same_users_next_run_takes_the_place_of_one_that_is_gone_and_of_no_o
         fixture.client("dev@laptop").await,
     );
     let (mut seen, own) = active(&mut agent, &mut dev).await;
-    // While it is there, the new one has to be told apart by the agent.
+    // While it gives signs of life, the new one has to be told apart by the agent.
     let mut again = fixture.client("dev@laptop").await;
-    let first = again.create(spec("mine")).await;
+    let heartbeat = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let remain = RemainRequest {
+            session: Some(dev.session.clone()),
+            ..RemainRequest::default()
+        };
+        dev.manager.remain(remain).await.unwrap();
+    };
+    let began = Instant::now();
+    let (first, ()) = tokio::join!(again.create(spec("mine")), heartbeat);
+    assert!(
+        began.elapsed() < Duration::from_secs(5),
+        "it is not waited for"
+    );
     assert_eq!(seen.next().await.len(), 2);
     again.manager.depart(again.session.clone()).await.unwrap();
     assert_eq!(seen.next().await.len(), 1);
-    drop(own);
+    // The next one comes before the manager knows that the earlier one is gone.
     let mut again = fixture.client("dev@laptop").await;
-    // The end of the watch has to be noticed first.
-    let second = within_timeout(async {
-        loop {
-            let info = again.create(spec("mine")).await;
-            if seen.next().await.len() == 1 {
-                return info;
-            }
-            again.manager.depart(again.session.clone()).await.unwrap();
-            seen.next().await;
-            again = fixture.client("dev@laptop").await;
-        }
-    })
-    .await;
+    let end = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        drop(own);
+    };
+    let (second, ()) =
+        within_timeout(async { tokio::join!(again.create(spec("mine")), end) }).await;
     assert_ne!(first.id, second.id);
     let now = seen_ids(&mut agent).await;
     assert_eq!(now, [second.id]);

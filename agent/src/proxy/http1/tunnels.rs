@@ -5,7 +5,8 @@ use std::task::Context;
 
 use crate::io::buffers::Buf;
 use crate::io::conn::Conn;
-use traffic_core::routing::Intercept;
+use crate::upstream::workstation::Workstations;
+use traffic_core::routing::{Intercept, TunnelPath};
 
 /// The open tunnels; on the heap, because most connections never have one.
 #[derive(Debug, Default)]
@@ -20,6 +21,7 @@ struct OpenTunnels(Vec<PooledTunnel>);
 pub(crate) struct PooledTunnel {
     pub(crate) intercept: Arc<Intercept>,
     pub(crate) conn: Conn,
+    pub(crate) path: TunnelPath,
 }
 
 impl TunnelPool {
@@ -49,9 +51,25 @@ impl TunnelPool {
             .retain_mut(|leg| Buf::default().poll_fill(&mut leg.conn, cx).is_pending());
     }
 
+    /// Returns the place of the tunnel to an intercept's workstation.
     pub(crate) fn find(&self, intercept: &Intercept) -> Option<u32> {
         let mut legs = self.open.as_ref()?.0.iter();
         let at = legs.position(|leg| leg.intercept.same_target(intercept))?;
         u32::try_from(at).ok()
+    }
+
+    /// The same for the next request: a tunnel whose path is outdated is dropped.
+    pub(crate) fn find_current(
+        &mut self,
+        intercept: &Intercept,
+        way: &Workstations<'_>,
+    ) -> Option<u32> {
+        let at = self.find(intercept)?;
+        let open = &mut self.open.as_mut()?.0;
+        if way.is_outdated(open[at as usize].path, intercept) {
+            open.remove(at as usize);
+            return None;
+        }
+        Some(at)
     }
 }

@@ -21,15 +21,20 @@ impl Connection {
             Poll::Ready(())
         })
         .await;
-        if let Some(at) = self.workstations.find(&intercept) {
-            return Upstream::Tunnel(at);
-        }
         let context = &self.context;
         let way = context.port.workstations();
+        if let Some(at) = self.workstations.find_current(&intercept, &way) {
+            return Upstream::Tunnel(at);
+        }
+        let path = way.path(&intercept);
         let hello = context.hello.as_deref();
         let dial = way.connect(&intercept, context.caller, hello, FirstWrite::AfterDial);
         match Box::pin(dial).await {
-            Ok(conn) => Upstream::Tunnel(self.workstations.add(PooledTunnel { intercept, conn })),
+            Ok(conn) => Upstream::Tunnel(self.workstations.add(PooledTunnel {
+                intercept,
+                conn,
+                path,
+            })),
             Err(failure) => {
                 way.fell_back(&intercept, failure.why);
                 if let Some(record) = &mut self.record {

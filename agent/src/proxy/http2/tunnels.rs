@@ -16,7 +16,7 @@ use crate::proxy::http2::flow::wrote;
 use crate::upstream::workstation::{FirstWrite, NoWorkstation};
 use traffic_core::http2::frames::{code, goaway};
 use traffic_core::http2::router::{Host, Router, TunnelId};
-use traffic_core::routing::Intercept;
+use traffic_core::routing::{Intercept, TunnelPath};
 
 /// The tunnels.
 #[derive(Default)]
@@ -32,6 +32,7 @@ pub(super) struct TunnelLink {
     pub(super) state: LinkState,
     /// New streams may take it.
     pub(super) usable: bool,
+    path: TunnelPath,
 }
 
 pub(super) enum LinkState {
@@ -59,12 +60,16 @@ pub(super) enum Turn {
 impl TunnelLinks {
     /// The tunnel to an intercept's workstation, opened where there is none.
     pub(super) fn to(&mut self, intercept: &Arc<Intercept>, context: &ConnContext) -> TunnelId {
+        let way = context.port.workstations();
         let known = self
             .links
-            .iter()
+            .iter_mut()
             .find(|link| link.usable && link.intercept.same_target(intercept));
         if let Some(link) = known {
-            return link.id;
+            link.usable = !way.is_outdated(link.path, intercept);
+            if link.usable {
+                return link.id;
+            }
         }
         self.newest += 1;
         let id = TunnelId(self.newest);
@@ -73,6 +78,7 @@ impl TunnelLinks {
             intercept: Arc::clone(intercept),
             state: LinkState::Opening(Box::pin(open(context.clone(), Arc::clone(intercept)))),
             usable: true,
+            path: way.path(intercept),
         });
         id
     }
