@@ -4,6 +4,7 @@
 
 #![cfg_attr(not(test), warn(clippy::disallowed_methods, clippy::disallowed_types))]
 
+pub mod ftp;
 pub mod http1;
 pub mod http2;
 pub mod rest_api;

@@ -14,7 +14,7 @@ use crate::app::ports::BoundPort;
 use crate::app::settings::Settings;
 use crate::control::config::{ControlConfig, LevelSwitch};
 use crate::control::container_env;
-use crate::control::dialer::Dialer;
+use crate::control::dialer::{Dialer, FilePorts};
 pub(crate) use crate::control::dns::Dns;
 use crate::control::intercepts::bounds::Bounds;
 use crate::control::intercepts::guard_rails::Rails;
@@ -103,15 +103,14 @@ impl ControlPath<'_> {
 impl ControlPath<'_> {
     fn dialer(&self, files: FileService) -> Dialer {
         let settings = self.settings;
-        let sftp_port = files.sftp_port;
+        let files = [files.sftp_port, files.ftp_port];
         let metrics_port = settings.metrics_port.unwrap_or(0);
-        let ports = [self.admin_port, self.grpc.port, metrics_port, sftp_port];
-        let own = ports.into_iter().filter(|port| *port != 0);
+        let ports = [self.admin_port, self.grpc.port, metrics_port];
+        let own = ports.into_iter().chain(files).filter(|port| *port != 0);
         let policy = DialPolicy::new(settings.dial_allow.clone()).with_own(own, settings.pod_ip);
-        let files = settings.pod_ip.filter(|_| sftp_port != 0);
         Dialer::new(
             policy,
-            files.map(|ip| (ip, sftp_port)),
+            FilePorts::new(settings.pod_ip, files),
             &settings.limits,
             Arc::clone(&self.metrics),
         )
@@ -164,6 +163,7 @@ fn identity(
         pod_uid: settings.pod_uid.clone(),
         api_port,
         sftp_port: files.sftp_port,
+        ftp_port: files.ftp_port,
         containers: shared.into_iter().map(container).collect(),
     }
 }

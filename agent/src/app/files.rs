@@ -1,6 +1,7 @@
 //! Start of the file service, where a container has volumes that workstations may mount.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use traffic_proto::sidecar::{Container, MountPolicy};
 
@@ -9,13 +10,15 @@ use crate::app::settings::{Bind, Settings};
 use crate::control::container_env;
 use crate::drain::Drain;
 use crate::files::export::{ContainerVolumes, EXPORTS, Exports};
-use crate::files::server;
+use crate::files::server::{self, Protocol};
 
 /// The file service as workstations are told of it.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct FileService {
     /// Port of the SFTP server; 0 where no volume is offered.
     pub(crate) sftp_port: u16,
+    /// Port of the FTP server; 0 where no volume is offered.
+    pub(crate) ftp_port: u16,
 }
 
 impl FileService {
@@ -43,23 +46,10 @@ impl FileService {
                 return Self::default();
             }
         };
-        // On every address: a workstation's connection is dialled to the pod's own address. Peers
-        // outside the pod are refused.
-        let bound = bind_families(Bind::All, 0).and_then(|bound| {
-            let listeners = bound.listeners.into_iter();
-            let listeners: Result<Vec<_>, _> =
-                listeners.map(tokio::net::TcpListener::from_std).collect();
-            Ok((bound.port, listeners?))
-        });
-        match bound {
-            Ok((sftp_port, listeners)) => {
-                server::serve(listeners, exports, tasks);
-                Self { sftp_port }
-            }
-            Err(error) => {
-                tracing::warn!(%error, "volumes are not offered to workstations: no port is free");
-                Self::default()
-            }
+        let exports = Arc::new(exports);
+        Self {
+            sftp_port: serve(Protocol::SFTP, &exports, tasks),
+            ftp_port: serve(Protocol::FTP, &exports, tasks),
         }
     }
 
@@ -68,8 +58,33 @@ impl FileService {
         let containers = &settings.sidecar.containers;
         let found = containers.iter().find(|c| c.name == container);
         match found.and_then(|c| volumes(settings, c)) {
-            Some(volumes) if self.sftp_port != 0 => format!("{EXPORTS}/{}", volumes.name),
+            Some(volumes) if self.sftp_port != 0 || self.ftp_port != 0 => {
+                format!("{EXPORTS}/{}", volumes.name)
+            }
             _ => String::new(),
+        }
+    }
+}
+
+/// Starts one server on a free port and returns the port; 0 if there is none.
+fn serve(protocol: Protocol, exports: &Arc<Exports>, tasks: &Drain) -> u16 {
+    // On every address: a workstation's connection is dialled to the pod's own address. Peers
+    // outside the pod are refused.
+    let bound = bind_families(Bind::All, 0).and_then(|bound| {
+        let listeners = bound.listeners.into_iter();
+        let listeners: Result<Vec<_>, _> =
+            listeners.map(tokio::net::TcpListener::from_std).collect();
+        Ok((bound.port, listeners?))
+    });
+    match bound {
+        Ok((port, listeners)) => {
+            server::serve(protocol, listeners, exports, tasks);
+            port
+        }
+        Err(error) => {
+            let name = protocol.name();
+            tracing::warn!(%error, "volumes are not offered by {name}: no port is free");
+            0
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The table of every limit of the agent: those that can be set, and those that are fixed. The page
 //! `docs/limits.md` is compared with it.
 
+use traffic_core::ftp::MAX_LINE;
 use traffic_core::http1::head::MAX_HEAD;
 use traffic_core::routing::go_regex::{MAX_COMPILED, MAX_PATTERN};
 use traffic_core::sftp::MAX_PACKET;
@@ -12,6 +13,7 @@ use crate::admin::server::MAX_FORM;
 use crate::control::dial_queue::MAX_QUEUED_DIALS;
 use crate::control::reviews::{MAX_REVIEW, MAX_REVIEWS_UNDER_WAY};
 use crate::control::tunnels::QUEUE_CAPACITY;
+use crate::files::ftp::{CONNECT_TIMEOUT, IDLE_TIMEOUT};
 use crate::files::server;
 use crate::files::sftp::MAX_HANDLES;
 use crate::limits::{ByteCount, LimitRow, rows};
@@ -158,7 +160,7 @@ const FIXED: &[FixedLimit] = &[
     ),
     fixed(
         "SFTP connections; more wait",
-        || server::MAX_CONNECTIONS.to_string(),
+        || server::MAX_SFTP_CONNECTIONS.to_string(),
         "",
         "",
     ),
@@ -169,6 +171,25 @@ const FIXED: &[FixedLimit] = &[
         "",
     ),
     fixed("An SFTP packet", || bytes(MAX_PACKET), "", ""),
+    fixed(
+        "FTP connections, each with one data connection; more wait",
+        || server::MAX_FTP_CONNECTIONS.to_string(),
+        "",
+        "",
+    ),
+    fixed("An FTP command", || bytes(MAX_LINE), "", ""),
+    fixed(
+        "Time without an FTP command, or without progress of a transfer; for a data connection to come",
+        || {
+            format!(
+                "{}s, {}s",
+                IDLE_TIMEOUT.as_secs(),
+                CONNECT_TIMEOUT.as_secs()
+            )
+        },
+        "",
+        "",
+    ),
     fixed(
         "Log lines that wait for a reader; more are dropped",
         || format!("{}, {}", log_queue::MAX_LINES, bytes(log_queue::MAX_BYTES)),

@@ -46,6 +46,8 @@ pub struct AgentIdentity {
     pub api_port: u16,
     /// Port of the SFTP server; 0 without one.
     pub sftp_port: u16,
+    /// Port of the FTP server; 0 without one.
+    pub ftp_port: u16,
     /// App containers.
     pub containers: Vec<Container>,
 }
@@ -126,6 +128,7 @@ impl AgentIdentity {
             mechanisms: vec![mechanism("tcp"), mechanism("http")],
             api_port: i32::from(self.api_port),
             sftp_port: i32::from(self.sftp_port),
+            ftp_port: i32::from(self.ftp_port),
             containers: self
                 .containers
                 .iter()

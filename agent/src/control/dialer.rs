@@ -34,7 +34,7 @@ const REJECT_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Dialer {
     policy: DialPolicy,
-    files: Option<FilePort>,
+    files: FilePorts,
     /// Connections that are open or being opened.
     places: Arc<Semaphore>,
     /// Connections that are being opened.
@@ -44,12 +44,31 @@ pub struct Dialer {
     metrics: Arc<ControlMetrics>,
 }
 
-/// The file server's port, which workstations reach by the pod's address alone. It is announced with
-/// the agent and not only with an intercept: `telepresence ingest` mounts volumes without one.
-#[derive(Debug)]
-struct FilePort {
-    address: IpAddr,
-    port: u16,
+/// The file servers' ports, which workstations reach by the pod's address alone. They are announced
+/// with the agent and not only with an intercept: `telepresence ingest` mounts volumes without one.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FilePorts {
+    address: Option<IpAddr>,
+    ports: [u16; 2],
+}
+
+impl FilePorts {
+    /// Ports at the pod's address, if it has one; 0 stands for none.
+    #[must_use]
+    pub fn new(address: Option<IpAddr>, ports: [u16; 2]) -> Self {
+        Self {
+            address: address.map(|it| it.to_canonical()),
+            ports,
+        }
+    }
+
+    fn contain(self, conn_id: ConnId) -> bool {
+        let destination = conn_id.destination();
+        conn_id.transport() == Transport::Tcp
+            && destination.port() != 0
+            && self.ports.contains(&destination.port())
+            && self.address == Some(destination.ip().to_canonical())
+    }
 }
 
 /// A place among the dialled connections, kept until the connection ends, or among those that are
@@ -62,20 +81,17 @@ pub(crate) enum DialPlace {
 }
 
 impl Dialer {
-    /// Creates one; the file server's port belongs to `policy` too.
+    /// Creates one; the file servers' ports belong to `policy` too.
     #[must_use]
     pub fn new(
         policy: DialPolicy,
-        files: Option<(IpAddr, u16)>,
+        files: FilePorts,
         limits: &Limits,
         metrics: Arc<ControlMetrics>,
     ) -> Self {
         Self {
             policy,
-            files: files.map(|(address, port)| FilePort {
-                address: address.to_canonical(),
-                port,
-            }),
+            files,
             places: Arc::new(Semaphore::new(limits.dialled_connections)),
             under_way: Semaphore::new(limits.dials),
             refusals: Arc::new(Semaphore::new(limits.dials)),
@@ -142,12 +158,7 @@ impl Dialer {
 
     fn check(&self, conn_id: ConnId) -> Result<(), DialRefusal> {
         let destination = conn_id.destination();
-        let leads_there = |files: &FilePort| {
-            conn_id.transport() == Transport::Tcp
-                && files.port == destination.port()
-                && files.address == destination.ip().to_canonical()
-        };
-        if self.files.as_ref().is_some_and(leads_there) {
+        if self.files.contain(conn_id) {
             return Ok(());
         }
         self.policy.check(conn_id.transport(), destination)

@@ -181,6 +181,7 @@ impl ReviewSender {
                     request.mount_point.clone_from(&shared.mount_point);
                     if !shared.mount_point.is_empty() {
                         request.sftp_port = i32::from(identity.sftp_port);
+                        request.ftp_port = i32::from(identity.ftp_port);
                     }
                     request.environment.clone_from(&shared.environment);
                     request.mounts.clone_from(&shared.mounts);

@@ -1,18 +1,21 @@
 //! The requests of one SFTP connection, answered from the exports.
 
-mod paths;
+mod connection;
+
+pub(crate) use connection::serve;
 
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{self, Dir, FileType, OFlags, Stat};
+use rustix::fs::{self, Dir, OFlags};
 use rustix::io::Errno;
 use traffic_core::sftp::{
     Answers, Attributes, MAX_READ, NameEntry, Operation, StatusCode, open, parse,
 };
 
-use crate::files::export::{Exports, Place};
+use crate::files::export::Exports;
+use crate::files::operations::{attributes_of, directory_attributes, set_attributes_of};
 use crate::files::path::{absolute, normalised};
 
 /// Open handles of one connection.
@@ -125,15 +128,15 @@ impl<'e> Session<'e> {
                 out.handle(id, &handle);
             }
             Operation::ReadDir(handle) => return self.read_directory(id, handle, out),
-            Operation::LStat(path) => out.attributes(id, &self.attributes(path, false)?),
-            Operation::Stat(path) => out.attributes(id, &self.attributes(path, true)?),
+            Operation::LStat(path) => out.attributes(id, &self.exports.attributes(path, false)?),
+            Operation::Stat(path) => out.attributes(id, &self.exports.attributes(path, true)?),
             Operation::FStat(handle) => {
                 let (fd, _) = self.file(handle)?;
                 out.attributes(id, &attributes_of(&fs::fstat(fd)?));
             }
             Operation::RealPath(path) => name_alone(id, &absolute(&normalised(path)), out),
-            Operation::ReadLink(path) => name_alone(id, &self.read_link(path)?, out),
-            Operation::StatVfs(path) => out.extended(id, &self.figures(path)?),
+            Operation::ReadLink(path) => name_alone(id, &self.exports.read_link(path)?, out),
+            Operation::StatVfs(path) => out.extended(id, &self.exports.figures(path)?),
             other => {
                 self.change(other)?;
                 out.status(id, StatusCode::Ok, "");
@@ -144,23 +147,24 @@ impl<'e> Session<'e> {
 
     /// Operations that are answered with a bare status.
     fn change(&mut self, operation: Operation<'_>) -> Answered {
+        let exports = self.exports;
         match operation {
             Operation::Close(handle) => {
                 let number = number_of(handle)?;
                 self.handles.remove(&number).map(drop).ok_or_else(no_handle)
             }
-            Operation::SetStat(path, attributes) => self.set_attributes(path, attributes),
+            Operation::SetStat(path, attributes) => Ok(exports.set_attributes(path, attributes)?),
             Operation::FSetStat(handle, attributes) => {
                 let (fd, _) = self.file(handle)?;
-                paths::set_attributes_of(fd, attributes)
+                Ok(set_attributes_of(fd, attributes)?)
             }
-            Operation::Remove(path) => self.remove(path, fs::AtFlags::empty()),
-            Operation::RemoveDir(path) => self.remove(path, fs::AtFlags::REMOVEDIR),
-            Operation::MakeDir(path, attributes) => self.make_directory(path, attributes),
-            Operation::Rename(from, to) => self.rename(from, to, false),
-            Operation::PosixRename(from, to) => self.rename(from, to, true),
-            Operation::SymLink { target, link } => self.link_symbolically(target, link),
-            Operation::HardLink(from, to) => self.link(from, to),
+            Operation::Remove(path) => Ok(exports.remove(path, fs::AtFlags::empty())?),
+            Operation::RemoveDir(path) => Ok(exports.remove(path, fs::AtFlags::REMOVEDIR)?),
+            Operation::MakeDir(path, attributes) => Ok(exports.make_directory(path, attributes)?),
+            Operation::Rename(from, to) => Ok(exports.rename(from, to, false)?),
+            Operation::PosixRename(from, to) => Ok(exports.rename(from, to, true)?),
+            Operation::SymLink { target, link } => Ok(exports.link_symbolically(target, link)?),
+            Operation::HardLink(from, to) => Ok(exports.link(from, to)?),
             Operation::FSync(handle) => Ok(fs::fsync(self.file(handle)?.0)?),
             _ => {
                 let text = "this operation is not offered".to_owned();
@@ -186,7 +190,9 @@ impl<'e> Session<'e> {
                 how |= flag;
             }
         }
-        let fd = self.open_file(path, how, has(open::TRUNCATE), attributes)?;
+        let fd = self
+            .exports
+            .open_file(path, how, has(open::TRUNCATE), attributes)?;
         self.keep(Handle::File {
             fd,
             // Kept, because `pwrite` ignores the position of a file that is open for appending.
@@ -261,28 +267,8 @@ impl<'e> Session<'e> {
     }
 
     fn open_directory(&mut self, path: &[u8]) -> Answered<[u8; 4]> {
-        let handle = match self.exports.find(path) {
-            Place::Missing => return Err(Errno::NOENT.into()),
-            Place::Virtual(names) => Handle::Directory {
-                entries: None,
-                synthetic: names,
-            },
-            Place::Real(location) => {
-                let how = OFlags::RDONLY | OFlags::DIRECTORY;
-                let found = match paths::open_visible(&location, how) {
-                    // A folder that holds mounts is listed even where the agent cannot see the
-                    // folder itself.
-                    Err(_) if !location.further.is_empty() => None,
-                    other => Some(other?),
-                };
-                let entries = found.map(|found| Dir::new(found.fd)).transpose()?;
-                Handle::Directory {
-                    entries,
-                    synthetic: location.further,
-                }
-            }
-        };
-        self.keep(handle)
+        let (entries, synthetic) = self.exports.open_directory(path)?;
+        self.keep(Handle::Directory { entries, synthetic })
     }
 
     fn read_directory(&mut self, id: u32, handle: &[u8], out: &mut Answers<'_>) -> Answered {
@@ -293,7 +279,7 @@ impl<'e> Session<'e> {
         let mut found: Vec<(Vec<u8>, Attributes)> = Vec::new();
         // Mounts first, and once: drained, they are not told again in the next answer.
         for name in synthetic.drain(..) {
-            found.push((name, paths::directory_attributes()));
+            found.push((name, directory_attributes()));
         }
         if let Some(entries) = entries {
             while found.len() < MAX_NAMES {
@@ -332,21 +318,4 @@ fn name_alone(id: u32, name: &[u8], out: &mut Answers<'_>) {
 
 fn no_handle() -> Failed {
     Failed(StatusCode::Failure, "no such handle is open".to_owned())
-}
-
-/// Attributes as the protocol has them; times before 1970 or after 2106 are cut to its range.
-fn attributes_of(stat: &Stat) -> Attributes {
-    let time = |seconds: i64| u32::try_from(seconds.max(0)).unwrap_or(u32::MAX);
-    Attributes {
-        size: Some(u64::try_from(stat.st_size).unwrap_or_default()),
-        owner: Some((stat.st_uid, stat.st_gid)),
-        mode: Some(stat.st_mode),
-        times: Some((time(stat.st_atime), time(stat.st_mtime))),
-    }
-}
-
-/// Returns true for a file that may be read and written: no device, socket or named pipe, which
-/// could block a thread or reach beyond the volume.
-fn is_regular(stat: &Stat) -> bool {
-    FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
 }

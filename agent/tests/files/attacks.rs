@@ -120,14 +120,7 @@ async fn a_local_mount_is_not_shown() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_file_is_not_opened_and_blocks_nothing() {
     let pod = Pod::start().await;
-    let fifo = pod.volume("data/fifo");
-    let mode = rustix::fs::Mode::from_raw_mode(0o666);
-    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
-    let null = pod.volume("data/zero");
-    let device = rustix::fs::makedev(1, 5);
-    let kind = rustix::fs::FileType::CharacterDevice;
-    rustix::fs::mknodat(rustix::fs::CWD, &null, kind, mode, device).unwrap();
-    let _socket = std::os::unix::net::UnixListener::bind(pod.volume("data/socket")).unwrap();
+    pod.make_special_files();
     let mut client = Client::connect(pod.address);
     for name in ["fifo", "zero", "socket", "inner"] {
         let read = client.read(&format!("{APP}/data/{name}"));

@@ -21,6 +21,12 @@ impl Answer {
         }
     }
 
+    /// Number of names in the answer to READDIR.
+    pub(crate) fn count(&self) -> usize {
+        assert_eq!(self.0, 104, "NAME");
+        u32::from_be_bytes(self.1[..4].try_into().unwrap()) as usize
+    }
+
     /// The first string of the answer: a handle, or data.
     pub(crate) fn string(&self) -> Vec<u8> {
         assert!(matches!(self.0, 102 | 103), "status {}", self.status());
@@ -72,6 +78,32 @@ impl Client {
         };
         assert_eq!(self.ask(4, &[&handle]).status(), OK, "CLOSE");
         read
+    }
+
+    /// The contents of files of at most 100 bytes, every step for all of them at once.
+    pub(crate) fn read_all(&mut self, paths: &[String]) -> Vec<Vec<u8>> {
+        let asked = |path: &String| [&text(path.as_bytes())[..], &[0, 0, 0, 1], &[0; 4]].concat();
+        let opened = self.ask_all(3, paths.iter().map(asked).collect());
+        let handles: Vec<_> = opened.iter().map(|answer| text(&answer.string())).collect();
+        let wanted = |handle: &Vec<u8>| [&handle[..], &[0; 8], &[0, 0, 0, 100]].concat();
+        let read = self.ask_all(5, handles.iter().map(wanted).collect());
+        let closed = self.ask_all(4, handles);
+        assert!(closed.iter().all(|answer| answer.status() == OK), "CLOSE");
+        read.iter().map(Answer::string).collect()
+    }
+
+    /// Sends many requests before the first answer is read.
+    fn ask_all(&mut self, kind: u8, bodies: Vec<Vec<u8>>) -> Vec<Answer> {
+        let mut bytes = Vec::new();
+        for body in &bodies {
+            let length = u32::try_from(body.len() + 5).unwrap();
+            bytes.extend([&length.to_be_bytes()[..], &[kind], &[0; 4], body].concat());
+        }
+        self.0.write_all(&bytes).unwrap();
+        let packets = bodies.iter().map(|_| self.packet());
+        packets
+            .map(|(kind, rest)| Answer(kind, rest[4..].to_vec()))
+            .collect()
     }
 
     /// An operation on one path.

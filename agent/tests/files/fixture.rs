@@ -4,11 +4,12 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use tempfile::TempDir;
 use traffic_agent::drain::Drain;
 use traffic_agent::files::export::{ContainerVolumes, Exports};
-use traffic_agent::files::server;
+use traffic_agent::files::server::{self, Protocol};
 use traffic_proto::sidecar::MountPolicy;
 
 /// Volumes of one container: `/data` writable, `/etc/ro` read-only, `/tmp` local to the pod, and
@@ -16,6 +17,7 @@ use traffic_proto::sidecar::MountPolicy;
 pub(crate) struct Pod {
     folder: TempDir,
     pub(crate) address: SocketAddr,
+    pub(crate) ftp: SocketAddr,
     _tasks: Drain,
 }
 
@@ -53,13 +55,18 @@ impl Pod {
                 .to_vec(),
         };
         let exports = Exports::open(&[volumes], &folder.path().join("secrets")).unwrap();
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let exports = Arc::new(exports);
         let tasks = Drain::default();
-        server::serve(vec![listener], exports, &tasks);
+        let mut addresses = Vec::new();
+        for protocol in [Protocol::SFTP, Protocol::FTP] {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            addresses.push(listener.local_addr().unwrap());
+            server::serve(protocol, vec![listener], &exports, &tasks);
+        }
         Self {
             folder,
-            address,
+            address: addresses[0],
+            ftp: addresses[1],
             _tasks: tasks,
         }
     }
@@ -67,6 +74,23 @@ impl Pod {
     /// A path in the agent of what the app sees at `path`.
     pub(crate) fn volume(&self, path: &str) -> PathBuf {
         self.folder.path().join("tel_app_mounts/app").join(path)
+    }
+
+    /// Makes a named pipe, a device and a socket in the volume `data`.
+    pub(crate) fn make_special_files(&self) {
+        let mode = rustix::fs::Mode::from_raw_mode(0o666);
+        for (name, kind, device) in [
+            ("data/fifo", rustix::fs::FileType::Fifo, 0),
+            // `/dev/zero`
+            (
+                "data/zero",
+                rustix::fs::FileType::CharacterDevice,
+                rustix::fs::makedev(1, 5),
+            ),
+        ] {
+            rustix::fs::mknodat(rustix::fs::CWD, self.volume(name), kind, mode, device).unwrap();
+        }
+        drop(std::os::unix::net::UnixListener::bind(self.volume("data/socket")).unwrap());
     }
 
     pub(crate) fn outside(&self) -> PathBuf {

@@ -10,13 +10,13 @@ use std::time::{Duration, SystemTime};
 
 use crate::fixture::Pod;
 
-struct Mount {
+pub(crate) struct Mount {
     sshfs: Child,
     folder: tempfile::TempDir,
 }
 
 impl Mount {
-    fn of(pod: &Pod) -> Self {
+    pub(crate) fn of(pod: &Pod) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let options = format!("directport={},follow_symlinks,cache=no", pod.address.port());
         let sshfs = Command::new("sshfs")
@@ -34,7 +34,7 @@ impl Mount {
         mount
     }
 
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.folder.path()
     }
 }

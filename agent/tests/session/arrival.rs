@@ -78,10 +78,10 @@ async fn a_waiting_intercept_is_reviewed_and_its_traffic_flows_once_active() {
     assert_eq!(
         (
             review.pod_ip.as_str(),
-            review.sftp_port,
+            (review.sftp_port, review.ftp_port),
             review.mount_point.as_str()
         ),
-        ("127.0.0.1", 0, "")
+        ("127.0.0.1", (0, 0), "")
     );
     assert_eq!(
         review

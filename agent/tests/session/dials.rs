@@ -281,6 +281,34 @@ async fn volumes_are_reached_at_the_pods_address_without_an_intercept() {
         Message::Normal(answer) => assert_eq!(answer[4..9], [2, 0, 0, 0, 3]),
         other => panic!("{other:?}"),
     }
+    // FTP as well, with the port that it opens for a listing.
+    let port = u16::try_from(seen.arrivals[0].ftp_port).unwrap();
+    assert_ne!(port, 0);
+    let said = verdict(&fake, &mut dialled, ([127, 0, 0, 9], port).into()).await;
+    assert_eq!(said, Message::DialReject, "another address");
+    fake.dial(conn(4713, ([127, 0, 0, 1], port).into()));
+    let (_, mut control) = dialled.recv().await.unwrap();
+    assert_eq!(control.next().await, Message::DialOk);
+    let commands = &b"USER anonymous\r\nPASS x\r\nEPSV\r\nNLST app/data\r\n"[..];
+    control.send(Message::Normal(commands.into())).await;
+    let replies = text_until(&mut control, "\r\n150 ").await;
+    let passive = replies.split('|').nth(3).unwrap().parse::<u16>().unwrap();
+    fake.dial(conn(4714, ([127, 0, 0, 1], passive).into()));
+    let (_, mut data) = dialled.recv().await.unwrap();
+    assert_eq!(data.next().await, Message::DialOk);
+    assert_eq!(text_until(&mut data, "\r\n").await, "hello\r\n");
+}
+
+/// What arrives up to a text that ends it.
+async fn text_until(wire: &mut Wire, end: &str) -> String {
+    let mut text = String::new();
+    while !text.contains(end) {
+        match wire.next().await {
+            Message::Normal(bytes) => text.push_str(std::str::from_utf8(&bytes).unwrap()),
+            other => panic!("{other:?} behind {text:?}"),
+        }
+    }
+    text
 }
 
 /// Every one of 100 rejections arrives, and behind it the orderly end of the call: by the manager, and

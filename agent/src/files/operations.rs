@@ -1,19 +1,24 @@
-//! Operations on paths. Each opens what it needs below a root first and asks the policy of the
-//! place that was found, so that a link cannot lead around it.
+//! Operations on the paths of clients, whatever protocol they speak. Each opens what it needs below
+//! a root first and asks the policy of the place that was found, so that a link cannot lead around
+//! it.
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{self, AtFlags, CWD, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, Uid};
+use rustix::fs::{
+    self, AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, RenameFlags, Stat, Timespec, Timestamps,
+    Uid,
+};
 use rustix::io::Errno;
 use traffic_core::sftp::Attributes;
 use traffic_proto::sidecar::MountPolicy;
 
-use super::{Answered, Session, attributes_of, is_regular};
 use crate::files::confined::{Found, proc_path};
-use crate::files::export::{Location, Place};
+use crate::files::export::{Exports, Location, Place};
 
 /// Mode bits that a client may set: no set-uid and no set-gid bit.
 const SETTABLE_MODE: u32 = 0o1777;
+
+type Answered<T = ()> = Result<T, Errno>;
 
 /// A directory and a name in it.
 struct Entry {
@@ -21,8 +26,8 @@ struct Entry {
     name: Vec<u8>,
 }
 
-impl Session<'_> {
-    pub(super) fn open_file(
+impl Exports {
+    pub(crate) fn open_file(
         &self,
         path: &[u8],
         how: OFlags,
@@ -45,13 +50,13 @@ impl Session<'_> {
         let entry = self.entry(path)?;
         let how = how | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(attributes.mode.unwrap_or(0o644) & SETTABLE_MODE);
-        Ok(fs::openat(&entry.parent.fd, &entry.name[..], how, mode)?)
+        fs::openat(&entry.parent.fd, &entry.name[..], how, mode)
     }
 
-    pub(super) fn attributes(&self, path: &[u8], follow: bool) -> Answered<Attributes> {
-        let location = match self.exports.find(path) {
+    pub(crate) fn attributes(&self, path: &[u8], follow: bool) -> Answered<Attributes> {
+        let location = match self.find(path) {
             Place::Virtual(_) => return Ok(directory_attributes()),
-            Place::Missing => return Err(Errno::NOENT.into()),
+            Place::Missing => return Err(Errno::NOENT),
             Place::Real(location) => location,
         };
         let link = if follow {
@@ -66,13 +71,31 @@ impl Session<'_> {
         }
     }
 
-    pub(super) fn read_link(&self, path: &[u8]) -> Answered<Vec<u8>> {
+    /// Opens a directory for listing: its entries, and the names that are shown in it besides.
+    pub(crate) fn open_directory(&self, path: &[u8]) -> Answered<(Option<Dir>, Vec<Vec<u8>>)> {
+        let location = match self.find(path) {
+            Place::Missing => return Err(Errno::NOENT),
+            Place::Virtual(names) => return Ok((None, names)),
+            Place::Real(location) => location,
+        };
+        let how = OFlags::RDONLY | OFlags::DIRECTORY;
+        let found = match open_visible(&location, how) {
+            // A folder that holds mounts is listed even where the agent cannot see the folder
+            // itself.
+            Err(_) if !location.further.is_empty() => None,
+            other => Some(other?),
+        };
+        let entries = found.map(|found| Dir::new(found.fd)).transpose()?;
+        Ok((entries, location.further))
+    }
+
+    pub(crate) fn read_link(&self, path: &[u8]) -> Answered<Vec<u8>> {
         let location = self.locate(path)?;
         let found = open_visible(&location, OFlags::PATH | OFlags::NOFOLLOW)?;
         Ok(fs::readlinkat(&found.fd, "", Vec::new())?.into_bytes())
     }
 
-    pub(super) fn figures(&self, path: &[u8]) -> Answered<[u64; 11]> {
+    pub(crate) fn figures(&self, path: &[u8]) -> Answered<[u64; 11]> {
         let location = self.locate(path)?;
         let found = open_visible(&location, OFlags::PATH)?;
         let s = fs::fstatvfs(&found.fd)?;
@@ -91,7 +114,7 @@ impl Session<'_> {
         ])
     }
 
-    pub(super) fn set_attributes(&self, path: &[u8], attributes: Attributes) -> Answered {
+    pub(crate) fn set_attributes(&self, path: &[u8], attributes: Attributes) -> Answered {
         let location = self.locate(path)?;
         let found = open_visible(&location, OFlags::PATH)?;
         writable(&location, &found)?;
@@ -100,25 +123,25 @@ impl Session<'_> {
             let file = location.root.open(&location.below, how, Mode::empty())?;
             writable(&location, &file)?;
             if !is_regular(&fs::fstat(&file.fd)?) {
-                return Err(Errno::ACCESS.into());
+                return Err(Errno::ACCESS);
             }
             return set_attributes_of(&file.fd, attributes);
         }
         set_attributes_of(&found.fd, attributes)
     }
 
-    pub(super) fn remove(&self, path: &[u8], flags: AtFlags) -> Answered {
+    pub(crate) fn remove(&self, path: &[u8], flags: AtFlags) -> Answered {
         let entry = self.entry(path)?;
-        Ok(fs::unlinkat(&entry.parent.fd, &entry.name[..], flags)?)
+        fs::unlinkat(&entry.parent.fd, &entry.name[..], flags)
     }
 
-    pub(super) fn make_directory(&self, path: &[u8], attributes: Attributes) -> Answered {
+    pub(crate) fn make_directory(&self, path: &[u8], attributes: Attributes) -> Answered {
         let entry = self.entry(path)?;
         let mode = Mode::from_raw_mode(attributes.mode.unwrap_or(0o755) & SETTABLE_MODE);
-        Ok(fs::mkdirat(&entry.parent.fd, &entry.name[..], mode)?)
+        fs::mkdirat(&entry.parent.fd, &entry.name[..], mode)
     }
 
-    pub(super) fn rename(&self, from: &[u8], to: &[u8], replace: bool) -> Answered {
+    pub(crate) fn rename(&self, from: &[u8], to: &[u8], replace: bool) -> Answered {
         let (from, to) = (self.entry(from)?, self.entry(to)?);
         let flags = if replace {
             RenameFlags::empty()
@@ -130,37 +153,31 @@ impl Session<'_> {
             // File systems that cannot refuse to replace in one step.
             Err(Errno::INVAL | Errno::NOSYS) if !replace => {
                 if fs::statat(&to.parent.fd, new, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
-                    return Err(Errno::EXIST.into());
+                    return Err(Errno::EXIST);
                 }
-                Ok(fs::renameat(&from.parent.fd, old, &to.parent.fd, new)?)
+                fs::renameat(&from.parent.fd, old, &to.parent.fd, new)
             }
-            other => Ok(other?),
+            other => other,
         }
     }
 
-    pub(super) fn link_symbolically(&self, target: &[u8], link: &[u8]) -> Answered {
+    pub(crate) fn link_symbolically(&self, target: &[u8], link: &[u8]) -> Answered {
         let entry = self.entry(link)?;
-        Ok(fs::symlinkat(target, &entry.parent.fd, &entry.name[..])?)
+        fs::symlinkat(target, &entry.parent.fd, &entry.name[..])
     }
 
-    pub(super) fn link(&self, from: &[u8], to: &[u8]) -> Answered {
+    pub(crate) fn link(&self, from: &[u8], to: &[u8]) -> Answered {
         let (from, to) = (self.entry(from)?, self.entry(to)?);
         // Without following: a link to a link stays in the volume.
         let (old, new) = (&from.name[..], &to.name[..]);
-        Ok(fs::linkat(
-            &from.parent.fd,
-            old,
-            &to.parent.fd,
-            new,
-            AtFlags::empty(),
-        )?)
+        fs::linkat(&from.parent.fd, old, &to.parent.fd, new, AtFlags::empty())
     }
 
     fn locate(&self, path: &[u8]) -> Answered<Location<'_>> {
-        match self.exports.find(path) {
+        match self.find(path) {
             Place::Real(location) => Ok(location),
-            Place::Virtual(_) => Err(Errno::ACCESS.into()),
-            Place::Missing => Err(Errno::NOENT.into()),
+            Place::Virtual(_) => Err(Errno::ACCESS),
+            Place::Missing => Err(Errno::NOENT),
         }
     }
 
@@ -176,14 +193,14 @@ impl Session<'_> {
 }
 
 /// Opens a place that its policy shows to workstations.
-pub(super) fn open_visible(location: &Location<'_>, how: OFlags) -> Answered<Found> {
+fn open_visible(location: &Location<'_>, how: OFlags) -> Answered<Found> {
     let found = location.root.open(&location.below, how, Mode::empty())?;
     visible(location, &found)?;
     Ok(found)
 }
 
 /// Changes the attributes of an open file, a link not followed any further.
-pub(super) fn set_attributes_of(fd: &OwnedFd, attributes: Attributes) -> Answered {
+pub(crate) fn set_attributes_of(fd: &OwnedFd, attributes: Attributes) -> Answered {
     if let Some(size) = attributes.size {
         fs::ftruncate(fd, size)?;
     }
@@ -211,7 +228,7 @@ pub(super) fn set_attributes_of(fd: &OwnedFd, attributes: Attributes) -> Answere
 }
 
 /// Attributes of a directory that exists only in the listing.
-pub(super) fn directory_attributes() -> Attributes {
+pub(crate) fn directory_attributes() -> Attributes {
     Attributes {
         size: Some(0),
         owner: Some((0, 0)),
@@ -223,13 +240,13 @@ pub(super) fn directory_attributes() -> Attributes {
 fn visible(location: &Location<'_>, found: &Found) -> Answered {
     match location.policy_of(found) {
         MountPolicy::Remote | MountPolicy::RemoteReadonly => Ok(()),
-        MountPolicy::Local | MountPolicy::Ignore => Err(Errno::NOENT.into()),
+        MountPolicy::Local | MountPolicy::Ignore => Err(Errno::NOENT),
     }
 }
 
 fn writable(location: &Location<'_>, found: &Found) -> Answered {
     match location.policy_of(found) {
-        MountPolicy::RemoteReadonly => Err(Errno::ROFS.into()),
+        MountPolicy::RemoteReadonly => Err(Errno::ROFS),
         _ => Ok(()),
     }
 }
@@ -241,10 +258,27 @@ fn opened(location: &Location<'_>, found: Found, how: OFlags, truncate: bool) ->
         writable(location, &found)?;
     }
     if !is_regular(&fs::fstat(&found.fd)?) {
-        return Err(Errno::ACCESS.into());
+        return Err(Errno::ACCESS);
     }
     if truncate {
         fs::ftruncate(&found.fd, 0)?;
     }
     Ok(found.fd)
+}
+
+/// Attributes as the protocol has them; times before 1970 or after 2106 are cut to its range.
+pub(crate) fn attributes_of(stat: &Stat) -> Attributes {
+    let time = |seconds: i64| u32::try_from(seconds.max(0)).unwrap_or(u32::MAX);
+    Attributes {
+        size: Some(u64::try_from(stat.st_size).unwrap_or_default()),
+        owner: Some((stat.st_uid, stat.st_gid)),
+        mode: Some(stat.st_mode),
+        times: Some((time(stat.st_atime), time(stat.st_mtime))),
+    }
+}
+
+/// Returns true for a file that may be read and written: no device, socket or named pipe, which
+/// could block a thread or reach beyond the volume.
+fn is_regular(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
 }
