@@ -1,6 +1,6 @@
 # `make demo` and `make test` need nothing but a Rust toolchain and, for missing packages, root on Debian or Ubuntu.
 
-.PHONY: deny images test-images site test-chart shape screens compare-admin demo test test-cluster cluster cluster-down packages cluster-packages bench bench-cluster bench-compare bench-scrape bench-counts budgets fuzz soak
+.PHONY: deny images test-images site test-chart shape screens compare-admin demo test test-cluster cluster cluster-down packages cluster-packages bench bench-cluster bench-compare bench-scrape bench-wiretap bench-files bench-counts budgets fuzz soak
 .DEFAULT_GOAL := help
 
 help:
@@ -82,6 +82,14 @@ bench-cluster: images cluster-packages ## Memory of a manager of 5 000 pods, tim
 bench-scrape: ## What watching the agent costs its callers
 	cargo build --release -p traffic-agent -p traffic-manager -p intercept
 	benches/compare/scrape.py
+
+bench-wiretap: ## What a wiretap, and one that stalls, costs the callers of the app
+	cargo build --release -p traffic-agent -p traffic-manager -p intercept
+	benches/compare/wiretap.py
+
+bench-files: ## Copies of 1 GiB through sshfs: our SFTP server beside OpenSSH's
+	cargo build --release -p traffic-agent
+	benches/compare/files.py
 
 bench-counts: ## Instruction counts against benches/counts.json
 	benches/counts.py
