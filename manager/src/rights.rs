@@ -29,8 +29,8 @@ impl Right {
         }
     }
 
-    /// To do something with a workload: `create` an intercept, or `delete` its agent. An empty kind
-    /// is one that nobody knows.
+    /// To do something with a workload: `create` an intercept, `get` what an ingest brings, or
+    /// `delete` its agent. An empty kind is one that nobody knows.
     pub(crate) fn attach(verb: &'static str, kind: &str, namespace: &str, name: &str) -> Self {
         Self {
             verb,
@@ -114,6 +114,8 @@ mod tests {
             "add {apiGroups: [telepresence.io], resources: [attachments/deployments], resourceNames: \
              [web], verbs: [create]} to the rules of a Role in namespace shop that is bound to him"
         );
+        let right = Right::attach("get", "StatefulSet", "shop", "db");
+        assert!(right.to_string().starts_with("get attachments/statefulsets of group"));
         let right = Right::connect().within("ambassador");
         assert!(right.to_string().ends_with("in namespace \"ambassador\""));
         assert!(!right.remedy().contains("resourceNames"));

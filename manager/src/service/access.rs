@@ -60,7 +60,17 @@ impl Service {
             .await
     }
 
-    /// Checks the same of intercepts that an earlier manager held.
+    /// Checks that the caller may have what a workload's agents say of their containers.
+    pub(super) async fn may_ingest(
+        &self,
+        caller: &Caller,
+        namespace: &str,
+        name: &str,
+    ) -> Result<(), Status> {
+        self.may_attach(caller, "get", "", namespace, name).await
+    }
+
+    /// Checks that the caller may have intercepts that an earlier manager held.
     pub(super) async fn may_restore(
         &self,
         caller: &Caller,
@@ -90,7 +100,7 @@ impl Service {
         Ok(())
     }
 
-    pub(super) async fn may_attach(
+    async fn may_attach(
         &self,
         caller: &Caller,
         verb: &'static str,

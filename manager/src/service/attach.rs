@@ -35,8 +35,7 @@ impl Service {
         } else {
             request.namespace
         };
-        self.may_attach(&caller, "create", "", &namespace, &request.name)
-            .await?;
+        self.may_ingest(&caller, &namespace, &request.name).await?;
         if let Some(cluster) = &self.cluster {
             let agents = cluster.ensure_agents(&request.name, &namespace).await?;
             return Ok(Response::new(agent_snapshot(agents)));

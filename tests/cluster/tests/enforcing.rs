@@ -13,7 +13,7 @@ use tonic::{Code, Request, Status};
 use traffic_proto::manager::agent_info::Mechanism;
 use traffic_proto::manager::manager_client::ManagerClient;
 use traffic_proto::manager::{
-    AgentInfo, ClientInfo, CreateInterceptRequest, InterceptSpec, LogLevelRequest, RemainRequest,
+    AgentInfo, ClientInfo, CreateInterceptRequest, EnsureAgentRequest, InterceptSpec, LogLevelRequest, RemainRequest,
     SessionInfo,
 };
 
@@ -174,6 +174,23 @@ impl<'a> Port<'a> {
         });
         created.map(|_| ())
     }
+
+    fn ingest(
+        &self,
+        token: Option<&str>,
+        session: &SessionInfo,
+        namespace: &str,
+    ) -> Result<(), Status> {
+        let request = EnsureAgentRequest {
+            session: Some(session.clone()),
+            name: "web".to_owned(),
+            namespace: namespace.to_owned(),
+        };
+        let ensured = self.call(token, |mut client, meta| async move {
+            client.ensure_agent(meta.map(|()| request)).await
+        });
+        ensured.map(|_| ())
+    }
 }
 
 /// Checks a refusal and adds its row to the table.
@@ -279,6 +296,14 @@ fn nobody_gets_in_without_the_proof_and_the_right() {
         Code::PermissionDenied,
         &right,
     );
+    let elsewhere = port.ingest(Some(&dev_token), &session, other.name());
+    refused(
+        "an ingest in another namespace",
+        elsewhere,
+        Code::PermissionDenied,
+        "resourceNames: [web], verbs: [get]} to the rules of a Role",
+    );
+    port.ingest(Some(&dev_token), &session, shop.name()).unwrap();
     let levels = port.call(Some(&dev_token), |mut client, request| async move {
         client
             .set_log_level(request.map(|()| LogLevelRequest::default()))
