@@ -5,7 +5,7 @@
 //! parts by themselves: `programs` finds and builds ours, `process` runs and watches any, `ports`
 //! finds free ones, `sidecar` writes an agent's configuration, `apps` answer, `caller` asks, `pod`
 //! is a network namespace, `certs` makes certificates, `pace` is a steady caller beside abuse,
-//! `wait` waits for events, never for time.
+//! `random` makes repeatable numbers, `wait` waits for events, never for time.
 //!
 //! All functions block, and panic with a reason.
 
@@ -19,6 +19,7 @@ pub mod pod;
 pub mod ports;
 pub mod process;
 pub mod programs;
+pub mod random;
 pub mod sidecar;
 pub mod system;
 pub mod wait;

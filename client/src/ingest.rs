@@ -94,7 +94,7 @@ impl IngestSession<'_> {
     }
 
     /// Serves until something fails, over as many sessions as needed.
-    async fn serve(&mut self, session: &mut SessionInfo, patience: Patience) -> Failure {
+    async fn serve(&mut self, session: &mut SessionInfo, mut patience: Patience) -> Failure {
         while let Err(failure) = self.ensure(session).await {
             if !patience.allows_another_try(&failure).await {
                 return failure;

@@ -92,7 +92,7 @@ pub async fn create(flags: &Create, stop: Stop) -> Result<(), Failure> {
         container: Container::default(),
         rest_api: None,
     };
-    let patience = Patience::new(patience);
+    let mut patience = Patience::new(patience);
     let begun = loop {
         match intercept_session.begin().await {
             Err(failure) if patience.allows_another_try(&failure).await => {}

@@ -184,23 +184,33 @@ pub(crate) async fn connect(way: &Way, patience: Duration) -> Result<Manager, Fa
 
 /// Time in which a manager that breaks off while something begins, because it restarts, is asked
 /// again.
-pub(crate) struct Patience(Instant);
+pub(crate) struct Patience {
+    deadline: Instant,
+    has_said: bool,
+}
 
 impl Patience {
     /// Starts counting.
     pub(crate) fn new(time: Duration) -> Self {
-        Self(Instant::now() + time)
+        Self {
+            deadline: Instant::now() + time,
+            has_said: false,
+        }
     }
 
     /// Waits for a moment and returns true if another try may succeed where one failed like this.
-    pub(crate) async fn allows_another_try(&self, failure: &Failure) -> bool {
+    /// The first failure is told.
+    pub(crate) async fn allows_another_try(&mut self, failure: &Failure) -> bool {
         let Failure::Away(text) = failure else {
             return false;
         };
-        if Instant::now() >= self.0 {
+        if Instant::now() >= self.deadline {
             return false;
         }
-        note(format_args!("{text}; trying again"));
+        if !self.has_said {
+            note(format_args!("{text}; trying again"));
+            self.has_said = true;
+        }
         sleep(RETRY_DELAY).await;
         true
     }

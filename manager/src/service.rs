@@ -10,6 +10,7 @@ mod sessions;
 mod tunnels;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -52,7 +53,12 @@ pub(crate) struct Service {
     tasks: TaskTracker,
     cluster: Option<Arc<Cluster>>,
     tunnel_bytes: Arc<TunnelBytes>,
+    started: Instant,
 }
+
+/// Time after the manager's start in which agents come back that knew an earlier one; they try
+/// again after at most 8 s.
+const AGENT_RETURN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Metadata with the manager's own name and version.
 const OWN_VERSION: &str = "x-traffic-manager";
@@ -80,6 +86,7 @@ impl Service {
             tasks,
             cluster,
             tunnel_bytes: Arc::default(),
+            started: Instant::now(),
         }
     }
 
@@ -146,11 +153,22 @@ impl Service {
             (!agents.is_empty()).then(|| agents.into_iter().cloned().collect())
         });
         // None is an answer as well: the caller says what is missing.
-        timeout(self.settings.agent_arrival, arrived)
+        timeout(self.arrival_timeout(), arrived)
             .await
             .ok()
             .flatten()
             .unwrap_or_default()
+    }
+
+    /// Returns the time that an agent has to arrive: more while those that knew an earlier manager
+    /// are on their way to this one. Zero stays zero.
+    fn arrival_timeout(&self) -> Duration {
+        let usual = self.settings.agent_arrival;
+        let return_timeout = AGENT_RETURN_TIMEOUT.saturating_sub(self.started.elapsed());
+        match usual.is_zero() {
+            true => usual,
+            false => usual.max(return_timeout),
+        }
     }
 }
 

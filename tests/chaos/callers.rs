@@ -1,7 +1,7 @@
 //! Callers that know what each answer has to be.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -23,6 +23,8 @@ use crate::servers::place;
 const PAUSE: Duration = Duration::from_millis(10);
 /// Time a caller waits for an answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// The same for a datagram.
+const DATAGRAM_TIMEOUT: Duration = Duration::from_secs(5);
 /// Requests on one connection.
 const REQUESTS: usize = 50;
 /// Messages on one WebSocket.
@@ -36,10 +38,25 @@ pub(crate) enum Kind {
     WebSocket,
     /// A whole port is intercepted, so every connection is the developer's.
     Tcp,
+    /// The same with datagrams.
+    Udp,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 4] = [Self::Http1, Self::Http2, Self::WebSocket, Self::Tcp];
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Http1,
+        Self::Http2,
+        Self::WebSocket,
+        Self::Tcp,
+        Self::Udp,
+    ];
+
+    pub(crate) fn transport(self) -> &'static str {
+        match self {
+            Self::Udp => "UDP",
+            _ => "TCP",
+        }
+    }
 
     fn name(self) -> &'static str {
         match self {
@@ -47,6 +64,7 @@ impl Kind {
             Self::Http2 => "HTTP/2",
             Self::WebSocket => "WebSocket",
             Self::Tcp => "TCP",
+            Self::Udp => "UDP",
         }
     }
 }
@@ -62,8 +80,9 @@ pub(crate) fn call(testbed: &Testbed, kind: Kind, seat: Option<usize>, finish: &
     match kind {
         Kind::Http1 => caller.http1(),
         // A connection to a port that is taken as a whole is always some developer's.
-        Kind::Tcp if seat.is_some() => caller.tcp(),
-        Kind::Tcp => {}
+        Kind::Tcp | Kind::Udp if seat.is_none() => {}
+        Kind::Tcp => caller.tcp(),
+        Kind::Udp => caller.udp(),
         Kind::Http2 => testbed.runtime.block_on(caller.http2()),
         Kind::WebSocket => testbed.runtime.block_on(caller.websocket()),
     }
@@ -166,6 +185,36 @@ impl Call<'_> {
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         Ok(answer)
+    }
+
+    /// Sends datagrams from a few sockets, since each is a flow of its own.
+    fn udp(&self) {
+        while !self.over() {
+            let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            socket.connect(self.testbed.address(self.kind)).unwrap();
+            socket.set_read_timeout(Some(DATAGRAM_TIMEOUT)).unwrap();
+            for _ in 0..REQUESTS {
+                if self.over() {
+                    return;
+                }
+                let asked = self.ask();
+                let mut buf = [0; 100];
+                let answer = socket
+                    .send(asked.id.to_string().as_bytes())
+                    .and_then(|_| socket.recv(&mut buf))
+                    .map_err(|e| e.to_string());
+                let answer = answer.and_then(|length| {
+                    let text = String::from_utf8_lossy(&buf[..length]);
+                    let (by, rest) = place(asked.id, &text)?;
+                    Ok((by, rest.is_empty()))
+                });
+                if !self.close(&asked, answer) {
+                    // An answer that comes late must not be taken for the next one's.
+                    break;
+                }
+                std::thread::sleep(PAUSE);
+            }
+        }
     }
 
     async fn http2(&self) {

@@ -5,42 +5,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use harness::process::Process;
+use harness::random::Random;
 use rustix::process::Signal;
 
 use crate::ledger::Standing;
 use crate::seats::Testbed;
 
-/// Numbers that a seed determines (SplitMix64).
-pub(crate) struct Random(u64);
-
-impl Random {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// Returns a number below `limit`, which is above 0.
-    pub(crate) fn below(&mut self, limit: usize) -> usize {
-        usize::try_from(self.next() % limit as u64).unwrap()
-    }
-
-    pub(crate) fn byte(&mut self) -> u8 {
-        self.next().to_le_bytes()[7]
-    }
-
-    /// Waits for up to so many milliseconds, or until `calm`.
-    fn wait(&mut self, most: usize, calm: &AtomicBool) {
-        let end = Instant::now() + Duration::from_millis(self.below(most) as u64);
-        while Instant::now() < end && !calm.load(Ordering::Relaxed) {
-            std::thread::sleep(Duration::from_millis(10));
-        }
+/// Waits for up to so many milliseconds, or until `calm`.
+fn wait(random: &mut Random, most: usize, calm: &AtomicBool) {
+    let end = Instant::now() + Duration::from_millis(random.below(most) as u64);
+    while Instant::now() < end && !calm.load(Ordering::Relaxed) {
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 
@@ -53,7 +28,7 @@ pub(crate) fn of_the_manager(testbed: &Testbed, mut random: Random, calm: &Atomi
             0 => testbed.manager(|manager| {
                 testbed.count("manager killed", None);
                 manager.kill();
-                random.wait(away, calm);
+                wait(&mut random, away, calm);
                 testbed.begin_manager(manager);
             }),
             1 => testbed.manager(|manager| {
@@ -64,22 +39,29 @@ pub(crate) fn of_the_manager(testbed: &Testbed, mut random: Random, calm: &Atomi
             2 => testbed.manager(|manager| {
                 testbed.count("manager stopped", None);
                 let _running = Stopped::new(manager);
-                random.wait(away, calm);
+                wait(&mut random, away, calm);
             }),
             _ => testbed.manager(|_| {
                 testbed.count("manager cut off", None);
                 let port = testbed.manager_address.port();
                 let _cut = Cut::new(port);
-                random.wait(away, calm);
+                wait(&mut random, away, calm);
             }),
         }
-        random.wait(4000, calm);
+        wait(&mut random, 4000, calm);
     }
 }
 
 /// Faults of developers: they leave, die, sleep, and close what their requests go to.
 pub(crate) fn of_developers(testbed: &Testbed, mut random: Random, calm: &AtomicBool) {
     while !calm.load(Ordering::Relaxed) {
+        if random.below(12) == 0 {
+            testbed.count("workstations cut off", None);
+            testbed.everybody(|| {
+                let _cut = Cut::new(testbed.agent.api().port());
+                wait(&mut random, 12_000, calm);
+            });
+        }
         let seat = random.below(testbed.seats.len());
         testbed.unsettle(seat);
         match random.below(5) {
@@ -87,7 +69,7 @@ pub(crate) fn of_developers(testbed: &Testbed, mut random: Random, calm: &Atomic
                 testbed.count("intercept left", Some(seat));
                 if testbed.leave(seat) {
                     testbed.ledger.stand(seat, Standing::Away);
-                    random.wait(500, calm);
+                    wait(&mut random, 500, calm);
                     testbed.unsettle(seat);
                 }
                 testbed.create(seat);
@@ -95,24 +77,24 @@ pub(crate) fn of_developers(testbed: &Testbed, mut random: Random, calm: &Atomic
             2 => {
                 testbed.count("client killed", Some(seat));
                 testbed.kill(seat);
-                random.wait(1000, calm);
+                wait(&mut random, 1000, calm);
                 testbed.create(seat);
             }
             3 => {
                 testbed.count("client stopped", Some(seat));
                 testbed.signal(seat, Signal::STOP);
-                random.wait(8000, calm);
+                wait(&mut random, 8000, calm);
                 testbed.signal(seat, Signal::CONT);
             }
             _ => {
                 testbed.count("local port closed", Some(seat));
                 testbed.seats[seat].local.close();
-                random.wait(2000, calm);
+                wait(&mut random, 2000, calm);
                 testbed.seats[seat].local.open();
             }
         }
         testbed.here(seat);
-        random.wait(300, calm);
+        wait(&mut random, 300, calm);
     }
 }
 

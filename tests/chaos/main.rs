@@ -1,4 +1,4 @@
-//! Chaos: callers of four protocols, and hostile ones, use an agent while a seeded schedule kills,
+//! Chaos: callers of five protocols, and hostile ones, use an agent while a seeded schedule kills,
 //! stops and cuts off everything around it. Each request is accounted for: at the right place,
 //! exactly once, or failed only where a fault allows it.
 //!
@@ -19,11 +19,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use harness::pace::anonymous_kib;
 use harness::pod::Space;
+use harness::random::Random;
 use harness::wait::{SetAtEnd, until};
 
 use crate::callers::Kind;
-use crate::faults::Random;
 use crate::ledger::Ledger;
 use crate::seats::Testbed;
 
@@ -69,7 +70,7 @@ fn run(length: Duration, seed: u64) {
         scope.spawn(|| noise::make(&testbed, Random::new(seed), &finish));
         testbed.all_here();
         // Every way has been used: growth counts from here.
-        before = resident(agent);
+        before = anonymous_kib(agent);
         std::thread::scope(|faults| {
             faults.spawn(|| faults::of_the_manager(&testbed, Random::new(seed ^ 1), &calm));
             faults.spawn(|| faults::of_developers(&testbed, Random::new(seed ^ 2), &calm));
@@ -80,7 +81,7 @@ fn run(length: Duration, seed: u64) {
             calm.store(true, Ordering::Relaxed);
         });
         testbed.all_here();
-        after = resident(agent);
+        after = anonymous_kib(agent);
         assert!(ledger.everywhere(testbed.seats.len()));
     });
     let summary = summary(&testbed, seed, before, after);
@@ -102,12 +103,4 @@ fn summary(testbed: &Testbed, seed: u64, before: u64, after: u64) -> String {
     }
     let _ = write!(text, "\nagent's memory: {before} kB, then {after} kB");
     text
-}
-
-/// Returns the anonymous memory of a process in kB: file pages come and go with the machine's load.
-fn resident(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("RssAnon:"));
-    let number = line.and_then(|line| line.split_whitespace().nth(1));
-    number.and_then(|kb| kb.parse().ok()).expect("RssAnon")
 }

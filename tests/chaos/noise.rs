@@ -5,17 +5,20 @@ use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use harness::random::Random;
+
 use crate::callers::Kind;
-use crate::faults::Random;
 use crate::seats::Testbed;
 
+/// Number of protocols that are HTTP, which come first.
+const HTTP: usize = 3;
 /// Connections that are kept open half-said.
 const HELD: usize = 50;
 
 pub(crate) fn make(testbed: &Testbed, mut random: Random, finish: &AtomicBool) {
     let mut held = Vec::new();
     while !finish.load(Ordering::Relaxed) {
-        let kind = Kind::ALL[random.below(3)];
+        let kind = Kind::ALL[random.below(HTTP)];
         // The same answer whoever gives it: these have no account.
         if let Ok(mut stream) = TcpStream::connect(testbed.address(kind)) {
             let _ = stream.set_read_timeout(Some(Duration::from_millis(20)));
@@ -28,7 +31,7 @@ pub(crate) fn make(testbed: &Testbed, mut random: Random, finish: &AtomicBool) {
                     b"GET /x HTTP/1.1\r\nhost: a\r\n\r\nGET /y HTTP/1.1\r\nhost: a\r\n\r\n".to_vec()
                 }
                 4 => Vec::new(),
-                _ => (0..random.below(2000)).map(|_| random.byte()).collect(),
+                _ => random.bytes(2000),
             };
             let _ = stream.write_all(&text);
             match random.below(3) {

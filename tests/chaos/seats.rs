@@ -80,8 +80,11 @@ impl Testbed {
         let app = |kind| Server::start(kind, Place::App, ledger, handle);
         let apps: Vec<_> = Kind::ALL.into_iter().map(app).collect();
         let (manager, manager_address) = start_manager(0);
-        let port = |app: &Server| Port::tcp(app.address().port(), ports::free());
-        let sidecar = sidecar(manager_address, apps.iter().map(port).collect());
+        let ports = Kind::ALL.iter().zip(&apps).map(|(kind, app)| Port {
+            protocol: kind.transport(),
+            ..Port::tcp(app.address().port(), ports::free())
+        });
+        let sidecar = sidecar(manager_address, ports.collect());
         let agent = Agent::start(&sidecar, |command| {
             command.env("LOG_LEVEL", "info");
         });
@@ -93,6 +96,7 @@ impl Testbed {
             (Kind::Http2, "b"),
             (Kind::WebSocket, "a"),
             (Kind::Tcp, ""),
+            (Kind::Udp, ""),
         ];
         let seats = wanted
             .iter()
@@ -163,7 +167,14 @@ impl Testbed {
                 "--namespace",
                 NAMESPACE,
             ])
-            .args(["--port", &format!("{}:{container}", local.address().port())])
+            .args([
+                "--port",
+                &format!(
+                    "{}:{container}/{}",
+                    local.address().port(),
+                    kind.transport()
+                ),
+            ])
             .args(["--client", &format!("{name}@laptop")])
             .args(["--manager", &self.manager_address.to_string()]);
         if !value.is_empty() {
@@ -223,6 +234,13 @@ impl Testbed {
     /// Waits until every seat's requests reach its workstation.
     pub(crate) fn all_here(&self) {
         (0..self.seats.len()).for_each(|seat| self.here(seat));
+    }
+
+    /// Runs `fault` on the way to the workstations, of which nothing is expected meanwhile.
+    pub(crate) fn everybody(&self, fault: impl FnOnce()) {
+        (0..self.seats.len()).for_each(|seat| self.unsettle(seat));
+        fault();
+        self.all_here();
     }
 
     /// Expects nothing particular of a seat's requests.

@@ -3,7 +3,7 @@
 
 use std::convert::Infallible;
 use std::io::{self, BufReader, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -39,19 +39,42 @@ struct Inner {
     accepting: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
+/// What a server receives by.
+enum Socket {
+    Listener(TcpListener),
+    Datagrams(UdpSocket),
+}
+
+impl Socket {
+    fn bind(kind: Kind, address: SocketAddr) -> Self {
+        match kind {
+            Kind::Udp => Self::Datagrams(UdpSocket::bind(address).unwrap()),
+            _ => Self::Listener(TcpListener::bind(address).unwrap()),
+        }
+    }
+
+    fn address(&self) -> SocketAddr {
+        match self {
+            Self::Listener(listener) => listener.local_addr(),
+            Self::Datagrams(socket) => socket.local_addr(),
+        }
+        .unwrap()
+    }
+}
+
 impl Server {
     pub(crate) fn start(kind: Kind, place: Place, ledger: &Arc<Ledger>, runtime: &Handle) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let socket = Socket::bind(kind, (Ipv4Addr::LOCALHOST, 0).into());
         let server = Self(Arc::new(Inner {
             kind,
             place,
-            address: listener.local_addr().unwrap(),
+            address: socket.address(),
             ledger: Arc::clone(ledger),
             runtime: runtime.clone(),
             closed: AtomicBool::new(false),
             accepting: Mutex::default(),
         }));
-        server.accept(listener);
+        server.begin(socket);
         server
     }
 
@@ -62,8 +85,14 @@ impl Server {
     /// Closes the port; open connections go on.
     pub(crate) fn close(&self) {
         self.0.closed.store(true, Ordering::SeqCst);
-        // Wakes the accepting thread, which then drops its listener.
-        let _ = TcpStream::connect(self.0.address);
+        // Wakes the thread, which then drops its socket.
+        match self.0.kind {
+            Kind::Udp => {
+                let waker = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+                waker.send_to(b"", self.0.address).unwrap();
+            }
+            _ => drop(TcpStream::connect(self.0.address)),
+        }
         let accepting = self.0.accepting.lock().unwrap().take();
         accepting.unwrap().join().unwrap();
     }
@@ -71,20 +100,46 @@ impl Server {
     /// Opens the port again.
     pub(crate) fn open(&self) {
         self.0.closed.store(false, Ordering::SeqCst);
-        self.accept(TcpListener::bind(self.0.address).unwrap());
+        self.begin(Socket::bind(self.0.kind, self.0.address));
     }
 
-    fn accept(&self, listener: TcpListener) {
+    fn begin(&self, socket: Socket) {
         let server = self.clone();
-        let thread = std::thread::spawn(move || {
-            for socket in listener.incoming().map_while(Result::ok) {
-                if server.0.closed.load(Ordering::SeqCst) {
-                    return;
-                }
-                server.serve(socket);
-            }
+        let thread = std::thread::spawn(move || match socket {
+            Socket::Listener(listener) => server.accept(&listener),
+            Socket::Datagrams(socket) => server.datagrams(&socket),
         });
         *self.0.accepting.lock().unwrap() = Some(thread);
+    }
+
+    fn is_closed(&self) -> bool {
+        self.0.closed.load(Ordering::SeqCst)
+    }
+
+    fn accept(&self, listener: &TcpListener) {
+        for socket in listener.incoming().map_while(Result::ok) {
+            if self.is_closed() {
+                return;
+            }
+            self.serve(socket);
+        }
+    }
+
+    fn datagrams(&self, socket: &UdpSocket) {
+        let mut buf = [0; 2000];
+        loop {
+            // An answer to who is gone comes back as an error of the next call.
+            let Ok((length, from)) = socket.recv_from(&mut buf) else {
+                continue;
+            };
+            if self.is_closed() {
+                return;
+            }
+            let text = String::from_utf8_lossy(&buf[..length]);
+            if let Some(answer) = self.arrived(&text) {
+                let _ = socket.send_to(answer.as_bytes(), from);
+            }
+        }
     }
 
     /// Connections may end in any way: the callers' accounts say whether something was lost.
@@ -95,6 +150,7 @@ impl Server {
             Kind::Tcp => drop(std::thread::spawn(move || server.tcp(socket))),
             Kind::Http2 => drop(self.0.runtime.spawn(server.http2(socket))),
             Kind::WebSocket => drop(self.0.runtime.spawn(server.websocket(socket))),
+            Kind::Udp => unreachable!("datagrams have no connections"),
         }
     }
 
