@@ -4,10 +4,11 @@
 //! wait at all: without agents, with differing replicas, or without its mechanism it is put aside,
 //! and waits again as soon as that is fixed.
 
+mod entry;
 mod verdict;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use prost::Message as _;
@@ -17,6 +18,8 @@ use traffic_proto::manager::{
     ReviewInterceptRequest, SessionInfo,
 };
 
+use self::entry::Intercept;
+pub(crate) use self::entry::Report;
 use self::verdict::{modified, set, settle, verdict};
 use crate::error::RequestError;
 use crate::limits::{
@@ -24,7 +27,6 @@ use crate::limits::{
     MAX_INTERCEPTS_OF_PORT, MAX_INTERCEPTS_OF_WORKLOAD, MAX_SPEC_BYTES, ManagerLimit,
 };
 use crate::viewed::Viewed;
-use traffic_proto::suspension;
 
 /// Most characters of a failure that an agent reports.
 const MAX_FAILURE: usize = 200;
@@ -36,106 +38,6 @@ const MAX_REPORTS: usize = 1000;
 pub(crate) struct Intercepts {
     by_id: BTreeMap<String, Intercept>,
     limits: Arc<LimitCounters>,
-}
-
-#[derive(Debug)]
-struct Intercept {
-    info: Arc<InterceptInfo>,
-    /// View of others, made when it is asked for.
-    shown: OnceLock<Viewed<InterceptInfo>>,
-    /// View of agents.
-    uncounted: OnceLock<Viewed<InterceptInfo>>,
-    /// Taken over from an earlier manager: until then its agents may still be reconnecting.
-    trusted_until: Option<Instant>,
-    /// Time since which its client is away; it is shown as waiting meanwhile.
-    suspended: Option<SystemTime>,
-    /// Meanwhile another intercept of the workload was accepted, maybe in its place.
-    is_contested: bool,
-    /// Reports of its agents, by their sessions.
-    reports: BTreeMap<String, Report>,
-}
-
-/// An agent's word on the requests of an intercept.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Report {
-    /// Requests that the workstation got.
-    pub(crate) hits: u64,
-    /// Requests that went to the app because the workstation is not reached.
-    pub(crate) failed_open: u64,
-    /// Why it is not; empty while it is.
-    pub(crate) failure: String,
-}
-
-impl Intercept {
-    fn new(info: InterceptInfo, trusted_until: Option<Instant>) -> Self {
-        Self {
-            info: Arc::new(info),
-            shown: OnceLock::new(),
-            uncounted: OnceLock::new(),
-            trusted_until,
-            suspended: None,
-            is_contested: false,
-            reports: BTreeMap::new(),
-        }
-    }
-
-    /// Changes the intercept, also as others see it.
-    fn edit(&mut self) -> &mut InterceptInfo {
-        self.changed();
-        Arc::make_mut(&mut self.info)
-    }
-
-    /// The intercept as others see it.
-    fn shown(&self) -> &Viewed<InterceptInfo> {
-        self.shown.get_or_init(|| Viewed::new(self.to_show()))
-    }
-
-    /// The same without the counts of requests.
-    fn uncounted(&self) -> &Viewed<InterceptInfo> {
-        self.uncounted.get_or_init(|| {
-            let mut info = self.to_show();
-            if (info.hits, info.failed_open) != (0, 0) {
-                let counted = Arc::make_mut(&mut info);
-                (counted.hits, counted.failed_open) = (0, 0);
-            }
-            Viewed::new(info)
-        })
-    }
-
-    /// Has it made anew what others see.
-    fn changed(&mut self) {
-        self.shown.take();
-        self.uncounted.take();
-    }
-
-    fn to_show(&self) -> Arc<InterceptInfo> {
-        let is_active = self.info.disposition() == Disposition::Active;
-        if self.reports.is_empty() && !(is_active && self.suspended.is_some()) {
-            return Arc::clone(&self.info);
-        }
-        let mut info = InterceptInfo::clone(&self.info);
-        info.hits = self.reports.values().map(|it| it.hits).sum();
-        info.failed_open = self.reports.values().map(|it| it.failed_open).sum();
-        if !is_active {
-            return Arc::new(info);
-        }
-        if let Some(since) = self.suspended {
-            info.set_disposition(Disposition::Waiting);
-            let since = prost_types::Timestamp {
-                nanos: 0,
-                ..since.into()
-            };
-            info.message = suspension::message(&spec_of(&info).client, &since.to_string());
-        } else if let Some(failing) = self.reports.values().find(|it| !it.failure.is_empty()) {
-            let failure = &failing.failure;
-            let requests = match info.failed_open {
-                1 => "1 request".to_owned(),
-                n => format!("{n} requests"),
-            };
-            info.message = format!("{failure}; {requests} went to the app");
-        }
-        Arc::new(info)
-    }
 }
 
 impl Intercepts {

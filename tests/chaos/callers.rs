@@ -19,8 +19,8 @@ use crate::ledger::{Asked, Place};
 use crate::seats::{HEADER, Testbed};
 use crate::servers::place;
 
-/// Pause between two requests of one caller.
-const PAUSE: Duration = Duration::from_millis(10);
+/// Delay between two requests of one caller.
+const CALL_DELAY: Duration = Duration::from_millis(10);
 /// Time a caller waits for an answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// The same for a datagram.
@@ -157,7 +157,7 @@ impl Call<'_> {
                 if !self.close(&asked, answer) {
                     break;
                 }
-                std::thread::sleep(PAUSE);
+                std::thread::sleep(CALL_DELAY);
             }
         }
     }
@@ -171,7 +171,7 @@ impl Call<'_> {
                 Ok((by, rest == " 50000"))
             });
             self.close(&asked, answer);
-            std::thread::sleep(PAUSE);
+            std::thread::sleep(CALL_DELAY);
         }
     }
 
@@ -212,7 +212,7 @@ impl Call<'_> {
                     // An answer that comes late must not be taken for the next one's.
                     break;
                 }
-                std::thread::sleep(PAUSE);
+                std::thread::sleep(CALL_DELAY);
             }
         }
     }
@@ -242,7 +242,7 @@ impl Call<'_> {
                     }
                     Err(Stream::Failed(error)) => drop(self.close(&asked, Err(error))),
                 }
-                tokio::time::sleep(PAUSE).await;
+                tokio::time::sleep(CALL_DELAY).await;
             }
             driving.abort();
         }
@@ -281,7 +281,7 @@ impl Call<'_> {
             let talk = tokio::time::timeout(ANSWER_TIMEOUT, self.talk(&asked));
             let answer = talk.await.unwrap_or(Err("no answer".into()));
             self.close(&asked, answer);
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(CALL_DELAY).await;
         }
     }
 

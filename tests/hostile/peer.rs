@@ -17,8 +17,8 @@ use crate::garbage;
 
 /// Messages of an answer that does not end by itself.
 const MANY: usize = 200;
-/// Time that a stream without an end is held.
-const HOLD: Duration = Duration::from_secs(2);
+/// Delay of an end that comes late.
+const END_DELAY: Duration = Duration::from_secs(2);
 
 /// The manager; it ends when dropped.
 pub(crate) struct Peer {
@@ -132,7 +132,7 @@ async fn end(
             return Ok(());
         }
         5 => {
-            tokio::time::sleep(HOLD).await;
+            tokio::time::sleep(END_DELAY).await;
             trailers.insert("grpc-status", "0".parse().unwrap());
         }
         6 => {

@@ -124,10 +124,7 @@ impl Rules {
         let excess = self.take_excess(&mut ours);
         let infos = ours.iter().map(|(info, _)| info.as_ref());
         let aged = self.ages.take(infos, self.bounds.rails(), (now, wall));
-        let return_deadline = self.returning.deadline(now);
-        if return_deadline.is_none() {
-            self.ports.iter_mut().for_each(|port| port.carried.clear());
-        }
+        self.end_overdue(now);
         // Each port is decided by itself: promises first, then routes, then reviews, since a review
         // may add a promise for the next snapshot.
         let is_only = self.targets.len() == 1;
@@ -182,13 +179,11 @@ impl Rules {
             })
             .copied()
             .collect();
-        outcome.look_again = self.review_strangers(&strangers, now, &mut reviews);
-        if outcome.look_again.is_none() && !reviews.is_empty() {
-            outcome.look_again = Some(now + REVIEW_INTERVAL);
+        let mut reviewed_again = self.review_strangers(&strangers, now, &mut reviews);
+        if reviewed_again.is_none() && !reviews.is_empty() {
+            reviewed_again = Some(now + REVIEW_INTERVAL);
         }
-        let are_carried = self.ports.iter().any(|port| !port.carried.is_empty());
-        let return_deadline = return_deadline.filter(|_| are_carried);
-        let deadlines = [outcome.look_again, aged.next(), return_deadline];
+        let deadlines = [reviewed_again, aged.next(), self.return_deadline(now)];
         outcome.look_again = deadlines.into_iter().flatten().min();
         outcome.reviews = reviews.into_values().collect();
         outcome
@@ -261,6 +256,19 @@ impl Rules {
             true => Returning::Over,
             false => Returning::Until(now + RETURN_GRACE),
         };
+    }
+
+    /// Ends what was carried over a lost session when the time to come back is over.
+    fn end_overdue(&mut self, now: Instant) {
+        if self.returning.deadline(now).is_none() {
+            self.ports.iter_mut().for_each(|port| port.carried.clear());
+        }
+    }
+
+    /// Returns when what is carried ends; none where nothing is.
+    fn return_deadline(&mut self, now: Instant) -> Option<Instant> {
+        let are_carried = self.ports.iter().any(|port| !port.carried.is_empty());
+        self.returning.deadline(now).filter(|_| are_carried)
     }
 
     /// Returns the client sessions of the intercepts that a lost session left in force.
