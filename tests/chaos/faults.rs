@@ -8,6 +8,7 @@ use harness::process::Process;
 use harness::random::Random;
 use rustix::process::Signal;
 
+use crate::callers::Kind;
 use crate::ledger::Standing;
 use crate::seats::Testbed;
 
@@ -63,31 +64,30 @@ pub(crate) fn of_developers(testbed: &Testbed, mut random: Random, calm: &Atomic
             });
         }
         let seat = random.below(testbed.seats.len());
-        testbed.unsettle(seat);
         match random.below(5) {
-            0 | 1 => {
-                testbed.count("intercept left", Some(seat));
-                if testbed.leave(seat) {
-                    testbed.ledger.stand(seat, Standing::Away);
-                    wait(&mut random, 500, calm);
-                    testbed.unsettle(seat);
-                }
-                testbed.create(seat);
-            }
+            0 | 1 => leave(testbed, &mut random, seat, calm),
             2 => {
                 testbed.count("client killed", Some(seat));
+                testbed.unsettle(seat);
                 testbed.kill(seat);
                 wait(&mut random, 1000, calm);
                 testbed.create(seat);
             }
             3 => {
                 testbed.count("client stopped", Some(seat));
+                testbed.unsettle(seat);
                 testbed.signal(seat, Signal::STOP);
                 wait(&mut random, 8000, calm);
                 testbed.signal(seat, Signal::CONT);
             }
             _ => {
                 testbed.count("local port closed", Some(seat));
+                match testbed.seats[seat].kind {
+                    // A connection's first bytes do not wait for the dial, and nobody knows whether a
+                    // datagram is received.
+                    Kind::Tcp | Kind::Udp => testbed.unsettle(seat),
+                    _ => testbed.change(seat),
+                }
                 testbed.seats[seat].local.close();
                 wait(&mut random, 2000, calm);
                 testbed.seats[seat].local.open();
@@ -96,6 +96,20 @@ pub(crate) fn of_developers(testbed: &Testbed, mut random: Random, calm: &Atomic
         testbed.here(seat);
         wait(&mut random, 300, calm);
     }
+}
+
+/// A developer leaves and comes back. No request may be lost by it, unless the manager was away.
+fn leave(testbed: &Testbed, random: &mut Random, seat: usize, calm: &AtomicBool) {
+    testbed.count("intercept left", Some(seat));
+    testbed.change(seat);
+    if testbed.leave(seat) {
+        testbed.ledger.stand(seat, Standing::Away);
+        wait(random, 500, calm);
+        testbed.change(seat);
+    } else {
+        testbed.unsettle(seat);
+    }
+    testbed.create(seat);
 }
 
 /// A program that stands still until this is dropped.

@@ -28,7 +28,9 @@ pub(crate) enum Standing {
     Here,
     /// There is no intercept.
     Away,
-    /// A fault or a change is under way: requests reach the workstation or the app, or fail.
+    /// A change is under way: requests reach the workstation or the app.
+    Changing,
+    /// A fault is under way: the same, or they fail.
     Unsettled,
 }
 
@@ -50,6 +52,8 @@ pub(crate) struct Ledger {
     next: AtomicU64,
     arrivals: Mutex<HashMap<u64, Vec<Place>>>,
     standings: Mutex<HashMap<usize, Look>>,
+    /// Number of the last change of each seat that was to or from a fault.
+    faults: Mutex<HashMap<usize, u64>>,
     /// Answers of a seat's workstation in a row since its standing changed.
     streaks: Mutex<HashMap<usize, u64>>,
     answers: Mutex<BTreeMap<(&'static str, Place), u64>>,
@@ -115,11 +119,13 @@ impl Ledger {
     /// Closes the account of a request that failed, which only a fault at its developer excuses.
     pub(crate) fn failed(&self, asked: &Asked, error: &dyn std::fmt::Display) {
         let places = self.close(asked);
-        let settled = asked.seat.is_none_or(|seat| {
-            let now = self.look(seat);
-            asked.look == Some(now) && now.0 != Standing::Unsettled
+        let is_excused = asked.seat.is_some_and(|seat| {
+            let fault = lock(&self.faults).get(&seat).copied().unwrap_or_default();
+            asked
+                .look
+                .is_some_and(|look| look.0 == Standing::Unsettled || fault > look.1)
         });
-        if settled || places.len() > 1 {
+        if !is_excused || places.len() > 1 {
             self.problem(format!(
                 "{} failed after {:?}, having arrived at {places:?}: {error}",
                 asked.describe(),
@@ -155,8 +161,17 @@ impl Ledger {
         let mut standings = lock(&self.standings);
         let number = standings.get(&seat).map_or(0, |look| look.1);
         standings.insert(seat, Look(standing, number + 1));
+        if standing == Standing::Unsettled {
+            lock(&self.faults).insert(seat, number + 1);
+        }
         self.note(&format!("seat {seat} is {standing:?}"));
         lock(&self.streaks).insert(seat, 0);
+    }
+
+    /// Begins to count answers in a row anew.
+    pub(crate) fn restart_streak(&self, seat: usize) {
+        let standing = self.look(seat).0;
+        self.stand(seat, standing);
     }
 
     /// Returns the number of answers of a seat's workstation in a row since its standing changed.

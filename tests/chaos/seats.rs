@@ -219,7 +219,7 @@ impl Testbed {
             // Until then connections come through the manager, and share its fate.
             client.line("direct=connected");
         }
-        self.unsettle(seat);
+        self.ledger.restart_streak(seat);
         let deadline = Instant::now() + SETTLE_TIMEOUT;
         while self.ledger.streak(seat) < SIGNS && self.ledger.problems().is_empty() {
             if Instant::now() > deadline {
@@ -241,6 +241,11 @@ impl Testbed {
         (0..self.seats.len()).for_each(|seat| self.unsettle(seat));
         fault();
         self.all_here();
+    }
+
+    /// Expects a seat's requests to be answered by the workstation or the app.
+    pub(crate) fn change(&self, seat: usize) {
+        self.ledger.stand(seat, Standing::Changing);
     }
 
     /// Expects nothing particular of a seat's requests.
