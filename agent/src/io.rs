@@ -6,7 +6,6 @@ pub mod close;
 pub mod conn;
 pub mod eager;
 pub mod fd_reserve;
-pub(crate) mod heap_trim;
 pub(crate) mod late_reset;
 pub mod listen;
 pub mod relay;

@@ -9,6 +9,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use traffic_proto::Transport;
 
@@ -278,15 +279,21 @@ fn container_port(port: &core::ContainerPort) -> Option<ContainerPort> {
 
 impl From<&core::Service> for Service {
     fn from(service: &core::Service) -> Self {
-        let spec = service.spec.as_ref();
+        Self::new(&service.metadata, service.spec.as_ref())
+    }
+}
+
+impl Service {
+    /// Reads a Service's metadata and its spec.
+    pub fn new(meta: &ObjectMeta, spec: Option<&core::ServiceSpec>) -> Self {
         let external = spec.is_some_and(|it| it.type_.as_deref() == Some("ExternalName"));
         let selector = spec
             .filter(|_| !external)
             .and_then(|it| it.selector.clone());
         let ports = spec.and_then(|it| it.ports.as_ref());
         Self {
-            name: service.metadata.name.clone().unwrap_or_default(),
-            uid: service.metadata.uid.clone().unwrap_or_default(),
+            name: meta.name.clone().unwrap_or_default(),
+            uid: meta.uid.clone().unwrap_or_default(),
             selector: selector.unwrap_or_default(),
             headless: spec.is_some_and(|it| it.cluster_ip.as_deref() == Some("None")),
             ports: ports

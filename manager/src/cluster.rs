@@ -50,6 +50,7 @@ mod events;
 mod explain;
 mod feed;
 pub(crate) mod gate;
+mod lean;
 mod lease;
 mod mesh;
 mod networks;
@@ -62,6 +63,7 @@ mod replacing;
 mod rollout;
 mod selector;
 mod standby;
+mod standing;
 mod store;
 mod turn;
 mod webhook;
@@ -179,7 +181,7 @@ impl Cluster {
             info: watch::Sender::new(pb::ClusterInfo::default()),
             served: Arc::default(),
             admissions: Arc::default(),
-            gate: Gate::new(&settings, client.clone()),
+            gate: Gate::new(&settings, client.clone(), caches.clone()),
             prepared: Mutex::default(),
             settings,
         });

@@ -32,6 +32,11 @@ impl Identity {
         self.extra.get(key)?.first().map(String::as_str)
     }
 
+    /// Namespace, name and uid of the pod that the token is bound to.
+    pub(crate) fn pod(&self) -> Option<(&str, &str, &str)> {
+        Some((self.namespace()?, self.said(POD_NAME)?, self.said(POD_UID)?))
+    }
+
     /// Returns true if both are the same party, with whichever token.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         let pod = |it: &Self| it.said(POD_UID).map(str::to_owned);

@@ -4,10 +4,11 @@
 //! Feature `grpc` (on by default) adds the generated messages and stubs; without it this crate uses
 //! neither tonic nor tokio, which is how agent-init depends on it. Feature `dialer` adds the
 //! dialling end of a tunnel, `rewrite-io` a connection whose reads are rewritten, `proof` the proof that
-//! an agent is the announced one.
+//! an agent is the announced one, `heap-trim` the way to give free memory back.
 
 #![cfg_attr(not(test), warn(clippy::disallowed_methods, clippy::disallowed_types))]
 
+pub mod base64url;
 pub mod build_info;
 pub mod clock;
 pub mod conn_id;
@@ -17,6 +18,8 @@ pub mod dialer;
 pub mod duration;
 pub mod fault;
 pub mod guard_rails;
+#[cfg(feature = "heap-trim")]
+pub mod heap_trim;
 pub mod html;
 pub mod log_level;
 pub mod log_queue;

@@ -10,6 +10,7 @@ use futures_util::{FutureExt as _, StreamExt};
 use tokio::time::Instant;
 use tonic::{Code, Response, Status, Streaming};
 use traffic_proto::conn_id::ConnId;
+use traffic_proto::heap_trim;
 use traffic_proto::log_level::LogLevel;
 use traffic_proto::manager::{
     DialRequest, DnsAgentResponse, DnsRequest, DnsResponse,
@@ -27,7 +28,6 @@ use crate::control::manager_token::Manager;
 use crate::control::reviews::{ReviewSender, Reviews};
 use crate::control::tunnels;
 use crate::control::tunnels::{ManagerLink, TunnelDirection};
-use crate::io::heap_trim;
 use crate::routes::UnreadTls;
 use crate::telemetry::metrics::ControlLimit;
 use crate::telemetry::rate_limit::limited;

@@ -1,5 +1,7 @@
 //! SETTINGS as they concern who stands between (RFC 9113 section 6.5.2).
 
+use traffic_proto::base64url::decode;
+
 /// `SETTINGS_HEADER_TABLE_SIZE`.
 pub const HEADER_TABLE_SIZE: u16 = 0x1;
 /// `SETTINGS_ENABLE_PUSH`.
@@ -28,26 +30,7 @@ pub fn entries(payload: &[u8]) -> impl Iterator<Item = (u16, u32)> + '_ {
 /// base64url without padding.
 #[must_use]
 pub fn from_upgrade(value: &[u8]) -> Option<Vec<u8>> {
-    let mut out = Vec::with_capacity(value.len() * 3 / 4);
-    let (mut bits, mut have) = (0u32, 0);
-    for byte in value.trim_ascii() {
-        let six = match byte {
-            b'A'..=b'Z' => byte - b'A',
-            b'a'..=b'z' => byte - b'a' + 26,
-            b'0'..=b'9' => byte - b'0' + 52,
-            b'-' | b'+' => 62,
-            b'_' | b'/' => 63,
-            b'=' => break,
-            _ => return None,
-        };
-        bits = bits << 6 | u32::from(six);
-        have += 6;
-        if have >= 8 {
-            have -= 8;
-            out.push((bits >> have) as u8);
-        }
-    }
-    (out.len() % 6 == 0).then_some(out)
+    decode(value).filter(|payload| payload.len() % 6 == 0)
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 use injector::Kind;
-use k8s_openapi::api::core::v1::{Namespace, Service};
+use k8s_openapi::api::core::v1::Namespace;
 use kube::core::{DynamicObject, DynamicResourceScope, PartialObjectMeta};
 use kube::discovery::ApiResource;
 use kube::runtime::WatchStreamExt;
@@ -19,17 +19,21 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use traffic_proto::heap_trim;
 
 use super::caches::{Caches, ForeignSidecar, NamespaceFacts};
 use super::env::ClusterSettings;
 use super::objects::{
-    PodFacts, PodObject, WorkloadFacts, WorkloadObject, pod_resource, workload_resource,
+    PodFacts, PodObject, ServiceObject, WorkloadFacts, WorkloadObject, pod_resource,
+    service_resource, workload_resource,
 };
 use super::selector::Selector;
 use super::store::Store;
 
 /// Objects asked for at once: what a list holds in memory at its peak.
-const PAGE_SIZE: u32 = 200;
+const PAGE_SIZE: u32 = 100;
+/// Objects whose list leaves little behind; after more, free memory is given back.
+const MAX_SMALL: usize = 100;
 
 /// Runs all watches until `stop`.
 pub(crate) struct Feeds {
@@ -127,14 +131,13 @@ impl Feeds {
     }
 
     fn services(&self, scope: Option<String>) {
-        let api: Api<Service> = match &scope {
-            None => Api::all(self.client.clone()),
-            Some(namespace) => Api::namespaced(self.client.clone(), namespace),
-        };
+        let resource = service_resource();
+        let api: Api<ServiceObject> = self.api(&resource, scope.as_deref());
         let stream = watcher::watcher(api, config());
         let caches = self.caches.clone();
         // One without a selector leads to no pods, unless an annotation names it.
-        let convert = |object: &Service| Some(injector::Service::from(object));
+        let convert =
+            |it: &ServiceObject| Some(injector::Service::new(&it.metadata, Some(&it.spec)));
         self.spawn(
             "services",
             scope,
@@ -249,8 +252,12 @@ impl Feed {
                 }
                 Ok(Event::InitDone) => {
                     let list = std::mem::take(&mut list);
+                    let has_freed_much = list.len() > MAX_SMALL;
                     for namespace in store.replace(self.scope.as_deref(), list) {
                         caches.touch(&namespace);
+                    }
+                    if has_freed_much {
+                        heap_trim::give_back();
                     }
                     said = false;
                     first(&mut waits, pending);

@@ -1,4 +1,5 @@
-//! The gate of the API: tokens and rights are asked of the API server, and remembered for seconds.
+//! The gate of the API: tokens and rights are asked of the API server, and remembered for seconds; an
+//! agent's token for as long as its pod runs.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -18,7 +19,9 @@ use traffic_proto::manager_token::AUDIENCE;
 use traffic_proto::sync::lock;
 
 use super::ClusterSettings;
+use super::caches::Caches;
 use super::env::AuthenticationMode;
+use super::standing::Standing;
 use crate::identity::Identity;
 use crate::rights::{GROUP, Right};
 
@@ -45,6 +48,7 @@ pub(crate) struct Gate {
     is_enforcing: bool,
     namespace: String,
     reviews: Semaphore,
+    agents: Standing,
     /// By token.
     identities: Mutex<Answers<String, Result<Arc<Identity>, String>>>,
     rights: Mutex<Answers<(String, String), Result<(), String>>>,
@@ -92,7 +96,11 @@ impl<K: std::hash::Hash + Eq, T: Clone> Answers<K, Result<T, String>> {
 
 impl Gate {
     /// Creates the gate that the settings ask for; none: everybody may call.
-    pub(crate) fn new(settings: &ClusterSettings, client: Client) -> Option<Arc<Self>> {
+    pub(crate) fn new(
+        settings: &ClusterSettings,
+        client: Client,
+        caches: Arc<Caches>,
+    ) -> Option<Arc<Self>> {
         let is_enforcing = match settings.authentication {
             AuthenticationMode::Disabled => return None,
             AuthenticationMode::Permissive => false,
@@ -103,6 +111,7 @@ impl Gate {
             is_enforcing,
             namespace: settings.namespace.clone(),
             reviews: Semaphore::new(MAX_REVIEWS),
+            agents: Standing::new(caches),
             identities: Mutex::default(),
             rights: Mutex::default(),
             said: Mutex::default(),
@@ -145,12 +154,18 @@ impl Gate {
         if token.len() > MAX_TOKEN {
             return Err(Status::unauthenticated("the token is too long"));
         }
+        if let Some(agent) = self.agents.get(token) {
+            return Ok(agent);
+        }
         let key = token.to_owned();
         let known = lock(&self.identities).get(&key);
         let answer = match known {
             Some(answer) => answer,
             None => match self.review(token).await {
                 Ok(answer) => {
+                    if let Ok(identity) = &answer {
+                        self.agents.keep(token, identity);
+                    }
                     lock(&self.identities).keep(key, answer.clone());
                     answer
                 }

@@ -46,19 +46,25 @@ impl Networks {
         self.publish(&info);
         let mut pods = self.caches.changes();
         let mut by_nodes = Vec::new();
+        // Places of pods that no node had when the nodes were looked at last: of the nodes
+        // themselves, or of a network that does not ask Kubernetes for addresses.
+        let mut strange = BTreeSet::new();
         let mut looked = Instant::now();
         let mut due = Some(Instant::now());
         loop {
             tokio::select! {
                 () = until(due) => {
+                    let seen = self.strange(&[]);
                     by_nodes = self.node_networks().await;
+                    // Whatever came meanwhile may be of a node that came meanwhile.
+                    strange = &seen & &self.strange(&by_nodes);
                     due = None;
                     looked = Instant::now();
                 }
                 _ = pods.changed() => {
                     sleep(PODS_DELAY).await;
                     pods.mark_unchanged();
-                    if due.is_none() && self.has_others(&by_nodes) {
+                    if due.is_none() && !self.strange(&by_nodes).is_subset(&strange) {
                         due = Some(looked + NODES_INTERVAL);
                     }
                 }
@@ -68,16 +74,16 @@ impl Networks {
         }
     }
 
-    /// Pods are in networks that the nodes are not known to have: there are new nodes.
-    fn has_others(&self, by_nodes: &[(IpAddr, u8)]) -> bool {
+    /// Places of pods, no wider than what one node is given, that are in none of the nodes' networks.
+    /// A new one may be that of a new node.
+    fn strange(&self, by_nodes: &[(IpAddr, u8)]) -> BTreeSet<IpAddr> {
+        let mut found = BTreeSet::new();
         if !self.asks_nodes() {
-            return false;
+            return found;
         }
-        let is_known = |ip: IpAddr| by_nodes.iter().any(|it| contains(*it, ip));
-        let mut found = false;
         self.caches.pods.each(|pod| {
-            let mut ips = pod.ips.iter().filter_map(|it| it.parse().ok());
-            found |= ips.any(|ip| !is_known(ip));
+            let ips = pod.ips.iter().filter_map(|it| it.parse().ok());
+            found.extend(ips.filter_map(|ip| outside(by_nodes, ip)));
         });
         found
     }
@@ -336,8 +342,16 @@ fn networks(cidrs: &[String]) -> Vec<pb::IpNet> {
     found.map(|(ip, prefix)| masked(ip, prefix)).collect()
 }
 
-fn masked(ip: IpAddr, prefix: u8) -> pb::IpNet {
-    let ip = match ip {
+/// The place of an address that is in none of the networks: the part of it that the pods of one node
+/// share, however few addresses the node is given.
+fn outside(networks: &[(IpAddr, u8)], ip: IpAddr) -> Option<IpAddr> {
+    let is_inside = networks.iter().any(|it| contains(*it, ip));
+    (!is_inside).then(|| first(ip, if ip.is_ipv4() { 28 } else { 80 }))
+}
+
+/// The first address of a network.
+fn first(ip: IpAddr, prefix: u8) -> IpAddr {
+    match ip {
         IpAddr::V4(ip) => {
             let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
             IpAddr::V4(Ipv4Addr::from(u32::from(ip) & mask))
@@ -346,9 +360,12 @@ fn masked(ip: IpAddr, prefix: u8) -> pb::IpNet {
             let mask = u128::MAX.checked_shl(128 - u32::from(prefix)).unwrap_or(0);
             IpAddr::V6(Ipv6Addr::from(u128::from(ip) & mask))
         }
-    };
+    }
+}
+
+fn masked(ip: IpAddr, prefix: u8) -> pb::IpNet {
     pb::IpNet {
-        ip: bytes(ip),
+        ip: bytes(first(ip, prefix)),
         mask: prefix.into(),
     }
 }
@@ -390,6 +407,20 @@ mod tests {
         assert_eq!(
             covered(&["10.244.0.5", "192.168.1.1", "fd00::5", "fd00::6"]),
             ["10.244.0.5/24", "192.168.1.1/24", "fd00::5/120"]
+        );
+    }
+
+    #[test]
+    fn addresses_that_no_node_has_are_known_by_their_places() {
+        let nodes = [parse("10.244.0.0/24").unwrap(), parse("fd00::/64").unwrap()];
+        let place = |ip: &str| outside(&nodes, ip.parse().unwrap()).map(|it| it.to_string());
+        assert_eq!((place("10.244.0.200"), place("fd00::7")), (None, None));
+        assert_eq!(place("10.64.0.1").as_deref(), Some("10.64.0.0"));
+        assert_eq!(place("10.64.0.15").as_deref(), Some("10.64.0.0"));
+        assert_eq!(place("10.64.0.16").as_deref(), Some("10.64.0.16"));
+        assert_eq!(
+            place("fd00:1:2:3:4:5:6:7").as_deref(),
+            Some("fd00:1:2:3:4::")
         );
     }
 

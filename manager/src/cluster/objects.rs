@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use injector::{Kind, OwnerRef, Service, Template, annotations, controller};
 use k8s_openapi::api::core::v1::{self as core, PodTemplateSpec};
-use kube::core::Object;
 use kube::discovery::ApiResource;
 use kube::{Resource, ResourceExt};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+use super::lean::Lean;
 
 /// A workload.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,9 +62,11 @@ pub(crate) struct PodFacts {
 pub(crate) type ServiceFacts = Service;
 
 /// Workload kinds as the API server sends them.
-pub(crate) type WorkloadObject = Object<WorkloadSpec, WorkloadStatus>;
+pub(crate) type WorkloadObject = Lean<WorkloadSpec, WorkloadStatus>;
 /// Pods likewise.
-pub(crate) type PodObject = Object<PodSpec, PodStatus>;
+pub(crate) type PodObject = Lean<PodSpec, PodStatus>;
+/// Services likewise.
+pub(crate) type ServiceObject = Lean<core::ServiceSpec, IgnoredAny>;
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -158,6 +162,11 @@ pub(crate) fn workload_resource(kind: Kind) -> ApiResource {
 /// The API of pods.
 pub(crate) fn pod_resource() -> ApiResource {
     ApiResource::erase::<core::Pod>(&())
+}
+
+/// The API of Services.
+pub(crate) fn service_resource() -> ApiResource {
+    ApiResource::erase::<core::Service>(&())
 }
 
 impl WorkloadFacts {
