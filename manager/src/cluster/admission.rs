@@ -11,7 +11,8 @@ use injector::{Decision, Kind, OwnerOf, Verdict, Workload, decide};
 use k8s_openapi::api::core::v1::Pod;
 use kube::core::DynamicObject;
 use kube::core::admission::{AdmissionRequest, AdmissionResponse, AdmissionReview, Operation};
-use kube::{Api, Client};
+use kube::{Api, Client, Resource};
+use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 use traffic_proto::sync::lock;
 
@@ -80,43 +81,66 @@ impl AdmissionCounts {
 }
 
 impl Admission {
-    /// Answers a review; `None` when it holds no request.
+    /// Answers a review.
+    ///
+    /// # Errors
+    /// It is none.
     pub(crate) async fn review(
         &self,
-        review: AdmissionReview<DynamicObject>,
-    ) -> Option<AdmissionReview<DynamicObject>> {
-        let request: AdmissionRequest<DynamicObject> = review.try_into().ok()?;
-        Some(self.answer(&request).await.into_review())
+        body: &[u8],
+    ) -> Result<AdmissionReview<DynamicObject>, String> {
+        // Straight to the pod, since it is nearly all of the body.
+        let answer = match request_of::<Pod>(body) {
+            Ok(request) => self.answer(&request).await,
+            Err(error) => match request_of(body) {
+                Ok(request) => self.unreadable(&request, &error),
+                Err(error) => return Err(format!("no admission review: {error}")),
+            },
+        };
+        Ok(answer.into_review())
     }
 
-    async fn answer(&self, request: &AdmissionRequest<DynamicObject>) -> AdmissionResponse {
-        let response = AdmissionResponse::from(request);
+    /// Pods that may get an agent are asked about.
+    fn concerns<K: Resource>(&self, request: &AdmissionRequest<K>) -> bool {
         let namespace = request.namespace.as_deref().unwrap_or_default();
         let resource = &request.resource;
         let is_pod = resource.group.is_empty() && resource.resource == "pods";
-        if !is_pod
-            || request.operation != Operation::Create
-            || CLUSTERS_OWN.contains(&namespace)
-            || self.planner.wishes.is_terminating()
-        {
+        is_pod
+            && request.operation == Operation::Create
+            && !CLUSTERS_OWN.contains(&namespace)
+            && !self.planner.wishes.is_terminating()
+    }
+
+    fn unreadable(
+        &self,
+        request: &AdmissionRequest<DynamicObject>,
+        error: &str,
+    ) -> AdmissionResponse {
+        let response = AdmissionResponse::from(request);
+        if !self.concerns(request) {
             return response;
         }
-        let pod = match request.object.as_ref().map(read) {
-            Some(Ok(pod)) => pod,
-            Some(Err(error)) => {
-                self.counts.keep(Review {
-                    at: SystemTime::now(),
-                    namespace: namespace.to_owned(),
-                    pod: request.name.clone(),
-                    verdict: "refused",
-                    reasons: format!("the pod cannot be read: {error}"),
-                });
-                return warned(response, &format!("the pod cannot be read: {error}"));
-            }
-            None => return response,
+        let reasons = format!("the pod cannot be read: {error}");
+        let response = warned(response, &reasons);
+        self.counts.keep(Review {
+            at: SystemTime::now(),
+            namespace: request.namespace.clone().unwrap_or_default(),
+            pod: request.name.clone(),
+            verdict: "refused",
+            reasons,
+        });
+        response
+    }
+
+    async fn answer(&self, request: &AdmissionRequest<Pod>) -> AdmissionResponse {
+        let response = AdmissionResponse::from(request);
+        let pod = match &request.object {
+            Some(pod) if self.concerns(request) => pod,
+            _ => return response,
         };
-        let decision = self.decide(namespace, &pod).await;
-        self.record(namespace, &pod, &decision, request.dry_run);
+        let namespace = request.namespace.as_deref().unwrap_or_default();
+        let decision = self.decide(namespace, pod).await;
+        self.record(namespace, pod, &decision, request.dry_run);
         let mut response = match decision.patch.0.is_empty() {
             true => response,
             false => match response.with_patch(decision.patch) {
@@ -223,8 +247,15 @@ impl Admission {
     }
 }
 
-fn read(object: &DynamicObject) -> Result<Pod, serde_json::Error> {
-    serde_json::from_value(serde_json::to_value(object)?)
+/// The request of a review whose object is of a known type.
+fn request_of<K: Resource + DeserializeOwned>(body: &[u8]) -> Result<AdmissionRequest<K>, String> {
+    // As text, which is what everything else is decoded from: for bytes the program would have
+    // half a megabyte of the same code again.
+    let body = std::str::from_utf8(body).map_err(|error| error.to_string())?;
+    let review: AdmissionReview<K> =
+        serde_json::from_str(body).map_err(|error| error.to_string())?;
+    let request = review.try_into();
+    request.map_err(|_| "it holds no request".to_owned())
 }
 
 fn warned(mut response: AdmissionResponse, warning: &str) -> AdmissionResponse {

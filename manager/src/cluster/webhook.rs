@@ -11,8 +11,6 @@ use hyper::header::CONTENT_TYPE;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use kube::core::DynamicObject;
-use kube::core::admission::AdmissionReview;
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
@@ -116,15 +114,9 @@ impl Webhook {
             Ok(body) => body.to_bytes(),
             Err(error) => return text(StatusCode::BAD_REQUEST, &format!("no body: {error}")),
         };
-        let review: AdmissionReview<DynamicObject> = match serde_json::from_slice(&body) {
-            Ok(review) => review,
-            Err(error) => {
-                let problem = format!("no admission review: {error}");
-                return text(StatusCode::BAD_REQUEST, &problem);
-            }
-        };
-        let Some(answer) = self.admission.review(review).await else {
-            return text(StatusCode::BAD_REQUEST, "the review holds no request");
+        let answer = match self.admission.review(&body).await {
+            Ok(answer) => answer,
+            Err(problem) => return text(StatusCode::BAD_REQUEST, &problem),
         };
         let body = match serde_json::to_vec(&answer) {
             Ok(body) => body,
