@@ -122,8 +122,12 @@ impl Port {
         Ok((name_of(pod), self.api_port(pod).await))
     }
 
-    /// The Service's port `api`, as the pod knows it.
+    /// The pod's port `api`, else what the Service's port of that name leads to: a question less for
+    /// everybody who waits for an intercept, since all charts name it.
     async fn api_port(&self, pod: &Pod) -> u16 {
+        if let Some(port) = named_port(pod, API_PORT_NAME) {
+            return port;
+        }
         let services: Api<Service> = Api::namespaced(self.client.clone(), &self.namespace);
         let service = services.get_opt(SERVICE).await.ok().flatten();
         let target = service
@@ -136,7 +140,7 @@ impl Port {
         match target {
             Some(IntOrString::Int(number)) => u16::try_from(number).ok(),
             Some(IntOrString::String(name)) => named_port(pod, &name),
-            None => named_port(pod, API_PORT_NAME),
+            None => None,
         }
         .unwrap_or(DEFAULT_API_PORT)
     }
