@@ -92,6 +92,25 @@ fn a_quota_that_is_used_up() {
 }
 
 #[test]
+fn a_limit_that_the_agent_is_above() {
+    is_told(&Row {
+        name: "limit",
+        values: json!({"agent": {"resources": {
+            "requests": {"memory": "24Mi"}, "limits": {"memory": "512Mi"},
+        }}}),
+        object: Some(json!({
+            "apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "small"},
+            "spec": {"limits": [{"type": "Container", "max": {"memory": "400Mi"}}]},
+        })),
+        event: "FailedCreate",
+        said: &[
+            "no agent for Deployment web",
+            "maximum memory usage per Container is 400Mi",
+        ],
+    });
+}
+
+#[test]
 fn no_room_in_the_cluster() {
     is_told(&Row {
         name: "room",
