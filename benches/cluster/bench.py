@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What the manager costs a large cluster, and the webhook a pod: every budget of the cluster's side, row by row.
 
-    benches/cluster/bench.py [--pods 5000] [--images target/images] [--out target/bench]
+    benches/cluster/bench.py [--pods 5000] [--images target/images] [--out target/bench] [--only webhook,idle]
 
 Starts a cluster of the rig with the images of `make images`, fills it with objects that no node runs, and looks at the
 manager from outside: memory and CPU by /proc, admissions over TLS from the node, requests by the API server's audit log.
@@ -62,7 +62,8 @@ class Reviews:
 
     def __init__(self, cluster, manager):
         self.cluster = cluster
-        self.url = f"https://{manager.pod()['status']['podIP']}:8443/traffic-agent"
+        self.server = f"https://{manager.pod()['status']['podIP']}:8443"
+        self.url = f"{self.server}/traffic-agent"
         self.file = tempfile.NamedTemporaryFile("w", suffix=".json")
         json.dump(review(cluster), self.file)
         self.file.flush()
@@ -75,18 +76,28 @@ class Reviews:
             sys.exit(f"the webhook injects nothing: {said}")
         return said
 
+    def _load(self, count, connections, *options):
+        """Milliseconds of each of `count` requests, and what h2load said."""
+        pathlib.Path(self.log.name).write_text("")  # h2load appends
+        common = ["h2load", "--h1", f"--requests={count}", f"--clients={connections}", f"--log-file={self.log.name}"]
+        said = self.cluster.on_node(*common, *options)
+        rows = [line.split("\t") for line in pathlib.Path(self.log.name).read_text().splitlines()]
+        return [int(row[2]) / 1000 for row in rows if row[1] == "200"], said
+
     def send(self, count, connections, *options):
         """Milliseconds of each of `count` reviews; the connections are open before the first."""
         length = len(self.answer())
-        pathlib.Path(self.log.name).write_text("")  # h2load appends
-        common = ["h2load", "--h1", f"--requests={count}", f"--clients={connections}", f"--data={self.file.name}",
-                  "--header=content-type: application/json", f"--log-file={self.log.name}"]
-        said = self.cluster.on_node(*common, *options, self.url)
-        rows = [line.split("\t") for line in pathlib.Path(self.log.name).read_text().splitlines()]
-        took = [int(row[2]) / 1000 for row in rows if row[1] == "200"]
+        took, said = self._load(count, connections, f"--data={self.file.name}", "--header=content-type: application/json", *options, self.url)
         # All answers are as long as the one that was looked at.
         if len(took) != count or f"({count * length}) data" not in said.replace(",", ""):
             sys.exit(f"webhook: {len(took)} of {count} answers of {length} bytes: {said}")
+        return took
+
+    def greet(self, count, connections, *options):
+        """The same for requests that take no decision: what machine, TLS and h2load cost by themselves."""
+        took, said = self._load(count, connections, *options, f"{self.server}/healthz")
+        if len(took) != count:
+            sys.exit(f"webhook: {len(took)} of {count} answers of /healthz: {said}")
         return took
 
 
@@ -113,7 +124,7 @@ def intercepts(cluster, client, times=15):
         begin = time.monotonic()
         command = [client, "create", f"mine-{n}", "--workload", "live", "--namespace", SHOP, "--port", "9", "--http-header", "x-dev=me",
                    "--kubeconfig", str(cluster.folder / "admin.conf"), "--timeout", "60"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(cluster.among(*command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         said = []
         for line in process.stdout:
             said.append(line)
@@ -222,22 +233,26 @@ def idle_row(cluster):
 def review_rows(cluster, manager):
     reviews = Reviews(cluster, manager)
     reviews.send(RATE, 4)  # caches and pages are warm, as after the first second of any cluster
-    before = manager.cpu()
-    steady = reviews.send(RATE * SECONDS, 4, f"--rps={RATE // 4}")
-    cpu = (manager.cpu() - before) / len(steady) * 1e6
-    load = busy()
-    begin = time.monotonic()
-    crowd = reviews.send(AT_ONCE, AT_ONCE)
-    took = time.monotonic() - begin
+    with cluster.first():
+        floor = reviews.greet(RATE * SECONDS, 4, f"--rps={RATE // 4}")
+        before = manager.cpu()
+        steady = reviews.send(RATE * SECONDS, 4, f"--rps={RATE // 4}")
+        cpu = (manager.cpu() - before) / len(steady) * 1e6
+        load = busy()
+        begin = time.monotonic()
+        crowd = reviews.send(AT_ONCE, AT_ONCE)
+        took = time.monotonic() - begin
     return [
         Row(f"webhook p99 at {RATE} pods/s, ms", percentile(steady, 0.99), 5, f"{spread(steady)}; {len(steady)} reviews, {cpu:.0f} us of CPU each; {load}"),
+        Row("the same of a request without a decision, ms", percentile(floor, 0.99), None, f"/healthz, just before; {spread(floor)}"),
         Row(f"webhook p99 of {AT_ONCE} pods at once, ms", percentile(crowd, 0.99), None, f"{spread(crowd)}; {took:.1f} s with {AT_ONCE} handshakes"),
         Row("manager's memory after the reviews, MiB", manager.resident(), 40, f"peak {manager.peak():.1f}"),
     ]
 
 
 def intercept_row(cluster, client):
-    took = intercepts(cluster, client)
+    with cluster.first():
+        took = intercepts(cluster, client)
     note = f"the client's whole command, with its way through the API server; {min(took):.0f} to {max(took):.0f}; {busy()}"
     return Row("intercept to ACTIVE, the agent being there, ms", statistics.median(took), 150, note)
 
@@ -249,12 +264,14 @@ def measure(cluster, options):
     marked = {"schedulerName": "nobody", "containers": [APP], "metadata": {"labels": {"app": "marked"}, "annotations": ENABLED}}
     cluster.apply([deployment("marked", 1, marked), service("marked", "marked"),
                    deployment("live", 1, {"containers": [APP]}), service("live", "live")])
-    starting = shown(starting_rows(cluster))
+    wanted = options.only.split(",")
+    starting = shown(starting_rows(cluster)) if "start" in wanted else []
     watching = shown(watching_rows(cluster, manager, options.pods))
-    active = shown([intercept_row(cluster, options.client)])
+    active = shown([intercept_row(cluster, options.client)]) if "intercept" in wanted else []
     time.sleep(10)
-    idle = shown([idle_row(cluster)])
-    return [*shown(review_rows(cluster, manager)), *watching, *idle, *active, *starting]
+    idle = shown([idle_row(cluster)]) if "idle" in wanted else []
+    reviews = shown(review_rows(cluster, manager)) if "webhook" in wanted else []
+    return [*reviews, *watching, *idle, *active, *starting]
 
 
 def shown(rows):
@@ -276,6 +293,7 @@ def main():
     parser.add_argument("--images", type=pathlib.Path, default=ROOT / "target/images")
     parser.add_argument("--client", type=pathlib.Path, default=ROOT / "target/release/intercept")
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "target/bench")
+    parser.add_argument("--only", default="start,intercept,idle,webhook", help="rows beside those of the watches")
     options = parser.parse_args()
     cluster = Cluster(ROOT / "target/cluster-bench", options.images)
     try:

@@ -1,4 +1,5 @@
 """A cluster of the rig, and objects of a large one that no node runs."""
+import contextlib
 import datetime
 import http.client
 import json
@@ -19,6 +20,8 @@ APP = {"name": "app", "image": "localhost/rig/app:1", "imagePullPolicy": "Never"
        "ports": [{"name": "http", "containerPort": 8080}]}
 # The unit of utime and stime in /proc/PID/stat, fixed for every program on Linux.
 TICKS_PER_SECOND = 100
+# The largest claim to the processors that a group of processes can have.
+FIRST = 262144
 # Connections that write statuses; the API server takes some hundred requests a second.
 WRITERS = 4
 
@@ -33,6 +36,8 @@ class Cluster:
         self.rig("load", *sorted(map(str, images.glob("*/*.tar"))))
         facts = dict(line.split("=", 1) for line in (folder / "facts").read_text().splitlines())
         self.node, self.network = facts["NODE4"], f"rig{facts['NUMBER']}"
+        groups = (folder / "run/cgroups").read_text().split()
+        self.cpu = next(pathlib.Path(it) for it in groups if it.split("/")[4] in ("cpu", "cpu,cpuacct"))
 
     def rig(self, *words):
         return subprocess.run([RIG, "--folder", self.folder, *words], check=True, capture_output=True, text=True).stdout
@@ -50,8 +55,23 @@ class Cluster:
     def get(self, *words):
         return json.loads(self.run("kubectl", "get", *words, "-o", "json"))
 
+    def among(self, *command):
+        """The command with the same claim to the processors as the parts of the cluster."""
+        return ["sh", "-c", 'echo $$ >"$0/cgroup.procs"; exec "$@"', self.cpu, *command]
+
+    @contextlib.contextmanager
+    def first(self):
+        """Its parts compete with each other for the processors, as on any machine, and not with the builds of somebody else."""
+        shares = self.cpu / "cpu.shares"
+        before = shares.read_text()
+        shares.write_text(str(FIRST))
+        try:
+            yield
+        finally:
+            shares.write_text(before)
+
     def on_node(self, *command):
-        done = subprocess.run(["ip", "netns", "exec", self.network, *command], capture_output=True, text=True)
+        done = subprocess.run(self.among("ip", "netns", "exec", self.network, *command), capture_output=True, text=True)
         if done.returncode != 0:
             sys.exit(f"{command[0]}: {done.stdout}{done.stderr}")
         return done.stdout
