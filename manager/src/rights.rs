@@ -115,7 +115,11 @@ mod tests {
              [web], verbs: [create]} to the rules of a Role in namespace shop that is bound to him"
         );
         let right = Right::attach("get", "StatefulSet", "shop", "db");
-        assert!(right.to_string().starts_with("get attachments/statefulsets of group"));
+        assert!(
+            right
+                .to_string()
+                .starts_with("get attachments/statefulsets of group")
+        );
         let right = Right::connect().within("ambassador");
         assert!(right.to_string().ends_with("in namespace \"ambassador\""));
         assert!(!right.remedy().contains("resourceNames"));

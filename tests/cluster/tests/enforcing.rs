@@ -13,8 +13,8 @@ use tonic::{Code, Request, Status};
 use traffic_proto::manager::agent_info::Mechanism;
 use traffic_proto::manager::manager_client::ManagerClient;
 use traffic_proto::manager::{
-    AgentInfo, ClientInfo, CreateInterceptRequest, EnsureAgentRequest, InterceptSpec, LogLevelRequest, RemainRequest,
-    SessionInfo,
+    AgentInfo, ClientInfo, CreateInterceptRequest, EnsureAgentRequest, InterceptSpec,
+    LogLevelRequest, RemainRequest, SessionInfo,
 };
 
 use super::life::has_agent;
@@ -303,7 +303,8 @@ fn nobody_gets_in_without_the_proof_and_the_right() {
         Code::PermissionDenied,
         "resourceNames: [web], verbs: [get]} to the rules of a Role",
     );
-    port.ingest(Some(&dev_token), &session, shop.name()).unwrap();
+    port.ingest(Some(&dev_token), &session, shop.name())
+        .unwrap();
     let levels = port.call(Some(&dev_token), |mut client, request| async move {
         client
             .set_log_level(request.map(|()| LogLevelRequest::default()))
