@@ -25,6 +25,7 @@ use crate::mount::leftovers;
 use crate::report::{self, Pairs, event, line, note};
 use crate::rest_api::RestApi;
 use crate::session::{self, Manager, Patience, Resumed, Way, call, status_text};
+use crate::to_pod::PodPorts;
 use crate::tunnels::TunnelDialer;
 use crate::watches::{agents, dials};
 
@@ -54,6 +55,7 @@ pub async fn create(flags: &Create, stop: Stop) -> Result<(), Failure> {
     let target = resolve(&flags.address, first).await?;
     leftovers::take_away_all();
     flags.container.mount.check()?;
+    let pod_ports = PodPorts::open(&flags.to_pod)?;
     let patience = session::FIRST_CONTACT_TIMEOUT.min(Duration::from_secs(flags.timeout));
     let connected = async {
         let way = Way::open(&flags.manager).await?;
@@ -90,6 +92,7 @@ pub async fn create(flags: &Create, stop: Stop) -> Result<(), Failure> {
         stop,
         became_active: false,
         container: Container::default(),
+        pod_ports,
         rest_api: None,
     };
     let mut patience = Patience::new(patience);
@@ -135,6 +138,8 @@ struct InterceptSession<'a> {
     became_active: bool,
     /// The app's container on this machine.
     container: Container,
+    /// Ports of the pod on this machine.
+    pod_ports: PodPorts,
     /// Answers to consumers of messages, once the intercept is active.
     rest_api: Option<RestApi>,
 }
@@ -342,6 +347,7 @@ impl InterceptSession<'_> {
             *info = state;
             let facts = (&*info).into();
             self.container.follow(self.manager.clone(), session, &facts);
+            self.pod_ports.lead(self.manager.clone(), session, info);
             self.tunnel_dialer.live.says(info);
             if is_news {
                 tell(info);

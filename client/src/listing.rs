@@ -103,6 +103,7 @@ fn block(info: &InterceptInfo, me: &str, now: SystemTime, style: Style) -> Strin
         ),
         ("goes to", target(&spec)),
         ("and ports", spec.pod_ports.join(", ")),
+        ("to pod", spec.local_ports.join(", ")),
         ("pod", info.pod_name.clone()),
         ("requests", requests(info)),
         ("note", info.message.clone()),

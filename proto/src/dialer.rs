@@ -167,6 +167,19 @@ where
     copy_tcp(stream, &mut incoming, &mut outgoing).await
 }
 
+/// Copies between a socket that is connected to its peer and a tunnel that the far end dials, until
+/// one is gone or no datagram has come for a while. To be called after `StreamInfo` and `StreamOk`.
+pub async fn carry_datagrams<S, T>(
+    socket: UdpSocket,
+    mut incoming: S,
+    mut outgoing: Outgoing<T>,
+) -> Carried
+where
+    S: Stream<Item = Result<TunnelMessage, Status>> + Unpin,
+{
+    copy_udp(socket, &mut incoming, &mut outgoing).await
+}
+
 /// Rejects the stream without a dial, and stays until the peer has received that.
 pub async fn reject<S, T>(incoming: &mut S, mut outgoing: Outgoing<T>)
 where

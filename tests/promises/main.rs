@@ -7,6 +7,7 @@ mod manager_away;
 mod replicas;
 mod several_ports;
 mod structured;
+mod to_pod;
 mod volumes;
 mod whole_ports;
 mod wiretap;

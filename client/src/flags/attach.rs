@@ -17,6 +17,7 @@ use crate::environment::Syntax;
 use crate::filters;
 use crate::matchers::Matchers;
 use crate::mount::wanted::Wanted;
+use crate::to_pod::PodPort;
 
 /// Time for the round trip to a workstation, in addition to a dial, as granted by the stock client.
 const ROUNDTRIP_TIMEOUT: Duration = Duration::from_secs(4);
@@ -38,6 +39,10 @@ pub struct Create {
     /// repeated for further ports of the same pods, which have to be named
     #[arg(long, short, required = true, value_name = "LOCAL[:IDENTIFIER]")]
     pub port: Vec<Ports>,
+    /// Port of the pod that is to be at this machine's loopback too, under the same number, as long as
+    /// the intercept lives; optionally with /TCP or /UDP. May be repeated
+    #[arg(long, value_name = "PORT")]
+    pub to_pod: Vec<PodPort>,
     /// Local host that requests are delivered to
     #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
     pub address: String,
@@ -297,6 +302,7 @@ impl Create {
             port_identifier: first.identifier.clone(),
             protocol: first.transport.to_string(),
             pod_ports,
+            local_ports: self.to_pod.iter().map(ToString::to_string).collect(),
             replace: self.kind == Attachment::Replace,
             roundtrip_latency: nanos_from_duration(ROUNDTRIP_TIMEOUT),
             dial_timeout: nanos_from_duration(DIAL_TIMEOUT),

@@ -100,6 +100,14 @@ fn further_ports_are_sent_with_the_local_port_of_each() {
 }
 
 #[test]
+fn ports_of_the_pod_are_told_to_the_manager_with_their_transport() {
+    let spec = create(&["--port=80", "--to-pod=9090", "--to-pod=53/udp"]).unwrap();
+    assert_eq!(spec.local_ports, ["9090/TCP", "53/UDP"]);
+    let error = create(&["--port=80", "--to-pod=http"]).unwrap_err();
+    assert!(error.contains("1 to 65535"), "{error}");
+}
+
+#[test]
 fn replace_takes_everything() {
     let spec = |flags: &[&str]| {
         let command = ["intercept", "replace", "hello", "--port=80"].iter();

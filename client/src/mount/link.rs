@@ -1,31 +1,20 @@
 //! A port of this machine that leads to the file service of a pod: each connection becomes a tunnel
 //! through the manager, which the pod's agent dials at its end.
 
-use std::collections::hash_map::RandomState;
-use std::hash::BuildHasher as _;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
-use traffic_proto::ConnId;
-use traffic_proto::dialer::{self, Outgoing};
-use traffic_proto::manager::{SessionInfo, TunnelMessage};
-use traffic_proto::port::Transport;
+use tokio::time::sleep;
+use traffic_proto::manager::SessionInfo;
 use traffic_proto::sync::lock;
-use traffic_proto::tunnel::{Message, StreamInfo};
 
+use crate::pod_tunnel::PodWay;
 use crate::session::Manager;
-use crate::tunnels::{QUEUE_CAPACITY, Via, open};
 
-/// Time for the agent to dial its own port.
-const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
-/// Time for the way there and back, in addition.
-const ROUNDTRIP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause after a failed accept, usually for lack of descriptors.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
@@ -49,8 +38,7 @@ pub(crate) struct Link {
 /// Where new connections lead.
 #[derive(Clone, Debug)]
 struct Way {
-    manager: Manager,
-    session: String,
+    pod: PodWay,
     files: Files,
 }
 
@@ -67,8 +55,7 @@ impl Link {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let port = listener.local_addr()?.port();
         let way = Arc::new(Mutex::new(Way {
-            manager,
-            session: session.session_id.clone(),
+            pod: PodWay::new(manager, session),
             files,
         }));
         let mut serving = JoinSet::new();
@@ -91,8 +78,7 @@ impl Link {
     /// Leads further connections elsewhere.
     pub(crate) fn lead(&self, manager: Manager, session: &SessionInfo, files: Files) {
         *lock(&self.way) = Way {
-            manager,
-            session: session.session_id.clone(),
+            pod: PodWay::new(manager, session),
             files,
         };
     }
@@ -104,10 +90,11 @@ async fn serve(listener: TcpListener, way: Arc<Mutex<Way>>) {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) if is_ours(&stream, peer) => {
-                    let way = lock(&way).clone();
+                    let Way { pod, files } = lock(&way).clone();
                     connections.spawn(async move {
-                        if let Err(why) = carry(stream, way).await {
-                            tracing::debug!("the volumes are not reached: {why}");
+                        match pod.carry(stream, files.address).await {
+                            Ok(carried) => tracing::debug!(?carried, "connection to the volumes ended"),
+                            Err(why) => tracing::debug!("the volumes are not reached: {why}"),
                         }
                     });
                 }
@@ -118,36 +105,6 @@ async fn serve(listener: TcpListener, way: Arc<Mutex<Way>>) {
                 }
             },
             Some(_) = connections.join_next() => {}
-        }
-    }
-}
-
-async fn carry(stream: TcpStream, way: Way) -> anyhow::Result<()> {
-    let destination = way.files.address;
-    let conn = ConnId::new(Transport::Tcp, source(destination.ip()), destination);
-    let (tx, rx) = mpsc::channel(QUEUE_CAPACITY);
-    let info = StreamInfo::new(conn, &way.session, ROUNDTRIP_TIMEOUT, DIAL_TIMEOUT);
-    let payload = Message::StreamInfo(info).encode();
-    // The queue is empty, so this never waits.
-    tx.send(TunnelMessage { payload }).await?;
-    let incoming = timeout(ROUNDTRIP_TIMEOUT, open(Via::Manager(way.manager), rx)).await??;
-    let carried = dialer::carry(stream, incoming, Outgoing::caller(tx)).await;
-    tracing::debug!(%conn, ?carried, "connection to the volumes ended");
-    Ok(())
-}
-
-/// Makes up an address to call from. The manager joins streams by both addresses, so those of two
-/// workstations must differ.
-fn source(destination: IpAddr) -> SocketAddr {
-    let chance = RandomState::new().hash_one(destination);
-    let [a, b, c, d, e, ..] = chance.to_be_bytes();
-    let port = u16::from_be_bytes([d, e]).max(1);
-    match destination.to_canonical() {
-        IpAddr::V4(_) => (Ipv4Addr::new(127, a, b, c), port).into(),
-        IpAddr::V6(_) => {
-            let ends = |first, second| u16::from_be_bytes([first, second]);
-            let ip = Ipv6Addr::new(0xfd00, ends(a, b), ends(c, 0), 0, 0, 0, 0, 1);
-            (ip, port).into()
         }
     }
 }
@@ -210,14 +167,5 @@ mod tests {
             .unwrap();
         let (stream, peer) = listener.accept().await.unwrap();
         assert!(is_ours(&stream, peer));
-    }
-
-    #[test]
-    fn made_up_addresses_differ_and_are_of_the_destinations_family() {
-        let v4 = IpAddr::from([10, 0, 0, 1]);
-        let all: std::collections::HashSet<_> = (0..32).map(|_| source(v4)).collect();
-        assert!(all.len() > 16);
-        assert!(all.iter().all(|it| it.ip().is_loopback() && it.port() != 0));
-        assert!(source("fd00::1".parse().unwrap()).is_ipv6());
     }
 }
