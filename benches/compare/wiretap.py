@@ -62,9 +62,9 @@ class Wiretap:
         self.client.stop()
 
 
-def p99(bench):
+def p99(bench, secs=None):
     host.wait_quiet(1)
-    result = json.loads(bench.client([bench.load, "rate", P["http"], bench.args.secs, 32, bench.args.rate]))
+    result = json.loads(bench.client([bench.load, "rate", P["http"], secs or bench.args.secs, 32, bench.args.rate]))
     if result["errors"]:
         raise RuntimeError(f"{result['errors']} requests failed")
     return result["p99_us"]
@@ -93,24 +93,24 @@ def stalled(bench, agent, seconds):
     with Wiretap(bench) as tap:
         p99(bench)
         before, dropped = host.rss_kib(agent.pids()), stat("traffic_agent_wiretap_copies_dropped_total")
-        most, ended = [before], threading.Event()
+        most, most_dropped, ended = [before], [dropped], threading.Event()
 
         def watch():
-            while not ended.wait(0.1):
+            while not ended.wait(0.25):
                 most[0] = max(most[0], host.rss_kib(agent.pids()))
+                # The series goes with the wiretap, which the manager ends when its client is away for too long.
+                most_dropped[0] = max(most_dropped[0], stat("traffic_agent_wiretap_copies_dropped_total"))
 
         watcher = threading.Thread(target=watch)
         tap.client.child.send_signal(signal.SIGSTOP)
         watcher.start()
-        bench.args.secs, secs = seconds, bench.args.secs
         try:
-            latency = p99(bench)
+            latency = p99(bench, seconds)
         finally:
-            bench.args.secs = secs
             ended.set()
             watcher.join()
             tap.client.child.send_signal(signal.SIGCONT)
-        return latency, (most[0] - before) / 1024, stat("traffic_agent_wiretap_copies_dropped_total") - dropped
+        return latency, (most[0] - before) / 1024, most_dropped[0] - dropped
 
 
 def main():
@@ -130,6 +130,8 @@ def main():
         bench.running += everything
         p99(bench)
         figures = paired(bench, args.rounds)
+        # As long as the stall, because an open loop on a busy machine falls behind with time.
+        long_alone = p99(bench, args.stall)
         latency, grown, dropped = stalled(bench, agent, args.stall)
     finally:
         bench.stop()
@@ -138,7 +140,7 @@ def main():
     noise = max(max(alone) / min(alone) for alone, _ in figures)
     alone = statistics.median(mean(a) for a, _ in figures)
     lines = ["| | p99, us |", "|---|---|", f"| alone | {alone:.0f} |",
-             f"| beside a wiretap | {statistics.median(mean(t) for _, t in figures):.0f} |",
+             f"| alone, for {args.stall:.0f} s | {long_alone:.0f} |", f"| beside a wiretap | {statistics.median(mean(t) for _, t in figures):.0f} |",
              f"| beside one that stalls for {args.stall:.0f} s | {latency:.0f} |", "",
              f"beside / alone: {statistics.median(ratios):.3f} (rounds {min(ratios):.3f} to {max(ratios):.3f}); two "
              f"measurements alone differ by a factor of up to {noise:.3f}; stalled: {dropped:.0f} copies dropped, "
@@ -149,7 +151,7 @@ def main():
     faults = []
     if statistics.median(ratios) > max(noise, 1.1):
         faults.append("a wiretap costs more than noise")
-    if latency > alone * max(noise, 1.1):
+    if latency > long_alone * max(noise, 1.1):
         faults.append("a stalled wiretap costs more than noise")
     if grown > MOST_MIB or not dropped:
         faults.append(f"a stalled wiretap: {grown:.1f} MiB ({MOST_MIB} allowed), {dropped:.0f} copies dropped")
