@@ -3,19 +3,23 @@
 
 mod answers;
 pub mod api;
+mod api_calls;
 pub(crate) mod api_server;
 pub mod config;
 pub mod container_env;
 mod context;
 pub(crate) mod dial_queue;
-mod dial_watches;
 pub mod dialer;
+mod direct_tunnel;
 pub mod dns;
 pub mod intercepts;
+mod keepalive;
 mod keyed_lock;
 mod known_sessions;
 mod log_once;
+pub(crate) mod manager_call;
 mod manager_token;
+mod meter;
 pub(crate) mod reviews;
 pub(crate) mod session;
 pub mod supervisor;

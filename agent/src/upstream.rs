@@ -5,23 +5,23 @@ pub mod app;
 pub mod app_tls;
 pub mod copy_memory;
 pub mod probe;
+pub mod queues;
 pub mod tunnel;
 pub mod workstation;
 
 use crate::tls::alpn::TlsInfo;
 use std::fmt;
-use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
-use bytes::Bytes;
-use futures_util::Stream;
 use futures_util::future::BoxFuture;
-use tokio::sync::mpsc;
 
 use crate::addr::Caller;
 use crate::io::conn::Conn;
 use crate::telemetry::metrics::FailOpen;
 use traffic_core::routing::Intercept;
+use traffic_proto::tunnel::Message;
+use traffic_proto::tunnel::frame::Frame;
 
 /// Error of a connection to the app.
 #[derive(Debug, thiserror::Error)]
@@ -106,13 +106,37 @@ pub enum Role {
     Server,
 }
 
-/// A tunnel after StreamInfo and StreamOK were exchanged; payloads are encoded tunnel messages,
-/// code byte first. The dial at the workstation may still be under way.
+/// The tunnel takes no more messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gone;
+
+/// The messages of an open tunnel, whatever carries them. What is sent leaves by itself.
+pub trait Messages: Send {
+    /// Ready when there is room for one message; the sender waits while there is none, so a
+    /// workstation that does not read slows it.
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Gone>>;
+
+    /// Sends a message into the room that [`Self::poll_room`] has found.
+    ///
+    /// # Errors
+    /// The tunnel takes no more messages.
+    fn send(&mut self, frame: Frame) -> Result<(), Gone>;
+
+    /// Sends a message if there is room for it; false if not.
+    fn try_send(&mut self, frame: Frame) -> bool;
+
+    /// Ends our direction, behind what was sent and `last`, for which there is always room.
+    fn end(&mut self, last: Option<Frame>);
+
+    /// Receives the next message.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Message, TunnelError>>>;
+}
+
+/// A tunnel after StreamInfo and StreamOK were exchanged. The dial at the workstation may still be
+/// under way.
 pub struct TunnelIo {
-    /// Payloads to the workstation; bounded, so a full queue slows its sender.
-    pub tx: mpsc::Sender<Bytes>,
-    /// Payloads from the workstation; an error or the end finishes the incoming direction.
-    pub rx: Pin<Box<dyn Stream<Item = Result<Bytes, TunnelError>> + Send>>,
+    /// Both directions.
+    pub messages: Box<dyn Messages>,
     /// The agent's side of the call.
     pub role: Role,
 }
@@ -126,6 +150,9 @@ pub enum TunnelError {
     /// The stream ended with an error.
     #[error("the tunnel broke: {0}")]
     Broken(String),
+    /// The peer sent what is no tunnel message.
+    #[error("malformed tunnel message: {0}")]
+    Malformed(String),
     /// The workstation did not answer in time.
     #[error("the workstation did not answer within {0:?}")]
     Timeout(std::time::Duration),
@@ -137,7 +164,7 @@ impl TunnelError {
     pub fn fail_open(&self) -> FailOpen {
         match self {
             Self::Timeout(_) => FailOpen::DialTimeout,
-            Self::NoPath(_) | Self::Broken(_) => FailOpen::NoTunnel,
+            Self::NoPath(_) | Self::Broken(_) | Self::Malformed(_) => FailOpen::NoTunnel,
         }
     }
 }

@@ -101,7 +101,7 @@ async fn a_tcp_intercept_takes_new_connections_and_leaves_old_ones_where_they_ar
     let mut far = timeout(WAIT_TIMEOUT, opened.recv()).await.unwrap().unwrap();
     assert_eq!((far.caller.0, far.transport), (from, Transport::Tcp));
     // The bytes come although no DialOk was said.
-    let sent = Message::decode(far.from_agent.recv().await.unwrap()).unwrap();
+    let sent = Message::decode(far.from_agent.recv().await.unwrap().payload()).unwrap();
     assert_eq!(
         sent,
         Message::Normal(Bytes::from_static(b"to the workstation"))
@@ -114,7 +114,7 @@ async fn a_tcp_intercept_takes_new_connections_and_leaves_old_ones_where_they_ar
     let mut seen = [0; 3];
     old_app.read_exact(&mut seen).await.unwrap();
     assert_eq!(&seen, b"old");
-    let sent = Message::decode(far.from_agent.recv().await.unwrap()).unwrap();
+    let sent = Message::decode(far.from_agent.recv().await.unwrap().payload()).unwrap();
     assert_eq!(sent, Message::Normal(Bytes::from_static(b"new")));
     far.to_agent
         .send(Ok(Message::DialOk.encode()))

@@ -19,12 +19,13 @@ use traffic_agent::telemetry::metrics::{FailOpen, PortMetrics};
 use traffic_agent::upstream::tunnel::{CHUNK, DialFailure, Tunnel};
 use traffic_agent::upstream::{Role, TunnelError, TunnelIo};
 use traffic_proto::tunnel::Message;
+use traffic_proto::tunnel::frame::Frame;
 
 const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The far end of a tunnel.
 struct FakeTunnel {
-    from_agent: mpsc::Receiver<Bytes>,
+    from_agent: mpsc::Receiver<Frame>,
     to_agent: mpsc::Sender<Result<Bytes, TunnelError>>,
 }
 
@@ -32,11 +33,7 @@ fn tunnel(role: Role, depth: usize) -> (Tunnel, FakeTunnel) {
     let (tx, from_agent) = mpsc::channel(depth);
     let (to_agent, rx) = mpsc::channel(64);
     (
-        Tunnel::new(TunnelIo {
-            tx,
-            rx: Box::pin(ReceiverStream::new(rx)),
-            role,
-        }),
+        Tunnel::new(TunnelIo::of_payloads(tx, ReceiverStream::new(rx), role)),
         FakeTunnel {
             from_agent,
             to_agent,
@@ -54,10 +51,10 @@ impl FakeTunnel {
     }
 
     async fn hears(&mut self) -> Option<Message> {
-        let payload = timeout(WAIT_TIMEOUT, self.from_agent.recv())
+        let frame = timeout(WAIT_TIMEOUT, self.from_agent.recv())
             .await
             .expect("a message, or the end")?;
-        Some(Message::decode(payload).unwrap())
+        Some(Message::decode(frame.payload()).unwrap())
     }
 }
 

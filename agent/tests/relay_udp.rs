@@ -345,7 +345,8 @@ async fn hears(far: &mut FarEnd) -> Bytes {
         timeout(WAIT_TIMEOUT, far.from_agent.recv())
             .await
             .unwrap()
-            .unwrap(),
+            .unwrap()
+            .payload(),
     )
     .unwrap()
     {

@@ -9,6 +9,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::conn_id::{ConnId, ConnIdError};
 
+pub mod frame;
+
 /// Version of the stream protocol; the only one in use.
 pub const STREAM_VERSION: u64 = 2;
 /// Maximum of data in a `Normal` message of a TCP connection.

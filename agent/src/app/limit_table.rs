@@ -10,9 +10,10 @@ use traffic_proto::tunnel::GRPC_LIMIT;
 
 use crate::admin::metrics_port;
 use crate::admin::server::MAX_FORM;
+use crate::control::api_server::SEND_BUFFER;
 use crate::control::dial_queue::MAX_QUEUED_DIALS;
+use crate::control::manager_call::QUEUE_CAPACITY;
 use crate::control::reviews::{MAX_REVIEW, MAX_REVIEWS_UNDER_WAY};
-use crate::control::tunnels::QUEUE_CAPACITY;
 use crate::files::ftp::{CONNECT_TIMEOUT, IDLE_TIMEOUT};
 use crate::files::server;
 use crate::files::sftp::MAX_HANDLES;
@@ -114,8 +115,14 @@ const FIXED: &[FixedLimit] = &[
         "",
     ),
     fixed(
-        "Messages queued in one tunnel; its sender waits",
+        "Messages queued in one tunnel through the traffic-manager; its sender waits",
         || QUEUE_CAPACITY.to_string(),
+        "",
+        "",
+    ),
+    fixed(
+        "Bytes that wait in one tunnel to an attached workstation; its sender waits",
+        || bytes(SEND_BUFFER),
         "",
         "",
     ),

@@ -2,30 +2,27 @@
 //! dial requests, and to have the agent dial into the cluster for them.
 
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{Stream, StreamExt};
-use tokio::sync::mpsc;
-use tonic::metadata::MetadataValue;
-use tonic::{Request, Response, Status, Streaming};
-use traffic_proto::agent::agent_server::Agent;
-use traffic_proto::manager::{
-    DialRequest, LookupRequest, LookupResponse, SessionInfo, TunnelMessage, VersionInfo2,
-};
+use bytes::Bytes;
+use h2::{RecvStream, SendStream};
+use tonic::Status;
+use tonic::metadata::{MetadataMap, MetadataValue};
+use traffic_proto::manager::{LookupResponse, SessionInfo, VersionInfo2};
+use traffic_proto::port::Transport;
 use traffic_proto::proof;
 use traffic_proto::tunnel::{Message, STREAM_VERSION, StreamInfo};
 
 use crate::control::config::PRODUCT_NAME;
 use crate::control::dialer::Dialer;
+use crate::control::direct_tunnel::{DirectTunnel, Incoming};
 use crate::control::dns::Dns;
-use crate::control::tunnels::{
-    DialStream, QUEUE_CAPACITY, TunnelDirection, Tunnels, answering, metered_incoming,
-};
+use crate::control::meter::TunnelDirection;
+use crate::control::tunnels::{DialStream, Tunnels};
 use crate::drain::Drain;
 use crate::telemetry::metrics::ControlMetrics;
-use crate::upstream::{Role, TunnelIo};
+use crate::upstream::{Messages as _, Role, TunnelIo};
 
 /// Time until the first message of a call has to arrive.
 pub(crate) const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -101,104 +98,97 @@ impl Service {
     }
 }
 
-type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
-#[tonic::async_trait]
-impl Agent for Service {
-    type TunnelStream = Answers<TunnelMessage>;
-    type WatchDialStream = Answers<DialRequest>;
-
-    async fn tunnel(
+impl Service {
+    /// Serves a tunnel that a workstation has opened. `open` answers the call, once it is let in.
+    pub(crate) async fn tunnel(
         &self,
-        request: Request<Streaming<TunnelMessage>>,
-    ) -> Result<Response<Self::TunnelStream>, Status> {
-        let peer = request.remote_addr();
-        let mut incoming = request.into_inner();
+        stream: RecvStream,
+        open: impl FnOnce() -> Result<SendStream<Bytes>, Status>,
+        peer: Option<SocketAddr>,
+    ) -> Result<(), Status> {
+        let mut incoming = Incoming::new(stream);
         let info = first_message(&mut incoming).await?;
         if info.session_id.is_empty() {
             return Err(Status::unauthenticated(
                 "a tunnel without a session id; send the client's session",
             ));
         }
+        if info.conn_id.transport() == Transport::Udp {
+            incoming.keep_borders();
+        }
         // Who answers a dial request was asked by this agent.
         if !self.tunnels.awaited(&info) {
             self.admit(&info.session_id, peer).await?;
         }
-        let (tx, queue) = mpsc::channel(QUEUE_CAPACITY);
-        // The queue is empty and has room for more than one.
-        let _ = tx.try_send(Message::StreamOk(STREAM_VERSION).encode());
-        let direction = if self.tunnels.awaited(&info) {
-            TunnelDirection::Workstation
-        } else {
-            TunnelDirection::Cluster
-        };
-        let meter = self.tunnels.meter(&info.session_id, direction);
-        let io = TunnelIo {
-            tx,
-            rx: metered_incoming(incoming, Arc::clone(&meter)),
-            role: Role::Server,
-        };
-        match (direction, self.tunnels.answer(&info, io)) {
-            (_, Ok(())) => {}
-            (TunnelDirection::Workstation, Err(_)) => {
-                return Err(Status::cancelled("the caller has left"));
-            }
-            (TunnelDirection::Cluster, Err(io)) => {
-                let Some(place) = self.dialer.place() else {
-                    return Err(Status::resource_exhausted(
-                        "the agent dials too many connections already; raise dialledConnections",
-                    ));
-                };
-                self.metrics.dials.inc();
-                let dialer = Arc::clone(&self.dialer);
-                self.drain.spawn(async move {
-                    let timeout = info.dial_timeout;
-                    dialer.serve(place, info.conn_id, timeout, io).await;
-                });
-            }
+        if self.tunnels.awaited(&info) {
+            let direction = TunnelDirection::Workstation;
+            let io = self.opened(&info, incoming, open, direction)?;
+            // Else the caller has left: its tunnel ends at once.
+            let _ = self.tunnels.answer(&info, io);
+            return Ok(());
         }
-        Ok(Response::new(Box::pin(answering(queue, meter))))
-    }
-
-    async fn watch_dial(
-        &self,
-        request: Request<SessionInfo>,
-    ) -> Result<Response<Self::WatchDialStream>, Status> {
-        let peer = request.remote_addr();
-        let dials = self.watch(request.get_ref(), peer).await?;
-        Ok(Response::new(Box::pin(dials.map(Ok))))
-    }
-
-    async fn version(&self, request: Request<()>) -> Result<Response<VersionInfo2>, Status> {
-        let challenge = request.metadata().get_bin(proof::CHALLENGE);
-        let challenge = challenge.and_then(|c| c.to_bytes().ok());
-        let mut response = Response::new(VersionInfo2 {
-            name: PRODUCT_NAME.to_owned(),
-            version: crate::VERSION.to_owned(),
+        let Some(place) = self.dialer.place() else {
+            return Err(Status::resource_exhausted(
+                "the agent dials too many connections already; raise dialledConnections",
+            ));
+        };
+        let io = self.opened(&info, incoming, open, TunnelDirection::Cluster)?;
+        self.metrics.dials.inc();
+        let dialer = Arc::clone(&self.dialer);
+        self.drain.spawn(async move {
+            let timeout = info.dial_timeout;
+            dialer.serve(place, info.conn_id, timeout, io).await;
         });
+        Ok(())
+    }
+
+    /// The tunnel of a call that is let in.
+    fn opened(
+        &self,
+        info: &StreamInfo,
+        incoming: Incoming,
+        open: impl FnOnce() -> Result<SendStream<Bytes>, Status>,
+        direction: TunnelDirection,
+    ) -> Result<TunnelIo, Status> {
+        let meter = self.tunnels.meter(&info.session_id, direction);
+        let mut messages = Box::new(DirectTunnel::new(incoming, open()?, meter));
+        let _ = messages.send((&Message::StreamOk(STREAM_VERSION)).into());
+        Ok(TunnelIo {
+            messages,
+            role: Role::Server,
+        })
+    }
+
+    /// The agent's version, and the proof that it is the announced one to who asks for it.
+    pub(crate) fn version(&self, asked: &MetadataMap) -> (VersionInfo2, MetadataMap) {
+        let challenge = asked.get_bin(proof::CHALLENGE);
+        let challenge = challenge.and_then(|c| c.to_bytes().ok());
+        let mut metadata = MetadataMap::new();
         let key = self.tunnels.proof_key();
         if let Some(challenge) = challenge.filter(|_| !key.is_empty()) {
             let answer = MetadataValue::from_bytes(&proof::answer(key, &challenge));
-            response.metadata_mut().insert_bin(proof::PROOF, answer);
+            metadata.insert_bin(proof::PROOF, answer);
         }
-        Ok(response)
+        let version = VersionInfo2 {
+            name: PRODUCT_NAME.to_owned(),
+            version: crate::VERSION.to_owned(),
+        };
+        (version, metadata)
     }
 
-    async fn lookup(
-        &self,
-        request: Request<LookupRequest>,
-    ) -> Result<Response<LookupResponse>, Status> {
-        let ips = self.dns.addresses(&request.into_inner().name).await?;
-        Ok(Response::new(LookupResponse { ips }))
+    /// Addresses of a name, as the pod sees it.
+    pub(crate) async fn lookup(&self, name: &str) -> Result<LookupResponse, Status> {
+        let ips = self.dns.addresses(name).await?;
+        Ok(LookupResponse { ips })
     }
 }
 
-async fn first_message(incoming: &mut Streaming<TunnelMessage>) -> Result<StreamInfo, Status> {
+async fn first_message(incoming: &mut Incoming) -> Result<StreamInfo, Status> {
     let first = tokio::time::timeout(FIRST_MESSAGE_TIMEOUT, incoming.next())
         .await
         .map_err(|_| Status::deadline_exceeded("no StreamInfo in time"))?
-        .ok_or_else(|| Status::failed_precondition("the tunnel ended before its StreamInfo"))??;
-    match Message::decode(first.payload) {
+        .ok_or_else(|| Status::failed_precondition("the tunnel ended before its StreamInfo"))?;
+    match first {
         Ok(Message::StreamInfo(info)) => Ok(info),
         Ok(other) => Err(Status::failed_precondition(format!(
             "code {} came before StreamInfo",

@@ -1,63 +1,61 @@
-//! The server of the agent's gRPC API: its connections, their windows and their keepalive.
+//! The server of the agent's gRPC API: its connections, their windows and their keepalive. Each
+//! connection is one task, and so are the calls on it until they are answered.
 
-use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::task::{Context, Poll, ready};
 
-use futures_util::FutureExt as _;
-use futures_util::future::join_all;
-use hyper::body::Incoming;
-use hyper::server::conn::http2;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use bytes::Bytes;
+use futures_util::future::{BoxFuture, join_all};
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use h2::server;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
-use tonic::body::Body;
-use tonic::codegen::http::{Request, Response};
-use tonic::codegen::{BoxFuture, Service as _};
-use tonic::transport::server::{Connected as _, TcpConnectInfo};
-use tonic_health::pb::health_server::{Health, HealthServer};
+use tonic_health::pb::health_server::Health;
 use traffic_core::http2::authority::AuthorityRewriter;
-use traffic_proto::agent::agent_server::AgentServer;
 use traffic_proto::rewrite_io::RewriteReads;
-use traffic_proto::tunnel::GRPC_LIMIT;
 
 use crate::control::api::Service;
-use crate::control::dial_watches::DialWatches;
+use crate::control::api_calls::{Rest, Services};
+use crate::control::keepalive::{HeardReads, Keepalive, LastHeard};
 use crate::io::listen;
 
-/// Interval of pings to a workstation that says nothing.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
-/// Time for its answer.
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes a workstation may send into one tunnel ahead of its reader.
 const STREAM_WINDOW: u32 = 256 * 1024;
 /// Connection window, effectively unlimited: tunnels share a connection, and a few stalled ones
 /// must not stop the rest.
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
+/// Bytes that wait in one call for the connection; its sender waits beyond.
+pub(crate) const SEND_BUFFER: usize = 192 * 1024;
+/// Largest frame that is taken: a tunnel message of 64 KiB in one.
+const MAX_FRAME: u32 = 65 * 1024;
+/// Largest header section of a call.
+const MAX_HEADERS: u32 = 16 * 1024;
 
-/// Prefix of the paths of health calls.
-const HEALTH: &str = "/grpc.health.v1.Health/";
+/// Name of the agent's service in health calls.
+const SERVICE: &str = "telepresence.agent.Agent";
 
 /// Serves the agent's API and gRPC health on `listeners`, for ever. An error of a connection ends only
 /// that connection.
 pub(crate) async fn serve(service: Service, listeners: Vec<TcpListener>) {
     let (reporter, health) = tonic_health::server::health_reporter();
-    reporter.set_serving::<AgentServer<Service>>().await;
-    let others = AgentServer::new(service.clone())
-        .max_decoding_message_size(GRPC_LIMIT)
-        .max_encoding_message_size(GRPC_LIMIT);
-    let services = Arc::new(Services {
-        agent: DialWatches { others, service },
-        health,
-    });
-    let server = server();
+    let serving = tonic_health::ServingStatus::Serving;
+    reporter.set_service_status(SERVICE, serving).await;
+    let agent = service;
+    let services = Arc::new(Services { agent, health });
     let accepting = listeners.into_iter().map(async |listener| {
         let mut connections = JoinSet::new();
         loop {
             tokio::select! {
                 socket = listen::accept(&listener, "agent API") => {
-                    connections.spawn(connection(&server, socket, Arc::clone(&services)));
+                    let opening = Box::pin(open(socket, Arc::clone(&services)));
+                    connections.spawn(async {
+                        if let Some(connection) = opening.await {
+                            connection.await;
+                        }
+                    });
                 }
                 Some(_) = connections.join_next() => {}
             }
@@ -66,60 +64,115 @@ pub(crate) async fn serve(service: Service, listeners: Vec<TcpListener>) {
     join_all(accepting).await;
 }
 
-fn server() -> http2::Builder<TokioExecutor> {
-    let mut server = http2::Builder::new(TokioExecutor::new());
-    server
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_concurrent_streams(None)
-        // Tells soon of a workstation that sleeps or is gone without a word.
-        .keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        .auto_date_header(false);
-    server
-}
-
-/// Serves one connection. Not by the gRPC library's server: its layers take 1 kB more of each.
-fn connection<H: Health>(
-    server: &http2::Builder<TokioExecutor>,
+/// Opens a connection, in a box: one that is open lasts for days and keeps no room for this.
+async fn open<H: Health>(
     socket: TcpStream,
     services: Arc<Services<H>>,
-) -> impl Future<Output = ()> + Send + use<H> {
-    let peer = socket.connect_info();
+) -> Option<Pin<Box<Connection<impl Io, H>>>> {
+    let peer = socket.peer_addr().ok();
     let mut authority = AuthorityRewriter::new("localhost");
     let rewritten = RewriteReads::new(socket, move |input: &[u8], out: &mut Vec<u8>| {
         authority.rewrite(input, out);
     });
-    let answer = service_fn(move |request| services.answer(request, peer.clone()));
-    let serving = server.serve_connection(TokioIo::new(rewritten), answer);
-    // A block that awaits it would keep room for it twice.
-    serving.map(|ended| {
-        if let Err(error) = ended {
-            tracing::debug!(%error, "a connection of the agent's gRPC API ended");
+    let heard = LastHeard::default();
+    let handshake = server::Builder::new()
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_frame_size(MAX_FRAME)
+        .max_header_list_size(MAX_HEADERS)
+        .handshake(HeardReads::new(rewritten, heard.clone()));
+    match handshake.await {
+        Ok(mut connection) => {
+            let pings = connection.ping_pong();
+            Some(Box::pin(Connection {
+                connection,
+                keepalive: pings.map(|pings| Keepalive::new(pings, heard)),
+                calls: FuturesUnordered::new(),
+                services,
+                peer,
+            }))
         }
-    })
+        Err(error) => {
+            tracing::debug!(%error, ?peer, "a connection of the agent's gRPC API was not opened");
+            None
+        }
+    }
 }
 
-/// The services of the API.
-struct Services<H> {
-    agent: DialWatches,
-    health: HealthServer<H>,
+/// A workstation's socket.
+trait Io: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+
+impl<I: AsyncRead + AsyncWrite + Send + Unpin + 'static> Io for I {}
+
+/// A connection, and the calls on it that need more than an answer.
+struct Connection<I, H> {
+    connection: server::Connection<I, Bytes>,
+    /// None where the library gives no pings, which it does once.
+    keepalive: Option<Keepalive>,
+    calls: FuturesUnordered<Call>,
+    services: Arc<Services<H>>,
+    peer: Option<SocketAddr>,
 }
 
-impl<H: Health> Services<H> {
-    /// Answers a call by the service that its path names; the agent's refuses what it does not know.
-    fn answer(
-        &self,
-        request: Request<Incoming>,
-        peer: TcpConnectInfo,
-    ) -> BoxFuture<Response<Body>, Infallible> {
-        let mut request = request.map(Body::new);
-        request.extensions_mut().insert(peer);
-        if request.uri().path().starts_with(HEALTH) {
-            self.health.clone().call(request)
-        } else {
-            self.agent.clone().call(request)
+/// A call that is being answered, or the rest of one.
+struct Call(BoxFuture<'static, Option<Rest>>);
+
+impl Future for Call {
+    type Output = Option<Rest>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Rest>> {
+        self.0.as_mut().poll(cx)
+    }
+}
+
+impl<I, H> Connection<I, H>
+where
+    H: Health,
+{
+    /// Works on the calls: what they send leaves when the connection is polled after them.
+    fn poll_calls(&mut self, cx: &mut Context<'_>) {
+        while let Poll::Ready(Some(answered)) = self.calls.poll_next_unpin(cx) {
+            if let Some(rest) = answered {
+                self.calls.push(Call(Box::pin(async {
+                    rest.await;
+                    None
+                })));
+            }
+        }
+    }
+}
+
+impl<I, H> Future for Connection<I, H>
+where
+    I: Io,
+    H: Health,
+{
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.get_mut();
+        loop {
+            this.poll_calls(cx);
+            if let Some(keepalive) = &mut this.keepalive
+                && keepalive.poll_gone(cx).is_ready()
+            {
+                tracing::debug!(peer = ?this.peer, "a workstation gives no sign of life");
+                return Poll::Ready(());
+            }
+            let (request, respond) = match ready!(this.connection.poll_accept(cx)) {
+                Some(Ok(call)) => call,
+                Some(Err(error)) => {
+                    let peer = this.peer;
+                    tracing::debug!(%error, ?peer, "a connection of the agent's gRPC API ended");
+                    return Poll::Ready(());
+                }
+                None => return Poll::Ready(()),
+            };
+            let (services, peer) = (Arc::clone(&this.services), this.peer);
+            this.calls.push(Call(Box::pin(async move {
+                services.answer(request, respond, peer).await
+            })));
         }
     }
 }

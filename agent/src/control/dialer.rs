@@ -2,16 +2,17 @@
 //! destination, TCP and UDP, but for its own ports and link-local addresses. Dials and the
 //! connections they made are bounded, because callers need descriptors too.
 
+use std::future::poll_fn;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use traffic_proto::conn_id::ConnId;
 use traffic_proto::dial_policy::{DialPolicy, DialRefusal};
 use traffic_proto::port::Transport;
+use traffic_proto::tunnel::frame::Frame;
 use traffic_proto::tunnel::{MAX_DATAGRAM, Message, TCP_IDLE_TIMEOUT, UDP_IDLE_TIMEOUT};
 
 use crate::io::conn::Conn;
@@ -199,9 +200,9 @@ async fn dial(conn_id: ConnId, dial_timeout: Duration) -> Result<TcpStream, Stri
     }
 }
 
-async fn tcp(conn_id: ConnId, socket: TcpStream, io: TunnelIo) {
+async fn tcp(conn_id: ConnId, socket: TcpStream, mut io: TunnelIo) {
     let _ = socket.set_nodelay(true);
-    if io.tx.send(Message::DialOk.encode()).await.is_err() {
+    if io.send(&Message::DialOk).await.is_err() {
         return;
     }
     let metrics = PortMetrics::default();
@@ -244,7 +245,7 @@ async fn idle(metrics: &PortMetrics, limit: Duration) {
     }
 }
 
-async fn udp(conn_id: ConnId, io: TunnelIo) {
+async fn udp(conn_id: ConnId, mut io: TunnelIo) {
     let destination = conn_id.destination();
     let any: std::net::SocketAddr = if destination.is_ipv4() {
         ([0, 0, 0, 0], 0).into()
@@ -258,7 +259,7 @@ async fn udp(conn_id: ConnId, io: TunnelIo) {
     if let Err(error) = socket.connect(destination).await {
         return reject(io, conn_id, &error.to_string()).await;
     }
-    if io.tx.send(Message::DialOk.encode()).await.is_err() {
+    if io.send(&Message::DialOk).await.is_err() {
         return;
     }
     let mut tunnel = Tunnel::new(io);
@@ -291,11 +292,9 @@ async fn udp(conn_id: ConnId, io: TunnelIo) {
 
 /// Says that the dial failed, and keeps the call until the peer has ended it: ending it earlier would
 /// cancel it together with the message.
-async fn reject(io: TunnelIo, conn_id: ConnId, why: &str) {
+async fn reject(mut io: TunnelIo, conn_id: ConnId, why: &str) {
     tracing::debug!(%conn_id, "dial for a workstation failed: {why}");
-    let TunnelIo { tx, mut rx, .. } = io;
-    let _ = tx.send(Message::DialReject.encode()).await;
-    drop(tx);
-    let rest = async { while let Some(Ok(_)) = rx.next().await {} };
+    io.messages.end(Some(Frame::from(&Message::DialReject)));
+    let rest = async { while let Some(Ok(_)) = poll_fn(|cx| io.messages.poll_next(cx)).await {} };
     let _ = tokio::time::timeout(REJECT_TIMEOUT, rest).await;
 }

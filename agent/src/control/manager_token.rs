@@ -18,7 +18,10 @@ use traffic_proto::sync::lock;
 const READ_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A client of the manager whose calls carry the token.
-pub(crate) type Manager = ManagerClient<InterceptedService<Channel, ManagerToken>>;
+pub(crate) type Manager = ManagerClient<Calls>;
+
+/// The connection to the manager; each call carries the token.
+pub(crate) type Calls = InterceptedService<Channel, ManagerToken>;
 
 /// The token's file, and what it held.
 #[derive(Clone)]
@@ -40,9 +43,9 @@ impl ManagerToken {
         }
     }
 
-    /// Returns a client that carries it.
-    pub(crate) fn client(&self, channel: Channel) -> Manager {
-        ManagerClient::with_interceptor(channel, self.clone())
+    /// Returns a connection whose calls carry it.
+    pub(crate) fn calls(&self, channel: Channel) -> Calls {
+        InterceptedService::new(channel, self.clone())
     }
 
     fn value(&self) -> Option<MetadataValue<Ascii>> {

@@ -24,10 +24,11 @@ use crate::control::context::{SessionContext, SessionLost};
 use crate::control::intercepts::publisher::Published;
 use crate::control::intercepts::shown::Shown;
 use crate::control::intercepts::translate::{Review, Snapshot, Verdict};
+use crate::control::manager_call;
+use crate::control::manager_call::ManagerLink;
 use crate::control::manager_token::Manager;
+use crate::control::meter::TunnelDirection;
 use crate::control::reviews::{ReviewSender, Reviews};
-use crate::control::tunnels;
-use crate::control::tunnels::{ManagerLink, TunnelDirection};
 use crate::routes::UnreadTls;
 use crate::telemetry::metrics::ControlLimit;
 use crate::telemetry::rate_limit::limited;
@@ -300,7 +301,7 @@ impl Live<'_> {
             // The tunnel call itself gets at least the usual response time, even with a tiny dial
             // timeout.
             let budget = (latency + timeout).max(ANSWER_TIMEOUT);
-            match tokio::time::timeout(budget, tunnels::call(&link, info, meter)).await {
+            match tokio::time::timeout(budget, manager_call::call(&link, info, meter)).await {
                 Ok(Ok(io)) => context.dialer.serve(place, conn_id, timeout, io).await,
                 Ok(Err(error)) => tracing::debug!(%conn_id, %error, "no tunnel for a dial"),
                 Err(_) => tracing::debug!(%conn_id, "no tunnel for a dial within {budget:?}"),

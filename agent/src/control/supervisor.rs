@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 use tonic::transport::Endpoint;
+use traffic_proto::manager::manager_client::ManagerClient;
 use traffic_proto::manager::{AgentInfo, SessionInfo};
 use traffic_proto::tunnel::GRPC_LIMIT;
 
@@ -22,10 +23,10 @@ use crate::control::context::{LevelRequests, SessionContext, SessionLost, error_
 use crate::control::intercepts::publisher::RoutePublisher;
 pub use crate::control::intercepts::publisher::{PortHandle, ProbeFuture};
 use crate::control::log_once::LogOnce;
-use crate::control::manager_token::{Manager, ManagerToken};
+use crate::control::manager_call::ManagerLink;
+use crate::control::manager_token::{Calls, Manager, ManagerToken};
 use crate::control::reviews::{MAX_REVIEW, Reviews};
 use crate::control::session::Live;
-use crate::control::tunnels::ManagerLink;
 use crate::io::state_file;
 use crate::ready::Blocker;
 use crate::telemetry::metrics::ControlLimit;
@@ -159,7 +160,7 @@ impl Supervisor {
             .connect()
             .await
             .map_err(|e| SessionLost::Connect(error_chain(&e)))?;
-        let mut client = limited(self.token.client(channel));
+        let mut client = limited(self.token.calls(channel));
         let version = with_timeout(BEGIN_TIMEOUT, client.version(()))
             .await
             .map_err(SessionLost::Refused)?
@@ -170,9 +171,10 @@ impl Supervisor {
         let session = self.arrive(&mut client).await?;
         // Tunnels have a connection of their own: one that stalls must not hold up the session's
         // calls.
-        let tunnels = limited(self.token.client(endpoint.connect_lazy()));
+        let calls = self.token.calls(endpoint.connect_lazy());
         let link = ManagerLink {
-            client: tunnels,
+            client: limited(calls.clone()),
+            calls,
             session: session.session_id.clone(),
         };
         self.context.tunnels.set_manager(Some(link.clone()));
@@ -338,8 +340,8 @@ impl Supervisor {
     }
 }
 
-fn limited(client: Manager) -> Manager {
-    client
+fn limited(calls: Calls) -> Manager {
+    ManagerClient::new(calls)
         .max_decoding_message_size(GRPC_LIMIT)
         .max_encoding_message_size(GRPC_LIMIT)
 }

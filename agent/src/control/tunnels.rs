@@ -6,6 +6,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -13,29 +14,26 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{Stream, StreamExt};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status, Streaming};
+use tonic::Code;
 use traffic_proto::conn_id::ConnId;
-use traffic_proto::manager::{
-    DialRequest, RemainRequest, SessionInfo, TunnelMessage, TunnelMetrics,
-};
+use traffic_proto::manager::{DialRequest, RemainRequest, SessionInfo, TunnelMetrics};
 use traffic_proto::port::Transport as Protocol;
 use traffic_proto::proof;
-use traffic_proto::tunnel::{self, Message, STREAM_VERSION, StreamInfo, nanos_from_duration};
+use traffic_proto::tunnel::frame::Frame;
+use traffic_proto::tunnel::{Message, StreamInfo, nanos_from_duration};
 
 use crate::addr::Caller;
 use crate::control::dial_queue::{DialReceiver, DialSender, dial_queue};
 use crate::control::dns::Dns;
 use crate::control::keyed_lock::{KeyGuard, KeyedLock};
 use crate::control::known_sessions::KnownSessions;
-use crate::control::manager_token::Manager;
+use crate::control::manager_call::{ManagerLink, call};
+use crate::control::meter::{Meter, TunnelDirection};
 use crate::telemetry::metrics::ControlMetrics;
-use crate::upstream::{OpenTunnel, Role, Transport, TunnelError, TunnelIo};
+use crate::upstream::{Gone, Messages, OpenTunnel, Transport, TunnelError, TunnelIo};
 use traffic_core::routing::{Intercept, TunnelPath};
 use traffic_proto::sync::lock;
 
-/// Messages queued in one direction of one tunnel.
-pub(crate) const QUEUE_CAPACITY: usize = 16;
 /// Queued reports of finished tunnels; more are dropped, since they are only statistics.
 const MAX_QUEUED_REPORTS: usize = 256;
 /// Time for the manager to confirm a client's session.
@@ -44,14 +42,6 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(3);
 /// Tunnels to workstations; cheap to clone.
 #[derive(Clone)]
 pub struct Tunnels(Arc<TunnelHub>);
-
-/// The manager, as far as tunnels need it.
-#[derive(Clone)]
-pub(crate) struct ManagerLink {
-    pub(crate) client: Manager,
-    /// Session id of the agent.
-    pub(crate) session: String,
-}
 
 struct TunnelHub {
     // Read by every dial without a lock; written when a session begins or is lost.
@@ -207,16 +197,11 @@ impl Tunnels {
     /// Counts the traffic of `tunnel` on behalf of `client` and reports it when the tunnel has
     /// ended.
     pub(crate) fn meter(&self, client: &str, direction: TunnelDirection) -> Arc<Meter> {
-        if direction == TunnelDirection::Workstation {
-            self.0.open.send_modify(|n| *n += 1);
-        }
-        Arc::new(Meter {
-            client: client.to_owned(),
-            direction,
-            sent: AtomicU64::new(0),
-            received: AtomicU64::new(0),
-            hub: Arc::clone(&self.0),
-        })
+        let open = match direction {
+            TunnelDirection::Workstation => Some(&self.0.open),
+            TunnelDirection::Cluster => None,
+        };
+        Arc::new(Meter::new(client, open, &self.0.reports))
     }
 }
 
@@ -335,14 +320,13 @@ impl Tunnels {
             intercept.dial_timeout,
         );
         let meter = self.meter(&intercept.client_session, TunnelDirection::Workstation);
-        let io = call(&link, info, meter).await?;
+        let mut io = call(&link, info, meter).await?;
         // The second message names the workstation's session, which the manager needs to find the
         // other end.
-        let named = io
-            .tx
-            .send(Message::Session(intercept.client_session.clone()).encode())
-            .await;
-        named.map_err(|_| TunnelError::Broken("the traffic-manager ended the call".to_owned()))?;
+        let session = Message::Session(intercept.client_session.clone());
+        let named = io.send(&session).await;
+        named
+            .map_err(|Gone| TunnelError::Broken("the traffic-manager ended the call".to_owned()))?;
         Ok(io)
     }
 }
@@ -350,92 +334,42 @@ impl Tunnels {
 /// Holds the lock until the workstation's first message, or the end: only then has the manager
 /// joined both ends.
 fn until_answered(io: TunnelIo, guard: KeyGuard<WaiterKey>) -> TunnelIo {
-    let mut guard = Some(guard);
-    let rx = Box::pin(io.rx.inspect(move |_| drop(guard.take())));
-    TunnelIo { rx, ..io }
-}
-
-/// Opens a tunnel call to the manager and exchanges StreamInfo and StreamOK.
-pub(crate) async fn call(
-    link: &ManagerLink,
-    info: StreamInfo,
-    meter: Arc<Meter>,
-) -> Result<TunnelIo, TunnelError> {
-    let (tx, queue) = mpsc::channel(QUEUE_CAPACITY);
-    let broken = |s: Status| TunnelError::Broken(format!("{:?}: {}", s.code(), s.message()));
-    let hello = Message::StreamInfo(info).encode();
-    // The queue is empty and has room for more than one.
-    let _ = tx.try_send(hello);
-    let outgoing = metered_outgoing(queue, Arc::clone(&meter));
-    let mut incoming = link
-        .client
-        .clone()
-        .tunnel(outgoing)
-        .await
-        .map_err(broken)?
-        .into_inner();
-    let first = incoming.message().await.map_err(broken)?;
-    let first =
-        first.ok_or_else(|| TunnelError::Broken("ended before its first message".to_owned()))?;
-    match Message::decode(first.payload) {
-        Ok(Message::StreamOk(STREAM_VERSION)) => {}
-        other => {
-            return Err(TunnelError::Broken(format!(
-                "answered with {other:?} instead of StreamOK"
-            )));
-        }
+    let (messages, guard) = (io.messages, Some(guard));
+    TunnelIo {
+        messages: Box::new(Unanswered { messages, guard }),
+        ..io
     }
-    Ok(TunnelIo {
-        tx,
-        rx: metered_incoming(incoming, meter),
-        role: Role::Caller,
-    })
 }
 
-fn metered_outgoing(
-    queue: mpsc::Receiver<Bytes>,
-    meter: Arc<Meter>,
-) -> impl Stream<Item = TunnelMessage> + Send + 'static {
-    ReceiverStream::new(queue).map(move |payload| {
-        meter.sent.fetch_add(data_len(&payload), Ordering::Relaxed);
-        TunnelMessage { payload }
-    })
+/// A tunnel that holds the lock of its connection until it is answered.
+struct Unanswered {
+    messages: Box<dyn Messages>,
+    guard: Option<KeyGuard<WaiterKey>>,
 }
 
-/// Creates the sending half of a call that the workstation opened.
-pub(crate) fn answering(
-    queue: mpsc::Receiver<Bytes>,
-    meter: Arc<Meter>,
-) -> impl Stream<Item = Result<TunnelMessage, Status>> + Send + 'static {
-    metered_outgoing(queue, meter).map(Ok)
-}
+impl Messages for Unanswered {
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Gone>> {
+        self.messages.poll_room(cx)
+    }
 
-/// Creates the receiving half of a call.
-pub(crate) fn metered_incoming(
-    incoming: Streaming<TunnelMessage>,
-    meter: Arc<Meter>,
-) -> std::pin::Pin<Box<dyn Stream<Item = Result<Bytes, TunnelError>> + Send>> {
-    Box::pin(incoming.map(move |message| match message {
-        Ok(message) => {
-            meter
-                .received
-                .fetch_add(data_len(&message.payload), Ordering::Relaxed);
-            Ok(message.payload)
+    fn send(&mut self, frame: Frame) -> Result<(), Gone> {
+        self.messages.send(frame)
+    }
+
+    fn try_send(&mut self, frame: Frame) -> bool {
+        self.messages.try_send(frame)
+    }
+
+    fn end(&mut self, last: Option<Frame>) {
+        self.messages.end(last);
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Message, TunnelError>>> {
+        let next = self.messages.poll_next(cx);
+        if next.is_ready() {
+            self.guard = None;
         }
-        Err(status) => Err(TunnelError::Broken(format!(
-            "{:?}: {}",
-            status.code(),
-            status.message()
-        ))),
-    }))
-}
-
-/// Bytes of data in a message; what opens, answers or ends a tunnel is none.
-fn data_len(payload: &Bytes) -> u64 {
-    if tunnel::is_normal(payload) {
-        (payload.len() as u64).saturating_sub(1)
-    } else {
-        0
+        next
     }
 }
 
@@ -527,48 +461,6 @@ impl Drop for DialStream {
             .is_some_and(|w| w.number == self.number)
         {
             watchers.remove(&self.session);
-        }
-    }
-}
-
-/// Purpose of a tunnel; decides how its counts are named in a report.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum TunnelDirection {
-    /// Intercepted traffic: bytes sent to the workstation count as its ingress.
-    Workstation,
-    /// A connection that the workstation opened into the cluster: bytes it sent count as ingress.
-    Cluster,
-}
-
-/// Counts one tunnel's bytes; reports them when its last owner is dropped.
-pub(crate) struct Meter {
-    client: String,
-    direction: TunnelDirection,
-    sent: AtomicU64,
-    received: AtomicU64,
-    hub: Arc<TunnelHub>,
-}
-
-impl Drop for Meter {
-    fn drop(&mut self) {
-        let (sent, received) = (*self.sent.get_mut(), *self.received.get_mut());
-        let (ingress_bytes, egress_bytes) = match self.direction {
-            TunnelDirection::Workstation => {
-                self.hub.open.send_modify(|n| *n -= 1);
-                (sent, received)
-            }
-            TunnelDirection::Cluster => (received, sent),
-        };
-        let client_session_id = std::mem::take(&mut self.client);
-        // Dials on behalf of the manager have no session to report to, and idle tunnels nothing to
-        // report.
-        if !client_session_id.is_empty() && (sent, received) != (0, 0) {
-            let _ = self.hub.reports.try_send(TunnelMetrics {
-                client_session_id,
-                ingress_bytes,
-                egress_bytes,
-                ..TunnelMetrics::default()
-            });
         }
     }
 }

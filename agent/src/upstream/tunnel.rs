@@ -10,18 +10,16 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
-use futures_util::{Stream, StreamExt as _};
+use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::mpsc;
 use tokio::time::{Instant, Sleep, sleep, timeout, timeout_at};
-use tokio_util::sync::PollSender;
+use traffic_proto::tunnel::frame::Frame;
 use traffic_proto::tunnel::{self, Message};
 
 use crate::io::conn::Io;
 use crate::telemetry::metrics::{FailOpen, PortMetrics};
 use crate::upstream::copy_memory::CopiedBytes;
-use crate::upstream::{Role, TunnelError, TunnelIo};
+use crate::upstream::{Gone, Messages, Role, TunnelError, TunnelIo};
 use traffic_core::routing::dial_memory::{Attempt, DialMemory};
 use traffic_core::routing::{Intercept, Stats};
 
@@ -42,15 +40,12 @@ const REJECTED: &str = "the workstation could not connect";
 /// The reason of a tunnel whose peer is taken for gone.
 const NO_SIGN_OF_LIFE: &str = "the workstation gives no sign of life";
 
-type Incoming = Pin<Box<dyn Stream<Item = Result<Bytes, TunnelError>> + Send>>;
-
 /// An open tunnel as a byte stream, or (for UDP) as a stream of datagrams.
 pub struct Tunnel {
-    tx: PollSender<Bytes>,
-    /// Queue slot reserved for a Disconnect, so that a reset can be sent into a full queue.
-    /// Released once our direction is over, since holding it would keep the call from half-closing.
-    farewell: Option<mpsc::OwnedPermit<Bytes>>,
-    rx: Option<Incoming>,
+    /// None when it is left to the task that waits for the end of the call.
+    messages: Option<Box<dyn Messages>>,
+    /// The peer has ended the call, or it broke.
+    call_over: bool,
     role: Role,
     unread: Bytes,
     reading: Reading,
@@ -139,7 +134,7 @@ struct Liveness {
 impl Liveness {
     /// Ready when the peer has given no sign of life for two intervals, although it was asked for
     /// one after the first.
-    fn poll_gone(&mut self, tx: &PollSender<Bytes>, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_gone(&mut self, messages: &mut dyn Messages, cx: &mut Context<'_>) -> Poll<()> {
         // Older workstations ignore keep-alives, so their silence means nothing.
         if !self.answers {
             return Poll::Pending;
@@ -162,9 +157,7 @@ impl Liveness {
             } else {
                 self.asked = true;
                 // A queue that stays full this long is itself a sign of a dead peer.
-                if let Some(tx) = tx.get_ref() {
-                    let _ = tx.try_send(Message::KeepAlive.encode());
-                }
+                messages.try_send(Frame::from(&Message::KeepAlive));
             }
             timer.as_mut().reset(Instant::now() + KEEPALIVE_INTERVAL);
         }
@@ -181,16 +174,9 @@ impl Tunnel {
     /// Wraps an open stream.
     #[must_use]
     pub fn new(io: TunnelIo) -> Self {
-        // A queue of one slot has none to keep aside.
-        let farewell = if io.tx.max_capacity() > 1 {
-            io.tx.clone().try_reserve_owned().ok()
-        } else {
-            None
-        };
         Self {
-            tx: PollSender::new(io.tx),
-            farewell,
-            rx: Some(io.rx),
+            messages: Some(io.messages),
+            call_over: false,
             role: io.role,
             unread: Bytes::new(),
             reading: Reading::Open,
@@ -262,9 +248,8 @@ impl Tunnel {
         if datagram.len() > tunnel::MAX_DATAGRAM || self.outgoing_over {
             return false;
         }
-        self.tx
-            .get_ref()
-            .is_some_and(|tx| tx.try_send(tunnel::normal_from(datagram)).is_ok())
+        let messages = self.messages.as_mut();
+        messages.is_some_and(|it| it.try_send(Frame::data(datagram)))
     }
 
     /// Receives the next datagram; `None` when the workstation has ended the flow. Cancel-safe.
@@ -297,29 +282,31 @@ impl Tunnel {
             Reading::Failed(kind, what) => return Poll::Ready(Err(io::Error::new(kind, what))),
         }
         for _ in 0..MAX_IGNORED_IN_A_ROW {
-            let next = match &mut self.rx {
-                Some(rx) => match rx.as_mut().poll_next(cx) {
-                    Poll::Ready(next) => next,
-                    Poll::Pending => {
-                        ready!(self.liveness.poll_gone(&self.tx, cx));
-                        self.abort();
-                        return self.fail(io::ErrorKind::TimedOut, NO_SIGN_OF_LIFE);
-                    }
-                },
-                None => None,
+            let Some(messages) = &mut self.messages else {
+                return Poll::Ready(Ok(self.ended()));
             };
+            let next = match messages.poll_next(cx) {
+                Poll::Ready(next) => next,
+                Poll::Pending => {
+                    ready!(self.liveness.poll_gone(messages.as_mut(), cx));
+                    self.abort();
+                    return self.fail(io::ErrorKind::TimedOut, NO_SIGN_OF_LIFE);
+                }
+            };
+            self.call_over = !matches!(next, Some(Ok(_)));
             let message = match next {
-                None => {
-                    self.rx = None;
-                    return Poll::Ready(Ok(self.ended()));
+                None => return Poll::Ready(Ok(self.ended())),
+                Some(Err(TunnelError::Malformed(error))) => {
+                    tracing::debug!(error, "tunnel ended for a malformed message");
+                    self.abort();
+                    return self.fail(io::ErrorKind::InvalidData, "malformed tunnel message");
                 }
                 Some(Err(error)) => {
-                    self.rx = None;
                     self.reading = Reading::Failed(io::ErrorKind::BrokenPipe, "the tunnel broke");
                     self.dial_failed(&error.to_string());
                     return Poll::Ready(Err(io::Error::new(io::ErrorKind::BrokenPipe, error)));
                 }
-                Some(Ok(payload)) => Message::decode(payload),
+                Some(Ok(message)) => message,
             };
             if let Poll::Ready(event) = self.take_message(message) {
                 return Poll::Ready(event);
@@ -331,44 +318,36 @@ impl Tunnel {
     }
 
     /// Takes one message; pending when it is none that a reader waits for.
-    fn take_message(
-        &mut self,
-        message: Result<Message, tunnel::TunnelError>,
-    ) -> Poll<io::Result<Event>> {
+    fn take_message(&mut self, message: Message) -> Poll<io::Result<Event>> {
         self.liveness.received = self.liveness.received.wrapping_add(1);
         match message {
             // An empty datagram is valid; in a stream an empty message means nothing.
-            Ok(Message::Normal(data)) if data.is_empty() && !self.datagrams => {}
-            Ok(Message::Normal(data)) => {
+            Message::Normal(data) if data.is_empty() && !self.datagrams => {}
+            Message::Normal(data) => {
                 self.dial_succeeded();
                 return Poll::Ready(Ok(Event::Data(data)));
             }
-            Ok(Message::DialOk) => {
+            Message::DialOk => {
                 self.dial_succeeded();
                 return Poll::Ready(Ok(Event::Dialled));
             }
             // A keep-alive from the dialling end announces that ours are answered.
-            Ok(Message::KeepAlive) => self.liveness.answers |= self.role == Role::Caller,
-            Ok(Message::CloseSend) => return Poll::Ready(Ok(self.ended())),
-            Ok(Message::DialReject) => {
+            Message::KeepAlive => self.liveness.answers |= self.role == Role::Caller,
+            Message::CloseSend => return Poll::Ready(Ok(self.ended())),
+            Message::DialReject => {
                 return self.fail(io::ErrorKind::ConnectionRefused, REJECTED);
             }
-            Ok(Message::Disconnect) => {
+            Message::Disconnect => {
                 return self.fail(
                     io::ErrorKind::ConnectionReset,
                     "the workstation's connection was reset",
                 );
             }
-            Ok(Message::Unknown(code, _)) => {
+            Message::Unknown(code, _) => {
                 tracing::debug!(code, "unknown tunnel message ignored")
             }
             // Messages of the opening phase, which is over.
-            Ok(_) => {}
-            Err(error) => {
-                tracing::debug!(%error, "tunnel ended for a malformed message");
-                self.abort();
-                return self.fail(io::ErrorKind::InvalidData, "malformed tunnel message");
-            }
+            _ => {}
         }
         Poll::Pending
     }
@@ -408,38 +387,36 @@ impl Tunnel {
         if self.outgoing_over {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        self.tx.poll_reserve(cx).map_err(|_| gone())
+        let messages = self.messages.as_mut().ok_or_else(gone)?;
+        messages.poll_room(cx).map_err(|Gone| gone())
     }
 
-    /// Puts a message into the reserved slot.
-    fn send(&mut self, payload: Bytes) -> io::Result<()> {
-        let payload = match &self.copies {
-            Some(stats) => Bytes::from_owner(CopiedBytes::moved(payload, stats)),
-            None => payload,
-        };
-        self.tx.send_item(payload).map_err(|_| gone())
+    /// Puts a message into the slot.
+    fn send(&mut self, mut frame: Frame) -> io::Result<()> {
+        if let Some(stats) = &self.copies {
+            frame = frame.held(|bytes| Bytes::from_owner(CopiedBytes::moved(bytes, stats)));
+        }
+        let messages = self.messages.as_mut().ok_or_else(gone)?;
+        messages.send(frame).map_err(|Gone| gone())
     }
 
     fn end_outgoing(&mut self) {
         self.outgoing_over = true;
-        // Closing the sender half-closes the gRPC call; a held slot would prevent it.
-        if self.role == Role::Caller {
-            self.farewell = None;
-            self.tx.close();
+        // A caller's end half-closes the gRPC call.
+        if let (Role::Caller, Some(messages)) = (self.role, &mut self.messages) {
+            messages.end(None);
         }
     }
 }
 
 impl Io for Tunnel {
-    /// Sends Disconnect at once if a slot is free (one is reserved until our direction is over).
+    /// Sends Disconnect at once, unless a caller has ended our direction before.
     fn abort(&mut self) {
-        if let Some(slot) = self.farewell.take() {
-            slot.send(Message::Disconnect.encode());
-        } else if let Some(tx) = self.tx.get_ref().filter(|_| self.role == Role::Server) {
-            let _ = tx.try_send(Message::Disconnect.encode());
+        let told = self.role == Role::Caller && self.outgoing_over;
+        if let (false, Some(messages)) = (told, &mut self.messages) {
+            messages.end(Some(Frame::from(&Message::Disconnect)));
         }
         self.outgoing_over = true;
-        self.tx.close();
     }
 }
 
@@ -479,7 +456,7 @@ impl AsyncWrite for Tunnel {
         }
         ready!(self.poll_slot(cx))?;
         let body = buf.get(..CHUNK).unwrap_or(buf);
-        self.send(tunnel::normal_from(body))?;
+        self.send(Frame::data(body))?;
         Poll::Ready(Ok(body.len()))
     }
 
@@ -494,14 +471,7 @@ impl AsyncWrite for Tunnel {
             return Poll::Ready(Ok(0));
         }
         ready!(self.poll_slot(cx))?;
-        // One byte of message code precedes the data.
-        let mut payload = BytesMut::with_capacity(1 + total);
-        tunnel::begin_normal(&mut payload);
-        for buf in bufs {
-            let room = 1 + total - payload.len();
-            payload.put_slice(buf.get(..room).unwrap_or(buf));
-        }
-        self.send(payload.freeze())?;
+        self.send(Frame::gathered(bufs, total))?;
         Poll::Ready(Ok(total))
     }
 
@@ -520,7 +490,7 @@ impl AsyncWrite for Tunnel {
         }
         if self.role == Role::Server {
             match ready!(self.poll_slot(cx)) {
-                Ok(()) => self.send(Message::CloseSend.encode())?,
+                Ok(()) => self.send(Frame::from(&Message::CloseSend))?,
                 // The call has ended already, so CloseSend is not needed.
                 Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {}
                 Err(e) => return Poll::Ready(Err(e)),
@@ -541,12 +511,15 @@ impl Drop for Tunnel {
         }
         // A server's response stream ends by itself; an open direction was aborted and needs no
         // delivery.
-        if self.role == Role::Server || !self.outgoing_over {
+        if self.role == Role::Server || !self.outgoing_over || self.call_over {
             return;
         }
-        let Some(mut rx) = self.rx.take() else { return };
+        let Some(mut messages) = self.messages.take() else {
+            return;
+        };
         crate::drain::afterwards(async move {
-            let rest = async { while let Some(Ok(_)) = rx.next().await {} };
+            let rest =
+                async { while let Some(Ok(_)) = poll_fn(|cx| messages.poll_next(cx)).await {} };
             // A peer that takes longer than this has lost its workstation.
             let _ = timeout(LINGER_TIMEOUT, rest).await;
         });

@@ -15,6 +15,7 @@ use traffic_proto::agent::agent_server::{Agent, AgentServer};
 use traffic_proto::manager::{
     DialRequest, LookupRequest, LookupResponse, SessionInfo, TunnelMessage, VersionInfo2,
 };
+use traffic_proto::tunnel::frame::Frame;
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -39,14 +40,10 @@ pub async fn tunnel_pair(bulk: bool) -> (Tunnel, Tunnel) {
         .await
         .unwrap();
     let (tx, messages) = mpsc::channel(50);
-    let messages = ReceiverStream::new(messages).map(|payload| TunnelMessage { payload });
+    let messages = ReceiverStream::new(messages).map(message);
     let mut client = AgentClient::new(channel);
     let answers = client.tunnel(messages).await.unwrap().into_inner();
-    let near = TunnelIo {
-        tx,
-        rx: payloads(answers),
-        role: Role::Caller,
-    };
+    let near = TunnelIo::of_payloads(tx, payloads(answers), Role::Caller);
     (Tunnel::new(near), Tunnel::new(opened.recv().await.unwrap()))
 }
 
@@ -58,6 +55,12 @@ fn payloads(
             .map(|message| message.payload)
             .map_err(|status| TunnelError::Broken(status.to_string()))
     }))
+}
+
+fn message(frame: Frame) -> TunnelMessage {
+    TunnelMessage {
+        payload: frame.payload(),
+    }
 }
 
 /// Hands out the server's end of every call.
@@ -73,13 +76,9 @@ impl Agent for Service {
         request: Request<Streaming<TunnelMessage>>,
     ) -> Result<Response<Self::TunnelStream>, Status> {
         let (tx, answers) = mpsc::channel(50);
-        let io = TunnelIo {
-            tx,
-            rx: payloads(request.into_inner()),
-            role: Role::Server,
-        };
+        let io = TunnelIo::of_payloads(tx, payloads(request.into_inner()), Role::Server);
         self.0.send(io).await.map_err(|_| unknown())?;
-        let answers = ReceiverStream::new(answers).map(|payload| Ok(TunnelMessage { payload }));
+        let answers = ReceiverStream::new(answers).map(|frame| Ok(message(frame)));
         Ok(Response::new(Box::pin(answers)))
     }
 

@@ -14,6 +14,7 @@ use traffic_agent::addr::Caller;
 use traffic_agent::upstream::{OpenTunnel, Role, Transport, TunnelError, TunnelIo};
 use traffic_core::routing::Intercept;
 use traffic_proto::tunnel::Message;
+use traffic_proto::tunnel::frame::Frame;
 
 /// Behaviour of the workstation when a tunnel is opened.
 #[derive(Clone, Debug)]
@@ -34,7 +35,7 @@ pub enum Behaviour {
 #[derive(Debug)]
 pub struct FarEnd {
     /// Payloads of the agent.
-    pub from_agent: mpsc::Receiver<Bytes>,
+    pub from_agent: mpsc::Receiver<Frame>,
     /// Payloads to the agent.
     pub to_agent: mpsc::Sender<Result<Bytes, TunnelError>>,
     /// The caller the tunnel was opened for.
@@ -127,11 +128,8 @@ impl OpenTunnel for FakeTunnels {
                     }
                 });
             }
-            Ok(TunnelIo {
-                tx,
-                rx: Box::pin(ReceiverStream::new(rx)),
-                role: Role::Server,
-            })
+            let rx = ReceiverStream::new(rx);
+            Ok(TunnelIo::of_payloads(tx, rx, Role::Server))
         })
     }
 }
@@ -162,8 +160,8 @@ impl FarEnd {
         self.send(Message::DialOk).await;
         let (mut from_agent, to_agent) = (self.from_agent, self.to_agent);
         let inward = async {
-            while let Some(payload) = from_agent.recv().await {
-                match Message::decode(payload).unwrap() {
+            while let Some(frame) = from_agent.recv().await {
+                match Message::decode(frame.payload()).unwrap() {
                     Message::Normal(data) => write.write_all(&data).await.unwrap_or_default(),
                     Message::CloseSend => write.shutdown().await.unwrap_or_default(),
                     Message::Disconnect => return,

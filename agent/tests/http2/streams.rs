@@ -607,11 +607,11 @@ async fn nothing_is_sent_before_the_workstation_has_dialled_and_a_late_dial_goes
     assert_eq!(answer.unwrap().server(), "app");
     assert_eq!(rig.metrics().fail_open.at(FailOpen::DialTimeout).get(), 1);
     let mut far = far.unwrap();
-    while let Some(payload) = timeout(WAIT_TIMEOUT, far.from_agent.recv())
+    while let Some(frame) = timeout(WAIT_TIMEOUT, far.from_agent.recv())
         .await
         .expect("the tunnel ends")
     {
-        let message = Message::decode(payload).unwrap();
+        let message = Message::decode(frame.payload()).unwrap();
         assert!(
             !matches!(message, Message::Normal(_)),
             "{message:?} before DialOK"
@@ -657,7 +657,7 @@ async fn a_tunnel_lost_in_the_middle_resets_the_stream_and_leaves_the_others_alo
         .expect("the request")
         .unwrap();
     assert!(matches!(
-        Message::decode(first).unwrap(),
+        Message::decode(first.payload()).unwrap(),
         Message::Normal(_)
     ));
     drop(far);
