@@ -208,6 +208,7 @@ impl RunningAgent {
                 log: self.log,
                 blocker,
                 grpc: self.servers.grpc,
+                workers: running.runtimes().to_vec(),
             };
             let depart = control.start(&tasks);
             let ports = self.ports.iter().map(|p| p.shared.clone()).collect();

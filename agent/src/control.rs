@@ -5,6 +5,7 @@ mod answers;
 pub mod api;
 mod api_calls;
 pub(crate) mod api_server;
+mod api_socket;
 pub mod config;
 pub mod container_env;
 mod context;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Poll, Waker};
 
+use tokio::runtime::Handle;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 use tokio_util::task::TaskTracker;
 
@@ -90,7 +91,8 @@ impl Drain {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        self.start_task(Box::pin(task), Some(OpenTasks::of(&self.phase)));
+        let open = OpenTasks::of(&self.phase);
+        self.tasks.spawn(self.task(Box::pin(task), Some(open)));
     }
 
     /// Spawns a task on the current runtime; it is aborted when the grace is over.
@@ -98,17 +100,30 @@ impl Drain {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        self.start_task(Box::pin(task), None);
+        self.tasks.spawn(self.task(Box::pin(task), None));
     }
 
-    /// Spawns a boxed task. The box is needed because an async block reserves room for its captures
+    /// Spawns a task on another runtime.
+    pub fn spawn_on<F>(&self, runtime: &Handle, task: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let task = self.task(Box::pin(task), None);
+        self.tasks.spawn_on(task, runtime);
+    }
+
+    /// What is spawned for a boxed task. The box is needed because an async block reserves room for its captures
     /// beside its locals, which would double the memory of every idle connection.
-    fn start_task<F>(&self, mut task: Pin<Box<F>>, open: Option<OpenTasks>)
+    fn task<F>(
+        &self,
+        mut task: Pin<Box<F>>,
+        open: Option<OpenTasks>,
+    ) -> impl Future<Output = ()> + Send + use<F>
     where
         F: Future<Output = ()> + Send + 'static,
     {
         let phase = Arc::clone(&self.phase);
-        self.tasks.spawn(async move {
+        async move {
             // Dropped with the task, also when it is aborted or panics.
             let _open = open;
             let mut end = pin!(phase.kill.cancelled());
@@ -129,7 +144,7 @@ impl Drain {
                 end.as_mut().poll(cx)
             })
             .await;
-        });
+        }
     }
 
     /// Number of connections carried.
@@ -163,7 +178,7 @@ pub fn afterwards<F>(task: F)
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+    if let Ok(runtime) = Handle::try_current() {
         runtime.spawn(task);
     }
 }

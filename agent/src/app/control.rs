@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use traffic_proto::dial_policy::DialPolicy;
 use traffic_proto::manager_token;
@@ -40,6 +41,8 @@ pub(crate) struct ControlPath<'a> {
     pub(crate) blocker: Blocker,
     /// Sockets of the gRPC API.
     pub(crate) grpc: ApiListener,
+    /// Runtimes of the data path, which take the connections of attached workstations.
+    pub(crate) workers: Vec<Handle>,
 }
 
 impl ControlPath<'_> {
@@ -55,14 +58,14 @@ impl ControlPath<'_> {
             self.tunnels.clone(),
             Arc::clone(&self.dns),
             Arc::clone(&dialer),
-            tasks.clone(),
+            (tasks.clone(), Handle::current()),
             Arc::clone(&self.metrics),
         );
         let listeners = self.grpc.listeners.into_iter();
         let listeners: Vec<_> = listeners
             .filter_map(|l| tokio::net::TcpListener::from_std(l).ok())
             .collect();
-        tasks.spawn(api_server::serve(service, listeners));
+        tasks.spawn(api_server::serve(service, listeners, self.workers));
         let session = ControlConfig {
             identity: identity(self.settings, api_port, files),
             manager: manager_address(self.settings),

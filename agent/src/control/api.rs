@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::{RecvStream, SendStream};
+use tokio::runtime::Handle;
 use tonic::Status;
 use tonic::metadata::{MetadataMap, MetadataValue};
 use traffic_proto::manager::{LookupResponse, SessionInfo, VersionInfo2};
@@ -33,17 +34,20 @@ pub struct Service {
     dns: Arc<Dns>,
     dialer: Arc<Dialer>,
     drain: Drain,
+    /// The control side's own runtime: calls may be answered on another one.
+    home: Handle,
     metrics: Arc<ControlMetrics>,
 }
 
 impl Service {
-    /// Creates the service; connections dialled for workstations run as tasks of `drain`.
+    /// Creates the service; connections dialled for workstations run as tasks of `drain` on the
+    /// runtime beside it.
     #[must_use]
     pub fn new(
         tunnels: Tunnels,
         dns: Arc<Dns>,
         dialer: Arc<Dialer>,
-        drain: Drain,
+        (drain, home): (Drain, Handle),
         metrics: Arc<ControlMetrics>,
     ) -> Self {
         Self {
@@ -51,6 +55,7 @@ impl Service {
             dns,
             dialer,
             drain,
+            home,
             metrics,
         }
     }
@@ -135,7 +140,7 @@ impl Service {
         let io = self.opened(&info, incoming, open, TunnelDirection::Cluster)?;
         self.metrics.dials.inc();
         let dialer = Arc::clone(&self.dialer);
-        self.drain.spawn(async move {
+        self.drain.spawn_on(&self.home, async move {
             let timeout = info.dial_timeout;
             dialer.serve(place, info.conn_id, timeout, io).await;
         });

@@ -45,6 +45,14 @@ pub(crate) struct Services<H> {
 /// What is left to do of a call that has been answered: to send what comes.
 pub(crate) type Rest = BoxFuture<'static, ()>;
 
+/// How a call was answered.
+pub(crate) enum Answered {
+    Whole,
+    InPart(Rest),
+    /// In part, to a workstation that is now attached.
+    Attached(Rest),
+}
+
 impl<H: Health> Services<H> {
     /// Answers a call by the service that its path names.
     pub(crate) async fn answer(
@@ -52,7 +60,7 @@ impl<H: Health> Services<H> {
         request: Request<RecvStream>,
         mut respond: SendResponse<Bytes>,
         peer: Option<SocketAddr>,
-    ) -> Option<Rest> {
+    ) -> Answered {
         let path = request.uri().path();
         let answered = if path.starts_with(HEALTH) {
             self.health(request, &mut respond).await
@@ -63,11 +71,11 @@ impl<H: Health> Services<H> {
             Err(unknown())
         };
         match answered {
-            Ok(rest) => rest,
+            Ok(answered) => answered,
             Err(status) => {
                 // Fails only on a stream that is gone.
                 let _ = respond.send_response(status.into_http(), true);
-                None
+                Answered::Whole
             }
         }
     }
@@ -78,7 +86,7 @@ impl<H: Health> Services<H> {
         request: Request<RecvStream>,
         respond: &mut SendResponse<Bytes>,
         peer: Option<SocketAddr>,
-    ) -> Result<Option<Rest>, Status> {
+    ) -> Result<Answered, Status> {
         let agent = &self.agent;
         match method {
             "Tunnel" => {
@@ -89,7 +97,8 @@ impl<H: Health> Services<H> {
                 let session: SessionInfo = single(request.into_body()).await?;
                 let dials = Some(agent.watch(&session, peer).await?);
                 let send = respond.send_response(accepted(), false).map_err(gone)?;
-                return Ok(Some(Box::pin(Pipe::new(WatchBody { dials }, send))));
+                let rest = Pipe::new(WatchBody { dials }, send);
+                return Ok(Answered::Attached(Box::pin(rest)));
             }
             "Version" => {
                 let (head, body) = request.into_parts();
@@ -105,21 +114,24 @@ impl<H: Health> Services<H> {
             }
             _ => return Err(unknown()),
         }
-        Ok(None)
+        Ok(Answered::Whole)
     }
 
     async fn health(
         &self,
         request: Request<RecvStream>,
         respond: &mut SendResponse<Bytes>,
-    ) -> Result<Option<Rest>, Status> {
+    ) -> Result<Answered, Status> {
         let request = request.map(|stream| Body::new(Receiving(stream)));
         let Ok(response) = self.health.clone().call(request).await;
         let (head, body) = response.into_parts();
         let is_over = body.is_end_stream();
         let head = Response::from_parts(head, ());
         let send = respond.send_response(head, is_over).map_err(gone)?;
-        Ok((!is_over).then(|| Box::pin(Pipe::new(body, send)) as Rest))
+        if is_over {
+            return Ok(Answered::Whole);
+        }
+        Ok(Answered::InPart(Box::pin(Pipe::new(body, send))))
     }
 }
 

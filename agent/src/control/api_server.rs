@@ -4,21 +4,25 @@
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, join_all};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use h2::server;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tonic_health::pb::health_server::Health;
 use traffic_core::http2::authority::AuthorityRewriter;
 use traffic_proto::rewrite_io::RewriteReads;
 
 use crate::control::api::Service;
-use crate::control::api_calls::{Rest, Services};
+use crate::control::api_calls::{Answered, Services};
+use crate::control::api_socket::{MovableSocket, Move};
 use crate::control::keepalive::{HeardReads, Keepalive, LastHeard};
 use crate::io::listen;
 
@@ -39,12 +43,17 @@ const SERVICE: &str = "telepresence.agent.Agent";
 
 /// Serves the agent's API and gRPC health on `listeners`, for ever. An error of a connection ends only
 /// that connection.
-pub(crate) async fn serve(service: Service, listeners: Vec<TcpListener>) {
+///
+/// A connection begins on this runtime. Once a workstation is let in and attached by it, it goes over
+/// to one of `workers`: there its tunnels are read and written, so no thread waits for another.
+pub(crate) async fn serve(service: Service, listeners: Vec<TcpListener>, workers: Vec<Handle>) {
     let (reporter, health) = tonic_health::server::health_reporter();
     let serving = tonic_health::ServingStatus::Serving;
     reporter.set_service_status(SERVICE, serving).await;
     let agent = service;
     let services = Arc::new(Services { agent, health });
+    let (here, turns) = (Handle::current(), AtomicUsize::new(0));
+    let next_worker = || workers.get(turns.fetch_add(1, Ordering::Relaxed) % workers.len().max(1));
     let accepting = listeners.into_iter().map(async |listener| {
         let mut connections = JoinSet::new();
         loop {
@@ -52,12 +61,23 @@ pub(crate) async fn serve(service: Service, listeners: Vec<TcpListener>) {
                 socket = listen::accept(&listener, "agent API") => {
                     let opening = Box::pin(open(socket, Arc::clone(&services)));
                     connections.spawn(async {
-                        if let Some(connection) = opening.await {
-                            connection.await;
-                        }
+                        let mut connection = opening.await?;
+                        let served = connection.as_mut().await;
+                        (served == Served::Attached).then_some(connection)
                     });
                 }
-                Some(_) = connections.join_next() => {}
+                Some(ended) = connections.join_next() => {
+                    let Ok(Some(mut connection)) = ended else {
+                        continue;
+                    };
+                    connection.moves.over();
+                    let worker = next_worker().unwrap_or(&here);
+                    let rest = async move {
+                        connection.as_mut().await;
+                        None
+                    };
+                    connections.spawn_on(rest, worker);
+                }
             }
         }
     });
@@ -71,6 +91,8 @@ async fn open<H: Health>(
 ) -> Option<Pin<Box<Connection<impl Io, H>>>> {
     let peer = socket.peer_addr().ok();
     let mut authority = AuthorityRewriter::new("localhost");
+    let moves = Move::default();
+    let socket = MovableSocket::new(socket, moves.clone());
     let rewritten = RewriteReads::new(socket, move |input: &[u8], out: &mut Vec<u8>| {
         authority.rewrite(input, out);
     });
@@ -91,6 +113,8 @@ async fn open<H: Health>(
                 calls: FuturesUnordered::new(),
                 services,
                 peer,
+                moves,
+                placed: false,
             }))
         }
         Err(error) => {
@@ -113,15 +137,26 @@ struct Connection<I, H> {
     calls: FuturesUnordered<Call>,
     services: Arc<Services<H>>,
     peer: Option<SocketAddr>,
+    moves: Move,
+    /// It is on the runtime where it stays.
+    placed: bool,
+}
+
+/// Why a connection is no longer polled.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Served {
+    Over,
+    /// A workstation has attached itself: the connection is to go on elsewhere.
+    Attached,
 }
 
 /// A call that is being answered, or the rest of one.
-struct Call(BoxFuture<'static, Option<Rest>>);
+struct Call(BoxFuture<'static, Answered>);
 
 impl Future for Call {
-    type Output = Option<Rest>;
+    type Output = Answered;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Rest>> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answered> {
         self.0.as_mut().poll(cx)
     }
 }
@@ -130,16 +165,23 @@ impl<I, H> Connection<I, H>
 where
     H: Health,
 {
-    /// Works on the calls: what they send leaves when the connection is polled after them.
-    fn poll_calls(&mut self, cx: &mut Context<'_>) {
+    /// Works on the calls: what they send leaves when the connection is polled after them. True if a
+    /// workstation has attached itself.
+    fn poll_calls(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut attached = false;
         while let Poll::Ready(Some(answered)) = self.calls.poll_next_unpin(cx) {
-            if let Some(rest) = answered {
-                self.calls.push(Call(Box::pin(async {
-                    rest.await;
-                    None
-                })));
-            }
+            let rest = match answered {
+                Answered::Whole => continue,
+                Answered::InPart(rest) => rest,
+                Answered::Attached(rest) => {
+                    attached = true;
+                    rest
+                }
+            };
+            self.calls
+                .push(Call(Box::pin(rest.map(|()| Answered::Whole))));
         }
+        attached
     }
 }
 
@@ -148,26 +190,29 @@ where
     I: Io,
     H: Health,
 {
-    type Output = ();
+    type Output = Served;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Served> {
         let this = self.get_mut();
         loop {
-            this.poll_calls(cx);
+            if this.poll_calls(cx) && !this.placed {
+                this.placed = true;
+                return Poll::Ready(Served::Attached);
+            }
             if let Some(keepalive) = &mut this.keepalive
                 && keepalive.poll_gone(cx).is_ready()
             {
                 tracing::debug!(peer = ?this.peer, "a workstation gives no sign of life");
-                return Poll::Ready(());
+                return Poll::Ready(Served::Over);
             }
             let (request, respond) = match ready!(this.connection.poll_accept(cx)) {
                 Some(Ok(call)) => call,
                 Some(Err(error)) => {
                     let peer = this.peer;
                     tracing::debug!(%error, ?peer, "a connection of the agent's gRPC API ended");
-                    return Poll::Ready(());
+                    return Poll::Ready(Served::Over);
                 }
-                None => return Poll::Ready(()),
+                None => return Poll::Ready(Served::Over),
             };
             let (services, peer) = (Arc::clone(&this.services), this.peer);
             this.calls.push(Call(Box::pin(async move {

@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use tokio::runtime::Handle;
+
 use crate::drain::Drain;
 use crate::proxy::context::PortContext;
 use crate::proxy::listener::bind;
@@ -31,6 +33,7 @@ struct Bound {
 #[derive(Debug)]
 pub struct RunningWorkers {
     threads: Vec<JoinHandle<()>>,
+    runtimes: Vec<Handle>,
 }
 
 impl Ports {
@@ -63,7 +66,7 @@ impl Ports {
     /// # Errors
     /// A thread or a runtime could not be made.
     pub fn run(mut self, drain: &Drain) -> io::Result<RunningWorkers> {
-        let mut threads = Vec::new();
+        let (mut threads, mut runtimes) = (Vec::new(), Vec::new());
         for n in 0..self.workers {
             let mine: Vec<_> = self
                 .bound
@@ -79,6 +82,7 @@ impl Ports {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()?;
+            runtimes.push(runtime.handle().clone());
             let drain = drain.clone();
             let work = move || runtime.block_on(serve(mine, asking, drain));
             threads.push(
@@ -87,7 +91,7 @@ impl Ports {
                     .spawn(work)?,
             );
         }
-        Ok(RunningWorkers { threads })
+        Ok(RunningWorkers { threads, runtimes })
     }
 }
 
@@ -113,6 +117,12 @@ impl Bound {
 }
 
 impl RunningWorkers {
+    /// The threads' runtimes, for what belongs to their connections.
+    #[must_use]
+    pub fn runtimes(&self) -> &[Handle] {
+        &self.runtimes
+    }
+
     /// Waits for the threads to end; false if one of them panicked.
     pub fn join(self) -> bool {
         let panicked = self
