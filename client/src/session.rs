@@ -11,7 +11,7 @@ use traffic_proto::manager::manager_client::ManagerClient;
 use traffic_proto::manager::{
     ClientInfo, InterceptInfo, ReconnectClientRequest, RemainRequest, SessionInfo,
 };
-use traffic_proto::tunnel::GRPC_LIMIT;
+use traffic_proto::tunnel::{GRPC_LIMIT, MAX_FRAME};
 
 use crate::Failure;
 use crate::cluster::{Cluster, Login, Port};
@@ -131,6 +131,7 @@ pub(crate) fn endpoint(address: &str) -> Result<Endpoint, Failure> {
         .connect_timeout(Duration::from_secs(3))
         .tcp_nodelay(true)
         .tcp_keepalive(Some(Duration::from_secs(30)))
+        .max_frame_size(MAX_FRAME)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW))
 }

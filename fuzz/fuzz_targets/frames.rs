@@ -3,6 +3,7 @@
 //! same however they come.
 use libfuzzer_sys::fuzz_target;
 use traffic_core::http2::authority::AuthorityRewriter;
+use traffic_proto::rewrite::Rewrite as _;
 use traffic_core::http2::frames::{FrameHeader, HEAD};
 use traffic_core::http2::section::{self, Extent};
 

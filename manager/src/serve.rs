@@ -25,6 +25,7 @@ use tonic_health::server::HealthReporter;
 use traffic_core::http2::authority::AuthorityRewriter;
 use traffic_proto::manager::manager_server::ManagerServer;
 use traffic_proto::rewrite_io::RewriteReads;
+use traffic_proto::tunnel::MAX_FRAME;
 
 use crate::cluster::gate::Gate;
 use crate::cluster::{Cluster, ClusterError};
@@ -158,15 +159,13 @@ impl Bound {
         let incoming = TcpIncoming::from(self.listener)
             .with_nodelay(Some(true))
             .map_ok(|socket| {
-                let mut authority = AuthorityRewriter::new("localhost");
                 let peer = socket.peer_addr().ok();
                 let socket = ClosableIo::new(socket, peer);
-                RewriteReads::new(socket, move |input: &[u8], out: &mut Vec<u8>| {
-                    authority.rewrite(input, out);
-                })
+                RewriteReads::new(socket, AuthorityRewriter::new("localhost"))
             });
         let server = Server::builder()
             .accept_http1(true)
+            .max_frame_size(Some(MAX_FRAME))
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))

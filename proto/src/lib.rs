@@ -30,6 +30,7 @@ pub mod port_identifier;
 pub mod printable;
 #[cfg(feature = "proof")]
 pub mod proof;
+pub mod rewrite;
 #[cfg(feature = "rewrite-io")]
 pub mod rewrite_io;
 pub mod sidecar;

@@ -8,8 +8,12 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tonic::transport::server::Connected;
 
-/// Bytes read from the peer at once.
+use crate::rewrite::Rewrite;
+
+/// Bytes read from the peer at once, where they can't be read to where the server wants them.
 const CHUNK: usize = 16 * 1024;
+/// Room from which on they are: smaller reads would cost more than a copy.
+const DIRECT: usize = 4 * 1024;
 
 /// A connection whose received bytes are rewritten before the server reads them. Writes pass as
 /// they are.
@@ -22,12 +26,8 @@ pub struct RewriteReads<I, R> {
     taken: usize,
 }
 
-impl<I, R> RewriteReads<I, R>
-where
-    R: FnMut(&[u8], &mut Vec<u8>),
-{
-    /// Wraps a connection. `rewrite` takes received bytes and appends what the server shall read; it
-    /// may keep some back, and is called without any before more are read.
+impl<I, R: Rewrite> RewriteReads<I, R> {
+    /// Wraps a connection.
     pub fn new(io: I, rewrite: R) -> Self {
         Self {
             io,
@@ -38,10 +38,35 @@ where
     }
 }
 
+impl<I, R> RewriteReads<I, R>
+where
+    I: AsyncRead + Unpin,
+    R: Rewrite,
+{
+    /// Reads to where the server wants the bytes, and leaves what passes as it is; true if something
+    /// does, or the peer has ended.
+    fn poll_direct(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<bool>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
+        let received = buf.filled().get(before..).unwrap_or_default();
+        let passed = self.rewrite.pass(received);
+        let is_end = received.is_empty();
+        if let Some(rest @ [_, ..]) = received.get(passed..) {
+            self.rewrite.rewrite(rest, &mut self.ready);
+            buf.set_filled(before + passed);
+        }
+        Poll::Ready(Ok(passed > 0 || is_end))
+    }
+}
+
 impl<I, R> AsyncRead for RewriteReads<I, R>
 where
     I: AsyncRead + Unpin,
-    R: FnMut(&[u8], &mut Vec<u8>) + Unpin,
+    R: Rewrite + Unpin,
 {
     fn poll_read(
         self: Pin<&mut Self>,
@@ -54,9 +79,15 @@ where
             // A connection that waits holds no buffer.
             this.ready = Vec::new();
             this.taken = 0;
-            (this.rewrite)(&[], &mut this.ready);
+            this.rewrite.rewrite(&[], &mut this.ready);
             if !this.ready.is_empty() {
                 break;
+            }
+            if buf.remaining() >= DIRECT {
+                if ready!(this.poll_direct(cx, buf))? {
+                    return Poll::Ready(Ok(()));
+                }
+                continue;
             }
             let mut chunk = [0; CHUNK];
             let mut received = ReadBuf::new(&mut chunk);
@@ -64,7 +95,7 @@ where
             if received.filled().is_empty() {
                 return Poll::Ready(Ok(()));
             }
-            (this.rewrite)(received.filled(), &mut this.ready);
+            this.rewrite.rewrite(received.filled(), &mut this.ready);
         }
         let rest = this.ready.get(this.taken..).unwrap_or_default();
         let (now, _) = rest.split_at(rest.len().min(buf.remaining()));
@@ -122,16 +153,27 @@ mod tests {
 
     use super::*;
 
+    /// Gives bytes out in pairs, in upper case, so that a single one waits for the next; digits pass.
+    #[derive(Default)]
+    struct Pairs(Vec<u8>);
+
+    impl Rewrite for Pairs {
+        fn pass(&mut self, received: &[u8]) -> usize {
+            let digits = received.iter().take_while(|b| b.is_ascii_digit());
+            if self.0.is_empty() { digits.count() } else { 0 }
+        }
+
+        fn rewrite(&mut self, received: &[u8], out: &mut Vec<u8>) {
+            self.0.extend_from_slice(received);
+            let whole = self.0.len() / 2 * 2;
+            out.extend(self.0.drain(..whole).map(|b| b.to_ascii_uppercase()));
+        }
+    }
+
     #[tokio::test(flavor = "current_thread")]
     async fn reads_are_rewritten_and_writes_pass() {
         let (near, mut far) = tokio::io::duplex(64);
-        let mut held = Vec::new();
-        // Gives bytes out in pairs, so that a single one waits for the next.
-        let mut io = RewriteReads::new(near, move |input: &[u8], out: &mut Vec<u8>| {
-            held.extend_from_slice(input);
-            let whole = held.len() / 2 * 2;
-            out.extend(held.drain(..whole).map(|b| b.to_ascii_uppercase()));
-        });
+        let mut io = RewriteReads::new(near, Pairs::default());
         far.write_all(b"a").await.unwrap();
         far.write_all(b"bcd").await.unwrap();
         let mut read = [0; 4];
@@ -142,5 +184,23 @@ mod tests {
         assert_eq!(&read, b"back");
         drop(far);
         assert_eq!(io.read(&mut read).await.unwrap(), 0);
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn what_passes_is_read_in_place_up_to_what_does_not() {
+        let (near, mut far) = tokio::io::duplex(64);
+        let mut io = RewriteReads::new(near, Pairs::default());
+        let mut room = vec![0; DIRECT];
+        far.write_all(b"123abc").await.unwrap();
+        assert_eq!(io.read(&mut room).await.unwrap(), 3);
+        assert_eq!(&room[..3], b"123");
+        assert_eq!(io.read(&mut room).await.unwrap(), 2);
+        assert_eq!(&room[..2], b"AB");
+        // The byte that waits holds back what would pass by itself.
+        far.write_all(b"45").await.unwrap();
+        assert_eq!(io.read(&mut room).await.unwrap(), 2);
+        assert_eq!(&room[..2], b"C4");
+        drop(far);
+        assert_eq!(io.read(&mut room).await.unwrap(), 0);
     }
 }

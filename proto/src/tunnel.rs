@@ -19,6 +19,9 @@ pub const MAX_BODY: usize = 1 << 20;
 pub const MAX_DATAGRAM: usize = 1 << 16;
 /// gRPC message limit of every hop; messages stay well below it.
 pub const GRPC_LIMIT: usize = 4 << 20;
+/// Largest HTTP/2 frame that our ends take: a message of 64 KiB in one. What is sent follows what the
+/// peer takes.
+pub const MAX_FRAME: u32 = 65 * 1024;
 /// Idle time after which a TCP stream is closed.
 pub const TCP_IDLE_TIMEOUT: Duration = Duration::from_secs(2 * 60 * 60);
 /// Idle time after which a UDP stream is closed.

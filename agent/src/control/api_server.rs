@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use tonic_health::pb::health_server::Health;
 use traffic_core::http2::authority::AuthorityRewriter;
 use traffic_proto::rewrite_io::RewriteReads;
+use traffic_proto::tunnel::MAX_FRAME;
 
 use crate::control::api::Service;
 use crate::control::api_calls::{Answered, Services};
@@ -33,8 +34,6 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 /// Bytes that wait in one call for the connection; its sender waits beyond.
 pub(crate) const SEND_BUFFER: usize = 192 * 1024;
-/// Largest frame that is taken: a tunnel message of 64 KiB in one.
-const MAX_FRAME: u32 = 65 * 1024;
 /// Largest header section of a call.
 const MAX_HEADERS: u32 = 16 * 1024;
 
@@ -90,12 +89,9 @@ async fn open<H: Health>(
     services: Arc<Services<H>>,
 ) -> Option<Pin<Box<Connection<impl Io, H>>>> {
     let peer = socket.peer_addr().ok();
-    let mut authority = AuthorityRewriter::new("localhost");
     let moves = Move::default();
     let socket = MovableSocket::new(socket, moves.clone());
-    let rewritten = RewriteReads::new(socket, move |input: &[u8], out: &mut Vec<u8>| {
-        authority.rewrite(input, out);
-    });
+    let rewritten = RewriteReads::new(socket, AuthorityRewriter::new("localhost"));
     let heard = LastHeard::default();
     let handshake = server::Builder::new()
         .initial_window_size(STREAM_WINDOW)

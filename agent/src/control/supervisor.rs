@@ -15,7 +15,7 @@ use tonic::Code;
 use tonic::transport::Endpoint;
 use traffic_proto::manager::manager_client::ManagerClient;
 use traffic_proto::manager::{AgentInfo, SessionInfo};
-use traffic_proto::tunnel::GRPC_LIMIT;
+use traffic_proto::tunnel::{GRPC_LIMIT, MAX_FRAME};
 
 use crate::control::answers::{status_text, with_timeout};
 use crate::control::config::ControlConfig;
@@ -204,6 +204,7 @@ impl Supervisor {
             .connect_timeout(BEGIN_TIMEOUT)
             .tcp_nodelay(true)
             .tcp_keepalive(Some(Duration::from_secs(30)))
+            .max_frame_size(MAX_FRAME)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW))
     }

@@ -11,6 +11,7 @@ use crate::http2::hpack::{
     DEFAULT_TABLE, Decoder, Field, FieldList, Form, StaticRef, encode_without_table,
 };
 use crate::http2::section::{self, Extent};
+use traffic_proto::rewrite::Rewrite;
 
 /// The index of `:authority` in HPACK's static table.
 const AUTHORITY: StaticRef = StaticRef::Name(1);
@@ -52,49 +53,6 @@ impl AuthorityRewriter {
         }
     }
 
-    /// Takes the next bytes of the client, and appends to `out` what the server shall read. A
-    /// header section comes out when it is complete, everything else at once. Where `out` has become
-    /// long the rest waits for the next call, which may bring nothing.
-    pub fn rewrite(&mut self, input: &[u8], out: &mut Vec<u8>) {
-        if self.lost && self.pending.is_empty() {
-            out.extend_from_slice(input);
-            return;
-        }
-        let mut pending = std::mem::take(&mut self.pending);
-        pending.extend_from_slice(input);
-        let mut rest = self.begin(&pending, out);
-        while !self.lost && out.len() < MAX_AHEAD {
-            let (now, later) = rest.split_at(self.passing.min(rest.len()));
-            out.extend_from_slice(now);
-            self.passing -= now.len();
-            rest = later;
-            let Some(head) = FrameHeader::peek(rest) else {
-                break;
-            };
-            if head.kind != kind::HEADERS {
-                self.passing = HEAD + head.length as usize;
-                continue;
-            }
-            match section::extent(rest) {
-                Extent::More => break,
-                Extent::Whole(n) => {
-                    let (frames, later) = rest.split_at(n);
-                    self.section(frames, out);
-                    rest = later;
-                }
-                Extent::Broken | Extent::TooLong => self.lost = true,
-            }
-        }
-        if self.lost {
-            out.extend_from_slice(rest);
-            rest = &[];
-        }
-        let done = pending.len() - rest.len();
-        pending.drain(..done);
-        pending.shrink_to_fit();
-        self.pending = pending;
-    }
-
     /// Passes what belongs to the preface, and returns the rest.
     fn begin<'b>(&mut self, bytes: &'b [u8], out: &mut Vec<u8>) -> &'b [u8] {
         let (now, later) = bytes.split_at(self.preface.len().min(bytes.len()));
@@ -132,6 +90,70 @@ impl AuthorityRewriter {
         }
         let (stream, ends) = (section.head.stream, section.head.ends_stream());
         section::write_request(stream, ends, section.priority, &block, out);
+    }
+}
+
+impl Rewrite for AuthorityRewriter {
+    /// Everything passes but header sections.
+    fn pass(&mut self, received: &[u8]) -> usize {
+        if !self.pending.is_empty() || !self.preface.is_empty() {
+            return 0;
+        }
+        let mut rest = received;
+        while !self.lost {
+            let (now, later) = rest.split_at(self.passing.min(rest.len()));
+            self.passing -= now.len();
+            rest = later;
+            match FrameHeader::peek(rest) {
+                Some(head) if head.kind != kind::HEADERS => {
+                    self.passing = HEAD + head.length as usize;
+                }
+                _ => return received.len() - rest.len(),
+            }
+        }
+        received.len()
+    }
+
+    /// A header section comes out when it is complete, everything else at once. Where `out` has
+    /// become long the rest waits for the next call, which may bring nothing.
+    fn rewrite(&mut self, input: &[u8], out: &mut Vec<u8>) {
+        if self.lost && self.pending.is_empty() {
+            out.extend_from_slice(input);
+            return;
+        }
+        let mut pending = std::mem::take(&mut self.pending);
+        pending.extend_from_slice(input);
+        let mut rest = self.begin(&pending, out);
+        while !self.lost && out.len() < MAX_AHEAD {
+            let (now, later) = rest.split_at(self.passing.min(rest.len()));
+            out.extend_from_slice(now);
+            self.passing -= now.len();
+            rest = later;
+            let Some(head) = FrameHeader::peek(rest) else {
+                break;
+            };
+            if head.kind != kind::HEADERS {
+                self.passing = HEAD + head.length as usize;
+                continue;
+            }
+            match section::extent(rest) {
+                Extent::More => break,
+                Extent::Whole(n) => {
+                    let (frames, later) = rest.split_at(n);
+                    self.section(frames, out);
+                    rest = later;
+                }
+                Extent::Broken | Extent::TooLong => self.lost = true,
+            }
+        }
+        if self.lost {
+            out.extend_from_slice(rest);
+            rest = &[];
+        }
+        let done = pending.len() - rest.len();
+        pending.drain(..done);
+        pending.shrink_to_fit();
+        self.pending = pending;
     }
 }
 
