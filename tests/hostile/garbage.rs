@@ -113,7 +113,6 @@ pub(crate) fn request(random: &mut Random) -> Vec<u8> {
         6 => LookupRequest {
             session: session(),
             name: text(random),
-            ..LookupRequest::default()
         }
         .encode_to_vec(),
         7 => LogLevelRequest {

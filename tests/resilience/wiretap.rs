@@ -17,6 +17,10 @@ use crate::rig::{memory_kib, scale};
 /// Maximum growth of the agent's memory while a wiretap stalls.
 const MOST_KIB: u64 = 16 << 10;
 
+/// How much later than without it an answer may come: less than any time-out of the agent's, more
+/// than a busy machine needs.
+const MOST_LATER_DELAY: Duration = Duration::from_millis(1500);
+
 /// A server that takes connections and reads nothing.
 fn deaf() -> SocketAddr {
     let held: Mutex<Vec<TcpStream>> = Mutex::default();
@@ -27,6 +31,14 @@ fn deaf() -> SocketAddr {
 struct Load {
     stop: AtomicBool,
     answers: AtomicU64,
+    /// Longest time to an answer in the present phase, us.
+    longest: AtomicU64,
+}
+
+/// What callers had in one phase.
+struct Phase {
+    per_second: f64,
+    longest: Duration,
 }
 
 impl Load {
@@ -42,7 +54,10 @@ impl Load {
         while !self.stop.load(Ordering::Relaxed) {
             let mut caller = Caller::connect(address).unwrap();
             for _ in 0..20 {
+                let asked = Instant::now();
                 let answer = caller.post("/bytes/5", &[], &body);
+                let took = u64::try_from(asked.elapsed().as_micros()).unwrap();
+                self.longest.fetch_max(took, Ordering::Relaxed);
                 let answer = answer.unwrap_or_else(|error| panic!("caller {number}: {error}"));
                 assert_eq!((answer.status, answer.by()), (200, "app"));
                 self.answers.fetch_add(1, Ordering::Relaxed);
@@ -50,14 +65,18 @@ impl Load {
         }
     }
 
-    fn during(&self, time: Duration, mut watch: impl FnMut()) -> f64 {
+    fn during(&self, time: Duration, mut watch: impl FnMut()) -> Phase {
+        self.longest.store(0, Ordering::Relaxed);
         let (before, begin) = (self.answers.load(Ordering::Relaxed), Instant::now());
         while begin.elapsed() < time {
             watch();
             std::thread::sleep(Duration::from_millis(50));
         }
         let answers = self.answers.load(Ordering::Relaxed) - before;
-        answers as f64 / begin.elapsed().as_secs_f64()
+        Phase {
+            per_second: answers as f64 / begin.elapsed().as_secs_f64(),
+            longest: Duration::from_micros(self.longest.load(Ordering::Relaxed)),
+        }
     }
 }
 
@@ -69,6 +88,7 @@ fn stalled(what: &str, flags: &[&str], freeze: bool) {
     let load = Load {
         stop: AtomicBool::new(false),
         answers: AtomicU64::new(0),
+        longest: AtomicU64::new(0),
     };
     std::thread::scope(|scope| {
         for number in 0..4 {
@@ -95,7 +115,15 @@ fn stalled(what: &str, flags: &[&str], freeze: bool) {
         let grown = most.saturating_sub(before);
         eprintln!(
             "wiretap {what} {flags:?}: {time:?} stalled: agent {before} KiB, at most {grown} KiB more; \
-            {dropped} copies dropped; callers {alone:.0}/s alone, {beside:.0}/s beside it"
+            {dropped} copies dropped; callers {:.0}/s alone, {:.0}/s beside it, the longest answer in \
+            {:?} and {:?}",
+            alone.per_second, beside.per_second, alone.longest, beside.longest
+        );
+        assert!(
+            beside.longest < alone.longest + MOST_LATER_DELAY,
+            "an answer took {:?} beside it, {:?} at most before",
+            beside.longest,
+            alone.longest
         );
         assert!(dropped > 0, "nothing was dropped: it did not stall");
         assert!(

@@ -10,7 +10,7 @@ use crate::app::settings::{Bind, Settings};
 use crate::control::container_env;
 use crate::drain::Drain;
 use crate::files::export::{ContainerVolumes, EXPORTS, Exports};
-use crate::files::server::{self, Protocol};
+use crate::files::server::{self, FileProtocol};
 
 /// The file service as workstations are told of it.
 #[derive(Clone, Copy, Debug, Default)]
@@ -48,8 +48,8 @@ impl FileService {
         };
         let exports = Arc::new(exports);
         Self {
-            sftp_port: serve(Protocol::SFTP, &exports, tasks),
-            ftp_port: serve(Protocol::FTP, &exports, tasks),
+            sftp_port: serve(FileProtocol::SFTP, &exports, tasks),
+            ftp_port: serve(FileProtocol::FTP, &exports, tasks),
         }
     }
 
@@ -67,7 +67,7 @@ impl FileService {
 }
 
 /// Starts one server on a free port and returns the port; 0 if there is none.
-fn serve(protocol: Protocol, exports: &Arc<Exports>, tasks: &Drain) -> u16 {
+fn serve(protocol: FileProtocol, exports: &Arc<Exports>, tasks: &Drain) -> u16 {
     // On every address: a workstation's connection is dialled to the pod's own address. Peers
     // outside the pod are refused.
     let bound = bind_families(Bind::All, 0).and_then(|bound| {

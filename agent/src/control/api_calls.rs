@@ -97,7 +97,7 @@ impl<H: Health> Services<H> {
                 let session: SessionInfo = single(request.into_body()).await?;
                 let dials = Some(agent.watch(&session, peer).await?);
                 let send = respond.send_response(accepted(), false).map_err(gone)?;
-                let rest = Pipe::new(WatchBody { dials }, send);
+                let rest = BodyPipe::new(WatchBody { dials }, send);
                 return Ok(Answered::Attached(Box::pin(rest)));
             }
             "Version" => {
@@ -131,7 +131,7 @@ impl<H: Health> Services<H> {
         if is_over {
             return Ok(Answered::Whole);
         }
-        Ok(Answered::InPart(Box::pin(Pipe::new(body, send))))
+        Ok(Answered::InPart(Box::pin(BodyPipe::new(body, send))))
     }
 }
 
@@ -213,13 +213,13 @@ impl HttpBody for Receiving {
 }
 
 /// Sends what comes from a body until that or the stream ends.
-struct Pipe<B> {
+struct BodyPipe<B> {
     body: B,
     send: SendStream<Bytes>,
     waiting: Option<Bytes>,
 }
 
-impl<B> Pipe<B> {
+impl<B> BodyPipe<B> {
     fn new(body: B, send: SendStream<Bytes>) -> Self {
         Self {
             body,
@@ -229,7 +229,7 @@ impl<B> Pipe<B> {
     }
 }
 
-impl<B: HttpBody<Data = Bytes> + Unpin> Future for Pipe<B> {
+impl<B: HttpBody<Data = Bytes> + Unpin> Future for BodyPipe<B> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
@@ -241,7 +241,7 @@ impl<B: HttpBody<Data = Bytes> + Unpin> Future for Pipe<B> {
             if this.waiting.is_some() {
                 let has_room = ready!(poll_room(&mut this.send, cx)).is_ok();
                 let data = this.waiting.take().filter(|_| has_room);
-                if !data.is_some_and(|data| this.send.send_data(data, false).is_ok()) {
+                if data.is_none_or(|data| this.send.send_data(data, false).is_err()) {
                     return Poll::Ready(());
                 }
             }

@@ -87,7 +87,7 @@ pub(crate) async fn serve(service: Service, listeners: Vec<TcpListener>, workers
 async fn open<H: Health>(
     socket: TcpStream,
     services: Arc<Services<H>>,
-) -> Option<Pin<Box<Connection<impl Io, H>>>> {
+) -> Option<Pin<Box<ApiConnection<impl WorkstationIo, H>>>> {
     let peer = socket.peer_addr().ok();
     let moves = Move::default();
     let socket = MovableSocket::new(socket, moves.clone());
@@ -103,7 +103,7 @@ async fn open<H: Health>(
     match handshake.await {
         Ok(mut connection) => {
             let pings = connection.ping_pong();
-            Some(Box::pin(Connection {
+            Some(Box::pin(ApiConnection {
                 connection,
                 keepalive: pings.map(|pings| Keepalive::new(pings, heard)),
                 calls: FuturesUnordered::new(),
@@ -121,12 +121,12 @@ async fn open<H: Health>(
 }
 
 /// A workstation's socket.
-trait Io: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+trait WorkstationIo: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
 
-impl<I: AsyncRead + AsyncWrite + Send + Unpin + 'static> Io for I {}
+impl<I: AsyncRead + AsyncWrite + Send + Unpin + 'static> WorkstationIo for I {}
 
 /// A connection, and the calls on it that need more than an answer.
-struct Connection<I, H> {
+struct ApiConnection<I, H> {
     connection: server::Connection<I, Bytes>,
     /// None where the library gives no pings, which it does once.
     keepalive: Option<Keepalive>,
@@ -157,7 +157,7 @@ impl Future for Call {
     }
 }
 
-impl<I, H> Connection<I, H>
+impl<I, H> ApiConnection<I, H>
 where
     H: Health,
 {
@@ -181,9 +181,9 @@ where
     }
 }
 
-impl<I, H> Future for Connection<I, H>
+impl<I, H> Future for ApiConnection<I, H>
 where
-    I: Io,
+    I: WorkstationIo,
     H: Health,
 {
     type Output = Served;

@@ -56,7 +56,7 @@ pub(crate) async fn call(
         meter: Arc::clone(&meter),
     };
     let body = answered(link.calls.clone(), Body::new(outgoing)).await;
-    let mut incoming = Box::pin(Incoming {
+    let mut incoming = Box::pin(AnswerMessages {
         body: body.map_err(|status| broken(&status))?,
         reader,
         received: Bytes::new(),
@@ -132,7 +132,7 @@ impl HttpBody for Outgoing {
 }
 
 /// The messages in the body of the answer.
-struct Incoming {
+struct AnswerMessages {
     body: Body,
     reader: FrameReader,
     received: Bytes,
@@ -140,7 +140,7 @@ struct Incoming {
     meter: Arc<Meter>,
 }
 
-impl Incoming {
+impl AnswerMessages {
     /// Ends the messages, with an error unless the manager says that all is well.
     fn end(&mut self, status: Result<(), Status>) -> Option<Result<Message, TunnelError>> {
         self.over = true;
@@ -148,7 +148,7 @@ impl Incoming {
     }
 }
 
-impl Stream for Incoming {
+impl Stream for AnswerMessages {
     type Item = Result<Message, TunnelError>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {

@@ -18,7 +18,7 @@ use crate::files::export::{EXPORTS, Exports};
 use crate::files::path::{absolute, normalised};
 
 pub(crate) use control::IDLE_TIMEOUT;
-use control::{Control, Reply};
+use control::{Control, FtpReply};
 pub(crate) use data::CONNECT_TIMEOUT;
 use data::Passive;
 
@@ -35,7 +35,7 @@ const FEATURES: [&str; 8] = [
 ];
 
 /// The state of a connection.
-struct Session<'e> {
+struct FtpSession<'e> {
     exports: &'e Exports,
     control: Control,
     login: Login,
@@ -58,35 +58,35 @@ enum Login {
 
 /// A command that failed.
 #[derive(Debug)]
-enum Failed {
-    Refused(Reply),
+enum CommandError {
+    Refused(FtpReply),
     /// The control connection is of no use any more.
     Lost(io::Error),
 }
 
-impl From<Errno> for Failed {
+impl From<Errno> for CommandError {
     fn from(errno: Errno) -> Self {
         Self::Refused(match errno {
             // The stock client knows these by their texts, and no others.
-            Errno::NOENT => Reply::line(550, "no such file or directory"),
-            Errno::NOTEMPTY => Reply::line(550, "directory not empty"),
-            Errno::NOSPC | Errno::DQUOT => Reply::line(552, "no space left"),
-            other => Reply::line(550, io::Error::from(other).to_string()),
+            Errno::NOENT => FtpReply::line(550, "no such file or directory"),
+            Errno::NOTEMPTY => FtpReply::line(550, "directory not empty"),
+            Errno::NOSPC | Errno::DQUOT => FtpReply::line(552, "no space left"),
+            other => FtpReply::line(550, io::Error::from(other).to_string()),
         })
     }
 }
 
-impl From<io::Error> for Failed {
+impl From<io::Error> for CommandError {
     fn from(error: io::Error) -> Self {
         Self::Lost(error)
     }
 }
 
-type Answered<T = Reply> = Result<T, Failed>;
+type CommandResult<T = FtpReply> = Result<T, CommandError>;
 
 /// Answers the commands of one connection in order.
 pub(crate) fn serve(socket: TcpStream, exports: &Exports) -> io::Result<()> {
-    let mut session = Session {
+    let mut session = FtpSession {
         exports,
         control: Control::new(socket)?,
         login: Login::None,
@@ -96,13 +96,13 @@ pub(crate) fn serve(socket: TcpStream, exports: &Exports) -> io::Result<()> {
         passive: None,
         only_extended: false,
     };
-    let ready = Reply::line(220, "volumes of this pod; log in as anonymous");
+    let ready = FtpReply::line(220, "volumes of this pod; log in as anonymous");
     session.control.reply(&ready)?;
     while let Some(line) = session.control.next_line()? {
         let command = parse(&line);
         let reply = match command.map_err(refused).and_then(|it| session.perform(it)) {
-            Ok(reply) | Err(Failed::Refused(reply)) => reply,
-            Err(Failed::Lost(error)) => return Err(error),
+            Ok(reply) | Err(CommandError::Refused(reply)) => reply,
+            Err(CommandError::Lost(error)) => return Err(error),
         };
         session.control.reply(&reply)?;
         if command == Ok(Command::Quit) {
@@ -112,70 +112,70 @@ pub(crate) fn serve(socket: TcpStream, exports: &Exports) -> io::Result<()> {
     Ok(())
 }
 
-fn refused(bad: BadCommand) -> Failed {
+fn refused(bad: BadCommand) -> CommandError {
     let code = match bad {
         BadCommand::NoVerb => 500,
         BadCommand::Argument | BadCommand::ControlCharacter => 501,
     };
-    Failed::Refused(Reply::line(code, bad.to_string()))
+    CommandError::Refused(FtpReply::line(code, bad.to_string()))
 }
 
-impl Session<'_> {
-    fn perform(&mut self, command: Command<'_>) -> Answered {
+impl FtpSession<'_> {
+    fn perform(&mut self, command: Command<'_>) -> CommandResult {
         let anyone = match command {
             Command::User(name) => self.user(name),
             Command::Pass => self.password(),
-            Command::Quit => Reply::line(221, "bye"),
-            Command::Noop => Reply::line(200, "ok"),
-            Command::Syst => Reply::line(215, "UNIX Type: L8"),
-            Command::Feat => Reply::lines(211, FEATURES.map(Vec::from).to_vec()),
-            Command::Opts | Command::Representation(true) => Reply::line(200, "ok"),
-            Command::Representation(false) => Reply::line(504, "files are sent as they are"),
-            Command::Unknown => Reply::line(502, "this command is not served"),
-            _ if self.login != Login::Done => Reply::line(530, "log in as anonymous"),
+            Command::Quit => FtpReply::line(221, "bye"),
+            Command::Noop => FtpReply::line(200, "ok"),
+            Command::Syst => FtpReply::line(215, "UNIX Type: L8"),
+            Command::Feat => FtpReply::lines(211, FEATURES.map(Vec::from).to_vec()),
+            Command::Opts | Command::Representation(true) => FtpReply::line(200, "ok"),
+            Command::Representation(false) => FtpReply::line(504, "files are sent as they are"),
+            Command::Unknown => FtpReply::line(502, "this command is not served"),
+            _ if self.login != Login::Done => FtpReply::line(530, "log in as anonymous"),
             of_a_user => return self.perform_of_user(of_a_user),
         };
         Ok(anyone)
     }
 
-    fn perform_of_user(&mut self, command: Command<'_>) -> Answered {
+    fn perform_of_user(&mut self, command: Command<'_>) -> CommandResult {
         match command {
-            Command::Pwd => Ok(Reply::line(257, quoted(&absolute(&self.directory)))),
+            Command::Pwd => Ok(FtpReply::line(257, quoted(&absolute(&self.directory)))),
             Command::Cwd(path) => self.change_directory(path),
             Command::Pasv => self.passive(),
             Command::Epsv(family) => self.extended_passive(family),
             Command::Rest(position) => {
                 self.restart = position;
-                Ok(Reply::line(350, "the next transfer begins there"))
+                Ok(FtpReply::line(350, "the next transfer begins there"))
             }
             Command::Retr(path) => self.retrieve(path),
             Command::Stor(path) => self.store(path, false),
             Command::Appe(path) => self.store(path, true),
-            Command::Abor => Ok(Reply::line(226, "there is no transfer")),
+            Command::Abor => Ok(FtpReply::line(226, "there is no transfer")),
             Command::Mlsd(path) => self.list(path, listing::Form::Facts),
             Command::List(path) => self.list(path, listing::Form::Long),
             Command::Nlst(path) => self.list(path, listing::Form::Names),
             Command::Mlst(path) => self.facts(path.unwrap_or_default()),
             Command::Size(path) => {
                 let size = self.file_attributes(path)?.size.unwrap_or_default();
-                Ok(Reply::line(213, size.to_string()))
+                Ok(FtpReply::line(213, size.to_string()))
             }
             Command::Mdtm(path) => {
                 let attributes = self.file_attributes(path)?;
-                Ok(Reply::line(213, listing::time_of(&attributes)))
+                Ok(FtpReply::line(213, listing::time_of(&attributes)))
             }
             other => self.change(other),
         }
     }
 
     /// Commands that change names.
-    fn change(&mut self, command: Command<'_>) -> Answered {
+    fn change(&mut self, command: Command<'_>) -> CommandResult {
         let exports = self.exports;
         match command {
             Command::Mkd(path) => {
                 exports.make_directory(&self.path(path), Attributes::default())?;
                 let made = absolute(&self.elements(path));
-                return Ok(Reply::line(257, quoted(&made)));
+                return Ok(FtpReply::line(257, quoted(&made)));
             }
             Command::Rmd(path) => exports.remove(&self.path(path), AtFlags::REMOVEDIR)?,
             Command::Dele(path) => exports.remove(&self.path(path), AtFlags::empty())?,
@@ -184,34 +184,34 @@ impl Session<'_> {
                 // The link itself is renamed, wherever it leads.
                 exports.attributes(&from, false)?;
                 self.rename_from = Some(from);
-                return Ok(Reply::line(350, "say RNTO"));
+                return Ok(FtpReply::line(350, "say RNTO"));
             }
             Command::Rnto(path) => {
                 let Some(from) = self.rename_from.take() else {
-                    return Ok(Reply::line(503, "say RNFR first"));
+                    return Ok(FtpReply::line(503, "say RNFR first"));
                 };
                 exports.rename(&from, &self.path(path), true)?;
             }
-            _ => return Ok(Reply::line(502, "this command is not served")),
+            _ => return Ok(FtpReply::line(502, "this command is not served")),
         }
-        Ok(Reply::line(250, "done"))
+        Ok(FtpReply::line(250, "done"))
     }
 
-    fn user(&mut self, name: &[u8]) -> Reply {
+    fn user(&mut self, name: &[u8]) -> FtpReply {
         if name.eq_ignore_ascii_case(b"anonymous") {
             self.login = Login::Named;
-            return Reply::line(331, "any password");
+            return FtpReply::line(331, "any password");
         }
         self.login = Login::None;
-        Reply::line(530, "log in as anonymous")
+        FtpReply::line(530, "log in as anonymous")
     }
 
-    fn password(&mut self) -> Reply {
+    fn password(&mut self) -> FtpReply {
         if self.login == Login::None {
-            return Reply::line(503, "say USER first");
+            return FtpReply::line(503, "say USER first");
         }
         self.login = Login::Done;
-        Reply::line(230, "logged in")
+        FtpReply::line(230, "logged in")
     }
 
     /// Elements of a path below the root of all clients; `..` is taken off, and stays below it.
@@ -227,55 +227,58 @@ impl Session<'_> {
         [EXPORTS.as_bytes(), &absolute(&self.elements(path))].concat()
     }
 
-    fn change_directory(&mut self, path: &[u8]) -> Answered {
+    fn change_directory(&mut self, path: &[u8]) -> CommandResult {
         let attributes = self.exports.attributes(&self.path(path), true)?;
         if !is_kind(&attributes, FileType::Directory) {
             return Err(Errno::NOTDIR.into());
         }
         self.directory = self.elements(path);
-        Ok(Reply::line(250, "done"))
+        Ok(FtpReply::line(250, "done"))
     }
 
-    fn passive(&mut self) -> Answered {
+    fn passive(&mut self) -> CommandResult {
         if self.only_extended {
-            return Ok(Reply::line(503, "EPSV ALL was said"));
+            return Ok(FtpReply::line(503, "EPSV ALL was said"));
         }
         let passive = Passive::open(self.control.socket())?;
         let Some(text) = passive.host_and_port() else {
-            return Ok(Reply::line(425, "this is no IPv4 connection; say EPSV"));
+            return Ok(FtpReply::line(425, "this is no IPv4 connection; say EPSV"));
         };
         self.passive = Some(passive);
-        Ok(Reply::line(227, text))
+        Ok(FtpReply::line(227, text))
     }
 
-    fn extended_passive(&mut self, family: Family) -> Answered {
+    fn extended_passive(&mut self, family: Family) -> CommandResult {
         let is_v4 = self.control.is_v4()?;
         match family {
             Family::All => {
                 self.only_extended = true;
-                return Ok(Reply::line(200, "only EPSV is taken"));
+                return Ok(FtpReply::line(200, "only EPSV is taken"));
             }
-            Family::V6 if is_v4 => return Ok(Reply::line(522, "use (1)")),
-            Family::V4 if !is_v4 => return Ok(Reply::line(522, "use (2)")),
-            Family::Other => return Ok(Reply::line(522, "use (1,2)")),
+            Family::V6 if is_v4 => return Ok(FtpReply::line(522, "use (1)")),
+            Family::V4 if !is_v4 => return Ok(FtpReply::line(522, "use (2)")),
+            Family::Other => return Ok(FtpReply::line(522, "use (1,2)")),
             Family::Same | Family::V4 | Family::V6 => {}
         }
         let passive = Passive::open(self.control.socket())?;
         let text = format!("port (|||{}|)", passive.port());
         self.passive = Some(passive);
-        Ok(Reply::line(229, text))
+        Ok(FtpReply::line(229, text))
     }
 
-    fn file_attributes(&self, path: &[u8]) -> Answered<Attributes> {
+    fn file_attributes(&self, path: &[u8]) -> CommandResult<Attributes> {
         let attributes = self.exports.attributes(&self.path(path), true)?;
         if is_kind(&attributes, FileType::RegularFile) {
             Ok(attributes)
         } else {
-            Err(Failed::Refused(Reply::line(550, "this is no file")))
+            Err(CommandError::Refused(FtpReply::line(
+                550,
+                "this is no file",
+            )))
         }
     }
 
-    fn facts(&self, path: &[u8]) -> Answered {
+    fn facts(&self, path: &[u8]) -> CommandResult {
         let attributes = self.exports.attributes(&self.path(path), true)?;
         let elements = self.elements(path);
         let name = elements.last().map_or(&b"/"[..], Vec::as_slice);
@@ -283,7 +286,7 @@ impl Session<'_> {
         listing::Form::Facts.write(name, &attributes, &mut line);
         let facts = line.trim_ascii_end().to_vec();
         let lines = vec![b"facts".to_vec(), facts, b"End".to_vec()];
-        Ok(Reply::lines(250, lines))
+        Ok(FtpReply::lines(250, lines))
     }
 }
 

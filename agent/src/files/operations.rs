@@ -18,7 +18,7 @@ use crate::files::export::{Exports, Location, Place};
 /// Mode bits that a client may set: no set-uid and no set-gid bit.
 const SETTABLE_MODE: u32 = 0o1777;
 
-type Answered<T = ()> = Result<T, Errno>;
+type FileResult<T = ()> = Result<T, Errno>;
 
 /// A directory and a name in it.
 struct Entry {
@@ -33,7 +33,7 @@ impl Exports {
         how: OFlags,
         truncate: bool,
         attributes: Attributes,
-    ) -> Answered<OwnedFd> {
+    ) -> FileResult<OwnedFd> {
         // Without waiting for the other end of a named pipe, and without a terminal's control.
         let how = how | OFlags::NONBLOCK | OFlags::NOCTTY;
         let creates = how.contains(OFlags::CREATE);
@@ -53,7 +53,7 @@ impl Exports {
         fs::openat(&entry.parent.fd, &entry.name[..], how, mode)
     }
 
-    pub(crate) fn attributes(&self, path: &[u8], follow: bool) -> Answered<Attributes> {
+    pub(crate) fn attributes(&self, path: &[u8], follow: bool) -> FileResult<Attributes> {
         let location = match self.find(path) {
             Place::Virtual(_) => return Ok(directory_attributes()),
             Place::Missing => return Err(Errno::NOENT),
@@ -72,7 +72,7 @@ impl Exports {
     }
 
     /// Opens a directory for listing: its entries, and the names that are shown in it besides.
-    pub(crate) fn open_directory(&self, path: &[u8]) -> Answered<(Option<Dir>, Vec<Vec<u8>>)> {
+    pub(crate) fn open_directory(&self, path: &[u8]) -> FileResult<(Option<Dir>, Vec<Vec<u8>>)> {
         let location = match self.find(path) {
             Place::Missing => return Err(Errno::NOENT),
             Place::Virtual(names) => return Ok((None, names)),
@@ -89,13 +89,13 @@ impl Exports {
         Ok((entries, location.further))
     }
 
-    pub(crate) fn read_link(&self, path: &[u8]) -> Answered<Vec<u8>> {
+    pub(crate) fn read_link(&self, path: &[u8]) -> FileResult<Vec<u8>> {
         let location = self.locate(path)?;
         let found = open_visible(&location, OFlags::PATH | OFlags::NOFOLLOW)?;
         Ok(fs::readlinkat(&found.fd, "", Vec::new())?.into_bytes())
     }
 
-    pub(crate) fn figures(&self, path: &[u8]) -> Answered<[u64; 11]> {
+    pub(crate) fn figures(&self, path: &[u8]) -> FileResult<[u64; 11]> {
         let location = self.locate(path)?;
         let found = open_visible(&location, OFlags::PATH)?;
         let s = fs::fstatvfs(&found.fd)?;
@@ -114,7 +114,7 @@ impl Exports {
         ])
     }
 
-    pub(crate) fn set_attributes(&self, path: &[u8], attributes: Attributes) -> Answered {
+    pub(crate) fn set_attributes(&self, path: &[u8], attributes: Attributes) -> FileResult {
         let location = self.locate(path)?;
         let found = open_visible(&location, OFlags::PATH)?;
         writable(&location, &found)?;
@@ -130,18 +130,18 @@ impl Exports {
         set_attributes_of(&found.fd, attributes)
     }
 
-    pub(crate) fn remove(&self, path: &[u8], flags: AtFlags) -> Answered {
+    pub(crate) fn remove(&self, path: &[u8], flags: AtFlags) -> FileResult {
         let entry = self.entry(path)?;
         fs::unlinkat(&entry.parent.fd, &entry.name[..], flags)
     }
 
-    pub(crate) fn make_directory(&self, path: &[u8], attributes: Attributes) -> Answered {
+    pub(crate) fn make_directory(&self, path: &[u8], attributes: Attributes) -> FileResult {
         let entry = self.entry(path)?;
         let mode = Mode::from_raw_mode(attributes.mode.unwrap_or(0o755) & SETTABLE_MODE);
         fs::mkdirat(&entry.parent.fd, &entry.name[..], mode)
     }
 
-    pub(crate) fn rename(&self, from: &[u8], to: &[u8], replace: bool) -> Answered {
+    pub(crate) fn rename(&self, from: &[u8], to: &[u8], replace: bool) -> FileResult {
         let (from, to) = (self.entry(from)?, self.entry(to)?);
         let flags = if replace {
             RenameFlags::empty()
@@ -161,19 +161,19 @@ impl Exports {
         }
     }
 
-    pub(crate) fn link_symbolically(&self, target: &[u8], link: &[u8]) -> Answered {
+    pub(crate) fn link_symbolically(&self, target: &[u8], link: &[u8]) -> FileResult {
         let entry = self.entry(link)?;
         fs::symlinkat(target, &entry.parent.fd, &entry.name[..])
     }
 
-    pub(crate) fn link(&self, from: &[u8], to: &[u8]) -> Answered {
+    pub(crate) fn link(&self, from: &[u8], to: &[u8]) -> FileResult {
         let (from, to) = (self.entry(from)?, self.entry(to)?);
         // Without following: a link to a link stays in the volume.
         let (old, new) = (&from.name[..], &to.name[..]);
         fs::linkat(&from.parent.fd, old, &to.parent.fd, new, AtFlags::empty())
     }
 
-    fn locate(&self, path: &[u8]) -> Answered<Location<'_>> {
+    fn locate(&self, path: &[u8]) -> FileResult<Location<'_>> {
         match self.find(path) {
             Place::Real(location) => Ok(location),
             Place::Virtual(_) => Err(Errno::ACCESS),
@@ -182,7 +182,7 @@ impl Exports {
     }
 
     /// The directory that holds a path's last element, which may be changed there.
-    fn entry(&self, path: &[u8]) -> Answered<Entry> {
+    fn entry(&self, path: &[u8]) -> FileResult<Entry> {
         let mut location = self.locate(path)?;
         // The root of an export itself is nobody's to remove or to rename.
         let name = location.below.pop().ok_or(Errno::ACCESS)?;
@@ -193,14 +193,14 @@ impl Exports {
 }
 
 /// Opens a place that its policy shows to workstations.
-fn open_visible(location: &Location<'_>, how: OFlags) -> Answered<Found> {
+fn open_visible(location: &Location<'_>, how: OFlags) -> FileResult<Found> {
     let found = location.root.open(&location.below, how, Mode::empty())?;
     visible(location, &found)?;
     Ok(found)
 }
 
 /// Changes the attributes of an open file, a link not followed any further.
-pub(crate) fn set_attributes_of(fd: &OwnedFd, attributes: Attributes) -> Answered {
+pub(crate) fn set_attributes_of(fd: &OwnedFd, attributes: Attributes) -> FileResult {
     if let Some(size) = attributes.size {
         fs::ftruncate(fd, size)?;
     }
@@ -237,14 +237,14 @@ pub(crate) fn directory_attributes() -> Attributes {
     }
 }
 
-fn visible(location: &Location<'_>, found: &Found) -> Answered {
+fn visible(location: &Location<'_>, found: &Found) -> FileResult {
     match location.policy_of(found) {
         MountPolicy::Remote | MountPolicy::RemoteReadonly => Ok(()),
         MountPolicy::Local | MountPolicy::Ignore => Err(Errno::NOENT),
     }
 }
 
-fn writable(location: &Location<'_>, found: &Found) -> Answered {
+fn writable(location: &Location<'_>, found: &Found) -> FileResult {
     match location.policy_of(found) {
         MountPolicy::RemoteReadonly => Err(Errno::ROFS),
         _ => Ok(()),
@@ -252,7 +252,12 @@ fn writable(location: &Location<'_>, found: &Found) -> Answered {
 }
 
 /// Admits a file that was opened, by its policy and its kind; cuts it where that is wanted.
-fn opened(location: &Location<'_>, found: Found, how: OFlags, truncate: bool) -> Answered<OwnedFd> {
+fn opened(
+    location: &Location<'_>,
+    found: Found,
+    how: OFlags,
+    truncate: bool,
+) -> FileResult<OwnedFd> {
     visible(location, &found)?;
     if how.intersects(OFlags::WRONLY | OFlags::RDWR) {
         writable(location, &found)?;

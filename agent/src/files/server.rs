@@ -1,4 +1,4 @@
-//! The listeners: every connection has a thread of its own, as many as its [`Protocol`] may have.
+//! The listeners: every connection has a thread of its own, as many as its [`FileProtocol`] may have.
 //! Only peers of this pod are served: a workstation's connection is dialled by the agent itself,
 //! and a port-forward arrives on loopback.
 
@@ -23,13 +23,13 @@ const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
 /// A protocol by which volumes are served.
 #[derive(Clone, Copy, Debug)]
-pub struct Protocol {
+pub struct FileProtocol {
     name: &'static str,
     max_connections: usize,
     serve: fn(TcpStream, &Exports) -> io::Result<()>,
 }
 
-impl Protocol {
+impl FileProtocol {
     /// SFTP without SSH, as sshfs speaks it.
     pub const SFTP: Self = Self {
         name: "SFTP",
@@ -52,7 +52,7 @@ impl Protocol {
 
 /// Serves `exports` by `protocol` on `listeners` as tasks of `tasks`, until these end.
 pub fn serve(
-    protocol: Protocol,
+    protocol: FileProtocol,
     listeners: Vec<TcpListener>,
     exports: &Arc<Exports>,
     tasks: &Drain,
@@ -69,7 +69,7 @@ pub fn serve(
 }
 
 async fn accept_all(
-    protocol: Protocol,
+    protocol: FileProtocol,
     listener: &TcpListener,
     exports: &Arc<Exports>,
     slots: &Arc<Semaphore>,
@@ -105,7 +105,7 @@ fn is_of_this_pod(peer: IpAddr, local: Option<std::net::SocketAddr>) -> bool {
 }
 
 fn start(
-    protocol: Protocol,
+    protocol: FileProtocol,
     socket: tokio::net::TcpStream,
     exports: Arc<Exports>,
     slot: OwnedSemaphorePermit,

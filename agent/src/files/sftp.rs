@@ -52,9 +52,9 @@ enum Handle {
 
 /// A request that failed, with the status that says why.
 #[derive(Debug)]
-pub(crate) struct Failed(StatusCode, String);
+pub(crate) struct RequestError(StatusCode, String);
 
-impl From<Errno> for Failed {
+impl From<Errno> for RequestError {
     fn from(errno: Errno) -> Self {
         let code = match errno {
             // Version 3 of the protocol has few words for errors; the text says the rest.
@@ -67,7 +67,7 @@ impl From<Errno> for Failed {
     }
 }
 
-type Answered<T = ()> = Result<T, Failed>;
+type RequestResult<T = ()> = Result<T, RequestError>;
 
 impl<'e> Session<'e> {
     pub(crate) fn new(exports: &'e Exports) -> Self {
@@ -92,12 +92,17 @@ impl<'e> Session<'e> {
             }
         };
         let id = request.id;
-        if let Err(Failed(code, text)) = self.perform(id, request.operation, &mut answers) {
+        if let Err(RequestError(code, text)) = self.perform(id, request.operation, &mut answers) {
             answers.status(id, code, &text);
         }
     }
 
-    fn perform(&mut self, id: u32, operation: Operation<'_>, out: &mut Answers<'_>) -> Answered {
+    fn perform(
+        &mut self,
+        id: u32,
+        operation: Operation<'_>,
+        out: &mut Answers<'_>,
+    ) -> RequestResult {
         match operation {
             Operation::Init(_) => out.version(&EXTENSIONS),
             Operation::Open {
@@ -146,7 +151,7 @@ impl<'e> Session<'e> {
     }
 
     /// Operations that are answered with a bare status.
-    fn change(&mut self, operation: Operation<'_>) -> Answered {
+    fn change(&mut self, operation: Operation<'_>) -> RequestResult {
         let exports = self.exports;
         match operation {
             Operation::Close(handle) => {
@@ -168,12 +173,12 @@ impl<'e> Session<'e> {
             Operation::FSync(handle) => Ok(fs::fsync(self.file(handle)?.0)?),
             _ => {
                 let text = "this operation is not offered".to_owned();
-                Err(Failed(StatusCode::Unsupported, text))
+                Err(RequestError(StatusCode::Unsupported, text))
             }
         }
     }
 
-    fn open(&mut self, path: &[u8], flags: u32, attributes: Attributes) -> Answered<[u8; 4]> {
+    fn open(&mut self, path: &[u8], flags: u32, attributes: Attributes) -> RequestResult<[u8; 4]> {
         let has = |flag| flags & flag != 0;
         // Clients append without asking to write.
         let mut how = match (has(open::READ), has(open::WRITE) || has(open::APPEND)) {
@@ -200,7 +205,7 @@ impl<'e> Session<'e> {
         })
     }
 
-    fn keep(&mut self, handle: Handle) -> Answered<[u8; 4]> {
+    fn keep(&mut self, handle: Handle) -> RequestResult<[u8; 4]> {
         let directories = self
             .handles
             .values()
@@ -211,7 +216,7 @@ impl<'e> Session<'e> {
             let text = format!(
                 "too many open handles: {MAX_HANDLES} files and {MAX_DIRECTORIES} directories"
             );
-            return Err(Failed(StatusCode::Failure, text));
+            return Err(RequestError(StatusCode::Failure, text));
         }
         // After 2^32 handles numbers come again, and some may be open still.
         while self.handles.contains_key(&self.next) {
@@ -223,7 +228,7 @@ impl<'e> Session<'e> {
         Ok(number.to_be_bytes())
     }
 
-    fn file(&self, handle: &[u8]) -> Answered<(&OwnedFd, bool)> {
+    fn file(&self, handle: &[u8]) -> RequestResult<(&OwnedFd, bool)> {
         match self.handles.get(&number_of(handle)?) {
             Some(Handle::File { fd, append }) => Ok((fd, *append)),
             _ => Err(no_handle()),
@@ -237,18 +242,21 @@ impl<'e> Session<'e> {
         offset: u64,
         length: u32,
         out: &mut Answers<'_>,
-    ) -> Answered {
+    ) -> RequestResult {
         let (fd, _) = self.file(handle)?;
         // A client may ask for 4 GiB; short answers are allowed.
         let wanted = usize::try_from(length).unwrap_or(MAX_READ).min(MAX_READ);
         match out.data(id, wanted, |room| rustix::io::pread(fd, room, offset))? {
             // Nothing read is the end: the protocol has no empty answer.
-            0 => Err(Failed(StatusCode::EndOfFile, "end of file".to_owned())),
+            0 => Err(RequestError(
+                StatusCode::EndOfFile,
+                "end of file".to_owned(),
+            )),
             _ => Ok(()),
         }
     }
 
-    fn write(&self, handle: &[u8], mut offset: u64, mut data: &[u8]) -> Answered {
+    fn write(&self, handle: &[u8], mut offset: u64, mut data: &[u8]) -> RequestResult {
         let (fd, append) = self.file(handle)?;
         while !data.is_empty() {
             let written = if append {
@@ -266,12 +274,12 @@ impl<'e> Session<'e> {
         Ok(())
     }
 
-    fn open_directory(&mut self, path: &[u8]) -> Answered<[u8; 4]> {
+    fn open_directory(&mut self, path: &[u8]) -> RequestResult<[u8; 4]> {
         let (entries, synthetic) = self.exports.open_directory(path)?;
         self.keep(Handle::Directory { entries, synthetic })
     }
 
-    fn read_directory(&mut self, id: u32, handle: &[u8], out: &mut Answers<'_>) -> Answered {
+    fn read_directory(&mut self, id: u32, handle: &[u8], out: &mut Answers<'_>) -> RequestResult {
         let number = number_of(handle)?;
         let Some(Handle::Directory { entries, synthetic }) = self.handles.get_mut(&number) else {
             return Err(no_handle());
@@ -292,7 +300,10 @@ impl<'e> Session<'e> {
             }
         }
         if found.is_empty() {
-            return Err(Failed(StatusCode::EndOfFile, "no more entries".to_owned()));
+            return Err(RequestError(
+                StatusCode::EndOfFile,
+                "no more entries".to_owned(),
+            ));
         }
         let names: Vec<_> = found
             .iter()
@@ -306,7 +317,7 @@ impl<'e> Session<'e> {
     }
 }
 
-fn number_of(handle: &[u8]) -> Answered<u32> {
+fn number_of(handle: &[u8]) -> RequestResult<u32> {
     let bytes: [u8; 4] = handle.try_into().map_err(|_| no_handle())?;
     Ok(u32::from_be_bytes(bytes))
 }
@@ -316,6 +327,6 @@ fn name_alone(id: u32, name: &[u8], out: &mut Answers<'_>) {
     out.names(id, &[NameEntry { name, attributes }]);
 }
 
-fn no_handle() -> Failed {
-    Failed(StatusCode::Failure, "no such handle is open".to_owned())
+fn no_handle() -> RequestError {
+    RequestError(StatusCode::Failure, "no such handle is open".to_owned())
 }

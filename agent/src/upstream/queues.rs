@@ -15,14 +15,14 @@ use traffic_proto::tunnel::frame::Frame;
 use crate::upstream::{Gone, Messages, Role, TunnelError, TunnelIo};
 
 /// What was received: messages in their order. An error or the end finishes the direction.
-pub type Received = Pin<Box<dyn Stream<Item = Result<Message, TunnelError>> + Send>>;
+pub type ReceivedMessages = Pin<Box<dyn Stream<Item = Result<Message, TunnelError>> + Send>>;
 
 /// Queues between the data path and a call that the control side drives.
 struct Queues {
     tx: PollSender<Frame>,
     /// A slot that is kept for the last message, so that a reset can be sent into a full queue.
     farewell: Option<mpsc::OwnedPermit<Frame>>,
-    rx: Received,
+    rx: ReceivedMessages,
 }
 
 impl TunnelIo {
@@ -36,7 +36,7 @@ impl TunnelIo {
     }
 
     /// A tunnel whose messages go through a queue each way.
-    pub fn queued(tx: mpsc::Sender<Frame>, rx: Received, role: Role) -> Self {
+    pub fn queued(tx: mpsc::Sender<Frame>, rx: ReceivedMessages, role: Role) -> Self {
         // A queue of one slot has none to keep aside.
         let farewell = if tx.max_capacity() > 1 {
             tx.clone().try_reserve_owned().ok()

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tempfile::TempDir;
 use traffic_agent::drain::Drain;
 use traffic_agent::files::export::{ContainerVolumes, Exports};
-use traffic_agent::files::server::{self, Protocol};
+use traffic_agent::files::server::{self, FileProtocol};
 use traffic_proto::sidecar::MountPolicy;
 
 /// Volumes of one container: `/data` writable, `/etc/ro` read-only, `/tmp` local to the pod, and
@@ -58,7 +58,7 @@ impl Pod {
         let exports = Arc::new(exports);
         let tasks = Drain::default();
         let mut addresses = Vec::new();
-        for protocol in [Protocol::SFTP, Protocol::FTP] {
+        for protocol in [FileProtocol::SFTP, FileProtocol::FTP] {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
             addresses.push(listener.local_addr().unwrap());
             server::serve(protocol, vec![listener], &exports, &tasks);

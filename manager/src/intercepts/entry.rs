@@ -97,7 +97,7 @@ impl Intercept {
                 nanos: 0,
                 ..since.into()
             };
-            info.message = suspension::message(&client_of(&info), &since.to_string());
+            info.message = suspension::message(client_of(&info), &since.to_string());
         } else if let Some(failing) = self.reports.values().find(|it| !it.failure.is_empty()) {
             let failure = &failing.failure;
             let requests = match info.failed_open {

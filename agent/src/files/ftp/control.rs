@@ -12,12 +12,12 @@ pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// An answer: a code, and one line or several.
 #[derive(Debug)]
-pub(super) struct Reply {
+pub(super) struct FtpReply {
     code: u16,
     lines: Vec<Vec<u8>>,
 }
 
-impl Reply {
+impl FtpReply {
     pub(super) fn line(code: u16, text: impl Into<Vec<u8>>) -> Self {
         Self::lines(code, vec![text.into()])
     }
@@ -78,7 +78,7 @@ impl Control {
         Ok(self.socket.local_addr()?.ip().to_canonical().is_ipv4())
     }
 
-    pub(super) fn reply(&mut self, reply: &Reply) -> io::Result<()> {
+    pub(super) fn reply(&mut self, reply: &FtpReply) -> io::Result<()> {
         self.socket.write_all(&reply.bytes())
     }
 
@@ -92,14 +92,14 @@ impl Control {
                 Ok(Some(line)) => return Ok(Some(line.to_vec())),
                 Ok(None) => {}
                 Err(too_long) => {
-                    self.reply(&Reply::line(500, too_long.to_string()))?;
+                    self.reply(&FtpReply::line(500, too_long.to_string()))?;
                     return Ok(None);
                 }
             }
             match self.fill() {
                 Ok(0) => return Ok(None),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.reply(&Reply::line(421, "no command for 5 minutes"))?;
+                    self.reply(&FtpReply::line(421, "no command for 5 minutes"))?;
                     return Ok(None);
                 }
                 other => other?,

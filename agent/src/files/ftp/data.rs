@@ -80,7 +80,7 @@ pub(super) struct Transfer<'c> {
 
 /// A transfer that did not come to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Broken {
+pub(super) enum TransferBreak {
     /// The client said ABOR.
     Aborted,
     /// The data connection was lost, or made no progress for too long.
@@ -94,57 +94,57 @@ impl<'c> Transfer<'c> {
         Self { data, control }
     }
 
-    pub(super) fn send(&mut self, mut bytes: &[u8]) -> Result<(), Broken> {
+    pub(super) fn send(&mut self, mut bytes: &[u8]) -> Result<(), TransferBreak> {
         while !bytes.is_empty() {
             self.wait_for(PollFlags::OUT)?;
             match self.data.write(bytes) {
                 Ok(n) if n > 0 => bytes = bytes.get(n..).unwrap_or_default(),
                 Err(error) if is_passing(&error) => {}
-                _ => return Err(Broken::Data),
+                _ => return Err(TransferBreak::Data),
             }
         }
         Ok(())
     }
 
     /// Receives bytes; none at the end.
-    pub(super) fn receive(&mut self, room: &mut [u8]) -> Result<usize, Broken> {
+    pub(super) fn receive(&mut self, room: &mut [u8]) -> Result<usize, TransferBreak> {
         loop {
             self.wait_for(PollFlags::IN)?;
             match self.data.read(room) {
                 Ok(n) => return Ok(n),
                 Err(error) if is_passing(&error) => {}
-                Err(_) => return Err(Broken::Data),
+                Err(_) => return Err(TransferBreak::Data),
             }
         }
     }
 
-    fn wait_for(&mut self, wanted: PollFlags) -> Result<(), Broken> {
+    fn wait_for(&mut self, wanted: PollFlags) -> Result<(), TransferBreak> {
         loop {
             let data = PollFd::new(&self.data, wanted);
             let (data, control) = if self.control.is_watched() {
                 let control = PollFd::new(self.control.socket(), PollFlags::IN);
                 let mut both = [data, control];
-                wait(&mut both, IDLE_TIMEOUT).map_err(|_| Broken::Data)?;
+                wait(&mut both, IDLE_TIMEOUT).map_err(|_| TransferBreak::Data)?;
                 let [data, control] = both;
                 (data.revents(), control.revents())
             } else {
                 let mut alone = [data];
-                wait(&mut alone, IDLE_TIMEOUT).map_err(|_| Broken::Data)?;
+                wait(&mut alone, IDLE_TIMEOUT).map_err(|_| TransferBreak::Data)?;
                 let [data] = alone;
                 (data.revents(), PollFlags::empty())
             };
             if !control.is_empty() {
                 match self.control.interruption() {
                     Interruption::None => {}
-                    Interruption::Abort => return Err(Broken::Aborted),
-                    Interruption::Gone => return Err(Broken::Control),
+                    Interruption::Abort => return Err(TransferBreak::Aborted),
+                    Interruption::Gone => return Err(TransferBreak::Control),
                 }
             }
             if !data.is_empty() {
                 return Ok(());
             }
             if control.is_empty() {
-                return Err(Broken::Data);
+                return Err(TransferBreak::Data);
             }
         }
     }

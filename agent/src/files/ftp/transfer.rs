@@ -5,10 +5,10 @@ use std::os::fd::OwnedFd;
 use rustix::fs::{self, AtFlags, Dir, FileType, OFlags};
 use traffic_core::sftp::Attributes;
 
-use super::control::Reply;
-use super::data::{Broken, Passive, Transfer};
+use super::control::FtpReply;
+use super::data::{Passive, Transfer, TransferBreak};
 use super::listing::Form;
-use super::{Answered, Failed, Session, is_kind};
+use super::{CommandError, CommandResult, FtpSession, is_kind};
 use crate::files::export::Exports;
 use crate::files::operations::{attributes_of, directory_attributes};
 
@@ -16,27 +16,27 @@ use crate::files::operations::{attributes_of, directory_attributes};
 const CHUNK: usize = 64 * 1024;
 
 /// How a transfer ended: the other end, or the file's own trouble.
-type Transferred = Result<(), Ended>;
+type Transferred = Result<(), TransferError>;
 
-enum Ended {
-    Broken(Broken),
-    Refused(Failed),
+enum TransferError {
+    Broken(TransferBreak),
+    Refused(CommandError),
 }
 
-impl From<Broken> for Ended {
-    fn from(broken: Broken) -> Self {
+impl From<TransferBreak> for TransferError {
+    fn from(broken: TransferBreak) -> Self {
         Self::Broken(broken)
     }
 }
 
-impl From<rustix::io::Errno> for Ended {
+impl From<rustix::io::Errno> for TransferError {
     fn from(errno: rustix::io::Errno) -> Self {
         Self::Refused(errno.into())
     }
 }
 
-impl Session<'_> {
-    pub(super) fn retrieve(&mut self, path: &[u8]) -> Answered {
+impl FtpSession<'_> {
+    pub(super) fn retrieve(&mut self, path: &[u8]) -> CommandResult {
         let passive = self.take_passive()?;
         let start = std::mem::take(&mut self.restart);
         let path = self.path(path);
@@ -49,7 +49,7 @@ impl Session<'_> {
 
     /// Receives a file, from the position of a REST on: what was there behind it is cut off, which
     /// is how the stock client cuts files.
-    pub(super) fn store(&mut self, path: &[u8], append: bool) -> Answered {
+    pub(super) fn store(&mut self, path: &[u8], append: bool) -> CommandResult {
         let passive = self.take_passive()?;
         let start = std::mem::take(&mut self.restart);
         let path = self.path(path);
@@ -68,7 +68,7 @@ impl Session<'_> {
         self.transfer(&passive, |transfer| receive_file(transfer, &file))
     }
 
-    pub(super) fn list(&mut self, path: Option<&[u8]>, form: Form) -> Answered {
+    pub(super) fn list(&mut self, path: Option<&[u8]>, form: Form) -> CommandResult {
         let passive = self.take_passive()?;
         self.restart = 0;
         let path = self.path(path.unwrap_or_default());
@@ -93,8 +93,8 @@ impl Session<'_> {
         })
     }
 
-    fn take_passive(&mut self) -> Answered<Passive> {
-        let missing = || Failed::Refused(Reply::line(425, "say EPSV or PASV first"));
+    fn take_passive(&mut self) -> CommandResult<Passive> {
+        let missing = || CommandError::Refused(FtpReply::line(425, "say EPSV or PASV first"));
         self.passive.take().ok_or_else(missing)
     }
 
@@ -102,22 +102,22 @@ impl Session<'_> {
         &mut self,
         passive: &Passive,
         carry: impl FnOnce(&mut Transfer<'_>) -> Transferred,
-    ) -> Answered {
-        self.control.reply(&Reply::line(150, "here it comes"))?;
+    ) -> CommandResult {
+        self.control.reply(&FtpReply::line(150, "here it comes"))?;
         let Ok(data) = passive.accept() else {
-            return Ok(Reply::line(425, "no data connection came in time"));
+            return Ok(FtpReply::line(425, "no data connection came in time"));
         };
         match carry(&mut Transfer::new(data, &mut self.control)) {
-            Ok(()) => Ok(Reply::line(226, "done")),
-            Err(Ended::Refused(failed)) => Err(failed),
-            Err(Ended::Broken(Broken::Aborted)) => {
-                self.control.reply(&Reply::line(426, "aborted"))?;
-                Ok(Reply::line(226, "aborted"))
+            Ok(()) => Ok(FtpReply::line(226, "done")),
+            Err(TransferError::Refused(failed)) => Err(failed),
+            Err(TransferError::Broken(TransferBreak::Aborted)) => {
+                self.control.reply(&FtpReply::line(426, "aborted"))?;
+                Ok(FtpReply::line(226, "aborted"))
             }
-            Err(Ended::Broken(Broken::Data)) => {
-                Ok(Reply::line(426, "the data connection was lost"))
+            Err(TransferError::Broken(TransferBreak::Data)) => {
+                Ok(FtpReply::line(426, "the data connection was lost"))
             }
-            Err(Ended::Broken(Broken::Control)) => {
+            Err(TransferError::Broken(TransferBreak::Control)) => {
                 Err(std::io::Error::from(std::io::ErrorKind::ConnectionAborted).into())
             }
         }
