@@ -21,6 +21,9 @@ const MOST_KIB: u64 = 16 << 10;
 /// than a busy machine needs.
 const MOST_LATER_DELAY: Duration = Duration::from_millis(1500);
 
+/// Delay after which drops are counted.
+const COUNT_DELAY: Duration = Duration::from_secs(3);
+
 /// A server that takes connections and reads nothing.
 fn deaf() -> SocketAddr {
     let held: Mutex<Vec<TcpStream>> = Mutex::default();
@@ -105,13 +108,17 @@ fn stalled(what: &str, flags: &[&str], freeze: bool) {
             tap.signal(Signal::STOP);
         }
         let mut most = 0;
-        let beside = load.during(time, || {
-            most = most.max(memory_kib(&system.agent.process));
-        });
+        let mut watch = || most = most.max(memory_kib(&system.agent.process));
+        // A client that stands still for long is taken for gone, and its wiretap with its count ends.
+        let mut beside = load.during(COUNT_DELAY.min(time), &mut watch);
+        let dropped = system.agent.stat(".copies_dropped");
+        if time > COUNT_DELAY {
+            let later = load.during(time - COUNT_DELAY, &mut watch);
+            beside.longest = beside.longest.max(later.longest);
+        }
         if freeze {
             tap.signal(Signal::CONT);
         }
-        let dropped = system.agent.stat(".copies_dropped");
         let grown = most.saturating_sub(before);
         eprintln!(
             "wiretap {what} {flags:?}: {time:?} stalled: agent {before} KiB, at most {grown} KiB more; \
