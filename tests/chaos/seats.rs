@@ -187,10 +187,16 @@ impl Testbed {
     pub(crate) fn leave(&self, seat: usize) -> bool {
         let changes = self.manager_changes();
         let client = lock(&self.seats[seat].client).take().unwrap();
-        client.terminate();
-        self.note_panics(&client);
-        // A manager that is away learns nothing, and gives up the client later.
+        // A manager that is away learns nothing: the agent goes on until the client is gone.
         let quiet = || self.manager_changes() == changes && changes.is_multiple_of(2);
+        client.signal(Signal::TERM);
+        while client.is_running() {
+            if !quiet() && self.ledger.look(seat).0 == Standing::Changing {
+                self.unsettle(seat);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.note_panics(&client);
         if !quiet() {
             return false;
         }
