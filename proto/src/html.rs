@@ -17,7 +17,7 @@ body{font-family:sans-serif;line-height:1.4;margin:1.5em auto;padding:0 1.5em;ma
 a{color:var(--link)}h1{font-size:1.3em}h2{font-size:1.1em;margin:1.6em 0 .4em}small,.dim{color:var(--dim);font-weight:normal}\n\
 nav{border-bottom:1px solid var(--line);padding-bottom:.5em}nav b{margin-right:1.2em}nav a{margin-right:1em;display:inline-block}\n\
 table{border-collapse:collapse;margin:.5em 0 1em;width:100%}th,td{text-align:left;padding:.4em .8em;border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:anywhere}\n\
-th{background:var(--head);overflow-wrap:normal}.n{text-align:right;font-variant-numeric:tabular-nums}code{font-family:monospace}\n\
+th{background:var(--head);white-space:nowrap;overflow-wrap:normal}th.n{white-space:normal}.n{text-align:right;font-variant-numeric:tabular-nums}code{font-family:monospace}\n\
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.2em 1.2em;margin:1em 0}dt{color:var(--dim)}dd{margin:0;overflow-wrap:anywhere}\n\
 .yes,.no{font-weight:bold;white-space:nowrap}.yes{color:var(--good)}.no{color:var(--bad)}\n\
 form{margin:0;display:inline}label{display:inline-block;margin:.2em .8em .2em 0}input,select,button{font:inherit;padding:.2em .5em;max-width:100%;box-sizing:border-box}\n\
