@@ -58,7 +58,12 @@ impl Kind {
         }
     }
 
-    fn name(self) -> &'static str {
+    /// Returns true if intercepts take the whole port.
+    pub(crate) fn is_whole_port(self) -> bool {
+        matches!(self, Self::Tcp | Self::Udp)
+    }
+
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Http1 => "HTTP/1",
             Self::Http2 => "HTTP/2",
@@ -101,7 +106,7 @@ impl Call<'_> {
     }
 
     fn ask(&self) -> Asked {
-        self.testbed.ledger.ask(self.kind.name(), self.seat)
+        self.testbed.ledger.ask(self.kind, self.seat)
     }
 
     /// Closes the account: the answer has to be of this request, with this text behind it.

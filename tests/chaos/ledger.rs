@@ -7,6 +7,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use traffic_proto::sync::lock;
 
+use crate::callers::Kind;
+
 /// Problems beyond these are not kept.
 const MAX_PROBLEMS: usize = 20;
 /// Happenings that are kept.
@@ -44,6 +46,7 @@ pub(crate) struct Asked {
     seat: Option<usize>,
     look: Option<Look>,
     what: &'static str,
+    is_whole_port: bool,
     began: Instant,
 }
 
@@ -60,6 +63,9 @@ pub(crate) struct Ledger {
     /// Requests whose failure a fault excused.
     excused: Mutex<HashSet<u64>>,
     repeated: AtomicU64,
+    /// Connections and datagrams of a whole port that the app got because the workstation's dial took
+    /// longer than usual: anybody's, so they do not wait for it.
+    impatient: AtomicU64,
     /// The longest time to the answer of a request that no developer asked for, us.
     longest: AtomicU64,
     problems: Mutex<Vec<String>>,
@@ -69,14 +75,15 @@ pub(crate) struct Ledger {
 
 impl Ledger {
     /// Opens the account of a request; `seat` is the developer's on whose behalf it is sent.
-    pub(crate) fn ask(&self, what: &'static str, seat: Option<usize>) -> Asked {
+    pub(crate) fn ask(&self, kind: Kind, seat: Option<usize>) -> Asked {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         lock(&self.arrivals).insert(id, Vec::new());
         Asked {
             id,
             seat,
             look: seat.map(|seat| self.look(seat)),
-            what,
+            what: kind.name(),
+            is_whole_port: kind.is_whole_port(),
             began: Instant::now(),
         }
     }
@@ -102,6 +109,10 @@ impl Ledger {
                 "{} was answered by {by:?}, and arrived at {places:?}",
                 asked.describe()
             ));
+        } else if by == Place::App && asked.is_whole_port && expected != [Place::App] {
+            if !expected.contains(&by) {
+                self.impatient.fetch_add(1, Ordering::Relaxed);
+            }
         } else if !expected.contains(&by) {
             self.problem(format!(
                 "{} was answered by {by:?} instead of {expected:?}",
@@ -147,6 +158,16 @@ impl Ledger {
             ));
         }
         self.repeated.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Returns true if more of a whole port than one in a hundred did not wait for the workstation.
+    pub(crate) fn is_impatient(&self) -> bool {
+        let all: u64 = lock(&self.answers)
+            .iter()
+            .filter(|((_, by), _)| *by != Place::App)
+            .map(|(_, count)| count)
+            .sum();
+        self.impatient.load(Ordering::Relaxed) > all / 100
     }
 
     /// Returns what is expected of a seat's requests now.
@@ -242,10 +263,11 @@ impl Ledger {
         }
         format!(
             "{} requests; by the app {app:?}, by workstations {workstations:?}; excused {}, \
-             repeated {}; longest of nobody's {:?}",
+             repeated {}, impatient {}; longest of nobody's {:?}",
             answers.values().sum::<u64>(),
             lock(&self.excused).len(),
             self.repeated.load(Ordering::Relaxed),
+            self.impatient.load(Ordering::Relaxed),
             Duration::from_micros(self.longest.load(Ordering::Relaxed)),
         )
     }

@@ -29,7 +29,7 @@ use crate::ledger::Ledger;
 use crate::seats::Testbed;
 
 /// Length of the run in the suite.
-const SHORT: u64 = 20;
+const SHORT: u64 = 12;
 /// The schedule of the suite; every other number is as good.
 const SEED: u64 = 20_261_129;
 /// Threads of each protocol that call on behalf of nobody, and as many for each developer.
@@ -89,6 +89,7 @@ fn run(length: Duration, seed: u64) {
     testbed.no_panics();
     let problems = ledger.problems();
     assert!(problems.is_empty(), "{summary}\n{}", ledger.history());
+    assert!(!ledger.is_impatient(), "{summary}");
     assert!(after < before + MAX_GROWTH, "the agent grew: {summary}");
     // Connections of callers that are gone are closed, whatever happened to them.
     until("the agent to close its connections", || {
