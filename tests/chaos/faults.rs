@@ -8,7 +8,6 @@ use harness::process::Process;
 use harness::random::Random;
 use rustix::process::Signal;
 
-use crate::callers::Kind;
 use crate::ledger::Standing;
 use crate::seats::Testbed;
 
@@ -82,13 +81,14 @@ pub(crate) fn of_developers(testbed: &Testbed, mut random: Random, calm: &Atomic
             }
             _ => {
                 testbed.count("local port closed", Some(seat));
-                match testbed.seats[seat].kind {
-                    // A connection's first bytes do not wait for the dial, and nobody knows whether a
-                    // datagram is received.
-                    Kind::Tcp | Kind::Udp => testbed.unsettle(seat),
-                    _ => testbed.change(seat),
-                }
+                // What the closed port had taken and not yet accepted is reset.
+                testbed.unsettle(seat);
                 testbed.seats[seat].local.close();
+                // A connection's first bytes do not wait for the dial, and nobody knows whether a
+                // datagram is received.
+                if !testbed.seats[seat].kind.is_whole_port() {
+                    testbed.change(seat);
+                }
                 wait(&mut random, 2000, calm);
                 testbed.seats[seat].local.open();
             }
