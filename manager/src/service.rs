@@ -59,7 +59,6 @@ pub(crate) struct Service {
 /// Time after the manager's start in which agents come back that knew an earlier one; they try
 /// again after at most 8 s.
 const AGENT_RETURN_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// Metadata with the manager's own name and version.
 const OWN_VERSION: &str = "x-traffic-manager";
 
