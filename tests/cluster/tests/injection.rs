@@ -166,6 +166,19 @@ fn pod_of(namespace: &Namespace<'_>, workload: &mut Workload, set: &ReplicaSet) 
     (pod.unwrap_or_else(|_| panic!("{warnings}")), warnings)
 }
 
+/// Waits until the webhook has said something to a pod that asks for an agent: an API server reads
+/// a new webhook configuration a moment after the manager is ready, and ignores it until then.
+fn webhook_called(
+    namespace: &Namespace<'_>,
+    workload: &mut Workload,
+    set: &ReplicaSet,
+) -> (Pod, String) {
+    harness::wait::until("the webhook to be called", || {
+        let (pod, warnings) = pod_of(namespace, workload, set);
+        (has_agent(&pod) || !warnings.is_empty()).then_some((pod, warnings))
+    })
+}
+
 #[test]
 fn annotations_of_every_spelling_decide_and_mistakes_are_warned_of() {
     let cluster = Cluster::shared();
@@ -183,6 +196,11 @@ fn annotations_of_every_spelling_decide_and_mistakes_are_warned_of() {
         workload.template()["metadata"]["labels"]["app"] = "web".into();
         workload.object["spec"]["selector"]["matchLabels"]["app"] = "web".into();
         workload.apply(&namespace);
+        if number == 0 {
+            let set = namespace.api::<ReplicaSet>();
+            let set = cluster.block_on(set.get(&workload.name)).unwrap();
+            webhook_called(&namespace, &mut workload, &set);
+        }
         let (pod, warnings) = rehearsed(&namespace, &mut workload);
         assert_eq!(has_agent(&pod), *injected, "{annotations:?}: {warnings}");
         assert_eq!(
@@ -211,10 +229,7 @@ fn pods_of_a_deployment_that_had_none_get_their_agent_at_once() {
         found.items.into_iter().next()
     });
     // Its first pod may come before the manager has heard that it is to have any.
-    let (pod, warnings) = harness::wait::until("the webhook to be called", || {
-        let (pod, warnings) = pod_of(&namespace, &mut web, &set);
-        (has_agent(&pod) || !warnings.is_empty()).then_some((pod, warnings))
-    });
+    let (pod, warnings) = webhook_called(&namespace, &mut web, &set);
     assert!(has_agent(&pod), "{warnings}");
 }
 
