@@ -4,6 +4,7 @@
 pub mod app;
 pub mod app_tls;
 pub mod copy_memory;
+mod liveness;
 pub mod probe;
 pub mod queues;
 pub mod tunnel;
@@ -125,6 +126,12 @@ pub trait Messages: Send {
     /// Sends a message if there is room for it; false if not.
     fn try_send(&mut self, frame: Frame) -> bool;
 
+    /// Asks the workstation for a sign of life, by what carries the tunnel.
+    fn ask_for_life(&mut self) {
+        // A queue that stays full for long is itself a sign of a dead peer.
+        self.try_send(Frame::from(&Message::KeepAlive));
+    }
+
     /// Ends our direction, behind what was sent and `last`, for which there is always room.
     fn end(&mut self, last: Option<Frame>);
 
@@ -181,6 +188,10 @@ pub trait OpenTunnel: Send + Sync + fmt::Debug {
         caller: Caller,
         transport: Transport,
     ) -> BoxFuture<'static, Result<TunnelIo, TunnelError>>;
+
+    /// Asks a directly attached workstation for a sign of life now, since callers wait for it; its
+    /// attachment and tunnels end if it gives none within about a second.
+    fn doubt(&self, _client_session: &str) {}
 
     /// The number of the workstation's present attachment to this agent; none while it has none.
     fn attachment(&self, _client_session: &str) -> Option<u64> {

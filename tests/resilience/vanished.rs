@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use harness::apps::{App, raw};
-use harness::caller::get;
+use harness::caller::{Caller, get};
 use harness::ports;
 use harness::process::Process;
 use harness::system::System;
@@ -26,9 +26,9 @@ fn greeting(word: &'static [u8]) -> SocketAddr {
     })
 }
 
-fn whole_port() -> (System, Process) {
+fn whole_port(way: Way) -> (System, Process) {
     let system = in_front_of(greeting(b"app"), |_| {});
-    let client = system.intercept("mine", greeting(b"laptop"), &[]);
+    let client = system.intercept("mine", greeting(b"laptop"), &way.flags(&[]));
     assert_eq!(greeted(system.address()), "laptop");
     (system, client)
 }
@@ -95,9 +95,8 @@ fn under_load(system: &System, work: impl FnOnce()) -> Duration {
     load.extra()
 }
 
-#[test]
-fn a_client_that_is_killed_costs_all_callers_together_a_few_seconds() {
-    let (system, client) = whole_port();
+fn costs_all_callers_together_a_few_seconds_when_killed(way: Way) {
+    let (system, client) = whole_port(way);
     let extra = under_load(&system, || {
         client.kill();
         until("the app to have the port", || {
@@ -106,7 +105,7 @@ fn a_client_that_is_killed_costs_all_callers_together_a_few_seconds() {
         // Longer than it takes until the intercept is suspended.
         std::thread::sleep(Duration::from_secs(8));
     });
-    eprintln!("killed: {CALLERS} callers waited {extra:?} more in all");
+    eprintln!("killed, {way:?}: {CALLERS} callers waited {extra:?} more in all");
     assert!(extra < Duration::from_secs(10), "{extra:?}");
     let began = Instant::now();
     assert_eq!(greeted(system.address()), "app");
@@ -114,19 +113,76 @@ fn a_client_that_is_killed_costs_all_callers_together_a_few_seconds() {
 }
 
 #[test]
-fn a_client_that_sleeps_is_served_again_when_it_is_awake() {
+fn a_client_that_is_killed_costs_all_callers_together_a_few_seconds() {
+    costs_all_callers_together_a_few_seconds_when_killed(Way::Direct);
+}
+
+#[test]
+fn a_client_that_is_killed_behind_the_manager_costs_a_few_seconds_too() {
+    costs_all_callers_together_a_few_seconds_when_killed(Way::Manager);
+}
+
+fn is_served_again_when_awake(way: Way) {
     let asleep = Duration::from_secs(scale("ASLEEP_SECONDS", 20));
-    let (system, client) = whole_port();
-    client.signal(Signal::STOP);
-    until("the app to have the port", || {
-        (greeted(system.address()) == "app").then_some(())
+    let (system, client) = whole_port(way);
+    let extra = under_load(&system, || {
+        client.signal(Signal::STOP);
+        until("the app to have the port", || {
+            (greeted(system.address()) == "app").then_some(())
+        });
+        std::thread::sleep(asleep);
     });
-    let extra = under_load(&system, || std::thread::sleep(asleep));
-    eprintln!("asleep: {CALLERS} callers waited {extra:?} more in all");
+    eprintln!("asleep, {way:?}: {CALLERS} callers waited {extra:?} more in all");
     assert!(extra < Duration::from_secs(10), "{extra:?}");
     client.signal(Signal::CONT);
     until("the laptop to have the port again", || {
         (greeted(system.address()) == "laptop").then_some(())
+    });
+}
+
+#[test]
+fn a_client_that_sleeps_costs_little_and_is_served_again_when_it_is_awake() {
+    is_served_again_when_awake(Way::Direct);
+}
+
+#[test]
+fn a_client_that_sleeps_behind_the_manager_costs_little_too() {
+    is_served_again_when_awake(Way::Manager);
+}
+
+/// Bound of what a caller waits for a workstation that has fallen asleep with its request: half a
+/// second of silence, one for its sign of life, and what a busy machine adds.
+const ASLEEP_TIMEOUT: Duration = Duration::from_secs(4);
+
+#[test]
+fn requests_on_kept_connections_do_not_wait_for_a_sleeping_client() {
+    each(&[Way::Direct, Way::Manager], |way| {
+        let laptop = App::start("laptop");
+        let system = System::start();
+        let client = system.intercept("mine", laptop.address(), &way.flags(&[]));
+        let mut callers = Vec::new();
+        for _ in 0..8 {
+            let mut caller = Caller::connect(system.address()).unwrap();
+            assert_eq!(caller.get("/", &[]).unwrap().by(), "laptop");
+            callers.push(caller);
+        }
+        client.signal(Signal::STOP);
+        std::thread::scope(|scope| {
+            for mut caller in callers {
+                scope.spawn(move || {
+                    let began = Instant::now();
+                    // It is with the laptop, so nobody else may answer.
+                    caller.get("/", &[]).unwrap_err();
+                    let took = began.elapsed();
+                    assert!(took < ASLEEP_TIMEOUT, "{way:?}: {took:?}");
+                });
+            }
+        });
+        assert_eq!(get(system.address(), "/", &[]).unwrap().by(), "app");
+        client.signal(Signal::CONT);
+        until("the laptop to have the port again", || {
+            (get(system.address(), "/", &[]).unwrap().by() == "laptop").then_some(())
+        });
     });
 }
 

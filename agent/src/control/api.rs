@@ -19,6 +19,7 @@ use crate::control::config::PRODUCT_NAME;
 use crate::control::dialer::Dialer;
 use crate::control::direct_tunnel::{DirectTunnel, Incoming};
 use crate::control::dns::Dns;
+use crate::control::keepalive::SignsOfLife;
 use crate::control::meter::TunnelDirection;
 use crate::control::tunnels::{DialStream, Tunnels};
 use crate::drain::Drain;
@@ -61,21 +62,32 @@ impl Service {
     }
 }
 
+/// Where a call comes from.
+#[derive(Clone)]
+pub(crate) struct Peer {
+    /// The other end of its connection.
+    pub(crate) address: Option<SocketAddr>,
+    /// Whether the connection is alive.
+    pub(crate) signs: SignsOfLife,
+}
+
 impl Service {
     /// Lets a client's session in. Where the manager cannot be asked, peers inside the pod (a
     /// port-forward ends there) are served as the stock agent serves everybody.
-    async fn admit(&self, session: &str, peer: Option<SocketAddr>) -> Result<(), Status> {
+    async fn admit(&self, session: &str, peer: &Peer) -> Result<(), Status> {
         let known = match self.tunnels.sessions().is_known(session) {
             Some(known) => Some(known),
             None => self.tunnels.confirm(session).await,
         };
-        let inside = peer.is_some_and(|peer| peer.ip().to_canonical().is_loopback());
+        let inside = peer
+            .address
+            .is_some_and(|peer| peer.ip().to_canonical().is_loopback());
         if known.unwrap_or(inside) {
             return Ok(());
         }
         self.metrics.denied.inc();
         tracing::info!(
-            ?peer,
+            peer = ?peer.address,
             "agent API: a session that the manager does not know was refused"
         );
         Err(Status::permission_denied(
@@ -89,7 +101,7 @@ impl Service {
     pub(crate) async fn watch(
         &self,
         session: &SessionInfo,
-        peer: Option<SocketAddr>,
+        peer: &Peer,
     ) -> Result<DialStream, Status> {
         let session = session.session_id.as_str();
         if session.is_empty() {
@@ -99,7 +111,7 @@ impl Service {
         }
         self.admit(session, peer).await?;
         tracing::debug!(session, "a workstation watches for dials");
-        Ok(self.tunnels.watch(session))
+        Ok(self.tunnels.watch(session, peer.signs.clone()))
     }
 }
 
@@ -109,7 +121,7 @@ impl Service {
         &self,
         stream: RecvStream,
         open: impl FnOnce() -> Result<SendStream<Bytes>, Status>,
-        peer: Option<SocketAddr>,
+        peer: &Peer,
     ) -> Result<(), Status> {
         let mut incoming = Incoming::new(stream);
         let info = first_message(&mut incoming).await?;
@@ -127,7 +139,7 @@ impl Service {
         }
         if self.tunnels.awaited(&info) {
             let direction = TunnelDirection::Workstation;
-            let io = self.opened(&info, incoming, open, direction)?;
+            let io = self.opened(&info, incoming, open, direction, peer)?;
             // Else the caller has left: its tunnel ends at once.
             let _ = self.tunnels.answer(&info, io);
             return Ok(());
@@ -137,7 +149,7 @@ impl Service {
                 "the agent dials too many connections already; raise dialledConnections",
             ));
         };
-        let io = self.opened(&info, incoming, open, TunnelDirection::Cluster)?;
+        let io = self.opened(&info, incoming, open, TunnelDirection::Cluster, peer)?;
         self.metrics.dials.inc();
         let dialer = Arc::clone(&self.dialer);
         self.drain.spawn_on(&self.home, async move {
@@ -154,9 +166,15 @@ impl Service {
         incoming: Incoming,
         open: impl FnOnce() -> Result<SendStream<Bytes>, Status>,
         direction: TunnelDirection,
+        peer: &Peer,
     ) -> Result<TunnelIo, Status> {
         let meter = self.tunnels.meter(&info.session_id, direction);
-        let mut messages = Box::new(DirectTunnel::new(incoming, open()?, meter));
+        let mut messages = Box::new(DirectTunnel::new(
+            incoming,
+            open()?,
+            meter,
+            peer.signs.clone(),
+        ));
         let _ = messages.send((&Message::StreamOk(STREAM_VERSION)).into());
         Ok(TunnelIo {
             messages,

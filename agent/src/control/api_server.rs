@@ -1,7 +1,6 @@
 //! The server of the agent's gRPC API: its connections, their windows and their keepalive. Each
 //! connection is one task, and so are the calls on it until they are answered.
 
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,10 +20,10 @@ use traffic_core::http2::authority::AuthorityRewriter;
 use traffic_proto::rewrite_io::RewriteReads;
 use traffic_proto::tunnel::MAX_FRAME;
 
-use crate::control::api::Service;
+use crate::control::api::{Peer, Service};
 use crate::control::api_calls::{Answered, Services};
 use crate::control::api_socket::{MovableSocket, Move};
-use crate::control::keepalive::{HeardReads, Keepalive, LastHeard};
+use crate::control::keepalive::{HeardReads, Keepalive, SignsOfLife};
 use crate::io::listen;
 
 /// Bytes a workstation may send into one tunnel ahead of its reader.
@@ -92,23 +91,26 @@ async fn open<H: Health>(
     let moves = Move::default();
     let socket = MovableSocket::new(socket, moves.clone());
     let rewritten = RewriteReads::new(socket, AuthorityRewriter::new("localhost"));
-    let heard = LastHeard::default();
+    let signs = SignsOfLife::default();
     let handshake = server::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
         .max_frame_size(MAX_FRAME)
         .max_header_list_size(MAX_HEADERS)
-        .handshake(HeardReads::new(rewritten, heard.clone()));
+        .handshake(HeardReads::new(rewritten, signs.clone()));
     match handshake.await {
         Ok(mut connection) => {
             let pings = connection.ping_pong();
             Some(Box::pin(ApiConnection {
                 connection,
-                keepalive: pings.map(|pings| Keepalive::new(pings, heard)),
+                keepalive: pings.map(|pings| Keepalive::new(pings, signs.clone())),
                 calls: FuturesUnordered::new(),
                 services,
-                peer,
+                peer: Peer {
+                    address: peer,
+                    signs,
+                },
                 moves,
                 placed: false,
             }))
@@ -132,7 +134,7 @@ struct ApiConnection<I, H> {
     keepalive: Option<Keepalive>,
     calls: FuturesUnordered<Call>,
     services: Arc<Services<H>>,
-    peer: Option<SocketAddr>,
+    peer: Peer,
     moves: Move,
     /// It is on the runtime where it stays.
     placed: bool,
@@ -198,21 +200,21 @@ where
             if let Some(keepalive) = &mut this.keepalive
                 && keepalive.poll_gone(cx).is_ready()
             {
-                tracing::debug!(peer = ?this.peer, "a workstation gives no sign of life");
+                tracing::debug!(peer = ?this.peer.address, "a workstation gives no sign of life");
                 return Poll::Ready(Served::Over);
             }
             let (request, respond) = match ready!(this.connection.poll_accept(cx)) {
                 Some(Ok(call)) => call,
                 Some(Err(error)) => {
-                    let peer = this.peer;
+                    let peer = this.peer.address;
                     tracing::debug!(%error, ?peer, "a connection of the agent's gRPC API ended");
                     return Poll::Ready(Served::Over);
                 }
                 None => return Poll::Ready(Served::Over),
             };
-            let (services, peer) = (Arc::clone(&this.services), this.peer);
+            let (services, peer) = (Arc::clone(&this.services), this.peer.clone());
             this.calls.push(Call(Box::pin(async move {
-                services.answer(request, respond, peer).await
+                services.answer(request, respond, &peer).await
             })));
         }
     }

@@ -13,6 +13,7 @@ use tonic::codegen::http::{HeaderMap, HeaderValue};
 use traffic_proto::tunnel::Message;
 use traffic_proto::tunnel::frame::{Frame, FrameReader};
 
+use crate::control::keepalive::SignsOfLife;
 use crate::control::meter::Meter;
 use crate::upstream::{Gone, Messages, TunnelError};
 
@@ -86,15 +87,23 @@ pub(crate) struct DirectTunnel {
     outgoing: SendStream<Bytes>,
     ended: bool,
     meter: Arc<Meter>,
+    /// Those of its connection.
+    signs: SignsOfLife,
 }
 
 impl DirectTunnel {
-    pub(crate) fn new(incoming: Incoming, outgoing: SendStream<Bytes>, meter: Arc<Meter>) -> Self {
+    pub(crate) fn new(
+        incoming: Incoming,
+        outgoing: SendStream<Bytes>,
+        meter: Arc<Meter>,
+        signs: SignsOfLife,
+    ) -> Self {
         Self {
             incoming,
             outgoing,
             ended: false,
             meter,
+            signs,
         }
     }
 }
@@ -119,6 +128,10 @@ impl Messages for DirectTunnel {
     fn try_send(&mut self, frame: Frame) -> bool {
         self.outgoing.reserve_capacity(1);
         self.outgoing.capacity() > 0 && self.send(frame).is_ok()
+    }
+
+    fn ask_for_life(&mut self) {
+        self.signs.doubt();
     }
 
     fn end(&mut self, last: Option<Frame>) {

@@ -1,12 +1,14 @@
-//! Signs of life of an attached workstation: where it says nothing it is asked by a ping.
+//! Signs of life of an attached workstation: where it says nothing it is asked by a ping, and at once
+//! where callers already wait for it.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use futures_util::task::AtomicWaker;
 use h2::{Ping, PingPong};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
@@ -16,84 +18,140 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// Time for its answer.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// When something was received last; cheap to clone.
-#[derive(Clone)]
-pub(crate) struct LastHeard(Arc<(Instant, AtomicU64)>);
+/// Time for the answer of a workstation that is in doubt. Long enough for a laptop that is busy, short
+/// enough for the callers of a whole port, who are anybody.
+const DOUBT_TIMEOUT: Duration = Duration::from_secs(1);
 
-impl Default for LastHeard {
+/// Time to read an answer that has come in time.
+const UNREAD_GRACE: Duration = Duration::from_millis(100);
+
+/// When something was received last, and whether somebody waits in vain; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct SignsOfLife(Arc<Signs>);
+
+struct Signs {
+    begin: Instant,
+    /// Milliseconds after `begin`.
+    last_heard: AtomicU64,
+    doubted: AtomicBool,
+    /// Wakes the task that asks.
+    asker: AtomicWaker,
+}
+
+impl Default for SignsOfLife {
     fn default() -> Self {
-        Self(Arc::new((Instant::now(), AtomicU64::new(0))))
+        Self(Arc::new(Signs {
+            begin: Instant::now(),
+            last_heard: AtomicU64::new(0),
+            doubted: AtomicBool::new(false),
+            asker: AtomicWaker::new(),
+        }))
     }
 }
 
-impl LastHeard {
-    fn now(&self) {
-        let (begin, millis) = &*self.0;
-        let elapsed = begin.elapsed().as_millis();
-        millis.store(u64::try_from(elapsed).unwrap_or(0), Ordering::Relaxed);
+impl SignsOfLife {
+    /// Has the workstation asked at once: a dial is unanswered for longer than dials usually take.
+    pub(crate) fn doubt(&self) {
+        if !self.0.doubted.swap(true, Ordering::AcqRel) {
+            self.0.asker.wake();
+        }
     }
 
-    fn at(&self) -> Instant {
-        let (begin, millis) = &*self.0;
-        *begin + Duration::from_millis(millis.load(Ordering::Relaxed))
+    fn heard_now(&self) {
+        let elapsed = self.0.begin.elapsed().as_millis();
+        let millis = u64::try_from(elapsed).unwrap_or(0);
+        self.0.last_heard.store(millis, Ordering::Relaxed);
+    }
+
+    fn heard_at(&self) -> Instant {
+        self.0.begin + Duration::from_millis(self.0.last_heard.load(Ordering::Relaxed))
+    }
+
+    /// Takes note of a doubt; the next one wakes the task of `cx`.
+    fn take_doubt(&self, cx: &Context<'_>) -> bool {
+        self.0.asker.register(cx.waker());
+        // A swap would write to memory that threads share, each time the connection is polled.
+        self.0.doubted.load(Ordering::Acquire) && self.0.doubted.swap(false, Ordering::AcqRel)
     }
 }
 
 /// Asks a silent peer for a sign of life.
 pub(crate) struct Keepalive {
     pings: PingPong,
-    heard: LastHeard,
+    signs: SignsOfLife,
     asked: bool,
+    /// The answer's time is over.
+    overdue: bool,
     timer: Pin<Box<Sleep>>,
 }
 
 impl Keepalive {
-    pub(crate) fn new(pings: PingPong, heard: LastHeard) -> Self {
+    pub(crate) fn new(pings: PingPong, signs: SignsOfLife) -> Self {
         Self {
             pings,
-            heard,
+            signs,
             asked: false,
+            overdue: false,
             timer: Box::pin(sleep(KEEPALIVE_INTERVAL)),
         }
     }
 
     /// Ready when the peer has not answered a ping in time.
     pub(crate) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.signs.take_doubt(cx) {
+            self.ask_at_once();
+        }
         loop {
             if self.asked && self.pings.poll_pong(cx).is_ready() {
                 self.asked = false;
-                self.wait_from(self.heard.at());
+                self.wait_until(self.signs.heard_at() + KEEPALIVE_INTERVAL);
             }
             ready!(self.timer.as_mut().poll(cx));
-            if self.asked {
+            if self.overdue && self.asked {
                 return Poll::Ready(());
             }
-            let silent_since = self.heard.at();
-            if silent_since.elapsed() < KEEPALIVE_INTERVAL {
-                self.wait_from(silent_since);
-                continue;
+            let silent_since = self.signs.heard_at();
+            if self.asked {
+                // Where this thread was held up the answer may be there, unread.
+                self.overdue = true;
+                self.wait_until(Instant::now() + UNREAD_GRACE);
+            } else if silent_since.elapsed() < KEEPALIVE_INTERVAL {
+                self.wait_until(silent_since + KEEPALIVE_INTERVAL);
+            } else {
+                self.ask(KEEPALIVE_TIMEOUT);
             }
-            self.asked = self.pings.send_ping(Ping::opaque()).is_ok();
-            self.timer
-                .as_mut()
-                .reset(Instant::now() + KEEPALIVE_TIMEOUT);
         }
     }
 
-    fn wait_from(&mut self, heard: Instant) {
-        self.timer.as_mut().reset(heard + KEEPALIVE_INTERVAL);
+    fn ask_at_once(&mut self) {
+        if !self.asked {
+            self.ask(DOUBT_TIMEOUT);
+        } else if !self.overdue {
+            let answered_by = Instant::now() + DOUBT_TIMEOUT;
+            self.wait_until(answered_by.min(self.timer.deadline()));
+        }
+    }
+
+    fn ask(&mut self, timeout: Duration) {
+        self.overdue = false;
+        self.asked = self.pings.send_ping(Ping::opaque()).is_ok();
+        self.wait_until(Instant::now() + timeout);
+    }
+
+    fn wait_until(&mut self, then: Instant) {
+        self.timer.as_mut().reset(then);
     }
 }
 
 /// A connection that notes when something was received.
 pub(crate) struct HeardReads<I> {
     io: I,
-    heard: LastHeard,
+    signs: SignsOfLife,
 }
 
 impl<I> HeardReads<I> {
-    pub(crate) fn new(io: I, heard: LastHeard) -> Self {
-        Self { io, heard }
+    pub(crate) fn new(io: I, signs: SignsOfLife) -> Self {
+        Self { io, signs }
     }
 }
 
@@ -104,7 +162,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for HeardReads<I> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let read = ready!(Pin::new(&mut self.io).poll_read(cx, buf));
-        self.heard.now();
+        self.signs.heard_now();
         Poll::Ready(read)
     }
 }

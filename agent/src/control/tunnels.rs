@@ -25,6 +25,7 @@ use traffic_proto::tunnel::{Message, StreamInfo, nanos_from_duration};
 use crate::addr::Caller;
 use crate::control::dial_queue::{DialReceiver, DialSender, dial_queue};
 use crate::control::dns::Dns;
+use crate::control::keepalive::SignsOfLife;
 use crate::control::keyed_lock::{KeyGuard, KeyedLock};
 use crate::control::known_sessions::KnownSessions;
 use crate::control::manager_call::{ManagerLink, call};
@@ -69,6 +70,8 @@ type WaiterKey = (String, ConnId);
 struct Watcher {
     number: u64,
     dials: DialSender,
+    /// Those of the connection that the watch came by.
+    signs: SignsOfLife,
 }
 
 /// A tunnel waiting for a workstation's answer to a dial request.
@@ -166,10 +169,15 @@ impl Tunnels {
     }
 
     /// Starts a workstation's watch for dials; replaces an earlier watch of the same session.
-    pub(crate) fn watch(&self, session: &str) -> DialStream {
+    pub(crate) fn watch(&self, session: &str, signs: SignsOfLife) -> DialStream {
         let (dials, queue) = dial_queue();
         let number = self.0.number();
-        lock(&self.0.watchers).insert(session.to_owned(), Watcher { number, dials });
+        let watcher = Watcher {
+            number,
+            dials,
+            signs,
+        };
+        lock(&self.0.watchers).insert(session.to_owned(), watcher);
         self.0.metrics.workstations.add(1);
         DialStream {
             queue,
@@ -224,6 +232,12 @@ impl OpenTunnel for Tunnels {
 
     fn fell_back(&self) {
         self.0.fallbacks.notify_one();
+    }
+
+    fn doubt(&self, client_session: &str) {
+        if let Some(watcher) = lock(&self.0.watchers).get(client_session) {
+            watcher.signs.doubt();
+        }
     }
 
     fn attachment(&self, client_session: &str) -> Option<u64> {
@@ -358,6 +372,10 @@ impl Messages for Unanswered {
 
     fn try_send(&mut self, frame: Frame) -> bool {
         self.messages.try_send(frame)
+    }
+
+    fn ask_for_life(&mut self) {
+        self.messages.ask_for_life();
     }
 
     fn end(&mut self, last: Option<Frame>) {

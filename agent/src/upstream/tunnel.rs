@@ -3,7 +3,7 @@
 //! [`CHUNK`] bytes and the queue below is bounded, so a workstation that does not read slows its
 //! sender.
 
-use std::future::{Future as _, poll_fn};
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,15 +12,16 @@ use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep, sleep, timeout, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use traffic_proto::tunnel::frame::Frame;
 use traffic_proto::tunnel::{self, Message};
 
 use crate::io::conn::Io;
 use crate::telemetry::metrics::{FailOpen, PortMetrics};
 use crate::upstream::copy_memory::CopiedBytes;
+use crate::upstream::liveness::Liveness;
 use crate::upstream::{Gone, Messages, Role, TunnelError, TunnelIo};
-use traffic_core::routing::dial_memory::{Attempt, DialMemory};
+use traffic_core::routing::dial_memory::Attempt;
 use traffic_core::routing::{Intercept, Stats};
 
 /// Maximum of data in one message: large enough for a small cost per byte, small enough that a full
@@ -28,17 +29,12 @@ use traffic_core::routing::{Intercept, Stats};
 pub const CHUNK: usize = 64 * 1024;
 /// Messages without data handled in one turn before other tasks run.
 const MAX_IGNORED_IN_A_ROW: u32 = 64;
-/// Interval of silence after which a peer that answers keep-alives is asked for one, and after a
-/// second one taken for dead.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// Time a call is kept after its tunnel was dropped, for data still queued towards a slow
 /// workstation.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The reason of a tunnel whose dial was rejected.
 const REJECTED: &str = "the workstation could not connect";
-/// The reason of a tunnel whose peer is taken for gone.
-const NO_SIGN_OF_LIFE: &str = "the workstation gives no sign of life";
 
 /// An open tunnel as a byte stream, or (for UDP) as a stream of datagrams.
 pub struct Tunnel {
@@ -116,54 +112,6 @@ impl DialFailure {
     }
 }
 
-/// Signs of life of a peer that answers keep-alives. It says that it does by a keep-alive of its
-/// own behind the dial's answer; others are left alone, because they would never answer. Only where
-/// the manager stands between: an attached workstation is watched by its gRPC connection.
-#[derive(Default)]
-struct Liveness {
-    dials: Option<Arc<DialMemory>>,
-    answers: bool,
-    /// Messages received, wrapping.
-    received: u32,
-    /// The same when the timer was set.
-    seen: u32,
-    asked: bool,
-    timer: Option<Pin<Box<Sleep>>>,
-}
-
-impl Liveness {
-    /// Ready when the peer has given no sign of life for two intervals, although it was asked for
-    /// one after the first.
-    fn poll_gone(&mut self, messages: &mut dyn Messages, cx: &mut Context<'_>) -> Poll<()> {
-        // Older workstations ignore keep-alives, so their silence means nothing.
-        if !self.answers {
-            return Poll::Pending;
-        }
-        let (received, timer) = (self.received, &mut self.timer);
-        let timer = timer.get_or_insert_with(|| {
-            self.seen = received;
-            Box::pin(sleep(KEEPALIVE_INTERVAL))
-        });
-        loop {
-            ready!(timer.as_mut().poll(cx));
-            if self.seen != received {
-                self.seen = received;
-                self.asked = false;
-            } else if self.asked {
-                if let Some(dials) = &self.dials {
-                    dials.tunnel_lost();
-                }
-                return Poll::Ready(());
-            } else {
-                self.asked = true;
-                // A queue that stays full this long is itself a sign of a dead peer.
-                messages.try_send(Frame::from(&Message::KeepAlive));
-            }
-            timer.as_mut().reset(Instant::now() + KEEPALIVE_INTERVAL);
-        }
-    }
-}
-
 /// The reason of a rejected dial, for the developer.
 pub(crate) fn nothing_listens(intercept: &Intercept) -> String {
     let (host, port) = (&intercept.target_host, intercept.target_port);
@@ -209,7 +157,24 @@ impl Tunnel {
         attempt: Option<Attempt>,
     ) -> Self {
         self.attempt = attempt.map(|attempt| (attempt, Arc::clone(intercept)));
-        self.liveness.dials = Some(Arc::clone(&intercept.stats.dials));
+        self.liveness.of(intercept, self.role == Role::Server);
+        self
+    }
+
+    pub(crate) fn is_through_manager(&self) -> bool {
+        self.role == Role::Caller
+    }
+
+    pub(crate) fn is_dialled(&self) -> bool {
+        self.dialled
+    }
+
+    /// Bounds the time until the dial is answered, where the manager stands between: bytes may be sent
+    /// before, and it says late that its workstation is gone.
+    pub(crate) fn dialled_by(mut self, deadline: Instant) -> Self {
+        if self.role == Role::Caller && !self.dialled {
+            self.liveness.dialled_by(deadline);
+        }
         self
     }
 
@@ -288,9 +253,9 @@ impl Tunnel {
             let next = match messages.poll_next(cx) {
                 Poll::Ready(next) => next,
                 Poll::Pending => {
-                    ready!(self.liveness.poll_gone(messages.as_mut(), cx));
+                    let why = ready!(self.liveness.poll_gone(messages.as_mut(), cx));
                     self.abort();
-                    return self.fail(io::ErrorKind::TimedOut, NO_SIGN_OF_LIFE);
+                    return self.fail(io::ErrorKind::TimedOut, why);
                 }
             };
             self.call_over = !matches!(next, Some(Ok(_)));
@@ -319,7 +284,7 @@ impl Tunnel {
 
     /// Takes one message; pending when it is none that a reader waits for.
     fn take_message(&mut self, message: Message) -> Poll<io::Result<Event>> {
-        self.liveness.received = self.liveness.received.wrapping_add(1);
+        self.liveness.received(&message);
         match message {
             // An empty datagram is valid; in a stream an empty message means nothing.
             Message::Normal(data) if data.is_empty() && !self.datagrams => {}
@@ -332,7 +297,7 @@ impl Tunnel {
                 return Poll::Ready(Ok(Event::Dialled));
             }
             // A keep-alive from the dialling end announces that ours are answered.
-            Message::KeepAlive => self.liveness.answers |= self.role == Role::Caller,
+            Message::KeepAlive => self.liveness.announced(),
             Message::CloseSend => return Poll::Ready(Ok(self.ended())),
             Message::DialReject => {
                 return self.fail(io::ErrorKind::ConnectionRefused, REJECTED);
@@ -360,6 +325,7 @@ impl Tunnel {
 
     fn dial_succeeded(&mut self) {
         self.dialled = true;
+        self.liveness.dialled();
         if let Some((attempt, _)) = self.attempt.take() {
             attempt.succeeded(Instant::now().into_std());
         }
@@ -396,6 +362,7 @@ impl Tunnel {
         if let Some(stats) = &self.copies {
             frame = frame.held(|bytes| Bytes::from_owner(CopiedBytes::moved(bytes, stats)));
         }
+        self.liveness.sent(frame.data_len());
         let messages = self.messages.as_mut().ok_or_else(gone)?;
         messages.send(frame).map_err(|Gone| gone())
     }

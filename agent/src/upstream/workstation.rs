@@ -98,9 +98,19 @@ impl Workstations<'_> {
         let deadline = deadline(intercept, &attempt);
         // TLS waits for the dial anyway.
         if write == FirstWrite::AtOnce && !in_tls && !attempt.is_doubted() {
-            let opening = self.open(intercept, caller, Transport::Tcp, deadline);
+            let opening = async {
+                let opening = self.open(intercept, caller, Transport::Tcp, deadline);
+                let mut tunnel = opening.await?;
+                // Open as soon as the manager has it, whatever the workstation does: behind an
+                // unanswered dial no byte goes into it, and the app can still get the connection.
+                if tunnel.is_through_manager() && attempt.patience().is_some() {
+                    let dialled = tunnel.await_dial(deadline).await;
+                    dialled.map_err(|failure| NoWorkstation::of_dial(&failure, intercept))?;
+                }
+                Ok(tunnel)
+            };
             let opened = within_patience(&attempt, opening).await;
-            return self.begun(opened, intercept, caller, attempt);
+            return self.begun(opened, intercept, caller, attempt, deadline);
         }
         let dialling = async {
             let opening = self.open(intercept, caller, Transport::Tcp, deadline);
@@ -213,11 +223,16 @@ impl Workstations<'_> {
         intercept: &Arc<Intercept>,
         caller: Caller,
         attempt: Attempt,
+        deadline: Instant,
     ) -> Result<Conn, NoWorkstation> {
         match opened {
+            Ok(tunnel) if tunnel.is_dialled() => {
+                attempt.succeeded(now());
+                Ok(Conn::Other(Box::new(tunnel.remembered(intercept, None))))
+            }
             Ok(tunnel) => {
                 let tunnel = tunnel.remembered(intercept, Some(attempt));
-                Ok(Conn::Other(Box::new(tunnel)))
+                Ok(Conn::Other(Box::new(tunnel.dialled_by(deadline))))
             }
             Err(failure) => self.concluded(Err(failure), intercept, caller, attempt),
         }
@@ -242,6 +257,12 @@ impl Workstations<'_> {
         }
         if let Err(failure) = &dialled {
             self.report(intercept, caller, failure);
+            let unanswered = matches!(failure.why, FailOpen::Skipped | FailOpen::DialTimeout);
+            // The callers of a whole port are anybody: those whose bytes are in its tunnels already
+            // shall not wait for the usual keepalive.
+            if unanswered && intercept.takes_whole_port() {
+                self.tunnels.doubt(&intercept.client_session);
+            }
         }
         dialled
     }

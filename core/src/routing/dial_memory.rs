@@ -21,13 +21,15 @@ use traffic_proto::sync::lock;
 const SKIP_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// Multiple of the usual dial time that a request waits behind an unanswered dial.
 const USUAL_FACTOR: u32 = 8;
-/// Bounds of that wait for an intercept of a whole port, whose callers are anybody.
+/// The same multiple for an intercept of a whole port, whose callers are anybody.
+const WHOLE_PORT_FACTOR: u32 = 3;
+/// Bounds of that wait for an intercept of a whole port.
 const WHOLE_PORT_TIMEOUT: (Duration, Duration) =
-    (Duration::from_millis(100), Duration::from_secs(1));
+    (Duration::from_millis(50), Duration::from_secs(1));
 /// Least time that the first of a whole port's callers waits, and one that tries again, where earlier
 /// dials were quicker.
-const WHOLE_PORT_DIAL_TIMEOUT: Duration = Duration::from_secs(2);
-const WHOLE_PORT_RETRY_TIMEOUT: Duration = Duration::from_millis(500);
+const WHOLE_PORT_DIAL_TIMEOUT: Duration = Duration::from_secs(1);
+const WHOLE_PORT_RETRY_TIMEOUT: Duration = Duration::from_millis(250);
 /// Bounds of that wait for an intercept with filters, whose callers are the developer's own.
 const FILTERED_TIMEOUT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(2));
 /// A dial that its caller gave up counts as failed when it was unanswered for this long.
@@ -250,13 +252,13 @@ impl Known {
     }
 
     fn patience(&self, whole_port: bool) -> Duration {
-        let (least, most) = if whole_port {
-            WHOLE_PORT_TIMEOUT
+        let (factor, (least, most)) = if whole_port {
+            (WHOLE_PORT_FACTOR, WHOLE_PORT_TIMEOUT)
         } else {
-            FILTERED_TIMEOUT
+            (USUAL_FACTOR, FILTERED_TIMEOUT)
         };
         self.usual
-            .map_or(most, |usual| (usual * USUAL_FACTOR).clamp(least, most))
+            .map_or(most, |usual| (usual * factor).clamp(least, most))
     }
 
     /// Callers of a whole port are anybody: what they wait is bounded by what dials usually take.

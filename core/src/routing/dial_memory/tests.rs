@@ -62,13 +62,13 @@ fn behind_an_unanswered_dial_others_wait_little_longer_than_usual() {
     dial(&memory, now).succeeded(now + ms(50));
     let leader = dial(&memory, now);
     assert_eq!(leader.patience(), None);
-    assert_eq!(dial(&memory, now).patience(), Some(ms(400)));
+    assert_eq!(dial(&memory, now).patience(), Some(ms(150)));
     let Admission::Dial(own) = memory.admit(now, None, false) else {
         panic!()
     };
     assert_eq!(own.patience(), Some(ms(1000)));
     // Whoever comes when it is overdue is not held up at all.
-    assert_eq!(skipped(&memory, now + ms(401)), Duration::ZERO);
+    assert_eq!(skipped(&memory, now + ms(151)), Duration::ZERO);
     assert!(!own.others_succeeded());
     leader.succeeded(now + ms(60));
     assert!(own.others_succeeded());
@@ -82,10 +82,10 @@ fn callers_of_a_whole_port_do_not_wait_much_longer_than_dials_take() {
     assert_eq!(first.limit(), None, "nothing is known yet");
     first.succeeded(now + ms(50));
     let later = dial(&memory, now);
-    assert_eq!(later.limit(), Some(ms(2000)));
+    assert_eq!(later.limit(), Some(ms(1000)));
     later.failed(now, "no answer");
     let again = dial(&memory, now + ms(1000));
-    assert_eq!(again.limit(), Some(ms(500)));
+    assert_eq!(again.limit(), Some(ms(400)));
     drop(again);
     let Admission::Dial(own) = memory.admit(now + ms(1000), None, false) else {
         panic!()
