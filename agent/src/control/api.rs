@@ -64,7 +64,7 @@ impl Service {
 
 /// Where a call comes from.
 #[derive(Clone)]
-pub(crate) struct Peer {
+pub(crate) struct CallPeer {
     /// The other end of its connection.
     pub(crate) address: Option<SocketAddr>,
     /// Whether the connection is alive.
@@ -74,7 +74,7 @@ pub(crate) struct Peer {
 impl Service {
     /// Lets a client's session in. Where the manager cannot be asked, peers inside the pod (a
     /// port-forward ends there) are served as the stock agent serves everybody.
-    async fn admit(&self, session: &str, peer: &Peer) -> Result<(), Status> {
+    async fn admit(&self, session: &str, peer: &CallPeer) -> Result<(), Status> {
         let known = match self.tunnels.sessions().is_known(session) {
             Some(known) => Some(known),
             None => self.tunnels.confirm(session).await,
@@ -101,7 +101,7 @@ impl Service {
     pub(crate) async fn watch(
         &self,
         session: &SessionInfo,
-        peer: &Peer,
+        peer: &CallPeer,
     ) -> Result<DialStream, Status> {
         let session = session.session_id.as_str();
         if session.is_empty() {
@@ -121,7 +121,7 @@ impl Service {
         &self,
         stream: RecvStream,
         open: impl FnOnce() -> Result<SendStream<Bytes>, Status>,
-        peer: &Peer,
+        peer: &CallPeer,
     ) -> Result<(), Status> {
         let mut incoming = Incoming::new(stream);
         let info = first_message(&mut incoming).await?;
@@ -166,7 +166,7 @@ impl Service {
         incoming: Incoming,
         open: impl FnOnce() -> Result<SendStream<Bytes>, Status>,
         direction: TunnelDirection,
-        peer: &Peer,
+        peer: &CallPeer,
     ) -> Result<TunnelIo, Status> {
         let meter = self.tunnels.meter(&info.session_id, direction);
         let mut messages = Box::new(DirectTunnel::new(

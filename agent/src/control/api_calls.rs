@@ -22,7 +22,7 @@ use tonic::metadata::MetadataMap;
 use tonic_health::pb::health_server::{Health, HealthServer};
 use traffic_proto::manager::{LookupRequest, SessionInfo};
 
-use crate::control::api::{FIRST_MESSAGE_TIMEOUT, Peer, Service};
+use crate::control::api::{CallPeer, FIRST_MESSAGE_TIMEOUT, Service};
 use crate::control::direct_tunnel::{all_well, poll_room};
 use crate::control::tunnels::DialStream;
 
@@ -58,7 +58,7 @@ impl<H: Health> Services<H> {
         &self,
         request: Request<RecvStream>,
         mut respond: SendResponse<Bytes>,
-        peer: &Peer,
+        peer: &CallPeer,
     ) -> Answered {
         let path = request.uri().path();
         let answered = if path.starts_with(HEALTH) {
@@ -84,7 +84,7 @@ impl<H: Health> Services<H> {
         method: &str,
         request: Request<RecvStream>,
         respond: &mut SendResponse<Bytes>,
-        peer: &Peer,
+        peer: &CallPeer,
     ) -> Result<Answered, Status> {
         let agent = &self.agent;
         match method {

@@ -20,7 +20,7 @@ use traffic_core::http2::authority::AuthorityRewriter;
 use traffic_proto::rewrite_io::RewriteReads;
 use traffic_proto::tunnel::MAX_FRAME;
 
-use crate::control::api::{Peer, Service};
+use crate::control::api::{CallPeer, Service};
 use crate::control::api_calls::{Answered, Services};
 use crate::control::api_socket::{MovableSocket, Move};
 use crate::control::keepalive::{HeardReads, Keepalive, SignsOfLife};
@@ -107,7 +107,7 @@ async fn open<H: Health>(
                 keepalive: pings.map(|pings| Keepalive::new(pings, signs.clone())),
                 calls: FuturesUnordered::new(),
                 services,
-                peer: Peer {
+                peer: CallPeer {
                     address: peer,
                     signs,
                 },
@@ -134,7 +134,7 @@ struct ApiConnection<I, H> {
     keepalive: Option<Keepalive>,
     calls: FuturesUnordered<Call>,
     services: Arc<Services<H>>,
-    peer: Peer,
+    peer: CallPeer,
     moves: Move,
     /// It is on the runtime where it stays.
     placed: bool,
