@@ -135,6 +135,7 @@ impl Dialer {
             let text = self.refused(conn_id, refusal);
             return reject(io, conn_id, text).await;
         }
+        // A dial that waits for its turn would look like a slow destination.
         let Ok(under_way) = self.under_way.try_acquire() else {
             self.metrics.limits.at(ControlLimit::Dials).inc();
             let text = "dial refused: too many dials are under way; raise dials";
@@ -150,6 +151,7 @@ impl Dialer {
                     Err(why) => reject(io, conn_id, &why).await,
                 }
             }
+            // A datagram socket connects at once, so there is nothing to limit.
             Transport::Udp => {
                 drop(under_way);
                 udp(conn_id, io).await;
@@ -159,6 +161,7 @@ impl Dialer {
 
     fn check(&self, conn_id: ConnId) -> Result<(), DialRefusal> {
         let destination = conn_id.destination();
+        // They are ports of this agent, and meant for workstations all the same.
         if self.files.contain(conn_id) {
             return Ok(());
         }
@@ -201,6 +204,7 @@ async fn dial(conn_id: ConnId, dial_timeout: Duration) -> Result<TcpStream, Stri
 }
 
 async fn tcp(conn_id: ConnId, socket: TcpStream, mut io: TunnelIo) {
+    // The workstation's own socket decides how bytes are gathered.
     let _ = socket.set_nodelay(true);
     if io.send(&Message::DialOk).await.is_err() {
         return;
@@ -224,6 +228,7 @@ async fn tcp(conn_id: ConnId, socket: TcpStream, mut io: TunnelIo) {
             true
         }
     };
+    // A reset tells the workstation that this was no orderly end.
     if was_idle {
         workstation.abort();
     }

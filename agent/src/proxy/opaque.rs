@@ -29,6 +29,7 @@ pub async fn carry(
     context: &ConnContext,
     reason: OpaqueReason,
 ) -> Ended {
+    // Looked up once: a connection keeps the upstream that it begins with.
     let global = context
         .port
         .routes
@@ -43,6 +44,7 @@ pub async fn carry(
         let dial = way.connect(&intercept, context.caller, hello, FirstWrite::AtOnce);
         match dial.await {
             Ok(workstation) => {
+                // Nothing was sent to the app, which sees a caller that has changed its mind.
                 drop(app.take());
                 return to_workstation(down, first, workstation, &intercept, context).await;
             }
@@ -84,6 +86,7 @@ async fn to_workstation(
     };
     let record = context.opaque_record(OpaqueReason::TcpIntercept, Some(intercept));
     let relayed = relay::both(&mut down, &mut workstation, first, &context.port.metrics).await;
+    // A caller that leaves is no failure of the workstation.
     if matches!(relayed.broken, Some((Side::Up, _))) {
         context.port.metrics.tunnel_failures.inc();
     }
@@ -174,6 +177,7 @@ fn count(context: &ConnContext, reason: OpaqueReason) {
     {
         let lines = &context.port.metrics.lines.handshake;
         limited!(lines, warn, caller = %context.caller, "{}", unread.text);
+        // The developer waits for requests that no filter will ever see.
         context.port.tunnels.fell_back();
     }
 }

@@ -190,6 +190,7 @@ impl std::str::FromStr for Ports {
         let local =
             number.ok_or_else(|| format!("{local:?} is not a port number; write 1 to 65535"))?;
         let transport = match identifier {
+            // Else a typing error would take the only port without a word.
             "" if text.ends_with(':') => {
                 return Err("nothing after the colon; write LOCAL or LOCAL:IDENTIFIER".into());
             }
@@ -239,6 +240,7 @@ impl Create {
     /// user's mistake.
     pub fn spec(&self, namespace: &str, target: SocketAddr) -> Result<InterceptSpec, String> {
         let mut header_filters = BTreeMap::new();
+        // The wire has one form for both: exact text with metacharacters is an anchored expression.
         let exact = self.http_header_exact.iter();
         let exact = exact.map(|(name, text)| (name.clone(), filters::exact(text)));
         for (name, value) in self.http_header.iter().cloned().chain(exact) {
@@ -268,6 +270,7 @@ impl Create {
             .collect();
         let filtered = !header_filters.is_empty() || !path_filters.is_empty();
         let mechanism = match self.mechanism.as_deref() {
+            // Whole connections are taken unless a filter has to look at requests.
             None if filtered => "http",
             None => "tcp",
             Some("tcp") if filtered => {

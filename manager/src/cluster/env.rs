@@ -167,6 +167,7 @@ impl ClusterSettings {
         let log_level = env.text("LOG_LEVEL").unwrap_or_else(|| "info".to_owned());
         let authentication = env.word("AUTHENTICATION_MODE", &AUTHENTICATION);
         let injector = InjectorSettings {
+            // Without authentication a token in the pod would be one more secret for nothing.
             manager_token: authentication != AuthenticationMode::Disabled,
             ..env.injector(&log_level)
         };
@@ -226,6 +227,7 @@ impl ClusterSettings {
 
     /// Address and port of the API; without an address all, of both families where there are two.
     pub fn listen(&self) -> SocketAddr {
+        // A socket of the IPv6 family takes both families, but not where the node has none of it.
         let any = || match TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)) {
             Ok(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
             Err(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),

@@ -139,6 +139,7 @@ impl Connection {
                 Ok(moved) => moved,
                 Err(done) => return Poll::Ready(done),
             };
+            // A caller that does not read must not have tunnels fill memory for it.
             self.router.set_caller_stalls(!self.back.out.is_empty());
             moved |= poll_tunnels(&mut self.router, &mut self.streams, cx);
             match self.poll_up(cx) {
@@ -171,6 +172,7 @@ impl Connection {
                 self.back.sorted(sorted);
             }
             self.router.put_to_caller(&mut self.back.out);
+            // Nothing may follow the end that the caller has seen.
             if self.back.shut {
                 return Ok(moved);
             }
@@ -207,6 +209,7 @@ impl Connection {
 
     /// The app has ended its side, and all that it said has been passed on.
     fn pass_app_end(&mut self, cx: &mut Context<'_>) -> Result<bool, Done> {
+        // It took no more bytes before, so its end is no orderly one.
         if self.app_deaf {
             return self.app_gone(Done::AppBroke).map(|()| true);
         }
@@ -285,6 +288,7 @@ impl Connection {
             Poll::Ready(Err(error)) => Err(error),
         };
         Poll::Ready(written.unwrap_or_else(|_| {
+            // Its last words may still be unread, so its socket is not given up.
             self.app_deaf = true;
             self.up.discard();
             0
@@ -380,6 +384,7 @@ impl Connection {
         if let Some(fatal) = self.router.fatal() {
             return Some(Done::Fatal(fatal));
         }
+        // An end that is seen before all is written would cut what is left.
         let quiet = self.up.is_written() && self.back.is_written();
         if quiet && self.router.is_over() {
             return Some(Done::Left);

@@ -130,6 +130,8 @@ impl Host for Streams {
     fn route(&mut self, stream: u32, head: &RequestHead<'_>, sound: bool) -> StreamRoute {
         let port = Arc::clone(&self.context.port);
         let table = port.routes.load();
+        // A malformed request goes to the app as it is: a workstation must not get what nobody can
+        // read in one way only.
         let verdict = if sound {
             table.route_explained(head)
         } else {
@@ -195,6 +197,7 @@ impl Host for Streams {
     }
 
     fn moved(&mut self, stream: u32, from: Side, bytes: usize) {
+        // Called for each piece of each stream, nearly always without an access log.
         if self.records.is_empty() {
             return;
         }
@@ -224,6 +227,7 @@ impl Host for Streams {
     }
 
     fn ended(&mut self, stream: u32, end: StreamEnd) {
+        // A copy that ends too early is dropped without an end, as a request that was cut.
         if end != StreamEnd::Complete {
             self.copies.remove(&stream);
         }

@@ -18,12 +18,15 @@ impl Router {
         host: &mut H,
     ) -> bool {
         let begins = head.stream % 2 == 1 && head.stream > self.newest;
+        // The table is unknown from here on: nothing can be looked at, and the app is the judge.
         if self.lost.is_some() {
             if begins {
                 self.begin_relayed(head, host);
             }
             return self.pass_to_app(head, head.stream, c);
         }
+        // What is encoded anew has to be read; else only a stream that somebody wants to see, or a
+        // section behind one that is not the app's under the same number.
         let looked_at = !self.requests.is_verbatim()
             || if begins {
                 host.reads_requests() || self.leaving.is_some()
@@ -45,6 +48,7 @@ impl Router {
     pub(super) fn caller_section<H: Host>(&mut self, c: &mut Cursor<'_>, host: &mut H) -> bool {
         let follow = self.caller.partial == Some(Partial::Follow);
         let rest = c.rest();
+        // Nearly every section comes in one read, and then nothing is copied.
         if self.caller.held.is_empty()
             && let Extent::Whole(n) = section::extent(rest)
         {
@@ -58,6 +62,7 @@ impl Router {
             Extent::Whole(n) => n,
             Extent::More => {
                 self.caller.held = held;
+                // The app gets it as it comes; what is held only tells where it ends.
                 if follow {
                     c.pass(rest.len());
                     self.caller.begun = true;
@@ -117,6 +122,7 @@ impl Router {
     fn caller_section_bad(&mut self, why: Lost, held: &[u8], c: &mut Cursor<'_>) -> bool {
         let rest = c.rest();
         let hold = self.caller.partial.take() == Some(Partial::Hold);
+        // The app has other bytes than the caller sent, so it can't judge them.
         if !self.requests.is_verbatim() {
             match why {
                 Lost::Malformed => self.end(Fatal::Unclear, code::PROTOCOL_ERROR),
@@ -127,6 +133,7 @@ impl Router {
         self.lost = Some(why);
         self.caller.blind = true;
         self.streams.lose_track();
+        // The app has nothing of it yet.
         if hold {
             c.take(rest.len());
             c.write(held);
