@@ -23,5 +23,6 @@ mod manager_token;
 mod meter;
 pub(crate) mod reviews;
 pub(crate) mod session;
+pub(crate) mod stream_windows;
 pub mod supervisor;
 pub mod tunnels;

@@ -14,6 +14,7 @@ use crate::control::api_server::SEND_BUFFER;
 use crate::control::dial_queue::MAX_QUEUED_DIALS;
 use crate::control::manager_call::QUEUE_CAPACITY;
 use crate::control::reviews::{MAX_REVIEW, MAX_REVIEWS_UNDER_WAY};
+use crate::control::stream_windows::{MIN_STREAM_WINDOW, SHARED_WINDOWS, STREAM_WINDOW};
 use crate::files::ftp::{CONNECT_TIMEOUT, IDLE_TIMEOUT};
 use crate::files::server;
 use crate::files::sftp::MAX_HANDLES;
@@ -123,6 +124,16 @@ const FIXED: &[FixedLimit] = &[
     fixed(
         "Bytes that wait in one tunnel to an attached workstation; its sender waits",
         || bytes(SEND_BUFFER),
+        "",
+        "",
+    ),
+    fixed(
+        "Bytes that an attached workstation may send into one tunnel ahead of its reader; in all tunnels with \
+         something unread, and yet in one; it waits",
+        || {
+            let sizes = [STREAM_WINDOW, SHARED_WINDOWS, MIN_STREAM_WINDOW];
+            sizes.map(|it| bytes(it as usize)).join(", ")
+        },
         "",
         "",
     ),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use h2::{RecvStream, SendStream};
+use h2::SendStream;
 use tokio::runtime::Handle;
 use tonic::Status;
 use tonic::metadata::{MetadataMap, MetadataValue};
@@ -21,6 +21,7 @@ use crate::control::direct_tunnel::{DirectTunnel, Incoming};
 use crate::control::dns::Dns;
 use crate::control::keepalive::SignsOfLife;
 use crate::control::meter::TunnelDirection;
+use crate::control::stream_windows::OpenTunnels;
 use crate::control::tunnels::{DialStream, Tunnels};
 use crate::drain::Drain;
 use crate::telemetry::metrics::ControlMetrics;
@@ -69,6 +70,8 @@ pub(crate) struct CallPeer {
     pub(crate) address: Option<SocketAddr>,
     /// Whether the connection is alive.
     pub(crate) signs: SignsOfLife,
+    /// The tunnels of the connection.
+    pub(crate) tunnels: OpenTunnels,
 }
 
 impl Service {
@@ -119,11 +122,10 @@ impl Service {
     /// Serves a tunnel that a workstation has opened. `open` answers the call, once it is let in.
     pub(crate) async fn tunnel(
         &self,
-        stream: RecvStream,
+        mut incoming: Incoming,
         open: impl FnOnce() -> Result<SendStream<Bytes>, Status>,
         peer: &CallPeer,
     ) -> Result<(), Status> {
-        let mut incoming = Incoming::new(stream);
         let info = first_message(&mut incoming).await?;
         if info.session_id.is_empty() {
             return Err(Status::unauthenticated(

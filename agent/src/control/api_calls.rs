@@ -23,7 +23,7 @@ use tonic_health::pb::health_server::{Health, HealthServer};
 use traffic_proto::manager::{LookupRequest, SessionInfo};
 
 use crate::control::api::{CallPeer, FIRST_MESSAGE_TIMEOUT, Service};
-use crate::control::direct_tunnel::{all_well, poll_room};
+use crate::control::direct_tunnel::{Incoming, all_well, poll_room};
 use crate::control::tunnels::DialStream;
 
 /// Prefix of the paths of the agent's calls.
@@ -90,7 +90,8 @@ impl<H: Health> Services<H> {
         match method {
             "Tunnel" => {
                 let open = || respond.send_response(accepted(), false).map_err(gone);
-                agent.tunnel(request.into_body(), open, peer).await?;
+                let incoming = Incoming::new(request.into_body(), &peer.tunnels);
+                agent.tunnel(incoming, open, peer).await?;
             }
             "WatchDial" => {
                 let session: SessionInfo = single(request.into_body()).await?;

@@ -24,10 +24,9 @@ use crate::control::api::{CallPeer, Service};
 use crate::control::api_calls::{Answered, Services};
 use crate::control::api_socket::{MovableSocket, Move};
 use crate::control::keepalive::{HeardReads, Keepalive, SignsOfLife};
+use crate::control::stream_windows::{STREAM_WINDOW, StreamWindows, UnreadTunnels};
 use crate::io::listen;
 
-/// Bytes a workstation may send into one tunnel ahead of its reader.
-const STREAM_WINDOW: u32 = 256 * 1024;
 /// Connection window, effectively unlimited: tunnels share a connection, and a few stalled ones
 /// must not stop the rest.
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
@@ -50,6 +49,7 @@ pub(crate) async fn serve(service: Service, listeners: Vec<TcpListener>, workers
     reporter.set_service_status(SERVICE, serving).await;
     let agent = service;
     let services = Arc::new(Services { agent, health });
+    let unread = UnreadTunnels::default();
     let (here, turns) = (Handle::current(), AtomicUsize::new(0));
     let next_worker = || workers.get(turns.fetch_add(1, Ordering::Relaxed) % workers.len().max(1));
     let accepting = listeners.into_iter().map(async |listener| {
@@ -57,7 +57,7 @@ pub(crate) async fn serve(service: Service, listeners: Vec<TcpListener>, workers
         loop {
             tokio::select! {
                 socket = listen::accept(&listener, "agent API") => {
-                    let opening = Box::pin(open(socket, Arc::clone(&services)));
+                    let opening = Box::pin(open(socket, Arc::clone(&services), unread.clone()));
                     connections.spawn(async {
                         let mut connection = opening.await?;
                         let served = connection.as_mut().await;
@@ -86,6 +86,7 @@ pub(crate) async fn serve(service: Service, listeners: Vec<TcpListener>, workers
 async fn open<H: Health>(
     socket: TcpStream,
     services: Arc<Services<H>>,
+    unread: UnreadTunnels,
 ) -> Option<Pin<Box<ApiConnection<impl WorkstationIo, H>>>> {
     let peer = socket.peer_addr().ok();
     let moves = Move::default();
@@ -102,14 +103,18 @@ async fn open<H: Health>(
     match handshake.await {
         Ok(mut connection) => {
             let pings = connection.ping_pong();
+            let windows = StreamWindows::new(unread);
+            let tunnels = windows.tunnels().clone();
             Some(Box::pin(ApiConnection {
                 connection,
                 keepalive: pings.map(|pings| Keepalive::new(pings, signs.clone())),
+                windows,
                 calls: FuturesUnordered::new(),
                 services,
                 peer: CallPeer {
                     address: peer,
                     signs,
+                    tunnels,
                 },
                 moves,
                 placed: false,
@@ -132,6 +137,7 @@ struct ApiConnection<I, H> {
     connection: server::Connection<I, Bytes>,
     /// None where the library gives no pings, which it does once.
     keepalive: Option<Keepalive>,
+    windows: StreamWindows,
     calls: FuturesUnordered<Call>,
     services: Arc<Services<H>>,
     peer: CallPeer,
@@ -161,6 +167,7 @@ impl Future for Call {
 
 impl<I, H> ApiConnection<I, H>
 where
+    I: WorkstationIo,
     H: Health,
 {
     /// Works on the calls: what they send leaves when the connection is polled after them. True if a
@@ -180,6 +187,19 @@ where
                 .push(Call(Box::pin(rest.map(|()| Answered::Whole))));
         }
         attached
+    }
+
+    /// Has the workstation told of other windows if they are wanted; true if it is to be.
+    fn changes_windows(&mut self) -> bool {
+        let Some(window) = self.windows.poll_change() else {
+            return false;
+        };
+        // Refused while the workstation has not confirmed the last change; the next look says it anew.
+        let said = self.connection.set_initial_window_size(window).is_ok();
+        if said {
+            self.windows.changed(window);
+        }
+        said
     }
 }
 
@@ -203,7 +223,12 @@ where
                 tracing::debug!(peer = ?this.peer.address, "a workstation gives no sign of life");
                 return Poll::Ready(Served::Over);
             }
-            let (request, respond) = match ready!(this.connection.poll_accept(cx)) {
+            let polled = this.connection.poll_accept(cx);
+            // It leaves when the connection is polled again.
+            if this.changes_windows() && polled.is_pending() {
+                continue;
+            }
+            let (request, respond) = match ready!(polled) {
                 Some(Ok(call)) => call,
                 Some(Err(error)) => {
                     let peer = this.peer.address;

@@ -15,10 +15,13 @@ use traffic_proto::tunnel::frame::{Frame, FrameReader};
 
 use crate::control::keepalive::SignsOfLife;
 use crate::control::meter::Meter;
+use crate::control::stream_windows::{OpenTunnel, OpenTunnels};
 use crate::upstream::{Gone, Messages, TunnelError};
 
 /// What a workstation sends in a call.
 pub(crate) struct Incoming {
+    /// The first field, because it is to be dropped before the stream.
+    _open: OpenTunnel,
     stream: RecvStream,
     reader: FrameReader,
     received: Bytes,
@@ -26,8 +29,9 @@ pub(crate) struct Incoming {
 }
 
 impl Incoming {
-    pub(crate) fn new(stream: RecvStream) -> Self {
+    pub(crate) fn new(mut stream: RecvStream, tunnels: &OpenTunnels) -> Self {
         Self {
+            _open: tunnels.enter(&mut stream),
             stream,
             reader: FrameReader::default(),
             received: Bytes::new(),
