@@ -34,6 +34,7 @@ use lease::Candidate;
 use networks::Networks;
 use planner::Planner;
 use rollout::Roller;
+use saved_state::SavedState;
 use traffic_proto::sync::lock;
 use webhook::Webhook;
 use wishes::Wishes;
@@ -61,10 +62,12 @@ mod quantity;
 mod removal;
 mod replacing;
 mod rollout;
+mod saved_state;
 mod selector;
 mod standby;
 mod standing;
 mod store;
+mod surge;
 mod turn;
 mod webhook;
 mod wishes;
@@ -86,6 +89,7 @@ pub(crate) struct Cluster {
     shared: Arc<Shared>,
     caches: Arc<Caches>,
     wishes: Arc<Wishes>,
+    state: Arc<SavedState>,
     planner: Planner,
     roller: Arc<Roller>,
     announcer: Announcer,
@@ -159,12 +163,15 @@ impl Cluster {
         };
         let maps = Arc::new(ConfigMaps::new(shared.excluded_env()));
         // Before the feeds start: the selector decides what they watch.
-        maps.load(&client, &settings.namespace, None).await;
+        maps.load(&client, &settings.namespace).await;
         let announcer = Announcer::new(client.clone(), &settings.pod_name);
+        let state = SavedState::new(client.clone(), &settings.namespace, wishes.clone());
+        let state = Arc::new(state);
         let roller = Roller::new(
             client.clone(),
             planner.clone(),
             announcer.clone(),
+            state.clone(),
             &settings,
             tasks.clone(),
             stop.clone(),
@@ -174,6 +181,7 @@ impl Cluster {
             shared,
             caches: caches.clone(),
             wishes,
+            state,
             planner,
             roller,
             announcer,
@@ -242,9 +250,10 @@ impl Cluster {
         stop: &CancellationToken,
     ) -> Result<(), ClusterError> {
         let namespace = &self.settings.namespace;
-        let wishes = Some(&*self.wishes);
         // Again: the earlier leader may have written since this one started.
-        self.maps.load(&self.client, namespace, wishes).await;
+        if let Some(map) = self.maps.load(&self.client, namespace).await {
+            self.state.load(&map).await;
+        }
         self.adopt();
         let known = self.wishes.all().len();
         tracing::info!(workloads = known, "looking after workloads with an agent");
@@ -278,10 +287,7 @@ impl Cluster {
             this.maps.follow(&this.client, namespace).await;
         }));
         let this = self.clone();
-        until_stop(Box::pin(async move {
-            let namespace = &this.settings.namespace;
-            config_maps::save(&this.client, namespace, &this.wishes).await;
-        }));
+        until_stop(Box::pin(async move { this.state.save_changes().await }));
         let this = self.clone();
         until_stop(Box::pin(async move { this.keep().await }));
         if self.settings.webhook_port == 0 {

@@ -1,34 +1,26 @@
-//! ConfigMaps of the manager's namespace: client configuration, variables that are kept back,
-//! namespaces to manage, and the state that outlives a manager.
+//! ConfigMaps of the manager's namespace: client configuration, variables that are kept back and
+//! namespaces to manage.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::api::{Patch, PatchParams};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::watch_object;
 use kube::{Api, Client};
-use serde_json::json;
 use tokio::sync::watch;
-use tokio::time::sleep;
 
 use super::replacing::said;
 use super::selector::Selector;
-use super::wishes::{Saved, Wishes};
 use crate::excluded::ExcludedEnv;
 
-/// Client configuration, selector and state.
-const OWN: &str = "traffic-manager";
+/// Client configuration, selector, and the state that outlives a manager.
+pub(crate) const OWN: &str = "traffic-manager";
 /// Variables that are kept back.
 const ENVIRONMENT: &str = "telepresence-intercept-env";
 const CLIENT: &str = "client.yaml";
 const SELECTOR: &str = "namespace-selector.yaml";
-const STATE: &str = "agent-state.yaml";
-/// Interval between writes of changed state.
-const SAVE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Contents of the ConfigMaps.
 #[derive(Debug)]
@@ -47,25 +39,22 @@ impl ConfigMaps {
         }
     }
 
-    /// Reads all of it once; state of an earlier manager goes to the wishes.
-    pub(crate) async fn load(&self, client: &Client, namespace: &str, wishes: Option<&Wishes>) {
+    /// Reads all of it once; returns the manager's own, which has state of an earlier one as well.
+    pub(crate) async fn load(&self, client: &Client, namespace: &str) -> Option<ConfigMap> {
         let api: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
-        match api.get_opt(OWN).await {
-            Ok(map) => {
-                let state = map.as_ref().and_then(|it| text(it, STATE));
-                self.take_own(map.as_ref());
-                if let (Some(state), Some(wishes)) = (state, wishes) {
-                    match serde_saphyr::from_str::<Vec<Saved>>(&state) {
-                        Ok(saved) => wishes.load(&saved),
-                        Err(error) => tracing::error!("ConfigMap {OWN}, {STATE}: {error}"),
-                    }
-                }
-            }
-            Err(error) => tracing::error!("{}", said(&error, "get", "configmaps", namespace)),
-        }
         match api.get_opt(ENVIRONMENT).await {
             Ok(map) => self.take_environment(map.as_ref()),
             Err(error) => tracing::error!("{}", said(&error, "get", "configmaps", namespace)),
+        }
+        match api.get_opt(OWN).await {
+            Ok(map) => {
+                self.take_own(map.as_ref());
+                map
+            }
+            Err(error) => {
+                tracing::error!("{}", said(&error, "get", "configmaps", namespace));
+                None
+            }
         }
     }
 
@@ -118,24 +107,6 @@ impl ConfigMaps {
         let listed = map.and_then(|it| text(it, "excluded")).unwrap_or_default();
         let names = listed.lines().map(str::trim).filter(|it| !it.is_empty());
         self.excluded.set(names.map(str::to_owned).collect());
-    }
-}
-
-/// Writes wishes down as they change, until it is dropped.
-pub(crate) async fn save(client: &Client, namespace: &str, wishes: &Wishes) {
-    let api: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
-    loop {
-        sleep(SAVE_INTERVAL).await;
-        let Some(saved) = wishes.take_unsaved() else {
-            continue;
-        };
-        // JSON is YAML.
-        let state = serde_json::to_string(&saved).unwrap_or_default();
-        let patch = Patch::Merge(json!({"data": {STATE: state}}));
-        if let Err(error) = api.patch(OWN, &PatchParams::default(), &patch).await {
-            tracing::warn!("{}", said(&error, "patch", "configmaps", namespace));
-            wishes.still_unsaved();
-        }
     }
 }
 

@@ -33,14 +33,20 @@ impl Cluster {
         for namespace in &namespaces {
             self.caches.touch(namespace);
         }
-        let mut changes = self.caches.changes();
+        let (mut changes, mut ends) = (self.caches.changes(), self.roller.ends());
         let gone = async {
             loop {
                 changes.mark_unchanged();
-                if keys().all(|key| self.roller.is_settled(&key)) {
+                ends.mark_unchanged();
+                // No manager comes after this one that could finish a surge.
+                let is_over = self.state.surging().is_empty();
+                if is_over && keys().all(|key| self.roller.is_settled(&key)) {
                     return;
                 }
-                let _ = changes.changed().await;
+                tokio::select! {
+                    _ = changes.changed() => {}
+                    _ = ends.changed() => {}
+                }
             }
         };
         if timeout(REMOVAL_TIMEOUT, gone).await.is_err() {

@@ -1,23 +1,15 @@
-//! Single steps that replace a pod: eviction, the workload's own roll-out, and one pod more for a
-//! while.
+//! Single steps that replace a pod: eviction, and the workload's own roll-out.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use injector::Kind;
-use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{DynamicObject, EvictParams, Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::json;
-use tokio::time::{Instant, timeout};
 
 use super::caches::Key;
 use super::objects::{PodFacts, workload_resource};
-use super::planner::Planner;
-
-/// Time for a second pod to be ready.
-const SURGE_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Outcome of an eviction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,57 +56,6 @@ pub(crate) async fn restart(client: &Client, key: &Key, older: bool) -> Result<(
         }
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
         Err(error) => Err(said(&error, "patch", &resource.plural, &key.namespace)),
-    }
-}
-
-/// Replaces the only pod of a ReplicaSet: a second one is started, and the first goes when that is
-/// ready.
-pub(crate) async fn surge(
-    client: &Client,
-    planner: &Planner,
-    key: &Key,
-    stale: &PodFacts,
-) -> Result<(), String> {
-    scale(client, key, 2).await?;
-    let ready = wait_for_second(planner, key, &stale.uid).await;
-    if ready {
-        evict(client, stale).await?;
-    }
-    // Also when no second one came: the workload has the size its owner gave it.
-    scale(client, key, 1).await?;
-    if ready {
-        return Ok(());
-    }
-    let seconds = SURGE_TIMEOUT.as_secs();
-    Err(format!("a second pod was not ready within {seconds}s"))
-}
-
-async fn wait_for_second(planner: &Planner, key: &Key, first: &str) -> bool {
-    let mut changes = planner.caches.changes();
-    let end = Instant::now() + SURGE_TIMEOUT;
-    loop {
-        changes.mark_unchanged();
-        let pods = planner.judge(key);
-        if pods.iter().any(|it| it.pod.uid != first && it.pod.ready) {
-            return true;
-        }
-        let left = end.saturating_duration_since(Instant::now());
-        if left.is_zero() || !matches!(timeout(left, changes.changed()).await, Ok(Ok(()))) {
-            return false;
-        }
-    }
-}
-
-async fn scale(client: &Client, key: &Key, replicas: i32) -> Result<(), String> {
-    debug_assert_eq!(key.kind, Kind::ReplicaSet);
-    let api: Api<ReplicaSet> = Api::namespaced(client.clone(), &key.namespace);
-    let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));
-    match api
-        .patch_scale(&key.name, &PatchParams::default(), &patch)
-        .await
-    {
-        Ok(_) => Ok(()),
-        Err(error) => Err(said(&error, "patch", "replicasets/scale", &key.namespace)),
     }
 }
 

@@ -1,8 +1,8 @@
 //! Pods are brought to what they are to be, a few workloads at a time and never more of a
 //! workload's pods than it can spare.
 //!
-//! Nothing is remembered about a roll-out: each step looks at the pods that are there. So a manager
-//! may end amid one, and the next goes on.
+//! Nothing is remembered about a roll-out but its surges: each step looks at the pods that are there.
+//! So a manager may end amid one, and the next goes on.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -22,6 +22,8 @@ use super::mesh;
 use super::objects::{WorkloadFacts, WorkloadState};
 use super::planner::{Desired, Judged, Planner};
 use super::replacing::{self, Outcome};
+use super::saved_state::{SavedState, Surge};
+use super::surge::Surging;
 use traffic_proto::sync::lock;
 
 /// Changes that come together are looked at together.
@@ -44,6 +46,7 @@ pub(crate) struct Roller {
     client: Client,
     planner: Planner,
     announcer: Announcer,
+    state: Arc<SavedState>,
     mode: RolloutMode,
     permits: Semaphore,
     running: Mutex<BTreeSet<Key>>,
@@ -67,6 +70,7 @@ impl Roller {
         client: Client,
         planner: Planner,
         announcer: Announcer,
+        state: Arc<SavedState>,
         settings: &ClusterSettings,
         tasks: TaskTracker,
         stop: CancellationToken,
@@ -75,6 +79,7 @@ impl Roller {
             client,
             planner,
             announcer,
+            state,
             mode: settings.rollout,
             permits: Semaphore::new(settings.rollout_concurrency),
             running: Mutex::default(),
@@ -88,6 +93,10 @@ impl Roller {
     /// Follows the caches until the end.
     pub(crate) async fn run(self: Arc<Self>) {
         let caches = self.planner.caches.clone();
+        // Their namespaces may have nothing else for us.
+        for key in self.state.surging() {
+            self.look(&key);
+        }
         loop {
             tokio::select! {
                 () = self.stop.cancelled() => return,
@@ -95,7 +104,10 @@ impl Roller {
             }
             sleep(DEBOUNCE_DELAY).await;
             for namespace in caches.take_dirty() {
-                for key in self.planner.relevant(&namespace) {
+                let mut keys = self.planner.relevant(&namespace);
+                let surging = self.state.surging().into_iter();
+                keys.extend(surging.filter(|it| it.namespace == namespace));
+                for key in keys {
                     self.look(&key);
                 }
             }
@@ -146,9 +158,9 @@ impl Roller {
         lock(&self.failed).get(key).map(|(_, why)| why.clone())
     }
 
-    /// All pods of the workload are as they are to be.
+    /// All pods of the workload are as they are to be, and as many as its owner asks for.
     pub(crate) fn is_settled(&self, key: &Key) -> bool {
-        self.planner.judge(key).iter().all(|it| it.matches)
+        self.state.surge(key).is_none() && self.planner.judge(key).iter().all(|it| it.matches)
     }
 
     /// Workloads being rolled.
@@ -204,12 +216,26 @@ impl Roller {
         }
     }
 
+    fn surging(&self, surge: Surge) -> Surging<'_> {
+        Surging {
+            client: &self.client,
+            planner: &self.planner,
+            state: &self.state,
+            surge,
+        }
+    }
+
     async fn roll(&self, key: &Key) -> RollEnd {
         // Closed never, so this waits at most.
         let Ok(_permit) = self.permits.acquire().await else {
             return RollEnd::Done;
         };
         if let Err(why) = self.redirect(key).await {
+            return RollEnd::Failed(why);
+        }
+        if let Some(surge) = self.state.surge(key)
+            && let Err(why) = self.surging(surge).resume().await
+        {
             return RollEnd::Failed(why);
         }
         let wanted = self.planner.wants(key);
@@ -311,8 +337,8 @@ impl Rolling<'_> {
             let stale = pods.iter().find(|it| !it.matches).map(|it| it.pod.clone());
             let Some(stale) = stale else { return Ok(()) };
             self.acted_on.insert(stale.uid.clone());
-            let planner = &self.roller.planner;
-            return replacing::surge(&self.roller.client, planner, self.key, &stale).await;
+            let surge = Surge::of(&workload, &stale);
+            return self.roller.surging(surge).begin().await;
         }
         self.evict(&workload, pods, ready).await
     }

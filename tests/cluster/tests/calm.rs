@@ -2,7 +2,8 @@
 //! manager that dies.
 
 use cluster_tests::{Cluster, HEADER, Load, Manager, Namespace, Tally, Workload, Workstation};
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
 use serde_json::{Value, json};
 
@@ -11,7 +12,7 @@ use super::life::has_agent;
 /// Requests in a second through each Service.
 const RATE: u32 = 200;
 
-/// A deployment under load.
+/// A workload under load.
 struct Busy<'a> {
     namespace: &'a Namespace<'a>,
     name: String,
@@ -21,7 +22,13 @@ struct Busy<'a> {
 
 impl<'a> Busy<'a> {
     fn start(namespace: &'a Namespace<'a>, name: &str, replicas: usize, target: &str) -> Self {
-        Workload::new("Deployment", name, replicas, target).start(namespace);
+        let workload = Workload::new("Deployment", name, replicas, target);
+        Self::of(namespace, &workload, replicas)
+    }
+
+    fn of(namespace: &'a Namespace<'a>, workload: &Workload, replicas: usize) -> Self {
+        workload.start(namespace);
+        let name = workload.name.as_str();
         let (caller, url) = (namespace.caller(), format!("http://{name}"));
         harness::wait::until("the app", || caller.try_get(&url, &[]).ok());
         // A new connection for each request: a pod that ends is noticed.
@@ -196,6 +203,35 @@ fn with_two_managers_the_other_one_takes_over() {
     assert_eq!(namespace.pods("app=web"), pods, "web was rolled");
     busy.none_failed();
     served.leave();
+}
+
+#[test]
+fn a_manager_that_is_killed_amid_the_replacement_of_the_only_pod_leaves_one() {
+    let cluster = Cluster::shared();
+    let (home, namespace) = (cluster.namespace("manager"), cluster.namespace("surge"));
+    let manager = Manager::install(&home, &[&namespace], &json!({}));
+    let bare = Workload::new("ReplicaSet", "bare", 1, "8080");
+    let busy = Busy::of(&namespace, &bare, 1);
+    let workstation = Workstation::new(&manager);
+    let asked = workstation.start(namespace.name(), "bare", &[]);
+    harness::wait::until("a second pod", || {
+        (namespace.pods("app=bare").len() == 2).then_some(())
+    });
+    manager.kill();
+    manager.is_ready();
+    // What the killed manager had begun is over when nothing is written down about it.
+    let state = |map: Option<&ConfigMap>| {
+        let is_surging = map?.data.as_ref()?.contains_key("surges.yaml");
+        (!is_surging).then_some(())
+    };
+    home.wait("traffic-manager", "the end of the replacement", state);
+    namespace.settled("bare", 1, has_agent);
+    let sets: Api<ReplicaSet> = namespace.api();
+    let set = cluster.block_on(sets.get("bare")).unwrap();
+    assert_eq!(set.spec.unwrap().replicas, Some(1));
+    busy.load.goes_on_for(RATE.into());
+    busy.none_failed();
+    drop(asked);
 }
 
 /// How a manager ends.

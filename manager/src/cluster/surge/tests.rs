@@ -1,0 +1,461 @@
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use injector::Kind;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::client::Body;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::codegen::http::{Request, Response};
+use traffic_proto::sync::lock;
+
+use super::*;
+use crate::cluster::announce::Announcer;
+use crate::cluster::caches::{Caches, Key};
+use crate::cluster::env::ClusterSettings;
+use crate::cluster::objects::{PodFacts, PodObject, WorkloadFacts};
+use crate::cluster::rollout::Roller;
+use crate::cluster::wishes::Wishes;
+
+/// What a manager asks the API server for, in the order of a surge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    WriteDown,
+    Grow,
+    Evict,
+    Shrink,
+    Forget,
+}
+
+const STEPS: [Step; 5] = [
+    Step::WriteDown,
+    Step::Grow,
+    Step::Evict,
+    Step::Shrink,
+    Step::Forget,
+];
+
+/// Far more than anything takes, on a clock that jumps.
+const LONGEST: Duration = Duration::from_secs(3600);
+
+/// An API server with one ReplicaSet, its controller, and the manager's ConfigMap.
+struct Server {
+    state: Mutex<State>,
+    done: watch::Sender<Option<Step>>,
+}
+
+struct State {
+    replicas: i32,
+    pods: Vec<PodFacts>,
+    config: BTreeMap<String, String>,
+    steps: Vec<Step>,
+    /// Pods that were made.
+    made: usize,
+    /// Digest of pods that the webhook gives an agent; none: it is not there.
+    digest: Option<String>,
+    /// New pods become ready.
+    serves: bool,
+    /// Step after which the manager hears nothing more, and does nothing.
+    last: Option<Step>,
+    /// Caches of the manager that lives.
+    caches: Arc<Caches>,
+}
+
+impl State {
+    /// What the ReplicaSet's controller does, and what watches bring of it.
+    fn reconcile(&mut self) {
+        let wanted = usize::try_from(self.replicas).unwrap();
+        while self.pods.len() < wanted {
+            self.made += 1;
+            let mut pod = pod(self.made, self.digest.as_deref());
+            pod.ready = self.serves;
+            self.pods.push(pod);
+        }
+        while self.pods.len() > wanted {
+            let idle = self.pods.iter().rposition(|pod| !pod.ready);
+            let youngest = self.pods.len() - 1;
+            self.pods.remove(idle.unwrap_or(youngest));
+        }
+        self.show();
+    }
+
+    fn show(&self) {
+        let pods = self.pods.iter();
+        let pods = pods.map(|pod| ("n".to_owned(), pod.name.clone(), pod.clone()));
+        self.caches.pods.replace(None, pods.collect());
+        let sets = &self.caches.replica_sets;
+        sets.put("n", "bare", replica_set(self.replicas));
+        self.caches.touch("n");
+    }
+
+    fn answer(&mut self, path: &str, body: &Value) -> (u16, Option<Step>) {
+        if path.ends_with("/configmaps/traffic-manager") {
+            let data = body["data"].as_object().unwrap();
+            for (key, value) in data {
+                match value.as_str() {
+                    Some(text) => self.config.insert(key.clone(), text.to_owned()),
+                    None => self.config.remove(key),
+                };
+            }
+            let step = match data.get(super::super::saved_state::SURGES) {
+                None => None,
+                Some(Value::Null) => Some(Step::Forget),
+                Some(_) => Some(Step::WriteDown),
+            };
+            return (200, step);
+        }
+        if path.ends_with("/replicasets/bare/scale") {
+            assert_eq!(body[0]["value"], "uid");
+            if body[1]["value"] != self.replicas {
+                return (422, None);
+            }
+            let to = i32::try_from(body[2]["value"].as_i64().unwrap()).unwrap();
+            let step = match to - self.replicas {
+                0 => None,
+                1 => Some(Step::Grow),
+                _ => Some(Step::Shrink),
+            };
+            self.replicas = to;
+            self.reconcile();
+            return (200, step);
+        }
+        if let Some(name) = path.strip_suffix("/eviction") {
+            let ready = self.pods.iter().filter(|it| it.ready).count();
+            assert!(ready > 1, "nobody serves: {:?}", self.steps);
+            self.pods.retain(|pod| !name.ends_with(&pod.name));
+            self.reconcile();
+            return (201, Some(Step::Evict));
+        }
+        (201, None)
+    }
+}
+
+impl Server {
+    /// One pod, without an agent.
+    fn new() -> Arc<Self> {
+        let state = State {
+            replicas: 1,
+            pods: Vec::new(),
+            config: BTreeMap::new(),
+            steps: Vec::new(),
+            made: 0,
+            digest: None,
+            serves: true,
+            last: None,
+            caches: Caches::new(&[Kind::ReplicaSet]),
+        };
+        let server = Arc::new(Self {
+            state: Mutex::new(state),
+            done: watch::Sender::new(None),
+        });
+        server.change(State::reconcile);
+        server
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        change(&mut lock(&self.state))
+    }
+
+    fn client(self: &Arc<Self>) -> Client {
+        let this = self.clone();
+        let service = tower::service_fn(move |request| this.clone().serve(request));
+        Client::new(service, "n")
+    }
+
+    async fn serve(self: Arc<Self>, request: Request<Body>) -> Result<Response<Body>, kube::Error> {
+        let path = request.uri().path().to_owned();
+        let body = request.into_body().collect_bytes().await?;
+        let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let (code, step, is_last) = self.change(|state| {
+            let (code, step) = state.answer(&path, &body);
+            state.steps.extend(step);
+            (code, step, step.is_some() && step == state.last)
+        });
+        if step.is_some() {
+            self.done.send_replace(step);
+        }
+        if is_last {
+            std::future::pending::<()>().await;
+        }
+        let status = json!({"kind": "Status", "status": "Failure", "code": code, "message": "no"});
+        let answer = if code < 300 { json!({}) } else { status };
+        let response = Response::builder().status(code);
+        Ok(response
+            .body(Body::from(answer.to_string().into_bytes()))
+            .unwrap())
+    }
+
+    async fn has_done(&self, step: Step) {
+        let mut done = self.done.subscribe();
+        let done = timeout(LONGEST, done.wait_for(|it| *it == Some(step))).await;
+        assert!(
+            done.is_ok(),
+            "{step:?} never came: {:?}",
+            self.change(|state| state.steps.clone())
+        );
+    }
+}
+
+fn replica_set(replicas: i32) -> WorkloadFacts {
+    let object = json!({
+        "metadata": {"name": "bare", "namespace": "n", "uid": "uid"},
+        "spec": {"replicas": replicas, "template": {"metadata": {"labels": {"app": "bare"}},
+            "spec": {"containers": [{"name": "app", "ports": [{"containerPort": 8080}]}]}}},
+    });
+    WorkloadFacts::new(Kind::ReplicaSet, &serde_json::from_value(object).unwrap())
+}
+
+fn pod(number: usize, digest: Option<&str>) -> PodFacts {
+    let owner = json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "bare",
+        "uid": "uid", "controller": true});
+    let mut object = json!({
+        "metadata": {"name": format!("bare-{number}"), "namespace": "n",
+            "uid": format!("pod-{number}"), "ownerReferences": [owner]},
+        "spec": {"containers": [{"name": "app"}]},
+    });
+    if let Some(digest) = digest {
+        object["metadata"]["annotations"] = json!({injector::annotations::DIGEST: digest});
+        object["spec"]["containers"] = json!([{"name": "app"}, {"name": "traffic-agent"}]);
+    }
+    PodFacts::from(&serde_json::from_value::<PodObject>(object).unwrap())
+}
+
+/// A manager that leads, until it is dropped.
+struct Leader {
+    planner: Planner,
+    roller: Arc<Roller>,
+    state: Arc<SavedState>,
+    stop: CancellationToken,
+}
+
+impl Leader {
+    async fn start(server: &Arc<Server>) -> Self {
+        let settings = ClusterSettings::read(|name| {
+            let value = match name {
+                "SERVER_PORT" => "8081",
+                "MANAGER_NAMESPACE" => "home",
+                "AGENT_INJECT_POLICY" => "OnDemand",
+                "AGENT_REGISTRY" => "registry",
+                "AGENT_IMAGE_NAME" => "agent",
+                "AGENT_IMAGE_TAG" => "1",
+                _ => return None,
+            };
+            Some(value.to_owned())
+        });
+        let settings = settings.unwrap();
+        let client = server.client();
+        let wishes = Arc::new(Wishes::default());
+        let state = SavedState::new(client.clone(), "home", wishes.clone());
+        let caches = Caches::new(&[Kind::ReplicaSet]);
+        let planner = Planner {
+            caches: caches.clone(),
+            wishes,
+            settings: Arc::new(settings.injector.clone()),
+        };
+        let map = server.change(|state| {
+            state.caches = caches;
+            state.last = None;
+            state.show();
+            ConfigMap {
+                data: Some(state.config.clone()),
+                ..ConfigMap::default()
+            }
+        });
+        state.load(&map).await;
+        let state = Arc::new(state);
+        let stop = CancellationToken::new();
+        let roller = Roller::new(
+            client.clone(),
+            planner.clone(),
+            Announcer::new(client, "manager"),
+            state.clone(),
+            &settings,
+            TaskTracker::new(),
+            stop.clone(),
+        );
+        tokio::spawn(roller.clone().run());
+        Self {
+            planner,
+            roller,
+            state,
+            stop,
+        }
+    }
+
+    /// Somebody wants an agent; the webhook gives it to new pods.
+    fn want(&self, server: &Server) {
+        let wishes = &self.planner.wishes;
+        wishes.want(&key(), std::time::SystemTime::UNIX_EPOCH);
+        let plan = self.planner.plan(&replica_set(1)).unwrap();
+        server.change(|state| state.digest = Some(plan.digest));
+        self.planner.caches.touch("n");
+    }
+
+    async fn is_settled(&self, server: &Server) {
+        let mut ends = self.roller.ends();
+        let mut changes = self.planner.caches.changes();
+        let settled = async {
+            while !self.roller.is_settled(&key()) {
+                tokio::select! {
+                    _ = ends.changed() => {}
+                    _ = changes.changed() => {}
+                }
+            }
+        };
+        let in_time = timeout(LONGEST, settled).await.is_ok();
+        let why = self.roller.failure(&key());
+        assert!(
+            in_time,
+            "{why:?} {:?}",
+            server.change(|state| state.steps.clone())
+        );
+    }
+}
+
+impl Drop for Leader {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+fn key() -> Key {
+    Key {
+        namespace: "n".to_owned(),
+        kind: Kind::ReplicaSet,
+        name: "bare".to_owned(),
+    }
+}
+
+/// A ReplicaSet whose manager ended right after a step of its surge.
+async fn left_at(last: Step) -> Arc<Server> {
+    let server = Server::new();
+    let leader = Leader::start(&server).await;
+    server.change(|state| state.last = Some(last));
+    leader.want(&server);
+    server.has_done(last).await;
+    server
+}
+
+fn assert_done(server: &Server, what: &str) {
+    server.change(|state| {
+        let agents: Vec<_> = state.pods.iter().map(|pod| pod.has_agent).collect();
+        assert_eq!(
+            (state.replicas, agents),
+            (1, vec![true]),
+            "{what}: {:?}",
+            state.steps
+        );
+        assert!(
+            !state.config.contains_key("surges.yaml"),
+            "{what}: {:?}",
+            state.config
+        );
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_surge_is_written_down_before_it_begins_and_forgotten_when_it_is_over() {
+    let server = Server::new();
+    let leader = Leader::start(&server).await;
+    leader.want(&server);
+    leader.is_settled(&server).await;
+    server.change(|state| assert_eq!(state.steps, STEPS));
+    assert_done(&server, "undisturbed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_next_manager_ends_a_surge_wherever_the_last_one_died() {
+    for last in STEPS {
+        let server = left_at(last).await;
+        let next = Leader::start(&server).await;
+        assert_eq!(
+            next.planner.wishes.all(),
+            [key()],
+            "the wish is lost: {last:?}"
+        );
+        next.is_settled(&server).await;
+        assert_done(&server, &format!("{last:?}"));
+        let evicted = server.change(|state| {
+            let steps = state.steps.iter();
+            steps.filter(|it| **it == Step::Evict).count()
+        });
+        assert_eq!(evicted, 1, "{last:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_came_without_an_agent_meanwhile_is_replaced_as_well() {
+    let server = left_at(Step::Evict).await;
+    // The webhook was not there: only the second pod of the surge has an agent.
+    server.change(|state| {
+        state.digest = None;
+        state.pods.clear();
+        state.reconcile();
+    });
+    let next = Leader::start(&server).await;
+    next.want(&server);
+    next.is_settled(&server).await;
+    assert_done(&server, "without an agent");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_number_that_somebody_chose_meanwhile_stays() {
+    for (last, chosen) in [
+        (Step::WriteDown, 3),
+        (Step::Grow, 3),
+        (Step::Evict, 5),
+        (Step::Shrink, 3),
+    ] {
+        let server = left_at(last).await;
+        server.change(|state| {
+            state.replicas = chosen;
+            state.reconcile();
+        });
+        let next = Leader::start(&server).await;
+        next.is_settled(&server).await;
+        server.change(|state| {
+            assert_eq!(state.replicas, chosen, "{last:?}: {:?}", state.steps);
+            assert!(state.pods.iter().all(|pod| pod.has_agent), "{last:?}");
+            assert!(!state.config.contains_key("surges.yaml"), "{last:?}");
+        });
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_pod_that_is_never_ready_goes_and_the_first_stays() {
+    let server = left_at(Step::Grow).await;
+    server.change(|state| {
+        state.serves = false;
+        state.pods[1].ready = false;
+    });
+    let next = Leader::start(&server).await;
+    server.has_done(Step::Forget).await;
+    server.change(|state| {
+        let names: Vec<_> = state.pods.iter().map(|pod| pod.name.as_str()).collect();
+        assert_eq!((state.replicas, names), (1, vec!["bare-1"]));
+    });
+    let mut ends = next.roller.ends();
+    while next.roller.failure(&key()).is_none() {
+        ends.changed().await.unwrap();
+    }
+    assert!(next.state.surge(&key()).is_none());
+    let why = next.roller.failure(&key()).unwrap();
+    assert!(
+        why.contains("a second pod was not ready within 120s"),
+        "{why}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_surge_of_a_replica_set_without_pods_is_forgotten() {
+    let server = left_at(Step::Grow).await;
+    server.change(|state| {
+        state.replicas = 0;
+        state.reconcile();
+    });
+    let next = Leader::start(&server).await;
+    next.is_settled(&server).await;
+    server.change(|state| assert!(!state.config.contains_key("surges.yaml")));
+}
