@@ -6,35 +6,34 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use traffic_proto::manager::{DnsAgentResponse, DnsRequest, DnsResponse};
 
 use crate::error::RequestError;
 use crate::limits::{LimitCounters, MAX_LOOKUPS, MAX_NAME_BYTES, ManagerLimit};
 use crate::registry::Shared;
 use traffic_proto::sync::lock;
+use traffic_proto::system_dns::{DnsAnswer, LookupError, LookupTimes, SystemDns};
 
 /// Maximum of agents asked for one name.
 const MAX_ASKED_AGENTS: usize = 2;
-/// TTL of records in seconds, as the agents use.
-const RECORD_TTL_SECONDS: u32 = 4;
 /// Time for the manager's own resolver.
-const OWN_LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
+const OWN_TIMES: LookupTimes = LookupTimes {
+    question: Duration::from_secs(2),
+    name: Duration::from_secs(5),
+};
 
-const NO_ERROR: i32 = 0;
 const SERVER_FAILURE: i32 = 2;
-const NAME_ERROR: i32 = 3;
 const NOT_IMPLEMENTED: i32 = 4;
-const A: u32 = 1;
-const AAAA: u32 = 28;
 
 /// Queries waiting for an agent's answer.
 pub(crate) struct Resolver {
     places: Semaphore,
     limits: Arc<LimitCounters>,
     open: Mutex<HashMap<Question, Vec<mpsc::Sender<DnsResponse>>>>,
+    own: SystemDns,
 }
 
 /// Client session, name and type; agents' answers are matched by these.
@@ -46,6 +45,7 @@ impl Resolver {
             places: Semaphore::new(MAX_LOOKUPS),
             limits,
             open: Mutex::default(),
+            own: SystemDns::new(OWN_TIMES),
         }
     }
 
@@ -82,7 +82,7 @@ impl Resolver {
             (names.collect::<Vec<_>>(), client)
         });
         if mailboxes.is_empty() {
-            return own_lookup(&request).await;
+            return self.own_answer(&request).await;
         }
         let question = (client, request.name.clone(), request.r#type);
         let deadline = Instant::now() + deadline_after;
@@ -110,8 +110,18 @@ impl Resolver {
             .min_by_key(|answer| (answer.r_code, std::cmp::Reverse(answer.rrs.len())))
         {
             Some(best) => best,
-            None => own_lookup(&request).await,
+            None => self.own_answer(&request).await,
         }
+    }
+
+    async fn own_answer(&self, request: &DnsRequest) -> DnsResponse {
+        answer(self.own.answer(&request.name, request.r#type).await)
+    }
+
+    /// Returns the addresses of a name as this process resolves it.
+    pub(crate) async fn addresses(&self, name: &str) -> Result<Vec<IpAddr>, LookupError> {
+        let bare = name.strip_suffix('.').unwrap_or(name);
+        self.own.addresses(bare).await
     }
 
     /// Passes an agent's answer to its waiter; a late one is dropped.
@@ -156,67 +166,17 @@ pub(crate) fn failure() -> DnsResponse {
     }
 }
 
-/// Returns the addresses of a name as this process resolves it; empty if it has none.
-pub(crate) async fn addresses(name: &str) -> Vec<IpAddr> {
-    let name = name.strip_suffix('.').unwrap_or(name);
-    match timeout(OWN_LOOKUP_TIMEOUT, tokio::net::lookup_host((name, 0))).await {
-        Ok(Ok(found)) => found.map(|address| address.ip().to_canonical()).collect(),
-        _ => Vec::new(),
-    }
-}
-
-async fn own_lookup(request: &DnsRequest) -> DnsResponse {
-    // The system resolver returns addresses only.
-    if !matches!(request.r#type, A | AAAA) {
-        return DnsResponse {
+/// What is said of a name that this process looked up.
+fn answer(found: Result<DnsAnswer, LookupError>) -> DnsResponse {
+    match found {
+        Ok(DnsAnswer { r_code, rrs }) => DnsResponse {
+            r_code,
+            rrs: rrs.into(),
+        },
+        Err(LookupError::Unsupported(_)) => DnsResponse {
             r_code: NOT_IMPLEMENTED,
             rrs: Bytes::new(),
-        };
+        },
+        Err(_) => failure(),
     }
-    let addresses = addresses(&request.name).await;
-    if addresses.is_empty() {
-        return DnsResponse {
-            r_code: NAME_ERROR,
-            rrs: Bytes::new(),
-        };
-    }
-    let mut rrs = BytesMut::new();
-    for address in addresses {
-        let record = match (request.r#type, address) {
-            (A, IpAddr::V4(ip)) => record(&request.name, A, &ip.octets()),
-            (AAAA, IpAddr::V6(ip)) => record(&request.name, AAAA, &ip.octets()),
-            _ => continue,
-        };
-        match record {
-            Some(record) => rrs.put(record),
-            None => {
-                return failure();
-            }
-        }
-    }
-    DnsResponse {
-        r_code: NO_ERROR,
-        rrs: rrs.freeze(),
-    }
-}
-
-/// Encodes one record in wire format (RFC 1035, 3.2.1), class IN, its name uncompressed; `None` if
-/// a label of the name is too long for that.
-fn record(name: &str, kind: u32, data: &[u8]) -> Option<Bytes> {
-    let mut record = BytesMut::new();
-    for label in name.split('.').filter(|label| !label.is_empty()) {
-        record.put_u8(
-            u8::try_from(label.len())
-                .ok()
-                .filter(|length| *length < 64)?,
-        );
-        record.put_slice(label.as_bytes());
-    }
-    record.put_u8(0);
-    record.put_u16(u16::try_from(kind).ok()?);
-    record.put_u16(1);
-    record.put_u32(RECORD_TTL_SECONDS);
-    record.put_u16(u16::try_from(data.len()).ok()?);
-    record.put_slice(data);
-    Some(record.freeze())
 }

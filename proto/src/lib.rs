@@ -4,7 +4,7 @@
 //! Feature `grpc` (on by default) adds the generated messages and stubs; without it this crate uses
 //! neither tonic nor tokio, which is how agent-init depends on it. Feature `dialer` adds the
 //! dialling end of a tunnel, `rewrite-io` a connection whose reads are rewritten, `proof` the proof that
-//! an agent is the announced one, `heap-trim` the way to give free memory back.
+//! an agent is the announced one, `heap-trim` the way to give free memory back, `system-dns` the pod's resolver.
 
 #![cfg_attr(not(test), warn(clippy::disallowed_methods, clippy::disallowed_types))]
 
@@ -36,6 +36,8 @@ pub mod rewrite_io;
 pub mod sidecar;
 pub mod suspension;
 pub mod sync;
+#[cfg(feature = "system-dns")]
+pub mod system_dns;
 pub mod token;
 pub mod tunnel;
 pub mod web_origin;

@@ -2,6 +2,7 @@
 
 use tonic::{Request, Response, Status};
 use traffic_proto::manager as pb;
+use traffic_proto::system_dns::LookupError;
 
 use super::{Answer, Service, id};
 use crate::callers::Caller;
@@ -57,12 +58,15 @@ impl Service {
                 "name {name:?} must have a label and end with a dot"
             )));
         }
-        let addresses = dns::addresses(&name).await;
-        if addresses.is_empty() {
-            return Err(Status::not_found(format!("{name} has no address")));
-        }
+        let found = self.names.addresses(&name).await;
+        let addresses = found.map_err(|error| match error {
+            LookupError::NotFound => Status::not_found(format!("{name} has no address")),
+            LookupError::Timeout => Status::deadline_exceeded(format!("{name}: {error}")),
+            error => Status::unavailable(format!("{name}: {error}")),
+        })?;
+        let canonical = addresses.into_iter().map(|ip| ip.to_canonical());
         Ok(Response::new(pb::LookupResponse {
-            ips: addresses.into_iter().map(snapshots::ip_bytes).collect(),
+            ips: canonical.map(snapshots::ip_bytes).collect(),
         }))
     }
 }

@@ -1,15 +1,15 @@
 use super::*;
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
-use hickory_proto::op::Message;
+use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::rdata::{MX, SRV};
-use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig};
+use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig, ResolverOpts};
 use tokio::net::UdpSocket;
 
 /// A name server on loopback with a few names; records its queries.
 struct Server {
-    dns: Dns,
+    dns: SystemDns,
     asked: Arc<Mutex<Vec<String>>>,
 }
 
@@ -59,18 +59,27 @@ async fn server(records: &[(&str, RData)]) -> Server {
                 .unwrap();
         }
     });
+    let times = LookupTimes {
+        question: Duration::from_secs(5),
+        name: Duration::from_secs(20),
+    };
+    let dns = at(port, times);
+    Server { dns, asked }
+}
+
+/// A pod's resolver that asks a port of loopback.
+fn at(port: u16, times: LookupTimes) -> SystemDns {
     let mut udp = ConnectionConfig::udp();
     udp.port = port;
     let names = NameServerConfig::new([127, 0, 0, 1].into(), true, vec![udp]);
     let search =
         ["shop.svc.cluster.local.", "svc.cluster.local."].map(|n| Name::from_ascii(n).unwrap());
     let config = ResolverConfig::from_parts(None, search.to_vec(), vec![names]);
-    let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
-    builder.options_mut().ndots = 5;
-    Server {
-        dns: Dns::with(builder).unwrap(),
-        asked,
-    }
+    let mut options = ResolverOpts::default();
+    options.ndots = 5;
+    let servers = NameServers::new(&config, options, times.question).unwrap();
+    let servers = OnceCell::new_with(Some(servers));
+    SystemDns { times, servers }
 }
 
 fn a(ip: [u8; 4]) -> RData {
@@ -158,30 +167,18 @@ async fn the_number_of_dots_decides_about_the_search_path() {
 #[tokio::test]
 async fn what_does_not_exist_is_said_and_what_went_wrong_is_not() {
     let server = server(&[("broken.x.y.z.a.", a([10, 0, 0, 1]))]).await;
-    let missing = server
-        .dns
-        .answer("nope.a.b.c.d.", number(RecordType::A))
-        .await;
-    assert_eq!(
-        missing,
-        Some(DnsAnswer {
-            r_code: 3,
-            rrs: Vec::new()
-        })
-    );
-    assert_eq!(
-        server
-            .dns
-            .answer("broken.x.y.z.a.", number(RecordType::A))
-            .await,
-        None
-    );
-    assert_eq!(
-        server.dns.answer("web.", number(RecordType::NAPTR)).await,
-        None,
-        "not a type we answer"
-    );
-    assert_eq!(server.dns.answer("web.", 70_000).await, None);
+    let of = async |name, record_type| server.dns.answer(name, record_type).await;
+    let missing = of("nope.a.b.c.d.", number(RecordType::A)).await.unwrap();
+    assert_eq!((missing.r_code, missing.rrs), (3, Vec::new()));
+    let broken = of("broken.x.y.z.a.", number(RecordType::A)).await;
+    assert!(matches!(broken, Err(LookupError::Failed(_))), "{broken:?}");
+    for no_type_we_answer in [number(RecordType::NAPTR), 70_000] {
+        let answer = of("web.", no_type_we_answer).await;
+        assert!(
+            matches!(answer, Err(LookupError::Unsupported(_))),
+            "{answer:?}"
+        );
+    }
 }
 
 #[tokio::test]
@@ -237,7 +234,7 @@ async fn every_record_type_is_answered() {
             .dns
             .answer(asked, number(record_type))
             .await
-            .unwrap_or_else(|| panic!("{asked}"));
+            .unwrap_or_else(|error| panic!("{asked}: {error}"));
         let records = decoded(&answer);
         assert_eq!(records.len(), 1, "{asked} {record_type}");
         assert_eq!(
@@ -248,24 +245,22 @@ async fn every_record_type_is_answered() {
     }
 }
 
-#[tokio::test]
-async fn a_workstations_own_question_is_answered_with_addresses_or_a_status() {
-    let server = server(&[("web.shop.svc.cluster.local.", a([10, 0, 0, 1]))]).await;
-    assert_eq!(
-        server.dns.addresses("web.").await.unwrap(),
-        [Bytes::from_static(&[10, 0, 0, 1])]
-    );
-    let code = |r: Result<Vec<Bytes>, Status>| r.unwrap_err().code();
-    assert_eq!(
-        code(server.dns.addresses("nope.").await),
-        tonic::Code::NotFound
-    );
-    assert_eq!(
-        code(server.dns.addresses("web").await),
-        tonic::Code::InvalidArgument
-    );
-    assert_eq!(
-        code(server.dns.addresses("").await),
-        tonic::Code::InvalidArgument
-    );
+/// A server that keeps silent costs the time for a name, whatever its search list.
+#[tokio::test(start_paused = true)]
+async fn a_name_takes_no_longer_than_its_time() {
+    let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let times = LookupTimes {
+        question: Duration::from_millis(450),
+        name: Duration::from_secs(1),
+    };
+    let dns = at(port, times);
+    for name in ["web.", "web.other.", "web.other.svc.cluster.local."] {
+        let begin = tokio::time::Instant::now();
+        let answer = dns.answer(name, number(RecordType::A)).await;
+        assert!(matches!(answer, Err(LookupError::Timeout)), "{answer:?}");
+        let took = begin.elapsed();
+        assert!(took <= Duration::from_millis(1_001), "{name}: {took:?}");
+        assert!(took >= Duration::from_millis(900), "{name}: {took:?}");
+    }
 }
