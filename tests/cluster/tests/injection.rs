@@ -186,6 +186,11 @@ fn annotations_of_every_spelling_decide_and_mistakes_are_warned_of() {
     let _manager = Manager::install(&home, &[&namespace], &json!({}));
     let service = Workload::new("ReplicaSet", "web", 0, "http");
     namespace.apply(&service.service.as_ref().unwrap().to_string());
+    let mut first = Workload::new("ReplicaSet", "first", 0, "http")
+        .annotated("telepresence.io/inject-traffic-agent", "enabled");
+    first.apply(&namespace);
+    let set = cluster.block_on(namespace.api::<ReplicaSet>().get("first"));
+    webhook_called(&namespace, &mut first, &set.unwrap());
     for (number, (annotations, injected, words)) in ROWS.iter().enumerate() {
         let mut workload = Workload::new("ReplicaSet", &format!("row-{number}"), 0, "http");
         workload = workload.without_service();
@@ -196,11 +201,6 @@ fn annotations_of_every_spelling_decide_and_mistakes_are_warned_of() {
         workload.template()["metadata"]["labels"]["app"] = "web".into();
         workload.object["spec"]["selector"]["matchLabels"]["app"] = "web".into();
         workload.apply(&namespace);
-        if number == 0 {
-            let set = namespace.api::<ReplicaSet>();
-            let set = cluster.block_on(set.get(&workload.name)).unwrap();
-            webhook_called(&namespace, &mut workload, &set);
-        }
         let (pod, warnings) = rehearsed(&namespace, &mut workload);
         assert_eq!(has_agent(&pod), *injected, "{annotations:?}: {warnings}");
         assert_eq!(
