@@ -25,7 +25,7 @@ pub struct SystemDns {
     servers: OnceCell<NameServers>,
 }
 
-/// How long lookups may take.
+/// Times that lookups may take.
 #[derive(Clone, Copy, Debug)]
 pub struct LookupTimes {
     /// Time a name server gets for a question, which is asked twice.
@@ -43,7 +43,7 @@ pub struct DnsAnswer {
     pub rrs: Vec<u8>,
 }
 
-/// Why nothing is known about a name.
+/// Reason that nothing is known about a name.
 #[derive(Debug, thiserror::Error)]
 pub enum LookupError {
     /// The name servers say so.
@@ -52,7 +52,7 @@ pub enum LookupError {
     /// The record type is none that is answered.
     #[error("record type {0} is not looked up")]
     Unsupported(u32),
-    /// Nobody said anything in time.
+    /// No name server answered in time.
     #[error("no answer in time")]
     Timeout,
     /// A name server failed, or the name or the configuration is none.

@@ -7,7 +7,7 @@ use harness::wait::until;
 use crate::rig::{NOBODY, NOBODY6, Rig, SEARCH};
 
 /// Time in which the manager has an answer of agents, and some for a busy machine.
-const ANSWER_TIME: Duration = Duration::from_millis(900);
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(900);
 
 /// Asks once, and says whether an agent answered: else the manager would ask itself after a second.
 fn by_agent(rig: &Rig, name: &str, kind: &str) -> String {
@@ -15,7 +15,7 @@ fn by_agent(rig: &Rig, name: &str, kind: &str) -> String {
         let begin = Instant::now();
         let answer = workstation.text(name, kind).await;
         assert!(
-            begin.elapsed() < ANSWER_TIME,
+            begin.elapsed() < ANSWER_TIMEOUT,
             "{name}: {:?}",
             begin.elapsed()
         );
@@ -94,7 +94,7 @@ fn a_silent_server_holds_up_its_own_names_alone() {
             let answer = workstation.text(&name, "A").await;
             assert_eq!(answer, "NXDOMAIN", "{name}");
             let took = begin.elapsed();
-            assert!(took < ANSWER_TIME, "{name} after {took:?}");
+            assert!(took < ANSWER_TIMEOUT, "{name} after {took:?}");
             answered += 1;
         }
         let all = silent.await.unwrap();

@@ -63,12 +63,12 @@ impl Service {
     }
 }
 
-/// Where a call comes from.
+/// Connection that a call comes by.
 #[derive(Clone)]
 pub(crate) struct CallPeer {
     /// The other end of its connection.
     pub(crate) address: Option<SocketAddr>,
-    /// Whether the connection is alive.
+    /// Signs of life of the connection.
     pub(crate) signs: SignsOfLife,
     /// The tunnels of the connection.
     pub(crate) tunnels: OpenTunnels,

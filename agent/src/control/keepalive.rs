@@ -25,7 +25,7 @@ const DOUBT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Time to read an answer that has come in time.
 const UNREAD_GRACE: Duration = Duration::from_millis(100);
 
-/// When something was received last, and whether somebody waits in vain; cheap to clone.
+/// Time of the last bytes received, and doubt of callers that wait in vain; cheap to clone.
 #[derive(Clone)]
 pub(crate) struct SignsOfLife(Arc<Signs>);
 

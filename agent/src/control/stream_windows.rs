@@ -76,7 +76,7 @@ pub(crate) struct StreamWindows {
     tunnels: OpenTunnels,
     window: u32,
     next_look: Instant,
-    /// When a window as small as this was wanted last.
+    /// Time at which a window as small as this was wanted last.
     wanted_at: Instant,
     /// This connection's part of `in_all`.
     unread: usize,

@@ -38,7 +38,7 @@ const STEPS: [Step; 5] = [
 ];
 
 /// Far more than anything takes, on a clock that jumps.
-const LONGEST: Duration = Duration::from_secs(3600);
+const STEP_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// An API server with one ReplicaSet, its controller, and the manager's ConfigMap.
 struct Server {
@@ -189,7 +189,7 @@ impl Server {
 
     async fn has_done(&self, step: Step) {
         let mut done = self.done.subscribe();
-        let done = timeout(LONGEST, done.wait_for(|it| *it == Some(step))).await;
+        let done = timeout(STEP_TIMEOUT, done.wait_for(|it| *it == Some(step))).await;
         assert!(
             done.is_ok(),
             "{step:?} never came: {:?}",
@@ -304,7 +304,7 @@ impl Leader {
                 }
             }
         };
-        let in_time = timeout(LONGEST, settled).await.is_ok();
+        let in_time = timeout(STEP_TIMEOUT, settled).await.is_ok();
         let why = self.roller.failure(&key());
         assert!(
             in_time,
