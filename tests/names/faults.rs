@@ -9,17 +9,25 @@ use crate::rig::{NOBODY, NOBODY6, Rig, SEARCH};
 /// Time in which the manager has an answer of agents, and some for a busy machine.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(900);
 
-/// Asks once, and says whether an agent answered: else the manager would ask itself after a second.
+/// Tries of a question, because a busy machine may be late once.
+const MAX_TRIES: usize = 3;
+/// Time in which an agent forgets an answer.
+const FORGOTTEN_DELAY: Duration = Duration::from_secs(5);
+
+/// Asks, and says whether an agent answered: else the manager would ask itself after a second.
 fn by_agent(rig: &Rig, name: &str, kind: &str) -> String {
     rig.workstation(async |workstation| {
-        let begin = Instant::now();
-        let answer = workstation.text(name, kind).await;
-        assert!(
-            begin.elapsed() < ANSWER_TIMEOUT,
-            "{name}: {:?}",
-            begin.elapsed()
-        );
-        answer
+        let mut late = Vec::new();
+        while late.len() < MAX_TRIES {
+            let begin = Instant::now();
+            let answer = workstation.text(name, kind).await;
+            if begin.elapsed() < ANSWER_TIMEOUT {
+                return answer;
+            }
+            late.push(begin.elapsed());
+            tokio::time::sleep(FORGOTTEN_DELAY).await;
+        }
+        panic!("{name}: {late:?}")
     })
 }
 
@@ -86,17 +94,18 @@ fn a_silent_server_holds_up_its_own_names_alone() {
             }
         });
         let silent = tokio::spawn(futures_util::future::join_all(silent));
-        let mut answered = 0;
+        let mut times = Vec::new();
         while !silent.is_finished() {
             let begin = Instant::now();
             // Not in a cache, whatever was asked before.
-            let name = format!("pod-{answered}.web.other.svc.cluster.local.");
+            let name = format!("pod-{}.web.other.svc.cluster.local.", times.len());
             let answer = workstation.text(&name, "A").await;
             assert_eq!(answer, "NXDOMAIN", "{name}");
-            let took = begin.elapsed();
-            assert!(took < ANSWER_TIMEOUT, "{name} after {took:?}");
-            answered += 1;
+            times.push(begin.elapsed());
         }
+        // A busy machine may be late once; behind silent questions each one would be.
+        times.sort();
+        assert!(times[times.len() / 2] < ANSWER_TIMEOUT, "{times:?}");
         let all = silent.await.unwrap();
         assert!(all.iter().all(|answer| answer == "SERVFAIL"), "{all:?}");
     });
