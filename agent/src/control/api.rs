@@ -21,7 +21,7 @@ use crate::control::direct_tunnel::{DirectTunnel, Incoming};
 use crate::control::dns::Dns;
 use crate::control::keepalive::SignsOfLife;
 use crate::control::meter::TunnelDirection;
-use crate::control::stream_windows::OpenTunnels;
+use crate::control::stream_windows::ConnectionTunnels;
 use crate::control::tunnels::{DialStream, Tunnels};
 use crate::drain::Drain;
 use crate::telemetry::metrics::ControlMetrics;
@@ -71,7 +71,7 @@ pub(crate) struct CallPeer {
     /// Signs of life of the connection.
     pub(crate) signs: SignsOfLife,
     /// The tunnels of the connection.
-    pub(crate) tunnels: OpenTunnels,
+    pub(crate) tunnels: ConnectionTunnels,
 }
 
 impl Service {

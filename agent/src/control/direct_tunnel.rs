@@ -15,13 +15,13 @@ use traffic_proto::tunnel::frame::{Frame, FrameReader};
 
 use crate::control::keepalive::SignsOfLife;
 use crate::control::meter::Meter;
-use crate::control::stream_windows::{OpenTunnel, OpenTunnels};
+use crate::control::stream_windows::{ConnectionTunnels, CountedTunnel};
 use crate::upstream::{Gone, Messages, TunnelError};
 
 /// What a workstation sends in a call.
 pub(crate) struct Incoming {
     /// The first field, because it is to be dropped before the stream.
-    _open: OpenTunnel,
+    _open: CountedTunnel,
     stream: RecvStream,
     reader: FrameReader,
     received: Bytes,
@@ -29,7 +29,7 @@ pub(crate) struct Incoming {
 }
 
 impl Incoming {
-    pub(crate) fn new(mut stream: RecvStream, tunnels: &OpenTunnels) -> Self {
+    pub(crate) fn new(mut stream: RecvStream, tunnels: &ConnectionTunnels) -> Self {
         Self {
             _open: tunnels.enter(&mut stream),
             stream,

@@ -22,7 +22,7 @@ const MIN_UNREAD: usize = 16 * 1024;
 /// Least time between two looks at the tunnels of a connection.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
 /// The same for each tunnel, so that looking stays below a hundredth of the time.
-const LOOK_INTERVAL_PER_TUNNEL: Duration = Duration::from_micros(10);
+const PER_TUNNEL_LOOK_INTERVAL: Duration = Duration::from_micros(10);
 /// Time without need of small windows after which they become larger: callers that read nothing do not
 /// come alone.
 const RAISE_DELAY: Duration = Duration::from_secs(10);
@@ -33,19 +33,19 @@ pub(crate) struct UnreadTunnels(Arc<AtomicUsize>);
 
 /// The open tunnels of one connection; cheap to clone.
 #[derive(Clone, Default)]
-pub(crate) struct OpenTunnels(Arc<Mutex<BTreeMap<u32, FlowControl>>>);
+pub(crate) struct ConnectionTunnels(Arc<Mutex<BTreeMap<u32, FlowControl>>>);
 
-impl OpenTunnels {
+impl ConnectionTunnels {
     fn open(&self) -> MutexGuard<'_, BTreeMap<u32, FlowControl>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Has a tunnel counted until what is returned is dropped, which is to be before its stream.
-    pub(crate) fn enter(&self, stream: &mut RecvStream) -> OpenTunnel {
+    pub(crate) fn enter(&self, stream: &mut RecvStream) -> CountedTunnel {
         let flow = stream.flow_control().clone();
         let id = flow.stream_id().as_u32();
         self.open().insert(id, flow);
-        OpenTunnel {
+        CountedTunnel {
             tunnels: self.clone(),
             id,
         }
@@ -60,12 +60,12 @@ impl OpenTunnels {
 }
 
 /// A tunnel's place among the open ones.
-pub(crate) struct OpenTunnel {
-    tunnels: OpenTunnels,
+pub(crate) struct CountedTunnel {
+    tunnels: ConnectionTunnels,
     id: u32,
 }
 
-impl Drop for OpenTunnel {
+impl Drop for CountedTunnel {
     fn drop(&mut self) {
         self.tunnels.open().remove(&self.id);
     }
@@ -73,7 +73,7 @@ impl Drop for OpenTunnel {
 
 /// The window of a connection's tunnels, as it has been said to the workstation.
 pub(crate) struct StreamWindows {
-    tunnels: OpenTunnels,
+    tunnels: ConnectionTunnels,
     window: u32,
     next_look: Instant,
     /// Time at which a window as small as this was wanted last.
@@ -88,7 +88,7 @@ impl StreamWindows {
     pub(crate) fn new(in_all: UnreadTunnels) -> Self {
         let now = Instant::now();
         Self {
-            tunnels: OpenTunnels::default(),
+            tunnels: ConnectionTunnels::default(),
             window: STREAM_WINDOW,
             next_look: now,
             wanted_at: now,
@@ -97,7 +97,7 @@ impl StreamWindows {
         }
     }
 
-    pub(crate) fn tunnels(&self) -> &OpenTunnels {
+    pub(crate) fn tunnels(&self) -> &ConnectionTunnels {
         &self.tunnels
     }
 
@@ -109,7 +109,7 @@ impl StreamWindows {
             return None;
         }
         let (open, unread) = self.tunnels.count();
-        let pause = LOOK_INTERVAL_PER_TUNNEL * u32::try_from(open).unwrap_or(u32::MAX);
+        let pause = PER_TUNNEL_LOOK_INTERVAL * u32::try_from(open).unwrap_or(u32::MAX);
         self.next_look = now + LOOK_INTERVAL.max(pause);
         self.change(now, unread)
     }
