@@ -121,6 +121,8 @@ pub(crate) struct Direct {
     keys: Keys,
     /// Cancellation by place, for agents that are no longer wanted.
     attached: HashMap<Place, CancellationToken>,
+    /// Cancelled to take no more connections from agents; those that are open continue.
+    leaving: CancellationToken,
     /// Cancelled to end all attachments.
     all: CancellationToken,
 }
@@ -133,8 +135,15 @@ impl Direct {
             reach,
             keys: Keys::default(),
             attached: HashMap::new(),
+            leaving: CancellationToken::new(),
             all: CancellationToken::new(),
         }
+    }
+
+    /// Takes no more connections. Agents see it by the end of their watches, also while no manager
+    /// could tell them that the intercept is over.
+    pub(crate) fn leave(&self) {
+        self.leaving.cancel();
     }
 
     /// Attaches to the intercepted agents. Attachments to agents no longer listed stay until they
@@ -175,7 +184,8 @@ impl Direct {
                     pod,
                     retired.clone(),
                 );
-                let all = self.all.clone();
+                let (all, leaving) = (self.all.clone(), self.leaving.clone());
+                let attachment = leaving.run_until_cancelled_owned(attachment);
                 #[expect(
                     clippy::disallowed_methods,
                     reason = "it ends with `all`, which the drop cancels"

@@ -267,7 +267,7 @@ impl InterceptSession<'_> {
                 }
             }
         };
-        self.leave(&session).await;
+        self.leave(&session, &direct).await;
         // After the requests under way, which the command answers.
         self.container.end().await;
         self.depart(session).await;
@@ -424,7 +424,7 @@ impl InterceptSession<'_> {
     }
 
     /// Removes the intercept, and lets connections finish for a while.
-    async fn leave(&mut self, session: &SessionInfo) {
+    async fn leave(&mut self, session: &SessionInfo, direct: &Direct) {
         let request = RemoveInterceptRequest2 {
             session: Some(session.clone()),
             name: self.spec.name.clone(),
@@ -432,7 +432,9 @@ impl InterceptSession<'_> {
         let mut remove = call(request);
         // Short, because the user is waiting for the prompt.
         remove.set_timeout(Duration::from_secs(2));
-        let _ = self.manager.remove_intercept(remove).await;
+        if self.manager.remove_intercept(remove).await.is_err() {
+            direct.leave();
+        }
         let finished = async {
             sleep(LATE_DIAL_GRACE).await;
             // `wait` needs a closed tracker; later announcements may still add tasks.

@@ -66,6 +66,34 @@ fn direct_tunnels_go_on_while_the_manager_is_away_and_all_is_well_after() {
 }
 
 #[test]
+fn a_client_that_leaves_while_the_manager_is_away_costs_no_request() {
+    let mut system = System::start();
+    let laptop = App::start("laptop");
+    let intercept = system.intercept("a", laptop.address(), &["--http-header=x-dev=a"]);
+    until("delivery", || is_delivered(&system));
+    let address = system.address();
+    let answered = asking_meanwhile(&mut system, |system| {
+        let left = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            // Beside the kept connections, one for each request.
+            scope.spawn(|| {
+                while !left.load(Ordering::Relaxed) {
+                    get(address, "/", &[("x-dev", "a")]).expect("no request fails");
+                }
+            });
+            let _left = SetAtEnd(&left);
+            system.manager.kill();
+            intercept.line("manager=lost");
+            assert!(intercept.terminate().success());
+            until("the app to answer", || {
+                is_delivered(system).is_none().then_some(())
+            });
+        });
+    });
+    assert!(answered > 0);
+}
+
+#[test]
 fn without_direct_tunnels_the_app_answers_until_the_manager_is_back() {
     let mut system = System::start();
     let laptop = App::start("laptop");

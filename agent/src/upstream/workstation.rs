@@ -174,10 +174,11 @@ impl Workstations<'_> {
     }
 
     /// Returns true if the next request should have another tunnel than one of this path: through
-    /// the manager it is slower, and would end with it.
+    /// the manager it is slower, and would end with it. A workstation that has ended its attachment
+    /// and keeps the connection is about to leave, and only finishes what is under way.
     #[must_use]
     pub fn is_outdated(&self, path: TunnelPath, intercept: &Intercept) -> bool {
-        path == TunnelPath::Manager && self.path(intercept) == TunnelPath::Direct
+        path != self.path(intercept)
     }
 
     /// Counts one request, connection or flow that the app gets instead of the workstation.
