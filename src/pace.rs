@@ -13,10 +13,13 @@ const CALL_INTERVAL: Duration = Duration::from_millis(5);
 const MIN_CALLS: usize = 300;
 /// Calls between two looks at the memory.
 const MEMORY_CALLS: usize = 8;
-/// How much later than in the control run 99 of 100 answers may come: so many times, and this.
+/// How much later than 99 of 100 answers of the control run answers may come: so many times, and a
+/// delay.
 const MAX_LATER_FACTOR: u32 = 4;
-/// See [`MAX_LATER_FACTOR`].
+/// Delay that 90 of 100 answers may have.
 const MAX_LATER_DELAY: Duration = Duration::from_millis(800);
+/// Delay that 99 of 100 may have: a busy machine may hold up a few.
+const MAX_RARE_DELAY: Duration = Duration::from_secs(3);
 
 /// The caller, on a thread of its own.
 #[derive(Debug)]
@@ -81,28 +84,31 @@ impl Calls {
         self.times.len() + self.failures.len()
     }
 
-    /// Returns the time within which 99 of 100 calls were answered.
-    pub fn p99(&self) -> Duration {
-        let at = self.times.len() * 99 / 100;
+    /// Returns the time within which `percent` of 100 calls were answered.
+    pub fn percentile(&self, percent: usize) -> Duration {
+        let at = self.times.len() * percent / 100;
         self.times.get(at).copied().unwrap_or(Duration::MAX)
     }
 
     /// Compares with a control run: no call failed, none is much later, and the program has taken
     /// no more than `most_kib` of memory.
     pub fn assert_unharmed(&self, control: &Self, most_kib: u64) {
-        let (p99, before) = (self.p99(), control.p99());
+        let [p90, p99] = [90, 99].map(|percent| self.percentile(percent));
+        let before = control.percentile(99);
         let growth = self.memory_kib.saturating_sub(control.memory_kib);
         println!(
-            "{} calls, {} failed; p99 {p99:?} after {before:?}; {growth} KiB more",
+            "{} calls, {} failed; p90 {p90:?} and p99 {p99:?} after {before:?}; {growth} KiB more",
             self.count(),
             self.failures.len()
         );
         assert_eq!(control.failures, [""; 0], "the control run");
         assert_eq!(self.failures, [""; 0], "of {} calls", self.count());
-        assert!(
-            p99 < before * MAX_LATER_FACTOR + MAX_LATER_DELAY,
-            "p99 {p99:?} after {before:?}"
-        );
+        for (time, delay) in [(p90, MAX_LATER_DELAY), (p99, MAX_RARE_DELAY)] {
+            assert!(
+                time < before * MAX_LATER_FACTOR + delay,
+                "p90 {p90:?}, p99 {p99:?} after {before:?}"
+            );
+        }
         assert!(growth < most_kib, "{growth} KiB more");
     }
 
@@ -147,10 +153,12 @@ mod tests {
             (number != 7).then_some(()).ok_or("broken".to_owned())
         });
         assert!(is_harmed(&failing, &control, u64::MAX));
-        let mut late = control.clone();
-        late.times.iter_mut().rev().take(10).for_each(|time| {
-            *time += 2 * MAX_LATER_DELAY;
-        });
-        assert!(is_harmed(&late, &control, u64::MAX));
+        for (percent, delay) in [(12, MAX_LATER_DELAY), (3, MAX_RARE_DELAY)] {
+            let mut late = control.clone();
+            let calls = late.count() * percent / 100;
+            let slowest = late.times.iter_mut().rev().take(calls);
+            slowest.for_each(|time| *time += 2 * delay);
+            assert!(is_harmed(&late, &control, u64::MAX), "{percent} of 100");
+        }
     }
 }
