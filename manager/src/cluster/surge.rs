@@ -11,15 +11,20 @@ use k8s_openapi::api::apps::v1::ReplicaSet;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::json;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::objects::{PodFacts, WorkloadFacts};
 use super::planner::Planner;
-use super::replacing::{evict, said};
+use super::replacing::{Outcome, evict, said};
 use super::saved_state::{SavedState, Surge};
 
 /// Time for a second pod to be ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(120);
+/// Time in which a disruption budget may let the first pod go: its controller has to see that the
+/// second one is ready.
+const BUDGET_TIMEOUT: Duration = Duration::from_secs(30);
+/// Pause between evictions that a budget refuses.
+const BUDGET_INTERVAL: Duration = Duration::from_secs(1);
 /// Time for the caches to show that the additional pod goes.
 const SHRINK_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -122,10 +127,25 @@ impl Surging<'_> {
         let pods = self.planner.judge(&key);
         let first = pods.iter().find(|it| is_first(&it.pod) && !it.matches);
         match first {
-            Some(first) => evict(self.client, &first.pod).await.map(drop),
+            Some(first) => self.evict(&first.pod).await,
             // Gone already.
             None => Ok(()),
         }
+    }
+
+    async fn evict(&self, first: &PodFacts) -> Result<(), String> {
+        let end = Instant::now() + BUDGET_TIMEOUT;
+        while evict(self.client, first).await? == Outcome::Refused {
+            if Instant::now() >= end {
+                return Err(format!(
+                    "a PodDisruptionBudget keeps pod {}, although another one is ready: give the \
+                     budget minAvailable: 1 in place of maxUnavailable: 0, or delete the pod",
+                    first.name
+                ));
+            }
+            sleep(BUDGET_INTERVAL).await;
+        }
+        Ok(())
     }
 
     /// Waits until the caches show what is left: one who looks at them before may take the pod that

@@ -57,6 +57,8 @@ struct State {
     digest: Option<String>,
     /// New pods become ready.
     serves: bool,
+    /// Evictions that a disruption budget refuses from now on.
+    refusals: usize,
     /// Step after which the manager hears nothing more, and does nothing.
     last: Option<Step>,
     /// Caches of the manager that lives.
@@ -124,6 +126,10 @@ impl State {
         if let Some(name) = path.strip_suffix("/eviction") {
             let ready = self.pods.iter().filter(|it| it.ready).count();
             assert!(ready > 1, "nobody serves: {:?}", self.steps);
+            if let Some(left) = self.refusals.checked_sub(1) {
+                self.refusals = left;
+                return (429, None);
+            }
             self.pods.retain(|pod| !name.ends_with(&pod.name));
             self.reconcile();
             return (201, Some(Step::Evict));
@@ -143,6 +149,7 @@ impl Server {
             made: 0,
             digest: None,
             serves: true,
+            refusals: 0,
             last: None,
             caches: Caches::new(&[Kind::ReplicaSet]),
         };
@@ -293,6 +300,17 @@ impl Leader {
         self.planner.caches.touch("n");
     }
 
+    /// Waits until the replacement has failed; returns why.
+    async fn fails(&self) -> String {
+        let mut ends = self.roller.ends();
+        loop {
+            if let Some(why) = self.roller.failure(&key()) {
+                return why;
+            }
+            ends.changed().await.unwrap();
+        }
+    }
+
     async fn is_settled(&self, server: &Server) {
         let mut ends = self.roller.ends();
         let mut changes = self.planner.caches.changes();
@@ -436,16 +454,41 @@ async fn a_second_pod_that_is_never_ready_goes_and_the_first_stays() {
         let names: Vec<_> = state.pods.iter().map(|pod| pod.name.as_str()).collect();
         assert_eq!((state.replicas, names), (1, vec!["bare-1"]));
     });
-    let mut ends = next.roller.ends();
-    while next.roller.failure(&key()).is_none() {
-        ends.changed().await.unwrap();
-    }
+    let why = next.fails().await;
     assert!(next.state.surge(&key()).is_none());
-    let why = next.roller.failure(&key()).unwrap();
     assert!(
         why.contains("a second pod was not ready within 120s"),
         "{why}"
     );
+}
+
+/// A budget's controller sees a moment later than the manager that the second pod is ready.
+#[tokio::test(start_paused = true)]
+async fn a_budget_that_lets_the_pod_go_a_little_later_is_waited_for() {
+    let server = Server::new();
+    server.change(|state| state.refusals = 3);
+    let leader = Leader::start(&server).await;
+    leader.want(&server);
+    leader.is_settled(&server).await;
+    server.change(|state| assert_eq!(state.steps, STEPS));
+    assert_done(&server, "refused three times");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_budget_that_keeps_the_pod_is_named_and_the_first_pod_stays() {
+    let server = Server::new();
+    server.change(|state| state.refusals = usize::MAX);
+    let leader = Leader::start(&server).await;
+    leader.want(&server);
+    let why = leader.fails().await;
+    assert!(
+        why.contains("PodDisruptionBudget keeps pod bare-1"),
+        "{why}"
+    );
+    server.change(|state| {
+        let names: Vec<_> = state.pods.iter().map(|pod| pod.name.as_str()).collect();
+        assert_eq!((state.replicas, names), (1, vec!["bare-1"]));
+    });
 }
 
 #[tokio::test(start_paused = true)]
