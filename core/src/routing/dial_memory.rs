@@ -23,9 +23,10 @@ const SKIP_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::fr
 const USUAL_FACTOR: u32 = 8;
 /// The same multiple for an intercept of a whole port, whose callers are anybody.
 const WHOLE_PORT_FACTOR: u32 = 3;
-/// Bounds of that wait for an intercept of a whole port.
+/// Bounds of that wait for an intercept of a whole port. It counts from the unanswered dial's begin: a
+/// laptop that was busy for less misses nothing, and all who wait give up together.
 const WHOLE_PORT_TIMEOUT: (Duration, Duration) =
-    (Duration::from_millis(50), Duration::from_secs(1));
+    (Duration::from_millis(150), Duration::from_secs(1));
 /// Least time that the first of a whole port's callers waits, and one that tries again, where earlier
 /// dials were quicker.
 const WHOLE_PORT_DIAL_TIMEOUT: Duration = Duration::from_secs(1);
@@ -151,14 +152,14 @@ impl DialMemory {
         if doubted && known.leader.is_some() {
             return Admission::Skip(known.skipped(Duration::ZERO));
         }
-        let patience = known.leader.map(|_| known.patience(whole_port));
-        if let (Some(leader), Some(patience)) = (known.leader, patience)
-            // A success since the leader began proves that the workstation answers, whatever holds
-            // the leader up.
-            && leader.successes_before == known.successes
-            && now.saturating_duration_since(leader.began) > patience
-        {
-            return Admission::Skip(known.skipped(Duration::ZERO));
+        let mut patience = known.leader.map(|_| known.patience(whole_port));
+        if let (Some(silence), Some(patience)) = (known.silence(now), &mut patience) {
+            if silence > *patience {
+                return Admission::Skip(known.skipped(Duration::ZERO));
+            }
+            if whole_port {
+                *patience -= silence;
+            }
         }
         let limit = known.limit(whole_port);
         known.numbers += 1;
@@ -249,6 +250,14 @@ impl Known {
         if self.leader.is_some_and(|leader| leader.number == number) {
             self.leader = None;
         }
+    }
+
+    /// Time for which the leader's dial is unanswered. A success since it began proves that the
+    /// workstation answers, whatever holds the leader up.
+    fn silence(&self, now: Instant) -> Option<Duration> {
+        let leader = self.leader?;
+        let is_silent = leader.successes_before == self.successes;
+        is_silent.then(|| now.saturating_duration_since(leader.began))
     }
 
     fn patience(&self, whole_port: bool) -> Duration {

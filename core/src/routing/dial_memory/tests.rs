@@ -63,6 +63,8 @@ fn behind_an_unanswered_dial_others_wait_little_longer_than_usual() {
     let leader = dial(&memory, now);
     assert_eq!(leader.patience(), None);
     assert_eq!(dial(&memory, now).patience(), Some(ms(150)));
+    // All who wait give up at the same time.
+    assert_eq!(dial(&memory, now + ms(100)).patience(), Some(ms(50)));
     let Admission::Dial(own) = memory.admit(now, None, false) else {
         panic!()
     };
@@ -72,6 +74,25 @@ fn behind_an_unanswered_dial_others_wait_little_longer_than_usual() {
     assert!(!own.others_succeeded());
     leader.succeeded(now + ms(60));
     assert!(own.others_succeeded());
+    // The workstation has answered since this one began.
+    let next = dial(&memory, now + ms(61));
+    assert_eq!(next.patience(), None);
+    dial(&memory, now + ms(61)).succeeded(now + ms(70));
+    let behind = dial(&memory, now + ms(200));
+    assert_eq!(behind.patience(), Some(ms(150)));
+}
+
+#[test]
+fn a_laptop_that_is_busy_for_a_moment_keeps_its_port() {
+    let memory = Arc::<DialMemory>::default();
+    let now = Instant::now();
+    dial(&memory, now).succeeded(now + ms(1));
+    let leader = dial(&memory, now);
+    assert_eq!(dial(&memory, now).patience(), Some(ms(150)));
+    let behind = dial(&memory, now + ms(149));
+    assert_eq!(behind.patience(), Some(ms(1)));
+    leader.succeeded(now + ms(149));
+    assert!(behind.others_succeeded());
 }
 
 #[test]
