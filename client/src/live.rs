@@ -7,7 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -52,18 +52,23 @@ struct State {
 
 /// A connection under way, as long as it is held.
 #[derive(Debug)]
-pub(crate) struct OpenTunnel(Arc<Live>);
+pub(crate) struct OpenTunnel {
+    live: Arc<Live>,
+    has_failed: AtomicBool,
+}
 
 impl OpenTunnel {
-    /// Counts it as one that did not reach the local server.
+    /// Counts it, once, as one that did not reach the local server.
     pub(crate) fn failed(&self) {
-        self.0.failed.fetch_add(1, Ordering::Relaxed);
+        if !self.has_failed.swap(true, Ordering::Relaxed) {
+            self.live.failed.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 
 impl Drop for OpenTunnel {
     fn drop(&mut self) {
-        self.0.ended.fetch_add(1, Ordering::Relaxed);
+        self.live.ended.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -86,7 +91,10 @@ impl Live {
     /// Counts a connection until the result is dropped.
     pub(crate) fn begin(self: &Arc<Self>) -> OpenTunnel {
         self.opened.fetch_add(1, Ordering::Relaxed);
-        OpenTunnel(self.clone())
+        OpenTunnel {
+            live: self.clone(),
+            has_failed: AtomicBool::new(false),
+        }
     }
 
     /// Takes in what the manager says of the intercept.

@@ -12,11 +12,11 @@ use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 use traffic_proto::ConnId;
 use traffic_proto::agent::agent_client::AgentClient;
-use traffic_proto::dialer::{self, DialError, Outgoing};
+use traffic_proto::dialer::{self, DatagramObserver, DialError, Outgoing};
 use traffic_proto::manager::{DialRequest, SessionInfo, TunnelMessage};
 use traffic_proto::tunnel::{Message, StreamInfo, duration_from_nanos};
 
-use crate::live::Live;
+use crate::live::{Live, OpenTunnel};
 use crate::session::Manager;
 use crate::warnings::Warnings;
 
@@ -42,7 +42,7 @@ pub(crate) struct TunnelDialer {
     pub(crate) local_ports: Arc<[u16]>,
     /// Tasks of the tunnels.
     pub(crate) tunnels: TaskTracker,
-    /// Told of connections to the target that cannot be made.
+    /// Told of connections to the target that cannot be made, and of datagrams that it does not take.
     pub(crate) warnings: Arc<Warnings>,
     /// Figures to show.
     pub(crate) live: Arc<Live>,
@@ -81,7 +81,7 @@ impl TunnelDialer {
             let (warnings, tunnel) = (self.warnings.clone(), self.live.begin());
             let destination = ConnId::parse(&request.conn_id).map(|conn| conn.destination());
             self.tunnels.spawn(async move {
-                if let Err(why) = dialer.answer(via, &session, request).await {
+                if let Err(why) = dialer.answer(via, &session, request, &tunnel).await {
                     tunnel.failed();
                     if let (true, Ok(address)) = (why.is::<DialError>(), destination) {
                         warnings.dial_failed(address);
@@ -93,7 +93,13 @@ impl TunnelDialer {
         Ok(())
     }
 
-    async fn answer(&self, via: Via, session: &str, request: DialRequest) -> anyhow::Result<()> {
+    async fn answer(
+        &self,
+        via: Via,
+        session: &str,
+        request: DialRequest,
+        tunnel: &OpenTunnel,
+    ) -> anyhow::Result<()> {
         let conn = ConnId::parse(&request.conn_id)?;
         let latency = duration_from_nanos(request.roundtrip_latency);
         let dial_timeout = duration_from_nanos(request.dial_timeout);
@@ -123,10 +129,33 @@ impl TunnelDialer {
             dial_timeout,
             incoming,
             Outgoing::caller(tx).announcing_life(),
+            &Datagrams {
+                destination,
+                warnings: &self.warnings,
+                tunnel,
+            },
         )
         .await?;
         tracing::debug!(%conn, ?carried, "connection ended");
         Ok(())
+    }
+}
+
+/// The datagrams of one flow, as far as their developer wants to hear of them.
+struct Datagrams<'a> {
+    destination: SocketAddr,
+    warnings: &'a Warnings,
+    tunnel: &'a OpenTunnel,
+}
+
+impl DatagramObserver for Datagrams<'_> {
+    fn refused(&self) {
+        self.tunnel.failed();
+        self.warnings.datagram_lost(self.destination);
+    }
+
+    fn answered(&self) {
+        self.warnings.datagram_answered(self.destination);
     }
 }
 

@@ -61,7 +61,7 @@ impl OwnDials {
             self.limits.reached(limit, &by);
             return dialer::reject(&mut incoming, outgoing).await;
         }
-        let dialled = dialer::serve(conn, info.dial_timeout, incoming, outgoing);
+        let dialled = dialer::serve(conn, info.dial_timeout, incoming, outgoing, &());
         if let Err(error) = dialled.await {
             tracing::debug!(session = info.session_id, "{error}");
         }

@@ -21,7 +21,12 @@ use crate::conn_id::ConnId;
 use crate::manager::TunnelMessage;
 use crate::port::Transport;
 use crate::sync::lock;
-use crate::tunnel::{MAX_DATAGRAM, Message, TCP_IDLE_TIMEOUT, UDP_IDLE_TIMEOUT, begin_normal};
+use crate::tunnel::{Message, TCP_IDLE_TIMEOUT, begin_normal};
+
+mod datagrams;
+
+pub use datagrams::DatagramObserver;
+use datagrams::copy_udp;
 
 /// Default dial timeout if the stream names none.
 pub const DEFAULT_DIAL_TIMEOUT: Duration = Duration::from_secs(3);
@@ -110,13 +115,14 @@ enum Broken {
 }
 
 /// Dials the destination of `conn` within `dial_timeout` (zero means the default) and copies until
-/// both directions have ended. To be called once the stream is open: after `StreamInfo` and
-/// `StreamOk`.
+/// both directions have ended. `datagrams` hears what becomes of those of a UDP flow. To be called
+/// once the stream is open: after `StreamInfo` and `StreamOk`.
 pub async fn serve<S, T>(
     conn: ConnId,
     dial_timeout: Duration,
     mut incoming: S,
     mut outgoing: Outgoing<T>,
+    datagrams: &impl DatagramObserver,
 ) -> Result<Carried, DialError>
 where
     S: Stream<Item = Result<TunnelMessage, Status>> + Unpin,
@@ -152,7 +158,9 @@ where
             }
             Ok(match socket {
                 Socket::Tcp(stream) => copy_tcp(stream, &mut incoming, &mut outgoing).await,
-                Socket::Udp(socket) => copy_udp(socket, &mut incoming, &mut outgoing).await,
+                Socket::Udp(socket) => {
+                    copy_udp(socket, &mut incoming, &mut outgoing, datagrams).await
+                }
             })
         }
     }
@@ -177,7 +185,7 @@ pub async fn carry_datagrams<S, T>(
 where
     S: Stream<Item = Result<TunnelMessage, Status>> + Unpin,
 {
-    copy_udp(socket, &mut incoming, &mut outgoing).await
+    copy_udp(socket, &mut incoming, &mut outgoing, &()).await
 }
 
 /// Rejects the stream without a dial, and stays until the peer has received that.
@@ -452,69 +460,6 @@ where
             Message::Disconnect | Message::DialReject => return Err(Broken::Tunnel),
             Message::KeepAlive => pulse.beat(),
             _ => {}
-        }
-    }
-}
-
-async fn copy_udp<S, T>(socket: UdpSocket, incoming: &mut S, outgoing: &mut Outgoing<T>) -> Carried
-where
-    S: Stream<Item = Result<TunnelMessage, Status>> + Unpin,
-{
-    let activity = Activity::new(UDP_IDLE_TIMEOUT);
-    let pulse = outgoing.pulse();
-    let ended: Result<(), Broken> = {
-        let send = async {
-            while let Some(data) = next_data(&mut *incoming, &activity, &pulse).await? {
-                let _ = socket.send(&data).await;
-            }
-            Ok(())
-        };
-        tokio::select! {
-            ended = receive_datagrams(&socket, outgoing, &activity) => ended,
-            ended = send => ended,
-            Err(idle) = activity.stale() => Err(idle),
-        }
-    };
-    match ended {
-        Ok(()) => {
-            let _ = outgoing.finish().await;
-            outgoing.close();
-            until_ended(incoming, LINGER_TIMEOUT).await;
-            Carried::Whole
-        }
-        Err(Broken::Tunnel) => Carried::TunnelLost,
-        Err(Broken::Target) => {
-            give_up(incoming, outgoing).await;
-            Carried::TargetLost
-        }
-        Err(Broken::Idle) => {
-            give_up(incoming, outgoing).await;
-            Carried::Idle
-        }
-    }
-}
-
-/// Sends what the target answers, one datagram a message, until one side is gone.
-async fn receive_datagrams<T>(
-    socket: &UdpSocket,
-    outgoing: &mut Outgoing<T>,
-    activity: &Activity,
-) -> Result<(), Broken> {
-    loop {
-        // A port that answers "unreachable" may answer the next datagram.
-        if socket.readable().await.is_err() {
-            return Err(Broken::Target);
-        }
-        let place = outgoing.place().await?;
-        // One byte of message code precedes the datagram.
-        let mut message = BytesMut::with_capacity(MAX_DATAGRAM + 1);
-        begin_normal(&mut message);
-        if socket.try_recv_buf(&mut message).is_ok() {
-            // Copied, because a datagram is mostly far smaller than the buffer.
-            place.send((outgoing.wrap)(TunnelMessage {
-                payload: Bytes::copy_from_slice(&message),
-            }));
-            activity.touch();
         }
     }
 }

@@ -3,6 +3,7 @@
 //! connections they made are bounded, because callers need descriptors too.
 
 use std::future::poll_fn;
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -274,8 +275,7 @@ async fn udp(conn_id: ConnId, mut io: TunnelIo) {
             tokio::select! {
                 sent = tunnel.recv_datagram() => match sent {
                     Ok(Some(payload)) => {
-                        // A datagram the network refuses is lost, as on any network.
-                        let _ = socket.send(&payload).await;
+                        send_datagram(&socket, &payload).await;
                         true
                     }
                     Ok(None) | Err(_) => false,
@@ -292,6 +292,15 @@ async fn udp(conn_id: ConnId, mut io: TunnelIo) {
         if !matches!(moved.await, Ok(true)) {
             return;
         }
+    }
+}
+
+/// Sends a datagram, again if the first try only reported that an earlier one was refused. One that the
+/// network refuses is lost, as on any network.
+async fn send_datagram(socket: &UdpSocket, payload: &[u8]) {
+    let sent = socket.send(payload).await;
+    if sent.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
+        let _ = socket.send(payload).await;
     }
 }
 

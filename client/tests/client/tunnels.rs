@@ -261,6 +261,43 @@ async fn datagrams_keep_their_bounds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn datagrams_that_nothing_takes_are_told_to_the_developer_and_later_ones_pass() {
+    let manager = Manager::start().await;
+    let local = SocketAddr::from(([127, 0, 0, 1], harness::ports::free()));
+    let (agent, info, client) = active(&manager, local).await;
+    let mut tunnel = Tunnel::open(&agent, &info, Transport::Udp, local).await;
+    tunnel.expect(Message::DialOk).await;
+    let datagram = Message::Normal("hello".into());
+    let warning = format!("warning: nothing listens on {local}; 1 datagram was lost");
+    tunnel.send(datagram.clone()).await;
+    client.line(&warning);
+    let bind = || {
+        let server = UdpSocket::bind(local).unwrap();
+        let limit = Some(harness::wait::WAIT_TIMEOUT);
+        server.set_read_timeout(limit).unwrap();
+        server
+    };
+    let answer = |server: UdpSocket| {
+        let mut buffer = [0; 64];
+        let (count, from) = server.recv_from(&mut buffer).unwrap();
+        server.send_to(&buffer[..count], from).unwrap();
+    };
+    // The same tunnel carries the first datagram that somebody takes.
+    let server = bind();
+    tunnel.send(datagram.clone()).await;
+    answer(server);
+    tunnel.expect(datagram.clone()).await;
+    // That nobody does any more is news.
+    tunnel.send(datagram.clone()).await;
+    client.nth_line(&warning, 2);
+    let server = bind();
+    tunnel.send(datagram.clone()).await;
+    answer(server);
+    tunnel.expect(datagram.clone()).await;
+    assert!(client.is_running());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_connection_in_flight_is_finished_before_the_client_leaves() {
     let manager = Manager::start().await;
     let app = App::start("local");
