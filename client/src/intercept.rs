@@ -12,9 +12,12 @@ use traffic_proto::manager::{
     ClientInfo, CreateInterceptRequest, InterceptDispositionType as Disposition, InterceptInfo,
     InterceptSpec, PreparedIntercept, RemoveInterceptRequest2, SessionInfo,
 };
+use traffic_proto::port::Transport;
 
 use crate::Failure;
 use crate::container::Container;
+use crate::deliveries;
+use crate::deliveries::Delivery;
 use crate::direct::{Direct, Reach};
 use crate::filters;
 use crate::flags::{Attachment, Create, Output};
@@ -196,6 +199,12 @@ impl InterceptSession<'_> {
             prepared.map_err(|status| refused("the intercept cannot be prepared", &status))?;
         // The manager knows the workload's service and ports; the agent matches by them.
         complete(&mut self.spec, prepared.into_inner())?;
+        let all = deliveries::of(&self.spec);
+        let datagrams = all.iter().find(|it| it.transport == Some(Transport::Udp));
+        if let Some(Delivery { port, .. }) = datagrams {
+            let checked = self.flags.check_datagrams(&format!("{port}/UDP"));
+            checked.map_err(Failure::Usage)?;
+        }
         request.intercept_spec = Some(self.spec.clone());
         let info = self.manager.create_intercept(call(request)).await;
         Ok(info
@@ -389,24 +398,27 @@ impl InterceptSession<'_> {
         self.container
             .begin(flags, manager, session, &info.into())
             .await?;
-        let takes = if info.mechanism_args_desc.is_empty() {
-            "matching traffic"
-        } else {
-            &info.mechanism_args_desc
+        let spec = info.spec.as_ref().unwrap_or(&self.spec);
+        let takes = match deliveries::described(info, spec) {
+            said if said.is_empty() => "matching traffic".to_owned(),
+            said => said,
         };
-        let (workload, target) = (self.flags.workload(), self.tunnel_dialer.target);
+        let way = match deliveries::of(spec).len() {
+            0 | 1 => format!("{takes} -> {}", self.tunnel_dialer.target),
+            _ => format!("{takes}: {}", deliveries::line(spec)),
+        };
+        let workload = self.flags.workload();
         match self.flags.kind {
             Attachment::Intercept => line(format_args!(
-                "Intercepting {workload}: {takes} -> {target}. Press Ctrl-C to leave."
+                "Intercepting {workload}: {way}. Press Ctrl-C to leave."
             )),
             Attachment::Replace => line(format_args!(
-                "Replacing container {} of {workload}: {takes} -> {target}. It comes back when you \
-                 leave; press Ctrl-C.",
+                "Replacing container {} of {workload}: {way}. It comes back when you leave; press \
+                 Ctrl-C.",
                 self.spec.container_name
             )),
             Attachment::Wiretap => line(format_args!(
-                "Wiretapping {workload}: copies of {takes} -> {target}; the app answers. Press \
-                 Ctrl-C to leave."
+                "Wiretapping {workload}: copies of {way}; the app answers. Press Ctrl-C to leave."
             )),
         }
         Ok(())
@@ -419,7 +431,7 @@ impl InterceptSession<'_> {
             self.spec.name,
             self.flags.timeout,
             self.flags.workload(),
-            self.spec.port_identifier
+            self.flags.asked_ports()
         ))
     }
 

@@ -19,6 +19,7 @@ mod command;
 mod container;
 mod credentials;
 pub mod dashboard;
+mod deliveries;
 mod direct;
 pub mod environment;
 mod explain;

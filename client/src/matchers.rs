@@ -54,6 +54,34 @@ enum Wanted {
 }
 
 impl Matchers {
+    /// Returns the flags that were given.
+    pub(crate) fn given(&self) -> Vec<&'static str> {
+        let Self {
+            http_method,
+            http_query,
+            http_cookie,
+            http_baggage,
+            http_tracestate,
+            grpc_service,
+            grpc_method,
+            http_not,
+            http_any_of,
+        } = self;
+        let all = [
+            ("--http-method", http_method),
+            ("--http-query", http_query),
+            ("--http-cookie", http_cookie),
+            ("--http-baggage", http_baggage),
+            ("--http-tracestate", http_tracestate),
+            ("--grpc-service", grpc_service),
+            ("--grpc-method", grpc_method),
+            ("--http-not", http_not),
+            ("--http-any-of", http_any_of),
+        ];
+        let given = all.into_iter().filter(|(_, values)| !values.is_empty());
+        given.map(|(flag, _)| flag).collect()
+    }
+
     /// Returns the filters for the wire. An error is the user's mistake.
     pub(crate) fn on_wire(&self) -> Result<BTreeMap<String, String>, String> {
         let Self {

@@ -20,6 +20,7 @@ mod callers;
 #[cfg_attr(not(feature = "kubernetes"), path = "no_cluster.rs")]
 mod cluster;
 mod connection;
+mod datagrams;
 mod dns;
 mod error;
 mod excluded;

@@ -202,12 +202,16 @@ fn intercepts_table(intercepts: &[InterceptInfo], now: SystemTime) -> String {
             "" => String::new(),
             port => format!(", port {port}"),
         };
+        let target = format!("{}:{}", spec.target_host, spec.target_port);
+        let further = spec.pod_ports.iter();
+        let further = further.map(|port| Html::text(&format!("and port {port}")));
+        let targets: Vec<_> = [Html::text(&target)].into_iter().chain(further).collect();
         rows.row([
             Html::text(&spec.name),
             Html::text(&spec.client),
             Html::text(&format!("{}.{}{port}", spec.agent, spec.namespace)),
             takes(info, spec),
-            Html::text(&format!("{}:{}", spec.target_host, spec.target_port)),
+            Html::lines(&targets),
             state(info, now),
             Html::text(&info.pod_name),
             Html::from(info.hits),

@@ -1,4 +1,5 @@
-//! Port identifiers as users write them: `<name|number>[/TCP|/UDP]`.
+//! Port identifiers as users write them: `<name|number>[/TCP|/UDP]`; and the further ports of an
+//! intercept.
 
 use std::fmt;
 use std::str::FromStr;
@@ -22,6 +23,15 @@ pub enum NameOrNumber {
     Name(String),
     /// Port number, not 0.
     Number(u16),
+}
+
+/// A further port of an intercept as its spec has it: `PORT[:LOCAL][/TCP|/UDP]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FurtherPort {
+    /// Port of the pod.
+    pub identifier: PortIdentifier,
+    /// Local port as written; without one it has the number of the pod's.
+    pub local: Option<String>,
 }
 
 /// Error in a port identifier.
@@ -79,6 +89,37 @@ impl FromStr for PortIdentifier {
             NameOrNumber::Name(port.to_owned())
         };
         Ok(Self { port, transport })
+    }
+}
+
+impl FromStr for FurtherPort {
+    type Err = PortIdentifierError;
+
+    fn from_str(text: &str) -> Result<Self, PortIdentifierError> {
+        let (ports, transport) = match text.split_once('/') {
+            Some((ports, transport)) => (ports, format!("/{transport}")),
+            None => (text, String::new()),
+        };
+        let (port, local) = match ports.split_once(':') {
+            Some((port, local)) => (port, Some(local.to_owned())),
+            None => (ports, None),
+        };
+        let identifier = format!("{port}{transport}").parse()?;
+        Ok(Self { identifier, local })
+    }
+}
+
+impl fmt::Display for FurtherPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let PortIdentifier { port, transport } = &self.identifier;
+        port.fmt(f)?;
+        if let Some(local) = &self.local {
+            write!(f, ":{local}")?;
+        }
+        match transport {
+            Some(transport) => write!(f, "/{transport}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -149,6 +190,23 @@ mod tests {
         assert!(!parsed("53/TCP").names("dns", Some(53), Transport::Udp));
         assert!(!parsed("53").names("53", None, Transport::Udp));
         assert!(!parsed("web").names("dns", Some(53), Transport::Tcp));
+    }
+
+    #[test]
+    fn further_ports_are_read_and_printed() {
+        for (text, port, local) in [
+            ("admin:9001", "admin", Some("9001")),
+            ("53:5353/udp", "53/UDP", Some("5353")),
+            ("70/TCP", "70/TCP", None),
+        ] {
+            let further: FurtherPort = text.parse().unwrap();
+            assert_eq!(further.identifier, parsed(port));
+            assert_eq!(further.local.as_deref(), local);
+            assert_eq!(further.to_string().parse(), Ok(further));
+        }
+        for text in ["", ":80", "80:81/SCTP", "0:80"] {
+            assert!(text.parse::<FurtherPort>().is_err(), "{text}");
+        }
     }
 
     proptest! {

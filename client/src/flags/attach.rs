@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::Args;
 use traffic_proto::Transport;
 use traffic_proto::manager::InterceptSpec;
-use traffic_proto::port_identifier::PortIdentifier;
+use traffic_proto::port_identifier::{FurtherPort, PortIdentifier};
 use traffic_proto::tunnel::nanos_from_duration;
 
 use super::{ManagerFlags, Output};
@@ -35,9 +35,10 @@ pub struct Create {
     /// Namespace of the workload; by default the kubeconfig context's
     #[arg(long, short)]
     pub namespace: Option<String>,
-    /// Local port, and the container port by number or name, optionally with /TCP or /UDP. May be
-    /// repeated for further ports of the same pods, which have to be named
-    #[arg(long, short, required = true, value_name = "LOCAL[:IDENTIFIER]")]
+    /// Local port, and the container port by number or name, optionally with /TCP or /UDP; without
+    /// either, TCP where the port has both. May be repeated for further ports of the same pods, which
+    /// have to be named
+    #[arg(long, short, required = true, value_name = "LOCAL[:IDENTIFIER][/UDP]")]
     pub port: Vec<Ports>,
     /// Port of the pod that is to be at this machine's loopback too, under the same number, as long as
     /// the intercept lives; optionally with /TCP or /UDP. May be repeated
@@ -175,53 +176,72 @@ pub enum Attachment {
 pub struct Ports {
     /// Local port that requests are delivered to.
     pub local: u16,
-    /// Port of the workload as typed; empty if left out.
-    pub identifier: String,
-    /// Transport of the identifier.
-    pub transport: Transport,
+    /// Port of the workload; none if left out.
+    pub identifier: Option<PortIdentifier>,
+    /// Transport, if written.
+    pub transport: Option<Transport>,
 }
 
 impl std::str::FromStr for Ports {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (local, identifier) = text.split_once(':').unwrap_or((text, ""));
-        let number = local.parse().ok().filter(|port| *port != 0);
-        let local =
-            number.ok_or_else(|| format!("{local:?} is not a port number; write 1 to 65535"))?;
-        let transport = match identifier {
+        let (local, identifier) = match text.split_once(':') {
             // Else a typing error would take the only port without a word.
-            "" if text.ends_with(':') => {
+            Some((_, "")) => {
                 return Err("nothing after the colon; write LOCAL or LOCAL:IDENTIFIER".into());
             }
-            "" => Transport::Tcp,
-            _ => identifier
-                .parse::<PortIdentifier>()
-                .map_err(|error| error.to_string())?
-                .transport_or_tcp(),
+            Some((local, identifier)) => (local, Some(identifier)),
+            None => (text, None),
         };
+        let (number, transport) = match (identifier, local.split_once('/')) {
+            (None, Some((number, transport))) => (number, Some(transport)),
+            _ => (local, None),
+        };
+        let read = number.parse().ok().filter(|port| *port != 0);
+        let local =
+            read.ok_or_else(|| format!("{number:?} is not a port number; write 1 to 65535"))?;
+        let transport = transport
+            .map(str::parse::<Transport>)
+            .transpose()
+            .map_err(|_| {
+                format!("{text:?} with an unknown protocol; write {local}/TCP or {local}/UDP")
+            })?;
+        let identifier = identifier.map(str::parse::<PortIdentifier>).transpose();
+        let identifier = identifier.map_err(|error| error.to_string())?;
         Ok(Self {
             local,
-            identifier: identifier.to_owned(),
-            transport,
+            transport: identifier.as_ref().map_or(transport, |it| it.transport),
+            identifier,
         })
+    }
+}
+
+impl std::fmt::Display for Ports {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (&self.identifier, self.transport) {
+            (Some(identifier), _) => write!(f, "{identifier}"),
+            (None, Some(transport)) => write!(f, "{}/{transport}", self.local),
+            (None, None) => write!(f, "{}", self.local),
+        }
     }
 }
 
 impl Ports {
     /// Formats a further port of an intercept, `PORT:LOCAL[/UDP]`.
     fn further(&self) -> Result<String, String> {
-        if self.identifier.is_empty() {
-            let local = self.local;
-            return Err(format!(
+        let local = self.local;
+        let identifier = self.identifier.clone().ok_or_else(|| {
+            format!(
                 "--port {local}: a port beside the first one has to be named; write \
                 {local}:IDENTIFIER"
-            ));
-        }
-        Ok(match self.identifier.split_once('/') {
-            Some((port, transport)) => format!("{port}:{}/{transport}", self.local),
-            None => format!("{}:{}", self.identifier, self.local),
-        })
+            )
+        })?;
+        let further = FurtherPort {
+            identifier,
+            local: Some(local.to_string()),
+        };
+        Ok(further.to_string())
     }
 }
 
@@ -229,6 +249,13 @@ impl Create {
     /// Returns the local ports, the first one's first.
     pub(crate) fn local_ports(&self) -> Vec<u16> {
         self.port.iter().map(|port| port.local).collect()
+    }
+
+    /// Returns the workload's ports as they were asked for.
+    pub(crate) fn asked_ports(&self) -> String {
+        let named = self.port.iter().filter_map(|it| it.identifier.as_ref());
+        let named: Vec<_> = named.map(ToString::to_string).collect();
+        named.join(", ")
     }
 
     /// Returns the requested workload.
@@ -239,20 +266,7 @@ impl Create {
     /// Builds the spec to send to the manager, with requests delivered to `target`. An error is the
     /// user's mistake.
     pub fn spec(&self, namespace: &str, target: SocketAddr) -> Result<InterceptSpec, String> {
-        let mut header_filters = BTreeMap::new();
-        // The wire has one form for both: exact text with metacharacters is an anchored expression.
-        let exact = self.http_header_exact.iter();
-        let exact = exact.map(|(name, text)| (name.clone(), filters::exact(text)));
-        for (name, value) in self.http_header.iter().cloned().chain(exact) {
-            filters::check(&name, &value)?;
-            if header_filters.insert(name.clone(), value).is_some() {
-                return Err(format!(
-                    "--http-header {name} is given twice; put alternatives into one regular \
-                    expression"
-                ));
-            }
-        }
-        header_filters.extend(self.matchers.on_wire()?);
+        let header_filters = self.header_filters()?;
         let paths = [
             ("equal", &self.http_path_equal),
             ("prefix", &self.http_path_prefix),
@@ -289,6 +303,10 @@ impl Create {
                     .into(),
             );
         }
+        let datagrams = |port: &&Ports| port.transport == Some(Transport::Udp);
+        if let Some(port) = self.port.iter().find(datagrams) {
+            self.check_datagrams(&port.to_string())?;
+        }
         let (first, others) = self.port.split_first().ok_or("--port is missing")?;
         let pod_ports = others
             .iter()
@@ -302,8 +320,14 @@ impl Create {
             namespace: namespace.to_owned(),
             target_host: target.ip().to_string(),
             target_port: target.port().into(),
-            port_identifier: first.identifier.clone(),
-            protocol: first.transport.to_string(),
+            port_identifier: first
+                .identifier
+                .as_ref()
+                .map_or_else(String::new, ToString::to_string),
+            // Nothing, as from stock clients, where it depends on what the workload has.
+            protocol: first
+                .transport
+                .map_or_else(String::new, |it| it.to_string()),
             pod_ports,
             local_ports: self.to_pod.iter().map(ToString::to_string).collect(),
             replace: self.kind == Attachment::Replace,
@@ -316,6 +340,56 @@ impl Create {
             wiretap: self.kind == Attachment::Wiretap,
             ..InterceptSpec::default()
         })
+    }
+}
+
+impl Create {
+    /// Returns all filters but those of paths, as they go over the wire.
+    fn header_filters(&self) -> Result<BTreeMap<String, String>, String> {
+        let mut header_filters = BTreeMap::new();
+        // The wire has one form for both: exact text with metacharacters is an anchored expression.
+        let exact = self.http_header_exact.iter();
+        let exact = exact.map(|(name, text)| (name.clone(), filters::exact(text)));
+        for (name, value) in self.http_header.iter().cloned().chain(exact) {
+            filters::check(&name, &value)?;
+            if header_filters.insert(name.clone(), value).is_some() {
+                return Err(format!(
+                    "--http-header {name} is given twice; put alternatives into one regular \
+                    expression"
+                ));
+            }
+        }
+        header_filters.extend(self.matchers.on_wire()?);
+        Ok(header_filters)
+    }
+
+    /// Checks that the flags make sense for a port that carries datagrams. An error is the user's
+    /// mistake.
+    pub(crate) fn check_datagrams(&self, port: &str) -> Result<(), String> {
+        if self.kind == Attachment::Wiretap {
+            return Err(format!(
+                "wiretap: port {port} carries datagrams, and copies are made of TCP connections and \
+                HTTP requests alone; use create, or name a TCP port with --port LOCAL:PORT"
+            ));
+        }
+        let own = [
+            ("--http-header", self.http_header.is_empty()),
+            ("--http-header-exact", self.http_header_exact.is_empty()),
+            ("--http-path-equal", self.http_path_equal.is_empty()),
+            ("--http-path-prefix", self.http_path_prefix.is_empty()),
+            ("--http-path-regex", self.http_path_regex.is_empty()),
+        ];
+        let own = own.into_iter().filter(|(_, is_empty)| !is_empty);
+        let mut given: Vec<_> = own.map(|(flag, _)| flag).collect();
+        given.extend(self.matchers.given());
+        if given.is_empty() {
+            return Ok(());
+        }
+        Err(format!(
+            "{}: port {port} carries datagrams, which have no headers and no path; leave that out \
+            to take the whole port, or name a TCP port with --port LOCAL:PORT",
+            given.join(", ")
+        ))
     }
 }
 

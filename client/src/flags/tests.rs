@@ -37,7 +37,7 @@ fn filters_choose_the_http_mechanism() {
     );
     assert_eq!(
         (spec.port_identifier.as_str(), spec.protocol.as_str()),
-        ("8080", "TCP")
+        ("8080", "")
     );
     assert_eq!(spec.agent, "app");
     assert_eq!(
@@ -89,6 +89,48 @@ fn without_filters_it_is_tcp_and_udp_is_said_in_the_identifier() {
 }
 
 #[test]
+fn a_transport_that_is_not_written_is_left_to_the_workload() {
+    for (flag, identifier, protocol) in [
+        ("--port=5353:dns", "dns", ""),
+        ("--port=5353:dns/udp", "dns/UDP", "UDP"),
+        ("--port=5353:53/TCP", "53/TCP", "TCP"),
+        ("--port=5353", "", ""),
+        ("--port=5353/udp", "", "UDP"),
+    ] {
+        let spec = create(&[flag]).unwrap();
+        assert_eq!(
+            (spec.port_identifier.as_str(), spec.protocol.as_str()),
+            (identifier, protocol),
+            "{flag}"
+        );
+    }
+}
+
+#[test]
+fn filters_on_datagrams_are_refused_with_their_flags() {
+    for (flags, said) in [
+        (
+            &[
+                "--port=53:dns/UDP",
+                "--http-header=a=b",
+                "--http-method=GET",
+            ][..],
+            "--http-header, --http-method: port dns/UDP carries datagrams",
+        ),
+        (
+            &["--port=80:http", "--port=53:53/udp", "--http-path-equal=/"],
+            "--http-path-equal: port 53/UDP carries datagrams",
+        ),
+        (&["--port=53/UDP", "--grpc-service=a"], "name a TCP port"),
+    ] {
+        let error = create(flags).unwrap_err();
+        assert!(error.contains(said), "{flags:?}: {error}");
+    }
+    create(&["--port=53:dns/UDP"]).unwrap();
+    create(&["--port=53:dns", "--http-header=a=b"]).unwrap();
+}
+
+#[test]
 fn further_ports_are_sent_with_the_local_port_of_each() {
     let ports = ["--port=9000:http", "--port=9001:admin", "--port=53:dns/UDP"];
     let spec = create(&ports).unwrap();
@@ -129,6 +171,8 @@ fn mistakes_are_named() {
         (&["--port=0"][..], "is not a port number"),
         (&["--port=80:"], "after the colon"),
         (&["--port=80:x/SCTP"], "/TCP or /UDP"),
+        (&["--port=80/SCTP"], "80/TCP or 80/UDP"),
+        (&["--port=80/TCP:x"], "is not a port number"),
         (&["--port=80:x", "--port=81"], "81:IDENTIFIER"),
         (&["--port=80", "--http-header=x"], "NAME=VALUE"),
         (

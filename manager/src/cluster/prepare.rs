@@ -3,7 +3,7 @@
 use traffic_proto::manager::{AgentInfo, InterceptSpec, PreparedIntercept};
 
 use super::Cluster;
-use super::ensure::{Chosen, Ensured};
+use super::ensure::{Chosen, ChosenPorts, Ensured};
 use crate::error::RequestError;
 
 impl Cluster {
@@ -25,12 +25,7 @@ impl Cluster {
         self.admits(spec)?;
         let (ensured, chosen) = self.ensure_for(id, spec).await?;
         check_mechanism(spec, &ensured)?;
-        Ok(prepared(
-            spec,
-            &ensured,
-            chosen.as_ref(),
-            self.agent_image(),
-        ))
+        Ok(prepared(spec, &ensured, chosen, self.agent_image()))
     }
 
     /// The same for an intercept that is being created, whose port may still be open.
@@ -44,7 +39,8 @@ impl Cluster {
         if spec.workload_kind.is_empty() {
             spec.workload_kind = ensured.config.workload_kind.clone();
         }
-        let Some(Chosen { container, entry }) = chosen else {
+        spec.pod_ports = chosen.further;
+        let Some(Chosen { container, entry }) = chosen.main else {
             return Ok(());
         };
         if spec.container_port == 0 {
@@ -101,17 +97,17 @@ fn check_mechanism(spec: &InterceptSpec, ensured: &Ensured) -> Result<(), Reques
 fn prepared(
     spec: &InterceptSpec,
     ensured: &Ensured,
-    chosen: Option<&Chosen>,
+    chosen: ChosenPorts,
     agent_image: String,
 ) -> PreparedIntercept {
     let mut prepared = PreparedIntercept {
         namespace: spec.namespace.clone(),
         workload_kind: ensured.config.workload_kind.clone(),
         agent_image,
-        pod_ports: spec.pod_ports.clone(),
+        pod_ports: chosen.further,
         ..PreparedIntercept::default()
     };
-    if let Some(Chosen { container, entry }) = chosen {
+    if let Some(Chosen { container, entry }) = &chosen.main {
         prepared.service_uid = entry.service_uid.clone();
         prepared.service_name = entry.service_name.clone();
         prepared.service_port_name = entry.service_port_name.clone();

@@ -3,6 +3,8 @@
 use traffic_proto::manager as pb;
 use traffic_proto::port_identifier::{NameOrNumber, PortIdentifier};
 
+use crate::datagrams;
+
 /// Resolves a spec. The agent knows its ports, the manager does not: a numeric identifier is taken
 /// for the container port, all else is left for the agent to match.
 pub(super) fn prepare(
@@ -33,11 +35,16 @@ pub(super) fn prepare(
         pod_ports: spec.pod_ports.clone(),
         ..Default::default()
     };
+    if let Some(refusal) = datagrams::refusal_of_named(spec) {
+        return refused(refusal);
+    }
     if !spec.port_identifier.is_empty() {
         match spec.port_identifier.parse::<PortIdentifier>() {
             Err(error) => return refused(error.to_string()),
             Ok(identifier) => {
-                prepared.protocol = identifier.transport_or_tcp().to_string();
+                // One that is not written depends on what the agent's port has.
+                let written = identifier.transport;
+                prepared.protocol = written.map_or_else(String::new, |it| it.to_string());
                 if let NameOrNumber::Number(number) = identifier.port {
                     prepared.container_port = number.into();
                 }

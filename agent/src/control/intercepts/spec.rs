@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use traffic_proto::port::Transport;
-use traffic_proto::port_identifier::PortIdentifier;
+use traffic_proto::port_identifier::{FurtherPort, PortIdentifier};
 use traffic_proto::sidecar::{InterceptEntry, Target};
 use traffic_proto::tunnel::duration_from_nanos;
 
@@ -181,10 +181,13 @@ impl Rule {
     }
 }
 
-/// Describes for the owner what an intercept takes.
-pub(crate) fn description(filters: &Filters) -> String {
-    if filters.is_empty() {
-        return "all TCP connections".to_owned();
+/// Describes for the owner what an intercept takes of a port.
+pub(crate) fn description(filters: &Filters, transport: Transport) -> String {
+    match transport {
+        // Stock clients know this text.
+        Transport::Tcp if filters.is_empty() => return "all TCP connections".to_owned(),
+        Transport::Udp if filters.is_empty() => return "all UDP datagrams".to_owned(),
+        Transport::Tcp | Transport::Udp => {}
     }
     let headers: Vec<_> = filters
         .headers
@@ -221,43 +224,62 @@ fn non_negative(nanos: i64) -> Duration {
     duration_from_nanos(nanos)
 }
 
-/// Returns the workstation's port for traffic to `target` if the intercept covers that port.
-pub(crate) fn delivers_to(spec: &ShownSpec, target: &Target, is_only: bool) -> Option<i64> {
-    let is_any = spec.port_identifier.is_empty() && spec.container_port == 0;
-    let is_meant =
-        |e| is_about(spec, e) || is_any && is_only && same_protocol(spec, target.transport);
-    if !spec.no_default_port && target.entries.iter().any(is_meant) {
+/// Returns the workstation's port for traffic to `target`, one of all `targets`, if the intercept
+/// covers that port.
+pub(crate) fn delivers_to(spec: &ShownSpec, target: &Target, targets: &[Target]) -> Option<i64> {
+    if !spec.no_default_port && is_main(spec, target, targets) {
         return Some(i64::from(spec.target_port));
     }
     spec.pod_ports
         .iter()
-        .find_map(|pod_port| extra_port(pod_port, target))
+        .find_map(|pod_port| extra_port(pod_port, target, targets))
 }
 
-/// Parses `PORT[:port][/proto]`: a port of the pod beside the intercept's main one, and the
-/// workstation's port if it differs.
-fn extra_port(pod_port: &str, target: &Target) -> Option<i64> {
-    let (ports, protocol) = match pod_port.split_once('/') {
-        Some((ports, protocol)) => (ports, format!("/{protocol}")),
-        None => (pod_port, String::new()),
+/// Returns true for the intercept's main port.
+fn is_main(spec: &ShownSpec, target: &Target, targets: &[Target]) -> bool {
+    if spec.port_identifier.is_empty() && spec.container_port == 0 {
+        return is_only(spec, target, targets);
+    }
+    let is_meant = |target: &Target| target.entries.iter().any(|entry| is_about(spec, entry));
+    let is_written = || match spec.port_identifier.parse::<PortIdentifier>() {
+        Ok(identifier) => identifier.transport.is_some(),
+        Err(_) => !spec.protocol.is_empty(),
     };
-    let (port, delivered) = match ports.split_once(':') {
-        Some((port, delivered)) => (port, Some(delivered)),
-        None => (ports, None),
+    is_meant(target) && (is_written() || !gives_way(target, targets, is_meant))
+}
+
+/// Returns true if a target is the only one of the transport that an intercept names. What has the same
+/// number for TCP and UDP is one port, of which TCP is meant.
+fn is_only(spec: &ShownSpec, target: &Target, targets: &[Target]) -> bool {
+    let fits = |target: &Target| same_protocol(spec, target.transport);
+    let is_twin = |other: &Target| other.container_port == target.container_port && fits(other);
+    let others = targets.iter().filter(|other| fits(other));
+    let mut others = others.filter(|other| other.container_port != target.container_port);
+    fits(target) && others.next().is_none() && !gives_way(target, targets, is_twin)
+}
+
+/// Returns true for a UDP port if a TCP port is meant as well: without a transport written, TCP is the
+/// default where both are there.
+fn gives_way(target: &Target, targets: &[Target], is_meant: impl Fn(&Target) -> bool) -> bool {
+    let mut tcp = targets.iter().filter(|it| it.transport == Transport::Tcp);
+    target.transport == Transport::Udp && tcp.any(is_meant)
+}
+
+/// Returns the workstation's port for a port of the pod beside the intercept's main one, if that is
+/// `target`.
+fn extra_port(pod_port: &str, target: &Target, targets: &[Target]) -> Option<i64> {
+    let FurtherPort { identifier, local } = pod_port.parse().ok()?;
+    let is_meant = |target: &Target| {
+        let number = Some(target.container_port.get());
+        let mut entries = target.entries.iter();
+        entries.any(|entry| identifier.names(&entry.container_port_name, number, target.transport))
     };
-    let identifier: PortIdentifier = format!("{port}{protocol}").parse().ok()?;
-    let number = target.container_port.get();
-    let named = target.entries.iter().any(|e| {
-        identifier.names(
-            &e.container_port_name,
-            Some(number),
-            identifier.transport_or_tcp(),
-        )
-    });
-    if !named || identifier.transport_or_tcp() != target.transport {
+    let is_written = identifier.transport.is_some();
+    if !is_meant(target) || !is_written && gives_way(target, targets, is_meant) {
         return None;
     }
-    Some(delivered.map_or(i64::from(number), |d| d.parse().unwrap_or(-1)))
+    let number = i64::from(target.container_port.get());
+    Some(local.map_or(number, |local| local.parse().unwrap_or(-1)))
 }
 
 /// Returns true if the intercept means this entry: by service, then by the identifier its user
@@ -296,6 +318,8 @@ fn same_protocol(spec: &ShownSpec, transport: Transport) -> bool {
 pub(crate) fn unknown_port(spec: &ShownSpec, targets: &[Target]) -> Refusal {
     let wanted = if !spec.port_identifier.is_empty() {
         spec.port_identifier.clone()
+    } else if spec.container_port != 0 && !spec.protocol.is_empty() {
+        format!("{}/{}", spec.container_port, spec.protocol)
     } else if spec.container_port != 0 {
         spec.container_port.to_string()
     } else {
@@ -312,7 +336,14 @@ pub(crate) fn unknown_port(spec: &ShownSpec, targets: &[Target]) -> Refusal {
     } else {
         known.join(", ")
     };
-    if wanted.is_empty() && targets.len() > 1 {
+    let is_any = wanted.is_empty();
+    if is_any && !targets.iter().any(|it| same_protocol(spec, it.transport)) {
+        let protocol = &spec.protocol;
+        return Refusal::of_agent(format!(
+            "no {protocol} port in this agent's configuration; it has {known}"
+        ));
+    }
+    if is_any && targets.len() > 1 {
         return Refusal::of_agent(format!(
             "which port is meant? This agent's configuration has {known}; write --port LOCAL:PORT"
         ));

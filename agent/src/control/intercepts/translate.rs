@@ -127,12 +127,11 @@ impl Rules {
         self.end_overdue(now);
         // Each port is decided by itself: promises first, then routes, then reviews, since a review
         // may add a promise for the next snapshot.
-        let is_only = self.targets.len() == 1;
         for (index, (port, target)) in self.ports.iter_mut().zip(&self.targets).enumerate() {
             let readability = readability.get(index).unwrap_or(&Readability::Readable);
             let candidates = port.candidates(
                 &ours,
-                (target, is_only),
+                (target, &self.targets),
                 &self.containers,
                 readability,
                 (&self.bounds, &aged),

@@ -8,7 +8,9 @@ fn config(services: serde_json::Value, annotations: serde_json::Value) -> Config
         "spec": {"containers": [
             {"name": "app", "ports": [
                 {"name": "http", "containerPort": 8080},
-                {"name": "dns", "containerPort": 5353, "protocol": "UDP"}]},
+                {"name": "dns", "containerPort": 5353, "protocol": "UDP"},
+                {"name": "dns-tcp", "containerPort": 5353},
+                {"name": "syslog", "containerPort": 5140, "protocol": "UDP"}]},
             {"name": "side", "ports": [{"name": "grpc", "containerPort": 9000}]},
         ]},
     }))
@@ -98,6 +100,106 @@ fn what_does_not_fit_is_answered_with_what_would() {
     ] {
         let error = chosen(&config, service, port).unwrap_err();
         assert!(error.contains(said), "{service} {port}: {error}");
+    }
+}
+
+fn both_transports() -> Config {
+    config(
+        json!({
+            "dns": [
+                {"name": "dns", "port": 53, "targetPort": "dns", "protocol": "UDP"},
+                {"name": "dns-tcp", "port": 53, "targetPort": 5353, "protocol": "TCP"},
+                {"name": "web", "port": 80, "targetPort": "http"},
+                {"name": "syslog", "port": 514, "targetPort": 5140, "protocol": "UDP"}],
+        }),
+        json!({}),
+    )
+}
+
+/// The main port with its transport, and the further ones.
+fn ports(config: &Config, spec: InterceptSpec) -> Result<Vec<String>, String> {
+    let chosen = choose_ports(config, &spec)?;
+    let main = chosen.main.map(|it| it.entry);
+    let main = main.map(|it| format!("{}/{}", it.container_port, it.protocol));
+    Ok(main.into_iter().chain(chosen.further).collect())
+}
+
+fn spec(port: &str, further: &[&str]) -> InterceptSpec {
+    InterceptSpec {
+        port_identifier: port.to_owned(),
+        pod_ports: further.iter().map(|it| (*it).to_owned()).collect(),
+        ..InterceptSpec::default()
+    }
+}
+
+#[test]
+fn a_port_of_one_transport_needs_none_written_and_of_both_tcp_is_taken() {
+    let config = both_transports();
+    for (port, further, found) in [
+        ("53", &[][..], &["5353/TCP"][..]),
+        ("53/UDP", &[], &["5353/UDP"]),
+        ("53/udp", &[], &["5353/UDP"]),
+        ("dns", &[], &["5353/UDP"]),
+        ("dns-tcp", &[], &["5353/TCP"]),
+        ("514", &[], &["5140/UDP"]),
+        // Further ones are told to the agent as ports of their container.
+        (
+            "web",
+            &["dns:5300", "53:5301", "514:9000", "514"],
+            &[
+                "8080/TCP",
+                "dns:5300/UDP",
+                "5353:5301/TCP",
+                "5140:9000/UDP",
+                "5140:514/UDP",
+            ],
+        ),
+    ] {
+        assert_eq!(
+            ports(&config, spec(port, further)).unwrap(),
+            found,
+            "{port}"
+        );
+    }
+    let only = |protocol: &str| InterceptSpec {
+        service_name: "dns".to_owned(),
+        protocol: protocol.to_owned(),
+        ..InterceptSpec::default()
+    };
+    let said = ports(&config, only("UDP")).unwrap_err();
+    for port in ["dns dns (53/UDP)", "dns syslog (514/UDP)"] {
+        assert!(said.contains(port), "{said}");
+    }
+    assert!(!said.contains("TCP"), "{said}");
+    let config = two_services();
+    let udp = InterceptSpec {
+        protocol: "UDP".to_owned(),
+        ..InterceptSpec::default()
+    };
+    assert_eq!(ports(&config, udp).unwrap(), ["5353/UDP"]);
+}
+
+#[test]
+fn each_further_port_has_to_be_there_and_filters_need_ports_of_requests() {
+    let config = both_transports();
+    let said = ports(&config, spec("web", &["nosuch:1"])).unwrap_err();
+    assert!(
+        said.contains("no port \"nosuch\"; there are dns dns (53/UDP)"),
+        "{said}"
+    );
+    for (port, further, said) in [
+        ("dns", &[][..], "port dns dns (53/UDP) carries datagrams"),
+        ("web", &["514:1"], "port 5140/UDP carries datagrams"),
+    ] {
+        let mut filtered = spec(port, further);
+        filtered
+            .header_filters
+            .insert("x-dev".to_owned(), "me".to_owned());
+        let refusal = ports(&config, filtered).unwrap_err();
+        assert!(
+            refusal.contains(said) && refusal.contains("--http-header x-dev"),
+            "{refusal}"
+        );
     }
 }
 

@@ -87,7 +87,7 @@ pub(super) fn fits(
         let port = target.container_port;
         return Err(Refusal::of_agent(format!(
             "port {port}/UDP carries no HTTP requests; intercept it without header and path \
-            filters"
+            filters (--http-header, --http-path-prefix and the like)"
         )));
     }
     match readability {

@@ -83,7 +83,7 @@ impl PortRules {
     pub(super) fn candidates<'s>(
         &mut self,
         ours: &[Wanted<'s>],
-        (target, is_only): (&Target, bool),
+        (target, targets): (&Target, &[Target]),
         containers: &[String],
         readability: &Readability,
         (bounds, aged): (&Bounds, &Aged<'_>),
@@ -95,7 +95,7 @@ impl PortRules {
         self.known
             .reserve(ids.len().saturating_sub(self.known.len()));
         let about = |(info, spec): &Wanted<'s>| {
-            let delivered = spec::delivers_to(spec, target, is_only)?;
+            let delivered = spec::delivers_to(spec, target, targets)?;
             let rule = self.compile(info, spec, delivered, bounds);
             let rule = rule
                 .and_then(|c| candidates::fits(c, spec, target, containers, readability))
@@ -281,15 +281,17 @@ impl PortRules {
         reviews: &mut BTreeMap<&'s str, Review>,
     ) {
         for candidate in waiting {
-            let review = self.reviewed(candidate, turn);
+            let mut review = self.reviewed(candidate, turn);
+            let earlier = reviews.get(candidate.info.id.as_str());
             // One refusing port refuses the whole intercept, because its owner expects all of its
             // ports.
-            let refused_elsewhere = reviews
-                .get(candidate.info.id.as_str())
-                .is_some_and(Review::is_refusal);
-            if !refused_elsewhere {
-                reviews.insert(&candidate.info.id, review);
+            if earlier.is_some_and(Review::is_refusal) {
+                continue;
             }
+            if let Some(earlier) = earlier.filter(|_| !review.is_refusal()) {
+                review.describe_also(&earlier.description);
+            }
+            reviews.insert(&candidate.info.id, review);
         }
     }
 
@@ -302,7 +304,7 @@ impl PortRules {
             Ok(compiled) => compiled,
             Err(refused) => return refusal(id, "", refused.clone()),
         };
-        let description = spec::description(&compiled.intercept.filters);
+        let description = spec::description(&compiled.intercept.filters, target.transport);
         if !self.holds(id) {
             // Those whose clients are away give way; they are reviewed anew when the clients are back.
             let away = self.rivals(all, compiled).map(|(rival, _)| rival.info);

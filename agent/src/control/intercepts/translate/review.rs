@@ -43,6 +43,18 @@ pub enum Verdict {
 }
 
 impl Review {
+    /// Puts what it takes of another port first, unless that is the same.
+    pub(super) fn describe_also(&mut self, other: &str) {
+        let own = &self.description;
+        let is_said = other == own
+            || other.starts_with(&format!("{own} and "))
+            || other.ends_with(&format!(" and {own}"));
+        self.description = match is_said {
+            true => other.to_owned(),
+            false => format!("{other} and {own}"),
+        };
+    }
+
     pub(super) fn is_refusal(&self) -> bool {
         matches!(self.verdict, Verdict::Refuse { .. })
     }

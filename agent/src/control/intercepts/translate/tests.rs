@@ -387,6 +387,12 @@ fn what_cannot_be_served_is_refused_with_what_to_do() {
             8080/TCP (web:http) (web:alt), 5353/UDP (web:dns), 9090/TCP (grpc)",
         ),
         (
+            "tcp http/UDP",
+            &|_| {},
+            false,
+            "no port http/UDP of service web in this agent's configuration; it has 8080/TCP",
+        ),
+        (
             "tcp dns/UDP",
             &|i| i.spec.as_mut().unwrap().wiretap = true,
             false,
@@ -569,6 +575,17 @@ fn ports_are_found_by_service_port_by_container_port_and_by_number() {
         ("80/UDP", &|_| {}, &[]),
         ("8080", &|_| {}, &[]),
         ("53/UDP", &|_| {}, &[1]),
+        // Where a port has one transport only, that need not be written.
+        ("53", &|_| {}, &[1]),
+        ("dns", &|s| s.protocol = "TCP".to_owned(), &[1]),
+        (
+            "http",
+            &|s| s.pod_ports = vec!["dns:7070".to_owned()],
+            &[0, 1],
+        ),
+        ("", &|s| s.protocol = "UDP".to_owned(), &[1]),
+        ("", &|s| s.protocol = "TCP".to_owned(), &[]),
+        ("", &|_| {}, &[]),
         ("8080", &plain, &[0]),
         ("grpc", &plain, &[2]),
         ("grpc", &|_| {}, &[]),
@@ -603,6 +620,66 @@ fn ports_are_found_by_service_port_by_container_port_and_by_number() {
         bench.shown(&[wanted]);
         let got: Vec<_> = (0..3).filter(|p| !bench.active(*p).is_empty()).collect();
         assert_eq!(got, *want, "{identifier}");
+    }
+}
+
+/// A number that serves TCP and UDP, and the two of them under two names.
+const BOTH: &str = r"
+agentName: web
+namespace: shop
+managerHost: traffic-manager.ambassador
+containers:
+- name: app
+  intercepts:
+  - {containerPortName: dns-tcp, serviceName: web, serviceUID: u1, servicePortName: dns-tcp, servicePort: 53,
+     protocol: TCP, containerPort: 5353, agentPort: 9900}
+  - {containerPortName: dns, serviceName: web, serviceUID: u1, servicePortName: dns, servicePort: 53,
+     protocol: UDP, containerPort: 5353, agentPort: 9900}
+";
+
+#[test]
+fn of_both_transports_tcp_is_taken_unless_udp_is_written() {
+    let rows: &[(&str, &str, &[&str], &[usize])] = &[
+        ("53", "", &[], &[0]),
+        ("53/UDP", "", &[], &[1]),
+        ("53/TCP", "", &["5353:7070/UDP"], &[0, 1]),
+        ("dns", "", &[], &[1]),
+        ("dns", "", &["5353:7070"], &[0, 1]),
+        ("53", "", &["dns:7070"], &[0, 1]),
+        ("", "", &[], &[0]),
+        ("", "UDP", &[], &[1]),
+        ("", "TCP", &[], &[0]),
+    ];
+    for (identifier, protocol, further, want) in rows {
+        let mut wanted = active("a", "tcp");
+        let spec = wanted.spec.as_mut().unwrap();
+        spec.port_identifier = (*identifier).to_owned();
+        spec.protocol = (*protocol).to_owned();
+        spec.pod_ports = further.iter().map(|it| (*it).to_owned()).collect();
+        let mut bench = Bench::of(BOTH, None);
+        bench.shown(&[wanted]);
+        let got: Vec<_> = (0..2).filter(|p| !bench.active(*p).is_empty()).collect();
+        assert_eq!(got, *want, "{identifier}/{protocol} {further:?}");
+    }
+}
+
+#[test]
+fn what_is_taken_is_said_by_transport() {
+    for (spec, further, said) in [
+        ("tcp http", None, "all TCP connections"),
+        ("tcp dns", None, "all UDP datagrams"),
+        ("tcp http", Some("9090:1"), "all TCP connections"),
+        (
+            "tcp http",
+            Some("dns:1"),
+            "all TCP connections and all UDP datagrams",
+        ),
+    ] {
+        let mut wanted = waiting("a", spec);
+        let pod_ports = &mut wanted.spec.as_mut().unwrap().pod_ports;
+        pod_ports.extend(further.map(str::to_owned));
+        let outcome = Bench::new().shown(&[wanted]);
+        assert_eq!(outcome.reviews[0].description, said, "{spec} {further:?}");
     }
 }
 
