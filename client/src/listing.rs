@@ -5,7 +5,9 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 use traffic_proto::manager::{InterceptInfo, InterceptSpec};
+use traffic_proto::port::Transport;
 
+use crate::deliveries;
 use crate::report::plain;
 use crate::terminal::Style;
 
@@ -52,11 +54,13 @@ pub(crate) fn json(intercepts: &[InterceptInfo], me: &str) -> Value {
                 "workload": spec.agent,
                 "namespace": spec.namespace,
                 "port": spec.port_identifier,
+                "transport": deliveries::transport(&spec).map(Transport::name),
+                "ports": deliveries::json(&spec),
                 "kind": kind(&spec),
                 "mechanism": spec.mechanism,
                 "headers": spec.header_filters,
                 "paths": spec.path_filters,
-                "takes": info.mechanism_args_desc,
+                "takes": deliveries::described(info, &spec),
                 "target": target(&spec),
                 "state": info.disposition().as_str_name(),
                 "since": info.modified_at.as_ref().map(ToString::to_string),
@@ -90,10 +94,14 @@ fn block(info: &InterceptInfo, me: &str, now: SystemTime, style: Style) -> Strin
         let _ = write!(text, " for {age}");
     }
     text.push('\n');
-    let port = match spec.port_identifier.as_str() {
-        "" => String::new(),
-        port => format!(", port {port}"),
+    let ports = deliveries::of(&spec);
+    let port = match (spec.port_identifier.as_str(), deliveries::transport(&spec)) {
+        ("", Some(Transport::Udp)) => ", the UDP port".to_owned(),
+        ("", _) => String::new(),
+        (port, Some(Transport::Udp)) if !port.contains('/') => format!(", port {port}/UDP"),
+        (port, _) => format!(", port {port}"),
     };
+    let further: Vec<_> = ports.iter().skip(1).map(ToString::to_string).collect();
     let place = format!("{} in namespace {}{port}", spec.agent, spec.namespace);
     for (label, value) in [
         ("workload", place),
@@ -102,7 +110,7 @@ fn block(info: &InterceptInfo, me: &str, now: SystemTime, style: Style) -> Strin
             takes(info, &spec),
         ),
         ("goes to", target(&spec)),
-        ("and ports", spec.pod_ports.join(", ")),
+        ("and ports", further.join(", ")),
         ("to pod", spec.local_ports.join(", ")),
         ("pod", info.pod_name.clone()),
         ("requests", requests(info)),
@@ -149,8 +157,9 @@ pub(crate) fn way_out(info: &InterceptInfo) -> String {
 
 /// Returns what the agent says it takes, else what was asked for.
 fn takes(info: &InterceptInfo, spec: &InterceptSpec) -> String {
-    if !info.mechanism_args_desc.is_empty() {
-        return info.mechanism_args_desc.clone();
+    let said = deliveries::described(info, spec);
+    if !said.is_empty() {
+        return said;
     }
     let headers = spec
         .header_filters
@@ -158,7 +167,11 @@ fn takes(info: &InterceptInfo, spec: &InterceptSpec) -> String {
         .map(|(name, value)| format!("{name}={value}"));
     let asked: Vec<_> = headers.chain(spec.path_filters.iter().cloned()).collect();
     if asked.is_empty() {
-        "every connection to the port".into()
+        match deliveries::transport(spec) {
+            Some(Transport::Tcp) => "every connection to the port".into(),
+            Some(Transport::Udp) => "every datagram to the port".into(),
+            None => "everything to the port".into(),
+        }
     } else {
         format!("requests with {}", asked.join(", "))
     }
@@ -169,11 +182,7 @@ fn spec(info: &InterceptInfo) -> InterceptSpec {
 }
 
 fn target(spec: &InterceptSpec) -> String {
-    if spec.target_host.contains(':') {
-        format!("[{}]:{}", spec.target_host, spec.target_port)
-    } else {
-        format!("{}:{}", spec.target_host, spec.target_port)
-    }
+    deliveries::address(&spec.target_host, &spec.target_port.to_string())
 }
 
 /// Returns how long the intercept has been in its state; `None` if the manager does not say.
@@ -237,6 +246,28 @@ mod tests {
             "one (yours)  ACTIVE for 3 min\n  workload  echo in namespace shop, port http\n  \
              takes     requests with x-dev=me\n  goes to   127.0.0.1:3000\n  pod       echo-1\n"
         );
+    }
+
+    #[test]
+    fn further_ports_and_transports_are_shown() {
+        let mut one = info("one", "me@here", Disposition::Waiting);
+        let spec = one.spec.as_mut().unwrap();
+        spec.header_filters.clear();
+        (spec.port_identifier, spec.protocol) = ("dns".into(), "UDP".into());
+        spec.pod_ports = vec!["http:3001/TCP".into()];
+        let text = blocks(&[one.clone()], "me@here", at(200), Style::PLAIN);
+        for part in [
+            "  workload  echo in namespace shop, port dns/UDP\n",
+            "  takes     every datagram to the port\n",
+            "  goes to   127.0.0.1:3000\n",
+            "  and ports http/TCP -> 127.0.0.1:3001\n",
+        ] {
+            assert!(text.contains(part), "no {part:?} in {text}");
+        }
+        let value = &json(&[one], "me@here")[0];
+        assert_eq!(value["transport"], "UDP");
+        assert_eq!(value["ports"][0]["target"], "127.0.0.1:3000");
+        assert_eq!(value["ports"][1]["port"], "http");
     }
 
     #[test]

@@ -16,8 +16,10 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixListener;
 use tokio::time::{sleep, timeout};
 use traffic_proto::manager::{GetInterceptRequest, InterceptInfo, SessionInfo};
+use traffic_proto::port::Transport;
 use traffic_proto::sync::lock;
 
+use crate::deliveries;
 use crate::report;
 use crate::report::counted;
 use crate::session::{Manager, call};
@@ -132,16 +134,26 @@ impl Live {
     fn summary(&self) -> String {
         let (open, so_far) = self.tunnels();
         let state = lock(&self.state);
+        let spec = state.info.spec.clone().unwrap_or_default();
+        // The datagrams of one caller are one flow.
+        let is_udp = deliveries::are_datagrams(&spec);
+        let [connection, request] = match is_udp {
+            true => ["flow", "flow"],
+            false => ["connection", "request"],
+        };
         // Managers of others do not count requests.
         let here = match state.info.hits {
-            0 => format!("{} here", counted(so_far, "connection")),
-            hits => format!("{} here", counted(hits, "request")),
+            0 => format!("{} here", counted(so_far, connection)),
+            hits => format!("{} here", counted(hits, request)),
         };
         let mut text = format!(
             "{here} · {} to the app · {open} open · {} failed",
             state.info.failed_open,
             self.failed.load(Ordering::Relaxed)
         );
+        if is_udp || deliveries::of(&spec).len() > 1 {
+            text.push_str(&format!(" · {}", deliveries::line(&spec)));
+        }
         if !state.lost.is_empty() {
             text.push_str(" · manager lost");
         }
@@ -187,6 +199,8 @@ impl Live {
             "workload": spec.agent,
             "namespace": spec.namespace,
             "target": self.target.to_string(),
+            "transport": deliveries::transport(&spec).map(Transport::name),
+            "ports": deliveries::json(&spec),
             "state": state.info.disposition().as_str_name(),
             "message": state.info.message,
             "pod": state.info.pod_name,
@@ -279,6 +293,7 @@ pub(crate) fn folder() -> io::Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use traffic_proto::manager::InterceptSpec;
 
     #[test]
     fn the_line_counts_requests_where_the_manager_does_and_connections_elsewhere() {
@@ -299,6 +314,23 @@ mod tests {
         assert_eq!(
             live.summary(),
             "7 requests here · 1 to the app · 0 open · 1 failed · manager lost"
+        );
+        let mut spec = InterceptSpec::default();
+        (spec.target_host, spec.target_port) = ("127.0.0.1".into(), 5353);
+        spec.port_identifier = "dns/UDP".into();
+        info.spec = Some(spec.clone());
+        live.says(&info);
+        assert_eq!(
+            live.summary(),
+            "7 flows here · 1 to the app · 0 open · 1 failed · dns/UDP -> 127.0.0.1:5353"
+        );
+        spec.pod_ports.push("web:3000/TCP".into());
+        info.spec = Some(spec);
+        live.says(&info);
+        assert_eq!(
+            live.summary(),
+            "7 requests here · 1 to the app · 0 open · 1 failed · dns/UDP -> 127.0.0.1:5353, \
+            web/TCP -> 127.0.0.1:3000"
         );
     }
 }

@@ -4,8 +4,10 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::timeout;
 use traffic_proto::manager::{InterceptInfo, RemoveInterceptRequest2, SessionInfo};
+use traffic_proto::port::Transport;
 
 use crate::Failure;
+use crate::deliveries;
 use crate::flags::{Leave, List, Output};
 use crate::listing;
 use crate::report::{Pairs, block, event, line};
@@ -85,6 +87,12 @@ pub async fn leave(flags: &Leave) -> Result<(), Failure> {
 pub(crate) fn tell(info: &InterceptInfo) {
     let spec = info.spec.clone().unwrap_or_default();
     let target = format!("{}:{}", spec.target_host, spec.target_port);
+    let transport = deliveries::transport(&spec).map_or("", Transport::name);
+    let ports = match deliveries::of(&spec).len() {
+        0 | 1 => String::new(),
+        _ => deliveries::line(&spec),
+    };
+    let takes = deliveries::described(info, &spec);
     let state = info.disposition();
     event(&Pairs(&[
         ("state", state.as_str_name()),
@@ -93,9 +101,11 @@ pub(crate) fn tell(info: &InterceptInfo) {
         ("workload", &spec.agent),
         ("namespace", &spec.namespace),
         ("port", &spec.port_identifier),
+        ("transport", transport),
         ("target", &target),
+        ("ports", &ports),
         ("mechanism", &spec.mechanism),
-        ("takes", &info.mechanism_args_desc),
+        ("takes", &takes),
         ("pod", &info.pod_name),
         ("message", &info.message),
         ("id", &info.id),

@@ -85,6 +85,18 @@ fn block(one: &Value, now: SystemTime, style: Style) -> String {
     };
     let state = traffic_proto::manager::InterceptDispositionType::from_str_name(text(one, "state"))
         .unwrap_or_default();
+    let ports = one["ports"].as_array().map_or(&[][..], Vec::as_slice);
+    let is_udp = |port: &&Value| text(port, "transport") == "UDP";
+    let unit = match ports.iter().filter(is_udp).count() {
+        0 => "connection",
+        all if all == ports.len() => "flow",
+        _ => "tunnel",
+    };
+    // One port has one target, which is told here; several are told below.
+    let target = match ports {
+        [] | [_] => word("target"),
+        _ => "the local servers".to_owned(),
+    };
     let mut lines = vec![
         format!("{}  {}", style.bold(&word("name")), style.state(state)),
         format!(
@@ -94,12 +106,15 @@ fn block(one: &Value, now: SystemTime, style: Style) -> String {
         ),
         format!("  session   {session}"),
         format!(
-            "  tunnels   {} open, {} so far, to {}",
+            "  tunnels   {} open, {} so far, to {target}",
             number("tunnels_open"),
             number("tunnels_so_far"),
-            word("target")
         ),
     ];
+    if unit != "connection" || ports.len() > 1 {
+        let ports: Vec<_> = ports.iter().map(port).collect();
+        lines.push(format!("  ports     {}", ports.join(", ")));
+    }
     // Agents tell how many every few seconds, to managers that want to know.
     if number("hits") + number("failed_open") > 0 {
         lines.push(format!(
@@ -109,11 +124,7 @@ fn block(one: &Value, now: SystemTime, style: Style) -> String {
         ));
     }
     let failed = number("tunnels_failed");
-    let unreached = format!(
-        "{} did not reach {}",
-        counted(failed, "connection"),
-        word("target")
-    );
+    let unreached = format!("{} did not reach {target}", counted(failed, unit));
     let failures = match (failed, word("message")) {
         (0, message) if message.is_empty() => "none".to_owned(),
         (0, message) => message,
@@ -123,6 +134,18 @@ fn block(one: &Value, now: SystemTime, style: Style) -> String {
     lines.push(format!("  failures  {failures}"));
     lines.push(format!("  process   {}", number("pid")));
     lines.join("\n") + "\n"
+}
+
+/// Formats a port with its transport and local address.
+fn port(value: &Value) -> String {
+    let [port, transport, target] =
+        ["port", "transport", "target"].map(|key| plain(text(value, key)));
+    let slash = if port.is_empty() || transport.is_empty() {
+        ""
+    } else {
+        "/"
+    };
+    format!("{port}{slash}{transport} -> {target}")
 }
 
 #[cfg(test)]
@@ -143,5 +166,34 @@ mod tests {
              tunnels   1 open, 5 so far, to 127.0.0.1:3000\n  requests  9 came here, 2 went to the app\n  \
              failures  2 connections did not reach 127.0.0.1:3000\n  process   42\n"
         );
+    }
+
+    #[test]
+    fn several_ports_are_told_with_transport_and_target() {
+        let mut one = serde_json::json!({
+            "name": "mine", "target": "127.0.0.1:3000", "tunnels_failed": 1,
+            "ports": [
+                {"port": "http", "transport": "TCP", "target": "127.0.0.1:3000"},
+                {"port": "dns", "transport": "UDP", "target": "127.0.0.1:5353"},
+                {"port": "x", "transport": null, "target": "127.0.0.1:1"},
+            ],
+        });
+        let shown = |one: &Value| block(one, UNIX_EPOCH, Style::PLAIN);
+        for part in [
+            "  tunnels   0 open, 0 so far, to the local servers\n",
+            "  ports     http/TCP -> 127.0.0.1:3000, dns/UDP -> 127.0.0.1:5353, x -> 127.0.0.1:1\n",
+            "  failures  1 tunnel did not reach the local servers\n",
+        ] {
+            assert!(shown(&one).contains(part), "no {part:?} in {}", shown(&one));
+        }
+        let udp = one["ports"][1].clone();
+        one["ports"] = Value::from(vec![udp]);
+        one["target"] = "127.0.0.1:5353".into();
+        for part in [
+            "  ports     dns/UDP -> 127.0.0.1:5353\n",
+            "  failures  1 flow did not reach 127.0.0.1:5353\n",
+        ] {
+            assert!(shown(&one).contains(part), "no {part:?} in {}", shown(&one));
+        }
     }
 }
