@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use traffic_proto::port_identifier::PortIdentifier;
 
 use crate::cluster::ClusterCommand;
 
@@ -99,9 +100,9 @@ pub struct Explain {
     /// Path of the request, possibly with a query
     #[arg(long, default_value = "/")]
     pub path: String,
-    /// Container port; by default the only one
-    #[arg(long, short, value_name = "NUMBER")]
-    pub port: Option<u16>,
+    /// Port by number or name, optionally with /TCP or /UDP; by default the only one
+    #[arg(long, short, value_name = "PORT")]
+    pub port: Option<PortIdentifier>,
     /// Admin port of the agents
     #[arg(long, value_name = "NUMBER", default_value_t = 19000)]
     pub admin_port: u16,

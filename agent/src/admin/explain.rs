@@ -12,6 +12,7 @@ use crate::proxy::context::PortContext;
 use crate::upstream::Transport;
 use traffic_core::routing::dial_memory::Reachability;
 use traffic_core::routing::{Decision, Intercept, Request};
+use traffic_proto::port_identifier::PortIdentifier;
 
 /// A request built from query parameters.
 struct Imagined {
@@ -36,8 +37,8 @@ impl Request for Imagined {
     }
 }
 
-/// Answers `?port=8080&method=GET&path=/x&header=x-dev:a`; `header` may repeat, `port` may be left
-/// out if there is only one.
+/// Answers `?port=8080&method=GET&path=/x&header=x-dev:a`; `header` may repeat, `port` is a number or
+/// name, possibly with `/UDP`, and may be left out if there is only one.
 ///
 /// # Errors
 /// A parameter is missing or malformed; the text names it and says what to write.
@@ -62,6 +63,11 @@ pub fn explain(agent: &Agent, asked: &AdminRequest<'_>) -> Result<Json, String> 
                 "app",
                 Some(i),
                 format!("all clauses of {} match, but {why}", i.name),
+            ),
+            None if port.transport == Transport::Udp => (
+                "client",
+                Some(i),
+                format!("{} takes all datagrams of the port", i.name),
             ),
             None => (
                 "client",
@@ -88,6 +94,7 @@ pub fn explain(agent: &Agent, asked: &AdminRequest<'_>) -> Result<Json, String> 
         .collect();
     Ok(json!({
         "port": port.container_port,
+        "transport": transport_of(port),
         "decision": word,
         "intercept": intercept.map(|i| i.id.as_str()),
         "copies": copies,
@@ -99,10 +106,10 @@ pub fn explain(agent: &Agent, asked: &AdminRequest<'_>) -> Result<Json, String> 
     }))
 }
 
-/// Finds the port that is asked about; the only one where none is named.
+/// Finds the port that is asked about, by number or name; the only one where none is named.
 fn port_of<'a>(agent: &'a Agent, asked: &AdminRequest<'_>) -> Result<&'a PortContext, String> {
     let known = || {
-        let ports = agent.ports.iter().map(|p| p.container_port.to_string());
+        let ports = agent.ports.iter().map(|port| described(port));
         ports.collect::<Vec<_>>().join(", ")
     };
     let Some(text) = asked.param("port") else {
@@ -114,19 +121,52 @@ fn port_of<'a>(agent: &'a Agent, asked: &AdminRequest<'_>) -> Result<&'a PortCon
             )),
         };
     };
-    let number: u16 = text
+    let wanted: PortIdentifier = text
         .parse()
-        .map_err(|_| format!("port={text:?}: not a port number; use one of {}", known()))?;
-    let mut named = agent.ports.iter().filter(|p| p.container_port == number);
-    // Requests arrive over TCP, also where the number serves UDP as well.
-    let tcp = named.clone().find(|p| p.transport == Transport::Tcp);
-    let port = tcp.or_else(|| named.next());
-    port.map(AsRef::as_ref).ok_or_else(|| {
+        .map_err(|error| format!("port={text:?}: {error}; use one of {}", known()))?;
+    let name = wanted.port.to_string();
+    let is_number = |port: &PortContext| port.container_port.to_string() == name;
+    let is_alias = |port: &PortContext| port.aliases.contains(&name);
+    let found = fitting(agent, &wanted, is_number).or_else(|| fitting(agent, &wanted, is_alias));
+    found.ok_or_else(|| {
         format!(
-            "port={text}: not a container port of this agent; use one of {}",
+            "port={text}: not a port of this agent; use one of {}",
             known()
         )
     })
+}
+
+/// Returns the port of the wanted transport that `is_meant`; the one of TCP, by which requests come,
+/// where there are both.
+fn fitting<'a>(
+    agent: &'a Agent,
+    wanted: &PortIdentifier,
+    is_meant: impl Fn(&PortContext) -> bool,
+) -> Option<&'a PortContext> {
+    let fits = |port: &&PortContext| {
+        let is_wanted = wanted
+            .transport
+            .is_none_or(|it| it.name() == transport_of(port));
+        is_wanted && is_meant(port)
+    };
+    let mut fitting = agent.ports.iter().map(AsRef::as_ref).filter(fits);
+    let tcp = fitting.clone().find(|p| p.transport == Transport::Tcp);
+    tcp.or_else(|| fitting.next())
+}
+
+fn transport_of(port: &PortContext) -> &'static str {
+    match port.transport {
+        Transport::Tcp => "TCP",
+        Transport::Udp => "UDP",
+    }
+}
+
+fn described(port: &PortContext) -> String {
+    let number = format!("{}/{}", port.container_port, transport_of(port));
+    match port.aliases.as_slice() {
+        [] => number,
+        aliases => format!("{number} ({})", aliases.join(", ")),
+    }
 }
 
 /// Reads the parameters `header=name:value`.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use traffic_proto::port::Transport as Wire;
-use traffic_proto::sidecar::{AppProtocolStrategy, Target};
+use traffic_proto::sidecar::{AppProtocolStrategy, InterceptEntry, Target};
 
 use crate::addr::AppAddr;
 use crate::app::settings::{Settings, protocol};
@@ -137,6 +137,7 @@ fn share(
     };
     PortContext {
         container_port: target.container_port.get(),
+        aliases: aliases(target),
         agent_port: target.listen_port(),
         routes: Arc::default(),
         transport: if target.transport == Wire::Udp {
@@ -152,6 +153,23 @@ fn share(
         metrics: Arc::default(),
         drain,
     }
+}
+
+fn aliases(target: &Target) -> Vec<String> {
+    let of_entry = |entry: &InterceptEntry| {
+        let number = entry
+            .service_port
+            .map_or_else(String::new, |it| it.to_string());
+        let names = [&entry.container_port_name, &entry.service_port_name];
+        names.map(String::clone).into_iter().chain([number])
+    };
+    let mut aliases = Vec::new();
+    for alias in target.entries.iter().flat_map(of_entry) {
+        if !alias.is_empty() && !aliases.contains(&alias) {
+            aliases.push(alias);
+        }
+    }
+    aliases
 }
 
 pub(crate) fn app_addr(settings: &Settings, target: &Target) -> AppAddr {

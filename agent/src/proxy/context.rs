@@ -125,6 +125,8 @@ impl DetectedProtocol {
 pub struct PortContext {
     /// The app's port as the container declares it.
     pub container_port: u16,
+    /// Names of the port in the container and in Services, and its numbers in those.
+    pub aliases: Vec<String>,
     /// The port the agent listens on.
     pub agent_port: u16,
     /// The current rules.

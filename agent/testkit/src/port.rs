@@ -22,6 +22,7 @@ use crate::tunnels::{Behaviour, FakeTunnels};
 pub fn context(app: SocketAddr, tunnels: Arc<dyn OpenTunnel>) -> PortContext {
     PortContext {
         container_port: app.port(),
+        aliases: Vec::new(),
         agent_port: 0,
         routes: Arc::default(),
         transport: Transport::Tcp,
