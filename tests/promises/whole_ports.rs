@@ -128,6 +128,125 @@ fn ask_udp(socket: &UdpSocket, address: SocketAddr, text: &str) -> String {
     })
 }
 
+/// A UDP server that sends back what it hears.
+fn udp_mirror() -> SocketAddr {
+    let socket = UdpSocket::bind(("127.0.0.1", 0)).unwrap();
+    let address = socket.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 2000];
+        while let Ok((count, from)) = socket.recv_from(&mut buffer) {
+            let _ = socket.send_to(&buffer[..count], from);
+        }
+    });
+    address
+}
+
+/// A manager, and an agent in front of a UDP port.
+fn udp_system(app: SocketAddr) -> System {
+    let (manager, manager_address) = start_manager(0);
+    let port = Port {
+        protocol: "UDP",
+        ..Port::tcp(app.port(), ports::free())
+    };
+    let agent = Agent::start(&sidecar(manager_address, vec![port]), |_| {});
+    agent.ready();
+    System {
+        manager,
+        manager_address,
+        agent,
+        app: apps::App::start("unused"),
+    }
+}
+
+#[test]
+fn datagrams_without_bytes_pass_both_ways() {
+    let (app, local) = (udp_echo("cluster"), udp_mirror());
+    let system = udp_system(app);
+    for flags in [&[][..], &["--no-direct"]] {
+        let intercept = system.intercept("empty", local, flags);
+        let socket = UdpSocket::bind(("127.0.0.1", 0)).unwrap();
+        socket.connect(system.address()).unwrap();
+        let short = Some(std::time::Duration::from_millis(500));
+        socket.set_read_timeout(short).unwrap();
+        until("an answer without bytes", || {
+            socket.send(&[]).ok()?;
+            // The app would answer with its name.
+            (socket.recv(&mut [0; 64]).ok()? == 0).then_some(())
+        });
+        assert!(intercept.terminate().success());
+    }
+}
+
+#[test]
+fn a_port_that_is_udp_alone_is_taken_without_saying_so_and_told_as_that() {
+    let app = udp_echo("cluster");
+    let system = udp_system(app);
+    let local = ports::free();
+    // Nobody listens there yet.
+    let port = format!("{local}:{}", app.port());
+    let intercept = system.begin_intercept("dns", &port, &["--no-direct"]);
+    intercept.line("state=ACTIVE");
+    intercept.line("takes=\"all UDP datagrams\"");
+    intercept.line(&format!(
+        "Intercepting hello: all UDP datagrams -> 127.0.0.1:{local}."
+    ));
+    system.agent.serves("dns");
+    let socket = UdpSocket::bind(("127.0.0.1", 0)).unwrap();
+    socket.connect(system.address()).unwrap();
+    socket.send(b"hello").unwrap();
+    intercept.line(&format!(
+        "warning: nothing listens on 127.0.0.1:{local}; 1 datagram was lost"
+    ));
+    // The same flow goes on.
+    let server = UdpSocket::bind(("127.0.0.1", local)).unwrap();
+    server.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
+    socket.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
+    socket.send(b"again").unwrap();
+    let mut buffer = [0; 64];
+    let (count, from) = server.recv_from(&mut buffer).unwrap();
+    assert_eq!(&buffer[..count], b"again");
+    server.send_to(b"here", from).unwrap();
+    let count = socket.recv(&mut buffer).unwrap();
+    assert_eq!(&buffer[..count], b"here");
+
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(programs::path("intercept"));
+        command.args(arguments);
+        Process::start("intercept", &mut command)
+    };
+    let admin = system.agent.admin().to_string();
+    let named = format!("{}/udp", app.port());
+    let explained = run(&["explain", "--admin", &admin, "--port", &named]);
+    explained.line("goes to the workstation: dns takes all datagrams of the port");
+    let named = format!("{}/TCP", app.port());
+    let explained = run(&["explain", "--admin", &admin, "--port", &named]);
+    explained.line(&format!("use one of {}/UDP", app.port()));
+    assert_eq!(explained.exit().code(), Some(1));
+}
+
+#[test]
+fn filters_of_a_udp_port_are_refused_whether_it_is_named_as_one_or_not() {
+    let app = udp_echo("cluster");
+    let system = udp_system(app);
+    for (port, said, code) in [
+        (
+            format!("5353:{}/UDP", app.port()),
+            "--http-header: port",
+            64,
+        ),
+        // Without a cluster the agent alone knows what the port carries.
+        (
+            format!("5353:{}", app.port()),
+            "carries no HTTP requests; intercept it without header and path filters (--http-header",
+            1,
+        ),
+    ] {
+        let intercept = system.begin_intercept("dns", &port, &["--http-header=x-dev=me"]);
+        intercept.line(said);
+        assert_eq!(intercept.exit().code(), Some(code), "{port}");
+    }
+}
+
 #[test]
 fn a_udp_port_can_be_taken_and_every_caller_gets_its_own_answers() {
     let (app, local) = (udp_echo("cluster"), udp_echo("laptop"));
