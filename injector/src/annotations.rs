@@ -124,6 +124,16 @@ pub fn read(annotations: &BTreeMap<String, String>) -> Result<Requests, Faults> 
     Ok(requests)
 }
 
+/// Reads only the annotation that names the one Service to consider.
+pub fn service_name(annotations: &BTreeMap<String, String>) -> Option<String> {
+    let mut reader = Reader {
+        annotations,
+        faults: Faults::default(),
+        warnings: Vec::new(),
+    };
+    reader.text(SERVICE_NAME).map(|(_, name)| name)
+}
+
 /// Reads only the annotation about injection.
 ///
 /// # Errors

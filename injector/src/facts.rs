@@ -202,8 +202,8 @@ impl PodSecurity {
 /// Facts about a namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Surroundings {
-    /// Services of the pod's namespace, in any order; a namespace may have many, and none is copied
-    /// for a decision.
+    /// Services of the pod's namespace, in any order; those that neither select the template's pods nor
+    /// are named by its annotations may be left out.
     pub services: Vec<Arc<Service>>,
     /// Pod Security level.
     pub pod_security: PodSecurity,

@@ -51,6 +51,7 @@ mod events;
 mod explain;
 mod feed;
 pub(crate) mod gate;
+mod goals;
 mod lean;
 mod lease;
 mod mesh;
@@ -156,11 +157,7 @@ impl Cluster {
         settings.injector.server_version = numbers(&version.major, &version.minor);
         let caches = Caches::new(&settings.kinds);
         let wishes = Arc::new(Wishes::default());
-        let planner = Planner {
-            caches: caches.clone(),
-            wishes: wishes.clone(),
-            settings: Arc::new(settings.injector.clone()),
-        };
+        let planner = Planner::new(caches.clone(), wishes.clone(), settings.injector.clone());
         let maps = Arc::new(ConfigMaps::new(shared.excluded_env()));
         // Before the feeds start: the selector decides what they watch.
         maps.load(&client, &settings.namespace).await;

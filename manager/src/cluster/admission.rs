@@ -159,6 +159,7 @@ impl Admission {
     pub(crate) async fn decide(&self, namespace: &str, pod: &Pod) -> Decision {
         let owners = self.owners(namespace, pod).await;
         let (facts, wanted): (Workload, _);
+        let mut made_from = Arc::default();
         let empty = Default::default();
         let labels = pod.metadata.labels.as_ref().unwrap_or(&empty);
         let owner = match owners {
@@ -168,10 +169,11 @@ impl Admission {
             Owners::Found(workload, template) => {
                 facts = workload.as_workload(&template);
                 wanted = self.planner.wishes.of(&workload.key());
+                made_from = template;
                 OwnerOf::Workload(&facts, &wanted)
             }
         };
-        let around = self.planner.caches.around(namespace, labels);
+        let around = self.planner.caches.around(namespace, labels, &made_from);
         decide(pod, &owner, &around, &self.planner.settings)
     }
 

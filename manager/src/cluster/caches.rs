@@ -4,11 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
-use injector::{Kind, Link, OwnerRef, PodSecurity, Surroundings, Template, Walk, walk};
+use injector::{
+    Inject, Kind, Link, OwnerRef, PodSecurity, Surroundings, Template, Walk, annotations, walk,
+};
 use tokio::sync::{Notify, watch};
 
 use super::objects::{PodFacts, ServiceFacts, WorkloadFacts};
-use super::store::Store;
+use super::store::{Indexed, Store};
 use traffic_proto::sync::lock;
 
 /// Names a workload.
@@ -184,46 +186,73 @@ impl Caches {
         }
     }
 
-    /// Pods of a workload with the template each was made from, and those only.
+    /// Pods of a workload with the template each was made from, and those only, by name.
     pub(crate) fn pods_of(&self, key: &Key) -> Vec<(Arc<PodFacts>, Arc<Template>)> {
-        let nearest = self.nearest_owners(key);
-        let pods = self.pods.of(&key.namespace).into_iter();
-        pods.filter_map(|pod| {
-            let template = nearest.get(pod.controller.as_ref()?)?.clone();
-            Some((pod, template))
-        })
-        .collect()
+        let mut found = Vec::new();
+        for near in self.objects_below(key) {
+            let pods = self.pods.owned_by(&key.namespace, &near);
+            if pods.is_empty() {
+                continue;
+            }
+            match self.owners(&key.namespace, Some(near)) {
+                Owners::Found(workload, template)
+                    if workload.kind == key.kind && workload.name == key.name =>
+                {
+                    found.extend(pods.into_iter().map(|pod| (pod, template.clone())));
+                }
+                _ => {}
+            }
+        }
+        found.sort_by(|(one, _), (other, _)| one.name.cmp(&other.name));
+        found
     }
 
-    /// Objects that pods of a workload belong to, itself or what it owns, with their templates. A
-    /// namespace has few of them beside its pods, whose owners would be walked each time otherwise.
-    fn nearest_owners(&self, key: &Key) -> BTreeMap<OwnerRef, Arc<Template>> {
-        let all = self.followed.iter();
-        let all = all.flat_map(|kind| self.workloads(*kind).of(&key.namespace));
-        let may_be = |it: &WorkloadFacts| it.controller.is_some() || it.name == key.name;
-        all.filter(|it| may_be(it))
-            .filter_map(|near| {
-                let near = OwnerRef {
-                    kind: near.kind.name().to_owned(),
-                    name: near.name.clone(),
-                };
-                match self.owners(&key.namespace, Some(near.clone())) {
-                    Owners::Found(workload, template)
-                        if workload.kind == key.kind && workload.name == key.name =>
-                    {
-                        Some((near, template))
-                    }
-                    _ => None,
-                }
-            })
+    /// A workload and everything that it owns, directly or not, that may own pods.
+    fn objects_below(&self, key: &Key) -> BTreeSet<OwnerRef> {
+        let mut found = BTreeSet::new();
+        let mut next = vec![owner_ref(key.kind, &key.name)];
+        while let Some(owner) = next.pop() {
+            // Owners may go round in a circle.
+            if !found.insert(owner.clone()) {
+                continue;
+            }
+            for kind in &self.followed {
+                let owned = self.workloads(*kind).owned_by(&key.namespace, &owner);
+                next.extend(owned.iter().map(|it| owner_ref(it.kind, &it.name)));
+            }
+        }
+        found
+    }
+
+    /// Workloads of a namespace whose template is annotated to have an agent.
+    pub(crate) fn enabled(&self, namespace: &str) -> Vec<Key> {
+        let all = self.kinds.iter().flat_map(|kind| {
+            let store = self.workloads(*kind);
+            let names = store.marks(namespace).into_iter();
+            names.filter_map(|name| store.get(namespace, &name))
+        });
+        all.filter(|it| self.is_root(it))
+            .map(|it| it.key())
             .collect()
     }
 
-    /// The surroundings of a namespace's pods; `labels` are those of the pods in question.
+    /// Workloads of a namespace with live pods that we gave an agent.
+    pub(crate) fn with_agents(&self, namespace: &str) -> Vec<Key> {
+        let owners = self.pods.marks(namespace).into_iter();
+        let found = owners.filter_map(|owner| match self.owners(namespace, Some(owner)) {
+            Owners::Found(workload, _) => Some(workload.key()),
+            _ => None,
+        });
+        found.collect()
+    }
+
+    /// The surroundings of a namespace's pods that were made from a template; `labels` are those of the
+    /// pods in question.
     pub(crate) fn around(
         &self,
         namespace: &str,
         labels: &BTreeMap<String, String>,
+        template: &Template,
     ) -> Surroundings {
         let selects = |it: &ForeignSidecar| {
             it.selector.as_ref().is_some_and(|selector| {
@@ -238,7 +267,7 @@ impl Caches {
             .into_iter()
             .find(|it| selects(it));
         Surroundings {
-            services: self.services.of(namespace),
+            services: self.services_for(namespace, template),
             pod_security: self
                 .namespaces
                 .get("", namespace)
@@ -246,6 +275,24 @@ impl Caches {
                 .unwrap_or_default(),
             foreign_sidecar: foreign.map(|it| it.name.clone()),
         }
+    }
+
+    /// Services that select the pods of a template, or that its annotations name: all that a plan looks at.
+    fn services_for(&self, namespace: &str, template: &Template) -> Vec<Arc<ServiceFacts>> {
+        if let Some(name) = annotations::service_name(&template.annotations) {
+            return self.services.get(namespace, &name).into_iter().collect();
+        }
+        let labels = template.labels.iter();
+        let marks = labels.map(|(key, value)| (key.clone(), value.clone()));
+        let likely = marks.flat_map(|mark| self.services.marked(namespace, &mark));
+        likely.filter(|it| it.selects(&template.labels)).collect()
+    }
+}
+
+fn owner_ref(kind: Kind, name: &str) -> OwnerRef {
+    OwnerRef {
+        kind: kind.name().to_owned(),
+        name: name.to_owned(),
     }
 }
 
@@ -265,6 +312,53 @@ impl Caches {
         let default = sidecars.iter().find(|it| it.selector.is_none())?;
         default.egress.clone()
     }
+}
+
+impl Indexed for PodFacts {
+    /// Controller of a live pod that we gave an agent.
+    type Mark = OwnerRef;
+
+    fn owner(&self) -> Option<&OwnerRef> {
+        self.controller.as_ref()
+    }
+
+    fn mark(&self) -> Option<OwnerRef> {
+        let is_ours = self.digest.is_some() && self.is_live();
+        self.controller.clone().filter(|_| is_ours)
+    }
+}
+
+impl Indexed for WorkloadFacts {
+    /// Name of one whose template is annotated to have an agent.
+    type Mark = String;
+
+    fn owner(&self) -> Option<&OwnerRef> {
+        self.controller.as_ref()
+    }
+
+    fn mark(&self) -> Option<String> {
+        let inject = annotations::inject(&self.template.annotations);
+        let is_enabled = matches!(inject, Ok(Inject::Enabled));
+        is_enabled.then(|| self.name.clone())
+    }
+}
+
+impl Indexed for ServiceFacts {
+    /// First label of the pods behind it.
+    type Mark = (String, String);
+
+    fn mark(&self) -> Option<Self::Mark> {
+        let (key, value) = self.selector.first_key_value()?;
+        Some((key.clone(), value.clone()))
+    }
+}
+
+impl Indexed for NamespaceFacts {
+    type Mark = ();
+}
+
+impl Indexed for ForeignSidecar {
+    type Mark = ();
 }
 
 impl WorkloadFacts {

@@ -28,7 +28,7 @@ use super::objects::{
     service_resource, workload_resource,
 };
 use super::selector::Selector;
-use super::store::Store;
+use super::store::{Indexed, Store};
 
 /// Objects asked for at once: what a list holds in memory at its peak.
 const PAGE_SIZE: u32 = 100;
@@ -207,7 +207,7 @@ impl Feeds {
         caches: Arc<Caches>,
     ) where
         K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
-        T: PartialEq + Send + Sync + 'static,
+        T: Indexed + Send + Sync + 'static,
     {
         self.pending.send_modify(|count| *count += 1);
         let feed = Feed {
@@ -235,7 +235,7 @@ impl Feed {
         pending: &watch::Sender<usize>,
     ) where
         K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
-        T: PartialEq,
+        T: Indexed,
     {
         let store = store(caches);
         let place = |object: &K| (object.namespace().unwrap_or_default(), object.name_any());

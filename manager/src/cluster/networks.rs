@@ -82,8 +82,8 @@ impl Networks {
             return found;
         }
         self.caches.pods.each(|pod| {
-            let ips = pod.ips.iter().filter_map(|it| it.parse().ok());
-            found.extend(ips.filter_map(|ip| outside(by_nodes, ip)));
+            let places = pod.ips.iter().filter_map(|ip| outside(by_nodes, *ip));
+            found.extend(places);
         });
         found
     }
@@ -258,7 +258,7 @@ impl Networks {
     fn covering(&self) -> Vec<pb::IpNet> {
         let mut ips = BTreeSet::new();
         self.caches.pods.each(|pod| {
-            ips.extend(pod.ips.iter().filter_map(|it| it.parse::<IpAddr>().ok()));
+            ips.extend(&pod.ips);
         });
         cover(&ips)
             .into_iter()

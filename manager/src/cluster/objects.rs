@@ -1,5 +1,6 @@
 //! Objects of the API server, reduced to what is read here. What is not decoded costs no memory.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use injector::{Kind, OwnerRef, Service, Template, annotations, controller};
@@ -51,7 +52,7 @@ pub(crate) struct PodFacts {
     pub(crate) has_agent: bool,
     /// Its agent is maintained by hand.
     pub(crate) manual: bool,
-    pub(crate) ips: Vec<String>,
+    pub(crate) ips: Vec<IpAddr>,
     pub(crate) ready: bool,
     /// Ended, well or not.
     pub(crate) finished: bool,
@@ -294,14 +295,14 @@ fn has_agent(spec: &PodSpec) -> bool {
     ordinary || native
 }
 
-fn ips(status: &PodStatus) -> Vec<String> {
+fn ips(status: &PodStatus) -> Vec<IpAddr> {
     let listed = status.pod_ips.iter().flatten();
-    let mut ips: Vec<_> = listed.filter_map(|it| it.ip.clone()).collect();
+    let mut ips: Vec<&String> = listed.filter_map(|it| it.ip.as_ref()).collect();
     // API servers of one family only may leave the list out.
     if ips.is_empty() {
-        ips.extend(status.pod_ip.clone());
+        ips.extend(&status.pod_ip);
     }
-    ips
+    ips.iter().filter_map(|it| it.parse().ok()).collect()
 }
 
 impl PodFacts {
@@ -406,7 +407,7 @@ mod tests {
         assert!(pod(json!({"containers": app, "initContainers": agent("Always")})).has_agent);
         assert!(!pod(json!({"containers": app, "initContainers": agent("")})).has_agent);
         let facts = pod(json!({"containers": app}));
-        assert_eq!(facts.ips, ["10.0.0.1"]);
+        assert_eq!(facts.ips, [IpAddr::from([10, 0, 0, 1])]);
         assert!(facts.ready && facts.is_live());
     }
 }

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use injector::{Inject, OwnerOf, Plan, Refusal, Settings, Skip, Template, Verdict, annotations};
+use injector::{OwnerOf, Plan, Refusal, Settings, Skip, Template, Verdict, Wanted};
 
 use super::caches::{Caches, Key};
+use super::goals::{Goal, Goals, Grounds};
 use super::objects::{PodFacts, WorkloadFacts};
 use super::wishes::Wishes;
 
@@ -14,6 +15,7 @@ pub(crate) struct Planner {
     pub(crate) caches: Arc<Caches>,
     pub(crate) wishes: Arc<Wishes>,
     pub(crate) settings: Arc<Settings>,
+    goals: Arc<Goals>,
 }
 
 /// The desired state of a pod.
@@ -27,6 +29,16 @@ pub(crate) enum Desired {
     AsItIs,
 }
 
+impl From<Desired> for Goal {
+    fn from(desired: Desired) -> Self {
+        match desired {
+            Desired::Agent(plan) => Self::Agent(plan.digest),
+            Desired::Nothing => Self::Nothing,
+            Desired::AsItIs => Self::AsItIs,
+        }
+    }
+}
+
 /// A pod beside what it is to be.
 #[derive(Clone, Debug)]
 pub(crate) struct Judged {
@@ -38,15 +50,34 @@ pub(crate) struct Judged {
 }
 
 impl Planner {
+    pub(crate) fn new(caches: Arc<Caches>, wishes: Arc<Wishes>, settings: Settings) -> Self {
+        Self {
+            caches,
+            wishes,
+            settings: Arc::new(settings),
+            goals: Arc::default(),
+        }
+    }
+
     /// The desired state of pods that were made from a template.
     pub(crate) fn desired(&self, workload: &WorkloadFacts, template: &Template) -> Desired {
+        let wanted = self.wishes.of(&workload.key());
+        self.desired_by(workload, template, &wanted)
+    }
+
+    fn desired_by(
+        &self,
+        workload: &WorkloadFacts,
+        template: &Template,
+        wanted: &Wanted,
+    ) -> Desired {
         if self.wishes.is_terminating() {
             return Desired::Nothing;
         }
-        let wanted = self.wishes.of(&workload.key());
         let facts = workload.as_workload(template);
-        let around = self.caches.around(&workload.namespace, &template.labels);
-        let owner = OwnerOf::Workload(&facts, &wanted);
+        let caches = &self.caches;
+        let around = caches.around(&workload.namespace, &template.labels, template);
+        let owner = OwnerOf::Workload(&facts, wanted);
         match injector::desired(&template.annotations, &owner, &around, &self.settings) {
             Ok((_, plan)) => Desired::Agent(Box::new(plan)),
             Err(Verdict::Skip(Skip::Manual(_) | Skip::NoImage) | Verdict::Refuse(_)) => {
@@ -77,7 +108,8 @@ impl Planner {
         replaced: &std::collections::BTreeSet<String>,
     ) -> Result<Plan, Refusal> {
         let template = &workload.template;
-        let around = self.caches.around(&workload.namespace, &template.labels);
+        let caches = &self.caches;
+        let around = caches.around(&workload.namespace, &template.labels, template);
         let facts = workload.as_workload(template);
         injector::plan(&facts, replaced, &around, &self.settings)
     }
@@ -87,56 +119,54 @@ impl Planner {
         let Some(workload) = self.caches.workload(key) else {
             return Vec::new();
         };
-        let mut plans: Vec<(Arc<Template>, Desired)> = Vec::new();
-        let pods = self.caches.pods_of(key).into_iter();
-        pods.filter(|(pod, _)| pod.is_live() && !pod.manual)
+        let grounds = self.grounds(key);
+        let wanted = grounds.wanted.clone();
+        let mut goals = self.goals.take(key, grounds);
+        let pods = self.caches.pods_of(key);
+        let judged = pods
+            .into_iter()
+            .filter(|(pod, _)| pod.is_live() && !pod.manual)
             .map(|(pod, template)| {
-                let known = plans.iter().find(|(other, _)| *other == template);
-                let desired = match known {
-                    Some((_, desired)) => desired.clone(),
-                    None => {
-                        let desired = self.desired(&workload, &template);
-                        plans.push((template, desired.clone()));
-                        desired
-                    }
-                };
-                judge(pod, &desired)
+                let goal = goals.of(template, |template| {
+                    Goal::from(self.desired_by(&workload, template, &wanted))
+                });
+                judge(pod, goal)
             })
-            .collect()
+            .collect();
+        let is_there = |key: &Key| self.caches.workload(key).is_some();
+        self.goals.keep(key, goals, is_there);
+        judged
+    }
+
+    /// Everything beside its template that the desired state of a workload depends on.
+    fn grounds(&self, key: &Key) -> Grounds {
+        let namespace = &key.namespace;
+        Grounds {
+            wanted: self.wishes.of(key),
+            is_terminating: self.wishes.is_terminating(),
+            namespaces: self.caches.namespaces.version(""),
+            services: self.caches.services.version(namespace),
+            sidecars: self.caches.sidecars.version(namespace),
+        }
     }
 
     /// Tells whether a workload concerns us at all: somebody wants an agent, or a pod has one.
     pub(crate) fn relevant(&self, namespace: &str) -> Vec<Key> {
         let mut keys = self.wishes.in_namespace(namespace);
-        let enabled = |it: &WorkloadFacts| {
-            matches!(
-                annotations::inject(&it.template.annotations),
-                Ok(Inject::Enabled)
-            )
-        };
-        let roots = self.caches.roots(namespace);
-        keys.extend(roots.iter().filter(|it| enabled(it)).map(|it| it.key()));
-        for pod in self.caches.pods.of(namespace) {
-            if pod.digest.is_some()
-                && pod.is_live()
-                && let super::caches::Owners::Found(workload, _) =
-                    self.caches.owners(namespace, pod.controller.clone())
-            {
-                keys.push(workload.key());
-            }
-        }
+        keys.extend(self.caches.enabled(namespace));
+        keys.extend(self.caches.with_agents(namespace));
         keys.sort();
         keys.dedup();
         keys
     }
 }
 
-fn judge(pod: Arc<PodFacts>, desired: &Desired) -> Judged {
-    let (matches, lacks_agent) = match desired {
-        Desired::AsItIs => (true, false),
-        Desired::Nothing => (!pod.has_agent || pod.digest.is_none(), false),
-        Desired::Agent(plan) => {
-            let same = pod.digest.as_ref() == Some(&plan.digest);
+fn judge(pod: Arc<PodFacts>, goal: &Goal) -> Judged {
+    let (matches, lacks_agent) = match goal {
+        Goal::AsItIs => (true, false),
+        Goal::Nothing => (!pod.has_agent || pod.digest.is_none(), false),
+        Goal::Agent(digest) => {
+            let same = pod.digest.as_ref() == Some(digest);
             (pod.has_agent && same, !pod.has_agent)
         }
     };
@@ -146,3 +176,8 @@ fn judge(pod: Arc<PodFacts>, desired: &Desired) -> Judged {
         lacks_agent,
     }
 }
+
+#[cfg(test)]
+mod load;
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use injector::{Carrier, Kind, Mesh};
 use kube::Client;
 use tokio::sync::{Semaphore, watch};
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -109,6 +110,8 @@ impl Roller {
                 keys.extend(surging.filter(|it| it.namespace == namespace));
                 for key in keys {
                     self.look(&key);
+                    // Reviews of pods wait for no more than one workload.
+                    yield_now().await;
                 }
             }
         }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
-use injector::Wanted;
+use injector::{Kind, Wanted};
 use serde::{Deserialize, Serialize};
 
 use super::caches::Key;
@@ -115,7 +115,13 @@ impl Wishes {
     /// Workloads of a namespace with a wish.
     pub(crate) fn in_namespace(&self, namespace: &str) -> Vec<Key> {
         let state = self.lock();
-        let keys = state.wanted.keys().filter(|key| key.namespace == namespace);
+        let first = Key {
+            namespace: namespace.to_owned(),
+            kind: Kind::ALL[0],
+            name: String::new(),
+        };
+        let keys = state.wanted.range(first..).map(|(key, _)| key);
+        let keys = keys.take_while(|key| key.namespace == namespace);
         keys.cloned().collect()
     }
 
@@ -223,7 +229,6 @@ fn save(key: &Key, wish: &Wish) -> Saved {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use injector::Kind;
 
     fn key(name: &str) -> Key {
         Key {
@@ -247,6 +252,27 @@ mod tests {
         assert!(wishes.release(&key("a")));
         assert!(!wishes.release(&key("a")));
         assert_eq!(wishes.of(&key("a")), Wanted::No);
+    }
+
+    #[test]
+    fn wishes_are_found_by_namespace() {
+        let wishes = Wishes::default();
+        let of = |namespace: &str, kind| Key {
+            namespace: namespace.to_owned(),
+            kind,
+            name: "a".to_owned(),
+        };
+        let (first, last) = (of("n", Kind::ALL[0]), of("n", Kind::Rollout));
+        for key in [
+            &last,
+            &of("m", Kind::Rollout),
+            &of("n2", Kind::ALL[0]),
+            &first,
+        ] {
+            wishes.want(key, at(0));
+        }
+        assert_eq!(wishes.in_namespace("n"), [first, last]);
+        assert_eq!(wishes.in_namespace("o"), []);
     }
 
     #[test]

@@ -103,3 +103,55 @@ fn pods_of_a_deployment_are_found_where_replica_sets_are_no_workloads() {
         [Kind::StatefulSet]
     );
 }
+
+#[test]
+fn services_around_a_template_are_those_that_a_plan_looks_at() {
+    let caches = Caches::new(&[]);
+    for (name, selector) in [
+        ("of-web", json!({"app": "web", "tier": "front"})),
+        ("of-front", json!({"tier": "front"})),
+        ("of-other-web", json!({"app": "web", "tier": "back"})),
+        ("of-api", json!({"app": "api"})),
+        ("of-nobody", json!({})),
+    ] {
+        let object = json!({"metadata": {"name": name}, "spec": {"selector": selector}});
+        let service: k8s_openapi::api::core::v1::Service = serde_json::from_value(object).unwrap();
+        caches.services.put("n", name, ServiceFacts::from(&service));
+        caches
+            .services
+            .put("elsewhere", name, ServiceFacts::from(&service));
+    }
+    let found = |annotations: Value| {
+        let spec = json!({"metadata": {"labels": {"app": "web", "tier": "front", "x": "y"},
+            "annotations": annotations}});
+        let spec: k8s_openapi::api::core::v1::PodTemplateSpec =
+            serde_json::from_value(spec).unwrap();
+        let template = Template::from(&spec);
+        let around = caches.around("n", &template.labels, &template);
+        let names = around.services.iter().map(|it| it.name.clone());
+        names.collect::<BTreeSet<_>>()
+    };
+    let names = |names: &[&str]| names.iter().map(|it| (*it).to_owned()).collect();
+    assert_eq!(found(json!({})), names(&["of-front", "of-web"]));
+    let named = |name: &str| found(json!({"telepresence.io/inject-service-name": name}));
+    assert_eq!(named("of-api"), names(&["of-api"]));
+    assert_eq!(named("of-none"), names(&[]));
+}
+
+#[test]
+fn owners_that_go_round_in_a_circle_have_an_end() {
+    let caches = Caches::new(&[Kind::ReplicaSet]);
+    let names = ["a", "b"];
+    workload(&caches, Kind::ReplicaSet, "a", Some(("ReplicaSet", "b")));
+    workload(&caches, Kind::ReplicaSet, "b", Some(("ReplicaSet", "a")));
+    pod(&caches, "of-a", Some(("ReplicaSet", "a")));
+    let pods = names.map(|name| {
+        caches.pods_of(&Key {
+            namespace: "n".to_owned(),
+            kind: Kind::ReplicaSet,
+            name: name.to_owned(),
+        })
+    });
+    // Which of the two the way ends at does not matter.
+    assert_eq!(pods.iter().map(Vec::len).sum::<usize>(), 1);
+}

@@ -256,11 +256,7 @@ impl Leader {
         let wishes = Arc::new(Wishes::default());
         let state = SavedState::new(client.clone(), "home", wishes.clone());
         let caches = Caches::new(&[Kind::ReplicaSet]);
-        let planner = Planner {
-            caches: caches.clone(),
-            wishes,
-            settings: Arc::new(settings.injector.clone()),
-        };
+        let planner = Planner::new(caches.clone(), wishes, settings.injector.clone());
         let map = server.change(|state| {
             state.caches = caches;
             state.last = None;
