@@ -42,6 +42,7 @@ use wishes::Wishes;
 mod admission;
 mod agents_map;
 mod announce;
+mod answer;
 mod caches;
 mod certificates;
 mod config_maps;

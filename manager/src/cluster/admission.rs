@@ -10,12 +10,13 @@ use std::time::{Duration, SystemTime};
 use injector::{Decision, Kind, OwnerOf, Verdict, Workload, decide};
 use k8s_openapi::api::core::v1::Pod;
 use kube::core::DynamicObject;
-use kube::core::admission::{AdmissionRequest, AdmissionResponse, AdmissionReview, Operation};
+use kube::core::admission::{AdmissionRequest, AdmissionReview, Operation};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 use traffic_proto::sync::lock;
 
+use super::answer::ReviewAnswer;
 use super::caches::Owners;
 use super::objects::{WorkloadFacts, WorkloadObject, workload_resource};
 use super::planner::Planner;
@@ -85,19 +86,15 @@ impl Admission {
     ///
     /// # Errors
     /// It is none.
-    pub(crate) async fn review(
-        &self,
-        body: &[u8],
-    ) -> Result<AdmissionReview<DynamicObject>, String> {
+    pub(crate) async fn review(&self, body: &[u8]) -> Result<ReviewAnswer, String> {
         // Straight to the pod, since it is nearly all of the body.
-        let answer = match request_of::<Pod>(body) {
-            Ok(request) => self.answer(&request).await,
+        match request_of::<Pod>(body) {
+            Ok(request) => Ok(self.answer(&request).await),
             Err(error) => match request_of(body) {
-                Ok(request) => self.unreadable(&request, &error),
-                Err(error) => return Err(format!("no admission review: {error}")),
+                Ok(request) => Ok(self.unreadable(&request, &error)),
+                Err(error) => Err(format!("no admission review: {error}")),
             },
-        };
-        Ok(answer.into_review())
+        }
     }
 
     /// Pods that may get an agent are asked about.
@@ -111,17 +108,13 @@ impl Admission {
             && !self.planner.wishes.is_terminating()
     }
 
-    fn unreadable(
-        &self,
-        request: &AdmissionRequest<DynamicObject>,
-        error: &str,
-    ) -> AdmissionResponse {
-        let response = AdmissionResponse::from(request);
+    fn unreadable(&self, request: &AdmissionRequest<DynamicObject>, error: &str) -> ReviewAnswer {
+        let answer = ReviewAnswer::to(request);
         if !self.concerns(request) {
-            return response;
+            return answer;
         }
         let reasons = format!("the pod cannot be read: {error}");
-        let response = warned(response, &reasons);
+        let answer = answer.with_warnings(vec![cut(&reasons)]);
         self.counts.keep(Review {
             at: SystemTime::now(),
             namespace: request.namespace.clone().unwrap_or_default(),
@@ -129,30 +122,20 @@ impl Admission {
             verdict: "refused",
             reasons,
         });
-        response
+        answer
     }
 
-    async fn answer(&self, request: &AdmissionRequest<Pod>) -> AdmissionResponse {
-        let response = AdmissionResponse::from(request);
+    async fn answer(&self, request: &AdmissionRequest<Pod>) -> ReviewAnswer {
+        let answer = ReviewAnswer::to(request);
         let pod = match &request.object {
             Some(pod) if self.concerns(request) => pod,
-            _ => return response,
+            _ => return answer,
         };
         let namespace = request.namespace.as_deref().unwrap_or_default();
         let decision = self.decide(namespace, pod).await;
         self.record(namespace, pod, &decision, request.dry_run);
-        let mut response = match decision.patch.0.is_empty() {
-            true => response,
-            false => match response.with_patch(decision.patch) {
-                Ok(response) => response,
-                // Operations of text and numbers always serialize; should they not, the pod comes
-                // as it is.
-                Err(_) => AdmissionResponse::from(request),
-            },
-        };
-        let warnings: Vec<_> = decision.warnings.iter().map(|it| cut(it)).collect();
-        response.warnings = Some(warnings).filter(|it| !it.is_empty());
-        response
+        let warnings = decision.warnings.iter().map(|it| cut(it)).collect();
+        answer.with_patch(&decision.patch).with_warnings(warnings)
     }
 
     /// The decision about a pod of a namespace.
@@ -258,11 +241,6 @@ fn request_of<K: Resource + DeserializeOwned>(body: &[u8]) -> Result<AdmissionRe
         serde_json::from_str(body).map_err(|error| error.to_string())?;
     let request = review.try_into();
     request.map_err(|_| "it holds no request".to_owned())
-}
-
-fn warned(mut response: AdmissionResponse, warning: &str) -> AdmissionResponse {
-    response.warnings = Some(vec![cut(warning)]);
-    response
 }
 
 /// A warning as the API server passes it on: one line, not too long.
