@@ -25,6 +25,7 @@ pub(crate) struct WorkloadFacts {
     pub(crate) replicas: i32,
     pub(crate) ready: i32,
     pub(crate) state: WorkloadState,
+    pub(crate) own_rollout: OwnRollout,
     /// Its own roll-out replaces pods when the template changes.
     pub(crate) can_restart: bool,
     pub(crate) terminating: bool,
@@ -38,6 +39,18 @@ pub(crate) enum WorkloadState {
     Available,
     Progressing,
     Failure,
+}
+
+/// The progress of the workload's own roll-out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum OwnRollout {
+    /// All pods are of the newest template.
+    #[default]
+    Over,
+    /// The workload's controller has not seen the newest template yet.
+    Asked,
+    /// There are pods of an older template, or too few of the newest.
+    UnderWay,
 }
 
 /// A pod.
@@ -189,6 +202,7 @@ impl WorkloadFacts {
             replicas,
             ready: status.ready_replicas.unwrap_or(0),
             state: state(kind, object, &status),
+            own_rollout: own_rollout(kind, object, &status),
             can_restart: can_restart(kind, &object.spec),
             terminating: object.meta().deletion_timestamp.is_some(),
         }
@@ -244,6 +258,21 @@ fn state(kind: Kind, object: &WorkloadObject, status: &WorkloadStatus) -> Worklo
     match seen && updated >= wanted && available >= wanted && count(status.replicas) <= wanted {
         true => WorkloadState::Available,
         false => WorkloadState::Progressing,
+    }
+}
+
+fn own_rollout(kind: Kind, object: &WorkloadObject, status: &WorkloadStatus) -> OwnRollout {
+    let wanted = object.spec.replicas.unwrap_or(1);
+    let count = |number: Option<i32>| number.unwrap_or(0);
+    if kind == Kind::ReplicaSet {
+        // It has none.
+        OwnRollout::Over
+    } else if !observed(object, status) {
+        OwnRollout::Asked
+    } else if count(status.updated_replicas) < wanted || count(status.replicas) > wanted {
+        OwnRollout::UnderWay
+    } else {
+        OwnRollout::Over
     }
 }
 
@@ -364,6 +393,29 @@ mod tests {
                 expected,
                 "{status}"
             );
+        }
+    }
+
+    #[test]
+    fn a_roll_out_is_over_when_every_pod_is_of_the_newest_template() {
+        use OwnRollout::{Asked, Over, UnderWay};
+        let facts = |kind, status: serde_json::Value| {
+            let object = json!({"metadata": {"name": "w", "generation": 2},
+                "spec": {"replicas": 2, "template": {}}, "status": status});
+            workload(kind, object).own_rollout
+        };
+        for (seen, replicas, updated, expected) in [
+            (2, 2, 2, Over),
+            (1, 2, 2, Asked),
+            (2, 2, 1, UnderWay),
+            (2, 3, 2, UnderWay),
+        ] {
+            let status = json!({"observedGeneration": seen, "replicas": replicas,
+                "updatedReplicas": updated});
+            for kind in [Kind::Deployment, Kind::StatefulSet, Kind::Rollout] {
+                assert_eq!(facts(kind, status.clone()), expected, "{status}");
+            }
+            assert_eq!(facts(Kind::ReplicaSet, status), Over);
         }
     }
 

@@ -20,7 +20,7 @@ use super::announce::{Announcer, Told};
 use super::caches::Key;
 use super::env::{ClusterSettings, RolloutMode};
 use super::mesh;
-use super::objects::{WorkloadFacts, WorkloadState};
+use super::objects::{OwnRollout, WorkloadFacts, WorkloadState};
 use super::planner::{Desired, Judged, Planner};
 use super::replacing::{self, Outcome};
 use super::saved_state::{SavedState, Surge};
@@ -329,11 +329,17 @@ impl Rolling<'_> {
             );
         }
         let ready = pods.iter().filter(|it| it.pod.ready).count();
-        let spared = *self.by_eviction.get_or_insert(ready >= 2);
+        let spared = *self
+            .by_eviction
+            .get_or_insert_with(|| can_spare(&workload, pods));
         if self.restarted.is_some_and(|when| !is_over(&workload, when)) {
             return self.unblock(pods).await;
         }
         if self.restarts(&workload, pods, spared) {
+            // What an earlier manager began goes on without this one.
+            if brings_wanted(&workload, pods) {
+                return Ok(());
+            }
             return self.restart().await;
         }
         if needs_surge(&workload, ready) {
@@ -428,7 +434,27 @@ fn is_over(workload: &WorkloadFacts, since: Instant) -> bool {
     since.elapsed() > BEGIN_DELAY && workload.state == WorkloadState::Available
 }
 
+/// The workload's own roll-out brings the pods that are wanted, or will.
+fn brings_wanted(workload: &WorkloadFacts, pods: &[Judged]) -> bool {
+    match workload.own_rollout {
+        OwnRollout::Over => false,
+        OwnRollout::Asked => true,
+        OwnRollout::UnderWay => pods.iter().any(|it| it.matches),
+    }
+}
+
+/// Enough pods serve for evicting one after the other. A pod that an earlier manager has replaced
+/// counts before it is ready: the next one is evicted only when all are.
+fn can_spare(workload: &WorkloadFacts, pods: &[Judged]) -> bool {
+    let is_replaced = |it: &Judged| workload.replicas >= 2 && it.matches;
+    let spared = pods.iter().filter(|it| it.pod.ready || is_replaced(it));
+    spared.count() >= 2
+}
+
 /// A single pod of a workload that cannot replace it by itself without a gap.
 fn needs_surge(workload: &WorkloadFacts, ready: usize) -> bool {
     workload.kind == Kind::ReplicaSet && workload.replicas == 1 && ready == 1
 }
+
+#[cfg(test)]
+mod tests;
