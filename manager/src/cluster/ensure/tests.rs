@@ -1,3 +1,4 @@
+use super::ports::{choose, choose_ports};
 use super::*;
 use injector::{Service, Settings, Surroundings, Template, Workload};
 use serde_json::json;
