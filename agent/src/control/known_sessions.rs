@@ -1,6 +1,6 @@
-//! Sessions that the agent's own API serves: those of announced intercepts' clients, and those that
-//! the manager confirms. Whoever can reach the port could use the agent as a way into the pod's
-//! network otherwise.
+//! Client sessions. The agent's own API serves those of announced intercepts' clients, and those that
+//! the manager confirms: whoever can reach the port could use the agent as a way into the pod's
+//! network otherwise. And a manager is asked for tunnels to those alone that it knows itself.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard};
@@ -22,24 +22,41 @@ pub(crate) struct KnownSessions(Mutex<Known>);
 
 #[derive(Debug, Default)]
 struct Known {
+    /// Clients of what the manager shows in the session that lasts.
     announced: HashSet<String>,
+    /// Clients of what a lost session left in force.
+    carried: HashSet<String>,
     answers: HashMap<String, (bool, Instant)>,
 }
 
 impl KnownSessions {
-    /// Replaces the announced sessions, after a snapshot.
-    pub(crate) fn announce(&self, sessions: HashSet<String>) {
-        self.lock().announced = sessions;
+    /// Begins a session: its manager need not know anybody of the one before.
+    pub(crate) fn arrive(&self) {
+        let mut known = self.lock();
+        let before = std::mem::take(&mut known.announced);
+        known.carried.extend(before);
+        known.answers.clear();
+    }
+
+    /// Replaces the clients of what the manager shows and of what is carried, after a snapshot.
+    pub(crate) fn announce(&self, announced: HashSet<String>, carried: HashSet<String>) {
+        let mut known = self.lock();
+        known.announced = announced;
+        known.carried = carried;
     }
 
     /// Returns if a session is served, as far as that is known without asking the manager.
     pub(crate) fn is_known(&self, session: &str) -> Option<bool> {
         let known = self.lock();
-        if known.announced.contains(session) {
+        if known.carried.contains(session) {
             return Some(true);
         }
-        let (confirmed, until) = known.answers.get(session)?;
-        (Instant::now() < *until).then_some(*confirmed)
+        known.by_manager(session)
+    }
+
+    /// Returns if the manager knows a session, as far as that is known without asking it.
+    pub(crate) fn is_known_to_manager(&self, session: &str) -> Option<bool> {
+        self.lock().by_manager(session)
     }
 
     /// Keeps the manager's answer about a session.
@@ -62,6 +79,16 @@ impl KnownSessions {
     }
 }
 
+impl Known {
+    fn by_manager(&self, session: &str) -> Option<bool> {
+        if self.announced.contains(session) {
+            return Some(true);
+        }
+        let (confirmed, until) = self.answers.get(session)?;
+        (Instant::now() < *until).then_some(*confirmed)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -70,9 +97,9 @@ mod tests {
     async fn announced_sessions_are_known_and_answers_hold_for_a_while() {
         let sessions = KnownSessions::default();
         assert_eq!(sessions.is_known("a"), None);
-        sessions.announce(HashSet::from(["a".to_owned()]));
+        sessions.announce(HashSet::from(["a".to_owned()]), HashSet::new());
         assert_eq!(sessions.is_known("a"), Some(true));
-        sessions.announce(HashSet::new());
+        sessions.announce(HashSet::new(), HashSet::new());
         assert_eq!(sessions.is_known("a"), None);
         sessions.answered("b", true);
         sessions.answered("c", false);
@@ -82,6 +109,24 @@ mod tests {
         assert_eq!(answers(), (Some(true), None));
         tokio::time::advance(CONFIRMED_TTL).await;
         assert_eq!(answers(), (None, None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_manager_is_not_taken_to_know_the_clients_of_the_one_before() {
+        let sessions = KnownSessions::default();
+        sessions.announce(HashSet::from(["a".to_owned()]), HashSet::new());
+        sessions.answered("b", true);
+        assert_eq!(sessions.is_known_to_manager("a"), Some(true));
+        sessions.arrive();
+        assert_eq!(sessions.is_known_to_manager("a"), None);
+        assert_eq!(sessions.is_known_to_manager("b"), None);
+        assert_eq!(sessions.is_known("a"), Some(true), "it is served on");
+        sessions.announce(HashSet::new(), HashSet::from(["a".to_owned()]));
+        sessions.answered("a", false);
+        assert_eq!(sessions.is_known_to_manager("a"), Some(false));
+        assert_eq!(sessions.is_known("a"), Some(true));
+        sessions.announce(HashSet::from(["a".to_owned()]), HashSet::new());
+        assert_eq!(sessions.is_known_to_manager("a"), Some(true));
     }
 
     #[test]

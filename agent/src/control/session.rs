@@ -189,9 +189,9 @@ impl Live<'_> {
     ) -> Result<Published, Status> {
         let count = i64::try_from(snapshot.len()).unwrap_or(i64::MAX);
         self.context.metrics.intercepts.set(count);
-        let mut sessions = owners(snapshot);
-        sessions.extend(self.context.publisher.carried_sessions());
-        self.context.tunnels.sessions().announce(sessions);
+        let carried = self.context.publisher.carried_sessions();
+        let sessions = self.context.tunnels.sessions();
+        sessions.announce(owners(snapshot), carried.into_iter().collect());
         self.reviews.forget_others(snapshot);
         let mut published = self.publish(snapshot, probed).await?;
         for review in std::mem::take(&mut published.reviews) {

@@ -160,6 +160,9 @@ impl Tunnels {
     }
 
     pub(crate) fn set_manager(&self, link: Option<ManagerLink>) {
+        if link.is_some() {
+            self.0.sessions.arrive();
+        }
         self.0.manager.store(link.map(Arc::new));
     }
 
@@ -311,6 +314,16 @@ impl Tunnels {
         io
     }
 
+    /// Returns false for a client that the manager has forgotten, after a restart for one. Stock
+    /// managers (2.20) that are asked for a tunnel to such a client crash, and start to find the
+    /// next such call.
+    async fn is_known_to_manager(&self, session: &str) -> bool {
+        match self.0.sessions.is_known_to_manager(session) {
+            Some(known) => known,
+            None => self.confirm(session).await.unwrap_or(true),
+        }
+    }
+
     async fn open_through_manager(
         &self,
         intercept: &Intercept,
@@ -325,6 +338,11 @@ impl Tunnels {
         if intercept.client_session.is_empty() {
             return Err(TunnelError::NoPath(
                 "the intercept names no client session".to_owned(),
+            ));
+        }
+        if !self.is_known_to_manager(&intercept.client_session).await {
+            return Err(TunnelError::NoPath(
+                "its client has not come back to the traffic-manager".to_owned(),
             ));
         }
         let info = StreamInfo::new(

@@ -38,6 +38,8 @@ pub struct Script {
     pub failing_reviews: usize,
     /// Number of arrivals refused because the agent exists already, unless it departs first.
     pub already_exists: bool,
+    /// Clients of intercepts that are not shown are unknown, as after a restart.
+    pub forgetful: bool,
 }
 
 impl Default for Script {
@@ -49,6 +51,7 @@ impl Default for Script {
             lifetime: None,
             failing_reviews: 0,
             already_exists: false,
+            forgetful: false,
         }
     }
 }
@@ -111,11 +114,18 @@ impl Wire {
 
 impl Fake {
     pub async fn start(address: SocketAddr) -> (Self, mpsc::Receiver<(StreamInfo, Wire)>) {
+        Self::start_as(address, Script::default()).await
+    }
+
+    pub async fn start_as(
+        address: SocketAddr,
+        script: Script,
+    ) -> (Self, mpsc::Receiver<(StreamInfo, Wire)>) {
         let listener = TcpListener::bind(address).await.unwrap();
         let (dialled_tx, dialled) = mpsc::channel(16);
         let fake = Self {
             address: listener.local_addr().unwrap(),
-            script: Arc::default(),
+            script: Arc::new(Mutex::new(script)),
             seen: watch::Sender::new(Seen::default()),
             intercepts: watch::Sender::new(Vec::new()),
             dials: broadcast::channel(16).0,
@@ -317,7 +327,16 @@ impl Manager for Fake {
             Ok(Response::new(SessionInfo { session_id: format!("session-{number}"), ..SessionInfo::default() }))
         }
 
-        fn remain(this, _request: RemainRequest) -> () {
+        fn remain(this, request: RemainRequest) -> () {
+            let session = request.into_inner().session.unwrap_or_default().session_id;
+            let is_agent = session.starts_with("session-");
+            let client = Some(session.as_str());
+            let shows = this.intercepts.borrow().iter().any(|i| {
+                i.client_session.as_ref().map(|it| it.session_id.as_str()) == client
+            });
+            if this.current().forgetful && !is_agent && !shows {
+                return Err(Status::not_found("session not found"));
+            }
             this.note(|seen| seen.remains += 1);
             Ok(Response::new(()))
         }

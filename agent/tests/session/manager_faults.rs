@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use traffic_proto::manager::InterceptDispositionType as Disposition;
 
-use crate::fake::{Fake, intercept};
+use crate::fake::{Fake, Script, intercept};
 use crate::pod::{Pod, free_ports, request};
 
 fn anywhere() -> SocketAddr {
@@ -179,12 +179,16 @@ async fn a_manager_that_returns_with_nothing_ends_the_intercepts_it_forgot() {
         pod.lines("dev@box ended").is_empty(),
         "the last table stays for the grace time"
     );
+    let forgetful = Script {
+        forgetful: true,
+        ..Script::default()
+    };
     let returned = loop {
         // The port is free again as soon as the old server's task is gone.
         match tokio::net::TcpListener::bind(address).await {
             Ok(probe) => {
                 drop(probe);
-                break Fake::start(address).await.0;
+                break Fake::start_as(address, forgetful).await.0;
             }
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
@@ -195,6 +199,15 @@ async fn a_manager_that_returns_with_nothing_ends_the_intercepts_it_forgot() {
     })
     .await;
     assert_eq!(pod.ask("x-dev: a\r\n").await.unwrap(), "app");
+    // A stock manager crashes where an agent names a client that it does not know.
+    assert_eq!(returned.seen().tunnels, []);
+    returned.show(&[intercept(
+        "i",
+        Disposition::Active,
+        pod.app_port,
+        Some(("x-dev", "a")),
+    )]);
+    pod.until_answered_by("x-dev: a\r\n", "workstation").await;
     load.unharmed().await;
     assert_eq!(
         (pod.lines("dev@box ended").len(), pod.lines("lost:").len()),
