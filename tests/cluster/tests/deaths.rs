@@ -207,9 +207,9 @@ fn a_manager_that_dies_at_any_moment_costs_no_request_no_intercept_and_no_rollou
     let readiness = namespace.readiness();
     let (rows, deaths) = (rows(), Deaths::default());
     let walks = std::thread::scope(|scope| {
-        let starting = rows
-            .each_ref()
-            .map(|row| scope.spawn(|| Walk::start(&namespace, row)));
+        let namespace = &namespace;
+        let start = |row| scope.spawn(move || Walk::start(namespace, row));
+        let starting = rows.each_ref().map(start);
         starting.map(|it| it.join().unwrap())
     });
     std::thread::scope(|scope| {
@@ -219,7 +219,9 @@ fn a_manager_that_dies_at_any_moment_costs_no_request_no_intercept_and_no_rollou
             let (manager, deaths) = (&manager, &deaths);
             scope.spawn(move || walk.go(&Workstation::new(manager), deaths))
         });
-        going.map(|it| it.join().unwrap());
+        for walk in going {
+            walk.join().unwrap();
+        }
     });
     readiness.was_kept();
     let ends = walks.map(|walk| (walk.name(), walk.end()));
