@@ -140,3 +140,32 @@ impl Drop for CloseOnDrop {
         let _ = self.0.shutdown(Shutdown::Both);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_peers_of_the_pod_are_served() {
+        for (peer, local, wanted) in [
+            // A port-forward, and the agent's own dial of loopback.
+            ("127.0.0.1", "127.0.0.1:2222", true),
+            ("::1", "[::1]:2222", true),
+            ("::ffff:127.0.0.1", "[::ffff:127.0.0.1]:2222", true),
+            // Its dial of the pod's address.
+            ("10.244.0.7", "10.244.0.7:2222", true),
+            ("::ffff:10.244.0.7", "10.244.0.7:2222", true),
+            ("fd00::7", "[fd00::7]:2222", true),
+            // The node, and other pods.
+            ("10.244.0.1", "10.244.0.7:2222", false),
+            ("10.244.0.8", "10.244.0.7:2222", false),
+            ("::ffff:10.244.0.8", "[::ffff:10.244.0.7]:2222", false),
+            ("fd00::8", "[fd00::7]:2222", false),
+            ("10.244.0.8", "127.0.0.1:2222", false),
+        ] {
+            let (ip, local) = (peer.parse().unwrap(), local.parse().ok());
+            assert_eq!(is_of_this_pod(ip, local), wanted, "{peer} at {local:?}");
+        }
+        assert!(!is_of_this_pod("10.244.0.8".parse().unwrap(), None));
+    }
+}
