@@ -368,4 +368,8 @@ impl DialApp for ReplacedApp {
     fn plain_addr(&self) -> Option<AppAddr> {
         None
     }
+
+    fn is_absent(&self) -> bool {
+        true
+    }
 }

@@ -191,8 +191,9 @@ impl Workstations<'_> {
     /// Leave to dial, or word that the workstation is skipped.
     fn admit(&self, intercept: &Arc<Intercept>, caller: Caller) -> Result<Attempt, NoWorkstation> {
         let attachment = self.tunnels.attachment(&intercept.client_session);
-        let whole_port = intercept.takes_whole_port();
-        match intercept.stats.dials.admit(now(), attachment, whole_port) {
+        // Nobody is helped by giving up a workstation early where no app can answer instead.
+        let hasty = intercept.takes_whole_port() && !self.app.is_absent();
+        match intercept.stats.dials.admit(now(), attachment, hasty) {
             Admission::Dial(attempt) => Ok(attempt),
             Admission::Skip(skipped) => {
                 let failure = NoWorkstation::skipped(&skipped);

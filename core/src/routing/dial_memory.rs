@@ -10,7 +10,8 @@
 //! ```
 //!
 //! While the workstation is trusted, requests dial side by side; the first waits for the whole dial
-//! timeout, the others only a little longer than dials usually take, unless one succeeds meanwhile.
+//! timeout, the others only a little longer than dials usually take, or as long as the slowest of
+//! late, unless one succeeds meanwhile.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -23,6 +24,9 @@ const SKIP_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::fr
 const USUAL_FACTOR: u32 = 8;
 /// The same multiple for an intercept of a whole port, whose callers are anybody.
 const WHOLE_PORT_FACTOR: u32 = 3;
+/// Time the slowest dial is remembered: what one took lately, the next may take too, and a caller who
+/// waits as long gets the workstation's answer and not the app's.
+const SLOWEST_AGE: Duration = Duration::from_secs(30);
 /// Bounds of that wait for an intercept of a whole port. It counts from the unanswered dial's begin: a
 /// laptop that was busy for less misses nothing, and all who wait give up together.
 const WHOLE_PORT_TIMEOUT: (Duration, Duration) =
@@ -50,6 +54,8 @@ struct Known {
     successes: u64,
     /// Usual time of a dial; none until one has succeeded.
     usual: Option<Duration>,
+    /// Time of the slowest dial of late, and when it ended.
+    slowest: Option<(Duration, Instant)>,
     /// The workstation's attachment at the last success or failure.
     attachment: Option<u64>,
     /// Failures in a row.
@@ -152,7 +158,7 @@ impl DialMemory {
         if doubted && known.leader.is_some() {
             return Admission::Skip(known.skipped(Duration::ZERO));
         }
-        let mut patience = known.leader.map(|_| known.patience(whole_port));
+        let mut patience = known.leader.map(|_| known.patience(now, whole_port));
         if let (Some(silence), Some(patience)) = (known.silence(now), &mut patience) {
             if silence > *patience {
                 return Admission::Skip(known.skipped(Duration::ZERO));
@@ -260,14 +266,21 @@ impl Known {
         is_silent.then(|| now.saturating_duration_since(leader.began))
     }
 
-    fn patience(&self, whole_port: bool) -> Duration {
+    fn patience(&self, now: Instant, whole_port: bool) -> Duration {
         let (factor, (least, most)) = if whole_port {
             (WHOLE_PORT_FACTOR, WHOLE_PORT_TIMEOUT)
         } else {
             (USUAL_FACTOR, FILTERED_TIMEOUT)
         };
-        self.usual
-            .map_or(most, |usual| (usual * factor).clamp(least, most))
+        let slowest = self.slowest(now).unwrap_or_default();
+        self.usual.map_or(most, |usual| {
+            (usual * factor).max(slowest).clamp(least, most)
+        })
+    }
+
+    fn slowest(&self, now: Instant) -> Option<Duration> {
+        let (took, at) = self.slowest?;
+        (now.saturating_duration_since(at) < SLOWEST_AGE).then_some(took)
     }
 
     /// Callers of a whole port are anybody: what they wait is bounded by what dials usually take.
@@ -334,6 +347,9 @@ impl Attempt {
         let mut known = self.memory.lock();
         known.successes += 1;
         known.usual = Some(known.usual.map_or(took, |usual| (usual * 3 + took) / 4));
+        if known.slowest(now).is_none_or(|slowest| took >= slowest) {
+            known.slowest = Some((took, now));
+        }
         known.trust = Trust::Trusted;
         known.failures = 0;
         known.last_failure = None;

@@ -96,6 +96,24 @@ fn a_laptop_that_is_busy_for_a_moment_keeps_its_port() {
 }
 
 #[test]
+fn callers_of_a_whole_port_wait_as_long_as_the_slowest_dial_of_late_took() {
+    let memory = Arc::<DialMemory>::default();
+    let now = Instant::now();
+    dial(&memory, now).succeeded(now + ms(400));
+    for _ in 0..20 {
+        dial(&memory, now).succeeded(now + ms(1));
+    }
+    let leader = dial(&memory, now + ms(500));
+    assert_eq!(dial(&memory, now + ms(500)).patience(), Some(ms(400)));
+    assert_eq!(dial(&memory, now + ms(899)).patience(), Some(ms(1)));
+    assert_eq!(skipped(&memory, now + ms(901)), Duration::ZERO);
+    drop(leader);
+    let later = now + ms(400) + SLOWEST_AGE;
+    let _leader = dial(&memory, later);
+    assert_eq!(dial(&memory, later).patience(), Some(ms(150)));
+}
+
+#[test]
 fn callers_of_a_whole_port_do_not_wait_much_longer_than_dials_take() {
     let memory = Arc::<DialMemory>::default();
     let now = Instant::now();
