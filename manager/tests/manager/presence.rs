@@ -3,10 +3,14 @@
 use std::time::{Duration, Instant};
 
 use traffic_proto::manager::{
-    ClientInfo, InterceptDispositionType as Disposition, RemainRequest, TunnelMetrics,
+    ClientInfo, InterceptDispositionType as Disposition, InterceptInfo, ReconnectClientRequest,
+    RemainRequest, SessionInfo, TunnelMetrics,
 };
 
 use crate::fixture::{Fixture, Intercepts, Party, client, spec, within_timeout};
+
+/// Time for which the next run waits for an earlier one that seems to be there.
+const VANISH_TIMEOUT: Duration = Duration::from_secs(11);
 
 /// A client whose program keeps its watches open as long as it lives.
 async fn own_client(fixture: &Fixture) -> Party {
@@ -96,6 +100,43 @@ async fn who_keeps_watches_is_gone_after_the_grace_and_others_live_as_long_as_th
     seen.until(Disposition::Waiting).await;
     let changed = tokio::time::timeout(Duration::from_secs(3), seen.0.message()).await;
     assert!(changed.is_err(), "{changed:?}");
+}
+
+/// A client that was killed right after it had come back to a manager that had been restarted.
+#[tokio::test]
+async fn a_client_that_is_back_and_watches_nothing_is_away() {
+    let fixture = Fixture::start().await;
+    let mut agent = fixture.agent("app-1").await;
+    let mut manager = fixture.connect().await;
+    let session = SessionInfo {
+        session_id: "earlier".into(),
+        ..SessionInfo::default()
+    };
+    let mut info = InterceptInfo {
+        id: "earlier:mine".into(),
+        spec: Some(spec("mine")),
+        client_session: Some(session.clone()),
+        ..InterceptInfo::default()
+    };
+    info.set_disposition(Disposition::Active);
+    let request = ReconnectClientRequest {
+        session: Some(session),
+        client: Some(client("dev@laptop")),
+        intercepts: vec![info],
+        agents: vec![],
+    };
+    manager.reconnect_client(request).await.unwrap();
+    let mut seen = agent.intercepts().await;
+    let suspended = seen.until(Disposition::Waiting).await;
+    assert!(
+        suspended.message.starts_with("suspended: "),
+        "{suspended:?}"
+    );
+    let mut again = fixture.client("dev@laptop").await;
+    let began = Instant::now();
+    let next = again.create(spec("mine")).await;
+    assert!(began.elapsed() < VANISH_TIMEOUT, "it was waited for");
+    assert_eq!(seen_ids(&mut agent).await, [next.id]);
 }
 
 #[tokio::test]
