@@ -82,11 +82,6 @@ pub trait DialApp: Send + Sync + fmt::Debug {
         None
     }
 
-    /// Returns true if there is no app that could answer in place of a workstation.
-    fn is_absent(&self) -> bool {
-        false
-    }
-
     /// What is wrong with the app's TLS at the moment, for people.
     fn tls_fault(&self) -> Option<String> {
         None

@@ -147,6 +147,7 @@ fn share(
         },
         app_protocol: DetectedProtocol::new(declared, source),
         app,
+        app_away: target.replaced || target.asleep,
         tls,
         tunnels,
         access: Access::default(),
@@ -367,9 +368,5 @@ impl DialApp for ReplacedApp {
 
     fn plain_addr(&self) -> Option<AppAddr> {
         None
-    }
-
-    fn is_absent(&self) -> bool {
-        true
     }
 }

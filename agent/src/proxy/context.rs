@@ -137,6 +137,8 @@ pub struct PortContext {
     pub app_protocol: DetectedProtocol,
     /// Dials the app.
     pub app: Arc<dyn DialApp>,
+    /// An intercept has taken the app's place: there is nobody else to answer.
+    pub app_away: bool,
     /// Opens tunnels to workstations.
     pub tunnels: Arc<dyn OpenTunnel>,
     /// Certificates and limits if the port's annotations ask for TLS.
@@ -177,6 +179,7 @@ impl PortContext {
             port: self.container_port,
             tunnels: &*self.tunnels,
             app: &*self.app,
+            app_away: self.app_away,
             metrics: &self.metrics,
         }
     }

@@ -26,6 +26,8 @@ pub struct Workstations<'p> {
     pub tunnels: &'p dyn OpenTunnel,
     /// The app that the workstation stands for, which decides about TLS.
     pub app: &'p dyn DialApp,
+    /// There is no app that could answer instead.
+    pub app_away: bool,
     /// The port's counters.
     pub metrics: &'p Arc<PortMetrics>,
 }
@@ -192,7 +194,7 @@ impl Workstations<'_> {
     fn admit(&self, intercept: &Arc<Intercept>, caller: Caller) -> Result<Attempt, NoWorkstation> {
         let attachment = self.tunnels.attachment(&intercept.client_session);
         // Nobody is helped by giving up a workstation early where no app can answer instead.
-        let hasty = intercept.takes_whole_port() && !self.app.is_absent();
+        let hasty = intercept.takes_whole_port() && !self.app_away;
         match intercept.stats.dials.admit(now(), attachment, hasty) {
             Admission::Dial(attempt) => Ok(attempt),
             Admission::Skip(skipped) => {

@@ -28,6 +28,7 @@ pub fn context(app: SocketAddr, tunnels: Arc<dyn OpenTunnel>) -> PortContext {
         transport: Transport::Tcp,
         app_protocol: DetectedProtocol::new(AppProtocol::Unknown, ProtocolSource::Bytes),
         app: Arc::new(PlainApp::new(AppAddr(app))),
+        app_away: false,
         tunnels,
         tls: None,
         access: traffic_agent::telemetry::access_log::Access::default(),

@@ -16,8 +16,8 @@ use traffic_proto::manager::{LookupRequest, SessionInfo};
 use traffic_proto::port::Transport;
 use traffic_proto::tunnel::{Message, StreamInfo};
 
-use crate::fake::{Fake, Wire, intercept, outgoing, serve_http};
-use crate::pod::Pod;
+use crate::fake::{Fake, Seen, Wire, intercept, outgoing, serve_http};
+use crate::pod::{Pod, request};
 
 async fn pod() -> (
     Fake,
@@ -163,6 +163,23 @@ async fn a_workstation_that_does_not_answer_costs_the_budget_and_leaves_no_waite
     let late = info(conn, "client-1");
     let mut wire = tunnel(&mut client, late).await.unwrap();
     assert_eq!(wire.next().await, Message::DialReject);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_of_a_replaced_container_wait_for_a_slow_workstation() {
+    let (fake, _dialled) = Fake::start("127.0.0.1:0".parse().unwrap()).await;
+    let pod = Pod::start_replacing(fake.address).await;
+    fake.show(&[intercept("i", Disposition::Active, pod.app_port, None)]);
+    pod.until("the intercept", |p| !p.lines("dev@box started").is_empty())
+        .await;
+    assert_eq!(pod.ask("").await.unwrap(), "workstation");
+    let before = fake.seen().tunnels.len();
+    fake.script(|script| script.dial_delay = Duration::from_millis(300));
+    let first = tokio::spawn(request(pod.agent_port, ""));
+    let dialling = |seen: &Seen| seen.tunnels.len() > before;
+    fake.until("the first dial", dialling).await;
+    assert_eq!(pod.ask("").await.unwrap(), "workstation");
+    assert_eq!(first.await.unwrap().unwrap(), "workstation");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -38,6 +38,8 @@ pub struct Script {
     pub failing_reviews: usize,
     /// Number of arrivals refused because the agent exists already, unless it departs first.
     pub already_exists: bool,
+    /// Time a workstation takes to answer a dial.
+    pub dial_delay: Duration,
     /// Clients of intercepts that are not shown are unknown, as after a restart.
     pub forgetful: bool,
 }
@@ -51,6 +53,7 @@ impl Default for Script {
             lifetime: None,
             failing_reviews: 0,
             already_exists: false,
+            dial_delay: Duration::ZERO,
             forgetful: false,
         }
     }
@@ -247,6 +250,7 @@ impl Fake {
             return;
         };
         self.note(|seen| seen.tunnels.push((info, Some(session))));
+        tokio::time::sleep(self.current().dial_delay).await;
         let _ = tx.send(Message::DialOk.encode()).await;
         serve_http(&mut rx, &tx).await;
     }

@@ -49,9 +49,20 @@ impl Pod {
         Self::start_behind(&[], manager, extra).await
     }
 
-    /// The same with more ports, undeclared, whose apps are others.
+    /// The same in a pod whose container an intercept has replaced: the agent has the app's port.
+    pub async fn start_replacing(manager: SocketAddr) -> Self {
+        let container = "  replace: 1\n";
+        let (mut pod, unread) =
+            Self::spawn(new_root(), &[], &[], manager, container, "", &[]).await;
+        pod.agent_port = pod.app_port;
+        drop(unread.output);
+        pod.read(unread.error);
+        pod
+    }
+
+    /// The same as the first with more ports, undeclared, whose apps are others.
     pub async fn start_beside(ports: &[u16], manager: SocketAddr) -> Self {
-        let (mut pod, unread) = Self::spawn(new_root(), &[], ports, manager, "", &[]).await;
+        let (mut pod, unread) = Self::spawn(new_root(), &[], ports, manager, "", "", &[]).await;
         drop(unread.output);
         pod.read(unread.error);
         pod
@@ -59,7 +70,7 @@ impl Pod {
 
     /// The same as the first behind a program that starts it in a limited way.
     pub async fn start_behind(prefix: &[String], manager: SocketAddr, extra: &str) -> Self {
-        let (mut pod, unread) = Self::spawn(new_root(), prefix, &[], manager, extra, &[]).await;
+        let (mut pod, unread) = Self::spawn(new_root(), prefix, &[], manager, "", extra, &[]).await;
         drop(unread.output);
         pod.read(unread.error);
         pod
@@ -71,7 +82,7 @@ impl Pod {
         extra: &str,
         environment: &[(&str, &str)],
     ) -> (Self, Unread) {
-        Self::spawn(new_root(), &[], &[], manager, extra, environment).await
+        Self::spawn(new_root(), &[], &[], manager, "", extra, environment).await
     }
 
     /// The same as the first with more environment, in a file system that has something already.
@@ -80,7 +91,7 @@ impl Pod {
         manager: SocketAddr,
         environment: &[(&str, &str)],
     ) -> Self {
-        let (mut pod, unread) = Self::spawn(root, &[], &[], manager, "", environment).await;
+        let (mut pod, unread) = Self::spawn(root, &[], &[], manager, "", "", environment).await;
         drop(unread.output);
         pod.read(unread.error);
         pod
@@ -91,14 +102,18 @@ impl Pod {
         prefix: &[String],
         ports: &[u16],
         manager: SocketAddr,
+        container: &str,
         extra: &str,
         environment: &[(&str, &str)],
     ) -> (Self, Unread) {
-        let app_port = serve_app().await;
+        let app_port = match container {
+            "" => serve_app().await,
+            _ => free_ports::<1>()[0],
+        };
         let [agent_port] = free_ports();
         let mut config = format!(
             "agentName: web\nnamespace: shop\nmanagerHost: {}\nmanagerPort: {}\nworkloadKind: Deployment\n{extra}\n\
-             containers:\n- name: app\n  envPrefix: A_\n  mountPoint: /tel_app_mounts/app\n  intercepts:\n  \
+             containers:\n- name: app\n  envPrefix: A_\n  mountPoint: /tel_app_mounts/app\n{container}  intercepts:\n  \
              - {{containerPortName: http, containerPort: {app_port}, agentPort: {agent_port}, protocol: TCP}}\n",
             manager.ip(),
             manager.port()

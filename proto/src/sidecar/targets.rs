@@ -21,6 +21,8 @@ pub struct Target {
     pub transport: Transport,
     /// The container is gone, and the agent listens on its port.
     pub replaced: bool,
+    /// Something that sleeps runs in place of the app.
+    pub asleep: bool,
     /// An entry's service names the target by number.
     pub numeric: bool,
     /// An entry's service is headless.
@@ -91,6 +93,7 @@ fn merge<'a>(
             None => targets.push(Target {
                 container: container.name.clone(),
                 replaced: container.replace == Replace::Container,
+                asleep: container.replace == Replace::Sleeper,
                 container_port: entry.container_port,
                 agent_port: entry.agent_port,
                 transport: entry.transport,
