@@ -372,8 +372,15 @@ async fn preparing_resolves_a_numeric_port_and_says_what_is_wrong() {
             prepared.container_port,
             prepared.protocol.as_str()
         ),
-        ("", 80, "TCP")
+        // The agent knows whether its port is TCP, UDP or both.
+        ("", 80, "")
     );
+    let request = dev.create_request(InterceptSpec {
+        port_identifier: "80/TCP".into(),
+        ..spec("one")
+    });
+    let named = dev.manager.prepare_intercept(request).await.unwrap();
+    assert_eq!(named.into_inner().protocol, "TCP");
     assert_eq!(prepared.workload_kind, "Deployment");
     for (port_identifier, mechanism, said) in [
         ("80/SCTP", "http", "/TCP or /UDP"),
