@@ -32,7 +32,7 @@ fn a_roll_out_that_brings_what_is_wanted_is_not_started_again() {
     // Somebody else's, from before anybody wanted an agent.
     let olds = [old.clone(), pod(false, false)];
     assert!(!brings(OwnRollout::UnderWay, &olds));
-    assert!(brings(OwnRollout::Asked, &[old.clone()]));
+    assert!(brings(OwnRollout::Asked, std::slice::from_ref(&old)));
     assert!(!brings(OwnRollout::Over, &both));
 }
 
