@@ -15,7 +15,7 @@ use tokio_tungstenite::client_async;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
-use crate::ledger::{Asked, Place};
+use crate::ledger::{Asked, Look, Place};
 use crate::seats::{HEADER, Testbed};
 use crate::servers::place;
 
@@ -109,6 +109,11 @@ impl Call<'_> {
         self.testbed.ledger.ask(self.kind, self.seat)
     }
 
+    /// Returns what is expected of the seat's requests now.
+    fn look(&self) -> Option<Look> {
+        self.seat.map(|seat| self.testbed.ledger.look(seat))
+    }
+
     /// Closes the account: the answer has to be of this request, with this text behind it.
     fn close(&self, asked: &Asked, answer: Result<(Place, bool), String>) -> bool {
         match answer {
@@ -198,9 +203,15 @@ impl Call<'_> {
             let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
             socket.connect(self.testbed.address(self.kind)).unwrap();
             socket.set_read_timeout(Some(DATAGRAM_TIMEOUT)).unwrap();
+            let begin = self.look();
             for _ in 0..REQUESTS {
                 if self.over() {
                     return;
+                }
+                // A flow stays in its tunnel. One that began before its workstation was attached goes
+                // through the manager, and shares its fate.
+                if self.look() != begin {
+                    break;
                 }
                 let asked = self.ask();
                 let mut buf = [0; 100];
