@@ -116,18 +116,12 @@ impl<'a> Manager<'a> {
 
     /// Deletes the manager's pod, and waits until another one is there.
     pub fn delete_pod(&self) {
-        self.delete_pod_with(&DeleteParams::default());
-    }
-
-    /// The same without time for the manager to end by itself.
-    pub fn delete_pod_at_once(&self) {
-        self.delete_pod_with(&DeleteParams::default().grace_period(0));
-    }
-
-    fn delete_pod_with(&self, how: &DeleteParams) {
         let pods: Api<Pod> = self.namespace.api();
         let name = self.pod();
-        self.cluster().block_on(pods.delete(&name, how)).unwrap();
+        let deleted = self
+            .cluster()
+            .block_on(pods.delete(&name, &DeleteParams::default()));
+        deleted.unwrap();
         until("another pod of the manager", || {
             let others = self.namespace.pods("app=traffic-manager");
             others.iter().any(|it| *it != name).then_some(())

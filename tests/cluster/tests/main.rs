@@ -5,7 +5,6 @@ mod air;
 mod attachments;
 mod calm;
 mod chart;
-mod deaths;
 mod enforcing;
 mod families;
 mod images;
