@@ -14,7 +14,7 @@ const MAX_TRIES: usize = 3;
 /// Time in which an agent forgets an answer.
 const FORGOTTEN_DELAY: Duration = Duration::from_secs(5);
 
-/// Asks, and says whether an agent answered: else the manager would ask itself after a second.
+/// Asks until an answer comes so soon that it is an agent's: the manager asks itself after a second.
 fn by_agent(rig: &Rig, name: &str, kind: &str) -> String {
     rig.workstation(async |workstation| {
         let mut late = Vec::new();

@@ -165,6 +165,8 @@ impl<T: Indexed> Store<T> {
 
     /// A number that is another one after any change of the namespace's objects.
     pub(crate) fn version(&self, namespace: &str) -> u64 {
+        // They are numbered for all namespaces together, so that one that goes and comes back does
+        // not have an earlier number again; one without objects has 0.
         let state = self.lock();
         let objects = state.by_namespace.get(namespace);
         objects.map_or(0, |it| it.version)
@@ -239,6 +241,7 @@ impl<T: Indexed> Store<T> {
             }
             stays
         });
+        // One number for the whole list: readers only ask whether theirs is another one.
         state.version += 1;
         for (namespace, mut objects) in fresh {
             let there = state.by_namespace.get(&namespace);

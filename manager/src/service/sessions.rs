@@ -90,8 +90,8 @@ impl Service {
             let back = registry.reconnect_client(request, Instant::now());
             back.inspect(|()| registry.sessions.belongs_to(&session, caller.identity()))
         })?;
-        // It is away until it watches: one that is killed before that has no watch whose end would
-        // tell.
+        // A client counts as away until its first watch: if it is killed before, no watch ends that
+        // would tell.
         drop(self.presence(&session));
         Ok(Response::new(()))
     }
