@@ -26,3 +26,4 @@ pub(crate) mod session;
 pub(crate) mod stream_windows;
 pub mod supervisor;
 pub mod tunnels;
+mod watchers;

@@ -198,6 +198,11 @@ pub trait OpenTunnel: Send + Sync + fmt::Debug {
         None
     }
 
+    /// Counts the attachments, of any workstation, that have begun or ended.
+    fn attachment_changes(&self) -> u64 {
+        0
+    }
+
     /// Notes that the app got what was meant for a workstation.
     fn fell_back(&self) {}
 }

@@ -24,7 +24,7 @@ use traffic_proto::manager::{LookupRequest, SessionInfo};
 
 use crate::control::api::{CallPeer, FIRST_MESSAGE_TIMEOUT, Service};
 use crate::control::direct_tunnel::{Incoming, all_well, poll_room};
-use crate::control::tunnels::DialStream;
+use crate::control::watchers::DialStream;
 
 /// Prefix of the paths of the agent's calls.
 const AGENT: &str = "/telepresence.agent.Agent/";

@@ -12,7 +12,6 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use futures_util::{Stream, StreamExt};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tonic::Code;
 use traffic_proto::conn_id::ConnId;
@@ -23,13 +22,13 @@ use traffic_proto::tunnel::frame::Frame;
 use traffic_proto::tunnel::{Message, StreamInfo, nanos_from_duration};
 
 use crate::addr::Caller;
-use crate::control::dial_queue::{DialReceiver, DialSender, dial_queue};
 use crate::control::dns::Dns;
 use crate::control::keepalive::SignsOfLife;
 use crate::control::keyed_lock::{KeyGuard, KeyedLock};
 use crate::control::known_sessions::KnownSessions;
 use crate::control::manager_call::{ManagerLink, call};
 use crate::control::meter::{Meter, TunnelDirection};
+use crate::control::watchers::{DialStream, Watchers};
 use crate::telemetry::metrics::ControlMetrics;
 use crate::upstream::{Gone, Messages, OpenTunnel, Transport, TunnelError, TunnelIo};
 use traffic_core::routing::{Intercept, TunnelPath};
@@ -47,10 +46,10 @@ pub struct Tunnels(Arc<TunnelHub>);
 struct TunnelHub {
     // Read by every dial without a lock; written when a session begins or is lost.
     manager: ArcSwapOption<ManagerLink>,
-    watchers: Mutex<HashMap<String, Watcher>>,
+    watchers: Arc<Watchers>,
     waiters: Mutex<HashMap<WaiterKey, Waiter>>,
     dial_locks: KeyedLock<WaiterKey>,
-    // Numbers tell a watcher or waiter from a later one with the same key.
+    // Numbers tell a waiter from a later one with the same key.
     numbers: AtomicU64,
     open: watch::Sender<usize>,
     dns: Arc<Dns>,
@@ -61,18 +60,10 @@ struct TunnelHub {
     sessions: KnownSessions,
     /// Proves to workstations that this agent is the one the manager announced.
     proof_key: Bytes,
-    metrics: Arc<ControlMetrics>,
 }
 
 /// Workstation session and the connection it is to dial.
 type WaiterKey = (String, ConnId);
-
-struct Watcher {
-    number: u64,
-    dials: DialSender,
-    /// Those of the connection that the watch came by.
-    signs: SignsOfLife,
-}
 
 /// A tunnel waiting for a workstation's answer to a dial request.
 struct Waiter {
@@ -88,7 +79,7 @@ impl Tunnels {
         let (reports, pending_reports) = mpsc::channel(MAX_QUEUED_REPORTS);
         Self(Arc::new(TunnelHub {
             manager: ArcSwapOption::empty(),
-            watchers: Mutex::default(),
+            watchers: Arc::new(Watchers::new(metrics)),
             waiters: Mutex::default(),
             dial_locks: KeyedLock::default(),
             numbers: AtomicU64::new(0),
@@ -100,7 +91,6 @@ impl Tunnels {
             sessions: KnownSessions::default(),
             // Without random bytes there is no proof, and workstations come through the manager.
             proof_key: proof::random().map_or_else(|_| Bytes::new(), |key| key.to_vec().into()),
-            metrics,
         }))
     }
 
@@ -120,7 +110,7 @@ impl Tunnels {
     /// Returns true if workstation `session` watches this agent directly.
     #[must_use]
     pub fn watches(&self, session: &str) -> bool {
-        lock(&self.0.watchers).contains_key(session)
+        self.0.watchers.number(session).is_some()
     }
 
     /// Signals each time the app got what was meant for a workstation; several may be one.
@@ -173,21 +163,7 @@ impl Tunnels {
 
     /// Starts a workstation's watch for dials; replaces an earlier watch of the same session.
     pub(crate) fn watch(&self, session: &str, signs: SignsOfLife) -> DialStream {
-        let (dials, queue) = dial_queue();
-        let number = self.0.number();
-        let watcher = Watcher {
-            number,
-            dials,
-            signs,
-        };
-        lock(&self.0.watchers).insert(session.to_owned(), watcher);
-        self.0.metrics.workstations.add(1);
-        DialStream {
-            queue,
-            number,
-            session: session.to_owned(),
-            hub: Arc::clone(&self.0),
-        }
+        self.0.watchers.begin(session, signs)
     }
 
     /// Passes an answering call to its waiter; returns the call if there is none.
@@ -238,13 +214,15 @@ impl OpenTunnel for Tunnels {
     }
 
     fn doubt(&self, client_session: &str) {
-        if let Some(watcher) = lock(&self.0.watchers).get(client_session) {
-            watcher.signs.doubt();
-        }
+        self.0.watchers.doubt(client_session);
     }
 
     fn attachment(&self, client_session: &str) -> Option<u64> {
-        lock(&self.0.watchers).get(client_session).map(|w| w.number)
+        self.0.watchers.number(client_session)
+    }
+
+    fn attachment_changes(&self) -> u64 {
+        self.0.watchers.changes()
     }
 }
 
@@ -287,7 +265,7 @@ impl Tunnels {
         conn_id: ConnId,
     ) -> Result<Option<TunnelIo>, TunnelError> {
         let session = &intercept.client_session;
-        let Some(dials) = lock(&self.0.watchers).get(session).map(|w| w.dials.clone()) else {
+        let Some(dials) = self.0.watchers.dials(session) else {
             return Ok(None);
         };
         // Registered before the request is sent, because the answer may arrive at once.
@@ -464,39 +442,6 @@ impl Drop for Waiting {
             .is_some_and(|w| w.number == self.number)
         {
             waiters.remove(&self.key);
-        }
-    }
-}
-
-/// Dial requests for one workstation; dropping it ends the watch, unless a later one has replaced
-/// it.
-pub(crate) struct DialStream {
-    queue: DialReceiver,
-    number: u64,
-    session: String,
-    hub: Arc<TunnelHub>,
-}
-
-impl Stream for DialStream {
-    type Item = DialRequest;
-
-    fn poll_next(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Self::Item>> {
-        self.queue.poll_next_unpin(cx)
-    }
-}
-
-impl Drop for DialStream {
-    fn drop(&mut self) {
-        self.hub.metrics.workstations.add(-1);
-        let mut watchers = lock(&self.hub.watchers);
-        if watchers
-            .get(&self.session)
-            .is_some_and(|w| w.number == self.number)
-        {
-            watchers.remove(&self.session);
         }
     }
 }

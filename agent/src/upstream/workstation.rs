@@ -42,6 +42,14 @@ pub enum FirstWrite {
     AtOnce,
 }
 
+/// The path of an open tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PathInUse {
+    path: TunnelPath,
+    /// Attachments that had begun or ended when the path was last compared with the present one.
+    changes: u64,
+}
+
 /// Reason the app answers instead of a workstation.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what}")]
@@ -168,19 +176,28 @@ impl Workstations<'_> {
 
     /// Returns the path that a tunnel takes now.
     #[must_use]
-    pub fn path(&self, intercept: &Intercept) -> TunnelPath {
-        match self.tunnels.attachment(&intercept.client_session) {
+    pub fn path(&self, intercept: &Intercept) -> PathInUse {
+        // Read first, so that a change between the two lines is looked at again.
+        let changes = self.tunnels.attachment_changes();
+        let path = match self.tunnels.attachment(&intercept.client_session) {
             Some(_) => TunnelPath::Direct,
             None => TunnelPath::Manager,
-        }
+        };
+        PathInUse { path, changes }
     }
 
     /// Returns true if the next request should have another tunnel than one of this path: through
     /// the manager it is slower, and would end with it. A workstation that has ended its attachment
     /// and keeps the connection is about to leave, and only finishes what is under way.
     #[must_use]
-    pub fn is_outdated(&self, path: TunnelPath, intercept: &Intercept) -> bool {
-        path != self.path(intercept)
+    pub fn is_outdated(&self, used: &mut PathInUse, intercept: &Intercept) -> bool {
+        // The look-up takes a lock, and hardly any request comes after a change.
+        if used.changes == self.tunnels.attachment_changes() {
+            return false;
+        }
+        let present = self.path(intercept);
+        used.changes = present.changes;
+        used.path != present.path
     }
 
     /// Counts one request, connection or flow that the app gets instead of the workstation.

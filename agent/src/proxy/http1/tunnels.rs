@@ -5,8 +5,8 @@ use std::task::Context;
 
 use crate::io::buffers::Buf;
 use crate::io::conn::Conn;
-use crate::upstream::workstation::Workstations;
-use traffic_core::routing::{Intercept, TunnelPath};
+use crate::upstream::workstation::{PathInUse, Workstations};
+use traffic_core::routing::Intercept;
 
 /// The open tunnels; on the heap, because most connections never have one.
 #[derive(Debug, Default)]
@@ -21,7 +21,7 @@ struct OpenTunnels(Vec<PooledTunnel>);
 pub(crate) struct PooledTunnel {
     pub(crate) intercept: Arc<Intercept>,
     pub(crate) conn: Conn,
-    pub(crate) path: TunnelPath,
+    pub(crate) path: PathInUse,
 }
 
 impl TunnelPool {
@@ -66,7 +66,7 @@ impl TunnelPool {
     ) -> Option<u32> {
         let at = self.find(intercept)?;
         let open = &mut self.open.as_mut()?.0;
-        if way.is_outdated(open[at as usize].path, intercept) {
+        if way.is_outdated(&mut open[at as usize].path, intercept) {
             open.remove(at as usize);
             return None;
         }

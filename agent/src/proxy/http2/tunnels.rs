@@ -13,10 +13,10 @@ use crate::io::buffers::Buf;
 use crate::io::conn::Conn;
 use crate::proxy::context::ConnContext;
 use crate::proxy::http2::flow::wrote;
-use crate::upstream::workstation::{FirstWrite, NoWorkstation};
+use crate::upstream::workstation::{FirstWrite, NoWorkstation, PathInUse};
 use traffic_core::http2::frames::{code, goaway};
 use traffic_core::http2::router::{Host, Router, TunnelId};
-use traffic_core::routing::{Intercept, TunnelPath};
+use traffic_core::routing::Intercept;
 
 /// The tunnels.
 #[derive(Default)]
@@ -32,7 +32,7 @@ pub(super) struct TunnelLink {
     pub(super) state: LinkState,
     /// New streams may take it.
     pub(super) usable: bool,
-    path: TunnelPath,
+    path: PathInUse,
 }
 
 pub(super) enum LinkState {
@@ -66,7 +66,7 @@ impl TunnelLinks {
             .iter_mut()
             .find(|link| link.usable && link.intercept.same_target(intercept));
         if let Some(link) = known {
-            link.usable = !way.is_outdated(link.path, intercept);
+            link.usable = !way.is_outdated(&mut link.path, intercept);
             if link.usable {
                 return link.id;
             }
