@@ -29,12 +29,13 @@ pub async fn ingest(flags: &Ingest, stop: Stop) -> Result<(), Failure> {
     }
     leftovers::take_away_all();
     flags.container.mount.check()?;
-    let patience = session::FIRST_CONTACT_TIMEOUT.min(Duration::from_secs(flags.timeout));
+    let timeout = Duration::from_secs(flags.timeout);
+    let first_contact = session::FIRST_CONTACT_TIMEOUT.min(timeout);
     let connected = async {
         let way = Way::open(&flags.manager).await?;
         let namespace = flags.namespace.as_deref().unwrap_or(way.namespace());
         let client = session::client_info(&flags.manager.client, namespace);
-        let manager = session::connect(&way, patience).await?;
+        let manager = session::connect(&way, first_contact).await?;
         Ok((manager, client, way))
     };
     let Some(connected) = stop.orderly.run_until_cancelled(connected).await else {
@@ -49,13 +50,16 @@ pub async fn ingest(flags: &Ingest, stop: Stop) -> Result<(), Failure> {
         container: Container::default(),
         pod: String::new(),
     };
-    let Some(session) = stop.orderly.run_until_cancelled(ingest.arrive()).await else {
+    // A manager that was there comes back, if several times within seconds.
+    let mut patience = Patience::new(timeout);
+    let arriving = ingest.arrive_patiently(&mut patience);
+    let Some(session) = stop.orderly.run_until_cancelled(arriving).await else {
         return Ok(());
     };
     let mut session = session?;
     let served = stop
         .orderly
-        .run_until_cancelled(ingest.serve(&mut session, Patience::new(patience)));
+        .run_until_cancelled(ingest.serve(&mut session, patience));
     let failure = served.await;
     ingest.container.end().await;
     ingest.depart(session).await;
@@ -85,6 +89,16 @@ impl IngestSession<'_> {
         Ok(session
             .map_err(|status| refused("the manager refuses this client", &status))?
             .into_inner())
+    }
+
+    /// Arrives; a manager that breaks off meanwhile is asked again.
+    async fn arrive_patiently(&mut self, patience: &mut Patience) -> Result<SessionInfo, Failure> {
+        loop {
+            match self.arrive().await {
+                Err(failure) if patience.allows_another_try(&failure).await => {}
+                arrived => return arrived,
+            }
+        }
     }
 
     async fn depart(&mut self, session: SessionInfo) {

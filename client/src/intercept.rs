@@ -59,7 +59,8 @@ pub async fn create(flags: &Create, stop: Stop) -> Result<(), Failure> {
     leftovers::take_away_all();
     flags.container.mount.check()?;
     let pod_ports = PodPorts::open(&flags.to_pod)?;
-    let patience = session::FIRST_CONTACT_TIMEOUT.min(Duration::from_secs(flags.timeout));
+    let timeout = Duration::from_secs(flags.timeout);
+    let first_contact = session::FIRST_CONTACT_TIMEOUT.min(timeout);
     let connected = async {
         let way = Way::open(&flags.manager).await?;
         let namespace = flags.namespace.as_deref().unwrap_or(way.namespace());
@@ -67,7 +68,7 @@ pub async fn create(flags: &Create, stop: Stop) -> Result<(), Failure> {
         for (name, value) in &flags.http_header {
             filters::advice(name, value).iter().for_each(note);
         }
-        let manager = session::connect(&way, patience).await?;
+        let manager = session::connect(&way, first_contact).await?;
         Ok((namespace.to_owned(), spec, manager, way))
     };
     // Nothing exists yet that would have to be removed.
@@ -98,7 +99,8 @@ pub async fn create(flags: &Create, stop: Stop) -> Result<(), Failure> {
         pod_ports,
         rest_api: None,
     };
-    let mut patience = Patience::new(patience);
+    // A manager that was there comes back, if several times within seconds.
+    let mut patience = Patience::new(timeout);
     let begun = loop {
         match intercept_session.begin().await {
             Err(failure) if patience.allows_another_try(&failure).await => {}

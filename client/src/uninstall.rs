@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use traffic_proto::manager::{SessionInfo, UninstallAgentsRequest};
+use traffic_proto::manager::{ClientInfo, SessionInfo, UninstallAgentsRequest};
 
 use crate::Failure;
 use crate::flags::Uninstall;
+use crate::intercept::refused;
 use crate::report::{Pairs, line};
-use crate::session::{self, Way, call, status_text};
+use crate::session::{self, Manager, Patience, Way, call};
 
 /// Time for the pods to be replaced; the manager gives up a little earlier and says why.
 const REMOVAL_TIMEOUT: Duration = Duration::from_secs(150);
@@ -18,16 +19,13 @@ pub async fn uninstall(flags: &Uninstall) -> Result<(), Failure> {
     let namespace = flags.namespace.as_deref().unwrap_or(way.namespace());
     let mut manager = session::connect(&way, session::FIRST_CONTACT_TIMEOUT).await?;
     let client = session::client_info(&flags.manager.client, namespace);
-    let session = manager.arrive_as_client(call(client)).await;
-    let session = session
-        .map_err(|status| {
-            let why = status_text(&status);
-            Failure::Failed(format!("the manager refuses this client: {why}"))
-        })?
-        .into_inner();
-    let removed = remove(&mut manager, &session, flags).await;
-    let _ = manager.depart(call(session)).await;
-    removed?;
+    // A manager that breaks off amid the removal goes on with it when it is asked again.
+    let mut patience = Patience::new(REMOVAL_TIMEOUT);
+    while let Err(failure) = arrive_and_remove(&mut manager, &client, flags).await {
+        if !patience.allows_another_try(&failure).await {
+            return Err(failure);
+        }
+    }
     let workloads = match flags.all_agents {
         true => "all".to_owned(),
         false => flags.workloads.join(","),
@@ -40,8 +38,22 @@ pub async fn uninstall(flags: &Uninstall) -> Result<(), Failure> {
     Ok(())
 }
 
+async fn arrive_and_remove(
+    manager: &mut Manager,
+    client: &ClientInfo,
+    flags: &Uninstall,
+) -> Result<(), Failure> {
+    let session = manager.arrive_as_client(call(client.clone())).await;
+    let session = session
+        .map_err(|status| refused("the manager refuses this client", &status))?
+        .into_inner();
+    let removed = remove(manager, &session, flags).await;
+    let _ = manager.depart(call(session)).await;
+    removed
+}
+
 async fn remove(
-    manager: &mut session::Manager,
+    manager: &mut Manager,
     session: &SessionInfo,
     flags: &Uninstall,
 ) -> Result<(), Failure> {
@@ -51,13 +63,12 @@ async fn remove(
     });
     request.set_timeout(REMOVAL_TIMEOUT);
     let removed = manager.uninstall_agents(request).await;
-    removed.map(drop).map_err(|status| {
-        let why = match status.code() {
-            tonic::Code::Unimplemented => {
-                "this manager is older than that; uninstall it to remove its agents".to_owned()
-            }
-            _ => status_text(&status),
-        };
-        Failure::Failed(format!("agents were not removed: {why}"))
+    removed.map(drop).map_err(|status| match status.code() {
+        tonic::Code::Unimplemented => Failure::Failed(
+            "agents were not removed: this manager is older than that; uninstall it to remove its \
+             agents"
+                .to_owned(),
+        ),
+        _ => refused("agents were not removed", &status),
     })
 }
