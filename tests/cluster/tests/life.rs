@@ -40,15 +40,15 @@ impl Meeting {
 }
 
 /// A workload, and the way callers and its intercept take.
-struct Row {
-    workload: Workload,
+pub(crate) struct Row {
+    pub(crate) workload: Workload,
     /// What callers ask; `POD` stands for the pod's address.
-    url: &'static str,
+    pub(crate) url: &'static str,
     /// Options of the intercept.
     options: &'static [&'static str],
 }
 
-fn rows() -> Vec<Row> {
+pub(crate) fn rows() -> Vec<Row> {
     let row = |workload, url, options| Row {
         workload,
         url,
@@ -146,7 +146,13 @@ pub(crate) fn has_agent(pod: &Pod) -> bool {
     containers.into_iter().any(|it| it.name == "traffic-agent")
 }
 
-fn live(namespace: &Namespace<'_>, workstation: &Workstation<'_>, row: &Row, meeting: &Meeting) {
+/// The life of one row's agent; while its intercept is active something happens, and it goes on.
+pub(crate) fn live(
+    namespace: &Namespace<'_>,
+    workstation: &Workstation<'_>,
+    row: &Row,
+    meanwhile: &dyn Fn(),
+) {
     let (name, caller) = (row.workload.name.as_str(), namespace.caller());
     let is_http = row.url.starts_with("http");
     row.workload.start(namespace);
@@ -159,7 +165,7 @@ fn live(namespace: &Namespace<'_>, workstation: &Workstation<'_>, row: &Row, mee
     }
     let labels = format!("app={name}");
     let pods = namespace.pods(&labels);
-    meeting.attend();
+    meanwhile();
     answered_by(namespace, &caller, row, HEADER, &served.answers_as);
     assert_eq!(namespace.pods(&labels), pods, "{name} was rolled");
     served.leave();
@@ -180,7 +186,8 @@ fn every_kind_of_workload_is_injected_intercepted_and_released() {
     std::thread::scope(|scope| {
         for row in &rows {
             let (manager, namespace, meeting) = (&manager, &namespace, &meeting);
-            scope.spawn(move || live(namespace, &Workstation::new(manager), row, meeting));
+            let attend = || meeting.attend();
+            scope.spawn(move || live(namespace, &Workstation::new(manager), row, &attend));
         }
         meeting.hold(&manager, rows.len());
     });

@@ -5,6 +5,7 @@ mod air;
 mod attachments;
 mod calm;
 mod chart;
+mod deaths;
 mod enforcing;
 mod families;
 mod images;
