@@ -96,10 +96,11 @@ async fn nobody_reaches_the_agents_own_ports_through_it() {
         pod.stat("traffic_agent.limits.dial_own_port").await,
         refused + 1
     );
-    assert!(
+    pod.until("the refusal in the log", |pod| {
         !pod.lines("the destination is a port of this agent")
             .is_empty()
-    );
+    })
+    .await;
     // Everything else of the pod is dialled as ever.
     let app = SocketAddr::from(([127, 0, 0, 1], pod.app_port));
     assert_eq!(verdict(&fake, &mut dialled, app).await, Message::DialOk);
@@ -120,7 +121,10 @@ async fn link_local_addresses_are_dialled_only_where_that_is_allowed() {
         assert_eq!(said, Message::DialReject, "{destination}");
     }
     assert_eq!(pod.stat("traffic_agent.limits.dial_link_local").await, 4);
-    assert!(!pod.lines("link-local or metadata address").is_empty());
+    pod.until("the refusal in the log", |pod| {
+        !pod.lines("link-local or metadata address").is_empty()
+    })
+    .await;
     // Tried, whatever comes of it.
     fake.dial(conn(1, "169.254.20.10:9".parse().unwrap()));
     dialled.recv().await.unwrap().1.next().await;
@@ -237,7 +241,10 @@ async fn held_dials_and_questions_leave_callers_their_descriptors() {
     let refused = pod.stat("traffic_agent.limits.dialled_connections").await;
     assert_eq!(refused, rejected as u64);
     assert!(!fake.seen().answers.is_empty(), "questions are answered");
-    assert!(!pod.lines("raise dialledConnections").is_empty());
+    pod.until("the limit in the log", |pod| {
+        !pod.lines("raise dialledConnections").is_empty()
+    })
+    .await;
     steady.unharmed(&control).await;
     accepting.abort();
     drop((callers, held));
