@@ -13,6 +13,7 @@ use kube::api::{Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
+use tokio::task::yield_now;
 use tokio::time::sleep;
 
 use super::planner::{Desired, Planner};
@@ -70,7 +71,7 @@ impl AgentsMap {
                 _ = changes.changed() => {
                     sleep(DEBOUNCE_DELAY).await;
                     changes.mark_unchanged();
-                    namespaces = self.outdated();
+                    namespaces = self.outdated().await;
                 }
             }
         }
@@ -111,14 +112,18 @@ impl AgentsMap {
     }
 
     /// Namespaces whose map does not show what is to be.
-    fn outdated(&self) -> BTreeSet<String> {
+    async fn outdated(&self) -> BTreeSet<String> {
         let none = Entries::new();
-        let mut namespaces = self.namespaces();
-        namespaces.retain(|namespace| {
-            let seen = self.seen.get(namespace).unwrap_or(&none);
-            !update(seen, &self.desired(namespace)).is_empty()
-        });
-        namespaces
+        let mut outdated = BTreeSet::new();
+        for namespace in self.namespaces() {
+            let seen = self.seen.get(&namespace).unwrap_or(&none);
+            if !update(seen, &self.desired(&namespace)).is_empty() {
+                outdated.insert(namespace);
+            }
+            // Admissions must not wait until all namespaces have been looked at.
+            yield_now().await;
+        }
+        outdated
     }
 
     /// What is to be in the map of a namespace; none for what is left as it is.
