@@ -19,7 +19,7 @@ use crate::flags::cluster::ClusterFlags;
 use kubeconfig::{Chosen, DEFAULT_MANAGER_NAMESPACE};
 
 pub use commands::{Check, ClusterCommand};
-pub(crate) use forward::Port;
+pub(crate) use forward::{Port, is_not_ready};
 pub(crate) use login::Login;
 
 /// Name of the manager's Service, whatever the release is called.

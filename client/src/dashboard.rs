@@ -24,7 +24,7 @@ const ACCEPT_DELAY: Duration = Duration::from_millis(100);
 /// No manager is reached, or the port is taken.
 pub async fn dashboard(flags: &Dashboard) -> Result<(), Failure> {
     let way = Way::open(&flags.manager).await?;
-    session::connect(&way, session::FIRST_CONTACT_TIMEOUT).await?;
+    session::connect(&way, session::START_TIMEOUT).await?;
     let cluster = match &way {
         Way::Address(address) => {
             let address = address.trim_start_matches("http://").trim_end_matches('/');

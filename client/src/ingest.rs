@@ -30,12 +30,11 @@ pub async fn ingest(flags: &Ingest, stop: Stop) -> Result<(), Failure> {
     leftovers::take_away_all();
     flags.container.mount.check()?;
     let timeout = Duration::from_secs(flags.timeout);
-    let first_contact = session::FIRST_CONTACT_TIMEOUT.min(timeout);
     let connected = async {
         let way = Way::open(&flags.manager).await?;
         let namespace = flags.namespace.as_deref().unwrap_or(way.namespace());
         let client = session::client_info(&flags.manager.client, namespace);
-        let manager = session::connect(&way, first_contact).await?;
+        let manager = session::connect(&way, timeout).await?;
         Ok((manager, client, way))
     };
     let Some(connected) = stop.orderly.run_until_cancelled(connected).await else {

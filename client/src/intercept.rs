@@ -60,7 +60,6 @@ pub async fn create(flags: &Create, stop: Stop) -> Result<(), Failure> {
     flags.container.mount.check()?;
     let pod_ports = PodPorts::open(&flags.to_pod)?;
     let timeout = Duration::from_secs(flags.timeout);
-    let first_contact = session::FIRST_CONTACT_TIMEOUT.min(timeout);
     let connected = async {
         let way = Way::open(&flags.manager).await?;
         let namespace = flags.namespace.as_deref().unwrap_or(way.namespace());
@@ -68,7 +67,7 @@ pub async fn create(flags: &Create, stop: Stop) -> Result<(), Failure> {
         for (name, value) in &flags.http_header {
             filters::advice(name, value).iter().for_each(note);
         }
-        let manager = session::connect(&way, first_contact).await?;
+        let manager = session::connect(&way, timeout).await?;
         Ok((namespace.to_owned(), spec, manager, way))
     };
     // Nothing exists yet that would have to be removed.

@@ -20,7 +20,7 @@ const LIST_TIMEOUT: Duration = Duration::from_secs(15);
 /// Prints all intercepts the manager knows.
 pub async fn list(flags: &List) -> Result<(), Failure> {
     let way = Way::open(&flags.manager).await?;
-    let mut manager = session::connect(&way, session::FIRST_CONTACT_TIMEOUT).await?;
+    let mut manager = session::connect(&way, session::START_TIMEOUT).await?;
     let mut intercepts = all(&mut manager).await?;
     let me = &flags.manager.client;
     listing::sort(&mut intercepts, me);
@@ -38,7 +38,7 @@ pub async fn list(flags: &List) -> Result<(), Failure> {
 /// Removes an intercept of this client; the process that serves it notices and ends.
 pub async fn leave(flags: &Leave) -> Result<(), Failure> {
     let way = Way::open(&flags.manager).await?;
-    let mut manager = session::connect(&way, session::FIRST_CONTACT_TIMEOUT).await?;
+    let mut manager = session::connect(&way, session::START_TIMEOUT).await?;
     let mut named = all(&mut manager).await?;
     named.retain(|info| {
         let spec = info.spec.as_ref();

@@ -1,20 +1,21 @@
 //! The workstation's session with the manager: connect, arrive, remain, resume, depart.
 
+use std::error::Error;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
-use tokio::time::{Instant, interval_at, sleep, timeout};
+use tokio::time::{Instant, interval_at, sleep, timeout_at};
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Request, Status};
+use tonic::{Code, Request, Response, Status};
 use traffic_proto::manager::manager_client::ManagerClient;
 use traffic_proto::manager::{
-    ClientInfo, InterceptInfo, ReconnectClientRequest, RemainRequest, SessionInfo,
+    ClientInfo, InterceptInfo, ReconnectClientRequest, RemainRequest, SessionInfo, VersionInfo2,
 };
 use traffic_proto::tunnel::{GRPC_LIMIT, MAX_FRAME};
 
 use crate::Failure;
-use crate::cluster::{Cluster, Login, Port};
+use crate::cluster::{Cluster, Login, Port, is_not_ready};
 use crate::credentials::Credentials;
 use crate::report::note;
 
@@ -22,10 +23,14 @@ use crate::report::note;
 const VERSION: &str = "v2.27.5";
 /// Time for one call.
 pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(15);
-/// Default time to look for the manager at the start.
+/// Time to look for the manager at the start.
 pub(crate) const FIRST_CONTACT_TIMEOUT: Duration = Duration::from_secs(15);
+/// The same for one that is installed and not ready, such as one that has just died.
+pub(crate) const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time after which a user is told what is waited for.
 const QUIET_TIMEOUT: Duration = Duration::from_secs(1);
+/// Delay before a manager that did not answer the first call is asked again.
+const CONTACT_DELAY: Duration = Duration::from_millis(100);
 /// Delay before a manager that broke off is asked again.
 const RETRY_DELAY: Duration = Duration::from_millis(300);
 /// Interval of the Remain call.
@@ -136,21 +141,13 @@ pub(crate) fn endpoint(address: &str) -> Result<Endpoint, Failure> {
         .initial_connection_window_size(CONNECTION_WINDOW))
 }
 
-/// Connects to the manager; waits for one that is just starting.
-pub(crate) async fn connect(way: &Way, patience: Duration) -> Result<Manager, Failure> {
+/// Connects to the manager, within [`FIRST_CONTACT_TIMEOUT`], or [`START_TIMEOUT`] if one is about
+/// to start, and never longer than `longest`.
+pub(crate) async fn connect(way: &Way, longest: Duration) -> Result<Manager, Failure> {
     let credentials = Credentials::default();
     let manager = ManagerClient::with_interceptor(way.channel()?, credentials.clone());
     let mut manager = manager.max_decoding_message_size(GRPC_LIMIT);
-    let mut last = None;
-    let answer = timeout(patience, async {
-        loop {
-            match manager.version(()).await {
-                Ok(version) => return version,
-                Err(status) => last = Some(status),
-            }
-            sleep(Duration::from_millis(100)).await;
-        }
-    });
+    let answer = first_answer(&mut manager, longest);
     let waiting = async {
         // A manager that is there answers before anybody reads a line.
         sleep(QUIET_TIMEOUT).await;
@@ -161,13 +158,13 @@ pub(crate) async fn connect(way: &Way, patience: Duration) -> Result<Manager, Fa
         answer = answer => answer,
         never = waiting => match never {},
     };
-    let Ok(version) = answer else {
+    let version = answer.map_err(|last| {
         let why = last.map(|status| status_text(&status)).unwrap_or_default();
-        return Err(Failure::Failed(format!(
+        Failure::Failed(format!(
             "no traffic-manager answers at {way}: {why}; {}",
             way.hint()
-        )));
-    };
+        ))
+    })?;
     credentials.answer(version.metadata(), way.login()).await?;
     // Ours has a name and a version of its own beside the one that stock clients choose their calls by.
     let own = version.metadata().get(OWN_VERSION);
@@ -181,6 +178,29 @@ pub(crate) async fn connect(way: &Way, patience: Duration) -> Result<Manager, Fa
         None => note(format_args!("Connected to {announced} at {way}")),
     }
     Ok(manager)
+}
+
+/// The manager's answer to the first call, else the last error, if it gave any.
+async fn first_answer(
+    manager: &mut Manager,
+    longest: Duration,
+) -> Result<Response<VersionInfo2>, Option<Status>> {
+    let (begin, mut allowed) = (Instant::now(), FIRST_CONTACT_TIMEOUT);
+    let mut last = None;
+    loop {
+        let deadline = begin + allowed.min(longest);
+        match timeout_at(deadline, manager.version(())).await {
+            Ok(Ok(version)) => return Ok(version),
+            Ok(Err(status)) => {
+                if causes(&status).any(is_not_ready) {
+                    allowed = START_TIMEOUT;
+                }
+                last = Some(status);
+            }
+            Err(_elapsed) => return Err(last),
+        }
+        sleep(CONTACT_DELAY).await;
+    }
 }
 
 /// Time in which a manager that breaks off while something begins, because it restarts, is asked
@@ -314,7 +334,12 @@ pub(crate) fn is_away(status: &Status) -> bool {
 /// Returns true if the connection to the manager broke before it answered a call.
 pub(crate) fn is_broken_off(status: &Status) -> bool {
     // Answers have no source, whatever their code.
-    is_away(status) && std::error::Error::source(status).is_some()
+    is_away(status) && Error::source(status).is_some()
+}
+
+/// Errors behind a status, nearest first.
+fn causes(status: &Status) -> impl Iterator<Item = &(dyn Error + 'static)> {
+    std::iter::successors(Error::source(status), |&error| error.source())
 }
 
 /// Formats a status: the message, and its cause if the transport knows more.
@@ -324,10 +349,12 @@ pub(crate) fn status_text(status: &Status) -> String {
     } else {
         status.message().to_owned()
     };
-    let mut source = std::error::Error::source(status);
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
+    for cause in causes(status) {
+        let cause = cause.to_string();
+        // Layers between here and the connection repeat what they pass on.
+        if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
     }
     text
 }

@@ -17,7 +17,7 @@ const REMOVAL_TIMEOUT: Duration = Duration::from_secs(150);
 pub async fn uninstall(flags: &Uninstall) -> Result<(), Failure> {
     let way = Way::open(&flags.manager).await?;
     let namespace = flags.namespace.as_deref().unwrap_or(way.namespace());
-    let mut manager = session::connect(&way, session::FIRST_CONTACT_TIMEOUT).await?;
+    let mut manager = session::connect(&way, session::START_TIMEOUT).await?;
     let client = session::client_info(&flags.manager.client, namespace);
     // A manager that breaks off amid the removal goes on with it when it is asked again.
     let mut patience = Patience::new(REMOVAL_TIMEOUT);

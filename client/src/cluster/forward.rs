@@ -40,6 +40,25 @@ enum Target {
     },
 }
 
+/// A manager is installed, and starts or is broken.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the traffic-manager in namespace {namespace} is not ready; see kubectl -n {namespace} \
+    describe pod {pod}"
+)]
+struct NotReady {
+    namespace: String,
+    pod: String,
+}
+
+/// Returns true if this is the error of a manager that is installed and not ready.
+pub(crate) fn is_not_ready(error: &(dyn std::error::Error + 'static)) -> bool {
+    let inner = error
+        .downcast_ref::<io::Error>()
+        .and_then(io::Error::get_ref);
+    inner.is_some_and(|it| it.is::<NotReady>())
+}
+
 impl Port {
     pub(super) fn manager(client: Client, namespace: String) -> Self {
         Self {
@@ -105,19 +124,19 @@ impl Port {
         let pods = pods.map_err(|error| self.failed(&error))?;
         let Some(pod) = pods.iter().find(|pod| is_ready(pod)) else {
             let namespace = &self.namespace;
-            let message = if pods.is_empty() {
-                format!(
-                    "no traffic-manager in namespace {namespace}; install one with intercept helm \
-                    install, or name its namespace with --manager-namespace"
-                )
-            } else {
-                format!(
-                    "the traffic-manager in namespace {namespace} is not ready; see kubectl -n \
-                    {namespace} describe pod {}",
-                    name_of(&pods[0])
-                )
-            };
-            return Err(io::Error::new(io::ErrorKind::NotFound, message));
+            return Err(match pods.first() {
+                Some(pod) => io::Error::other(NotReady {
+                    namespace: namespace.clone(),
+                    pod: name_of(pod),
+                }),
+                None => io::Error::new(
+                    io::ErrorKind::NotFound,
+                    format!(
+                        "no traffic-manager in namespace {namespace}; install one with intercept \
+                        helm install, or name its namespace with --manager-namespace"
+                    ),
+                ),
+            });
         };
         Ok((name_of(pod), self.api_port(pod).await))
     }
