@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use harness::process::Process;
+use harness::wait::until_within;
 use harness::{ports, programs};
 
 use crate::cluster::{Cluster, User};
@@ -14,6 +15,9 @@ use crate::manager::Manager;
 
 /// Header that intercepts ask for unless told otherwise.
 pub const HEADER: &str = "x-dev: me";
+
+/// Time for an intercept to become active, unless told otherwise.
+const INTERCEPT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A machine with a kubeconfig.
 #[derive(Debug)]
@@ -24,6 +28,8 @@ pub struct Workstation<'a> {
     manager_namespace: Option<String>,
     /// Name of the developer.
     client: String,
+    /// Time for an intercept to become active.
+    timeout: Duration,
 }
 
 /// An intercept that is being served.
@@ -76,7 +82,15 @@ impl<'a> Workstation<'a> {
             kubeconfig,
             manager_namespace,
             client: format!("dev-{number}@workstation"),
+            timeout: INTERCEPT_TIMEOUT,
         }
+    }
+
+    /// The same with so much time for an intercept to become active.
+    #[must_use]
+    pub fn patient(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
     }
 
     /// The client's command with these arguments.
@@ -115,7 +129,9 @@ impl<'a> Workstation<'a> {
     /// Waits until the intercept is active.
     pub fn intercept(&self, namespace: &str, workload: &str, options: &[&str]) -> Served {
         let served = self.start(namespace, workload, options);
-        served.process.line("Intercepting");
+        until_within(self.timeout, "the intercept to be active", || {
+            (!served.process.lines("Intercepting").is_empty()).then_some(())
+        });
         served
     }
 
@@ -143,7 +159,8 @@ impl<'a> Workstation<'a> {
         let identifier = options.iter().find_map(|it| it.strip_prefix("--port="));
         let port = format!("--port={port}{}", identifier.unwrap_or(""));
         let mut arguments = vec![command, &name, "--workload", workload];
-        arguments.extend(["--namespace", namespace, &port, "--timeout=60"]);
+        let timeout = format!("--timeout={}", self.timeout.as_secs());
+        arguments.extend(["--namespace", namespace, &port, &timeout]);
         if !is_global {
             arguments.extend(["--http-header", "x-dev=me"]);
         }

@@ -12,6 +12,8 @@ use super::life::{Row, live, rows};
 const RATE: u32 = 50;
 /// Apps whose pods can be replaced without anybody's notice.
 const LOADED: [&str; 3] = ["by-name", "by-number", "bare"];
+/// Time for an intercept: in all the managers have to live long enough to replace the pods.
+const INTERCEPT_TIMEOUT: Duration = Duration::from_secs(180);
 /// Deaths that each intercept outlives.
 const OUTLIVED: usize = 2;
 /// Time for them.
@@ -33,7 +35,7 @@ impl Pauses {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
-        Duration::from_millis(1_000 + self.0 % 9_000)
+        Duration::from_millis(2_000 + self.0 % 10_000)
     }
 }
 
@@ -82,7 +84,8 @@ fn intercepts_are_made_served_and_ended_while_managers_die() {
                     (deaths.load(Ordering::SeqCst) >= until).then_some(())
                 });
             };
-            scope.spawn(move || live(namespace, &Workstation::new(manager), row, &outlive))
+            let workstation = Workstation::new(manager).patient(INTERCEPT_TIMEOUT);
+            scope.spawn(move || live(namespace, &workstation, row, &outlive))
         });
         let lives: Vec<_> = lives.collect();
         let ended: Vec<_> = lives.into_iter().map(|it| it.join()).collect();
