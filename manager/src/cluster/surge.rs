@@ -25,6 +25,8 @@ const READY_TIMEOUT: Duration = Duration::from_secs(120);
 const BUDGET_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pause between evictions that a budget refuses.
 const BUDGET_INTERVAL: Duration = Duration::from_secs(1);
+/// Time for a pod in place of the one that was evicted.
+const REPLACED_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for the caches to show that the additional pod goes.
 const SHRINK_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -125,12 +127,26 @@ impl Surging<'_> {
             return Err(format!("a second pod was not ready within {seconds}s"));
         }
         let pods = self.planner.judge(&key);
-        let first = pods.iter().find(|it| is_first(&it.pod) && !it.matches);
-        match first {
-            Some(first) => self.evict(&first.pod).await,
-            // Gone already.
-            None => Ok(()),
+        // Else it is gone already.
+        if let Some(first) = pods.iter().find(|it| is_first(&it.pod) && !it.matches) {
+            self.evict(&first.pod).await?;
         }
+        self.shows_replaced().await;
+        Ok(())
+    }
+
+    /// Waits until the ReplicaSet has made a pod in place of the first one. Its controller hears of
+    /// pods and of sizes in two ways: one that heard of the smaller size first would take the second
+    /// pod away, and nobody would serve.
+    async fn shows_replaced(&self) {
+        let key = self.surge.key();
+        let is_replaced = || {
+            let pods = self.planner.judge(&key);
+            let others = pods.iter().filter(|it| it.pod.uid != self.surge.pod);
+            i32::try_from(others.count()).is_ok_and(|it| it >= self.surge.grown())
+        };
+        // A quota may leave no room for it; by then the controller has heard of everything.
+        self.shows(REPLACED_TIMEOUT, is_replaced).await;
     }
 
     async fn evict(&self, first: &PodFacts) -> Result<(), String> {

@@ -19,215 +19,9 @@ use crate::cluster::objects::{PodFacts, PodObject, WorkloadFacts};
 use crate::cluster::rollout::Roller;
 use crate::cluster::wishes::Wishes;
 
-/// What a manager asks the API server for, in the order of a surge.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
-    WriteDown,
-    Grow,
-    Evict,
-    Shrink,
-    Forget,
-}
+mod server;
 
-const STEPS: [Step; 5] = [
-    Step::WriteDown,
-    Step::Grow,
-    Step::Evict,
-    Step::Shrink,
-    Step::Forget,
-];
-
-/// Far more than anything takes, on a clock that jumps.
-const STEP_TIMEOUT: Duration = Duration::from_secs(3600);
-
-/// An API server with one ReplicaSet, its controller, and the manager's ConfigMap.
-struct Server {
-    state: Mutex<State>,
-    done: watch::Sender<Option<Step>>,
-}
-
-struct State {
-    replicas: i32,
-    pods: Vec<PodFacts>,
-    config: BTreeMap<String, String>,
-    steps: Vec<Step>,
-    /// Pods that were made.
-    made: usize,
-    /// Digest of pods that the webhook gives an agent; none: it is not there.
-    digest: Option<String>,
-    /// New pods become ready.
-    serves: bool,
-    /// Evictions that a disruption budget refuses from now on.
-    refusals: usize,
-    /// Step after which the manager hears nothing more, and does nothing.
-    last: Option<Step>,
-    /// Caches of the manager that lives.
-    caches: Arc<Caches>,
-}
-
-impl State {
-    /// What the ReplicaSet's controller does, and what watches bring of it.
-    fn reconcile(&mut self) {
-        let wanted = usize::try_from(self.replicas).unwrap();
-        while self.pods.len() < wanted {
-            self.made += 1;
-            let mut pod = pod(self.made, self.digest.as_deref());
-            pod.ready = self.serves;
-            self.pods.push(pod);
-        }
-        while self.pods.len() > wanted {
-            let idle = self.pods.iter().rposition(|pod| !pod.ready);
-            let youngest = self.pods.len() - 1;
-            self.pods.remove(idle.unwrap_or(youngest));
-        }
-        self.show();
-    }
-
-    fn show(&self) {
-        let pods = self.pods.iter();
-        let pods = pods.map(|pod| ("n".to_owned(), pod.name.clone(), pod.clone()));
-        self.caches.pods.replace(None, pods.collect());
-        let sets = &self.caches.replica_sets;
-        sets.put("n", "bare", replica_set(self.replicas));
-        self.caches.touch("n");
-    }
-
-    fn answer(&mut self, path: &str, body: &Value) -> (u16, Option<Step>) {
-        if path.ends_with("/configmaps/traffic-manager") {
-            let data = body["data"].as_object().unwrap();
-            for (key, value) in data {
-                match value.as_str() {
-                    Some(text) => self.config.insert(key.clone(), text.to_owned()),
-                    None => self.config.remove(key),
-                };
-            }
-            let step = match data.get(super::super::saved_state::SURGES) {
-                None => None,
-                Some(Value::Null) => Some(Step::Forget),
-                Some(_) => Some(Step::WriteDown),
-            };
-            return (200, step);
-        }
-        if path.ends_with("/replicasets/bare/scale") {
-            assert_eq!(body[0]["value"], "uid");
-            if body[1]["value"] != self.replicas {
-                return (422, None);
-            }
-            let to = i32::try_from(body[2]["value"].as_i64().unwrap()).unwrap();
-            let step = match to - self.replicas {
-                0 => None,
-                1 => Some(Step::Grow),
-                _ => Some(Step::Shrink),
-            };
-            self.replicas = to;
-            self.reconcile();
-            return (200, step);
-        }
-        if let Some(name) = path.strip_suffix("/eviction") {
-            let ready = self.pods.iter().filter(|it| it.ready).count();
-            assert!(ready > 1, "nobody serves: {:?}", self.steps);
-            if let Some(left) = self.refusals.checked_sub(1) {
-                self.refusals = left;
-                return (429, None);
-            }
-            self.pods.retain(|pod| !name.ends_with(&pod.name));
-            self.reconcile();
-            return (201, Some(Step::Evict));
-        }
-        (201, None)
-    }
-}
-
-impl Server {
-    /// One pod, without an agent.
-    fn new() -> Arc<Self> {
-        let state = State {
-            replicas: 1,
-            pods: Vec::new(),
-            config: BTreeMap::new(),
-            steps: Vec::new(),
-            made: 0,
-            digest: None,
-            serves: true,
-            refusals: 0,
-            last: None,
-            caches: Caches::new(&[Kind::ReplicaSet]),
-        };
-        let server = Arc::new(Self {
-            state: Mutex::new(state),
-            done: watch::Sender::new(None),
-        });
-        server.change(State::reconcile);
-        server
-    }
-
-    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
-        change(&mut lock(&self.state))
-    }
-
-    fn client(self: &Arc<Self>) -> Client {
-        let this = self.clone();
-        let service = tower::service_fn(move |request| this.clone().serve(request));
-        Client::new(service, "n")
-    }
-
-    async fn serve(self: Arc<Self>, request: Request<Body>) -> Result<Response<Body>, kube::Error> {
-        let path = request.uri().path().to_owned();
-        let body = request.into_body().collect_bytes().await?;
-        let body: Value = serde_json::from_slice(&body).unwrap_or_default();
-        let (code, step, is_last) = self.change(|state| {
-            let (code, step) = state.answer(&path, &body);
-            state.steps.extend(step);
-            (code, step, step.is_some() && step == state.last)
-        });
-        if step.is_some() {
-            self.done.send_replace(step);
-        }
-        if is_last {
-            std::future::pending::<()>().await;
-        }
-        let status = json!({"kind": "Status", "status": "Failure", "code": code, "message": "no"});
-        let answer = if code < 300 { json!({}) } else { status };
-        let response = Response::builder().status(code);
-        Ok(response
-            .body(Body::from(answer.to_string().into_bytes()))
-            .unwrap())
-    }
-
-    async fn has_done(&self, step: Step) {
-        let mut done = self.done.subscribe();
-        let done = timeout(STEP_TIMEOUT, done.wait_for(|it| *it == Some(step))).await;
-        assert!(
-            done.is_ok(),
-            "{step:?} never came: {:?}",
-            self.change(|state| state.steps.clone())
-        );
-    }
-}
-
-fn replica_set(replicas: i32) -> WorkloadFacts {
-    let object = json!({
-        "metadata": {"name": "bare", "namespace": "n", "uid": "uid"},
-        "spec": {"replicas": replicas, "template": {"metadata": {"labels": {"app": "bare"}},
-            "spec": {"containers": [{"name": "app", "ports": [{"containerPort": 8080}]}]}}},
-    });
-    WorkloadFacts::new(Kind::ReplicaSet, &serde_json::from_value(object).unwrap())
-}
-
-fn pod(number: usize, digest: Option<&str>) -> PodFacts {
-    let owner = json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "bare",
-        "uid": "uid", "controller": true});
-    let mut object = json!({
-        "metadata": {"name": format!("bare-{number}"), "namespace": "n",
-            "uid": format!("pod-{number}"), "ownerReferences": [owner]},
-        "spec": {"containers": [{"name": "app"}]},
-    });
-    if let Some(digest) = digest {
-        object["metadata"]["annotations"] = json!({injector::annotations::DIGEST: digest});
-        object["spec"]["containers"] = json!([{"name": "app"}, {"name": "traffic-agent"}]);
-    }
-    PodFacts::from(&serde_json::from_value::<PodObject>(object).unwrap())
-}
+use server::{STEP_TIMEOUT, STEPS, Server, Step, replica_set};
 
 /// A manager that leads, until it is dropped.
 struct Leader {
@@ -485,6 +279,30 @@ async fn a_budget_that_keeps_the_pod_is_named_and_the_first_pod_stays() {
         let names: Vec<_> = state.pods.iter().map(|pod| pod.name.as_str()).collect();
         assert_eq!((state.replicas, names), (1, vec!["bare-1"]));
     });
+}
+
+/// The ReplicaSet's controller may hear of an eviction later than of a smaller size.
+#[tokio::test(start_paused = true)]
+async fn the_second_pod_stays_though_the_controller_hears_late_of_the_eviction() {
+    let server = Server::new();
+    server.change(|state| state.hears_after = Duration::from_secs(3));
+    let leader = Leader::start(&server).await;
+    leader.want(&server);
+    leader.is_settled(&server).await;
+    server.change(|state| assert_eq!(state.steps, STEPS));
+    assert_done(&server, "heard late");
+}
+
+/// No third pod ever comes, as where a quota leaves no room.
+#[tokio::test(start_paused = true)]
+async fn a_surge_ends_without_a_pod_in_place_of_the_evicted_one() {
+    let server = Server::new();
+    server.change(|state| state.most = 2);
+    let leader = Leader::start(&server).await;
+    leader.want(&server);
+    leader.is_settled(&server).await;
+    server.change(|state| assert_eq!(state.steps, STEPS));
+    assert_done(&server, "no room");
 }
 
 #[tokio::test(start_paused = true)]
