@@ -4,6 +4,7 @@
 pub mod app;
 pub mod app_tls;
 pub mod copy_memory;
+pub mod datagrams;
 mod liveness;
 pub mod probe;
 pub mod queues;

@@ -12,7 +12,7 @@ use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 use traffic_proto::ConnId;
 use traffic_proto::agent::agent_client::AgentClient;
-use traffic_proto::dialer::{self, DatagramObserver, DialError, Outgoing};
+use traffic_proto::dialer::{self, DatagramObserver, DialError, Outgoing, Refused};
 use traffic_proto::manager::{DialRequest, SessionInfo, TunnelMessage};
 use traffic_proto::tunnel::{Message, StreamInfo, duration_from_nanos};
 
@@ -149,9 +149,13 @@ struct Datagrams<'a> {
 }
 
 impl DatagramObserver for Datagrams<'_> {
-    fn refused(&self) {
+    fn refused(&self, fate: Refused) {
         self.tunnel.failed();
-        self.warnings.datagram_lost(self.destination);
+        match fate {
+            Refused::Lost => self.warnings.datagram_lost(self.destination),
+            // The agent gives the flow to the app, as it does with connections.
+            Refused::Rejected => self.warnings.dial_failed(self.destination),
+        }
     }
 
     fn answered(&self) {

@@ -5,7 +5,6 @@
 //! them, so a slow reader slows only its own sender, and no more than a few messages are held.
 
 use std::io;
-use std::sync::Mutex;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -14,19 +13,20 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::timeout;
 use tonic::Status;
 
 use crate::conn_id::ConnId;
 use crate::manager::TunnelMessage;
 use crate::port::Transport;
-use crate::sync::lock;
 use crate::tunnel::{Message, TCP_IDLE_TIMEOUT, begin_normal};
 
 mod datagrams;
+mod life;
 
-pub use datagrams::DatagramObserver;
 use datagrams::copy_udp;
+pub use datagrams::{DatagramObserver, Refused};
+use life::{Activity, Pulse};
 
 /// Default dial timeout if the stream names none.
 pub const DEFAULT_DIAL_TIMEOUT: Duration = Duration::from_secs(3);
@@ -91,6 +91,8 @@ pub enum Carried {
     Whole,
     /// The dialled side was lost.
     TargetLost,
+    /// Nothing listens where datagrams were sent, and the peer was told by a rejection.
+    Refused,
     /// The tunnel was lost; the dialled side was reset.
     TunnelLost,
     /// Idle timeout: nothing moved.
@@ -110,13 +112,15 @@ pub struct DialError {
 /// Reason copying stopped before both directions ended.
 enum Broken {
     Target,
+    Refused,
     Tunnel,
     Idle,
 }
 
 /// Dials the destination of `conn` within `dial_timeout` (zero means the default) and copies until
 /// both directions have ended. `datagrams` hears what becomes of those of a UDP flow. To be called
-/// once the stream is open: after `StreamInfo` and `StreamOk`.
+/// once the stream is open: after `StreamInfo` and `StreamOk`. A peer that has sent a keep-alive ahead
+/// of its first datagram gets a rejection, late as it is, where nothing listens at the destination.
 pub async fn serve<S, T>(
     conn: ConnId,
     dial_timeout: Duration,
@@ -159,7 +163,7 @@ where
             Ok(match socket {
                 Socket::Tcp(stream) => copy_tcp(stream, &mut incoming, &mut outgoing).await,
                 Socket::Udp(socket) => {
-                    copy_udp(socket, &mut incoming, &mut outgoing, datagrams).await
+                    copy_udp(socket, &mut incoming, &mut outgoing, datagrams, true).await
                 }
             })
         }
@@ -185,7 +189,7 @@ pub async fn carry_datagrams<S, T>(
 where
     S: Stream<Item = Result<TunnelMessage, Status>> + Unpin,
 {
-    copy_udp(socket, &mut incoming, &mut outgoing, &()).await
+    copy_udp(socket, &mut incoming, &mut outgoing, &(), false).await
 }
 
 /// Rejects the stream without a dial, and stays until the peer has received that.
@@ -193,7 +197,16 @@ pub async fn reject<S, T>(incoming: &mut S, mut outgoing: Outgoing<T>)
 where
     S: Stream<Item = Result<TunnelMessage, Status>> + Unpin,
 {
-    let _ = outgoing.send(Message::DialReject.encode()).await;
+    reject_rest(incoming, &mut outgoing).await;
+}
+
+/// Rejects what the peer has sent and sends, and stays until it has received that.
+async fn reject_rest<S, T>(incoming: &mut S, outgoing: &mut Outgoing<T>)
+where
+    S: Stream<Item = Result<TunnelMessage, Status>> + Unpin,
+{
+    let rejection = outgoing.send(Message::DialReject.encode());
+    let _ = timeout(LINGER_TIMEOUT, rejection).await;
     outgoing.close();
     until_ended(incoming, LINGER_TIMEOUT).await;
 }
@@ -244,10 +257,7 @@ impl<T> Outgoing<T> {
 
     /// The way to answer keep-alives beside the data; it does not keep the stream open.
     fn pulse(&self) -> Pulse<T> {
-        Pulse {
-            tx: self.tx.as_ref().map(mpsc::Sender::downgrade),
-            wrap: self.wrap,
-        }
+        Pulse::new(self.tx.as_ref().map(mpsc::Sender::downgrade), self.wrap)
     }
 
     /// Resolves when the receiver is gone.
@@ -259,57 +269,6 @@ impl<T> Outgoing<T> {
 
     fn close(&mut self) {
         self.tx = None;
-    }
-}
-
-/// Answers keep-alives.
-struct Pulse<T> {
-    tx: Option<mpsc::WeakSender<T>>,
-    wrap: fn(TunnelMessage) -> T,
-}
-
-impl<T> Pulse<T> {
-    /// A full queue is on its way to the peer, and says as much as an answer.
-    fn beat(&self) {
-        if let Some(tx) = self.tx.as_ref().and_then(mpsc::WeakSender::upgrade) {
-            let payload = Message::KeepAlive.encode();
-            let _ = tx.try_send((self.wrap)(TunnelMessage { payload }));
-        }
-    }
-}
-
-/// Time of the last activity in either direction.
-struct Activity {
-    idle: Duration,
-    last: Mutex<Instant>,
-}
-
-impl Activity {
-    fn new(idle: Duration) -> Self {
-        Self {
-            idle,
-            last: Mutex::new(Instant::now()),
-        }
-    }
-
-    fn touch(&self) {
-        *self.last() = Instant::now();
-    }
-
-    fn last(&self) -> std::sync::MutexGuard<'_, Instant> {
-        lock(&self.last)
-    }
-
-    /// Resolves when nothing has moved for the idle time.
-    async fn stale(&self) -> Result<std::convert::Infallible, Broken> {
-        loop {
-            let deadline = *self.last() + self.idle;
-            // Read again after each sleep, because activity moves the deadline.
-            if deadline <= Instant::now() {
-                return Err(Broken::Idle);
-            }
-            sleep_until(deadline).await;
-        }
     }
 }
 
@@ -346,7 +305,7 @@ where
             until_ended(incoming, TCP_IDLE_TIMEOUT).await;
             Carried::Whole
         }
-        Err(Broken::Target) => {
+        Err(Broken::Target | Broken::Refused) => {
             let rest = send_rest(&mut read, outgoing, &activity);
             tokio::join!(rest, until_ended(incoming, LINGER_TIMEOUT));
             Carried::TargetLost
@@ -458,7 +417,7 @@ where
             // The peer's half-close; our direction continues.
             Message::CloseSend => return Ok(None),
             Message::Disconnect | Message::DialReject => return Err(Broken::Tunnel),
-            Message::KeepAlive => pulse.beat(),
+            Message::KeepAlive => pulse.answer(),
             _ => {}
         }
     }

@@ -3,6 +3,9 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use harness::process::Process;
 use harness::sidecar::Port;
@@ -112,7 +115,7 @@ fn udp_echo(name: &'static str) -> SocketAddr {
 fn ask_udp(socket: &UdpSocket, address: SocketAddr, text: &str) -> String {
     socket.connect(address).unwrap();
     socket
-        .set_read_timeout(Some(std::time::Duration::from_millis(500)))
+        .set_read_timeout(Some(Duration::from_millis(500)))
         .unwrap();
     until("an answer by UDP", || {
         socket.send(text.as_bytes()).ok()?;
@@ -166,7 +169,7 @@ fn datagrams_without_bytes_pass_both_ways() {
         let intercept = system.intercept("empty", local, flags);
         let socket = UdpSocket::bind(("127.0.0.1", 0)).unwrap();
         socket.connect(system.address()).unwrap();
-        let short = Some(std::time::Duration::from_millis(500));
+        let short = Some(Duration::from_millis(500));
         socket.set_read_timeout(short).unwrap();
         until("an answer without bytes", || {
             socket.send(&[]).ok()?;
@@ -195,19 +198,12 @@ fn a_port_that_is_udp_alone_is_taken_without_saying_so_and_told_as_that() {
     socket.connect(system.address()).unwrap();
     socket.send(b"hello").unwrap();
     intercept.line(&format!(
-        "warning: nothing listens on 127.0.0.1:{local}; 1 datagram was lost"
+        "warning: nothing listens on 127.0.0.1:{local}; 1 request went to the app"
     ));
-    // The same flow goes on.
-    let server = UdpSocket::bind(("127.0.0.1", local)).unwrap();
-    server.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
-    socket.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
-    socket.send(b"again").unwrap();
-    let mut buffer = [0; 64];
-    let (count, from) = server.recv_from(&mut buffer).unwrap();
-    assert_eq!(&buffer[..count], b"again");
-    server.send_to(b"here", from).unwrap();
-    let count = socket.recv(&mut buffer).unwrap();
-    assert_eq!(&buffer[..count], b"here");
+    let server = Server::start(local, Some("laptop"));
+    until("the workstation to answer", || {
+        (ask_udp_once(&socket, "again") == "laptop").then_some(())
+    });
 
     let run = |arguments: &[&str]| {
         let mut command = Command::new(programs::path("intercept"));
@@ -222,6 +218,7 @@ fn a_port_that_is_udp_alone_is_taken_without_saying_so_and_told_as_that() {
     let explained = run(&["explain", "--admin", &admin, "--port", &named]);
     explained.line(&format!("use one of {}/UDP", app.port()));
     assert_eq!(explained.exit().code(), Some(1));
+    server.end();
 }
 
 #[test]
@@ -293,4 +290,135 @@ fn a_udp_port_can_be_taken_and_every_caller_gets_its_own_answers() {
             .starts_with("cluster")
             .then_some(())
     });
+}
+
+/// A UDP server that puts a name before what it hears, or says nothing.
+struct Server {
+    address: SocketAddr,
+    heard: Arc<Mutex<Vec<String>>>,
+    task: JoinHandle<()>,
+}
+
+/// Ends a server.
+const END: &[u8] = b"end of the server";
+
+impl Server {
+    fn start(port: u16, name: Option<&'static str>) -> Self {
+        let socket = UdpSocket::bind(("127.0.0.1", port)).unwrap();
+        let address = socket.local_addr().unwrap();
+        let heard = Arc::<Mutex<Vec<String>>>::default();
+        let hears = heard.clone();
+        let task = std::thread::spawn(move || {
+            let mut buffer = [0; 2000];
+            loop {
+                let (count, from) = socket.recv_from(&mut buffer).unwrap();
+                if &buffer[..count] == END {
+                    return;
+                }
+                let text = String::from_utf8_lossy(&buffer[..count]).into_owned();
+                hears.lock().unwrap().push(text);
+                if let Some(name) = name {
+                    let answer = [name.as_bytes(), b" ", &buffer[..count]].concat();
+                    let _ = socket.send_to(&answer, from);
+                }
+            }
+        });
+        Self {
+            address,
+            heard,
+            task,
+        }
+    }
+
+    fn has_heard(&self, text: &str) -> bool {
+        self.heard.lock().unwrap().iter().any(|it| it == text)
+    }
+
+    /// Closes its port.
+    fn end(self) {
+        let socket = UdpSocket::bind(("127.0.0.1", 0)).unwrap();
+        socket.send_to(END, self.address).unwrap();
+        self.task.join().unwrap();
+    }
+}
+
+/// Asks once; the answer that belongs to it.
+fn ask_udp_once(socket: &UdpSocket, text: &str) -> String {
+    socket.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
+    socket.send(text.as_bytes()).unwrap();
+    let mut buffer = [0; 2000];
+    loop {
+        let count = socket.recv(&mut buffer).unwrap();
+        let answer = String::from_utf8_lossy(&buffer[..count]).into_owned();
+        if let Some(name) = answer.strip_suffix(&format!(" {text}")) {
+            return name.to_owned();
+        }
+    }
+}
+
+fn udp_caller(address: SocketAddr) -> UdpSocket {
+    let socket = UdpSocket::bind(("127.0.0.1", 0)).unwrap();
+    socket.connect(address).unwrap();
+    socket
+}
+
+#[test]
+fn the_app_answers_datagrams_that_nothing_takes_at_the_workstation_until_something_does() {
+    let app = udp_echo("cluster");
+    let system = udp_system(app);
+    for flags in [&[][..], &["--no-direct"]] {
+        let local = ports::free();
+        let port = format!("{local}:{}", app.port());
+        let intercept = system.begin_intercept("dns", &port, flags);
+        intercept.line("state=ACTIVE");
+        system.agent.serves("dns");
+        if flags.is_empty() {
+            intercept.line("direct=connected");
+        }
+        let before = system.agent.stat(".fail_open.dial_rejected");
+        // Each datagram is sent once: the one that was refused is answered as well.
+        let known = udp_caller(system.address());
+        for number in 0..5 {
+            assert_eq!(ask_udp_once(&known, &format!("q{number}")), "cluster");
+        }
+        let new = || ask_udp_once(&udp_caller(system.address()), "new");
+        assert_eq!(new(), "cluster");
+        assert!(system.agent.stat(".fail_open.dial_rejected") > before);
+        let warning = format!("warning: nothing listens on 127.0.0.1:{local}; ");
+        intercept.line(&warning);
+
+        let server = Server::start(local, Some("laptop"));
+        until("the workstation to answer a known caller", || {
+            (ask_udp_once(&known, "who") == "laptop").then_some(())
+        });
+        assert_eq!(new(), "laptop");
+        for number in 0..5 {
+            assert_eq!(ask_udp_once(&known, &format!("q{number}")), "laptop");
+        }
+        server.end();
+        for number in 0..5 {
+            assert_eq!(ask_udp_once(&known, &format!("q{number}")), "cluster");
+        }
+        assert_eq!(new(), "cluster");
+
+        // One that answers nothing lives all the same.
+        let silent = Server::start(local, None);
+        until("another caller to reach the silent server", || {
+            known.send(b"statistics").unwrap();
+            let other = udp_caller(system.address());
+            other.send(b"of another").unwrap();
+            std::thread::sleep(Duration::from_millis(20));
+            silent.has_heard("of another").then_some(())
+        });
+        for number in 0..20 {
+            let text = format!("n{number}");
+            known.send(text.as_bytes()).unwrap();
+            until("it to be heard", || silent.has_heard(&text).then_some(()));
+        }
+        silent.end();
+        assert!(intercept.terminate().success());
+        until("the intercept to end", || {
+            (new() == "cluster").then_some(())
+        });
+    }
 }

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::io::Interest;
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use traffic_proto::conn_id::ConnId;
@@ -270,38 +271,96 @@ async fn udp(conn_id: ConnId, mut io: TunnelIo) {
     }
     let mut tunnel = Tunnel::new(io);
     let mut datagram = vec![0; MAX_DATAGRAM];
+    // Whether the peer knows what to do with a rejection; its first datagram settles that.
+    let mut rejects = None;
     loop {
         let moved = tokio::time::timeout(UDP_IDLE_TIMEOUT, async {
             tokio::select! {
                 sent = tunnel.recv_datagram() => match sent {
                     Ok(Some(payload)) => {
-                        send_datagram(&socket, &payload).await;
-                        true
+                        let knows = *rejects.get_or_insert(tunnel.understands_rejections());
+                        send_datagram(&socket, &payload, knows).await
                     }
-                    Ok(None) | Err(_) => false,
+                    Ok(None) | Err(_) => Moved::Over,
                 },
-                received = socket.recv(&mut datagram) => {
-                    // An ICMP error of an earlier datagram shows here once.
-                    if let Some(payload) = received.ok().and_then(|n| datagram.get(..n)) {
-                        tunnel.send_datagram(payload);
+                received = receive(&socket, &mut datagram) => match received {
+                    Ok(length) => {
+                        tunnel.send_datagram(datagram.get(..length).unwrap_or_default());
+                        Moved::On
                     }
-                    true
+                    Err(error) if is_refusal(&error) => Moved::Refused,
+                    // An ICMP error of an earlier datagram shows here once.
+                    Err(_) => Moved::On,
                 }
             }
         });
-        if !matches!(moved.await, Ok(true)) {
-            return;
+        match moved.await {
+            Ok(Moved::On) => {}
+            Ok(Moved::Refused) if rejects == Some(true) => return reject_rest(tunnel).await,
+            // The flow goes on: somebody may listen when the next datagram comes.
+            Ok(Moved::Refused) => {}
+            Ok(Moved::Over) | Err(_) => return,
         }
     }
 }
 
-/// Sends a datagram, again if the first try only reported that an earlier one was refused. One that the
-/// network refuses is lost, as on any network.
-async fn send_datagram(socket: &UdpSocket, payload: &[u8]) {
+/// What has come of a datagram, one way or the other.
+enum Moved {
+    On,
+    /// Nothing listens at the destination.
+    Refused,
+    /// The workstation has ended the flow.
+    Over,
+}
+
+/// Receives a datagram.
+async fn receive(socket: &UdpSocket, datagram: &mut [u8]) -> io::Result<usize> {
+    loop {
+        // An error alone makes a socket not readable.
+        if socket
+            .ready(Interest::READABLE | Interest::ERROR)
+            .await?
+            .is_error()
+        {
+            let mut error = None;
+            // It has to be said that there is no error any more.
+            let _ = socket.try_io(Interest::ERROR, || {
+                error = socket.take_error()?;
+                Err::<(), _>(io::ErrorKind::WouldBlock.into())
+            });
+            if let Some(error) = error {
+                return Err(error);
+            }
+        }
+        match socket.try_recv(datagram) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            received => return received,
+        }
+    }
+}
+
+/// Sends a datagram. Where the first try only reports that an earlier one was refused, it is sent
+/// again, unless the flow ends by that. One that the network refuses is lost, as on any network.
+async fn send_datagram(socket: &UdpSocket, payload: &[u8], rejects: bool) -> Moved {
     let sent = socket.send(payload).await;
-    if sent.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
+    if !sent.is_err_and(|error| is_refusal(&error)) {
+        return Moved::On;
+    }
+    if !rejects {
         let _ = socket.send(payload).await;
     }
+    Moved::Refused
+}
+
+fn is_refusal(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::ConnectionRefused
+}
+
+/// Says that nothing takes the datagrams of a flow, and keeps the call until the peer has ended it.
+async fn reject_rest(mut tunnel: Tunnel) {
+    tunnel.reject();
+    let rest = async { while let Ok(Some(_)) = tunnel.recv_datagram().await {} };
+    let _ = tokio::time::timeout(REJECT_TIMEOUT, rest).await;
 }
 
 /// Says that the dial failed, and keeps the call until the peer has ended it: ending it earlier would

@@ -79,6 +79,10 @@ impl Liveness {
         self.answers = true;
     }
 
+    pub(super) fn has_announced(&self) -> bool {
+        self.answers
+    }
+
     pub(super) fn sent(&mut self, bytes: usize) {
         self.unread = self.unread.saturating_add(bytes);
         if !self.awaited {

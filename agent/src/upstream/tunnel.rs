@@ -206,6 +206,27 @@ impl Tunnel {
             .unwrap_or(Err(DialFailure::Timeout))
     }
 
+    /// Says ahead of the first datagram that a rejection behind it is understood; peers that do not know
+    /// that ignore it.
+    pub(crate) fn announce_rejections(&mut self) {
+        if let Some(messages) = &mut self.messages {
+            messages.try_send(Frame::from(&Message::KeepAlive));
+        }
+    }
+
+    /// Returns true if the peer has said so.
+    pub(crate) fn understands_rejections(&self) -> bool {
+        self.liveness.has_announced()
+    }
+
+    /// Ends the tunnel by a rejection, however much was carried before.
+    pub(crate) fn reject(&mut self) {
+        self.outgoing_over = true;
+        if let Some(messages) = &mut self.messages {
+            messages.end(Some(Frame::from(&Message::DialReject)));
+        }
+    }
+
     /// Sends one datagram, or drops it (and returns `false`) if the queue is full, the tunnel is
     /// over, or it is too large for a datagram.
     pub fn send_datagram(&mut self, datagram: &[u8]) -> bool {
@@ -220,7 +241,7 @@ impl Tunnel {
     /// Receives the next datagram; `None` when the workstation has ended the flow. Cancel-safe.
     ///
     /// # Errors
-    /// The dial was rejected, or the stream broke.
+    /// The dial was rejected, or a datagram later on (`ConnectionRefused`), or the stream broke.
     pub async fn recv_datagram(&mut self) -> io::Result<Option<Bytes>> {
         // From now on empty messages count, because an empty datagram is valid.
         self.datagrams = true;
@@ -327,7 +348,11 @@ impl Tunnel {
         self.dialled = true;
         self.liveness.dialled();
         if let Some((attempt, _)) = self.attempt.take() {
-            attempt.succeeded(Instant::now().into_std());
+            let now = Instant::now().into_std();
+            match self.datagrams {
+                true => attempt.opened(now),
+                false => attempt.succeeded(now),
+            }
         }
     }
 

@@ -12,6 +12,7 @@ use crate::io::conn::Conn;
 use crate::telemetry::metrics::{FailOpen, Label as _, PortMetrics};
 use crate::telemetry::rate_limit::limited;
 use crate::tls::alpn::TlsInfo;
+use crate::upstream::datagrams::DatagramTunnel;
 use crate::upstream::tunnel::{DialFailure, Tunnel, nothing_listens};
 use crate::upstream::{DialApp, OpenTunnel, Transport, TunnelError};
 use traffic_core::routing::dial_memory::{Admission, Attempt, Skipped};
@@ -143,7 +144,7 @@ impl Workstations<'_> {
         self.concluded(dialled, intercept, caller, attempt)
     }
 
-    /// A tunnel for datagrams, which may be sent at once.
+    /// A way for a flow's datagrams, which may be sent at once.
     ///
     /// # Errors
     /// As [`Self::connect`].
@@ -151,7 +152,7 @@ impl Workstations<'_> {
         &self,
         intercept: &Arc<Intercept>,
         caller: Caller,
-    ) -> Result<Tunnel, NoWorkstation> {
+    ) -> Result<DatagramTunnel, NoWorkstation> {
         let attempt = self.admit(intercept, caller)?;
         let deadline = deadline(intercept, &attempt);
         let waits = attempt.is_doubted();
@@ -166,12 +167,23 @@ impl Workstations<'_> {
         };
         match within_patience(&attempt, opening).await {
             Ok(tunnel) if waits => {
-                attempt.succeeded(now());
-                Ok(tunnel)
+                let tunnel = tunnel.remembered(intercept, None);
+                Ok(DatagramTunnel::on_trial(tunnel, intercept, attempt))
             }
-            Ok(tunnel) => Ok(tunnel.remembered(intercept, Some(attempt))),
-            failed => self.concluded(failed, intercept, caller, attempt),
+            Ok(tunnel) => {
+                let tunnel = tunnel.remembered(intercept, Some(attempt));
+                Ok(DatagramTunnel::new(tunnel, intercept))
+            }
+            Err(failure) => self.concluded(Err(failure), intercept, caller, attempt),
         }
+    }
+
+    /// Counts a flow whose datagrams nothing takes at the workstation, and that the app gets instead.
+    pub fn refused(&self, intercept: &Intercept, caller: Caller) {
+        self.metrics.tunnel_failures.inc();
+        let failure = NoWorkstation::of_dial(&DialFailure::Rejected, intercept);
+        self.report(intercept, caller, &failure);
+        self.fell_back(intercept, failure.why);
     }
 
     /// Returns the path that a tunnel takes now.

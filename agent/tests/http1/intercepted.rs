@@ -152,7 +152,10 @@ async fn after_a_failed_dial_the_app_answers_at_once_until_the_workstation_is_tr
         .tunnels
         .becomes(Behaviour::Dials(named_server("desk").await));
     eventually("the workstation answers", || {
-        intercept.stats.dials.may_try(std::time::Instant::now())
+        intercept
+            .stats
+            .dials
+            .may_try(std::time::Instant::now(), None)
     })
     .await;
     for caller in &mut callers {

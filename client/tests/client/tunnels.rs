@@ -298,6 +298,39 @@ async fn datagrams_that_nothing_takes_are_told_to_the_developer_and_later_ones_p
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_flow_that_nothing_takes_is_rejected_where_the_agent_has_said_that_it_understands() {
+    let manager = Manager::start().await;
+    let local = SocketAddr::from(([127, 0, 0, 1], harness::ports::free()));
+    let (agent, info, client) = active(&manager, local).await;
+    let mut tunnel = Tunnel::open(&agent, &info, Transport::Udp, local).await;
+    tunnel.expect(Message::DialOk).await;
+    tunnel.send(Message::KeepAlive).await;
+    let datagram = Message::Normal("hello".into());
+    tunnel.send(datagram.clone()).await;
+    tunnel.expect(Message::DialReject).await;
+    tunnel.tx = None;
+    assert_eq!(tunnel.next().await, None);
+    client.line(&format!(
+        "warning: nothing listens on {local}; 1 request went to the app"
+    ));
+    // A server that has answered and is gone is the same.
+    let server = UdpSocket::bind(local).unwrap();
+    let limit = Some(harness::wait::WAIT_TIMEOUT);
+    server.set_read_timeout(limit).unwrap();
+    let mut tunnel = Tunnel::open(&agent, &info, Transport::Udp, local).await;
+    tunnel.expect(Message::DialOk).await;
+    tunnel.send(Message::KeepAlive).await;
+    tunnel.send(datagram.clone()).await;
+    let mut buffer = [0; 64];
+    let (count, from) = server.recv_from(&mut buffer).unwrap();
+    server.send_to(&buffer[..count], from).unwrap();
+    tunnel.expect(datagram.clone()).await;
+    drop(server);
+    tunnel.send(datagram.clone()).await;
+    tunnel.expect(Message::DialReject).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_connection_in_flight_is_finished_before_the_client_leaves() {
     let manager = Manager::start().await;
     let app = App::start("local");

@@ -207,10 +207,22 @@ impl DialMemory {
         known.last_failure = None;
     }
 
-    /// Returns true if a request at `now` may dial.
+    /// Notes that nothing takes the datagrams of a flow whose dial had succeeded, as those do whoever
+    /// listens. Flows that are refused side by side count once.
+    pub fn refused(&self, now: Instant, reason: &str) {
+        let mut known = self.lock();
+        if !matches!(known.trust, Trust::Skipped { .. }) {
+            known.failed(now, reason);
+        }
+    }
+
+    /// Returns true if a request at `now` may dial the workstation of this `attachment`.
     #[must_use]
-    pub fn may_try(&self, now: Instant) -> bool {
+    pub fn may_try(&self, now: Instant, attachment: Option<u64>) -> bool {
         let known = self.lock();
+        if attachment.is_some() && attachment != known.attachment {
+            return true;
+        }
         match known.trust {
             Trust::Trusted => true,
             Trust::Doubted => known.leader.is_none(),
@@ -302,6 +314,20 @@ impl Known {
         }
     }
 
+    fn succeeded(&mut self, now: Instant, attempt: &Attempt) {
+        let took = now.saturating_duration_since(attempt.began);
+        self.successes += 1;
+        self.usual = Some(self.usual.map_or(took, |usual| (usual * 3 + took) / 4));
+        if self.slowest(now).is_none_or(|slowest| took >= slowest) {
+            self.slowest = Some((took, now));
+        }
+        self.trust = Trust::Trusted;
+        self.failures = 0;
+        self.last_failure = None;
+        self.attachment = attempt.attachment;
+        self.end_lead(attempt.number);
+    }
+
     fn failed(&mut self, now: Instant, reason: &str) {
         self.failures = self.failures.saturating_add(1);
         self.last_failure = Some(reason.to_owned());
@@ -343,18 +369,19 @@ impl Attempt {
     /// The workstation has connected.
     pub fn succeeded(mut self, now: Instant) {
         self.over = true;
-        let took = now.saturating_duration_since(self.began);
+        self.memory.lock().succeeded(now, &self);
+    }
+
+    /// The workstation has a socket for datagrams, which tells nothing about who listens: a
+    /// workstation that is trusted stays so, and one that is not has to prove more.
+    pub fn opened(mut self, now: Instant) {
+        self.over = true;
         let mut known = self.memory.lock();
-        known.successes += 1;
-        known.usual = Some(known.usual.map_or(took, |usual| (usual * 3 + took) / 4));
-        if known.slowest(now).is_none_or(|slowest| took >= slowest) {
-            known.slowest = Some((took, now));
+        if known.trust == Trust::Trusted {
+            known.succeeded(now, &self);
+        } else {
+            known.end_lead(self.number);
         }
-        known.trust = Trust::Trusted;
-        known.failures = 0;
-        known.last_failure = None;
-        known.attachment = self.attachment;
-        known.end_lead(self.number);
     }
 
     /// The dial has failed. Dials that began side by side fail together and count once.

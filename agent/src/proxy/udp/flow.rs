@@ -12,18 +12,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::net::UdpSocket;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::Sender;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::addr::Caller;
 use crate::limits::Limits;
 use crate::proxy::context::PortContext;
 use crate::proxy::udp::app_end::{AppEnd, OneFamily};
 use crate::proxy::udp::packet;
 use crate::proxy::udp::packet::Local;
-use crate::upstream::tunnel::Tunnel;
-use crate::upstream::workstation;
 use traffic_core::routing::Intercept;
 
 /// Limits of one listening socket.
@@ -55,8 +52,6 @@ impl Default for UdpLimits {
     }
 }
 
-/// Datagrams queued for a tunnel that is opening or too slow; more are dropped.
-const QUEUE_CAPACITY: usize = 64;
 /// Time in which late answers still pass after the caller's datagrams were redirected.
 const LATE_ANSWER_GRACE: Duration = Duration::from_secs(5);
 
@@ -77,18 +72,18 @@ thread_local! {
 pub(crate) struct Flow {
     intercept: Option<Arc<Intercept>>,
     way: FlowTarget,
-    clock: Arc<Clock>,
-    stop: Stop,
+    pub(super) clock: Arc<Clock>,
+    pub(super) stop: Stop,
 }
 
-enum FlowTarget {
+pub(super) enum FlowTarget {
     App(Arc<AppEnd>),
-    Queue(mpsc::Sender<Bytes>),
+    Queue(Sender<Bytes>),
 }
 
 /// A flow's activity: the time of the last, and how many datagrams went each way.
 #[derive(Default)]
-struct Clock {
+pub(super) struct Clock {
     last_ms: AtomicU64,
     /// Questions and answers, as far as it matters: none, one, more.
     asked: AtomicU8,
@@ -113,7 +108,7 @@ pub(crate) struct Reply {
 }
 
 impl Flow {
-    fn new(intercept: Option<Arc<Intercept>>, way: FlowTarget) -> Self {
+    pub(super) fn new(intercept: Option<Arc<Intercept>>, way: FlowTarget) -> Self {
         Self {
             intercept,
             way,
@@ -182,107 +177,13 @@ pub(crate) fn to_app(
     Ok((flow, Box::pin(work)))
 }
 
-/// Starts a flow into a tunnel that is opened meanwhile; falls back to the app if it cannot be.
-pub(crate) fn to_workstation(
-    shared: Arc<PortContext>,
-    intercept: Arc<Intercept>,
-    reply: Reply,
-    limits: UdpLimits,
-    one_family: OneFamily,
-) -> (Flow, Work) {
-    let (queue_tx, mut queue_rx) = mpsc::channel(QUEUE_CAPACITY);
-    let flow = Flow::new(Some(intercept.clone()), FlowTarget::Queue(queue_tx));
-    let (clock, stop) = (flow.clock.clone(), flow.stop.clone());
-    let work = async move {
-        let _live = shared.metrics.udp_flows.hold();
-        let carried = async {
-            let caller = Caller::new(reply.caller);
-            let way = shared.workstations();
-            match way.connect_udp(&intercept, caller).await {
-                Ok(tunnel) => {
-                    workstation::hit(&intercept);
-                    through(tunnel, &mut queue_rx, &reply, &shared, &clock).await;
-                }
-                Err(failure) => {
-                    way.fell_back(&intercept, failure.why);
-                    let app = AppEnd::open(&shared, reply.local, &one_family);
-                    instead_to_app(app, &mut queue_rx, &reply, &shared, &clock).await;
-                }
-            }
-        };
-        tokio::select! {
-            () = carried => {}
-            () = clock.idle(limits) => {}
-            () = stop.requested() => {}
-        }
-    };
-    (flow, Box::pin(work))
-}
-
-/// Moves datagrams both ways through an open tunnel until it ends.
-async fn through(
-    mut tunnel: Tunnel,
-    queue: &mut mpsc::Receiver<Bytes>,
-    reply: &Reply,
-    shared: &PortContext,
-    clock: &Clock,
-) {
-    let mut more = true;
-    loop {
-        tokio::select! {
-            datagram = queue.recv(), if more => match datagram {
-                Some(datagram) => {
-                    tunnel.send_datagram(&datagram);
-                }
-                // The caller's datagrams go to another flow now; answers may still arrive.
-                None => more = false,
-            },
-            answer = tunnel.recv_datagram() => match answer {
-                Ok(Some(answer)) => {
-                    clock.answered();
-                    reply.send(&answer, shared);
-                }
-                Ok(None) => return,
-                Err(error) => {
-                    shared.metrics.tunnel_failures.inc();
-                    tracing::debug!(caller = %reply.caller, %error, "tunnel of a UDP flow ended");
-                    return;
-                }
-            },
-        }
-    }
-}
-
-async fn instead_to_app(
-    app: io::Result<AppEnd>,
-    queue: &mut mpsc::Receiver<Bytes>,
-    reply: &Reply,
-    shared: &PortContext,
-    clock: &Clock,
-) {
-    let app = match app {
-        Ok(app) => app,
-        Err(error) => {
-            shared.metrics.app_connect_failures.inc();
-            tracing::debug!(caller = %reply.caller, %error, "no socket to the app for this flow");
-            return;
-        }
-    };
-    let outward = async {
-        while let Some(datagram) = queue.recv().await {
-            app.send(&datagram);
-        }
-        // Answers may still come after the caller's last datagram.
-        std::future::pending::<()>().await;
-    };
-    tokio::select! {
-        () = outward => {}
-        () = answers_of_app(&app, reply, shared, clock) => {}
-    }
-}
-
 /// Forwards the app's answers for as long as its end lasts.
-async fn answers_of_app(app: &AppEnd, reply: &Reply, shared: &PortContext, clock: &Clock) {
+pub(super) async fn answers_of_app(
+    app: &AppEnd,
+    reply: &Reply,
+    shared: &PortContext,
+    clock: &Clock,
+) {
     let forward = |socket: &UdpSocket| {
         SCRATCH.with_borrow_mut(|buf| {
             buf.resize(traffic_proto::tunnel::MAX_DATAGRAM, 0);
@@ -301,7 +202,7 @@ impl Stop {
         self.evicted.cancel();
     }
 
-    async fn requested(&self) {
+    pub(super) async fn requested(&self) {
         tokio::select! {
             () = self.evicted.cancelled() => return,
             () = self.replaced.cancelled() => {}
@@ -311,7 +212,7 @@ impl Stop {
 }
 
 impl Reply {
-    fn send(&self, datagram: &[u8], shared: &PortContext) {
+    pub(super) fn send(&self, datagram: &[u8], shared: &PortContext) {
         match packet::send(self.socket.as_fd(), datagram, self.caller, self.local) {
             Ok(()) => {
                 shared.metrics.datagrams_out.inc();
@@ -335,7 +236,7 @@ impl Clock {
         self.tick(&self.asked);
     }
 
-    fn answered(&self) {
+    pub(super) fn answered(&self) {
         self.tick(&self.answered);
     }
 
@@ -354,7 +255,7 @@ impl Clock {
     }
 
     /// Resolves when nothing has passed for the time that fits the flow.
-    async fn idle(&self, limits: UdpLimits) {
+    pub(super) async fn idle(&self, limits: UdpLimits) {
         let mut wait = limits.one_shot.min(limits.idle);
         loop {
             let last = Duration::from_millis(self.last_ms.load(Ordering::Relaxed));

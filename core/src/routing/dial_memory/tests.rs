@@ -188,3 +188,29 @@ fn what_is_known_is_said_with_its_reason_until_it_is_forgotten() {
     memory.forget();
     assert_eq!(memory.reachability(now), Reachability::Untried);
 }
+
+#[test]
+fn a_socket_for_datagrams_is_no_success_once_they_were_refused() {
+    let memory = Arc::<DialMemory>::default();
+    let now = Instant::now();
+    let slow = dial(&memory, now);
+    dial(&memory, now).opened(now);
+    assert_eq!(memory.reachability(now), Reachability::Reachable);
+    memory.refused(now, "nothing listens");
+    // Those that were under way side by side are one failure, and late ones change nothing.
+    memory.refused(now, "nothing listens");
+    slow.opened(now + ms(5));
+    assert_eq!(skipped(&memory, now), ms(1000));
+    // The next one proves nothing by its socket either, and leaves the way to others.
+    let later = now + ms(1000);
+    assert!(memory.may_try(later, None));
+    let trying = dial(&memory, later);
+    assert!(!memory.may_try(later, None));
+    trying.opened(later);
+    assert!(memory.may_try(later, None));
+    dial(&memory, later).failed(later, "nothing listens");
+    assert_eq!(skipped(&memory, later), ms(2000));
+    assert!(memory.may_try(later, Some(7)), "it has attached anew");
+    dial(&memory, later + ms(2000)).succeeded(later + ms(2001));
+    assert!(memory.may_try(later + ms(2001), None));
+}

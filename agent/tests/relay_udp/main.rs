@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod refused;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -340,18 +342,19 @@ async fn a_known_caller_follows_an_app_that_moves_to_the_other_family() {
     assert_eq!(agent.shared.metrics.udp_flows.get(), 1);
 }
 
+async fn next_message(far: &mut FarEnd) -> Message {
+    let frame = timeout(WAIT_TIMEOUT, far.from_agent.recv()).await;
+    Message::decode(frame.unwrap().unwrap().payload()).unwrap()
+}
+
+/// The next datagram; that rejections are understood was said before the first.
 async fn hears(far: &mut FarEnd) -> Bytes {
-    match Message::decode(
-        timeout(WAIT_TIMEOUT, far.from_agent.recv())
-            .await
-            .unwrap()
-            .unwrap()
-            .payload(),
-    )
-    .unwrap()
-    {
-        Message::Normal(datagram) => datagram,
-        other => panic!("{other:?}"),
+    loop {
+        match next_message(far).await {
+            Message::Normal(datagram) => return datagram,
+            Message::KeepAlive => {}
+            other => panic!("{other:?}"),
+        }
     }
 }
 
