@@ -51,6 +51,11 @@ fn one_intercept_takes_several_ports_each_to_its_own_place() {
         (who(at_web, &mine) == "web" && who(at_admin, &mine) == "admin").then_some(())
     });
 
+    // One that is not there is said at once, with those that are.
+    let intercept = system.begin_intercept("mine", &first, &["--port", "3000:adm", flags[2]]);
+    intercept.line("no port adm in the agents of workload \"hello\"; they have ");
+    assert_eq!(intercept.exit().code(), Some(1));
+
     // Where nothing listens at one of them its requests go to the app, and the warning names it.
     let nobody = ports::free();
     let second = format!("{nobody}:{}", admin.address().port());

@@ -168,5 +168,6 @@ fn identity(
         sftp_port: files.sftp_port,
         ftp_port: files.ftp_port,
         containers: shared.into_iter().map(container).collect(),
+        ports: crate::control::config::ports(&settings.targets),
     }
 }

@@ -50,6 +50,27 @@ pub struct AgentIdentity {
     pub ftp_port: u16,
     /// App containers.
     pub containers: Vec<Container>,
+    /// Ports that intercepts may name.
+    pub ports: Vec<agent_info::Port>,
+}
+
+/// Returns the ports of the configuration as managers are told them.
+pub(crate) fn ports(targets: &[Target]) -> Vec<agent_info::Port> {
+    let mut ports = Vec::new();
+    for target in targets {
+        for entry in &target.entries {
+            let port = agent_info::Port {
+                name: entry.container_port_name.clone(),
+                number: i32::from(target.container_port.get()),
+                protocol: target.transport.name().to_owned(),
+            };
+            // Several services may lead to one port.
+            if !ports.contains(&port) {
+                ports.push(port);
+            }
+        }
+    }
+    ports
 }
 
 /// Data of an app container that is shared with the owner of an intercept.
@@ -134,6 +155,7 @@ impl AgentIdentity {
                 .iter()
                 .map(|c| (c.name.clone(), container(c)))
                 .collect(),
+            ports: self.ports.clone(),
             ..AgentInfo::default()
         };
         info.set_kind(match self.workload_kind.to_ascii_lowercase().as_str() {

@@ -88,7 +88,7 @@ impl Service {
         let agents = self.arrived(&spec.agent, &spec.namespace).await;
         Ok(Response::new(prepare(
             &spec,
-            agents.first(),
+            &agents,
             &self.settings.agent_image,
         )))
     }

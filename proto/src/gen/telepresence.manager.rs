@@ -66,6 +66,9 @@ pub struct AgentInfo {
     /// one.
     #[prost(bytes = "bytes", tag = "1001")]
     pub proof_key: ::prost::bytes::Bytes,
+    /// Ours; others ignore it. Without a cluster the manager knows the ports from here alone.
+    #[prost(message, repeated, tag = "1002")]
+    pub ports: ::prost::alloc::vec::Vec<agent_info::Port>,
 }
 /// Nested message and enum types in `AgentInfo`.
 pub mod agent_info {
@@ -95,6 +98,18 @@ pub mod agent_info {
             ::prost::alloc::string::String,
             i32,
         >,
+    }
+    /// A port that intercepts may name.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Port {
+        /// May be empty.
+        #[prost(string, tag = "1")]
+        pub name: ::prost::alloc::string::String,
+        #[prost(int32, tag = "2")]
+        pub number: i32,
+        /// TCP or UDP.
+        #[prost(string, tag = "3")]
+        pub protocol: ::prost::alloc::string::String,
     }
 }
 /// What a workstation asks for.

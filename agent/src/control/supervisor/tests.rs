@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::control::config::{AgentIdentity, Container};
+use traffic_proto::manager::agent_info;
 use traffic_proto::manager::workload_info::Kind;
 
 #[test]
@@ -54,9 +55,15 @@ fn everything_that_managers_of_any_age_want_to_know_is_told() {
             name: "app".to_owned(),
             ..Container::default()
         }],
+        ports: vec![agent_info::Port {
+            name: "http".to_owned(),
+            number: 8080,
+            protocol: "TCP".to_owned(),
+        }],
         ..AgentIdentity::default()
     };
     let info = identity.info();
+    assert_eq!(info.ports, identity.ports);
     let mechanisms: Vec<_> = info
         .mechanisms
         .iter()
