@@ -1,6 +1,7 @@
-//! Connections of workstations into the cluster, which the agent dials from its pod.
+//! Connections of workstations into the cluster, which the agent dials from its pod: asked through the
+//! manager, and at its own port.
 
-use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -8,8 +9,11 @@ use harness::pod::{Pod, Space};
 use harness::wait::WAIT_TIMEOUT;
 use tokio::sync::mpsc;
 use tonic::Streaming;
+use tonic::transport::Channel;
+use traffic_proto::agent::agent_client::AgentClient;
 use traffic_proto::conn_id::ConnId;
-use traffic_proto::manager::TunnelMessage;
+use traffic_proto::manager::manager_client::ManagerClient;
+use traffic_proto::manager::{SessionInfo, TunnelMessage};
 use traffic_proto::port::Transport;
 use traffic_proto::tunnel::{Message, StreamInfo};
 
@@ -21,7 +25,37 @@ const DIAL_TIMEOUT: Duration = Duration::from_millis(600);
 const ECHO: u16 = 7000;
 const CLOSED: u16 = 7001;
 
-/// One tunnel of a workstation, through the manager.
+/// A way to the agent, in a workstation's session.
+struct Dialer {
+    way: Way,
+    session: SessionInfo,
+}
+
+enum Way {
+    Manager(ManagerClient<Channel>),
+    Agent(AgentClient<Channel>),
+}
+
+/// Does what `test` says through the manager and at the agent's own port.
+fn either_way(rig: &Rig, test: impl AsyncFn(&Dialer) + Sync) {
+    let session = rig.workstation(async |Workstation { manager, session }| {
+        let dialer = Dialer {
+            way: Way::Manager(manager),
+            session: session.clone(),
+        };
+        test(&dialer).await;
+        session
+    });
+    rig.directly(async |agent| {
+        let dialer = Dialer {
+            way: Way::Agent(agent),
+            session,
+        };
+        test(&dialer).await;
+    });
+}
+
+/// One tunnel of a workstation.
 struct Wire {
     tx: mpsc::Sender<TunnelMessage>,
     rx: Streaming<TunnelMessage>,
@@ -29,25 +63,24 @@ struct Wire {
 
 impl Wire {
     /// Asks for a connection, and returns it behind the answer to the dial.
-    async fn dial(
-        workstation: &Workstation,
-        transport: Transport,
-        to: SocketAddr,
-    ) -> (Self, Message) {
+    async fn dial(dialer: &Dialer, transport: Transport, to: SocketAddr) -> (Self, Message) {
         let source = match to {
             SocketAddr::V4(_) => "192.0.2.1:4711".parse().unwrap(),
             SocketAddr::V6(_) => "[2001:db8::1]:4711".parse().unwrap(),
         };
         let conn = ConnId::new(transport, source, to);
-        let session = &workstation.session.session_id;
+        let session = &dialer.session.session_id;
         let info = StreamInfo::new(conn, session, Duration::ZERO, DIAL_TIMEOUT);
         let (tx, rx) = mpsc::channel(16);
         tx.send(message(&Message::StreamInfo(info))).await.unwrap();
         let outgoing = tokio_stream::wrappers::ReceiverStream::new(rx);
-        let rx = workstation.manager.clone().tunnel(outgoing).await.unwrap();
+        let rx = match &dialer.way {
+            Way::Manager(manager) => manager.clone().tunnel(outgoing).await,
+            Way::Agent(agent) => agent.clone().tunnel(outgoing).await,
+        };
         let mut wire = Self {
             tx,
-            rx: rx.into_inner(),
+            rx: rx.unwrap().into_inner(),
         };
         assert!(matches!(wire.next().await, Message::StreamOk(_)));
         let verdict = wire.next().await;
@@ -82,8 +115,7 @@ fn message(message: &Message) -> TunnelMessage {
 }
 
 /// Answers connections and datagrams to an address with the caller's address, and the bytes.
-fn echo(space: &Space, ip: &str) {
-    let at = SocketAddr::new(ip.parse().unwrap(), ECHO);
+pub(crate) fn echo(space: &Space, at: SocketAddr) {
     let (listener, socket) =
         space.run(|| (TcpListener::bind(at).unwrap(), UdpSocket::bind(at).unwrap()));
     std::thread::spawn(move || {
@@ -108,10 +140,10 @@ fn echo(space: &Space, ip: &str) {
 fn rig() -> Rig {
     let rig = Rig::start(&format!("nameserver 10.88.0.1\n{SEARCH}"));
     for ip in [Pod::OUTSIDE, Pod::OUTSIDE6] {
-        echo(&rig.pod.outside, ip);
+        echo(&rig.pod.outside, SocketAddr::new(ip.parse().unwrap(), ECHO));
     }
     for ip in ["127.0.0.1", "::1"] {
-        echo(&rig.pod.inside, ip);
+        echo(&rig.pod.inside, SocketAddr::new(ip.parse().unwrap(), ECHO));
     }
     rig
 }
@@ -135,15 +167,18 @@ fn a_dial_reaches_what_the_pod_reaches_and_says_what_it_does_not() {
         ("2001:db8::1", ECHO, None),
         ("10.99.0.1", ECHO, None),
         ("fd99::1", ECHO, None),
+        // The agent's own, and a cloud's metadata.
+        ("127.0.0.1", 18000, None),
+        ("169.254.169.254", ECHO, None),
         // Nobody answers: as long as the workstation said.
         (NOBODY, ECHO, None),
         (NOBODY6, ECHO, None),
     ];
-    rig.workstation(async |workstation| {
+    either_way(&rig, async |dialer| {
         for (ip, port, from) in rows {
             let to = SocketAddr::new(ip.parse().unwrap(), port);
             let begin = Instant::now();
-            let (mut wire, verdict) = Wire::dial(&workstation, Transport::Tcp, to).await;
+            let (mut wire, verdict) = Wire::dial(dialer, Transport::Tcp, to).await;
             let took = begin.elapsed();
             let Some(from) = from else {
                 assert_eq!(verdict, Message::DialReject, "{to}");
@@ -168,10 +203,10 @@ fn a_dial_reaches_what_the_pod_reaches_and_says_what_it_does_not() {
 #[test]
 fn datagrams_go_there_and_back() {
     let rig = rig();
-    rig.workstation(async |workstation| {
+    either_way(&rig, async |dialer| {
         for ip in [Pod::OUTSIDE, Pod::OUTSIDE6, "127.0.0.1", "::1"] {
             let to = SocketAddr::new(ip.parse().unwrap(), ECHO);
-            let (mut wire, verdict) = Wire::dial(&workstation, Transport::Udp, to).await;
+            let (mut wire, verdict) = Wire::dial(dialer, Transport::Udp, to).await;
             assert_eq!(verdict, Message::DialOk, "{to}");
             // Each is one message, an empty one as well.
             for datagram in [&b"one"[..], b"", b"another"] {
@@ -180,20 +215,24 @@ fn datagrams_go_there_and_back() {
         }
         // One that nobody takes is lost, and those behind it arrive.
         let closed = SocketAddr::new(Pod::OUTSIDE.parse().unwrap(), CLOSED);
-        let (mut wire, verdict) = Wire::dial(&workstation, Transport::Udp, closed).await;
+        let (mut wire, verdict) = Wire::dial(dialer, Transport::Udp, closed).await;
         assert_eq!(verdict, Message::DialOk);
         wire.send(b"lost").await;
         wire.send(b"lost").await;
         let late = rig.pod.outside.run(|| UdpSocket::bind(closed).unwrap());
-        std::thread::spawn(move || {
+        let answering = std::thread::spawn(move || {
             let mut datagram = [0; 64];
-            while let Ok((length, from)) = late.recv_from(&mut datagram) {
+            loop {
+                let (length, from) = late.recv_from(&mut datagram).unwrap();
                 if &datagram[..length] == b"kept" {
-                    let _ = late.send_to(b"kept", from);
+                    late.send_to(b"kept", from).unwrap();
+                    // The port is closed again for the other way.
+                    return;
                 }
             }
         });
         assert_eq!(wire.echoed(b"kept").await, &b"kept"[..]);
+        answering.join().unwrap();
     });
 }
 
@@ -201,18 +240,25 @@ fn datagrams_go_there_and_back() {
 #[test]
 fn a_service_is_reached_by_its_name() {
     let rig = rig();
-    rig.workstation(async |workstation| {
-        for (kind, expected) in [("A", Pod::OUTSIDE), ("AAAA", Pod::OUTSIDE6)] {
-            let found = workstation.text("echo.", kind).await;
-            assert_eq!(found, expected);
-            let to = SocketAddr::new(found.parse().unwrap(), ECHO);
-            let (mut wire, verdict) = Wire::dial(&workstation, Transport::Tcp, to).await;
+    let all = [("A", Pod::OUTSIDE), ("AAAA", Pod::OUTSIDE6)];
+    let through_manager = rig.workstation(async |workstation| {
+        let mut found = Vec::new();
+        for (kind, _) in all {
+            found.push(workstation.text("echo.", kind).await);
+        }
+        found
+    });
+    assert_eq!(through_manager, all.map(|(_, ip)| ip));
+    let mut directly = ips(rig.asked_directly("echo.")).unwrap();
+    directly.sort();
+    assert_eq!(directly, through_manager);
+    either_way(&rig, async |dialer| {
+        for ip in &directly {
+            let to = SocketAddr::new(ip.parse().unwrap(), ECHO);
+            let (mut wire, verdict) = Wire::dial(dialer, Transport::Tcp, to).await;
             assert_eq!(verdict, Message::DialOk);
             wire.next().await;
             assert_eq!(wire.echoed(b"hello").await, &b"hello"[..]);
         }
     });
-    let directly = ips(rig.asked_directly("echo.")).unwrap();
-    let all = directly.iter().map(|ip| ip.parse::<IpAddr>().unwrap());
-    assert_eq!(all.count(), 2);
 }

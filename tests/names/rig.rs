@@ -193,17 +193,25 @@ impl Rig {
         })
     }
 
-    /// Asks the agent itself for addresses, through a port-forward's end on loopback.
+    /// Does what `work` says at the agent's own port, through a port-forward's end on loopback.
+    pub(crate) fn directly<T: Send>(
+        &self,
+        work: impl AsyncFnOnce(AgentClient<Channel>) -> T + Send,
+    ) -> T {
+        let connect = || AgentClient::connect(format!("http://{API}"));
+        self.pod
+            .inside
+            .run(|| run(async { work(connect().await.unwrap()).await }))
+    }
+
+    /// Asks the agent itself for addresses.
     pub(crate) fn asked_directly(&self, name: &str) -> Result<LookupResponse, Status> {
-        self.pod.inside.run(|| {
-            run(async {
-                let mut agent = AgentClient::connect(format!("http://{API}")).await.unwrap();
-                let found = agent.lookup(LookupRequest {
-                    name: name.into(),
-                    ..Default::default()
-                });
-                found.await.map(tonic::Response::into_inner)
-            })
+        self.directly(async |mut agent| {
+            let found = agent.lookup(LookupRequest {
+                name: name.into(),
+                ..Default::default()
+            });
+            found.await.map(tonic::Response::into_inner)
         })
     }
 
