@@ -19,7 +19,7 @@ use traffic_proto::sync::lock;
 use traffic_proto::tunnel::MAX_DATAGRAM;
 
 use crate::Failure;
-use crate::pod_tunnel::PodWay;
+use crate::pod_tunnel::{PodWay, addresses};
 use crate::session::Manager;
 
 /// Pause after a failed accept, usually for lack of descriptors.
@@ -65,7 +65,20 @@ pub(crate) struct PodPorts {
 }
 
 /// Where connections lead; none while no pod serves the intercept.
-type SharedPod = Arc<Mutex<Option<(PodWay, IpAddr)>>>;
+type SharedPod = Arc<Mutex<Option<Pod>>>;
+
+/// The pod that serves the intercept.
+#[derive(Clone, Debug)]
+struct Pod {
+    way: PodWay,
+    ips: Vec<IpAddr>,
+}
+
+impl Pod {
+    fn places(&self, port: u16) -> Vec<SocketAddr> {
+        self.ips.iter().map(|ip| (*ip, port).into()).collect()
+    }
+}
 
 impl PodPorts {
     /// Opens the ports.
@@ -106,7 +119,10 @@ impl PodPorts {
     /// Leads further connections to the pod that serves the intercept now.
     pub(crate) fn lead(&self, manager: Manager, session: &SessionInfo, info: &InterceptInfo) {
         let ip = info.pod_ip.parse().ok();
-        *lock(&self.pod) = ip.map(|ip| (PodWay::new(manager, session), ip));
+        *lock(&self.pod) = ip.map(|ip| Pod {
+            way: PodWay::new(manager, session),
+            ips: addresses(ip),
+        });
     }
 }
 
@@ -128,12 +144,13 @@ async fn accept(listener: TcpListener, pod: SharedPod, port: u16) {
     }
 }
 
-async fn carry(stream: TcpStream, pod: Option<(PodWay, IpAddr)>, port: u16) {
-    let Some((way, ip)) = pod else {
+async fn carry(stream: TcpStream, pod: Option<Pod>, port: u16) {
+    let Some(pod) = pod else {
         tracing::debug!(port, "--to-pod: no pod serves the intercept yet");
         return;
     };
-    let carried = way.carry(stream, (ip, port).into()).await;
+    let places = pod.places(port);
+    let carried = pod.way.carry(stream, &places).await;
     tracing::debug!(?carried, port, "--to-pod: connection ended");
 }
 
@@ -156,7 +173,7 @@ async fn receive(socket: UdpSocket, pod: SharedPod, port: u16) {
                 continue;
             }
         };
-        let Some((way, ip)) = lock(&pod).clone() else {
+        let Some(pod) = lock(&pod).clone() else {
             continue;
         };
         // One that came before the flow's socket was there.
@@ -168,7 +185,8 @@ async fn receive(socket: UdpSocket, pod: SharedPod, port: u16) {
         };
         let first = Bytes::copy_from_slice(datagram.get(..length).unwrap_or_default());
         let flow = flows.spawn(async move {
-            let carried = way.carry_datagrams(own, first, (ip, port).into()).await;
+            let places = pod.places(port);
+            let carried = pod.way.carry_datagrams(own, first, &places).await;
             tracing::debug!(?carried, port, "--to-pod: datagrams of a peer ended");
         });
         peers.insert(peer, flow.id());

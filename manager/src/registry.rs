@@ -364,7 +364,7 @@ impl Registry {
     }
 
     /// Returns the session id of the agent that is to dial `destination` for a client; `None` means
-    /// the manager itself.
+    /// the manager itself. A loopback is that of the pod whose environment and volumes the client has.
     pub(crate) fn dialler(&self, client: &str, destination: IpAddr) -> Option<String> {
         let in_pod = |agent: &AgentInfo| {
             agent
@@ -373,12 +373,20 @@ impl Registry {
                 // Connection ids hold IPv4 addresses unmapped.
                 .is_ok_and(|ip| ip.to_canonical() == destination)
         };
-        let in_pod = self
-            .sessions
-            .agents()
-            .find(|(_, agent)| in_pod(agent))
-            .map(|(id, _)| id.to_owned());
-        in_pod.or_else(|| self.helpers(client).into_iter().next())
+        let found = self.sessions.agents().find(|(_, agent)| in_pod(agent));
+        let serving = || {
+            let mut agents = self.sessions.agents();
+            agents.find(|(_, agent)| destination.is_loopback() && self.serves(client, agent))
+        };
+        let found = found.or_else(serving).map(|(id, _)| id.to_owned());
+        found.or_else(|| self.helpers(client).into_iter().next())
+    }
+
+    /// Returns true if an agent has accepted an intercept of the client.
+    fn serves(&self, client: &str, agent: &AgentInfo) -> bool {
+        let own = self.intercepts.iter();
+        let mut own = own.filter(|info| intercepts::owner(info) == client);
+        own.any(|info| info.pod_name == agent.pod_name && info.pod_ip == agent.pod_ip)
     }
 
     fn reconcile(&mut self, name: &str, namespace: &str) {

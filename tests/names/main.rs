@@ -5,4 +5,5 @@
 mod answers;
 mod dials;
 mod faults;
+mod loopback;
 mod rig;

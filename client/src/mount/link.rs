@@ -92,7 +92,7 @@ async fn serve(listener: TcpListener, way: Arc<Mutex<Way>>) {
                 Ok((stream, peer)) if is_ours(&stream, peer) => {
                     let Way { pod, files } = lock(&way).clone();
                     connections.spawn(async move {
-                        match pod.carry(stream, files.address).await {
+                        match pod.carry(stream, &[files.address]).await {
                             Ok(carried) => tracing::debug!(?carried, "connection to the volumes ended"),
                             Err(why) => tracing::debug!("the volumes are not reached: {why}"),
                         }
