@@ -8,4 +8,5 @@ mod fixture;
 mod ftp;
 mod ftp_attacks;
 mod ftp_client;
+mod lftp;
 mod mounted;
