@@ -26,9 +26,26 @@ pub fn decode(text: &[u8]) -> Option<Vec<u8>> {
     Some(out)
 }
 
+/// Encodes bytes.
+#[must_use]
+pub fn encode(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let mut text = String::with_capacity((bytes.len() * 4).div_ceil(3));
+    for group in bytes.chunks(3) {
+        let byte = |at: usize| u32::from(group.get(at).copied().unwrap_or_default());
+        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
+        // A byte takes two characters, and each further one another.
+        for at in 0..=group.len() {
+            let six = bits >> (18 - 6 * at) & 63;
+            text.push(char::from(ALPHABET[six as usize]));
+        }
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
-    use super::decode;
+    use super::{decode, encode};
 
     #[test]
     fn texts_of_every_length_are_decoded() {
@@ -43,5 +60,19 @@ mod tests {
             assert_eq!(decode(text.as_bytes()).as_deref(), Some(wanted), "{text:?}");
         }
         assert_eq!(decode(b"A.B"), None);
+    }
+
+    #[test]
+    fn bytes_of_every_length_come_back() {
+        for (bytes, wanted) in [
+            (&b""[..], ""),
+            (b"\x01", "AQ"),
+            (b"\x01\x02", "AQI"),
+            (b"\x01\x02\x03", "AQID"),
+            (b"\xfb\xff\xbf\xff", "-_-__w"),
+        ] {
+            assert_eq!(encode(bytes), wanted);
+            assert_eq!(decode(wanted.as_bytes()).as_deref(), Some(bytes));
+        }
     }
 }
