@@ -6,6 +6,7 @@ use traffic_core::http1::head::MAX_HEAD;
 use traffic_core::routing::go_regex::{MAX_COMPILED, MAX_PATTERN};
 use traffic_core::sftp::MAX_PACKET;
 use traffic_proto::log_queue;
+use traffic_proto::session_key::MAX_PROOFS;
 use traffic_proto::tunnel::GRPC_LIMIT;
 
 use crate::admin::metrics_port;
@@ -161,6 +162,12 @@ const FIXED: &[FixedLimit] = &[
     fixed(
         "Dial requests queued for one workstation; it is skipped",
         || MAX_QUEUED_DIALS.to_string(),
+        "",
+        "",
+    ),
+    fixed(
+        "Proofs of sessions' keys that are remembered; beyond, they are checked anew",
+        || MAX_PROOFS.to_string(),
         "",
         "",
     ),

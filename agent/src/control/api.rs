@@ -13,6 +13,7 @@ use tonic::metadata::{MetadataMap, MetadataValue};
 use traffic_proto::manager::{LookupResponse, SessionInfo, VersionInfo2};
 use traffic_proto::port::Transport;
 use traffic_proto::proof;
+use traffic_proto::session_key;
 use traffic_proto::tunnel::{Message, STREAM_VERSION, StreamInfo};
 
 use crate::control::config::PRODUCT_NAME;
@@ -64,6 +65,21 @@ impl Service {
     }
 }
 
+/// Maker of a call that names a session.
+pub(crate) struct SessionCaller<'a> {
+    pub(crate) peer: &'a CallPeer,
+    /// Proof that the session is his own.
+    proof: Option<Bytes>,
+}
+
+impl<'a> SessionCaller<'a> {
+    /// Returns the one who sent this metadata.
+    pub(crate) fn new(peer: &'a CallPeer, metadata: &MetadataMap) -> Self {
+        let proof = session_key::given(metadata);
+        Self { peer, proof }
+    }
+}
+
 /// Connection that a call comes by.
 #[derive(Clone)]
 pub(crate) struct CallPeer {
@@ -76,6 +92,18 @@ pub(crate) struct CallPeer {
 }
 
 impl Service {
+    /// Checks that a session is the caller's own if it has a key; others are known by their id alone.
+    fn own(&self, session: &str, caller: &SessionCaller<'_>) -> Result<(), Status> {
+        let proof = caller.proof.as_deref();
+        let checked = self.tunnels.proofs().check(session, proof);
+        checked.map_err(|refusal| {
+            self.metrics.denied.inc();
+            let peer = caller.peer.address;
+            tracing::info!(?peer, "agent API: a call was refused: {refusal}");
+            refusal.into()
+        })
+    }
+
     /// Lets a client's session in. Where the manager cannot be asked, peers inside the pod (a
     /// port-forward ends there) are served as the stock agent serves everybody.
     async fn admit(&self, session: &str, peer: &CallPeer) -> Result<(), Status> {
@@ -105,7 +133,7 @@ impl Service {
     pub(crate) async fn watch(
         &self,
         session: &SessionInfo,
-        peer: &CallPeer,
+        caller: &SessionCaller<'_>,
     ) -> Result<DialStream, Status> {
         let session = session.session_id.as_str();
         if session.is_empty() {
@@ -113,6 +141,8 @@ impl Service {
                 "no session id; send the client's session",
             ));
         }
+        self.own(session, caller)?;
+        let peer = caller.peer;
         self.admit(session, peer).await?;
         tracing::debug!(session, "a workstation watches for dials");
         Ok(self.tunnels.watch(session, peer.signs.clone()))
@@ -125,8 +155,9 @@ impl Service {
         &self,
         mut incoming: Incoming,
         open: impl FnOnce() -> Result<SendStream<Bytes>, Status>,
-        peer: &CallPeer,
+        caller: &SessionCaller<'_>,
     ) -> Result<(), Status> {
+        let peer = caller.peer;
         let info = first_message(&mut incoming).await?;
         if info.session_id.is_empty() {
             return Err(Status::unauthenticated(
@@ -136,6 +167,7 @@ impl Service {
         if info.conn_id.transport() == Transport::Udp {
             incoming.keep_borders();
         }
+        self.own(&info.session_id, caller)?;
         // Who answers a dial request was asked by this agent.
         if !self.tunnels.awaited(&info) {
             self.admit(&info.session_id, peer).await?;

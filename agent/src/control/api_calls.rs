@@ -22,7 +22,7 @@ use tonic::metadata::MetadataMap;
 use tonic_health::pb::health_server::{Health, HealthServer};
 use traffic_proto::manager::{LookupRequest, SessionInfo};
 
-use crate::control::api::{CallPeer, FIRST_MESSAGE_TIMEOUT, Service};
+use crate::control::api::{CallPeer, FIRST_MESSAGE_TIMEOUT, Service, SessionCaller};
 use crate::control::direct_tunnel::{Incoming, all_well, poll_room};
 use crate::control::watchers::DialStream;
 
@@ -89,13 +89,15 @@ impl<H: Health> Services<H> {
         let agent = &self.agent;
         match method {
             "Tunnel" => {
+                let (caller, body) = called(request, peer);
                 let open = || respond.send_response(accepted(), false).map_err(gone);
-                let incoming = Incoming::new(request.into_body(), &peer.tunnels);
-                agent.tunnel(incoming, open, peer).await?;
+                let incoming = Incoming::new(body, &peer.tunnels);
+                agent.tunnel(incoming, open, &caller).await?;
             }
             "WatchDial" => {
-                let session: SessionInfo = single(request.into_body()).await?;
-                let dials = Some(agent.watch(&session, peer).await?);
+                let (caller, body) = called(request, peer);
+                let session: SessionInfo = single(body).await?;
+                let dials = Some(agent.watch(&session, &caller).await?);
                 let send = respond.send_response(accepted(), false).map_err(gone)?;
                 let rest = BodyPipe::new(WatchBody { dials }, send);
                 return Ok(Answered::Attached(Box::pin(rest)));
@@ -133,6 +135,13 @@ impl<H: Health> Services<H> {
         }
         Ok(Answered::InPart(Box::pin(BodyPipe::new(body, send))))
     }
+}
+
+/// Takes a call apart into who makes it and what is sent; the rest of its head is forgotten.
+fn called(request: Request<RecvStream>, peer: &CallPeer) -> (SessionCaller<'_>, RecvStream) {
+    let (head, body) = request.into_parts();
+    let caller = SessionCaller::new(peer, &MetadataMap::from_headers(head.headers));
+    (caller, body)
 }
 
 fn unknown() -> Status {

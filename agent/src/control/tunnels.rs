@@ -18,6 +18,7 @@ use traffic_proto::conn_id::ConnId;
 use traffic_proto::manager::{DialRequest, RemainRequest, SessionInfo, TunnelMetrics};
 use traffic_proto::port::Transport as Protocol;
 use traffic_proto::proof;
+use traffic_proto::session_key::{Peer, Proofs};
 use traffic_proto::tunnel::frame::Frame;
 use traffic_proto::tunnel::{Message, StreamInfo, nanos_from_duration};
 
@@ -60,6 +61,8 @@ struct TunnelHub {
     sessions: KnownSessions,
     /// Proves to workstations that this agent is the one the manager announced.
     proof_key: Bytes,
+    /// What workstations have proved to this agent.
+    proofs: Proofs,
 }
 
 /// Workstation session and the connection it is to dial.
@@ -77,6 +80,8 @@ impl Tunnels {
     #[must_use]
     pub fn new(metrics: Arc<ControlMetrics>, dns: Arc<Dns>) -> Self {
         let (reports, pending_reports) = mpsc::channel(MAX_QUEUED_REPORTS);
+        // Without random bytes there is no proof, and workstations come through the manager.
+        let proof_key = proof::random().map_or_else(|_| Bytes::new(), |key| key.to_vec().into());
         Self(Arc::new(TunnelHub {
             manager: ArcSwapOption::empty(),
             watchers: Arc::new(Watchers::new(metrics)),
@@ -89,8 +94,8 @@ impl Tunnels {
             pending_reports: Mutex::new(Some(pending_reports)),
             fallbacks: Notify::new(),
             sessions: KnownSessions::default(),
-            // Without random bytes there is no proof, and workstations come through the manager.
-            proof_key: proof::random().map_or_else(|_| Bytes::new(), |key| key.to_vec().into()),
+            proofs: Proofs::new(Peer::agent(&proof_key)),
+            proof_key,
         }))
     }
 
@@ -126,6 +131,11 @@ impl Tunnels {
     /// The key by which workstations recognise this agent; empty without one.
     pub(crate) fn proof_key(&self) -> &Bytes {
         &self.0.proof_key
+    }
+
+    /// The proofs that workstations have their sessions' keys.
+    pub(crate) fn proofs(&self) -> &Proofs {
+        &self.0.proofs
     }
 
     /// Asks the manager if it knows a client session; none if it cannot be asked.

@@ -12,6 +12,7 @@ mod arrival;
 mod dials;
 mod direct;
 mod hostile_intercepts;
+mod keys;
 mod manager_faults;
 mod memory;
 mod rest_api;

@@ -175,7 +175,7 @@ pub(super) const SERVER: &[Metric<Agent>] = &[
     counter(
         "traffic_agent.session.denied",
         "traffic_agent_session_denied_total",
-        "Calls of the agent's API refused for an unknown session",
+        "Calls of the agent's API refused for an unknown session, or one that is not the caller's",
         |a| a.control.denied.get(),
     ),
     counter(
