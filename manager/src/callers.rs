@@ -2,15 +2,18 @@
 //!
 //! Without a gate everybody is who he says. With one, a call carries the caller's proof, a session
 //! belongs to the party that began it, and rights are asked of the API server. A permissive gate
-//! only says what an enforcing one would refuse.
+//! only says what an enforcing one would refuse. A session that has a key is held to it in any case.
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tonic::{Request, Status};
 use traffic_proto::manager::AgentInfo;
+use traffic_proto::session_key;
 
 use crate::cluster::gate::Gate;
 use crate::identity::Identity;
+use crate::registry::Shared;
 use crate::rights::Right;
 use crate::sessions::Session;
 
@@ -26,6 +29,8 @@ pub(crate) struct Caller {
     gate: Option<Arc<Gate>>,
     /// None: he has not proved anything, which a permissive gate lets pass.
     identity: Option<Arc<Identity>>,
+    /// Proof that the session he names is his own, as yet unchecked.
+    proof: Option<Bytes>,
 }
 
 impl Caller {
@@ -48,12 +53,22 @@ impl Caller {
         Ok(Self {
             gate: Some(gate),
             identity,
+            proof: None,
         })
     }
 
     /// Returns that of a call.
     pub(crate) fn of<T>(request: &Request<T>) -> Self {
-        request.extensions().get().cloned().unwrap_or_default()
+        let caller = request.extensions().get().cloned();
+        Self {
+            proof: session_key::given(request.metadata()),
+            ..caller.unwrap_or_default()
+        }
+    }
+
+    /// Returns the proof that the session he names is his own, as yet unchecked.
+    pub(crate) fn proof(&self) -> Option<&[u8]> {
+        self.proof.as_deref()
     }
 
     /// Returns true if a proof is wanted of him.
@@ -69,6 +84,21 @@ impl Caller {
     /// Returns true if he has proved to be some agent.
     pub(crate) fn is_proved_agent(&self) -> bool {
         self.identity.as_ref().is_some_and(|it| it.is_agent)
+    }
+
+    /// Returns true if he may ask whether a session is there that is not his own: agents do, and those
+    /// that have no token can't be told from others.
+    pub(crate) fn may_ask(&self) -> bool {
+        let is_enforcing = self.gate.as_ref().is_some_and(|gate| gate.is_enforcing());
+        self.is_proved_agent() || !is_enforcing
+    }
+
+    /// Returns true if he has proved to be the party that began a session.
+    pub(crate) fn began(&self, session: &Session) -> bool {
+        match (&session.owner, &self.identity) {
+            (Some(owner), Some(caller)) => owner.is_same(caller),
+            _ => false,
+        }
     }
 
     /// Checks that he is the agent that he says to be.
@@ -94,18 +124,31 @@ impl Caller {
         let Some(gate) = &self.gate else {
             return Ok(());
         };
-        let is_own = match (&session.owner, &self.identity) {
-            (Some(owner), Some(caller)) => owner.is_same(caller),
-            (None, None) => !gate.is_enforcing(),
-            _ => false,
-        };
-        if is_own {
+        let is_nobodys = session.owner.is_none() && self.identity.is_none();
+        if self.began(session) || is_nobodys && !gate.is_enforcing() {
             return Ok(());
         }
         gate.refuse(Status::permission_denied(format!(
             "session {id:?} was not begun by {}; arrive with a session of your own",
             self.name()
         )))
+    }
+
+    /// Returns what `look` sees of a session that he has shown to be his own.
+    pub(crate) fn owned<R>(
+        &self,
+        shared: &Shared,
+        id: &str,
+        look: impl FnOnce(&Session) -> R,
+    ) -> Result<R, Status> {
+        let seen = shared.read(|registry| {
+            let found = registry.sessions.get(id)?;
+            self.owns(found, id)?;
+            Ok::<_, Status>(look(found))
+        })?;
+        // Without the lock, since it takes longer. One that is not known at all has been told so.
+        shared.proofs.check(id, self.proof())?;
+        Ok(seen)
     }
 
     /// Checks that he is a user and may do something.

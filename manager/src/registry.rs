@@ -23,6 +23,7 @@ use crate::open_watches::OpenWatches;
 use crate::pending::PendingMessages;
 use crate::sessions::{Party, Sessions};
 use crate::settings::Settings;
+use traffic_proto::session_key::{Peer, Proofs};
 use traffic_proto::sync::lock;
 
 /// The registry as shared by the services.
@@ -32,6 +33,8 @@ pub(crate) struct Shared {
     changes: watch::Sender<u64>,
     excluded: Arc<ExcludedEnv>,
     pub(crate) watches: OpenWatches,
+    /// What clients have proved to have the keys of.
+    pub(crate) proofs: Proofs,
     pub(crate) pending: Arc<PendingMessages>,
     pub(crate) limits: Arc<LimitCounters>,
     /// Cancelled when the manager stops.
@@ -56,6 +59,7 @@ impl Shared {
             changes: watch::Sender::new(0),
             excluded,
             watches: OpenWatches::new(limits.clone()),
+            proofs: Proofs::new(Peer::manager()),
             pending: PendingMessages::new(limits.clone()),
             limits,
             stop,
@@ -133,16 +137,18 @@ impl Registry {
         self.id = id;
     }
 
+    /// Begins a client's session; `keyed` is its id where it has a key.
     pub(crate) fn arrive_as_client(
         &mut self,
         client: ClientInfo,
+        keyed: Option<String>,
         now: Instant,
     ) -> Result<SessionInfo, RequestError> {
         let install_id = Some(client.install_id.clone()).filter(|id| !id.is_empty());
         if let Some(away) = self.sessions.client_to_give_way() {
             self.depart(&away);
         }
-        let session_id = self.sessions.add_client(client, now)?;
+        let session_id = self.sessions.add_client(client, keyed, now)?;
         Ok(SessionInfo {
             session_id,
             cluster_id: self.id.clone(),

@@ -98,17 +98,23 @@ impl Sessions {
         }
     }
 
-    /// Starts a client's session and returns its id.
+    /// Starts a client's session and returns its id, which is that of its key if it has one.
     pub(crate) fn add_client(
         &mut self,
         client: ClientInfo,
+        keyed: Option<String>,
         now: Instant,
     ) -> Result<String, RequestError> {
         check_client(&client)?;
         let party = Party::Client(client);
         self.check_number(&party)?;
+        if keyed.as_ref().is_some_and(|id| self.by_id.contains_key(id)) {
+            return Err(RequestError::Exists(
+                "a session with this key is there already; make a key for each session".to_owned(),
+            ));
+        }
         // Nobody can guess it: for stock clients the id is all that proves whose session it is.
-        let id = uuid::Uuid::new_v4().to_string();
+        let id = keyed.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
         self.start(id.clone(), party, now);
         Ok(id)
     }

@@ -76,11 +76,7 @@ impl Tunnels {
                 "the first message of a tunnel must be a stream info",
             ));
         };
-        let party = shared.read(|registry| {
-            let session = registry.sessions.get(&info.session_id)?;
-            caller.owns(session, &info.session_id)?;
-            Ok::<_, Status>(session.party.clone())
-        })?;
+        let party = caller.owned(shared, &info.session_id, |session| session.party.clone())?;
         if !end.send(Message::StreamOk(STREAM_VERSION)).await {
             return Ok(());
         }

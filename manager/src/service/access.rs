@@ -2,9 +2,11 @@
 
 use tonic::Status;
 use traffic_proto::manager::{InterceptInfo, InterceptSpec, SessionInfo};
+use traffic_proto::session_key::{self, Peer};
 
 use super::{Service, id};
 use crate::callers::Caller;
+use crate::registry::Registry;
 use crate::rights::Right;
 
 impl Service {
@@ -21,27 +23,48 @@ impl Service {
 
     /// Checks that a session is the caller's own.
     pub(super) fn own(&self, caller: &Caller, session: &str) -> Result<(), Status> {
-        self.shared.read(|registry| {
-            let found = registry.sessions.get(session)?;
-            caller.owns(found, session)
-        })
+        caller.owned(&self.shared, session, |_| ())
     }
 
     /// Returns true if an agent asks whether a client has this session: its own port serves no other.
     pub(super) fn is_question(&self, caller: &Caller, session: &str) -> bool {
-        self.shared.read(|registry| {
-            let is_client = registry.sessions.client(session).is_ok();
-            is_client && caller.is_proved_agent()
-        })
+        // An agent has no client's key, so who brings none to a session with one only asks.
+        let only_asks = session_key::is_keyed(session) && caller.proof().is_none();
+        let is_agent = caller.is_proved_agent() || only_asks && caller.may_ask();
+        let is_client = |registry: &Registry| registry.sessions.client(session).is_ok();
+        is_agent && self.shared.read(is_client)
     }
 
-    /// Checks that a session is the caller's own, if there is one.
+    /// Checks that a session is the caller's own, if there is one, or may become his own.
     pub(super) fn own_or_new(&self, caller: &Caller, session: &str) -> Result<(), Status> {
         self.shared
             .read(|registry| match registry.sessions.get(session) {
                 Ok(found) => caller.owns(found, session),
                 Err(_) => Ok(()),
-            })
+            })?;
+        Ok(self.shared.proofs.check(session, caller.proof())?)
+    }
+
+    /// Checks that the caller may end intercepts of a session: it is his own, or of another program of
+    /// his, which he shows by a proof for this alone or by being the same user. Those of a client that
+    /// is away anybody may end, as the next run of its user takes them over.
+    pub(super) fn may_leave(&self, caller: &Caller, session: &str) -> Result<(), Status> {
+        let may = self.shared.read(|registry| {
+            let found = registry.sessions.get(session)?;
+            caller.owns(found, session)?;
+            let is_absent = registry.sessions.is_absent(session);
+            Ok::<_, Status>(is_absent || caller.began(found))
+        })?;
+        let proof = caller.proof();
+        let leaves = || session_key::check(&Peer::manager_to_leave(), session, proof).is_ok();
+        if may || leaves() || self.shared.proofs.check(session, proof).is_ok() {
+            return Ok(());
+        }
+        Err(Status::permission_denied(
+            "the session has a key, and the caller shows neither that nor that he is the user who began \
+             it: run intercept leave on the machine where the intercept runs, as the same user, or end \
+             its program",
+        ))
     }
 
     /// Checks that the caller may intercept what a spec says.

@@ -7,7 +7,7 @@ use tonic::{Request, Response, Status};
 use traffic_proto::manager as pb;
 
 use super::prepared::{no_agent, prepare, refused};
-use super::{Answer, Service, agent_snapshot, unimplemented};
+use super::{Answer, Service, agent_snapshot, id, unimplemented};
 use crate::callers::Caller;
 use crate::error::RequestError;
 use crate::intercepts;
@@ -146,7 +146,8 @@ impl Service {
     pub(super) async fn remove(&self, request: Request<pb::RemoveInterceptRequest2>) -> Answer<()> {
         let caller = Caller::of(&request);
         let request = request.into_inner();
-        let session = self.own_id(&caller, request.session)?;
+        let session = id(request.session);
+        self.may_leave(&caller, &session)?;
         self.shared
             .read(|registry| registry.sessions.client(&session).map(|_| ()))?;
         if !self

@@ -1,8 +1,10 @@
 //! Sessions that begin, come back and end.
 
 use tokio::time::Instant;
-use tonic::{Request, Response};
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Response, Status};
 use traffic_proto::manager as pb;
+use traffic_proto::session_key;
 
 use super::{Answer, Service, id};
 use crate::callers::Caller;
@@ -15,10 +17,11 @@ impl Service {
     ) -> Answer<pb::SessionInfo> {
         let caller = Caller::of(&request);
         caller.may(Right::connect()).await?;
+        let keyed = self.keyed_id(&caller, request.metadata())?;
         let client = request.into_inner();
         let name = client.name.clone();
         let session = self.shared.change(|registry| {
-            let arrived = registry.arrive_as_client(client, Instant::now());
+            let arrived = registry.arrive_as_client(client, keyed, Instant::now());
             arrived.inspect(|it| {
                 registry
                     .sessions
@@ -31,6 +34,23 @@ impl Service {
             "client arrived"
         );
         Ok(Response::new(session))
+    }
+
+    /// Returns the id of a session for the key that a client announces, once he has proved that it is
+    /// his; none if he announces none.
+    fn keyed_id(&self, caller: &Caller, metadata: &MetadataMap) -> Result<Option<String>, Status> {
+        let Some(key) = metadata.get_bin(session_key::KEY) else {
+            return Ok(None);
+        };
+        let key = key.to_bytes().unwrap_or_default();
+        let id = session_key::id_of(&key).ok_or_else(|| {
+            Status::invalid_argument(format!(
+                "{} is not the public half of an Ed25519 key, which has 32 bytes: update the client",
+                session_key::KEY
+            ))
+        })?;
+        self.shared.proofs.check(&id, caller.proof())?;
+        Ok(Some(id))
     }
 
     pub(super) async fn agent_arrives(

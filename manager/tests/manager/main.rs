@@ -7,6 +7,7 @@ mod commands;
 mod fixture;
 mod grpc_only;
 mod intercepts;
+mod keys;
 mod names;
 mod presence;
 mod sessions;
