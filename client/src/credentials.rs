@@ -1,14 +1,16 @@
-//! The user's proof towards the manager: the bearer token by which the kubeconfig logs in. It goes to
-//! a manager that asks for it and is reached through the API server, and nowhere else.
+//! What a client proves to the manager: who its user is, by the bearer token by which the kubeconfig
+//! logs in, and that its session is its own, by the key that the session was begun with. The token goes
+//! to a manager that asks for it and is reached through the API server, and nowhere else.
 
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use tokio::time::sleep;
 use tonic::Status;
-use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
+use tonic::metadata::{Ascii, Binary, MetadataMap, MetadataValue};
 use tonic::service::Interceptor;
 use traffic_proto::manager_token::MODE;
+use traffic_proto::session_key::{self, Peer, SessionKey};
 use traffic_proto::sync::lock;
 
 use crate::Failure;
@@ -18,10 +20,32 @@ use crate::cluster::Login;
 /// end.
 const RENEW_INTERVAL: Duration = Duration::from_secs(30);
 
-/// The token that calls carry.
+/// The proofs that calls carry.
 #[derive(Clone, Default)]
 pub(crate) struct Credentials {
     token: Arc<Mutex<Option<MetadataValue<Ascii>>>>,
+    session: Arc<Mutex<Option<Held>>>,
+}
+
+/// The key of the present session.
+struct Held {
+    key: Arc<SessionKey>,
+    proof: MetadataValue<Binary>,
+}
+
+impl Credentials {
+    /// Has further calls prove that a session is this client's; none has a key under managers of others.
+    pub(crate) fn hold(&self, key: Option<Arc<SessionKey>>) {
+        *lock(&self.session) = key.map(|key| Held {
+            proof: key.metadata(&Peer::manager()),
+            key,
+        });
+    }
+
+    /// Returns the key of the present session.
+    pub(crate) fn key(&self) -> Option<Arc<SessionKey>> {
+        lock(&self.session).as_ref().map(|held| held.key.clone())
+    }
 }
 
 impl Credentials {
@@ -87,6 +111,11 @@ impl Interceptor for Credentials {
             request
                 .metadata_mut()
                 .insert("authorization", token.clone());
+        }
+        let metadata = request.metadata_mut();
+        // A call may prove something else, such as the one that begins the next session.
+        if let (Some(held), None) = (&*lock(&self.session), metadata.get_bin(session_key::PROOF)) {
+            metadata.insert_bin(session_key::PROOF, held.proof.clone());
         }
         Ok(request)
     }

@@ -3,14 +3,16 @@
 //!
 //! Through the API server a port-forward leads to the pod and nowhere else. An address of a pod may
 //! lead anywhere on other networks, so whoever answers there has to prove that he is the agent that
-//! the manager announced, before he is told the session.
+//! the manager announced, before he is told the session. Then the client proves to him, and to him
+//! alone, that the session is its own.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataValue;
@@ -19,11 +21,12 @@ use tonic::{Request, Status};
 use traffic_proto::agent::agent_client::AgentClient;
 use traffic_proto::manager::{AgentPodInfo, SessionInfo, VersionInfo2};
 use traffic_proto::proof;
+use traffic_proto::session_key::{Peer, SessionKey};
 use traffic_proto::tunnel::GRPC_LIMIT;
 
 use crate::report::{Pairs, event};
 use crate::session::{self, Way};
-use crate::tunnels::{TunnelDialer, Via};
+use crate::tunnels::{AgentProof, TunnelDialer, Via};
 
 /// Time for an agent to be reached and to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
@@ -85,10 +88,19 @@ impl Reach {
 
     /// Whether whoever answers at `place` has to prove to be the agent. Where none can, because it is
     /// a stock agent, an address that the user has named is taken for right.
-    fn needs_proof(&self, place: &Place, keys: &Keys) -> bool {
+    fn needs_proof(&self, place: &Place, keys: &BTreeSet<Bytes>) -> bool {
         match place {
             Place::Address(address) => !self.fixed.contains(address) || !keys.is_empty(),
             Place::Pod { .. } => false,
+        }
+    }
+
+    /// The places where the agent of a pod may be.
+    fn places(&self, pod: &AgentPodInfo) -> Vec<Place> {
+        match &self.fixed[..] {
+            // Without fixed addresses, each pod is reached by itself.
+            [] => self.place(pod).into_iter().collect(),
+            fixed => fixed.iter().copied().map(Place::Address).collect(),
         }
     }
 
@@ -115,9 +127,9 @@ impl Reach {
 /// Direct attachments of one session.
 pub(crate) struct Direct {
     tunnel_dialer: TunnelDialer,
-    session: SessionInfo,
+    session: OwnSession,
     reach: Reach,
-    /// Keys of the announced agents; they are other ones when an agent has started again.
+    /// Keys of the announced agents.
     keys: Keys,
     /// Cancellation by place, for agents that are no longer wanted.
     attached: HashMap<Place, CancellationToken>,
@@ -128,10 +140,14 @@ pub(crate) struct Direct {
 }
 
 impl Direct {
-    pub(crate) fn new(tunnel_dialer: TunnelDialer, session: SessionInfo, reach: Reach) -> Self {
+    pub(crate) fn new(
+        tunnel_dialer: TunnelDialer,
+        (info, key): (SessionInfo, Option<Arc<SessionKey>>),
+        reach: Reach,
+    ) -> Self {
         Self {
             tunnel_dialer,
-            session,
+            session: OwnSession { info, key },
             reach,
             keys: Keys::default(),
             attached: HashMap::new(),
@@ -149,22 +165,14 @@ impl Direct {
     /// Attaches to the intercepted agents. Attachments to agents no longer listed stay until they
     /// end by themselves: a manager that has just restarted may not list them yet.
     pub(crate) fn follow(&mut self, pods: &[AgentPodInfo]) {
-        self.keys.replace(pods);
+        self.keys.replace(&self.reach, pods);
         let mut wanted: HashMap<Place, String> = HashMap::new();
         for pod in pods
             .iter()
             .filter(|pod| self.reach.is_wanted && pod.intercepted)
         {
-            let name = &pod.pod_name;
-            match &self.reach.fixed[..] {
-                // Without fixed addresses, each pod is reached by itself.
-                [] => wanted.extend(self.reach.place(pod).map(|place| (place, name.clone()))),
-                fixed => wanted.extend(
-                    fixed
-                        .iter()
-                        .map(|address| (Place::Address(*address), name.clone())),
-                ),
-            }
+            let places = self.reach.places(pod).into_iter();
+            wanted.extend(places.map(|place| (place, pod.pod_name.clone())));
         }
         self.attached.retain(|place, retired| {
             let keep = wanted.contains_key(place);
@@ -206,7 +214,7 @@ impl Drop for Direct {
 /// Stays attached to one agent; reconnects when it closes, until it is retired.
 async fn attach(
     tunnel_dialer: TunnelDialer,
-    session: SessionInfo,
+    session: OwnSession,
     (reach, keys, place): (Reach, Keys, Place),
     pod: String,
     retired: CancellationToken,
@@ -223,7 +231,8 @@ async fn attach(
     let mut pause = Duration::from_millis(200);
     let mut unreachable_logged = false;
     loop {
-        match attach_once(&tunnel_dialer, &session, (&reach, &keys, &place), || {
+        let known = keys.of(&place);
+        match attach_once(&tunnel_dialer, &session, (&reach, &known, &place), || {
             say("connected", "")
         })
         .await
@@ -244,6 +253,8 @@ async fn attach(
         tokio::select! {
             () = retired.cancelled() => return,
             () = sleep(pause) => {}
+            // An agent that has started again is there at once.
+            () = keys.changed(&place, &known) => {}
         }
         pause = (pause * 2).min(Duration::from_secs(5));
     }
@@ -252,28 +263,31 @@ async fn attach(
 /// Serves one attachment to its end; an error means that it could not be established.
 async fn attach_once(
     tunnel_dialer: &TunnelDialer,
-    session: &SessionInfo,
-    (reach, keys, place): (&Reach, &Keys, &Place),
+    session: &OwnSession,
+    (reach, keys, place): (&Reach, &BTreeSet<Bytes>, &Place),
     connected: impl FnOnce(),
 ) -> Result<(), Status> {
     let opening = timeout(ANSWER_TIMEOUT, async {
         let channel = reach.channel(place).await?;
-        let mut agent = AgentClient::new(channel).max_decoding_message_size(GRPC_LIMIT);
         // An agent has to answer at this address before connections depend on it.
         let challenge = proof::random().map_err(|error| Status::internal(error.to_string()))?;
-        let answer = agent.version(challenged(&challenge)).await?;
-        if reach.needs_proof(place, keys) && !keys.prove(&challenge, &answer) {
+        let mut asked = AgentClient::new(channel.clone());
+        let answer = asked.version(challenged(&challenge)).await?;
+        let proved = proved(keys, &challenge, &answer);
+        if reach.needs_proof(place, keys) && proved.is_none() {
             return Err(Status::unauthenticated(
                 "whoever answers there is not the agent that the manager has announced",
             ));
         }
-        Ok::<_, Status>(agent)
+        let agent = AgentClient::with_interceptor(channel, session.proof(proved));
+        Ok::<_, Status>(agent.max_decoding_message_size(GRPC_LIMIT))
     });
     let via = Via::Agent(
         opening
             .await
             .map_err(|_| Status::deadline_exceeded("no answer in time"))??,
     );
+    let session = &session.info;
     let mut announced = std::pin::pin!(tunnel_dialer.open(&via, session));
     let announced = match timeout(HEADERS_TIMEOUT, &mut announced).await {
         Ok(announced) => {
@@ -297,33 +311,64 @@ async fn attach_once(
     Ok(())
 }
 
-/// Keys of the agents that the manager has announced; cheap to clone.
+/// The client's session, and its key if it has one.
+#[derive(Clone)]
+struct OwnSession {
+    info: SessionInfo,
+    key: Option<Arc<SessionKey>>,
+}
+
+impl OwnSession {
+    /// The proof for the agent with this key, which nobody but that agent takes for one.
+    fn proof(&self, agent: Option<&Bytes>) -> AgentProof {
+        let own = self.key.as_ref().zip(agent);
+        AgentProof(own.map(|(key, agent)| key.metadata(&Peer::agent(agent))))
+    }
+}
+
+/// Keys of the agents that the manager has announced, by the places where they may be; cheap to clone.
+/// They are other ones when an agent has started again. Each place has those of its own agents alone:
+/// an agent that knows the key of another must not be taken for that.
 #[derive(Clone, Default)]
-struct Keys(Arc<Mutex<HashSet<Bytes>>>);
+struct Keys(Arc<watch::Sender<HashMap<Place, BTreeSet<Bytes>>>>);
 
 impl Keys {
-    fn replace(&self, pods: &[AgentPodInfo]) {
-        let keys = pods.iter().map(|pod| pod.proof_key.clone());
-        *self.lock() = keys.filter(|key| !key.is_empty()).collect();
+    fn replace(&self, reach: &Reach, pods: &[AgentPodInfo]) {
+        let mut keys: HashMap<Place, BTreeSet<Bytes>> = HashMap::new();
+        for pod in pods.iter().filter(|pod| !pod.proof_key.is_empty()) {
+            for place in reach.places(pod) {
+                let of_place = keys.entry(place).or_default();
+                of_place.insert(pod.proof_key.clone());
+            }
+        }
+        self.0.send_replace(keys);
     }
 
-    fn is_empty(&self) -> bool {
-        self.lock().is_empty()
+    /// Those of a place.
+    fn of(&self, place: &Place) -> BTreeSet<Bytes> {
+        self.0.borrow().get(place).cloned().unwrap_or_default()
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashSet<Bytes>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Returns true if the answer could only come from one of the agents.
-    fn prove(&self, challenge: &[u8], answer: &tonic::Response<VersionInfo2>) -> bool {
-        let given = answer.metadata().get_bin(proof::PROOF);
-        let Some(given) = given.and_then(|given| given.to_bytes().ok()) else {
-            return false;
+    /// Resolves when a place has others than those that were known.
+    async fn changed(&self, place: &Place, known: &BTreeSet<Bytes>) {
+        let mut keys = self.0.subscribe();
+        let is_news = |keys: &HashMap<Place, BTreeSet<Bytes>>| {
+            keys.get(place).is_some_and(|of_place| of_place != known)
         };
-        let keys = self.lock();
-        keys.iter().any(|key| proof::holds(key, challenge, &given))
+        // The sender lives in `self`, so waiting cannot fail.
+        let _ = keys.wait_for(is_news).await;
     }
+}
+
+/// Returns the key that the answer could not have been made without.
+fn proved<'a>(
+    keys: &'a BTreeSet<Bytes>,
+    challenge: &[u8],
+    answer: &tonic::Response<VersionInfo2>,
+) -> Option<&'a Bytes> {
+    let given = answer.metadata().get_bin(proof::PROOF)?.to_bytes().ok()?;
+    let mut keys = keys.iter();
+    keys.find(|key| proof::holds(key, challenge, &given))
 }
 
 /// The call that asks for a proof.

@@ -10,11 +10,12 @@ use traffic_proto::manager::{AgentInfo, ClientInfo, EnsureAgentRequest, SessionI
 use crate::Failure;
 use crate::container::Container;
 use crate::container::facts::Facts;
+use crate::credentials::Credentials;
 use crate::flags::{Ingest, Output};
-use crate::intercept::{Stop, refused};
+use crate::intercept::Stop;
 use crate::mount::leftovers;
 use crate::report::{self, Pairs, event, line};
-use crate::session::{self, Manager, Patience, Resumed, Way, call, status_text};
+use crate::session::{self, Manager, Patience, Resumed, Way, call, refused, status_text};
 
 /// Pause before a lost session is begun again.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
@@ -34,17 +35,18 @@ pub async fn ingest(flags: &Ingest, stop: Stop) -> Result<(), Failure> {
         let way = Way::open(&flags.manager).await?;
         let namespace = flags.namespace.as_deref().unwrap_or(way.namespace());
         let client = session::client_info(&flags.manager.client, namespace);
-        let manager = session::connect(&way, timeout).await?;
-        Ok((manager, client, way))
+        let connected = session::connect(&way, timeout).await?;
+        Ok((connected, client, way))
     };
     let Some(connected) = stop.orderly.run_until_cancelled(connected).await else {
         return Ok(());
     };
     // The way holds a port-forward open.
-    let (manager, client, _way) = connected?;
+    let (connected, client, _way) = connected?;
     let mut ingest = IngestSession {
         flags,
-        manager,
+        manager: connected.manager,
+        credentials: connected.credentials,
         client,
         container: Container::default(),
         pod: String::new(),
@@ -68,6 +70,7 @@ pub async fn ingest(flags: &Ingest, stop: Stop) -> Result<(), Failure> {
 struct IngestSession<'a> {
     flags: &'a Ingest,
     manager: Manager,
+    credentials: Credentials,
     client: ClientInfo,
     container: Container,
     /// Pod whose container is here; empty at first.
@@ -83,11 +86,7 @@ enum FollowEnd {
 
 impl IngestSession<'_> {
     async fn arrive(&mut self) -> Result<SessionInfo, Failure> {
-        let arrived = self.manager.arrive_as_client(call(self.client.clone()));
-        let session = arrived.await;
-        Ok(session
-            .map_err(|status| refused("the manager refuses this client", &status))?
-            .into_inner())
+        session::arrive(&mut self.manager, &self.credentials, &self.client).await
     }
 
     /// Arrives; a manager that breaks off meanwhile is asked again.

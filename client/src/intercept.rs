@@ -16,6 +16,7 @@ use traffic_proto::port::Transport;
 
 use crate::Failure;
 use crate::container::Container;
+use crate::credentials::Credentials;
 use crate::deliveries;
 use crate::deliveries::Delivery;
 use crate::direct::{Direct, Reach};
@@ -27,7 +28,7 @@ use crate::manage::{self, tell};
 use crate::mount::leftovers;
 use crate::report::{self, Pairs, event, line, note};
 use crate::rest_api::RestApi;
-use crate::session::{self, Manager, Patience, Resumed, Way, call, status_text};
+use crate::session::{self, Manager, Patience, Resumed, Way, call, refused, status_text};
 use crate::to_pod::PodPorts;
 use crate::tunnels::TunnelDialer;
 use crate::watches::{agents, dials};
@@ -67,15 +68,15 @@ pub async fn create(flags: &Create, stop: Stop) -> Result<(), Failure> {
         for (name, value) in &flags.http_header {
             filters::advice(name, value).iter().for_each(note);
         }
-        let manager = session::connect(&way, timeout).await?;
-        Ok((namespace.to_owned(), spec, manager, way))
+        let connected = session::connect(&way, timeout).await?;
+        Ok((namespace.to_owned(), spec, connected, way))
     };
     // Nothing exists yet that would have to be removed.
     let connected = stop.orderly.run_until_cancelled(connected).await;
     let Some(connected) = connected else {
         return Ok(());
     };
-    let (namespace, spec, manager, way) = connected?;
+    let (namespace, spec, connected, way) = connected?;
     let client = session::client_info(&flags.manager.client, &namespace);
     let tunnel_dialer = TunnelDialer {
         target,
@@ -88,7 +89,8 @@ pub async fn create(flags: &Create, stop: Stop) -> Result<(), Failure> {
     let mut intercept_session = InterceptSession {
         flags,
         way,
-        manager,
+        manager: connected.manager,
+        credentials: connected.credentials,
         client,
         spec,
         tunnel_dialer,
@@ -109,10 +111,7 @@ pub async fn create(flags: &Create, stop: Stop) -> Result<(), Failure> {
     let Some((session, info)) = begun else {
         return Ok(());
     };
-    // A command has the terminal for itself.
-    let is_shown = flags.output == Output::Text
-        && flags.container.command.is_empty()
-        && std::io::stdout().is_terminal();
+    let is_shown = has_terminal(flags);
     let show = async {
         match is_shown {
             true => live.show().await,
@@ -130,10 +129,18 @@ pub async fn create(flags: &Create, stop: Stop) -> Result<(), Failure> {
     ended
 }
 
+/// Returns true if the figures may be shown below the lines: a command has the terminal for itself.
+fn has_terminal(flags: &Create) -> bool {
+    flags.output == Output::Text
+        && flags.container.command.is_empty()
+        && std::io::stdout().is_terminal()
+}
+
 struct InterceptSession<'a> {
     flags: &'a Create,
     way: Way,
     manager: Manager,
+    credentials: Credentials,
     client: ClientInfo,
     /// Spec as prepared by the manager.
     spec: InterceptSpec,
@@ -159,13 +166,9 @@ enum Ended {
 impl InterceptSession<'_> {
     /// Arrives and creates the intercept; `None` if stopped meanwhile.
     async fn begin(&mut self) -> Result<Option<(SessionInfo, InterceptInfo)>, Failure> {
-        let session = self
-            .manager
-            .arrive_as_client(call(self.client.clone()))
-            .await;
-        let session = session
-            .map_err(|status| refused("the manager refuses this client", &status))?
-            .into_inner();
+        let arriving = session::arrive(&mut self.manager, &self.credentials, &self.client);
+        let session = arriving.await?;
+        self.tunnel_dialer.live.begun(self.credentials.key());
         let stop = self.stop.orderly.clone();
         // The session exists from here on, so every way out departs from it.
         match stop.run_until_cancelled(self.make(&session)).await {
@@ -288,7 +291,7 @@ impl InterceptSession<'_> {
     fn direct(&self, session: &SessionInfo) -> Direct {
         Direct::new(
             self.tunnel_dialer.clone(),
-            session.clone(),
+            (session.clone(), self.credentials.key()),
             Reach {
                 way: self.way.clone(),
                 is_wanted: !self.flags.no_direct,
@@ -507,12 +510,4 @@ fn complete(spec: &mut InterceptSpec, prepared: PreparedIntercept) -> Result<(),
 fn turned_down(name: &str, info: &InterceptInfo, why: &str) -> Failure {
     let state = info.disposition().as_str_name();
     Failure::Failed(format!("intercept {name:?}: {state}: {why}"))
-}
-
-pub(crate) fn refused(what: &str, status: &Status) -> Failure {
-    let text = format!("{what}: {}", status_text(status));
-    match session::is_broken_off(status) {
-        true => Failure::Away(text),
-        false => Failure::Failed(text),
-    }
 }

@@ -15,8 +15,10 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixListener;
 use tokio::time::{sleep, timeout};
+use traffic_proto::base64url;
 use traffic_proto::manager::{GetInterceptRequest, InterceptInfo, SessionInfo};
 use traffic_proto::port::Transport;
+use traffic_proto::session_key::{Peer, SessionKey};
 use traffic_proto::sync::lock;
 
 use crate::deliveries;
@@ -32,6 +34,10 @@ const COUNTS_INTERVAL: Duration = Duration::from_secs(2);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Pause after a failed accept.
 const ACCEPT_DELAY: Duration = Duration::from_secs(1);
+
+/// Member of what is told that is for `intercept leave` alone: the session, and the proof by which its
+/// intercepts may be ended.
+pub(crate) const TO_LEAVE: &str = "to_leave";
 
 /// Figures of one intercept that this process serves.
 #[derive(Debug)]
@@ -50,6 +56,8 @@ struct State {
     /// Why the manager is not reached; empty while it is.
     lost: String,
     since: SystemTime,
+    /// The key of the session.
+    key: Option<Arc<SessionKey>>,
 }
 
 /// A connection under way, as long as it is held.
@@ -86,8 +94,14 @@ impl Live {
                 info: InterceptInfo::default(),
                 lost: "not connected yet".into(),
                 since: SystemTime::now(),
+                key: None,
             }),
         })
+    }
+
+    /// A session has begun, with this key.
+    pub(crate) fn begun(&self, key: Option<Arc<SessionKey>>) {
+        lock(&self.state).key = key;
     }
 
     /// Counts a connection until the result is dropped.
@@ -212,6 +226,10 @@ impl Live {
             "tunnels_failed": self.failed.load(Ordering::Relaxed),
             "hits": state.info.hits,
             "failed_open": state.info.failed_open,
+            TO_LEAVE: state.key.as_deref().map(|key| json!({
+                "session": key.id(),
+                "proof": base64url::encode(&key.prove(&Peer::manager_to_leave())),
+            })),
         })
     }
 

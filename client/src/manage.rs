@@ -3,8 +3,10 @@
 use std::time::{Duration, SystemTime};
 
 use tokio::time::timeout;
+use tonic::metadata::MetadataValue;
 use traffic_proto::manager::{InterceptInfo, RemoveInterceptRequest2, SessionInfo};
 use traffic_proto::port::Transport;
+use traffic_proto::session_key;
 
 use crate::Failure;
 use crate::deliveries;
@@ -12,6 +14,7 @@ use crate::flags::{Leave, List, Output};
 use crate::listing;
 use crate::report::{Pairs, block, event, line};
 use crate::session::{self, Way, call, status_text};
+use crate::status;
 use crate::terminal::Style;
 
 /// Time for the manager to send its intercepts.
@@ -20,7 +23,8 @@ const LIST_TIMEOUT: Duration = Duration::from_secs(15);
 /// Prints all intercepts the manager knows.
 pub async fn list(flags: &List) -> Result<(), Failure> {
     let way = Way::open(&flags.manager).await?;
-    let mut manager = session::connect(&way, session::START_TIMEOUT).await?;
+    let connected = session::connect(&way, session::START_TIMEOUT).await?;
+    let mut manager = connected.manager;
     let mut intercepts = all(&mut manager).await?;
     let me = &flags.manager.client;
     listing::sort(&mut intercepts, me);
@@ -38,7 +42,8 @@ pub async fn list(flags: &List) -> Result<(), Failure> {
 /// Removes an intercept of this client; the process that serves it notices and ends.
 pub async fn leave(flags: &Leave) -> Result<(), Failure> {
     let way = Way::open(&flags.manager).await?;
-    let mut manager = session::connect(&way, session::START_TIMEOUT).await?;
+    let connected = session::connect(&way, session::START_TIMEOUT).await?;
+    let mut manager = connected.manager;
     let mut named = all(&mut manager).await?;
     named.retain(|info| {
         let spec = info.spec.as_ref();
@@ -67,11 +72,19 @@ pub async fn leave(flags: &Leave) -> Result<(), Failure> {
         )));
     };
     let name = own.spec.as_ref().map(|spec| spec.name.clone());
-    let request = RemoveInterceptRequest2 {
-        session: own.client_session.clone(),
+    let session = own.client_session.clone();
+    let id = session.as_ref().map(|it| it.session_id.clone());
+    let mut request = call(RemoveInterceptRequest2 {
+        session,
         name: name.unwrap_or_default(),
-    };
-    let removed = manager.remove_intercept(call(request)).await;
+    });
+    // The session is of the process that serves it, which tells its user's others how to end it.
+    if let Some(proof) = status::proof_to_leave(&id.unwrap_or_default()).await {
+        let proof = MetadataValue::from_bytes(&proof);
+        let metadata = request.metadata_mut();
+        metadata.insert_bin(session_key::PROOF, proof);
+    }
+    let removed = manager.remove_intercept(request).await;
     removed.map_err(|status| {
         Failure::Failed(format!(
             "intercept {:?} was not removed: {}",

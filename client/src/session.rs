@@ -1,10 +1,12 @@
 //! The workstation's session with the manager: connect, arrive, remain, resume, depart.
 
 use std::error::Error;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, interval_at, sleep, timeout_at};
+use tonic::metadata::MetadataValue;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status};
@@ -12,6 +14,7 @@ use traffic_proto::manager::manager_client::ManagerClient;
 use traffic_proto::manager::{
     ClientInfo, InterceptInfo, ReconnectClientRequest, RemainRequest, SessionInfo, VersionInfo2,
 };
+use traffic_proto::session_key::{self, Peer, SessionKey};
 use traffic_proto::tunnel::{GRPC_LIMIT, MAX_FRAME};
 
 use crate::Failure;
@@ -141,9 +144,15 @@ pub(crate) fn endpoint(address: &str) -> Result<Endpoint, Failure> {
         .initial_connection_window_size(CONNECTION_WINDOW))
 }
 
+/// A manager, and what is proved to it.
+pub(crate) struct Connected {
+    pub(crate) manager: Manager,
+    pub(crate) credentials: Credentials,
+}
+
 /// Connects to the manager, within [`FIRST_CONTACT_TIMEOUT`], or [`START_TIMEOUT`] if one is about
 /// to start, and never longer than `longest`.
-pub(crate) async fn connect(way: &Way, longest: Duration) -> Result<Manager, Failure> {
+pub(crate) async fn connect(way: &Way, longest: Duration) -> Result<Connected, Failure> {
     let credentials = Credentials::default();
     let manager = ManagerClient::with_interceptor(way.channel()?, credentials.clone());
     let mut manager = manager.max_decoding_message_size(GRPC_LIMIT);
@@ -177,7 +186,31 @@ pub(crate) async fn connect(way: &Way, longest: Duration) -> Result<Manager, Fai
         )),
         None => note(format_args!("Connected to {announced} at {way}")),
     }
-    Ok(manager)
+    Ok(Connected {
+        manager,
+        credentials,
+    })
+}
+
+/// Begins a session, with a new key that further calls prove. Managers of others take no notice of it
+/// and give an id of their own, which is then all that proves whose session it is.
+pub(crate) async fn arrive(
+    manager: &mut Manager,
+    credentials: &Credentials,
+    client: &ClientInfo,
+) -> Result<SessionInfo, Failure> {
+    let key = SessionKey::generate().map_err(|error| Failure::Failed(error.to_string()))?;
+    let mut request = call(client.clone());
+    let (metadata, public) = (request.metadata_mut(), key.public());
+    metadata.insert_bin(session_key::KEY, MetadataValue::from_bytes(public));
+    metadata.insert_bin(session_key::PROOF, key.metadata(&Peer::manager()));
+    let arrived = manager.arrive_as_client(request).await;
+    let session = arrived
+        .map_err(|status| refused("the manager refuses this client", &status))?
+        .into_inner();
+    let is_taken = session.session_id == key.id();
+    credentials.hold(is_taken.then(|| Arc::new(key)));
+    Ok(session)
 }
 
 /// The manager's answer to the first call, else the last error, if it gave any.
@@ -340,6 +373,15 @@ pub(crate) fn is_broken_off(status: &Status) -> bool {
 /// Errors behind a status, nearest first.
 fn causes(status: &Status) -> impl Iterator<Item = &(dyn Error + 'static)> {
     std::iter::successors(Error::source(status), |&error| error.source())
+}
+
+/// Returns the failure of a call; it may be made again if the manager broke off.
+pub(crate) fn refused(what: &str, status: &Status) -> Failure {
+    let text = format!("{what}: {}", status_text(status));
+    match is_broken_off(status) {
+        true => Failure::Away(text),
+        false => Failure::Failed(text),
+    }
 }
 
 /// Formats a status: the message, and its cause if the transport knows more.

@@ -7,6 +7,7 @@ use serde_json::Value;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
+use traffic_proto::base64url;
 
 use crate::Failure;
 use crate::flags::{Output, Status};
@@ -25,12 +26,9 @@ const MAX_ANSWER: u64 = 64 * 1024;
 /// # Errors
 /// No folder is there in which they could be found.
 pub async fn status(flags: &Status) -> Result<(), Failure> {
-    let folder = live::folder().map_err(|error| Failure::Failed(error.to_string()))?;
-    let mut told = Vec::new();
-    for path in sockets(&folder) {
-        if let Some(one) = ask(&path).await {
-            told.push(one);
-        }
+    let mut told = told().await?;
+    for one in told.iter_mut().filter_map(Value::as_object_mut) {
+        one.remove(live::TO_LEAVE);
     }
     told.sort_by_key(|one| (text(one, "name").to_owned(), one["pid"].as_u64()));
     match flags.output {
@@ -46,6 +44,27 @@ pub async fn status(flags: &Status) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// What this user's processes tell.
+async fn told() -> Result<Vec<Value>, Failure> {
+    let folder = live::folder().map_err(|error| Failure::Failed(error.to_string()))?;
+    let mut told = Vec::new();
+    for path in sockets(&folder) {
+        if let Some(one) = ask(&path).await {
+            told.push(one);
+        }
+    }
+    Ok(told)
+}
+
+/// Returns what proves to the manager that a session's intercepts may be ended, from the process that
+/// has it; none if it is not one of this user's on this machine.
+pub(crate) async fn proof_to_leave(session: &str) -> Option<Vec<u8>> {
+    let told = told().await.ok()?;
+    let mut told = told.iter().map(|one| &one[live::TO_LEAVE]);
+    let own = told.find(|one| text(one, "session") == session)?;
+    base64url::decode(text(own, "proof").as_bytes())
 }
 
 fn sockets(folder: &Path) -> Vec<PathBuf> {

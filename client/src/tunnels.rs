@@ -8,12 +8,16 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::TaskTracker;
+use tonic::metadata::{Binary, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
-use tonic::{Status, Streaming};
+use tonic::{Request, Status, Streaming};
 use traffic_proto::ConnId;
 use traffic_proto::agent::agent_client::AgentClient;
 use traffic_proto::dialer::{self, DatagramObserver, DialError, Outgoing, Refused};
 use traffic_proto::manager::{DialRequest, SessionInfo, TunnelMessage};
+use traffic_proto::session_key;
 use traffic_proto::tunnel::{Message, StreamInfo, duration_from_nanos};
 
 use crate::live::{Live, OpenTunnel};
@@ -25,11 +29,28 @@ pub(crate) const QUEUE_CAPACITY: usize = 8;
 /// Default time to open a stream, if the request names none.
 const DEFAULT_OPEN_TIMEOUT: Duration = Duration::from_secs(7);
 
+/// A client of one agent.
+pub(crate) type Agent = AgentClient<InterceptedService<Channel, AgentProof>>;
+
+/// The proof for one agent that the session is the client's own; none where it has no key.
+#[derive(Clone)]
+pub(crate) struct AgentProof(pub(crate) Option<MetadataValue<Binary>>);
+
+impl Interceptor for AgentProof {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(proof) = &self.0 {
+            let metadata = request.metadata_mut();
+            metadata.insert_bin(session_key::PROOF, proof.clone());
+        }
+        Ok(request)
+    }
+}
+
 /// Peer that announces connections and receives their streams.
 #[derive(Clone)]
 pub(crate) enum Via {
     Manager(Manager),
-    Agent(AgentClient<Channel>),
+    Agent(Agent),
 }
 
 /// Answers announced connections.

@@ -6,9 +6,8 @@ use traffic_proto::manager::{ClientInfo, SessionInfo, UninstallAgentsRequest};
 
 use crate::Failure;
 use crate::flags::Uninstall;
-use crate::intercept::refused;
 use crate::report::{Pairs, line};
-use crate::session::{self, Manager, Patience, Way, call};
+use crate::session::{self, Connected, Manager, Patience, Way, call, refused};
 
 /// Time for the pods to be replaced; the manager gives up a little earlier and says why.
 const REMOVAL_TIMEOUT: Duration = Duration::from_secs(150);
@@ -17,11 +16,11 @@ const REMOVAL_TIMEOUT: Duration = Duration::from_secs(150);
 pub async fn uninstall(flags: &Uninstall) -> Result<(), Failure> {
     let way = Way::open(&flags.manager).await?;
     let namespace = flags.namespace.as_deref().unwrap_or(way.namespace());
-    let mut manager = session::connect(&way, session::START_TIMEOUT).await?;
+    let mut connected = session::connect(&way, session::START_TIMEOUT).await?;
     let client = session::client_info(&flags.manager.client, namespace);
     // A manager that breaks off amid the removal goes on with it when it is asked again.
     let mut patience = Patience::new(REMOVAL_TIMEOUT);
-    while let Err(failure) = arrive_and_remove(&mut manager, &client, flags).await {
+    while let Err(failure) = arrive_and_remove(&mut connected, &client, flags).await {
         if !patience.allows_another_try(&failure).await {
             return Err(failure);
         }
@@ -39,14 +38,14 @@ pub async fn uninstall(flags: &Uninstall) -> Result<(), Failure> {
 }
 
 async fn arrive_and_remove(
-    manager: &mut Manager,
+    Connected {
+        manager,
+        credentials,
+    }: &mut Connected,
     client: &ClientInfo,
     flags: &Uninstall,
 ) -> Result<(), Failure> {
-    let session = manager.arrive_as_client(call(client.clone())).await;
-    let session = session
-        .map_err(|status| refused("the manager refuses this client", &status))?
-        .into_inner();
+    let session = session::arrive(manager, credentials, client).await?;
     let removed = remove(manager, &session, flags).await;
     let _ = manager.depart(call(session)).await;
     removed

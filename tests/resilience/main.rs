@@ -11,6 +11,7 @@ mod expired;
 mod failures;
 mod heads;
 mod impostor;
+mod keys;
 mod opaque_protocols;
 mod rig;
 mod tunnel_loss;

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // A test that meets what it does not expect may say so by panicking.
 
 mod fixture;
+mod keys;
 mod life;
 mod mistakes;
 mod seen;
