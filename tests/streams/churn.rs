@@ -84,7 +84,7 @@ async fn churning_intercepts_cost_no_request_and_misroute_none() {
             .build()
             .unwrap();
         runtime.block_on(async {
-            let control = Control::of(&system, "keep").await;
+            let control = Control::beside(&system, "keep").await;
             let changes = [0, 1].map(|n| {
                 let (quick, slow, rules) = (control.clone(), control.clone(), &changed[n]);
                 futures_util::future::join(

@@ -9,6 +9,7 @@ mod load;
 mod memory;
 mod rules;
 mod stalled;
+mod workstation;
 
 /// Seconds for tests that have a short form and a long one.
 fn seconds(variable: &str, default: u64) -> std::time::Duration {

@@ -21,6 +21,8 @@ use traffic_proto::manager::{
     CreateInterceptRequest, InterceptSpec, RemoveInterceptRequest2, SessionInfo,
 };
 
+use crate::workstation;
+
 /// Expected servers of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Expected {
@@ -126,24 +128,14 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// Acts as the workstation whose intercept `name` the agent serves.
-    pub(crate) async fn of(system: &System, name: &str) -> Self {
-        let page = caller::get(system.agent.admin(), "/intercepts", &[]).unwrap();
-        let page: serde_json::Value = serde_json::from_slice(&page.body).unwrap();
-        let ports = page["ports"].as_array().unwrap();
-        let mut all = ports
-            .iter()
-            .flat_map(|port| port["intercepts"].as_array().unwrap());
-        let known = all.find(|intercept| intercept["name"] == name).unwrap();
-        let session = known["id"].as_str().unwrap().split(':').next().unwrap();
-        let session = SessionInfo {
-            session_id: session.to_owned(),
-            ..SessionInfo::default()
-        };
+    /// Acts as a workstation beside the one whose intercept `name` the agent serves, with the same
+    /// local server.
+    pub(crate) async fn beside(system: &System, name: &str) -> Self {
         let endpoint = format!("http://{}", system.manager_address);
         let mut manager = ManagerClient::connect(endpoint).await.unwrap();
+        // Without a session all intercepts are shown.
         let mut snapshots = manager
-            .watch_intercepts(session.clone())
+            .watch_intercepts(SessionInfo::default())
             .await
             .unwrap()
             .into_inner();
@@ -153,10 +145,14 @@ impl Control {
             .into_iter()
             .find_map(|it| it.spec.filter(|spec| spec.name == name))
             .unwrap();
+        let session = workstation::attach(system, manager.clone()).await;
         Self {
             manager,
             session,
-            spec,
+            spec: InterceptSpec {
+                client: workstation::CLIENT.to_owned(),
+                ..spec
+            },
             admin: system.agent.admin(),
         }
     }
