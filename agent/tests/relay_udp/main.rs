@@ -24,7 +24,10 @@ use traffic_agent::upstream::Transport;
 use traffic_core::routing::RouteTable;
 use traffic_proto::tunnel::Message;
 
-/// An app that answers each datagram with the address of its peer and what it said.
+const LATE_DELAY: Duration = Duration::from_millis(300);
+
+/// An app that answers each datagram with the address of its peer and what it said; to `late` it
+/// answers after [`LATE_DELAY`].
 async fn app() -> SocketAddr {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let addr = socket.local_addr().unwrap();
@@ -33,6 +36,9 @@ async fn app() -> SocketAddr {
         loop {
             let (n, from) = socket.recv_from(&mut buf).await.unwrap();
             let said = String::from_utf8_lossy(&buf[..n]).into_owned();
+            if said == "late" {
+                tokio::time::sleep(LATE_DELAY).await;
+            }
             socket
                 .send_to(format!("{from} {said}").as_bytes(), from)
                 .await
@@ -213,6 +219,21 @@ async fn a_flow_of_one_question_and_one_answer_ends_soon_and_a_longer_one_does_n
     assert_eq!(ask(&long, "c").await, kept);
     let limits = &agent.shared.metrics.limits;
     assert_eq!(limits.at(Limit::UdpFlows).get(), 0);
+}
+
+/// An answer that comes after the time of such a flow ends it soon all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flow_of_one_question_and_one_late_answer_ends_soon_too() {
+    let limits = UdpLimits {
+        one_shot: LATE_DELAY / 3,
+        ..UdpLimits::default()
+    };
+    let agent = agent("127.0.0.1:0", FakeTunnels::away(), limits).await;
+    ask(&caller(agent.addr).await, "late").await;
+    until("no flow is left", || {
+        agent.shared.metrics.udp_flows.get() == 0
+    })
+    .await;
 }
 
 /// A flood of callers that ask once, many times what the table holds, beside one that asks again

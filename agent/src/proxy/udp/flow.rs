@@ -250,26 +250,39 @@ impl Clock {
 
     /// One question has had its answer, as with DNS: hardly any caller asks again from that port.
     fn is_one_shot(&self) -> bool {
+        self.counts() == (1, 1)
+    }
+
+    /// The answer to the only question would end the flow soon.
+    fn may_become_one_shot(&self) -> bool {
+        self.counts() == (1, 0)
+    }
+
+    fn counts(&self) -> (u8, u8) {
         let count = |count: &AtomicU8| count.load(Ordering::Relaxed);
-        (count(&self.asked), count(&self.answered)) == (1, 1)
+        (count(&self.asked), count(&self.answered))
     }
 
     /// Resolves when nothing has passed for the time that fits the flow.
     pub(super) async fn idle(&self, limits: UdpLimits) {
-        let mut wait = limits.one_shot.min(limits.idle);
+        let one_shot = limits.one_shot.min(limits.idle);
+        let mut next = Instant::now() + one_shot;
         loop {
-            let last = Duration::from_millis(self.last_ms.load(Ordering::Relaxed));
-            sleep_until(epoch() + last + wait).await;
-            let limit = if self.is_one_shot() {
-                limits.one_shot.min(limits.idle)
-            } else {
-                limits.idle
+            sleep_until(next).await;
+            let limit = match self.is_one_shot() {
+                true => one_shot,
+                false => limits.idle,
             };
             let last = Duration::from_millis(self.last_ms.load(Ordering::Relaxed));
-            if epoch() + last + limit <= Instant::now() {
+            let (end, now) = (epoch() + last + limit, Instant::now());
+            if end <= now {
                 return;
             }
-            wait = limit;
+            // A late answer wakes nobody here.
+            next = match self.may_become_one_shot() {
+                true => end.min(now + one_shot),
+                false => end,
+            };
         }
     }
 }
