@@ -28,7 +28,7 @@ pub struct DatagramTunnel {
     intercept: Arc<Intercept>,
     /// The dial of a workstation that is not trusted yet.
     trial: Option<Trial>,
-    unanswered: Unanswered,
+    unanswered: SentDatagrams,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
@@ -62,7 +62,7 @@ impl DatagramTunnel {
             tunnel,
             intercept: Arc::clone(intercept),
             trial: None,
-            unanswered: Unanswered::default(),
+            unanswered: SentDatagrams::default(),
             timer: None,
         }
     }
@@ -192,12 +192,12 @@ async fn elapsed(timer: &mut Option<Pin<Box<Sleep>>>) {
 
 /// Datagrams that were sent and not answered.
 #[derive(Debug, Default)]
-struct Unanswered {
+struct SentDatagrams {
     sent: VecDeque<(Instant, Bytes)>,
     bytes: usize,
 }
 
-impl Unanswered {
+impl SentDatagrams {
     fn push(&mut self, now: Instant, datagram: Bytes) {
         self.bytes += datagram.len();
         self.sent.push_back((now, datagram));
