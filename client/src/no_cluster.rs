@@ -77,6 +77,11 @@ impl fmt::Display for Port {
     }
 }
 
+/// Returns true if this is the error of a manager that is installed and not ready: never here.
+pub(crate) fn is_not_ready(_: &(dyn std::error::Error + 'static)) -> bool {
+    false
+}
+
 /// No login.
 #[derive(Clone)]
 pub(crate) struct Login(Infallible);
