@@ -118,7 +118,18 @@ class Manager:
         """Another process in another pod."""
         before = self.pod()["metadata"]["name"]
         self.cluster.run("kubectl", "delete", "pod", "-n", HOME, before, "--wait=true")
-        self.cluster.run("kubectl", "rollout", "status", "-n", HOME, "deployment/traffic-manager", "--timeout=120s")
+        # The Deployment's status may still speak of the pod that is gone.
+        end = time.monotonic() + 120
+        while not self._is_ready_after(before):
+            if time.monotonic() > end:
+                sys.exit("the manager is not ready after its restart")
+            time.sleep(0.2)
+
+    def _is_ready_after(self, before):
+        pods = self.cluster.get("pods", "-n", HOME, "-l", "app=traffic-manager")["items"]
+        others = [it for it in pods if it["metadata"]["name"] != before]
+        conditions = [each for it in others for each in it["status"].get("conditions", [])]
+        return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
 
     def first_snapshot(self):
         """Milliseconds from the log's first line until everything there is has been watched, and the line that says so."""
