@@ -88,8 +88,8 @@ pub trait DialApp: Send + Sync + fmt::Debug {
         None
     }
 
-    /// The connection to a workstation through an open tunnel, spoken to as the app would be: in TLS
-    /// where the app speaks TLS, as it is elsewhere. May ask the app once what it speaks.
+    /// The connection to a workstation through an open tunnel, spoken to as the app would be: in
+    /// TLS where the app speaks TLS, as it is elsewhere. May ask the app once what it speaks.
     fn secure_tunnel<'a>(
         &'a self,
         tunnel: Box<dyn crate::io::conn::Io>,

@@ -1,6 +1,7 @@
-//! What a client proves to the manager: who its user is, by the bearer token by which the kubeconfig
-//! logs in, and that its session is its own, by the key that the session was begun with. The token goes
-//! to a manager that asks for it and is reached through the API server, and nowhere else.
+//! Proofs of a client towards the manager: who its user is, by the bearer token by which the
+//! kubeconfig logs in, and that its session is its own, by the key that the session was begun with.
+//! The token goes to a manager that asks for it and is reached through the API server, and nowhere
+//! else.
 
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
@@ -16,8 +17,8 @@ use traffic_proto::sync::lock;
 use crate::Failure;
 use crate::cluster::Login;
 
-/// Interval at which the kubeconfig's login is asked again; it renews its token when that is near its
-/// end.
+/// Interval at which the kubeconfig's login is asked again; it renews its token when that is near
+/// its end.
 const RENEW_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The proofs that calls carry.
@@ -34,7 +35,8 @@ struct Held {
 }
 
 impl Credentials {
-    /// Has further calls prove that a session is this client's; none has a key under managers of others.
+    /// Has further calls prove that a session is this client's; none has a key under managers of
+    /// others.
     pub(crate) fn hold(&self, key: Option<Arc<SessionKey>>) {
         *lock(&self.session) = key.map(|key| Held {
             proof: key.metadata(&Peer::manager()),
@@ -46,9 +48,7 @@ impl Credentials {
     pub(crate) fn key(&self) -> Option<Arc<SessionKey>> {
         lock(&self.session).as_ref().map(|held| held.key.clone())
     }
-}
 
-impl Credentials {
     /// Gives the manager what its first answer asks for.
     pub(crate) async fn answer(
         &self,

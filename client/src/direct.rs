@@ -71,7 +71,8 @@ impl std::fmt::Display for Place {
 }
 
 impl Reach {
-    /// Place of a pod's agent; an address only without a cluster, where pods can be reached from here.
+    /// Place of a pod's agent; an address only without a cluster, where pods can be reached from
+    /// here.
     fn place(&self, pod: &AgentPodInfo) -> Option<Place> {
         let port = u16::try_from(pod.api_port).ok().filter(|port| *port != 0)?;
         match &self.way {
@@ -86,8 +87,8 @@ impl Reach {
         }
     }
 
-    /// Whether whoever answers at `place` has to prove to be the agent. Where none can, because it is
-    /// a stock agent, an address that the user has named is taken for right.
+    /// Whether whoever answers at `place` has to prove to be the agent. Where none can, because it
+    /// is a stock agent, an address that the user has named is taken for right.
     fn needs_proof(&self, place: &Place, keys: &BTreeSet<Bytes>) -> bool {
         match place {
             Place::Address(address) => !self.fixed.contains(address) || !keys.is_empty(),
@@ -326,9 +327,9 @@ impl OwnSession {
     }
 }
 
-/// Keys of the agents that the manager has announced, by the places where they may be; cheap to clone.
-/// They are other ones when an agent has started again. Each place has those of its own agents alone:
-/// an agent that knows the key of another must not be taken for that.
+/// Keys of the agents that the manager has announced, by the places where they may be; cheap to
+/// clone. They are other ones when an agent has started again. Each place has those of its own
+/// agents alone: an agent that knows the key of another must not be taken for that.
 #[derive(Clone, Default)]
 struct Keys(Arc<watch::Sender<HashMap<Place, BTreeSet<Bytes>>>>);
 
@@ -344,7 +345,7 @@ impl Keys {
         self.0.send_replace(keys);
     }
 
-    /// Those of a place.
+    /// Returns the keys of the agents at a place.
     fn of(&self, place: &Place) -> BTreeSet<Bytes> {
         self.0.borrow().get(place).cloned().unwrap_or_default()
     }

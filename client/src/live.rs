@@ -35,8 +35,8 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Pause after a failed accept.
 const ACCEPT_DELAY: Duration = Duration::from_secs(1);
 
-/// Member of what is told that is for `intercept leave` alone: the session, and the proof by which its
-/// intercepts may be ended.
+/// Member of what is told that is for `intercept leave` alone: the session, and the proof by which
+/// its intercepts may be ended.
 pub(crate) const TO_LEAVE: &str = "to_leave";
 
 /// Figures of one intercept that this process serves.
@@ -233,7 +233,8 @@ impl Live {
         })
     }
 
-    /// Tells the figures to whoever of the same user asks. Without a place for the socket nobody can.
+    /// Tells the figures to whoever of the same user asks. Without a place for the socket nobody
+    /// can.
     pub(crate) async fn tell(&self) -> Infallible {
         let socket = folder().and_then(|folder| Socket::new(&folder));
         let socket = match socket {

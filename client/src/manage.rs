@@ -125,8 +125,8 @@ pub(crate) fn tell(info: &InterceptInfo) {
     ]));
 }
 
-/// Adds to an agent's word of a conflict whose intercept it is, what it takes, and what to do. The word
-/// names it by an id in quotes.
+/// Adds to an agent's word of a conflict whose intercept it is, what it takes, and what to do. The
+/// word names it by an id in quotes.
 pub(crate) async fn with_way_out(manager: &mut session::Manager, message: &str) -> String {
     let id = message
         .split('"')

@@ -1,5 +1,5 @@
-//! Stands in for `cluster` where the program is built without Kubernetes (feature `kubernetes`): there
-//! is no cluster, so no value of these types, and a command that would need one says so.
+//! Stands in for `cluster` where the program is built without Kubernetes (feature `kubernetes`):
+//! there is no cluster, so no value of these types, and a command that would need one says so.
 
 use std::convert::Infallible;
 use std::{fmt, io};

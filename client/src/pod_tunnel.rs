@@ -1,6 +1,6 @@
-//! Connections from this machine to a port of a pod: each is a tunnel through the manager, which the
-//! pod's agent dials at its end. It does so at the pod's address, and where nothing listens there at its
-//! loopback, as what is meant for the app's container alone listens there.
+//! Connections from this machine to a port of a pod: each is a tunnel through the manager, which
+//! the pod's agent dials at its end. It does so at the pod's address, and where nothing listens
+//! there at its loopback, as what is meant for the app's container alone listens there.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher as _;
@@ -68,8 +68,8 @@ impl PodWay {
         anyhow::bail!("the pod has no address")
     }
 
-    /// Carries the datagrams of a socket that is connected to its peer, after a first one, to the first
-    /// of some places of the pod that does not refuse that, until none has come for a while.
+    /// Carries the datagrams of a socket that is connected to its peer, after a first one, to the
+    /// first of some places of the pod that does not refuse that, until none has come for a while.
     pub(crate) async fn carry_datagrams(
         self,
         socket: UdpSocket,
@@ -121,8 +121,9 @@ impl PodWay {
     }
 }
 
-/// Returns where the ports of a pod may be, in the order to try: at its address, and at its loopback
-/// unless that is this machine's, where the agent would find nothing but the ports that are opened here.
+/// Returns where the ports of a pod may be, in the order to try: at its address, and at its
+/// loopback unless that is this machine's, where the agent would find nothing but the ports that
+/// are opened here.
 pub(crate) fn addresses(pod: IpAddr) -> Vec<IpAddr> {
     let is_here = std::net::UdpSocket::bind((pod, 0)).is_ok();
     let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];

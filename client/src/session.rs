@@ -175,7 +175,8 @@ pub(crate) async fn connect(way: &Way, longest: Duration) -> Result<Connected, F
         ))
     })?;
     credentials.answer(version.metadata(), way.login()).await?;
-    // Ours has a name and a version of its own beside the one that stock clients choose their calls by.
+    // Ours has a name and a version of its own beside the one that stock clients choose their calls
+    // by.
     let own = version.metadata().get(OWN_VERSION);
     let own = own.and_then(|it| it.to_str().ok()).map(str::to_owned);
     let version = version.into_inner();
@@ -192,8 +193,8 @@ pub(crate) async fn connect(way: &Way, longest: Duration) -> Result<Connected, F
     })
 }
 
-/// Begins a session, with a new key that further calls prove. Managers of others take no notice of it
-/// and give an id of their own, which is then all that proves whose session it is.
+/// Begins a session, with a new key that further calls prove. Managers of others take no notice of
+/// it and give an id of their own, which is then all that proves whose session it is.
 pub(crate) async fn arrive(
     manager: &mut Manager,
     credentials: &Credentials,

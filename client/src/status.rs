@@ -46,7 +46,7 @@ pub async fn status(flags: &Status) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What this user's processes tell.
+/// Asks this user's processes for their figures.
 async fn told() -> Result<Vec<Value>, Failure> {
     let folder = live::folder().map_err(|error| Failure::Failed(error.to_string()))?;
     let mut told = Vec::new();
@@ -58,8 +58,8 @@ async fn told() -> Result<Vec<Value>, Failure> {
     Ok(told)
 }
 
-/// Returns what proves to the manager that a session's intercepts may be ended, from the process that
-/// has it; none if it is not one of this user's on this machine.
+/// Returns what proves to the manager that a session's intercepts may be ended, from the process
+/// that has it; none if it is not one of this user's on this machine.
 pub(crate) async fn proof_to_leave(session: &str) -> Option<Vec<u8>> {
     let told = told().await.ok()?;
     let mut told = told.iter().map(|one| &one[live::TO_LEAVE]);

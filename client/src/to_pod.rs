@@ -1,5 +1,6 @@
 //! Ports of the intercepted pod on this machine's loopback, as long as the intercept lives
-//! (`--to-pod`): what the app expects beside it, such as a proxy in its pod, is where it expects it.
+//! (`--to-pod`): what the app expects beside it, such as a proxy in its pod, is where it expects
+//! it.
 
 use std::collections::HashMap;
 use std::io;

@@ -63,7 +63,8 @@ pub(crate) struct TunnelDialer {
     pub(crate) local_ports: Arc<[u16]>,
     /// Tasks of the tunnels.
     pub(crate) tunnels: TaskTracker,
-    /// Told of connections to the target that cannot be made, and of datagrams that it does not take.
+    /// Told of connections to the target that cannot be made, and of datagrams that it does not
+    /// take.
     pub(crate) warnings: Arc<Warnings>,
     /// Figures to show.
     pub(crate) live: Arc<Live>,

@@ -2,7 +2,8 @@
 //!
 //! Without a gate everybody is who he says. With one, a call carries the caller's proof, a session
 //! belongs to the party that began it, and rights are asked of the API server. A permissive gate
-//! only says what an enforcing one would refuse. A session that has a key is held to it in any case.
+//! only says what an enforcing one would refuse. A session that has a key is held to it in any
+//! case.
 
 use std::sync::Arc;
 
@@ -86,8 +87,8 @@ impl Caller {
         self.identity.as_ref().is_some_and(|it| it.is_agent)
     }
 
-    /// Returns true if he may ask whether a session is there that is not his own: agents do, and those
-    /// that have no token can't be told from others.
+    /// Returns true if he may ask whether a session is there that is not his own: agents do, and
+    /// those that have no token can't be told from others.
     pub(crate) fn may_ask(&self) -> bool {
         let is_enforcing = self.gate.as_ref().is_some_and(|gate| gate.is_enforcing());
         self.is_proved_agent() || !is_enforcing
@@ -118,8 +119,8 @@ impl Caller {
         )))
     }
 
-    /// Checks that a session is his own. Ids of sessions are no secret: other clients and agents see
-    /// them.
+    /// Checks that a session is his own. Ids of sessions are no secret: other clients and agents
+    /// see them.
     pub(crate) fn owns(&self, session: &Session, id: &str) -> Result<(), Status> {
         let Some(gate) = &self.gate else {
             return Ok(());

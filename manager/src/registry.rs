@@ -33,7 +33,7 @@ pub(crate) struct Shared {
     changes: watch::Sender<u64>,
     excluded: Arc<ExcludedEnv>,
     pub(crate) watches: OpenWatches,
-    /// What clients have proved to have the keys of.
+    /// Proofs of clients that they have the keys of their sessions.
     pub(crate) proofs: Proofs,
     pub(crate) pending: Arc<PendingMessages>,
     pub(crate) limits: Arc<LimitCounters>,
@@ -370,7 +370,8 @@ impl Registry {
     }
 
     /// Returns the session id of the agent that is to dial `destination` for a client; `None` means
-    /// the manager itself. A loopback is that of the pod whose environment and volumes the client has.
+    /// the manager itself. A loopback is that of the pod whose environment and volumes the client
+    /// has.
     pub(crate) fn dialler(&self, client: &str, destination: IpAddr) -> Option<String> {
         let in_pod = |agent: &AgentInfo| {
             agent

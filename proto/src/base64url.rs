@@ -1,4 +1,5 @@
-//! Text of the alphabet that URLs and header fields can carry (RFC 4648 section 5), without padding.
+//! Text of the alphabet that URLs and header fields can carry (RFC 4648 section 5), without
+//! padding.
 
 /// Decodes a text; space around it and padding behind it are left alone. None if another character
 /// is in it.

@@ -62,8 +62,8 @@ impl Outgoing<TunnelMessage> {
 }
 
 impl<T> Outgoing<T> {
-    /// Says behind the dial's answer, by a keep-alive, that keep-alives are answered here; peers that
-    /// do not know that ignore it.
+    /// Says behind the dial's answer, by a keep-alive, that keep-alives are answered here; peers
+    /// that do not know that ignore it.
     #[must_use]
     pub fn announcing_life(mut self) -> Self {
         self.announces_life = true;
@@ -119,8 +119,9 @@ enum Broken {
 
 /// Dials the destination of `conn` within `dial_timeout` (zero means the default) and copies until
 /// both directions have ended. `datagrams` hears what becomes of those of a UDP flow. To be called
-/// once the stream is open: after `StreamInfo` and `StreamOk`. A peer that has sent a keep-alive ahead
-/// of its first datagram gets a rejection, late as it is, where nothing listens at the destination.
+/// once the stream is open: after `StreamInfo` and `StreamOk`. A peer that has sent a keep-alive
+/// ahead of its first datagram gets a rejection, late as it is, where nothing listens at the
+/// destination.
 pub async fn serve<S, T>(
     conn: ConnId,
     dial_timeout: Duration,

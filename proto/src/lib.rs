@@ -3,9 +3,9 @@
 //!
 //! Feature `grpc` (on by default) adds the generated messages and stubs; without it this crate uses
 //! neither tonic nor tokio, which is how agent-init depends on it. Feature `dialer` adds the
-//! dialling end of a tunnel, `rewrite-io` a connection whose reads are rewritten, `proof` the proofs that
-//! an agent is the announced one and that a client has its session's key, `heap-trim` the way to give
-//! free memory back, `system-dns` the pod's resolver.
+//! dialling end of a tunnel, `rewrite-io` a connection whose reads are rewritten, `proof` the
+//! proofs that an agent is the announced one and that a client has its session's key, `heap-trim`
+//! the way to give free memory back, `system-dns` the pod's resolver.
 
 #![cfg_attr(not(test), warn(clippy::disallowed_methods, clippy::disallowed_types))]
 

@@ -1,9 +1,11 @@
-//! The credential of a client's session: a key pair that its program makes and keeps in its memory. The
-//! session's id holds the public half, so whoever learns the id, an agent or the next manager, can check
-//! a proof without being told anything else, and only the program that began the session can make one.
+//! The credential of a client's session: a key pair that its program makes and keeps in its memory.
+//! The session's id holds the public half, so whoever learns the id, an agent or the next manager,
+//! can check a proof without being told anything else, and only the program that began the session
+//! can make one.
 //!
-//! A proof is a signature of the id for one peer. The same one goes with every call to that peer, which
-//! costs a byte after the first; no clock is involved, because those of workstations are wrong.
+//! A proof is a signature of the id for one peer. The same one goes with every call to that peer,
+//! which costs a byte after the first; no clock is involved, because those of workstations are
+//! wrong.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -85,7 +87,7 @@ impl fmt::Debug for SessionKey {
     }
 }
 
-/// Whom a proof is for: it is worth nothing to others.
+/// Recipient of a proof, which is worth nothing to others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer(Vec<u8>);
 
@@ -102,8 +104,8 @@ impl Peer {
         Self(vec![2])
     }
 
-    /// The agent with this key, which it makes anew at each start. The manager announces it for each
-    /// pod, so no agent can have a client make a proof for another one.
+    /// The agent with this key, which it makes anew at each start. The manager announces it for
+    /// each pod, so no agent can have a client make a proof for another one.
     #[must_use]
     pub fn agent(key: &[u8]) -> Self {
         let length = u8::try_from(key.len()).unwrap_or_default();
@@ -148,13 +150,13 @@ fn public_half(id: &str) -> Option<Vec<u8>> {
 /// Reason why a caller is not taken for the one whose session he names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// He gives no proof.
+    /// The call carries no proof.
     #[error(
         "the session has a key and the call carries no proof of it: only the program that began the \
          session has the key; connect with a session of your own"
     )]
     Missing,
-    /// What he gives is not the proof of this session for this peer.
+    /// The proof is not one of this session for this peer.
     #[error(
         "the session has a key and the proof that the call carries is not of it, or not for this peer: \
          attach again with the program that began the session, which makes a proof for each start of an \
@@ -178,7 +180,8 @@ impl From<Refusal> for Status {
     }
 }
 
-/// Returns the proof that a call carries. One that cannot be read is empty: it is not the same as none.
+/// Returns the proof that a call carries. One that cannot be read is empty: it is not the same as
+/// none.
 #[must_use]
 pub fn given(metadata: &MetadataMap) -> Option<Bytes> {
     let value = metadata.get_bin(PROOF)?;
@@ -190,7 +193,7 @@ pub fn given(metadata: &MetadataMap) -> Option<Bytes> {
 /// Checks that a proof is one of the session's key for a peer. Sessions without a key need none.
 ///
 /// # Errors
-/// It is not.
+/// The proof is missing, or is not one.
 pub fn check(peer: &Peer, id: &str, proof: Option<&[u8]>) -> Result<(), Refusal> {
     if !is_keyed(id) {
         return Ok(());
@@ -225,7 +228,7 @@ impl Proofs {
     /// Checks a proof as [`check`] does.
     ///
     /// # Errors
-    /// It is not the session's.
+    /// The proof is missing, or is not the session's.
     pub fn check(&self, id: &str, proof: Option<&[u8]>) -> Result<(), Refusal> {
         if !is_keyed(id) || proof.is_some_and(|proof| self.is_remembered(id, proof)) {
             return Ok(());
@@ -235,7 +238,8 @@ impl Proofs {
             return Ok(());
         };
         let mut good = lock(&self.good);
-        // A crowd, or somebody who makes keys: checking again costs less than memory without a bound.
+        // A crowd, or somebody who makes keys: checking again costs less than memory without a
+        // bound.
         if good.len() >= MAX_PROOFS && !good.contains_key(id) {
             good.clear();
         }

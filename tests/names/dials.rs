@@ -1,5 +1,5 @@
-//! Connections of workstations into the cluster, which the agent dials from its pod: asked through the
-//! manager, and at its own port.
+//! Connections of workstations into the cluster, which the agent dials from its pod: asked through
+//! the manager, and at its own port.
 
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::time::{Duration, Instant};

@@ -22,7 +22,7 @@ const PLACES: [(u16, &str); 4] = [
 ];
 const CLOSED: u16 = 7104;
 
-/// What a connection to a port here gets back: the address that it seems to come from, and its bytes.
+/// Answer to a connection to a port here: the address that it seems to come from, and its bytes.
 fn asked(port: u16) -> String {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
     stream.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();

@@ -1,5 +1,5 @@
-//! A pod with an agent, a cluster with a manager, a workstation's session and a DNS server, in network
-//! namespaces of their own.
+//! A pod with an agent, a cluster with a manager, a workstation's session and a DNS server, in
+//! network namespaces of their own.
 
 use std::collections::BTreeSet;
 use std::fs;

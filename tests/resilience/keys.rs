@@ -1,4 +1,5 @@
-//! Somebody who knows the id of a session, as every client of the cluster may: he cannot take its place.
+//! Somebody who knows the id of a session, as every client of the cluster may: he cannot take its
+//! place.
 
 use std::process::Command;
 

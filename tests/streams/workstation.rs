@@ -50,7 +50,7 @@ pub(crate) async fn attach(system: &System, mut manager: ManagerClient<Channel>)
     tokio::spawn(async move {
         loop {
             tokio::select! {
-                dial = elsewhere.get_mut().message() => panic!("dialled through the manager: {dial:?}"),
+                dial = elsewhere.get_mut().message() => panic!("dialled by the manager: {dial:?}"),
                 () = sleep(REMAIN_INTERVAL) => {}
             }
             let request = RemainRequest {
@@ -85,7 +85,7 @@ async fn answer(mut agent: AgentClient<Channel>, session: String, request: DialR
     let _ = dialer::serve(conn, dial_timeout, incoming, outgoing, &Silent).await;
 }
 
-/// Nothing is told of datagrams.
+/// Observer that ignores datagrams.
 struct Silent;
 
 impl DatagramObserver for Silent {

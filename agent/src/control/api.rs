@@ -92,7 +92,8 @@ pub(crate) struct CallPeer {
 }
 
 impl Service {
-    /// Checks that a session is the caller's own if it has a key; others are known by their id alone.
+    /// Checks that a session is the caller's own if it has a key; others are known by their id
+    /// alone.
     fn own(&self, session: &str, caller: &SessionCaller<'_>) -> Result<(), Status> {
         let proof = caller.proof.as_deref();
         let checked = self.tunnels.proofs().check(session, proof);

@@ -304,7 +304,7 @@ async fn udp(conn_id: ConnId, mut io: TunnelIo) {
     }
 }
 
-/// What has come of a datagram, one way or the other.
+/// Result of waiting for a datagram of either side.
 enum Moved {
     On,
     /// Nothing listens at the destination.
@@ -363,8 +363,8 @@ async fn reject_rest(mut tunnel: Tunnel) {
     let _ = tokio::time::timeout(REJECT_TIMEOUT, rest).await;
 }
 
-/// Says that the dial failed, and keeps the call until the peer has ended it: ending it earlier would
-/// cancel it together with the message.
+/// Says that the dial failed, and keeps the call until the peer has ended it: ending it earlier
+/// would cancel it together with the message.
 async fn reject(mut io: TunnelIo, conn_id: ConnId, why: &str) {
     tracing::debug!(%conn_id, "dial for a workstation failed: {why}");
     io.messages.end(Some(Frame::from(&Message::DialReject)));

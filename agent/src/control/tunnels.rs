@@ -61,7 +61,7 @@ struct TunnelHub {
     sessions: KnownSessions,
     /// Proves to workstations that this agent is the one the manager announced.
     proof_key: Bytes,
-    /// What workstations have proved to this agent.
+    /// Proofs of workstations that this agent has checked.
     proofs: Proofs,
 }
 

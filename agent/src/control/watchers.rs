@@ -26,7 +26,7 @@ struct Watcher {
     /// Tells a watch from a later one of the same session.
     number: u64,
     dials: DialSender,
-    /// Those of the connection that the watch came by.
+    /// Signs of life of the connection that the watch came by.
     signs: SignsOfLife,
 }
 

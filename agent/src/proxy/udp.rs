@@ -1,9 +1,9 @@
 //! UDP: one flow for each caller, to the app through its own socket, or into a tunnel if an
-//! intercept takes the port; to the app after all where nothing takes them at the workstation, until
-//! something does. An idle flow is dropped after a minute, one of a single question and
-//! its answer after seconds; the number of flows is bounded, and beyond the bound the least
-//! recently used ones give way to new callers. Datagrams of a known caller follow the current rules
-//! at once, while late answers from the former upstream still reach it for a moment. All flows of a
+//! intercept takes the port; to the app after all where nothing takes them at the workstation,
+//! until something does. An idle flow is dropped after a minute, one of a single question and its
+//! answer after seconds; the number of flows is bounded, and beyond the bound the least recently
+//! used ones give way to new callers. Datagrams of a known caller follow the current rules at once,
+//! while late answers from the former upstream still reach it for a moment. All flows of a
 //! listening socket run in the task that reads it.
 
 mod app_end;

@@ -363,8 +363,8 @@ pub struct ControlMetrics {
     pub dials: Counter,
     /// DNS questions answered for the manager.
     pub lookups: Counter,
-    /// Calls of the agent's own API refused, because the manager does not know their session or it is
-    /// somebody else's.
+    /// Calls of the agent's own API refused, because the manager does not know their session or it
+    /// is somebody else's.
     pub denied: Counter,
     /// Times a limit around the data path was reached.
     pub limits: PerLabel<ControlLimit>,

@@ -1,7 +1,8 @@
-//! The datagrams of one flow into a tunnel. Their dial succeeds whoever listens, so only a rejection
-//! tells that nobody does, and it comes behind datagrams. Those that nothing has answered are kept for
-//! a moment, within a small bound, so that the app can get them; and a workstation that others were
-//! refused by is trusted again by an answer, or when none of that comes for as long.
+//! The datagrams of one flow into a tunnel. Their dial succeeds whoever listens, so only a
+//! rejection tells that nobody does, and it comes behind datagrams. Those that nothing has answered
+//! are kept for a moment, within a small bound, so that the app can get them; and a workstation
+//! that others were refused by is trusted again by an answer, or when none of that comes for as
+//! long.
 
 use std::collections::VecDeque;
 use std::io;
@@ -161,8 +162,8 @@ impl DatagramTunnel {
         FlowEnd::Refused(self.unanswered.take())
     }
 
-    /// The tunnel has ended. Behind an unanswered datagram that is the way in which stock workstations
-    /// show that nothing listens, so the next flow tries alone.
+    /// The tunnel has ended. Behind an unanswered datagram that is the way in which stock
+    /// workstations show that nothing listens, so the next flow tries alone.
     fn lost(&mut self, why: &str) {
         match self.trial.take() {
             Some(trial) => trial.attempt.failed(Instant::now().into_std(), why),

@@ -1,5 +1,5 @@
-//! Signs of life of the workstation behind a tunnel. An attached one is watched by its gRPC connection,
-//! which a tunnel only has ask sooner where a whole port's caller waits.
+//! Signs of life of the workstation behind a tunnel. An attached one is watched by its gRPC
+//! connection, which a tunnel only has ask sooner where a whole port's caller waits.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -21,8 +21,8 @@ const AWAITED_INTERVAL: Duration = Duration::from_millis(500);
 /// Time for the keep-alive of a whole port's workstation.
 const AWAITED_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Most bytes that a local server's socket surely takes: behind more a keep-alive may wait for who reads
-/// slowly, which is no sign of death.
+/// Most bytes that a local server's socket surely takes: behind more a keep-alive may wait for who
+/// reads slowly, which is no sign of death.
 const MAX_UNREAD: usize = 16 * 1024;
 
 /// Reason of a tunnel whose dial is unanswered.
@@ -30,8 +30,8 @@ const NO_ANSWER: &str = "the workstation did not connect in time";
 /// Reason of a tunnel whose peer is taken for gone.
 const NO_SIGN_OF_LIFE: &str = "the workstation gives no sign of life";
 
-/// Signs of life of a tunnel's far end. It says that it answers keep-alives by one of its own behind
-/// the dial's answer; others are left alone, because they would never answer.
+/// Signs of life of a tunnel's far end. It says that it answers keep-alives by one of its own
+/// behind the dial's answer; others are left alone, because they would never answer.
 #[derive(Default)]
 pub(super) struct Liveness {
     dials: Option<Arc<DialMemory>>,
@@ -102,8 +102,8 @@ impl Liveness {
         }
     }
 
-    /// Ready with the reason when the peer is taken for gone: its dial is unanswered, or it has given
-    /// no sign of life although it was asked for one.
+    /// Ready with the reason when the peer is taken for gone: its dial is unanswered, or it has
+    /// given no sign of life although it was asked for one.
     pub(super) fn poll_gone(
         &mut self,
         messages: &mut dyn Messages,

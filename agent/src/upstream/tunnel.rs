@@ -169,8 +169,8 @@ impl Tunnel {
         self.dialled
     }
 
-    /// Bounds the time until the dial is answered, where the manager stands between: bytes may be sent
-    /// before, and it says late that its workstation is gone.
+    /// Bounds the time until the dial is answered, where the manager stands between: bytes may be
+    /// sent before, and it says late that its workstation is gone.
     pub(crate) fn dialled_by(mut self, deadline: Instant) -> Self {
         if self.role == Role::Caller && !self.dialled {
             self.liveness.dialled_by(deadline);
@@ -206,8 +206,8 @@ impl Tunnel {
             .unwrap_or(Err(DialFailure::Timeout))
     }
 
-    /// Says ahead of the first datagram that a rejection behind it is understood; peers that do not know
-    /// that ignore it.
+    /// Says ahead of the first datagram that a rejection behind it is understood; peers that do not
+    /// know that ignore it.
     pub(crate) fn announce_rejections(&mut self) {
         if let Some(messages) = &mut self.messages {
             messages.try_send(Frame::from(&Message::KeepAlive));

@@ -178,7 +178,8 @@ impl Workstations<'_> {
         }
     }
 
-    /// Counts a flow whose datagrams nothing takes at the workstation, and that the app gets instead.
+    /// Counts a flow whose datagrams nothing takes at the workstation, and that the app gets
+    /// instead.
     pub fn refused(&self, intercept: &Intercept, caller: Caller) {
         self.metrics.tunnel_failures.inc();
         let failure = NoWorkstation::of_dial(&DialFailure::Rejected, intercept);

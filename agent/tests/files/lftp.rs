@@ -1,5 +1,5 @@
-//! The volumes by lftp, which asks in other ways than libraries do: it mirrors whole trees, resumes,
-//! and reads one file over several connections.
+//! The volumes by lftp, which asks in other ways than libraries do: it mirrors whole trees,
+//! resumes, and reads one file over several connections.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,7 +13,8 @@ const FILES: usize = 200;
 /// Size of a file that is resumed and read in parts.
 const LARGE: usize = 3_000_001;
 
-/// Runs commands of lftp in the app's volumes; what it says on both outputs, and whether all went well.
+/// Runs commands of lftp in the app's volumes; what it says on both outputs, and whether all went
+/// well.
 fn ran(pod: &Pod, here: &Path, commands: &str) -> (String, bool) {
     let port = pod.ftp.port();
     let script = format!(

@@ -318,8 +318,8 @@ async fn text_until(wire: &mut Wire, end: &str) -> String {
     text
 }
 
-/// Every one of 100 rejections arrives, and behind it the orderly end of the call: by the manager, and
-/// directly.
+/// Every one of 100 rejections arrives, and behind it the orderly end of the call: by the manager,
+/// and directly.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rejection_always_arrives() {
     let (fake, pod, mut dialled) = pod("").await;

@@ -1,5 +1,5 @@
-//! Connections to ports of pods through the API server, opened anew for each connection, so that one
-//! which breaks is followed by another to a pod that is there.
+//! Connections to ports of pods through the API server, opened anew for each connection, so that
+//! one which breaks is followed by another to a pod that is there.
 
 use std::io;
 use std::time::Duration;
@@ -141,8 +141,8 @@ impl Port {
         Ok((name_of(pod), self.api_port(pod).await))
     }
 
-    /// The pod's port `api`, else what the Service's port of that name leads to: a question less for
-    /// everybody who waits for an intercept, since all charts name it.
+    /// The pod's port `api`, else what the Service's port of that name leads to: a question less
+    /// for everybody who waits for an intercept, since all charts name it.
     async fn api_port(&self, pod: &Pod) -> u16 {
         if let Some(port) = named_port(pod, API_PORT_NAME) {
             return port;

@@ -1,4 +1,5 @@
-//! The client's session has a key where the manager takes keys, and works as ever where it does not.
+//! The client's session has a key where the manager takes keys, and works as ever where it does
+//! not.
 
 use std::net::SocketAddr;
 use std::process::Command;

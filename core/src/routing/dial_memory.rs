@@ -24,15 +24,15 @@ const SKIP_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::fr
 const USUAL_FACTOR: u32 = 8;
 /// The same multiple for an intercept of a whole port, whose callers are anybody.
 const WHOLE_PORT_FACTOR: u32 = 3;
-/// Time the slowest dial is remembered: what one took lately, the next may take too, and a caller who
-/// waits as long gets the workstation's answer and not the app's.
+/// Time the slowest dial is remembered: what one took lately, the next may take too, and a caller
+/// who waits as long gets the workstation's answer and not the app's.
 const SLOWEST_AGE: Duration = Duration::from_secs(30);
-/// Bounds of that wait for an intercept of a whole port. It counts from the unanswered dial's begin: a
-/// laptop that was busy for less misses nothing, and all who wait give up together.
+/// Bounds of that wait for an intercept of a whole port. It counts from the unanswered dial's
+/// begin: a laptop that was busy for less misses nothing, and all who wait give up together.
 const WHOLE_PORT_TIMEOUT: (Duration, Duration) =
     (Duration::from_millis(150), Duration::from_secs(1));
-/// Least time that the first of a whole port's callers waits, and one that tries again, where earlier
-/// dials were quicker.
+/// Least time that the first of a whole port's callers waits, and one that tries again, where
+/// earlier dials were quicker.
 const WHOLE_PORT_DIAL_TIMEOUT: Duration = Duration::from_secs(1);
 const WHOLE_PORT_RETRY_TIMEOUT: Duration = Duration::from_millis(250);
 /// Bounds of that wait for an intercept with filters, whose callers are the developer's own.
@@ -207,8 +207,8 @@ impl DialMemory {
         known.last_failure = None;
     }
 
-    /// Notes that nothing takes the datagrams of a flow whose dial had succeeded, as those do whoever
-    /// listens. Flows that are refused side by side count once.
+    /// Notes that nothing takes the datagrams of a flow whose dial had succeeded, as those do
+    /// whoever listens. Flows that are refused side by side count once.
     pub fn refused(&self, now: Instant, reason: &str) {
         let mut known = self.lock();
         if !matches!(known.trust, Trust::Skipped { .. }) {

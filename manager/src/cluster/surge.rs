@@ -1,9 +1,10 @@
-//! The only pod of a ReplicaSet replaced without a gap: the ReplicaSet has one pod more for a while.
+//! The only pod of a ReplicaSet replaced without a gap: the ReplicaSet has one pod more for a
+//! while.
 //!
 //! That is written down before, since nothing else tells the additional pod from one that somebody
 //! asked for: a manager that comes after one that ended amid a surge finishes it. Who scales the
-//! ReplicaSet meanwhile is right, and the surge ends with the number of pods that is then there. Only
-//! one who asks for just as many as the surge does cannot be told from it.
+//! ReplicaSet meanwhile is right, and the surge ends with the number of pods that is then there.
+//! Only one who asks for just as many as the surge does cannot be told from it.
 
 use std::time::Duration;
 
@@ -136,8 +137,8 @@ impl Surging<'_> {
     }
 
     /// Waits until the ReplicaSet has made a pod in place of the first one. Its controller hears of
-    /// pods and of sizes in two ways: one that heard of the smaller size first would take the second
-    /// pod away, and nobody would serve.
+    /// pods and of sizes in two ways: one that heard of the smaller size first would take the
+    /// second pod away, and nobody would serve.
     async fn shows_replaced(&self) {
         let key = self.surge.key();
         let is_replaced = || {

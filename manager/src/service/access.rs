@@ -26,7 +26,8 @@ impl Service {
         caller.owned(&self.shared, session, |_| ())
     }
 
-    /// Returns true if an agent asks whether a client has this session: its own port serves no other.
+    /// Returns true if an agent asks whether a client has this session: its own port serves no
+    /// other.
     pub(super) fn is_question(&self, caller: &Caller, session: &str) -> bool {
         // An agent has no client's key, so who brings none to a session with one only asks.
         let only_asks = session_key::is_keyed(session) && caller.proof().is_none();
@@ -45,9 +46,9 @@ impl Service {
         Ok(self.shared.proofs.check(session, caller.proof())?)
     }
 
-    /// Checks that the caller may end intercepts of a session: it is his own, or of another program of
-    /// his, which he shows by a proof for this alone or by being the same user. Those of a client that
-    /// is away anybody may end, as the next run of its user takes them over.
+    /// Checks that the caller may end intercepts of a session: it is his own, or of another program
+    /// of his, which he shows by a proof for this alone or by being the same user. Those of a
+    /// client that is away anybody may end, as the next run of its user takes them over.
     pub(super) fn may_leave(&self, caller: &Caller, session: &str) -> Result<(), Status> {
         let may = self.shared.read(|registry| {
             let found = registry.sessions.get(session)?;

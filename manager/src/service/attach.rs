@@ -128,9 +128,9 @@ impl Service {
         Ok(Response::new(info))
     }
 
-    /// Waits while an earlier run of the same user may have vanished without a word: its network was
-    /// cut, say. It shows by its next heartbeat, or by the end of its connection, which makes it give
-    /// way.
+    /// Waits while an earlier run of the same user may have vanished without a word: its network
+    /// was cut, say. It shows by its next heartbeat, or by the end of its connection, which makes
+    /// it give way.
     async fn await_earlier_run(&self, session: &pb::SessionInfo, spec: &pb::InterceptSpec) {
         let look = || self.shared.read(|all| all.earlier_run(session, spec));
         let Some(first) = look() else { return };

@@ -56,8 +56,8 @@ pub(super) fn prepare(
     prepared
 }
 
-/// Returns why a further port of a spec cannot be had, with those that can; none if all are known, or
-/// if an agent does not tell its ports, as those of others do not.
+/// Returns why a further port of a spec cannot be had, with those that can; none if all are known,
+/// or if an agent does not tell its ports, as those of others do not.
 fn unknown(spec: &pb::InterceptSpec, agents: &[pb::AgentInfo]) -> Option<String> {
     if agents.iter().any(|agent| agent.ports.is_empty()) {
         return None;

@@ -36,8 +36,8 @@ impl Service {
         Ok(Response::new(session))
     }
 
-    /// Returns the id of a session for the key that a client announces, once he has proved that it is
-    /// his; none if he announces none.
+    /// Returns the id of a session for the key that a client announces, once he has proved that it
+    /// is his; none if he announces none.
     fn keyed_id(&self, caller: &Caller, metadata: &MetadataMap) -> Result<Option<String>, Status> {
         let Some(key) = metadata.get_bin(session_key::KEY) else {
             return Ok(None);

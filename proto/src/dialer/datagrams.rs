@@ -2,8 +2,8 @@
 //!
 //! A target at whose port nothing listens answers with an ICMP error, which the kernel shows at the
 //! socket's next call. A peer that has sent a keep-alive ahead of its first datagram is told by a
-//! rejection, which ends the flow: it has somebody else to give the datagrams to. For any other peer
-//! the flow goes on, since somebody may listen when the next datagram comes.
+//! rejection, which ends the flow: it has somebody else to give the datagrams to. For any other
+//! peer the flow goes on, since somebody may listen when the next datagram comes.
 
 use std::io;
 use std::sync::OnceLock;
@@ -32,12 +32,12 @@ pub trait DatagramObserver: Sync {
 
 impl DatagramObserver for () {}
 
-/// What becomes of a refused datagram.
+/// Fate of a refused datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// It is lost, and its flow goes on.
+    /// Lost; its flow goes on.
     Lost,
-    /// Its flow ends by a rejection, and the peer has another use for it.
+    /// Rejected: its flow ends, and the peer has another use for it.
     Rejected,
 }
 
@@ -96,7 +96,7 @@ where
     }
 }
 
-/// What a refused datagram leads to.
+/// Handling of refused datagrams.
 struct Refusals<'a, O> {
     observer: &'a O,
     /// The flow ends by a rejection; unset before the first datagram.

@@ -1,7 +1,7 @@
 //! A flow that an intercept takes: to the workstation, and to the app while that is not reached or
-//! refuses datagrams. Then some flow's next datagram tries again when the memory of dials allows it,
-//! and every flow follows once the workstation takes them: a caller that keeps its socket for good would
-//! never get there otherwise.
+//! refuses datagrams. Then some flow's next datagram tries again when the memory of dials allows
+//! it, and every flow follows once the workstation takes them: a caller that keeps its socket for
+//! good would never get there otherwise.
 
 use std::io;
 use std::sync::Arc;
@@ -22,8 +22,8 @@ use traffic_core::routing::Intercept;
 /// Datagrams queued for a tunnel that is opening or too slow; more are dropped.
 const QUEUE_CAPACITY: usize = 64;
 
-/// Starts a flow into a tunnel that is opened meanwhile; falls back to the app if it cannot be, or if
-/// nothing listens at its other end.
+/// Starts a flow into a tunnel that is opened meanwhile; falls back to the app if it cannot be, or
+/// if nothing listens at its other end.
 pub(crate) fn to_workstation(
     shared: Arc<PortContext>,
     intercept: Arc<Intercept>,

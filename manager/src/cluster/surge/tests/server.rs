@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// What a manager asks the API server for, in the order of a surge.
+/// Requests of a manager to the API server, in the order of a surge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     WriteDown,
@@ -54,7 +54,7 @@ pub(super) struct State {
 }
 
 impl State {
-    /// What the ReplicaSet's controller does, and what watches bring of it.
+    /// Does what the ReplicaSet's controller would, and shows it to the watches.
     pub(super) fn reconcile(&mut self) {
         let wanted = usize::try_from(self.replicas).unwrap();
         while self.pods.len() < wanted && self.made < self.most {
