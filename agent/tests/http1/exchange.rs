@@ -296,7 +296,7 @@ async fn connect_becomes_a_relay_where_the_app_agrees_and_stays_http_where_it_do
 
 #[tokio::test]
 async fn an_app_that_refuses_is_a_reset_for_the_caller() {
-    let gone = ScriptedApp::listen().await.addr();
+    let gone = std::net::SocketAddr::from(([127, 0, 0, 1], harness::ports::free()));
     let fixture = PortFixture::start(gone);
     let mut caller = fixture.connect().await;
     // Without a rule there is nothing to wait for: not even a request.

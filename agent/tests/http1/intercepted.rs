@@ -166,7 +166,7 @@ async fn after_a_failed_dial_the_app_answers_at_once_until_the_workstation_is_tr
 
 #[tokio::test]
 async fn an_app_that_is_away_does_not_keep_a_workstation_from_answering() {
-    let gone = ScriptedApp::listen().await.addr();
+    let gone = std::net::SocketAddr::from(([127, 0, 0, 1], harness::ports::free()));
     let fixture = PortFixture::with(
         gone,
         AppProtocol::Unknown,
