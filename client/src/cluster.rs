@@ -2,6 +2,7 @@
 //! takes.
 
 mod access;
+mod certificate;
 mod check;
 mod commands;
 mod forward;
@@ -18,6 +19,7 @@ use crate::Failure;
 use crate::flags::cluster::ClusterFlags;
 use kubeconfig::{Chosen, DEFAULT_MANAGER_NAMESPACE};
 
+pub(crate) use certificate::Certificate;
 pub use commands::{Check, ClusterCommand};
 pub(crate) use forward::{Port, is_not_ready};
 pub(crate) use login::Login;

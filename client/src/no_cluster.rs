@@ -6,7 +6,7 @@ use std::{fmt, io};
 
 use clap::Subcommand;
 use tokio::io::DuplexStream;
-use tonic::metadata::{Ascii, MetadataValue};
+use tonic::metadata::{Ascii, Binary, MetadataValue};
 
 use crate::Failure;
 use crate::flags::cluster::ClusterFlags;
@@ -88,6 +88,19 @@ pub(crate) struct Login(Infallible);
 
 impl Login {
     pub(crate) async fn token(&self) -> Result<Option<MetadataValue<Ascii>>, String> {
+        match self.0 {}
+    }
+
+    pub(crate) fn certificate(&self, _: u64) -> Result<Option<Certificate>, String> {
+        match self.0 {}
+    }
+}
+
+/// No certificate.
+pub(crate) struct Certificate(Infallible);
+
+impl Certificate {
+    pub(crate) fn proof(&self) -> Option<MetadataValue<Binary>> {
         match self.0 {}
     }
 }

@@ -13,15 +13,15 @@ use traffic_proto::manager::AgentInfo;
 use traffic_proto::session_key;
 
 use crate::cluster::gate::Gate;
-use crate::identity::Identity;
+use crate::identity::{Credential, Identity};
 use crate::registry::Shared;
 use crate::rights::Right;
 use crate::sessions::Session;
 
-const NO_TOKEN: &str = "this traffic-manager asks callers who they are \
-    (security.authentication.mode) and the call carries no token: use our client with a kubeconfig \
-    whose user has a token (stock clients up to 2.30 send none); for an agent, restart its pod, so \
-    that it gets one";
+const NO_CREDENTIAL: &str = "this traffic-manager asks callers who they are \
+    (security.authentication.mode) and the call carries neither a token nor a client certificate: use \
+    our client with a kubeconfig whose user has one (stock clients up to 2.30 send none); for an \
+    agent, restart its pod, so that it gets a token";
 
 /// The caller of one call.
 #[derive(Clone, Default)]
@@ -35,14 +35,17 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
-    /// Finds out who calls with this token.
+    /// Finds out who calls with this credential.
     ///
     /// # Errors
     /// He has to prove it and has not.
-    pub(crate) async fn of_token(gate: Arc<Gate>, token: Option<&str>) -> Result<Self, Status> {
-        let identified = match token {
-            Some(token) => gate.identify(token).await,
-            None => Err(Status::unauthenticated(NO_TOKEN)),
+    pub(crate) async fn with(
+        gate: Arc<Gate>,
+        credential: Option<Credential<'_>>,
+    ) -> Result<Self, Status> {
+        let identified = match credential {
+            Some(credential) => gate.identify(credential).await,
+            None => Err(Status::unauthenticated(NO_CREDENTIAL)),
         };
         let identity = match identified {
             Ok(identity) => Some(identity),
@@ -173,7 +176,7 @@ impl Caller {
     fn name(&self) -> String {
         match &self.identity {
             Some(identity) => format!("user {:?}", identity.user),
-            None => "a caller without a token".to_owned(),
+            None => "a caller without a credential".to_owned(),
         }
     }
 }

@@ -1,14 +1,18 @@
 //! The way of a call through the gate: what has to be proved is proved before the call is served.
 
 use std::convert::Infallible;
+use std::mem;
 use std::sync::Arc;
 
 use tonic::Status;
 use tonic::codegen::Service as HttpService;
 use tonic::codegen::http::{HeaderMap, Request, Response, header};
+use tonic::metadata::MetadataMap;
+use traffic_proto::client_certificate;
 
 use crate::callers::Caller;
 use crate::cluster::gate::Gate;
+use crate::identity::Credential;
 
 /// Calls that need no proof: how else would a client learn that one is wanted?
 const OPEN: [&str; 2] = [
@@ -29,13 +33,20 @@ where
     let (mut head, body) = request.into_parts();
     let path = head.uri.path();
     if !OPEN.iter().any(|open| path.starts_with(open)) {
-        match Caller::of_token(gate, token(&head.headers)).await {
+        let metadata = MetadataMap::from_headers(mem::take(&mut head.headers));
+        let certificate = client_certificate::given(&metadata);
+        head.headers = metadata.into_headers();
+        let credential = token(&head.headers)
+            .map(Credential::Token)
+            .or(certificate.as_deref().map(Credential::Certificate));
+        match Caller::with(gate, credential).await {
             Ok(caller) => head.extensions.insert(caller),
             Err(status) => return Ok(refusal(&status)),
         };
     }
-    // Nobody may put his token anywhere by having it passed on.
+    // Nobody may put his credential anywhere by having it passed on.
     head.headers.remove(header::AUTHORIZATION);
+    head.headers.remove(client_certificate::PROOF);
     grpc.call(Request::from_parts(head, body)).await
 }
 

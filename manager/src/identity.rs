@@ -9,6 +9,15 @@ const SERVICE_ACCOUNT: &str = "system:serviceaccount:";
 const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
 const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
 
+/// Means by which a caller proves who he is.
+#[derive(Clone, Copy)]
+pub(crate) enum Credential<'a> {
+    /// A bearer token.
+    Token(&'a str),
+    /// A client certificate with a signature by its key, encoded.
+    Certificate(&'a [u8]),
+}
+
 /// A party as the API server knows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Identity {

@@ -22,7 +22,7 @@ use tonic::{Request, Response, Status, Streaming};
 use traffic_proto::build_info;
 use traffic_proto::manager as pb;
 use traffic_proto::manager::manager_server::Manager;
-use traffic_proto::manager_token;
+use traffic_proto::{client_certificate, manager_token};
 
 use crate::callers::Caller;
 use crate::cluster::Cluster;
@@ -212,6 +212,10 @@ impl Manager for Service {
         if let Some(gate) = self.cluster.as_ref().and_then(|it| it.gate()) {
             let mode = MetadataValue::from_static(gate.mode());
             answer.metadata_mut().insert(manager_token::MODE, mode);
+            let time = gate.time().into();
+            answer
+                .metadata_mut()
+                .insert(client_certificate::TIME, time);
         }
         Ok(answer)
     }

@@ -11,6 +11,8 @@
 
 pub mod base64url;
 pub mod build_info;
+#[cfg(feature = "grpc")]
+pub mod client_certificate;
 pub mod clock;
 pub mod conn_id;
 pub mod dial_policy;

@@ -139,6 +139,22 @@ class Rights(unittest.TestCase):
         strict = template(*sets([*STATIC, "managerRbac.clusterRole=false", "security.authentication.mode=enforcing"]), check=False)
         self.assertIn("set managerRbac.clusterRole to true", strict.stderr)
 
+    def test_whose_certificates_count_is_read_unless_nobody_is_asked(self):
+        binding = "RoleBinding/traffic-manager-ambassador"
+        for settings, reads in (
+            ([], True),
+            (["security.authentication.mode=enforcing"], True),
+            (["security.authentication.mode=disabled"], False),
+            (["security.authentication.x509.enabled=false"], False),
+        ):
+            for scope in ([], STATIC):
+                made = Rendered.of(*sets([*scope, *settings]))
+                self.assertEqual(binding in made.names(), reads, (scope, settings))
+                if reads:
+                    bound = made.find(binding)
+                    self.assertEqual(bound["metadata"]["namespace"], "kube-system")
+                    self.assertEqual(bound["roleRef"]["name"], "extension-apiserver-authentication-reader")
+
     def test_rights_to_ask_who_calls_come_with_the_mode(self):
         for mode, asks in (("disabled", False), ("permissive", True), ("enforcing", True)):
             made = Rendered.of(*sets([*CLIENT, f"security.authentication.mode={mode}"]))

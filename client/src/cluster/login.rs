@@ -1,4 +1,5 @@
-//! The login of the kubeconfig's user: a bearer token, written there or made by a program.
+//! The login of the kubeconfig's user: a bearer token, written there or made by a program, or a
+//! client certificate.
 
 use std::sync::{Arc, OnceLock};
 
@@ -9,6 +10,8 @@ use kube::client::middleware::AuthLayer;
 use kube::client::{Body, ConfigExt as _};
 use tonic::metadata::{Ascii, MetadataValue};
 use tower::{BoxError, Layer as _, ServiceExt as _};
+
+use super::Certificate;
 
 /// The kubeconfig's way to log in.
 #[derive(Clone)]
@@ -25,6 +28,12 @@ impl Login {
             config: Arc::new(config),
             layer: Arc::default(),
         }
+    }
+
+    /// The client certificate; none if the user has none. `manager_time` is the manager's clock, in
+    /// seconds since 1970.
+    pub(crate) fn certificate(&self, manager_time: u64) -> Result<Option<Certificate>, String> {
+        Certificate::read(&self.config, manager_time)
     }
 
     fn layer(&self) -> Result<Option<&AuthLayer>, String> {
@@ -69,6 +78,7 @@ fn bearer(headers: &HeaderMap) -> Option<MetadataValue<Ascii>> {
 mod tests {
     use tonic::metadata::MetadataMap;
     use tonic::service::Interceptor as _;
+    use traffic_proto::client_certificate::{self, CertificateProof};
     use traffic_proto::manager_token::MODE;
 
     use super::*;
@@ -78,6 +88,25 @@ mod tests {
         let mut config = Config::new("https://127.0.0.1:1".parse().unwrap());
         config.auth_info = serde_json::from_value(user).unwrap();
         Login::new(config)
+    }
+
+    /// A user with a client certificate in files of `folder`.
+    fn user_with_certificate(folder: &std::path::Path) -> (Login, Vec<u8>) {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let made = rcgen::CertificateParams::default()
+            .self_signed(&key)
+            .unwrap();
+        let files = [
+            ("client-certificate", made.pem()),
+            ("client-key", key.serialize_pem()),
+        ];
+        let files = files.map(|(name, text)| {
+            let path = folder.join(name);
+            std::fs::write(&path, text).unwrap();
+            (name.to_owned(), path.to_str().unwrap().into())
+        });
+        let user = serde_json::Map::from_iter(files);
+        (login(user.into()), made.der().to_vec())
     }
 
     fn asked(mode: Option<&'static str>) -> MetadataMap {
@@ -119,6 +148,35 @@ mod tests {
                 let _ = credentials.answer(&asked(mode), None).await;
                 assert_eq!(sent(&mut credentials), None);
             }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_certificate_goes_to_managers_that_take_them_with_a_proof_by_their_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let (login, certificate) = user_with_certificate(folder.path());
+        // The manager's clock is far from ours.
+        let time = 4_000_000_000;
+        for mode in ["permissive", "enforcing"] {
+            let mut asked = asked(Some(mode));
+            let mut credentials = Credentials::default();
+            let answered = credentials.answer(&asked, Some(&login)).await;
+            // A manager that does not tell its time takes no certificates.
+            assert_eq!(answered.is_ok(), mode == "permissive");
+            let value = time.to_string().parse().unwrap();
+            asked.insert(client_certificate::TIME, value);
+            let answered = credentials.answer(&asked, Some(&login)).await;
+            answered.unwrap_or_else(|error| panic!("{error}"));
+            let mut sent = || credentials.call(tonic::Request::new(())).unwrap();
+            let request = sent();
+            assert!(request.metadata().get("authorization").is_none());
+            let bytes = client_certificate::given(request.metadata()).unwrap();
+            let proof = CertificateProof::decode(&bytes).unwrap();
+            assert_eq!(proof.chain, [certificate.clone()]);
+            assert!(proof.time.abs_diff(time) < 60, "{}", proof.time);
+            // The next call carries the same one.
+            let again = client_certificate::given(sent().metadata());
+            assert_eq!(again, Some(bytes));
         }
     }
 

@@ -138,7 +138,7 @@ impl Pair {
     }
 }
 
-fn pem_certificates(text: &str) -> Result<Vec<CertificateDer<'static>>, String> {
+pub(super) fn pem_certificates(text: &str) -> Result<Vec<CertificateDer<'static>>, String> {
     rustls_pemfile::certs(&mut text.as_bytes())
         .collect::<Result<_, _>>()
         .map_err(|error| format!("no PEM certificates: {error}"))

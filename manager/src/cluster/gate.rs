@@ -1,6 +1,10 @@
 //! The gate of the API: tokens and rights are asked of the API server, and remembered for seconds; an
-//! agent's token for as long as its pod runs.
+//! agent's token for as long as its pod runs. Client certificates are checked against the authority
+//! that the API server goes by.
 
+mod authority;
+
+use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -22,7 +26,8 @@ use super::ClusterSettings;
 use super::caches::Caches;
 use super::env::AuthenticationMode;
 use super::standing::Standing;
-use crate::identity::Identity;
+use authority::Authority;
+use crate::identity::{Credential, Identity};
 use crate::rights::{GROUP, Right};
 
 /// Time an answer of the API server is believed.
@@ -49,8 +54,9 @@ pub(crate) struct Gate {
     namespace: String,
     reviews: Semaphore,
     agents: Standing,
-    /// By token.
-    identities: Mutex<Answers<String, Result<Arc<Identity>, String>>>,
+    authority: Authority,
+    /// By the bytes of the credential.
+    identities: Mutex<Answers<Vec<u8>, Result<Arc<Identity>, String>>>,
     rights: Mutex<Answers<(String, String), Result<(), String>>>,
     said: Mutex<HashMap<String, Instant>>,
 }
@@ -66,7 +72,10 @@ impl<K, V> Default for Answers<K, V> {
 
 impl<K: std::hash::Hash + Eq, T: Clone> Answers<K, Result<T, String>> {
     /// Returns an answer that is still believed.
-    fn get(&self, key: &K) -> Option<Result<T, String>> {
+    fn get<Q: std::hash::Hash + Eq + ?Sized>(&self, key: &Q) -> Option<Result<T, String>>
+    where
+        K: Borrow<Q>,
+    {
         let (at, answer) = self.0.get(key)?;
         let ttl = match answer {
             Ok(_) => ANSWER_TTL,
@@ -76,7 +85,10 @@ impl<K: std::hash::Hash + Eq, T: Clone> Answers<K, Result<T, String>> {
     }
 
     /// Returns a good answer that would be asked for again, if anybody answered.
-    fn older(&self, key: &K) -> Option<T> {
+    fn older<Q: std::hash::Hash + Eq + ?Sized>(&self, key: &Q) -> Option<T>
+    where
+        K: Borrow<Q>,
+    {
         let (at, answer) = self.0.get(key)?;
         let good = answer.as_ref().ok().cloned();
         good.filter(|_| at.elapsed() < AWAY_TTL)
@@ -107,6 +119,7 @@ impl Gate {
             AuthenticationMode::Enforcing => true,
         };
         Some(Arc::new(Self {
+            authority: Authority::new(client.clone()),
             client,
             is_enforcing,
             namespace: settings.namespace.clone(),
@@ -130,6 +143,11 @@ impl Gate {
         }
     }
 
+    /// Our time, in seconds since 1970, by which proofs of clients go.
+    pub(crate) fn time(&self) -> u64 {
+        authority::now()
+    }
+
     /// Refuses, or only says so.
     pub(crate) fn refuse(&self, status: Status) -> Result<(), Status> {
         let verb = match self.is_enforcing {
@@ -149,16 +167,50 @@ impl Gate {
         }
     }
 
-    /// Finds out whose token it is.
-    pub(crate) async fn identify(&self, token: &str) -> Result<Arc<Identity>, Status> {
+    /// Finds out whose credential it is.
+    pub(crate) async fn identify(
+        &self,
+        credential: Credential<'_>,
+    ) -> Result<Arc<Identity>, Status> {
+        match credential {
+            Credential::Token(token) => self.identify_token(token).await,
+            Credential::Certificate(proof) => self.identify_certificate(proof).await,
+        }
+    }
+
+    async fn identify_certificate(&self, proof: &[u8]) -> Result<Arc<Identity>, Status> {
+        let known = lock(&self.identities).get(proof);
+        let answer = match known {
+            Some(answer) => answer,
+            None => {
+                let answer = self.authority.identify(proof).await;
+                let answer = answer.map_err(|error| {
+                    Status::unavailable(format!(
+                        "the API server does not say whose client certificates it accepts: {error}; \
+                         try again"
+                    ))
+                })?;
+                lock(&self.identities).keep(proof.to_vec(), answer.clone());
+                answer
+            }
+        };
+        answer.map_err(|why| {
+            Status::unauthenticated(format!(
+                "the caller's client certificate does not prove who calls: {why}; get a new kubeconfig, \
+                 or use a user with a token"
+            ))
+        })
+    }
+
+    async fn identify_token(&self, token: &str) -> Result<Arc<Identity>, Status> {
         if token.len() > MAX_TOKEN {
             return Err(Status::unauthenticated("the token is too long"));
         }
         if let Some(agent) = self.agents.get(token) {
             return Ok(agent);
         }
-        let key = token.to_owned();
-        let known = lock(&self.identities).get(&key);
+        let key = token.as_bytes();
+        let known = lock(&self.identities).get(key);
         let answer = match known {
             Some(answer) => answer,
             None => match self.review(token).await {
@@ -166,10 +218,10 @@ impl Gate {
                     if let Ok(identity) = &answer {
                         self.agents.keep(token, identity);
                     }
-                    lock(&self.identities).keep(key, answer.clone());
+                    lock(&self.identities).keep(key.to_vec(), answer.clone());
                     answer
                 }
-                Err(error) => match lock(&self.identities).older(&key) {
+                Err(error) => match lock(&self.identities).older(key) {
                     Some(identity) => Ok(identity),
                     None => return Err(unanswered("tokenreviews", &error)),
                 },

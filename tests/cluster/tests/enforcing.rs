@@ -8,8 +8,10 @@ use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
 use kube::Api;
 use kube::api::{DeleteParams, PostParams};
 use serde_json::json;
+use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
+use traffic_proto::client_certificate;
 use traffic_proto::manager::agent_info::Mechanism;
 use traffic_proto::manager::manager_client::ManagerClient;
 use traffic_proto::manager::{
@@ -115,6 +117,16 @@ impl<'a> Port<'a> {
         };
         self.call(token, |mut client, request| async move {
             client.arrive_as_client(request.map(|()| info)).await
+        })
+    }
+
+    fn arrive_by_certificate(&self, proof: &[u8]) -> Result<SessionInfo, Status> {
+        self.call(None, |mut client, request| async move {
+            let mut request = request.map(|()| ClientInfo::default());
+            let proof = MetadataValue::from_bytes(proof);
+            let metadata = request.metadata_mut();
+            metadata.insert_bin(client_certificate::PROOF, proof);
+            client.arrive_as_client(request).await
         })
     }
 
@@ -244,7 +256,7 @@ fn nobody_gets_in_without_the_proof_and_the_right() {
         "no token, as stock clients up to 2.30",
         port.arrive(None),
         unproved,
-        "carries no token",
+        "carries neither a token",
     );
     refused(
         "a made-up token",
@@ -275,7 +287,7 @@ fn nobody_gets_in_without_the_proof_and_the_right() {
         "a session id without a token",
         port.remain(None, &session),
         unproved,
-        "no token",
+        "neither a token",
     );
     let right = "add {apiGroups: [telepresence.io], resources: [connections], verbs: [create]}";
     refused(
@@ -353,7 +365,7 @@ fn agents_that_are_none(port: &Port<'_>, shop: &Namespace<'_>, other: &Namespace
         "an agent without a token",
         none,
         Code::Unauthenticated,
-        "no token",
+        "neither a token",
     );
     let of_user = token(shop, "dev", None, None);
     let as_agent = port.arrive_as_agent(Some(&of_user), &mine);
@@ -433,20 +445,67 @@ fn token_is_over(port: &Port<'_>, token: &str, pod: &Pod) -> Result<SessionInfo,
 }
 
 #[test]
-fn a_user_with_a_certificate_is_told_how_to_get_in() {
+fn a_user_with_a_certificate_gets_in_by_it_and_only_where_he_has_the_right() {
     let cluster = Cluster::shared();
-    let (home, shop) = (cluster.namespace("manager"), cluster.namespace("shop"));
-    let values = json!({"security": {"authentication": {"mode": "enforcing"}}});
-    let manager = Manager::install(&home, &[&shop], &values);
-    let refused = Workstation::new(&manager).start(shop.name(), "web", &[]);
-    refused.process().line("kubectl create token");
+    let home = cluster.namespace("manager");
+    let (shop, other) = (cluster.namespace("shop"), cluster.namespace("other"));
+    let jane = cluster.user(&format!("jane-of-{}", shop.name()), &[]);
+    let group = format!("group-of-{}", shop.name());
+    let kim = cluster.user(&format!("kim-of-{}", shop.name()), &[&group]);
+    let api = "rbac.authorization.k8s.io";
+    let by = |x509: bool, mode: &str| {
+        json!({
+            "security": {"authentication": {"mode": mode, "x509": {"enabled": x509}}},
+            "clientRbac": {
+                "create": true, "namespaced": true, "namespaces": [shop.name()],
+                "subjects": [
+                    {"kind": "User", "name": jane.name, "apiGroup": api},
+                    {"kind": "Group", "name": group, "apiGroup": api},
+                ],
+            },
+        })
+    };
+    let manager = Manager::install(&home, &[&shop, &other], &by(false, "enforcing"));
+    for namespace in [&shop, &other] {
+        Workload::new("Deployment", "web", 1, "http").start(namespace);
+    }
+    let workstation = Workstation::of(&manager, &jane);
+    let refused = workstation.start(shop.name(), "web", &[]);
+    refused.process().line("security.authentication.x509.enabled");
     assert_eq!(refused.process().exit().code(), Some(1));
+
+    manager.upgrade(&[&by(true, "enforcing")]);
+    let listed = |workstation: &Workstation<'_>| {
+        until("the manager's rights", || {
+            let said = workstation.run(&["list"]);
+            (said.code == 0).then_some(())
+        });
+    };
+    listed(&workstation);
+    let served = workstation.intercept(shop.name(), "web", &[]);
+    let caller = shop.caller();
+    until("the intercept", || {
+        let answer = caller.get("http://web", &["-H", HEADER]);
+        (answer.by == served.answers_as).then_some(())
+    });
+    // The groups that the certificate names count as well.
+    listed(&Workstation::of(&manager, &kim));
+    let refused = workstation.start(other.name(), "web", &[]);
+    let said = format!("user {:?} may not", jane.name);
+    refused.process().line(&said);
+    assert_eq!(refused.process().exit().code(), Some(1));
+    let port = Port::open(&manager, &home);
+    for proof in [&b"garbage"[..], &[0; 64]] {
+        let status = port.arrive_by_certificate(proof).unwrap_err();
+        assert_eq!(status.code(), Code::Unauthenticated, "{status:?}");
+        assert!(status.message().contains("cannot be read"), "{status:?}");
+    }
+    served.leave();
+
     // Where it is not enforced, the log says what would be refused.
-    manager.upgrade(&[&json!({"security": {"authentication": {"mode": "permissive"}}})]);
-    Workload::new("Deployment", "web", 1, "http").start(&shop);
-    let served = Workstation::new(&manager).intercept(shop.name(), "web", &[]);
+    manager.upgrade(&[&by(true, "permissive")]);
+    Port::open(&manager, &home).arrive(None).unwrap();
     let logs = manager.logs();
     let said = "authentication: would be refused if enforcing: this traffic-manager asks";
     assert!(logs.contains(said), "{logs}");
-    served.leave();
 }

@@ -16,14 +16,12 @@ type Right = (String, String, String);
 
 /// Rights for what happens rarely: a failing container's log, a Service network that the API server
 /// does not tell, a Lease or an owner that is not there yet, and a change of what was there at first.
-const RARE: [(&str, &str, &str); 9] = [
+const RARE: [(&str, &str, &str); 8] = [
     ("apps", "replicasets", "get"),
     ("apps", "statefulsets", "get"),
     ("", "pods/log", "get"),
     ("", "services", "create"),
     ("", "services", "get"),
-    // Users who log in by certificate have no token whose rights could be asked for.
-    ("authorization.k8s.io", "subjectaccessreviews", "create"),
     ("coordination.k8s.io", "leases", "create"),
     ("coordination.k8s.io", "leases", "update"),
     ("events.k8s.io", "events", "patch"),

@@ -7,7 +7,7 @@ use crate::cluster::env::reader::Reader;
 const IGNORED: [(&str, &str, &str); 15] = [
     (
         "AUTH_X509_PORT",
-        "client certificates do not reach the manager: users need a token",
+        "client certificates come with the calls of our client: there is no port for them",
         "0",
     ),
     (
