@@ -324,6 +324,7 @@ impl Cluster {
             certificates: self.served.clone(),
             tasks: tasks.clone(),
             stop: stop.clone(),
+            limits: self.shared.limits.clone(),
         };
         tasks.spawn(Arc::new(webhook).run(listener));
         Ok(())

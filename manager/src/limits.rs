@@ -43,6 +43,11 @@ pub(crate) const MAX_NAME_BYTES: usize = 512;
 /// Names that are being resolved.
 pub(crate) const MAX_LOOKUPS: usize = 256;
 
+/// Connections of the webhook.
+pub(crate) const MAX_WEBHOOK_CONNECTIONS: usize = 1024;
+/// Bytes of large bodies that the webhook holds.
+pub(crate) const MAX_WEBHOOK_BYTES: usize = 16 << 20;
+
 /// Interval in which a limit that is reached again is only counted.
 const SAY_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -115,6 +120,11 @@ limits! {
         bytes(MAX_NAME_BYTES), "name refused: it is too long";
     Lookups = "lookups", "Names that are being resolved; more are answered with a server failure",
         MAX_LOOKUPS.to_string(), "name refused: too many are being resolved";
+    WebhookConnections = "webhook_connections",
+        "Connections of the webhook; beyond, the peer with the most loses the one that is idle longest",
+        MAX_WEBHOOK_CONNECTIONS.to_string(), "webhook: too many connections: an idle one is closed";
+    WebhookBytes = "webhook_bytes", "Bodies at the webhook, what exceeds 64KiB of each; more wait up to ten seconds",
+        bytes(MAX_WEBHOOK_BYTES), "webhook: too many large reviews at a time: one waits";
 }
 
 /// Counts of limits that were reached.
@@ -205,10 +215,15 @@ mod tests {
     #[test]
     fn every_limit_of_the_table_is_used() {
         let mut code = String::new();
-        for entry in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("src")).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_file() && !path.ends_with("limits.rs") {
-                code += &std::fs::read_to_string(path).unwrap();
+        let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else if !path.ends_with("limits.rs") {
+                    code += &std::fs::read_to_string(path).unwrap();
+                }
             }
         }
         for limit in ManagerLimit::ALL {

@@ -213,9 +213,7 @@ impl Manager for Service {
             let mode = MetadataValue::from_static(gate.mode());
             answer.metadata_mut().insert(manager_token::MODE, mode);
             let time = gate.time().into();
-            answer
-                .metadata_mut()
-                .insert(client_certificate::TIME, time);
+            answer.metadata_mut().insert(client_certificate::TIME, time);
         }
         Ok(answer)
     }

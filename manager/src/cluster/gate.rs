@@ -26,9 +26,9 @@ use super::ClusterSettings;
 use super::caches::Caches;
 use super::env::AuthenticationMode;
 use super::standing::Standing;
-use authority::Authority;
 use crate::identity::{Credential, Identity};
 use crate::rights::{GROUP, Right};
+use authority::Authority;
 
 /// Time an answer of the API server is believed.
 const ANSWER_TTL: Duration = Duration::from_secs(10);

@@ -1,11 +1,14 @@
 //! The webhook's listener: HTTPS for the API server, and for the chart's uninstall hook.
 
+mod bodies;
+mod connections;
+
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::CONTENT_TYPE;
 use hyper::service::service_fn;
@@ -21,9 +24,10 @@ use tokio_util::task::TaskTracker;
 use super::Cluster;
 use super::admission::Admission;
 use super::certificates::Served;
+use crate::limits::LimitCounters;
+use bodies::Bodies;
+use connections::{Connection, Connections};
 
-/// A pod may be as large as etcd allows, and comes twice in a review at most.
-const MAX_BODY: usize = 8 << 20;
 /// Time for a handshake or a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause before accepting again when there are no descriptors left.
@@ -36,11 +40,14 @@ pub(crate) struct Webhook {
     pub(crate) certificates: Arc<Served>,
     pub(crate) tasks: TaskTracker,
     pub(crate) stop: CancellationToken,
+    pub(crate) limits: Arc<LimitCounters>,
 }
 
 impl Webhook {
     /// Serves until the end.
     pub(crate) async fn run(self: Arc<Self>, listener: TcpListener) {
+        let connections = Connections::new(self.limits.clone());
+        let bodies = Arc::new(Bodies::new(self.limits.clone()));
         let config = ServerConfig::builder()
             .with_no_client_auth()
             .with_cert_resolver(self.certificates.clone());
@@ -51,12 +58,22 @@ impl Webhook {
                 accepted = listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, _)) => {
-                    let serve = self.clone().serve(acceptor.clone(), stream);
+                Ok((stream, peer)) => {
+                    let Some(place) = connections.enter(peer.ip().to_canonical()) else {
+                        continue;
+                    };
+                    let place = Arc::new(place);
+                    let visit = Visit {
+                        webhook: self.clone(),
+                        bodies: bodies.clone(),
+                        place: place.clone(),
+                    };
+                    let serve = visit.serve(acceptor.clone(), stream);
                     let stop = self.stop.clone();
                     self.tasks.spawn(async move {
                         tokio::select! {
                             () = stop.cancelled() => {}
+                            () = place.closed() => {}
                             () = serve => {}
                         }
                     });
@@ -68,8 +85,18 @@ impl Webhook {
             }
         }
     }
+}
 
-    async fn serve(self: Arc<Self>, acceptor: TlsAcceptor, stream: TcpStream) {
+/// One connection.
+#[derive(Clone)]
+struct Visit {
+    webhook: Arc<Webhook>,
+    bodies: Arc<Bodies>,
+    place: Arc<Connection>,
+}
+
+impl Visit {
+    async fn serve(self, acceptor: TlsAcceptor, stream: TcpStream) {
         let _ = stream.set_nodelay(true);
         // Health checks and scanners come and go without a handshake.
         let Ok(Ok(stream)) = timeout(HEAD_TIMEOUT, acceptor.accept(stream)).await else {
@@ -93,7 +120,8 @@ impl Webhook {
         match (request.method(), request.uri().path()) {
             (_, "/healthz") => text(StatusCode::OK, "ok"),
             (&Method::DELETE, "/uninstall") => {
-                self.cluster.uninstall().await;
+                let _serving = self.place.serves();
+                self.webhook.cluster.uninstall().await;
                 text(StatusCode::OK, "agents are removed")
             }
             (_, "/uninstall") => text(StatusCode::METHOD_NOT_ALLOWED, "send DELETE"),
@@ -110,11 +138,13 @@ impl Webhook {
                 "the content type must be application/json",
             );
         }
-        let body = match Limited::new(request.into_body(), MAX_BODY).collect().await {
-            Ok(body) => body.to_bytes(),
-            Err(error) => return text(StatusCode::BAD_REQUEST, &format!("no body: {error}")),
+        let body = match self.bodies.read(request.into_body()).await {
+            Ok(body) => body,
+            Err((status, problem)) => return text(status, &problem),
         };
-        let answer = match self.admission.review(&body).await {
+        // Whoever only drips a body has to give way.
+        let _serving = self.place.serves();
+        let answer = match self.webhook.admission.review(&body.bytes).await {
             Ok(answer) => answer,
             Err(problem) => return text(StatusCode::BAD_REQUEST, &problem),
         };

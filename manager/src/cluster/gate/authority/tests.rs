@@ -125,23 +125,63 @@ fn whatever_else_is_brought_proves_nothing_and_is_told_why() {
     let empty = params(&|it| it.distinguished_name = name(&[(DnType::CommonName, "")]));
     let stolen = changed(&|it| it.chain = holder(&by, &jane()).chain);
     for (what, proof, said) in [
-        ("of another authority", holder(&other, &jane()).proof(time), "does not vouch"),
+        (
+            "of another authority",
+            holder(&other, &jane()).proof(time),
+            "does not vouch",
+        ),
         ("expired", expired, "does not vouch"),
         ("not yet good", early, "does not vouch"),
         ("for servers", server, "does not vouch"),
         ("without a user", nameless, "no common name"),
         ("with an empty user", empty, "no common name"),
         ("somebody's certificate", stolen, "not by its key"),
-        ("one bit off", changed(&|it| it.signature[9] ^= 1), "not by its key"),
-        ("no signature", changed(&|it| it.signature.clear()), "not by its key"),
-        ("another scheme", changed(&|it| it.scheme = 0x0807), "not by its key"),
-        ("unknown scheme", changed(&|it| it.scheme = 1), "not by its key"),
-        ("of another time", changed(&|it| it.time += 1), "not by its key"),
-        ("an old one", holder(&by, &jane()).proof(time - 400), "off the manager's time"),
-        ("of the future", holder(&by, &jane()).proof(time + 400), "off the manager's time"),
+        (
+            "one bit off",
+            changed(&|it| it.signature[9] ^= 1),
+            "not by its key",
+        ),
+        (
+            "no signature",
+            changed(&|it| it.signature.clear()),
+            "not by its key",
+        ),
+        (
+            "another scheme",
+            changed(&|it| it.scheme = 0x0807),
+            "not by its key",
+        ),
+        (
+            "unknown scheme",
+            changed(&|it| it.scheme = 1),
+            "not by its key",
+        ),
+        (
+            "of another time",
+            changed(&|it| it.time += 1),
+            "not by its key",
+        ),
+        (
+            "an old one",
+            holder(&by, &jane()).proof(time - 400),
+            "off the manager's time",
+        ),
+        (
+            "of the future",
+            holder(&by, &jane()).proof(time + 400),
+            "off the manager's time",
+        ),
         ("no certificate", changed(&|it| it.chain.clear()), "missing"),
-        ("half a certificate", changed(&|it| it.chain[0].truncate(100)), "cannot be read"),
-        ("garbage", changed(&|it| it.chain[0] = vec![7; 300]), "cannot be read"),
+        (
+            "half a certificate",
+            changed(&|it| it.chain[0].truncate(100)),
+            "cannot be read",
+        ),
+        (
+            "garbage",
+            changed(&|it| it.chain[0] = vec![7; 300]),
+            "cannot be read",
+        ),
     ] {
         let why = verified(&proof, &trusted, time).unwrap_err();
         assert!(why.contains(said), "{what}: {why}");
@@ -172,12 +212,21 @@ fn an_intermediate_authority_may_stand_between() {
 #[test]
 fn a_config_map_without_an_authority_says_so() {
     let (one, other) = (authority(), authority());
-    assert_eq!(anchors(&format!("{}{}", one.pem, other.pem)).unwrap().len(), 2);
-    for (text, said) in [("", "takes no client certificates"), ("x", "takes no client certificates")] {
+    assert_eq!(
+        anchors(&format!("{}{}", one.pem, other.pem)).unwrap().len(),
+        2
+    );
+    for (text, said) in [
+        ("", "takes no client certificates"),
+        ("x", "takes no client certificates"),
+    ] {
         let why = anchors(text).unwrap_err();
         assert!(why.contains(said), "{why}");
     }
     let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
     let why = anchors(broken).unwrap_err();
-    assert!(why.contains("client-ca-file of ConfigMap kube-system/"), "{why}");
+    assert!(
+        why.contains("client-ca-file of ConfigMap kube-system/"),
+        "{why}"
+    );
 }
