@@ -139,7 +139,10 @@ mod tests {
         assert_eq!(given(&metadata), Some(Bytes::new()));
         let mut headers = metadata.into_headers();
         headers.insert(PROOF, "?!".parse().unwrap());
-        assert_eq!(given(&MetadataMap::from_headers(headers)), Some(Bytes::new()));
+        assert_eq!(
+            given(&MetadataMap::from_headers(headers)),
+            Some(Bytes::new())
+        );
     }
 
     proptest! {

@@ -161,7 +161,8 @@ impl<'a> Workstation<'a> {
         let mut arguments = vec![command, &name, "--workload", workload];
         let timeout = format!("--timeout={}", self.timeout.as_secs());
         arguments.extend(["--namespace", namespace, &port, &timeout]);
-        if !is_global {
+        // Whoever names headers means others.
+        if !is_global && !options.contains(&"--http-header") {
             arguments.extend(["--http-header", "x-dev=me"]);
         }
         arguments.extend(options.iter().filter(|it| !it.starts_with("--port=")));

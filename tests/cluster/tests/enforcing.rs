@@ -471,7 +471,9 @@ fn a_user_with_a_certificate_gets_in_by_it_and_only_where_he_has_the_right() {
     }
     let workstation = Workstation::of(&manager, &jane);
     let refused = workstation.start(shop.name(), "web", &[]);
-    refused.process().line("security.authentication.x509.enabled");
+    refused
+        .process()
+        .line("security.authentication.x509.enabled");
     assert_eq!(refused.process().exit().code(), Some(1));
 
     manager.upgrade(&[&by(true, "enforcing")]);

@@ -15,6 +15,7 @@ mod life;
 mod many;
 mod modes;
 mod older;
+mod outages;
 mod page;
 mod redirect;
 mod rig;
