@@ -5,11 +5,14 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
+
+use crate::connections::{Connection, Serving};
 
 /// The way to close a connection; requests carry it.
 #[derive(Clone, Debug)]
@@ -17,6 +20,8 @@ pub(crate) struct ConnectionEnd {
     number: u64,
     peer: Option<SocketAddr>,
     close: CancellationToken,
+    /// None once it is closed, and in tests.
+    place: Weak<Connection>,
 }
 
 impl Default for ConnectionEnd {
@@ -26,6 +31,7 @@ impl Default for ConnectionEnd {
             number: LAST.fetch_add(1, Ordering::Relaxed),
             peer: None,
             close: CancellationToken::new(),
+            place: Weak::new(),
         }
     }
 }
@@ -44,6 +50,11 @@ impl ConnectionEnd {
     /// Number of the connection, in the order of their arrival.
     pub(crate) fn number(&self) -> u64 {
         self.number
+    }
+
+    /// Says that a request is served until the returned value is dropped.
+    pub(crate) fn serves(&self) -> Option<Serving> {
+        self.place.upgrade().map(|place| place.serves())
     }
 
     /// Closes the connection.
@@ -66,16 +77,25 @@ pub(crate) struct ClosableIo<I> {
     io: I,
     end: ConnectionEnd,
     closed: Pin<Box<WaitForCancellationFutureOwned>>,
+    #[expect(dead_code, reason = "held until the connection is closed")]
+    place: Arc<Connection>,
 }
 
 impl<I> ClosableIo<I> {
-    pub(crate) fn new(io: I, peer: Option<SocketAddr>) -> Self {
+    pub(crate) fn new(io: I, peer: Option<SocketAddr>, place: Arc<Connection>) -> Self {
         let end = ConnectionEnd {
             peer,
+            close: place.close().clone(),
+            place: Arc::downgrade(&place),
             ..ConnectionEnd::default()
         };
         let closed = Box::pin(end.close.clone().cancelled_owned());
-        Self { io, end, closed }
+        Self {
+            io,
+            end,
+            closed,
+            place,
+        }
     }
 }
 

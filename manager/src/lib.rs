@@ -20,6 +20,7 @@ mod callers;
 #[cfg_attr(not(feature = "kubernetes"), path = "no_cluster.rs")]
 mod cluster;
 mod connection;
+mod connections;
 mod datagrams;
 mod dns;
 mod error;
@@ -39,6 +40,7 @@ mod presence;
 mod registry;
 mod rights;
 mod serve;
+mod served_body;
 mod service;
 mod sessions;
 mod snapshots;

@@ -43,6 +43,8 @@ pub(crate) const MAX_NAME_BYTES: usize = 512;
 /// Names that are being resolved.
 pub(crate) const MAX_LOOKUPS: usize = 256;
 
+/// Connections of the API: an agent and a client have one each, and a few more for a moment.
+pub(crate) const MAX_CONNECTIONS: usize = 16 * 1024;
 /// Connections of the webhook.
 pub(crate) const MAX_WEBHOOK_CONNECTIONS: usize = 1024;
 /// Bytes of large bodies that the webhook holds.
@@ -120,6 +122,9 @@ limits! {
         bytes(MAX_NAME_BYTES), "name refused: it is too long";
     Lookups = "lookups", "Names that are being resolved; more are answered with a server failure",
         MAX_LOOKUPS.to_string(), "name refused: too many are being resolved";
+    Connections = "connections",
+        "Connections of the API; beyond, the peer with the most loses the one that serves no call for longest",
+        MAX_CONNECTIONS.to_string(), "too many connections: an idle one is closed";
     WebhookConnections = "webhook_connections",
         "Connections of the webhook; beyond, the peer with the most loses the one that is idle longest",
         MAX_WEBHOOK_CONNECTIONS.to_string(), "webhook: too many connections: an idle one is closed";

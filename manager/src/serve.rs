@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
+use futures_util::future::ready;
 use tokio::net::TcpListener;
 use tokio::time::{Instant, interval, timeout};
 use tokio_util::sync::CancellationToken;
@@ -30,11 +31,14 @@ use traffic_proto::tunnel::MAX_FRAME;
 use crate::cluster::gate::Gate;
 use crate::cluster::{Cluster, ClusterError};
 use crate::connection::{ClosableIo, ConnectionEnd};
+use crate::connections::Connections;
 use crate::gate;
+use crate::limits::{MAX_CONNECTIONS, ManagerLimit};
 use crate::listen::bind_everywhere;
 use crate::metrics::Metrics;
 use crate::presence::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT};
 use crate::registry::Shared;
+use crate::served_body::ServedBody;
 use crate::service::Service;
 use crate::sessions::Party;
 use crate::settings::Settings;
@@ -114,6 +118,11 @@ impl Bound {
     ) -> Result<(), ServeError> {
         tasks.spawn(expire(shared.clone(), self.settings.scan));
         let limit = self.settings.max_receive_size;
+        let connections = Connections::new(
+            MAX_CONNECTIONS,
+            ManagerLimit::Connections,
+            shared.limits.clone(),
+        );
         let service = Service::new(
             shared.clone(),
             self.settings.clone(),
@@ -158,10 +167,15 @@ impl Bound {
         // the `http` crate refuses.
         let incoming = TcpIncoming::from(self.listener)
             .with_nodelay(Some(true))
-            .map_ok(|socket| {
+            .try_filter_map(move |socket| {
                 let peer = socket.peer_addr().ok();
-                let socket = ClosableIo::new(socket, peer);
-                RewriteReads::new(socket, AuthorityRewriter::new("localhost"))
+                // One whose peer is gone already is refused with those that find no place.
+                let place = peer.and_then(|peer| connections.enter(peer.ip()));
+                let socket = place.map(|place| {
+                    let socket = ClosableIo::new(socket, peer, place);
+                    RewriteReads::new(socket, AuthorityRewriter::new("localhost"))
+                });
+                ready(Ok(socket))
             });
         let server = Server::builder()
             .accept_http1(true)
@@ -258,15 +272,37 @@ where
     B: Send + 'static,
     R: From<String> + Default + Send + 'static,
 {
-    type Response = Response<R>;
+    type Response = Response<ServedBody<R>>;
     type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<R>, Infallible>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.grpc.poll_ready(cx)
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
+        let connection = request.extensions().get::<ConnectionEnd>();
+        let serving = connection.and_then(ConnectionEnd::serves);
+        let answer = self.answer(request);
+        Box::pin(async {
+            let answer = answer.await?;
+            Ok(answer.map(|body| ServedBody::new(body, serving)))
+        })
+    }
+}
+
+/// Answer to one request.
+type Answering<R> = Pin<Box<dyn Future<Output = Result<Response<R>, Infallible>> + Send>>;
+
+impl<S> GrpcFirst<S> {
+    fn answer<B, R>(&mut self, request: Request<B>) -> Answering<R>
+    where
+        S: HttpService<Request<B>, Response = Response<R>, Error = Infallible>,
+        S: Clone + Send + 'static,
+        S::Future: Send + 'static,
+        B: Send + 'static,
+        R: From<String> + Default + Send + 'static,
+    {
         let content_type = request
             .headers()
             .get(header::CONTENT_TYPE)

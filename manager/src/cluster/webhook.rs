@@ -1,7 +1,6 @@
 //! The webhook's listener: HTTPS for the API server, and for the chart's uninstall hook.
 
 mod bodies;
-mod connections;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -24,9 +23,9 @@ use tokio_util::task::TaskTracker;
 use super::Cluster;
 use super::admission::Admission;
 use super::certificates::Served;
-use crate::limits::LimitCounters;
+use crate::connections::{Connection, Connections};
+use crate::limits::{LimitCounters, MAX_WEBHOOK_CONNECTIONS, ManagerLimit};
 use bodies::Bodies;
-use connections::{Connection, Connections};
 
 /// Time for a handshake or a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -46,7 +45,11 @@ pub(crate) struct Webhook {
 impl Webhook {
     /// Serves until the end.
     pub(crate) async fn run(self: Arc<Self>, listener: TcpListener) {
-        let connections = Connections::new(self.limits.clone());
+        let connections = Connections::new(
+            MAX_WEBHOOK_CONNECTIONS,
+            ManagerLimit::WebhookConnections,
+            self.limits.clone(),
+        );
         let bodies = Arc::new(Bodies::new(self.limits.clone()));
         let config = ServerConfig::builder()
             .with_no_client_auth()
@@ -59,10 +62,9 @@ impl Webhook {
             };
             match accepted {
                 Ok((stream, peer)) => {
-                    let Some(place) = connections.enter(peer.ip().to_canonical()) else {
+                    let Some(place) = connections.enter(peer.ip()) else {
                         continue;
                     };
-                    let place = Arc::new(place);
                     let visit = Visit {
                         webhook: self.clone(),
                         bodies: bodies.clone(),
@@ -73,7 +75,7 @@ impl Webhook {
                     self.tasks.spawn(async move {
                         tokio::select! {
                             () = stop.cancelled() => {}
-                            () = place.closed() => {}
+                            () = place.close().cancelled() => {}
                             () = serve => {}
                         }
                     });

@@ -1,6 +1,6 @@
-//! Connections of the webhook. There are so many at most; when another one comes, the one that waits
-//! longest for a request is closed, of the peer that has the most: who floods the webhook takes
-//! places from himself.
+//! Connections of one listener. There are so many at most; when another one comes, the one that
+//! serves no request for longest is closed, of the peer that has the most: who floods the listener
+//! takes places from himself.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -10,11 +10,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use traffic_proto::sync::lock;
 
-use crate::limits::{LimitCounters, MAX_WEBHOOK_CONNECTIONS, ManagerLimit};
+use crate::limits::{LimitCounters, ManagerLimit};
 
 /// The connections that are open.
-pub(super) struct Connections {
+pub(crate) struct Connections {
     most: usize,
+    limit: ManagerLimit,
     limits: Arc<LimitCounters>,
     open: Mutex<Open>,
 }
@@ -27,30 +28,29 @@ struct Open {
 
 struct Place {
     peer: IpAddr,
-    /// Time since when no request is served; none while one is.
-    idle_since: Option<Instant>,
+    /// Requests that are being served.
+    serving: usize,
+    idle_since: Instant,
     close: CancellationToken,
 }
 
 impl Connections {
-    pub(super) fn new(limits: Arc<LimitCounters>) -> Arc<Self> {
-        Self::with(MAX_WEBHOOK_CONNECTIONS, limits)
-    }
-
-    fn with(most: usize, limits: Arc<LimitCounters>) -> Arc<Self> {
+    /// Creates an instance without any, for `most` of them.
+    pub(crate) fn new(most: usize, limit: ManagerLimit, limits: Arc<LimitCounters>) -> Arc<Self> {
         Arc::new(Self {
             most,
+            limit,
             limits,
             open: Mutex::default(),
         })
     }
 
     /// Takes a place for a connection; none if requests are served on all others.
-    pub(super) fn enter(self: &Arc<Self>, peer: IpAddr) -> Option<Connection> {
+    pub(crate) fn enter(self: &Arc<Self>, peer: IpAddr) -> Option<Arc<Connection>> {
+        let peer = peer.to_canonical();
         let mut open = lock(&self.open);
         if open.places.len() >= self.most {
-            self.limits
-                .reached(ManagerLimit::WebhookConnections, &peer.to_string());
+            self.limits.reached(self.limit, &peer.to_string());
             let given_up = open.longest_idle()?;
             if let Some(place) = open.places.remove(&given_up) {
                 place.close.cancel();
@@ -60,15 +60,16 @@ impl Connections {
         let (number, close) = (open.last, CancellationToken::new());
         let place = Place {
             peer,
-            idle_since: Some(Instant::now()),
+            serving: 0,
+            idle_since: Instant::now(),
             close: close.clone(),
         };
         open.places.insert(number, place);
-        Some(Connection {
+        Some(Arc::new(Connection {
             connections: self.clone(),
             number,
             close,
-        })
+        }))
     }
 }
 
@@ -79,47 +80,39 @@ impl Open {
         for place in self.places.values() {
             *counts.entry(place.peer).or_default() += 1;
         }
-        let idle = self.places.iter().filter_map(|(number, place)| {
-            let idle = place.idle_since?.elapsed();
-            Some((counts.get(&place.peer), idle, *number))
+        let idle = self.places.iter().filter(|(_, place)| place.serving == 0);
+        let idle = idle.map(|(number, place)| {
+            let time = place.idle_since.elapsed();
+            (counts.get(&place.peer), time, *number)
         });
         idle.max().map(|(_, _, number)| number)
     }
 }
 
 /// The place of one connection, given back at its end.
-pub(super) struct Connection {
+pub(crate) struct Connection {
     connections: Arc<Connections>,
     number: u64,
     close: CancellationToken,
 }
 
 impl Connection {
-    /// Resolves when it has to give way.
-    pub(super) async fn closed(&self) {
-        self.close.cancelled().await;
+    /// Cancelled when it has to give way.
+    pub(crate) fn close(&self) -> &CancellationToken {
+        &self.close
     }
 
     /// Keeps its place until the returned value is dropped: a request is served.
-    pub(super) fn serves(&self) -> Serving<'_> {
-        self.idle_since(None);
-        Serving(self)
+    pub(crate) fn serves(self: &Arc<Self>) -> Serving {
+        self.change(|place| place.serving += 1);
+        Serving(self.clone())
     }
 
-    fn idle_since(&self, time: Option<Instant>) {
+    fn change(&self, change: impl FnOnce(&mut Place)) {
         let mut open = lock(&self.connections.open);
         if let Some(place) = open.places.get_mut(&self.number) {
-            place.idle_since = time;
+            change(place);
         }
-    }
-}
-
-/// A request that is being served.
-pub(super) struct Serving<'a>(&'a Connection);
-
-impl Drop for Serving<'_> {
-    fn drop(&mut self) {
-        self.0.idle_since(Some(Instant::now()));
     }
 }
 
@@ -129,9 +122,25 @@ impl Drop for Connection {
     }
 }
 
+/// A request that is being served.
+pub(crate) struct Serving(Arc<Connection>);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.0.change(|place| {
+            place.serving -= 1;
+            place.idle_since = Instant::now();
+        });
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn connections(most: usize, limits: Arc<LimitCounters>) -> Arc<Connections> {
+        Connections::new(most, ManagerLimit::Connections, limits)
+    }
 
     fn peer(number: u8) -> IpAddr {
         IpAddr::from([10, 0, 0, number])
@@ -144,7 +153,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_has_the_most_gives_way_with_what_is_idle_longest() {
         let limits = Arc::<LimitCounters>::default();
-        let connections = Connections::with(4, limits.clone());
+        let connections = connections(4, limits.clone());
         // The API server's is the oldest of all, and idle.
         let server = connections.enter(peer(1)).unwrap();
         let mut flood = Vec::new();
@@ -170,12 +179,15 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn connections_that_serve_are_never_closed_and_places_come_back() {
-        let connections = Connections::with(2, Arc::default());
+        let connections = connections(2, Arc::default());
         let busy = [1, 2].map(|number| connections.enter(peer(number)).unwrap());
-        let serving = busy.each_ref().map(Connection::serves);
+        let serving = busy.each_ref().map(|it| [it.serves(), it.serves()]);
         assert!(connections.enter(peer(3)).is_none());
-        drop(serving);
-        drop(busy);
+        // One of two requests ends: the other one keeps the place.
+        let [[one, _still], other] = serving;
+        drop(one);
+        assert!(connections.enter(peer(3)).is_none());
+        drop((other, busy));
         let again = [3, 4].map(|number| connections.enter(peer(number)));
         assert!(again.iter().all(Option::is_some));
     }
