@@ -13,11 +13,13 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use injector::Wanted;
 use k8s_openapi::api::core::v1::Namespace;
+use kube::client::ClientBuilder;
 use kube::{Api, Client};
 use tokio::sync::watch;
 use tokio::time::{Instant, interval};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tower::timeout::TimeoutLayer;
 use traffic_proto::manager as pb;
 
 use crate::listen::bind_everywhere;
@@ -63,6 +65,7 @@ mod prepare;
 mod quantity;
 mod removal;
 mod replacing;
+mod retry;
 mod rollout;
 mod saved_state;
 mod selector;
@@ -81,6 +84,9 @@ pub use explain::ClusterCommand;
 
 /// How long a prepared replacement waits for its intercept.
 const PREPARED_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time for the API server to begin an answer, which a long watch does as well. One whose store is
+/// away may take a minute to say so.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often idle agents and ended replacements are looked for.
 const KEEP_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -140,7 +146,9 @@ pub enum ClusterError {
 async fn client() -> Result<Client, ClusterError> {
     let failed = |error: &dyn std::fmt::Display| ClusterError::Config(error.to_string());
     let config = kube::Config::infer().await.map_err(|it| failed(&it))?;
-    Client::try_from(config).map_err(|it| failed(&it))
+    let builder = ClientBuilder::try_from(config).map_err(|it| failed(&it))?;
+    let layer = TimeoutLayer::new(ANSWER_TIMEOUT);
+    Ok(builder.with_layer(&layer).build())
 }
 
 impl Cluster {

@@ -12,6 +12,8 @@ use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client};
 
+use super::retry::WatchPauses;
+
 /// Notes of the scheduler and the kubelet that time may cure.
 const MAY_PASS: [&str; 4] = [
     "waiting for ephemeral volume controller",
@@ -45,7 +47,7 @@ pub(crate) async fn follow(
 ) {
     let api: Api<Event> = Api::namespaced(client.clone(), namespace);
     let config = watcher::Config::default().fields("type!=Normal");
-    let mut events = pin!(watcher(api, config).default_backoff());
+    let mut events = pin!(watcher(api, config).backoff(WatchPauses::default()));
     while let Some(event) = events.next().await {
         match event {
             Ok(watcher::Event::Apply(event) | watcher::Event::InitApply(event)) => {

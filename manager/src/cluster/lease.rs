@@ -1,7 +1,10 @@
 //! Of several managers one leads; a Lease of the cluster says which.
 //!
 //! A manager of another revision asks the one that leads to hand over, so that a rolling update ends
-//! with a new one leading and without a gap. One that does not renew in time is replaced.
+//! with a new one leading and without a gap. One whose process has ended is replaced at once, one that
+//! does not renew in time as well.
+
+mod lifeline;
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -16,6 +19,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::replacing::said;
+use lifeline::Lifeline;
 
 const NAME: &str = "traffic-manager";
 /// Annotation with the address of the pod that leads.
@@ -30,6 +34,15 @@ const RENEW_INTERVAL: Duration = Duration::from_secs(2);
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Time for one request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What a manager knows while it waits for its turn.
+struct Wait {
+    /// Holder and time of the last renewal, and since when they have been the same.
+    seen: Option<(Option<String>, Option<MicroTime>, Instant)>,
+    asks: bool,
+    lifeline: Lifeline,
+    port: u16,
+}
 
 /// Part of a manager in the election.
 #[derive(Clone)]
@@ -70,13 +83,19 @@ impl Candidate {
         self.leader.subscribe()
     }
 
-    /// Waits until this manager leads. `asks`: the holder is asked to hand over.
+    /// Waits until this manager leads. `asks`: the holder is asked to hand over. `port` is that of the
+    /// managers' API.
     ///
     /// Without the right to a lease there is nobody to agree with, and the manager leads.
-    pub(crate) async fn acquire(&self, mut asks: bool) -> Option<Lease> {
-        let mut seen: Option<(Option<String>, Option<MicroTime>, Instant)> = None;
+    pub(crate) async fn acquire(&self, asks: bool, port: u16) -> Option<Lease> {
+        let mut wait = Wait {
+            seen: None,
+            asks,
+            lifeline: Lifeline::default(),
+            port,
+        };
         loop {
-            match self.attempt(&mut seen, &mut asks).await {
+            match self.attempt(&mut wait).await {
                 Ok(Some(lease)) => {
                     tracing::info!(identity = self.identity, "leading");
                     return Some(lease);
@@ -90,15 +109,14 @@ impl Candidate {
                 }
                 Err(error) => tracing::debug!("lease: {error}"),
             }
-            sleep(LOOK_INTERVAL).await;
+            tokio::select! {
+                () = sleep(LOOK_INTERVAL) => {}
+                () = wait.lifeline.ended() => {}
+            }
         }
     }
 
-    async fn attempt(
-        &self,
-        seen: &mut Option<(Option<String>, Option<MicroTime>, Instant)>,
-        asks: &mut bool,
-    ) -> kube::Result<Option<Lease>> {
+    async fn attempt(&self, wait: &mut Wait) -> kube::Result<Option<Lease>> {
         let Some(lease) = self.api.get_opt(NAME).await? else {
             let made = self.api.create(&PostParams::default(), &self.fresh()).await;
             return match made {
@@ -110,6 +128,7 @@ impl Candidate {
         let spec = lease.spec.clone().unwrap_or_default();
         let holder = spec.holder_identity.clone().filter(|it| !it.is_empty());
         let state = (holder.clone(), spec.renew_time.clone());
+        let seen = &mut wait.seen;
         let same = seen
             .as_ref()
             .is_some_and(|it| (&it.0, &it.1) == (&state.0, &state.1));
@@ -118,8 +137,9 @@ impl Candidate {
             *seen = Some((state.0, state.1, Instant::now()));
         }
         let expired = seen.as_ref().is_some_and(|it| it.2.elapsed() > LEASE_TTL);
-        let free = holder.as_ref().is_none_or(|it| *it == self.identity);
-        // An earlier process of this pod is no other manager.
+        let free = holder
+            .as_ref()
+            .is_none_or(|it| *it == self.identity || self.was_of_this_pod(it, &lease));
         let other = address_of(&lease).filter(|it| !free && !expired && Some(*it) != self.address);
         self.leader.send_if_modified(|known| {
             let is_new = *known != other;
@@ -129,10 +149,14 @@ impl Candidate {
         if free || expired {
             return self.take(lease).await;
         }
+        if wait.lifeline.follow(other, wait.port).await {
+            tracing::info!(?holder, "the leading manager is gone");
+            return self.take(lease).await;
+        }
         let is_older = holder
             .as_deref()
             .is_some_and(|it| revision(it) != revision(&self.identity));
-        if std::mem::take(asks) && is_older {
+        if std::mem::take(&mut wait.asks) && is_older {
             let patch = Patch::Merge(json!({"metadata": {"annotations": {
                 SUCCESSOR: self.identity,
             }}}));
@@ -142,6 +166,12 @@ impl Candidate {
             tracing::info!(holder, "asking the leading manager to hand over");
         }
         Ok(None)
+    }
+
+    /// Returns true for an earlier process of this pod, which has ended, or this one would not run.
+    fn was_of_this_pod(&self, holder: &str, lease: &Lease) -> bool {
+        let is_here = self.address.is_some() && address_of(lease) == self.address;
+        is_here && pod(holder) == pod(&self.identity)
     }
 
     /// Renews until this manager leads no more.
@@ -271,9 +301,14 @@ impl Candidate {
     }
 }
 
+/// Name of a manager's pod.
+fn pod(identity: &str) -> &str {
+    identity.rsplit_once('_').map_or(identity, |(pod, _)| pod)
+}
+
 /// Name of the ReplicaSet that a manager's pod belongs to.
 fn revision(identity: &str) -> &str {
-    let pod = identity.rsplit_once('_').map_or(identity, |(pod, _)| pod);
+    let pod = pod(identity);
     pod.rsplit_once('-').map_or(pod, |(set, _)| set)
 }
 
