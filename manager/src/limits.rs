@@ -123,7 +123,7 @@ limits! {
     Lookups = "lookups", "Names that are being resolved; more are answered with a server failure",
         MAX_LOOKUPS.to_string(), "name refused: too many are being resolved";
     Connections = "connections",
-        "Connections of the API; beyond, the peer with the most loses the one that serves no call for longest",
+        "Connections of the API, at most half of all descriptors; beyond, the peer with the most loses the one that serves no call for longest",
         MAX_CONNECTIONS.to_string(), "too many connections: an idle one is closed";
     WebhookConnections = "webhook_connections",
         "Connections of the webhook; beyond, the peer with the most loses the one that is idle longest",

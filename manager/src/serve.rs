@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
 use futures_util::future::ready;
+use rustix::process::{Resource, getrlimit};
 use tokio::net::TcpListener;
 use tokio::time::{Instant, interval, timeout};
 use tokio_util::sync::CancellationToken;
@@ -119,7 +120,7 @@ impl Bound {
         tasks.spawn(expire(shared.clone(), self.settings.scan));
         let limit = self.settings.max_receive_size;
         let connections = Connections::new(
-            MAX_CONNECTIONS,
+            most_connections(),
             ManagerLimit::Connections,
             shared.limits.clone(),
         );
@@ -236,6 +237,13 @@ async fn report_ready(cluster: Arc<Cluster>, reporter: HealthReporter, stop: Can
                 .await;
         }
     }
+}
+
+/// Connections of the API: half of all descriptors, since the manager dials as well.
+fn most_connections() -> usize {
+    let limit = getrlimit(Resource::Nofile).current;
+    let descriptors = limit.and_then(|limit| usize::try_from(limit).ok());
+    descriptors.map_or(MAX_CONNECTIONS, |it| (it / 2).clamp(1, MAX_CONNECTIONS))
 }
 
 /// Ends sessions without contact for too long, at every interval.

@@ -6,7 +6,10 @@ use std::time::{Duration, Instant};
 
 use harness::pace::{Calls, Pace};
 use harness::process::Process;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpStream;
 use tokio::runtime::Handle;
+use tokio::time::timeout;
 use tonic::Code;
 use tonic::transport::Endpoint;
 use traffic_proto::manager::manager_client::ManagerClient;
@@ -29,7 +32,19 @@ struct Manager {
 
 impl Manager {
     fn start() -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_traffic-manager"));
+        Self::run(Command::new(env!("CARGO_BIN_EXE_traffic-manager")))
+    }
+
+    /// One that may have so many descriptors.
+    fn with_descriptors(most: usize) -> Self {
+        let mut command = Command::new("sh");
+        let program = env!("CARGO_BIN_EXE_traffic-manager");
+        let script = format!("ulimit -n {most} && exec {program} \"$@\"");
+        command.args(["-c", &script, "-"]);
+        Self::run(command)
+    }
+
+    fn run(mut command: Command) -> Self {
         command.args(["--listen", "127.0.0.1:0", "--log-level", "warn"]);
         let process = Process::start("traffic-manager", &mut command);
         let line = process.line("listening=");
@@ -144,6 +159,32 @@ async fn a_thousand_unread_watches_take_little_memory() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn thousands_of_unread_watches_take_little_memory() {
     unread_watches_and_intercepts(4500, 6).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_say_nothing_give_way_to_others_and_those_with_a_watch_stay() {
+    let _alone = CROWDS.lock().await;
+    // Half of the descriptors is for connections of the API.
+    let manager = Manager::with_descriptors(2000);
+    let mut dev = manager.client("dev").await;
+    let (mut watching, mut agents) = (dev.intercepts().await, manager.connect().await);
+    agents.arrive_as_agent(agent("app-1")).await.unwrap();
+    watching.next().await;
+    let (control, pace) = manager.pace(&dev);
+    let mut crowd = Vec::new();
+    for _ in 0..3000 {
+        crowd.push(TcpStream::connect(manager.address).await.unwrap());
+    }
+    assert!(manager.reached("connections", "too many connections") >= 2000);
+    // The first of the crowd had to go, the last one is there.
+    let (mut byte, brief) = ([0], Duration::from_millis(100));
+    let first = timeout(WAIT_TIMEOUT, crowd[0].read(&mut byte)).await;
+    assert!(!matches!(first.unwrap(), Ok(1..)), "closed without a word");
+    let last = timeout(brief, crowd[2999].read(&mut byte)).await;
+    assert!(last.is_err(), "{last:?}");
+    let mine = dev.create(spec("mine")).await;
+    while watching.next().await.iter().all(|seen| seen.id != mine.id) {}
+    pace.end().assert_unharmed(&control, MAX_GROWTH_KIB);
 }
 
 /// Intercepts that are asked for beyond the bound.
