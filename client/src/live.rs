@@ -299,7 +299,8 @@ pub(crate) fn folder() -> io::Result<PathBuf> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
-        .create(&folder)?;
+        .create(&folder)
+        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", folder.display())))?;
     let found = fs::symlink_metadata(&folder)?;
     let is_ours = found.is_dir() && found.uid() == rustix::process::getuid().as_raw();
     if !is_ours || found.mode() & 0o022 != 0 {

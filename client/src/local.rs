@@ -1,8 +1,12 @@
 //! This machine: the address that requests are delivered to, and files that only its user reads.
 
-use std::io::Write as _;
+use std::fs;
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::Path;
+
+use rustix::fs::Access;
+use rustix::io::Errno;
 
 use crate::Failure;
 
@@ -26,6 +30,34 @@ pub(crate) async fn resolve(host: &str, port: u16) -> Result<SocketAddr, Failure
     chosen
         .copied()
         .ok_or_else(|| Failure::Failed(format!("--address {host} has no address")))
+}
+
+/// Checks that files and folders can be made in a folder; an empty path is the current one.
+///
+/// # Errors
+/// They cannot; the text names the folder.
+pub(crate) fn check_writable(folder: &Path) -> Result<(), String> {
+    let folder = match folder.as_os_str().is_empty() {
+        true => Path::new("."),
+        false => folder,
+    };
+    let named = folder.display();
+    match fs::metadata(folder) {
+        Ok(found) if found.is_dir() => {}
+        Ok(_) => return Err(format!("{named} is a file and no folder")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(format!("the folder {named} is not there"));
+        }
+        Err(error) => return Err(format!("the folder {named}: {error}")),
+    }
+    // Asks the kernel, which also knows of file systems that are for reading only.
+    rustix::fs::access(folder, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| match error {
+        Errno::ACCESS => format!("you may not write into the folder {named}"),
+        error => format!(
+            "the folder {named} cannot be written: {}",
+            io::Error::from(error)
+        ),
+    })
 }
 
 /// Writes a file readable only by its owner, because an app's environment often holds secrets. It

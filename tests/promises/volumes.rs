@@ -1,7 +1,9 @@
 //! The volumes of the app on the developer's machine, mounted by the sshfs of this machine.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, Permissions};
+use std::io::ErrorKind;
+use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -12,6 +14,9 @@ use harness::system::{Agent, System, WORKLOAD};
 use harness::wait::until;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
+
+/// User without rights.
+const NOBODY: u32 = 65534;
 
 /// A system whose app has the volume `/data`, and a place for the client's mounts and records.
 struct Volumes {
@@ -49,19 +54,27 @@ impl Volumes {
     }
 
     fn create(&self, more: &[&str]) -> Process {
-        let container = self.system.agent.sidecar.ports[0].container;
+        self.create_with(more, |_| {})
+    }
+
+    /// Creates an intercept by a command that `arrange` may change.
+    fn create_with(&self, more: &[&str], arrange: impl FnOnce(&mut Command)) -> Process {
         let mut command = Command::new(programs::path("intercept"));
         command
-            .args(["create", "mine", "--workload", WORKLOAD])
-            .args(["--manager", &self.system.manager_address.to_string()])
-            .args([
-                "--port",
-                &format!("{}:{container}", self.laptop.address().port()),
-            ])
-            .args(more)
+            .args(self.arguments(more))
             // Records of other tests are none of ours.
             .env("XDG_RUNTIME_DIR", self.folder.path());
+        arrange(&mut command);
         Process::start("intercept", &mut command)
+    }
+
+    fn arguments(&self, more: &[&str]) -> Vec<String> {
+        let container = self.system.agent.sidecar.ports[0].container;
+        let port = format!("{}:{container}", self.laptop.address().port());
+        let manager = self.system.manager_address.to_string();
+        let ours = ["create", "mine", "--workload", WORKLOAD, "--manager"];
+        let all = [&ours[..], &[&manager, "--port", &port], more].concat();
+        all.into_iter().map(str::to_owned).collect()
     }
 
     fn ingest(&self, more: &[&str]) -> Process {
@@ -79,6 +92,16 @@ impl Volumes {
         let client = self.create(&[&option]);
         client.line("mount=ready");
         client
+    }
+
+    /// Makes a folder of programs in which sshfs is and nothing that unmounts.
+    fn without_unmounters(&self) -> PathBuf {
+        let bin = self.folder.path().join("bin");
+        fs::create_dir_all(&bin).unwrap();
+        let path = std::env::var_os("PATH").unwrap();
+        let mut sshfs = std::env::split_paths(&path).map(|folder| folder.join("sshfs"));
+        symlink(sshfs.find(|it| it.exists()).unwrap(), bin.join("sshfs")).unwrap();
+        bin
     }
 
     fn is_mounted(&self) -> bool {
@@ -206,6 +229,21 @@ fn an_ingest_outlives_the_manager() {
     assert!(client.terminate().success());
 }
 
+/// Kills a client and its sshfs, whose mount stays.
+fn kill_with_sshfs(client: &Process, root: &Path) {
+    let sshfs = children(client.pid());
+    // So that it cannot mend what is broken now.
+    client.signal(Signal::STOP);
+    for sshfs in sshfs {
+        let _ = kill_process(sshfs, Signal::KILL);
+    }
+    client.kill();
+    until("the mount to have lost its sshfs", || {
+        let error = fs::metadata(root).err()?;
+        (error.kind() == ErrorKind::NotConnected).then_some(())
+    });
+}
+
 #[test]
 fn a_killed_client_leaves_no_mount_and_the_next_run_takes_away_what_is_left() {
     let volumes = Volumes::start();
@@ -215,18 +253,50 @@ fn a_killed_client_leaves_no_mount_and_the_next_run_takes_away_what_is_left() {
     until("sshfs to unmount", || (!volumes.is_mounted()).then_some(()));
 
     let client = volumes.mounted();
-    let sshfs = children(client.pid());
-    // So that it cannot mend what is broken now.
-    client.signal(Signal::STOP);
-    for sshfs in sshfs {
-        let _ = kill_process(sshfs, Signal::KILL);
-    }
-    client.kill();
+    kill_with_sshfs(&client, &volumes.root());
     assert!(volumes.is_mounted(), "a killed sshfs cannot unmount");
+    let bin = volumes.without_unmounters();
+    let client = volumes.create_with(&[], |command| {
+        command.env("PATH", bin);
+    });
+    client.line("cannot be unmounted; fusermount3 -u");
+    client.line("state=ACTIVE");
+    assert!(client.terminate().success());
+    assert_eq!(volumes.records(), 1, "for the next run");
     let client = volumes.create(&[]);
     client.line("left behind by an intercept that was killed");
     assert!(!volumes.is_mounted() && !volumes.root().exists());
     assert_eq!(volumes.records(), 0);
+}
+
+#[test]
+fn a_mount_without_a_record_is_taken_away_once_its_sshfs_has_ended() {
+    let volumes = Volumes::start();
+    let option = format!("--mount={}", volumes.root().display());
+    let elsewhere = tempfile::tempdir().unwrap();
+    let lost = volumes.create_with(&[&option], |command| {
+        command.env("XDG_RUNTIME_DIR", elsewhere.path());
+    });
+    lost.line("mount=ready");
+    let client = volumes.create(&[&option]);
+    client.line("something is mounted there already");
+    assert_eq!(client.exit().code(), Some(1));
+
+    kill_with_sshfs(&lost, &volumes.root());
+    let bin = volumes.without_unmounters();
+    let client = volumes.create_with(&[&option], |command| {
+        command.env("PATH", bin);
+    });
+    let remedy = format!("fusermount3 -u {}", volumes.root().display());
+    let line = client.line("cannot be unmounted; ");
+    assert!(line.contains(&remedy), "{line}");
+    assert_eq!(client.exit().code(), Some(1));
+
+    let client = volumes.create(&[&option]);
+    client.line("whose sshfs had ended");
+    client.line("mount=ready");
+    assert!(client.terminate().success());
+    assert!(!volumes.is_mounted());
 }
 
 #[test]
@@ -250,9 +320,58 @@ fn volumes_are_mounted_again_from_the_next_pod() {
 #[test]
 fn what_cannot_be_mounted_is_said_before_anything_is_created() {
     let volumes = Volumes::start();
-    fs::create_dir(volumes.root()).unwrap();
-    fs::write(volumes.root().join("file"), "").unwrap();
-    let client = volumes.create(&[&format!("--mount={}", volumes.root().display())]);
-    client.line("the folder is not empty");
+    let at = |name: &str| volumes.folder.path().join(name);
+    fs::create_dir(at("full")).unwrap();
+    fs::write(at("full/file"), "").unwrap();
+    symlink("nowhere", at("link")).unwrap();
+    for (name, said) in [
+        ("full", "the folder is not empty"),
+        ("full/file", "a file is there and no folder"),
+        ("full/file/below", "a file is there and no folder"),
+        ("link", "a link that leads nowhere"),
+    ] {
+        let client = volumes.create(&[&format!("--mount={}", at(name).display())]);
+        let line = client.line(&format!("--mount {}: {said}", at(name).display()));
+        assert!(line.contains("; name a folder of yours"), "{line}");
+        assert_eq!(client.exit().code(), Some(1));
+        assert!(client.lines("Connected to").is_empty());
+    }
+    let client = volumes.create_with(&["--mount"], |command| {
+        command.env("TMPDIR", at("missing"));
+    });
+    client.line("missing is not there; TMPDIR says");
     assert_eq!(client.exit().code(), Some(1));
+}
+
+#[test]
+fn a_folder_that_may_not_be_written_is_named_before_anything_is_created() {
+    let volumes = Volumes::start();
+    let folder = tempfile::tempdir().unwrap();
+    let (own, others) = (folder.path().join("own"), folder.path().join("others"));
+    let program = folder.path().join("intercept");
+    // Where the one who may not do everything can start it.
+    fs::copy(programs::path("intercept"), &program).unwrap();
+    for path in [&own, &others] {
+        fs::create_dir(path).unwrap();
+    }
+    for path in [folder.path(), &others] {
+        fs::set_permissions(path, Permissions::from_mode(0o755)).unwrap();
+    }
+    chown(&own, Some(NOBODY), None).unwrap();
+    for below in ["", "new/folder"] {
+        let wanted = others.join(below);
+        let mut command = Command::new("setpriv");
+        command
+            .args([&format!("--reuid={NOBODY}"), "--clear-groups"])
+            .arg(&program)
+            .args(volumes.arguments(&[&format!("--mount={}", wanted.display())]))
+            .env("XDG_RUNTIME_DIR", &own);
+        let client = Process::start("intercept", &mut command);
+        client.line(&format!(
+            "you may not write into the folder {}",
+            others.display()
+        ));
+        assert_eq!(client.exit().code(), Some(1));
+        assert!(client.lines("Connected to").is_empty());
+    }
 }

@@ -58,27 +58,41 @@ impl Record {
     }
 }
 
+/// What a process that is gone has left.
+#[derive(Debug)]
+struct Leftover {
+    root: PathBuf,
+    is_unmounted: bool,
+}
+
 /// Unmounts what processes that are gone have left, and says so.
 pub(crate) fn take_away_all() {
-    if let Ok(folder) = live::folder() {
-        for root in take_away_in(&folder) {
-            note(format_args!(
-                "Unmounted {}, left behind by an intercept that was killed",
-                root.display()
-            ));
+    let Ok(folder) = live::folder() else {
+        return;
+    };
+    for Leftover { root, is_unmounted } in take_away_in(&folder) {
+        let at = root.display();
+        match is_unmounted {
+            true => note(format_args!(
+                "Unmounted {at}, left behind by an intercept that was killed"
+            )),
+            false => note(format_args!(
+                "{at}, left behind by an intercept that was killed, cannot be unmounted; \
+                 fusermount3 -u {at}, or umount {at} as root, unmounts it"
+            )),
         }
     }
 }
 
 /// Returns what had still been mounted.
-fn take_away_in(folder: &Path) -> Vec<PathBuf> {
+fn take_away_in(folder: &Path) -> Vec<Leftover> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let records = entries.map(|entry| entry.path());
     let records = records.filter(|path| path.extension().is_some_and(|it| it == EXTENSION));
     records.filter_map(|path| take_away_one(&path)).collect()
 }
 
-fn take_away_one(record: &Path) -> Option<PathBuf> {
+fn take_away_one(record: &Path) -> Option<Leftover> {
     let file = File::open(record).ok()?;
     // Its process lives.
     file.try_lock().ok()?;
@@ -87,9 +101,13 @@ fn take_away_one(record: &Path) -> Option<PathBuf> {
         let root = PathBuf::from(std::ffi::OsString::from_vec(root.to_vec()));
         let was_mounted = is_mounted(&root);
         take_away(&root, *kind == MADE);
-        was_mounted.then_some(root)
+        let is_unmounted = !is_mounted(&root);
+        was_mounted.then_some(Leftover { root, is_unmounted })
     });
-    let _ = fs::remove_file(record);
+    // A later run may be able to.
+    if found.as_ref().is_none_or(|it| it.is_unmounted) {
+        let _ = fs::remove_file(record);
+    }
     found
 }
 

@@ -1,14 +1,19 @@
 //! What is mounted on this machine. A look at it never touches the mount itself: one whose server is
 //! gone would hold whoever does.
 
-use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::mpsc::sync_channel;
+use std::thread;
+use std::time::Duration;
+use std::{fs, io};
 
 /// Linux' list of mounts; other systems have none.
 const MOUNTS: &str = "/proc/self/mountinfo";
+/// Time for a mount to answer.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Programs that unmount for a user, and their options: at once, whoever still uses it.
 const UNMOUNTERS: [(&str, &str); 3] = [
     ("fusermount3", "-uz"),
@@ -27,6 +32,32 @@ pub(crate) fn is_mounted(folder: &Path) -> bool {
                 .is_some_and(|parent| device(parent) != device(folder))
         }
     }
+}
+
+/// Returns the path of a folder as the system lists it, without links. What is mounted there is not
+/// looked at.
+pub(crate) fn listed_path(folder: &Path) -> PathBuf {
+    let below = || {
+        let parent = match folder.parent()? {
+            parent if parent.as_os_str().is_empty() => Path::new("."),
+            parent => parent,
+        };
+        Some(parent.canonicalize().ok()?.join(folder.file_name()?))
+    };
+    let whole = folder.canonicalize().ok();
+    whole.or_else(below).unwrap_or_else(|| folder.to_owned())
+}
+
+/// Returns true if the program that serves a mount has ended. One that lives and does not answer
+/// would hold whoever asks, so a thread of its own does.
+pub(crate) fn has_lost_its_server(folder: &Path) -> bool {
+    let (answer_tx, answer_rx) = sync_channel(1);
+    let folder = folder.to_owned();
+    let asking = thread::Builder::new().spawn(move || {
+        let error = fs::metadata(folder).err();
+        let _ = answer_tx.send(error.map(|error| error.kind()));
+    });
+    asking.is_ok() && answer_rx.recv_timeout(LOOK_TIMEOUT) == Ok(Some(io::ErrorKind::NotConnected))
 }
 
 fn is_listed(list: &[u8], folder: &Path) -> bool {
