@@ -14,6 +14,15 @@ use crate::mount::Mount;
 use crate::report::{Pairs, event};
 use crate::session::Manager;
 
+/// Checks what can be before anything is created: traffic must not come here only to go back.
+///
+/// # Errors
+/// A flag asks for what is not possible; the text names it and has the remedy.
+pub(crate) fn check(flags: &ContainerFlags) -> Result<(), Failure> {
+    environment::check(flags)?;
+    flags.mount.check()
+}
+
 /// What runs and is mounted here.
 #[derive(Debug, Default)]
 pub(crate) struct Container {

@@ -1,11 +1,14 @@
 //! The environment of the app's container as it is handed to commands and written to files.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-use crate::Failure;
 use crate::container::facts::Facts;
+use crate::flags::ContainerFlags;
 use crate::local::write_secret;
+use crate::{Failure, local};
 
 /// Language of an environment file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +71,54 @@ pub(crate) fn of(facts: &Facts, root: Option<&Path>) -> BTreeMap<String, String>
         environment.insert("TELEPRESENCE_ROOT".into(), root);
     }
     environment
+}
+
+/// Checks that the files which the flags name can be written, before anything is created.
+///
+/// # Errors
+/// One cannot; the text names its flag and has the remedy.
+pub(crate) fn check(flags: &ContainerFlags) -> Result<(), Failure> {
+    let files = [
+        ("--env-file", &flags.env_file),
+        ("--env-json", &flags.env_json),
+    ];
+    for (flag, path) in files {
+        let Some(path) = path else {
+            continue;
+        };
+        check_place(path)
+            .map_err(|why| Failure::Failed(format!("{flag} {}: {why}", path.display())))?;
+    }
+    match &flags.env_file {
+        Some(path) if flags.env_json.as_ref() == Some(path) => Err(Failure::Usage(format!(
+            "--env-file and --env-json both name {}; name two files",
+            path.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Checks that a file can be made at a path, in the place of a file or link that is there.
+fn check_place(path: &Path) -> Result<(), String> {
+    let folder = path.parent().unwrap_or(path);
+    local::check_writable(folder).map_err(|why| {
+        let quoted = folder.display();
+        match folder.symlink_metadata() {
+            Err(_) => format!("{why}; mkdir -p {quoted} makes it"),
+            Ok(_) => format!("{why}; name a file in a folder of yours"),
+        }
+    })?;
+    let found = fs::metadata(path);
+    let is_folder = found.as_ref().is_ok_and(fs::Metadata::is_dir);
+    if is_folder || path.as_os_str().as_bytes().ends_with(b"/") {
+        return Err("that is a folder; name a file in it".into());
+    }
+    // Links such as /dev/stdout belong to the system.
+    let is_of_system = fs::read_link(path).is_ok_and(|target| target.starts_with("/proc"));
+    if is_of_system || found.is_ok_and(|found| !found.is_file()) {
+        return Err("that is a device or a pipe, which a file would replace; name a file".into());
+    }
+    Ok(())
 }
 
 /// Writes an environment to the file that `--env-file` names.

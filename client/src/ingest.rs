@@ -8,8 +8,8 @@ use traffic_proto::manager::agent_info::ContainerInfo;
 use traffic_proto::manager::{AgentInfo, ClientInfo, EnsureAgentRequest, SessionInfo};
 
 use crate::Failure;
-use crate::container::Container;
 use crate::container::facts::Facts;
+use crate::container::{self, Container};
 use crate::credentials::Credentials;
 use crate::flags::{Ingest, Output};
 use crate::intercept::Stop;
@@ -29,7 +29,7 @@ pub async fn ingest(flags: &Ingest, stop: Stop) -> Result<(), Failure> {
         report::as_json();
     }
     leftovers::take_away_all();
-    flags.container.mount.check()?;
+    container::check(&flags.container)?;
     let timeout = Duration::from_secs(flags.timeout);
     let connected = async {
         let way = Way::open(&flags.manager).await?;

@@ -15,7 +15,7 @@ use traffic_proto::manager::{
 use traffic_proto::port::Transport;
 
 use crate::Failure;
-use crate::container::Container;
+use crate::container::{self, Container};
 use crate::credentials::Credentials;
 use crate::deliveries;
 use crate::deliveries::Delivery;
@@ -58,7 +58,7 @@ pub async fn create(flags: &Create, stop: Stop) -> Result<(), Failure> {
     let first = local_ports.first().copied().unwrap_or_default();
     let target = resolve(&flags.address, first).await?;
     leftovers::take_away_all();
-    flags.container.mount.check()?;
+    container::check(&flags.container)?;
     let pod_ports = PodPorts::open(&flags.to_pod)?;
     let timeout = Duration::from_secs(flags.timeout);
     let connected = async {

@@ -358,13 +358,17 @@ fn a_folder_that_may_not_be_written_is_named_before_anything_is_created() {
         fs::set_permissions(path, Permissions::from_mode(0o755)).unwrap();
     }
     chown(&own, Some(NOBODY), None).unwrap();
-    for below in ["", "new/folder"] {
-        let wanted = others.join(below);
+    for (flag, below) in [
+        ("--mount", ""),
+        ("--mount", "new/folder"),
+        ("--env-file", "app.env"),
+    ] {
+        let wanted = format!("{flag}={}", others.join(below).display());
         let mut command = Command::new("setpriv");
         command
             .args([&format!("--reuid={NOBODY}"), "--clear-groups"])
             .arg(&program)
-            .args(volumes.arguments(&[&format!("--mount={}", wanted.display())]))
+            .args(volumes.arguments(&[&wanted]))
             .env("XDG_RUNTIME_DIR", &own);
         let client = Process::start("intercept", &mut command);
         client.line(&format!(

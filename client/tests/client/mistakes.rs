@@ -171,3 +171,35 @@ fn completions_and_manual_pages_are_made() {
     let page = std::fs::read_to_string(folder.path().join("intercept-create.1")).unwrap();
     assert!(page.contains("http\\-header\\-exact"), "{page}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_cannot_be_written_is_told_before_anything_is_created() {
+    let manager = Manager::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::write(at("file"), "").unwrap();
+    let missing = format!("mkdir -p {} makes it", at("missing"));
+    for (path, said) in [
+        (at("missing/app.env"), missing.as_str()),
+        (at("file/app.env"), "is a file and no folder"),
+        (at("."), "that is a folder; name a file in it"),
+        (at("new/"), "that is a folder; name a file in it"),
+        ("/dev/full".into(), "a device or a pipe"),
+        ("/dev/stdout".into(), "a device or a pipe"),
+    ] {
+        for flag in ["--env-file", "--env-json"] {
+            for command in [&["create", "one", "--port=80:80"][..], &["ingest", "app"]] {
+                let client = manager.client(&[command, &[flag, &path]].concat());
+                let line = client.line(&format!("{flag} {path}: "));
+                assert!(line.contains(said), "{line}");
+                assert_eq!(client.exit().code(), Some(1));
+                assert!(client.lines("Connected to").is_empty());
+            }
+        }
+    }
+    let (env, json) = (at("one"), at("one"));
+    let flags = ["ingest", "app", "--env-file", &env, "--env-json", &json];
+    let client = manager.client(&flags);
+    client.line("--env-file and --env-json both name");
+    assert_eq!(client.exit().code(), Some(64));
+}
