@@ -1,5 +1,7 @@
 //! The command that `create … -- COMMAND` runs beside an intercept, with the container's environment.
 
+mod parent_death;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::time::Duration;
@@ -33,13 +35,15 @@ impl Running {
             return Err(Failure::Usage("nothing follows --; write a command".into()));
         };
         let name = program.to_string_lossy().into_owned();
-        let child = Command::new(program)
+        let mut command = Command::new(program);
+        command
             .args(arguments)
             .envs(environment)
             // An intercept that ends by a failure must not leave it behind.
-            .kill_on_drop(true)
-            .spawn();
-        let child = child.map_err(|error| {
+            .kill_on_drop(true);
+        // Nor one that is killed.
+        parent_death::tie(&mut command);
+        let child = command.spawn().map_err(|error| {
             Failure::Failed(format!(
                 "{name}: cannot be started: {error}; is it in PATH?"
             ))

@@ -189,6 +189,20 @@ async fn a_command_ends_with_the_intercept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_command_ends_with_an_intercept_that_is_killed() {
+    let manager = Manager::start().await;
+    let mut agent = manager.agent().await;
+    let app = App::start("local");
+    // It has the output of the killed program, and goes on for longer than a test waits.
+    let script = "trap 'echo asked to end; exit 0' TERM; echo ready; while :; do sleep 0.1; done";
+    let client = manager.create(app.address(), &["--", "sh", "-c", script]);
+    agent.review(Disposition::Active, "").await;
+    client.line("ready");
+    client.kill();
+    client.line("asked to end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_intercept_that_its_agent_ends_is_over_and_says_why() {
     let manager = Manager::start().await;
     let mut agent = manager.agent().await;
