@@ -4,16 +4,51 @@ mod parent_death;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 use std::time::Duration;
+use std::{fs, io};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-use crate::Failure;
+use crate::{Failure, local};
 
 /// Time for the command to end after it was asked to.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Checks that a command can be started, before anything is created.
+///
+/// # Errors
+/// There is no such program, or it may not be executed; the text has the remedy.
+pub(crate) fn check(command: &[OsString]) -> Result<(), Failure> {
+    let Some(program) = command.first() else {
+        return Ok(());
+    };
+    let name = program.to_string_lossy();
+    let failed = |why: &str| Err(Failure::Failed(format!("-- {name}: {why}")));
+    if program.is_empty() {
+        return failed("nothing is named; write a command behind --");
+    }
+    if !program.as_bytes().contains(&b'/') {
+        return match local::is_in_path(program) {
+            true => Ok(()),
+            false => failed(
+                "not in PATH; write its path, such as ./run, or sh -c 'COMMAND' for what only a \
+                 shell knows",
+            ),
+        };
+    }
+    match fs::metadata(program) {
+        Err(error) => failed(&format!("{error}; name a program that is there")),
+        Ok(found) if found.is_dir() => failed("that is a folder; name a program in it"),
+        Ok(_) if !local::is_executable(Path::new(program)) => {
+            failed(&format!("not executable; chmod +x {name} makes it so"))
+        }
+        Ok(_) => Ok(()),
+    }
+}
 
 /// A command that is started when the intercept is active, and ends with it.
 #[derive(Debug)]
@@ -44,9 +79,14 @@ impl Running {
         // Nor one that is killed.
         parent_death::tie(&mut command);
         let child = command.spawn().map_err(|error| {
-            Failure::Failed(format!(
-                "{name}: cannot be started: {error}; is it in PATH?"
-            ))
+            let hint = match error.kind() {
+                io::ErrorKind::NotFound => {
+                    "; is the interpreter of its first line there, and PATH no variable of the \
+                     container?"
+                }
+                _ => "",
+            };
+            Failure::Failed(format!("{name}: cannot be started: {error}{hint}"))
         })?;
         Ok(Self { name, child })
     }

@@ -6,7 +6,7 @@ pub(crate) mod facts;
 use traffic_proto::manager::SessionInfo;
 
 use crate::Failure;
-use crate::command::Running;
+use crate::command::{self, Running};
 use crate::container::facts::Facts;
 use crate::environment;
 use crate::flags::ContainerFlags;
@@ -19,6 +19,7 @@ use crate::session::Manager;
 /// # Errors
 /// A flag asks for what is not possible; the text names it and has the remedy.
 pub(crate) fn check(flags: &ContainerFlags) -> Result<(), Failure> {
+    command::check(&flags.command)?;
     environment::check(flags)?;
     flags.mount.check()
 }

@@ -12,8 +12,8 @@ use traffic_proto::port_identifier::PortIdentifier;
 
 use crate::cluster::ClusterCommand;
 
-use self::attach::header;
 pub use self::attach::{Attachment, ContainerFlags, Create, Ingest, Ports};
+use self::attach::{header, socket_address};
 pub use self::cluster::ClusterFlags;
 
 /// Routes matching requests for a workload to this machine.
@@ -107,7 +107,7 @@ pub struct Explain {
     #[arg(long, value_name = "NUMBER", default_value_t = 19000)]
     pub admin_port: u16,
     /// Address of an agent's admin port, instead of the workload's pods; may be repeated
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, value_name = "IP:PORT", value_parser = socket_address)]
     pub admin: Vec<SocketAddr>,
     /// The cluster.
     #[command(flatten)]

@@ -1,5 +1,6 @@
 //! This machine: the address that requests are delivered to, and files that only its user reads.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
@@ -58,6 +59,17 @@ pub(crate) fn check_writable(folder: &Path) -> Result<(), String> {
             io::Error::from(error)
         ),
     })
+}
+
+/// Returns true if a program of this name is in a folder of PATH.
+pub(crate) fn is_in_path(program: &OsStr) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| is_executable(&folder.join(program)))
+}
+
+/// Returns true if this is a file that its user may execute.
+pub(crate) fn is_executable(path: &Path) -> bool {
+    path.is_file() && rustix::fs::access(path, Access::EXEC_OK).is_ok()
 }
 
 /// Writes a file readable only by its owner, because an app's environment often holds secrets. It

@@ -1,9 +1,9 @@
 //! Ends a command with this program, however that ends: the kernel sends it SIGTERM when its parent
 //! is gone, by `kill -9` or for lack of memory, when nobody is left to ask it.
 //!
-//! The kernel watches the thread that forks, not its process. The main thread ends with the process;
-//! a worker of the runtime may end before, and take the command along. So only commands of the main
-//! thread are tied.
+//! The kernel watches the thread that forks, not its process. The main thread ends with the
+//! process; a worker of the runtime may end before, and take the command along. So only commands of
+//! the main thread are tied.
 // A hook between fork and exec, which is unsafe since most of a program must not run there.
 #![allow(unsafe_code)]
 
@@ -29,9 +29,9 @@ pub(super) fn tie(command: &mut Command) {
         }
         Ok(())
     };
-    // SAFETY: between fork and exec of a program with threads only what is async-signal-safe may run.
-    // The hook makes two system calls, takes no lock and allocates nothing: both kinds of error hold
-    // a number.
+    // SAFETY: between fork and exec of a program with threads only what is async-signal-safe may
+    // run. The hook makes two system calls, takes no lock and allocates nothing: its errors hold a
+    // number each.
     unsafe { command.pre_exec(hook) };
 }
 

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, value_parser};
+use traffic_core::routing::go_regex;
 use traffic_proto::Transport;
 use traffic_proto::manager::InterceptSpec;
 use traffic_proto::port_identifier::{FurtherPort, PortIdentifier};
@@ -23,6 +25,9 @@ use crate::to_pod::PodPort;
 const ROUNDTRIP_TIMEOUT: Duration = Duration::from_secs(4);
 /// Time for a dial on the workstation.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Seconds that can be waited: no deadline lies beyond what a clock can tell.
+const TIMEOUT_SECONDS: RangeInclusive<u64> = 1..=86_400;
 
 /// Flags of `create`.
 #[derive(Debug, Args)]
@@ -56,13 +61,13 @@ pub struct Create {
     #[arg(long, value_name = "NAME=VALUE", value_parser = header)]
     pub http_header_exact: Vec<(String, String)>,
     /// Take requests for exactly this path; one of several path flags must match
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_parser = path)]
     pub http_path_equal: Vec<String>,
     /// Take requests for paths with this prefix
-    #[arg(long, value_name = "PREFIX")]
+    #[arg(long, value_name = "PREFIX", value_parser = path)]
     pub http_path_prefix: Vec<String>,
     /// Take requests for paths in which this regular expression matches
-    #[arg(long, value_name = "REGEX")]
+    #[arg(long, value_name = "REGEX", value_parser = path_regex)]
     pub http_path_regex: Vec<String>,
     /// Matchers of parts of the request.
     #[command(flatten)]
@@ -77,7 +82,7 @@ pub struct Create {
     #[arg(long)]
     pub mechanism: Option<String>,
     /// Address of the agent's own port, instead of its pod's; may be repeated
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, value_name = "IP:PORT", value_parser = socket_address)]
     pub agent: Vec<SocketAddr>,
     /// Send all connections through the manager
     #[arg(long)]
@@ -86,7 +91,7 @@ pub struct Create {
     #[arg(long, short, value_enum, default_value_t)]
     pub output: Output,
     /// Seconds to wait for the intercept to become active
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = value_parser!(u64).range(TIMEOUT_SECONDS))]
     pub timeout: u64,
     /// Flags for the manager.
     #[command(flatten)]
@@ -149,7 +154,7 @@ pub struct Ingest {
     #[arg(long, short, value_enum, default_value_t)]
     pub output: Output,
     /// Seconds to wait for an agent of the workload
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = value_parser!(u64).range(TIMEOUT_SECONDS))]
     pub timeout: u64,
     /// Flags for the manager.
     #[command(flatten)]
@@ -190,6 +195,12 @@ impl std::str::FromStr for Ports {
             // Else a typing error would take the only port without a word.
             Some((_, "")) => {
                 return Err("nothing after the colon; write LOCAL or LOCAL:IDENTIFIER".into());
+            }
+            Some((_, identifier)) if identifier.contains(':') => {
+                return Err(format!(
+                    "{text:?} has two colons; write LOCAL:IDENTIFIER, and --port again for a further \
+                     port"
+                ));
             }
             Some((local, identifier)) => (local, Some(identifier)),
             None => (text, None),
@@ -391,6 +402,32 @@ impl Create {
             given.join(", ")
         ))
     }
+}
+
+/// Checks the text that a path is, or begins with.
+fn path(text: &str) -> Result<String, String> {
+    // A request for the server as a whole (OPTIONS *) has no other.
+    match text.starts_with('/') || text == "*" {
+        true => Ok(text.to_owned()),
+        false => Err(format!(
+            "{text:?} matches no request, since paths begin with '/'; write /{text}"
+        )),
+    }
+}
+
+/// Checks an expression for paths, as agents read it.
+fn path_regex(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        return Err("an empty expression matches every path; leave the flag out".into());
+    }
+    let compiled = go_regex::compile(text).map(|_| text.to_owned());
+    compiled.map_err(|error| format!("{error}; for text as it is use --http-path-prefix"))
+}
+
+/// Reads the address of an agent.
+pub(super) fn socket_address(text: &str) -> Result<SocketAddr, String> {
+    let read = text.parse();
+    read.map_err(|_| format!("{text:?} is no IP address with a port; write 10.1.2.3:19900"))
 }
 
 pub(super) fn header(text: &str) -> Result<(String, String), String> {

@@ -46,7 +46,7 @@ impl Wanted {
         if *self == Self::Nowhere {
             return Ok(());
         }
-        if !is_in_path(SSHFS) {
+        if !local::is_in_path(SSHFS.as_ref()) {
             return Err(Failure::Failed(
                 "--mount: sshfs is not in PATH; apt-get install sshfs (Debian, Ubuntu), dnf install \
                  fuse-sshfs (Fedora), or leave --mount out"
@@ -114,11 +114,6 @@ fn free(folder: &Path) -> Result<(), String> {
     }
     note(format_args!("Unmounted {at}, whose sshfs had ended"));
     Ok(())
-}
-
-fn is_in_path(program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
 }
 
 #[cfg(test)]

@@ -166,12 +166,19 @@ async fn a_command_gets_the_environment_and_its_end_is_the_intercepts() {
     let manager = Manager::start().await;
     let mut agent = manager.agent().await;
     let app = App::start("local");
-    let flags = ["--", "sh", "-c", "echo colour=$COLOUR; exit 3"];
-    let client = manager.create(app.address(), &flags);
-    agent.review(Disposition::Active, "").await;
-    client.line("colour=blue");
-    assert_eq!(client.exit().code(), Some(3));
-    agent.until_none().await;
+    // As shells have it: 128 and the number of the signal that ended it.
+    for (last, code) in [
+        ("exit 3", 3),
+        ("kill -TERM $$", 143),
+        ("kill -KILL $$", 137),
+    ] {
+        let script = format!("echo colour=$COLOUR; {last}");
+        let client = manager.create(app.address(), &["--", "sh", "-c", &script]);
+        agent.review(Disposition::Active, "").await;
+        client.line("colour=blue");
+        assert_eq!(client.exit().code(), Some(code));
+        agent.until_none().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -20,6 +20,32 @@ async fn wrong_usage_is_64() {
             &["create", "one", "--port=80:80", "--colour=red"],
             "--colour",
         ),
+        (&["create", "one", "--port=80:80:80"], "two colons"),
+        (&["create", "one", "--port=80", "--timeout=0"], "1..=86400"),
+        (
+            &["ingest", "one", "--timeout=18446744073709551615"],
+            "1..=86400",
+        ),
+        (
+            &["create", "one", "--port=80", "--http-path-equal=api"],
+            "write /api",
+        ),
+        (
+            &["create", "one", "--port=80", "--http-path-prefix="],
+            "matches no request",
+        ),
+        (
+            &["create", "one", "--port=80", "--http-path-regex=("],
+            "missing closing )",
+        ),
+        (
+            &["create", "one", "--port=80", "--http-path-regex="],
+            "leave the flag out",
+        ),
+        (
+            &["create", "one", "--port=80", "--agent=pod:80"],
+            "write 10.1.2.3:19900",
+        ),
         (&["destroy", "one"], "destroy"),
         (&["lst"], "'list'"),
         (&["create", "one", "--prot=80"], "'--port'"),
@@ -170,6 +196,30 @@ fn completions_and_manual_pages_are_made() {
     assert!(done.success());
     let page = std::fs::read_to_string(folder.path().join("intercept-create.1")).unwrap();
     assert!(page.contains("http\\-header\\-exact"), "{page}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_cannot_be_started_is_told_before_anything_is_created() {
+    let manager = Manager::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let script = folder.path().join("script").display().to_string();
+    std::fs::write(&script, "#!/bin/sh").unwrap();
+    let remedy = format!("chmod +x {script}");
+    for (program, said) in [
+        ("no-such-program", "not in PATH"),
+        ("./no-such-program", "name a program that is there"),
+        (folder.path().to_str().unwrap(), "that is a folder"),
+        (&script, remedy.as_str()),
+        ("", "nothing is named"),
+    ] {
+        for command in [&["create", "one", "--port=80:80"][..], &["ingest", "app"]] {
+            let client = manager.client(&[command, &["--", program]].concat());
+            let line = client.line(&format!("-- {program}: "));
+            assert!(line.contains(said), "{line}");
+            assert_eq!(client.exit().code(), Some(1));
+            assert!(client.lines("Connected to").is_empty());
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
