@@ -10,10 +10,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::TryStreamExt as _;
 use futures_util::future::ready;
+use futures_util::{Stream, TryStreamExt as _};
 use rustix::process::{Resource, getrlimit};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -34,7 +34,7 @@ use crate::cluster::{Cluster, ClusterError};
 use crate::connection::{ClosableIo, ConnectionEnd};
 use crate::connections::Connections;
 use crate::gate;
-use crate::limits::{MAX_CONNECTIONS, ManagerLimit};
+use crate::limits::{LimitCounters, MAX_CONNECTIONS, ManagerLimit};
 use crate::listen::bind_everywhere;
 use crate::metrics::Metrics;
 use crate::presence::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT};
@@ -119,11 +119,7 @@ impl Bound {
     ) -> Result<(), ServeError> {
         tasks.spawn(expire(shared.clone(), self.settings.scan));
         let limit = self.settings.max_receive_size;
-        let connections = Connections::new(
-            most_connections(),
-            ManagerLimit::Connections,
-            shared.limits.clone(),
-        );
+        let incoming = incoming(self.listener, shared.limits.clone());
         let service = Service::new(
             shared.clone(),
             self.settings.clone(),
@@ -164,20 +160,6 @@ impl Bound {
         let routes = Routes::default()
             .into_axum_router()
             .fallback_service(GrpcFirst { grpc, web, gate });
-        // gRPC clients may send an authority that is no host name (`svc%2Fname.namespace:api`), which
-        // the `http` crate refuses.
-        let incoming = TcpIncoming::from(self.listener)
-            .with_nodelay(Some(true))
-            .try_filter_map(move |socket| {
-                let peer = socket.peer_addr().ok();
-                // One whose peer is gone already is refused with those that find no place.
-                let place = peer.and_then(|peer| connections.enter(peer.ip()));
-                let socket = place.map(|place| {
-                    let socket = ClosableIo::new(socket, peer, place);
-                    RewriteReads::new(socket, AuthorityRewriter::new("localhost"))
-                });
-                ready(Ok(socket))
-            });
         let server = Server::builder()
             .accept_http1(true)
             .max_frame_size(Some(MAX_FRAME))
@@ -237,6 +219,30 @@ async fn report_ready(cluster: Arc<Cluster>, reporter: HealthReporter, stop: Can
                 .await;
         }
     }
+}
+
+/// A connection of the API.
+type ApiConnection = RewriteReads<ClosableIo<TcpStream>, AuthorityRewriter>;
+
+/// Returns the connections of the API that find a place.
+fn incoming(
+    listener: TcpListener,
+    limits: Arc<LimitCounters>,
+) -> impl Stream<Item = io::Result<ApiConnection>> {
+    let connections = Connections::new(most_connections(), ManagerLimit::Connections, limits);
+    let sockets = TcpIncoming::from(listener).with_nodelay(Some(true));
+    sockets.try_filter_map(move |socket| {
+        let peer = socket.peer_addr().ok();
+        // One whose peer is gone already is refused with those that find no place.
+        let place = peer.and_then(|peer| connections.enter(peer.ip()));
+        let socket = place.map(|place| {
+            let socket = ClosableIo::new(socket, peer, place);
+            // gRPC clients may send an authority that is no host name (`svc%2Fname.namespace:api`),
+            // which the `http` crate refuses.
+            RewriteReads::new(socket, AuthorityRewriter::new("localhost"))
+        });
+        ready(Ok(socket))
+    })
 }
 
 /// Connections of the API: half of all descriptors, since the manager dials as well.

@@ -172,7 +172,7 @@ mod tests {
             assert!(request.metadata().get("authorization").is_none());
             let bytes = client_certificate::given(request.metadata()).unwrap();
             let proof = CertificateProof::decode(&bytes).unwrap();
-            assert_eq!(proof.chain, [certificate.clone()]);
+            assert_eq!(proof.chain, std::slice::from_ref(&certificate));
             assert!(proof.time.abs_diff(time) < 60, "{}", proof.time);
             // The next call carries the same one.
             let again = client_certificate::given(sent().metadata());

@@ -56,10 +56,13 @@ pub(crate) struct Gate {
     agents: Standing,
     authority: Authority,
     /// By the bytes of the credential.
-    identities: Mutex<Answers<Vec<u8>, Result<Arc<Identity>, String>>>,
+    identities: Mutex<Answers<Vec<u8>, Identified>>,
     rights: Mutex<Answers<(String, String), Result<(), String>>>,
     said: Mutex<HashMap<String, Instant>>,
 }
+
+/// Whose a credential is, or the reason why it is nobody's.
+type Identified = Result<Arc<Identity>, String>;
 
 /// Answers with the time they were given.
 struct Answers<K, V>(HashMap<K, (Instant, V)>);
@@ -235,7 +238,7 @@ impl Gate {
     }
 
     /// Asks whose token it is: an agent's, else a user's.
-    async fn review(&self, token: &str) -> kube::Result<Result<Arc<Identity>, String>> {
+    async fn review(&self, token: &str) -> kube::Result<Identified> {
         let mut why = String::new();
         for audiences in [Some(vec![AUDIENCE.to_owned()]), None] {
             let review = TokenReview {

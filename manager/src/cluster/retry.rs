@@ -5,10 +5,10 @@ use std::time::Duration;
 use kube::runtime::utils::Backoff;
 
 /// First pause before a watch begins again.
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const FIRST_DELAY: Duration = Duration::from_millis(500);
 /// Longest pause. The library's is 30 s, which is how long everything would be late after a
 /// restart of the API server.
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+const LONGEST_DELAY: Duration = Duration::from_secs(2);
 
 /// Pauses between the tries of a watch: half a second, doubled up to two.
 #[derive(Debug, Default)]
@@ -20,9 +20,9 @@ impl Iterator for WatchPauses {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
-        let pause = FIRST_PAUSE.saturating_mul(1 << self.tries.min(8));
+        let pause = FIRST_DELAY.saturating_mul(1 << self.tries.min(8));
         self.tries = self.tries.saturating_add(1);
-        Some(pause.min(LONGEST_PAUSE))
+        Some(pause.min(LONGEST_DELAY))
     }
 }
 
@@ -41,8 +41,8 @@ mod tests {
         let mut pauses = WatchPauses::default();
         let first: Vec<_> = pauses.by_ref().take(4).map(|it| it.as_millis()).collect();
         assert_eq!(first, [500, 1000, 2000, 2000]);
-        assert_eq!(pauses.nth(1000), Some(LONGEST_PAUSE));
+        assert_eq!(pauses.nth(1000), Some(LONGEST_DELAY));
         pauses.reset();
-        assert_eq!(pauses.next(), Some(FIRST_PAUSE));
+        assert_eq!(pauses.next(), Some(FIRST_DELAY));
     }
 }

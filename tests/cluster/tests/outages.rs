@@ -20,7 +20,7 @@ use super::life::has_agent;
 /// Requests in a second through the Service.
 const RATE: u32 = 200;
 /// Time from one leader's death to the next one's.
-const LEADER_LIFE: Duration = Duration::from_secs(10);
+const DEATH_INTERVAL: Duration = Duration::from_secs(10);
 /// Time in which all is as before once the control plane is back.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -131,7 +131,7 @@ fn leaders_that_die_one_after_another_cost_no_request_and_no_intercept() {
             scene.is_intercepted();
             manager.is_ready();
             // The next death comes when it comes: there is no event to wait for.
-            std::thread::sleep(LEADER_LIFE.saturating_sub(death.elapsed()));
+            std::thread::sleep(DEATH_INTERVAL.saturating_sub(death.elapsed()));
         }
         is_over.store(true, Ordering::SeqCst);
         println!("{} intercepts came and went", churn.join().unwrap());

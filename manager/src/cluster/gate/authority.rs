@@ -15,7 +15,7 @@ use traffic_proto::sync::lock;
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use super::REVIEW_TIMEOUT;
+use super::{Identified, REVIEW_TIMEOUT};
 use crate::cluster::certificates::pem_certificates;
 use crate::identity::Identity;
 
@@ -54,10 +54,7 @@ impl Authority {
 
     /// Finds out whose certificate it is; a reason if it proves nothing. The error is that of the
     /// API server, which does not say whom it trusts.
-    pub(super) async fn identify(
-        &self,
-        proof: &[u8],
-    ) -> kube::Result<Result<Arc<Identity>, String>> {
+    pub(super) async fn identify(&self, proof: &[u8]) -> kube::Result<Identified> {
         let Some(proof) = CertificateProof::decode(proof) else {
             return Ok(Err(format!("metadata {PROOF} cannot be read")));
         };

@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 /// seconds.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 /// Pause after a connection has ended: who only closes it is not asked all the time.
-const PAUSE: Duration = Duration::from_millis(50);
+const RECONNECT_DELAY: Duration = Duration::from_millis(50);
 
 /// A connection to the API of the manager that leads.
 #[derive(Default)]
@@ -54,7 +54,7 @@ impl Lifeline {
         };
         while matches!(stream.read(&mut [0; 64]).await, Ok(1..)) {}
         self.held = None;
-        sleep(PAUSE).await;
+        sleep(RECONNECT_DELAY).await;
     }
 }
 

@@ -109,17 +109,16 @@ impl Bodies {
 mod tests {
     use http_body_util::{Full, StreamBody};
     use hyper::body::Frame;
+    use tokio::sync::mpsc;
     use tokio_stream::wrappers::ReceiverStream;
 
     use super::*;
 
-    type Fed = tokio::sync::mpsc::Sender<Result<Frame<Bytes>, String>>;
+    type Chunk = Result<Frame<Bytes>, String>;
 
-    fn fed() -> (
-        Fed,
-        StreamBody<ReceiverStream<Result<Frame<Bytes>, String>>>,
-    ) {
-        let (feed, frames) = tokio::sync::mpsc::channel(16);
+    /// A body that a test feeds.
+    fn fed() -> (mpsc::Sender<Chunk>, StreamBody<ReceiverStream<Chunk>>) {
+        let (feed, frames) = mpsc::channel(16);
         (feed, StreamBody::new(ReceiverStream::new(frames)))
     }
 
