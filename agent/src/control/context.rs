@@ -3,10 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tokio::sync::mpsc;
 use tonic::Status;
 use traffic_proto::log_level::LogLevel;
-use traffic_proto::manager::TunnelMetrics;
 
 use crate::control::config::{AgentIdentity, LevelSwitch};
 use crate::control::dialer::Dialer;
@@ -28,7 +26,6 @@ pub(crate) struct SessionContext {
     pub(crate) metrics: Arc<ControlMetrics>,
     pub(crate) log_once: LogOnce,
     pub(crate) levels: Arc<LevelRequests>,
-    pub(crate) reports: tokio::sync::Mutex<mpsc::Receiver<TunnelMetrics>>,
 }
 
 /// Log level overrides by the manager, numbered so that one with a duration ends only itself.

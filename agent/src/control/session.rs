@@ -39,7 +39,7 @@ use traffic_core::routing::{Intercept, Mechanism};
 const REMAIN_INTERVAL: Duration = Duration::from_secs(5);
 /// Consecutive failed Remain calls after which the session counts as lost.
 const MAX_MISSED_REMAINS: u32 = 3;
-/// Time for reporting a finished tunnel.
+/// Time for a report, and between two of the same kind.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// Intercepts, and half the filters, of a snapshot that is applied without another thread.
 const MAX_SMALL: usize = 32;
@@ -390,14 +390,15 @@ impl Live<'_> {
         }
     }
 
-    /// Reports the traffic of finished tunnels to the manager.
+    /// Reports the traffic of ended tunnels to the manager.
     async fn reports(&self) {
-        // A session under way owns the receiver; its successor waits until it is dropped.
-        let mut reports = self.context.reports.lock().await;
-        while let Some(report) = reports.recv().await {
-            self.report(report).await;
+        loop {
+            for report in self.context.tunnels.reports().next().await {
+                self.report(report).await;
+            }
+            // Those that end meanwhile are reported together.
+            tokio::time::sleep(REPORT_INTERVAL).await;
         }
-        std::future::pending().await
     }
 
     async fn report(&self, report: TunnelMetrics) {

@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use prost::Message as _;
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
@@ -89,11 +88,6 @@ impl Supervisor {
             session.remember,
         )
         .within(session.bounds);
-        // A second session on the same tunnels would have nothing to report.
-        let reports = session
-            .tunnels
-            .take_reports()
-            .unwrap_or_else(|| mpsc::channel(1).1);
         let context = Arc::new(SessionContext {
             identity: session.identity,
             publisher: RoutePublisher::new(session.ports, rules, session.grace),
@@ -107,7 +101,6 @@ impl Supervisor {
                 switch: session.set_level,
                 count: AtomicU64::new(0),
             }),
-            reports: tokio::sync::Mutex::new(reports),
         });
         let supervisor = Self {
             context: Arc::clone(&context),
@@ -331,6 +324,13 @@ impl Supervisor {
                 self.context.tunnels.open_count()
             );
         }
+        // The last of them have ended just now.
+        let last_reports = async {
+            for report in self.context.tunnels.reports().take() {
+                let _ = client.report_metrics(report).await;
+            }
+        };
+        let _ = tokio::time::timeout(DEPART_TIMEOUT, last_reports).await;
         match with_timeout(DEPART_TIMEOUT, client.depart(session)).await {
             Ok(_) => tracing::info!("departed from the traffic-manager"),
             Err(status) => tracing::info!(

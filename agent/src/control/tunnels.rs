@@ -12,10 +12,10 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tonic::Code;
 use traffic_proto::conn_id::ConnId;
-use traffic_proto::manager::{DialRequest, RemainRequest, SessionInfo, TunnelMetrics};
+use traffic_proto::manager::{DialRequest, RemainRequest, SessionInfo};
 use traffic_proto::port::Transport as Protocol;
 use traffic_proto::proof;
 use traffic_proto::session_key::{Peer, Proofs};
@@ -28,15 +28,13 @@ use crate::control::keepalive::SignsOfLife;
 use crate::control::keyed_lock::{KeyGuard, KeyedLock};
 use crate::control::known_sessions::KnownSessions;
 use crate::control::manager_call::{ManagerLink, call};
-use crate::control::meter::{Meter, TunnelDirection};
+use crate::control::meter::{Meter, TunnelDirection, TunnelReports};
 use crate::control::watchers::{DialStream, Watchers};
 use crate::telemetry::metrics::ControlMetrics;
 use crate::upstream::{Gone, Messages, OpenTunnel, Transport, TunnelError, TunnelIo};
 use traffic_core::routing::{Intercept, TunnelPath};
 use traffic_proto::sync::lock;
 
-/// Queued reports of finished tunnels; more are dropped, since they are only statistics.
-const MAX_QUEUED_REPORTS: usize = 256;
 /// Time for the manager to confirm a client's session.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -54,8 +52,7 @@ struct TunnelHub {
     numbers: AtomicU64,
     open: watch::Sender<usize>,
     dns: Arc<Dns>,
-    reports: mpsc::Sender<TunnelMetrics>,
-    pending_reports: Mutex<Option<mpsc::Receiver<TunnelMetrics>>>,
+    reports: TunnelReports,
     /// Signals that the app got what was meant for a workstation.
     fallbacks: Notify,
     sessions: KnownSessions,
@@ -79,7 +76,6 @@ impl Tunnels {
     /// Creates an instance without manager and workstations.
     #[must_use]
     pub fn new(metrics: Arc<ControlMetrics>, dns: Arc<Dns>) -> Self {
-        let (reports, pending_reports) = mpsc::channel(MAX_QUEUED_REPORTS);
         // Without random bytes there is no proof, and workstations come through the manager.
         let proof_key = proof::random().map_or_else(|_| Bytes::new(), |key| key.to_vec().into());
         Self(Arc::new(TunnelHub {
@@ -90,8 +86,7 @@ impl Tunnels {
             numbers: AtomicU64::new(0),
             open: watch::Sender::new(0),
             dns,
-            reports,
-            pending_reports: Mutex::new(Some(pending_reports)),
+            reports: TunnelReports::default(),
             fallbacks: Notify::new(),
             sessions: KnownSessions::default(),
             proofs: Proofs::new(Peer::agent(&proof_key)),
@@ -166,9 +161,9 @@ impl Tunnels {
         self.0.manager.store(link.map(Arc::new));
     }
 
-    /// Takes the queue of finished tunnels to report; there is one reader.
-    pub(crate) fn take_reports(&self) -> Option<mpsc::Receiver<TunnelMetrics>> {
-        lock(&self.0.pending_reports).take()
+    /// Reports of ended tunnels for the manager.
+    pub(crate) fn reports(&self) -> &TunnelReports {
+        &self.0.reports
     }
 
     /// Starts a workstation's watch for dials; replaces an earlier watch of the same session.

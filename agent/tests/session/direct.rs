@@ -12,7 +12,7 @@ use tonic::transport::Channel;
 use traffic_proto::agent::agent_client::AgentClient;
 use traffic_proto::conn_id::ConnId;
 use traffic_proto::manager::InterceptDispositionType as Disposition;
-use traffic_proto::manager::{LookupRequest, SessionInfo};
+use traffic_proto::manager::{LookupRequest, SessionInfo, TunnelMetrics};
 use traffic_proto::port::Transport;
 use traffic_proto::tunnel::{Message, StreamInfo};
 
@@ -113,10 +113,20 @@ async fn a_workstation_that_watches_the_agent_is_asked_itself() {
         fake.seen().tunnels.is_empty(),
         "nothing went through the manager"
     );
-    fake.until("reports", |s| {
-        s.reports.len() >= 20 && s.reports.iter().all(|r| r.client_session_id == "client-1")
-    })
-    .await;
+    // Bytes of each request and answer, in reports that come at most once a second.
+    let (asked, answered) = (21 * 50, 21 * 40);
+    let seen = fake
+        .until("reports", |s| {
+            let of = |bytes: fn(&TunnelMetrics) -> u64| s.reports.iter().map(bytes).sum::<u64>();
+            of(|r| r.ingress_bytes) > asked && of(|r| r.egress_bytes) > answered
+        })
+        .await;
+    let sessions = seen.reports.iter().map(|r| &*r.client_session_id);
+    assert!(sessions.clone().all(|session| session == "client-1"));
+    assert!(
+        sessions.count() < 10,
+        "a call to the manager for each tunnel"
+    );
     workstation.abort();
 }
 

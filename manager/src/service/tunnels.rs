@@ -70,7 +70,7 @@ impl Service {
             session = client_session_id,
             ingress_bytes,
             egress_bytes,
-            "tunnel ended"
+            "bytes of ended tunnels"
         );
         Ok(Response::new(()))
     }
