@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, interval};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower::timeout::TimeoutLayer;
+use tower::layer::layer_fn;
 use traffic_proto::manager as pb;
 
 use crate::listen::bind_everywhere;
@@ -35,6 +35,7 @@ use gate::Gate;
 use lease::Candidate;
 use networks::Networks;
 use planner::Planner;
+use read_timeout::ReadTimeout;
 use rollout::Roller;
 use saved_state::SavedState;
 use traffic_proto::sync::lock;
@@ -63,6 +64,7 @@ mod objects;
 mod planner;
 mod prepare;
 mod quantity;
+mod read_timeout;
 mod removal;
 mod replacing;
 mod retry;
@@ -84,9 +86,6 @@ pub use explain::ClusterCommand;
 
 /// How long a prepared replacement waits for its intercept.
 const PREPARED_TIMEOUT: Duration = Duration::from_secs(60);
-/// Time for the API server to begin an answer, which a long watch does as well. One whose store is
-/// away may take a minute to say so.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often idle agents and ended replacements are looked for.
 const KEEP_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -147,8 +146,7 @@ async fn client() -> Result<Client, ClusterError> {
     let failed = |error: &dyn std::fmt::Display| ClusterError::Config(error.to_string());
     let config = kube::Config::infer().await.map_err(|it| failed(&it))?;
     let builder = ClientBuilder::try_from(config).map_err(|it| failed(&it))?;
-    let layer = TimeoutLayer::new(ANSWER_TIMEOUT);
-    Ok(builder.with_layer(&layer).build())
+    Ok(builder.with_layer(&layer_fn(ReadTimeout)).build())
 }
 
 impl Cluster {

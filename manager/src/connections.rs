@@ -2,7 +2,7 @@
 //! serves no request for longest is closed, of the peer that has the most: who floods the listener
 //! takes places from himself.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 
@@ -23,7 +23,8 @@ pub(crate) struct Connections {
 #[derive(Default)]
 struct Open {
     last: u64,
-    places: BTreeMap<u64, Place>,
+    places: HashMap<u64, Place>,
+    peers: HashMap<IpAddr, Peer>,
 }
 
 struct Place {
@@ -32,6 +33,14 @@ struct Place {
     serving: usize,
     idle_since: Instant,
     close: CancellationToken,
+}
+
+/// Connections of one peer.
+#[derive(Default)]
+struct Peer {
+    count: usize,
+    /// Those that serve no request, the one that does for longest first.
+    idle: BTreeSet<(Instant, u64)>,
 }
 
 impl Connections {
@@ -52,19 +61,12 @@ impl Connections {
         if open.places.len() >= self.most {
             self.limits.reached(self.limit, &peer.to_string());
             let given_up = open.longest_idle()?;
-            if let Some(place) = open.places.remove(&given_up) {
+            if let Some(place) = open.remove(given_up) {
                 place.close.cancel();
             }
         }
-        open.last += 1;
-        let (number, close) = (open.last, CancellationToken::new());
-        let place = Place {
-            peer,
-            serving: 0,
-            idle_since: Instant::now(),
-            close: close.clone(),
-        };
-        open.places.insert(number, place);
+        let close = CancellationToken::new();
+        let number = open.insert(peer, close.clone());
         Some(Arc::new(Connection {
             connections: self.clone(),
             number,
@@ -74,18 +76,55 @@ impl Connections {
 }
 
 impl Open {
+    fn insert(&mut self, peer: IpAddr, close: CancellationToken) -> u64 {
+        self.last += 1;
+        let place = Place {
+            peer,
+            serving: 0,
+            idle_since: Instant::now(),
+            close,
+        };
+        let of_peer = self.peers.entry(peer).or_default();
+        of_peer.count += 1;
+        of_peer.idle.insert((place.idle_since, self.last));
+        self.places.insert(self.last, place);
+        self.last
+    }
+
+    /// Takes a connection's place away.
+    fn remove(&mut self, number: u64) -> Option<Place> {
+        let place = self.places.remove(&number)?;
+        if let Some(of_peer) = self.peers.get_mut(&place.peer) {
+            of_peer.count -= 1;
+            of_peer.idle.remove(&(place.idle_since, number));
+            if of_peer.count == 0 {
+                self.peers.remove(&place.peer);
+            }
+        }
+        Some(place)
+    }
+
+    /// Counts the requests that a connection serves.
+    fn serve(&mut self, number: u64, change: impl FnOnce(usize) -> usize) {
+        let Some(place) = self.places.get_mut(&number) else {
+            return;
+        };
+        let Some(of_peer) = self.peers.get_mut(&place.peer) else {
+            return;
+        };
+        of_peer.idle.remove(&(place.idle_since, number));
+        place.serving = change(place.serving);
+        if place.serving == 0 {
+            place.idle_since = Instant::now();
+            of_peer.idle.insert((place.idle_since, number));
+        }
+    }
+
     /// Returns the connection that is idle longest, of the peer that has the most.
     fn longest_idle(&self) -> Option<u64> {
-        let mut counts: HashMap<IpAddr, usize> = HashMap::new();
-        for place in self.places.values() {
-            *counts.entry(place.peer).or_default() += 1;
-        }
-        let idle = self.places.iter().filter(|(_, place)| place.serving == 0);
-        let idle = idle.map(|(number, place)| {
-            let time = place.idle_since.elapsed();
-            (counts.get(&place.peer), time, *number)
-        });
-        idle.max().map(|(_, _, number)| number)
+        let idle = self.peers.values().filter(|it| !it.idle.is_empty());
+        let (_, number) = idle.max_by_key(|it| it.count)?.idle.first()?;
+        Some(*number)
     }
 }
 
@@ -104,21 +143,14 @@ impl Connection {
 
     /// Keeps its place until the returned value is dropped: a request is served.
     pub(crate) fn serves(self: &Arc<Self>) -> Serving {
-        self.change(|place| place.serving += 1);
+        lock(&self.connections.open).serve(self.number, |serving| serving + 1);
         Serving(self.clone())
-    }
-
-    fn change(&self, change: impl FnOnce(&mut Place)) {
-        let mut open = lock(&self.connections.open);
-        if let Some(place) = open.places.get_mut(&self.number) {
-            change(place);
-        }
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        lock(&self.connections.open).places.remove(&self.number);
+        lock(&self.connections.open).remove(self.number);
     }
 }
 
@@ -127,10 +159,12 @@ pub(crate) struct Serving(Arc<Connection>);
 
 impl Drop for Serving {
     fn drop(&mut self) {
-        self.0.change(|place| {
-            place.serving -= 1;
-            place.idle_since = Instant::now();
-        });
+        let Connection {
+            connections,
+            number,
+            ..
+        } = &*self.0;
+        lock(&connections.open).serve(*number, |serving| serving - 1);
     }
 }
 
@@ -184,10 +218,11 @@ mod tests {
         let serving = busy.each_ref().map(|it| [it.serves(), it.serves()]);
         assert!(connections.enter(peer(3)).is_none());
         // One of two requests ends: the other one keeps the place.
-        let [[one, _still], other] = serving;
+        let [[one, still], other] = serving;
         drop(one);
         assert!(connections.enter(peer(3)).is_none());
-        drop((other, busy));
+        drop((still, other, busy));
+        assert!(lock(&connections.open).peers.is_empty());
         let again = [3, 4].map(|number| connections.enter(peer(number)));
         assert!(again.iter().all(Option::is_some));
     }

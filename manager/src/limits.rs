@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, getrlimit};
+
 use crate::error::RequestError;
 
 /// Open watches of one session, or of one connection for watches that name none; clients and agents
@@ -49,6 +51,14 @@ pub(crate) const MAX_CONNECTIONS: usize = 16 * 1024;
 pub(crate) const MAX_WEBHOOK_CONNECTIONS: usize = 1024;
 /// Bytes of large bodies that the webhook holds.
 pub(crate) const MAX_WEBHOOK_BYTES: usize = 16 << 20;
+
+/// Returns a limit of connections: one part in so many of all descriptors, and `most` at most. The
+/// rest is for others.
+pub(crate) fn of_descriptors(parts: usize, most: usize) -> usize {
+    let limit = getrlimit(Resource::Nofile).current;
+    let descriptors = limit.and_then(|limit| usize::try_from(limit).ok());
+    descriptors.map_or(most, |all| (all / parts).clamp(1, most))
+}
 
 /// Interval in which a limit that is reached again is only counted.
 const SAY_INTERVAL: Duration = Duration::from_secs(10);

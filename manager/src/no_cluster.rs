@@ -226,10 +226,6 @@ pub(crate) mod gate {
             match self.0 {}
         }
 
-        pub(crate) fn time(&self) -> u64 {
-            match self.0 {}
-        }
-
         pub(crate) async fn identify(&self, _: Credential<'_>) -> Result<Arc<Identity>, Status> {
             match self.0 {}
         }

@@ -11,7 +11,7 @@ use traffic_proto::dialer::{self, Outgoing};
 use traffic_proto::manager::TunnelMessage;
 use traffic_proto::tunnel::StreamInfo;
 
-use crate::limits::{LimitCounters, MAX_DIALLED, ManagerLimit};
+use crate::limits::{LimitCounters, MAX_DIALLED, ManagerLimit, of_descriptors};
 use crate::settings::Settings;
 
 /// The manager as a dialler.
@@ -35,7 +35,7 @@ impl OwnDials {
         let own = own.into_iter().filter(|port| *port != 0);
         Self {
             policy: DialPolicy::new(settings.dial_allow.clone()).with_own(own, [address.ip()]),
-            places: Semaphore::new(most_connections()),
+            places: Semaphore::new(of_descriptors(4, MAX_DIALLED)),
             limits,
         }
     }
@@ -66,11 +66,4 @@ impl OwnDials {
             tracing::debug!(session = info.session_id, "{error}");
         }
     }
-}
-
-/// Returns how many connections may be open: peers need descriptors, too.
-fn most_connections() -> usize {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    let descriptors = limit.current.and_then(|n| usize::try_from(n).ok());
-    descriptors.map_or(MAX_DIALLED, |n| (n / 4).clamp(1, MAX_DIALLED))
 }

@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use futures_util::future::ready;
 use futures_util::{Stream, TryStreamExt as _};
-use rustix::process::{Resource, getrlimit};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, interval, timeout};
 use tokio_util::sync::CancellationToken;
@@ -34,7 +33,7 @@ use crate::cluster::{Cluster, ClusterError};
 use crate::connection::{ClosableIo, ConnectionEnd};
 use crate::connections::Connections;
 use crate::gate;
-use crate::limits::{LimitCounters, MAX_CONNECTIONS, ManagerLimit};
+use crate::limits::{LimitCounters, MAX_CONNECTIONS, ManagerLimit, of_descriptors};
 use crate::listen::bind_everywhere;
 use crate::metrics::Metrics;
 use crate::presence::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT};
@@ -229,7 +228,8 @@ fn incoming(
     listener: TcpListener,
     limits: Arc<LimitCounters>,
 ) -> impl Stream<Item = io::Result<ApiConnection>> {
-    let connections = Connections::new(most_connections(), ManagerLimit::Connections, limits);
+    let most = of_descriptors(2, MAX_CONNECTIONS);
+    let connections = Connections::new(most, ManagerLimit::Connections, limits);
     let sockets = TcpIncoming::from(listener).with_nodelay(Some(true));
     sockets.try_filter_map(move |socket| {
         let peer = socket.peer_addr().ok();
@@ -243,13 +243,6 @@ fn incoming(
         });
         ready(Ok(socket))
     })
-}
-
-/// Connections of the API: half of all descriptors, since the manager dials as well.
-fn most_connections() -> usize {
-    let limit = getrlimit(Resource::Nofile).current;
-    let descriptors = limit.and_then(|limit| usize::try_from(limit).ok());
-    descriptors.map_or(MAX_CONNECTIONS, |it| (it / 2).clamp(1, MAX_CONNECTIONS))
 }
 
 /// Ends sessions without contact for too long, at every interval.
@@ -295,46 +288,30 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let connection = request.extensions().get::<ConnectionEnd>();
-        let serving = connection.and_then(ConnectionEnd::serves);
-        let answer = self.answer(request);
-        Box::pin(async {
-            let answer = answer.await?;
-            Ok(answer.map(|body| ServedBody::new(body, serving)))
-        })
-    }
-}
-
-/// Answer to one request.
-type Answering<R> = Pin<Box<dyn Future<Output = Result<Response<R>, Infallible>> + Send>>;
-
-impl<S> GrpcFirst<S> {
-    fn answer<B, R>(&mut self, request: Request<B>) -> Answering<R>
-    where
-        S: HttpService<Request<B>, Response = Response<R>, Error = Infallible>,
-        S: Clone + Send + 'static,
-        S::Future: Send + 'static,
-        B: Send + 'static,
-        R: From<String> + Default + Send + 'static,
-    {
+        let connection = request.extensions().get::<ConnectionEnd>().cloned();
+        let serving = connection.as_ref().and_then(ConnectionEnd::serves);
         let content_type = request
             .headers()
             .get(header::CONTENT_TYPE)
             .map(|value| value.as_bytes());
         let is_grpc = content_type.is_some_and(|value| value.starts_with(b"application/grpc"));
-        if is_grpc && request.version() == Version::HTTP_2 {
-            let Some(gate) = self.gate.clone() else {
-                return Box::pin(self.grpc.call(request));
-            };
-            // The one that is ready goes with the call, its copy stays.
-            let copy = self.grpc.clone();
-            let ready = std::mem::replace(&mut self.grpc, copy);
-            return Box::pin(gate::pass(gate, ready, request));
+        if !is_grpc || request.version() != Version::HTTP_2 {
+            let (head, _) = request.into_parts();
+            let peer = connection.as_ref().and_then(ConnectionEnd::peer);
+            let answer = self.web.answer(&head, peer.map(|peer| peer.ip()));
+            let answer = answer.map(|text| ServedBody::new(text.into(), serving));
+            return Box::pin(async { Ok(answer) });
         }
-        let (head, _) = request.into_parts();
-        let peer = head.extensions.get::<ConnectionEnd>();
-        let peer = peer.and_then(ConnectionEnd::peer);
-        let answer = self.web.answer(&head, peer.map(|peer| peer.ip()));
-        Box::pin(async { Ok(answer.map(R::from)) })
+        // The one that is ready goes with the call, its copy stays.
+        let copy = self.grpc.clone();
+        let mut ready = std::mem::replace(&mut self.grpc, copy);
+        let gate = self.gate.clone();
+        Box::pin(async move {
+            let answer = match gate {
+                Some(gate) => gate::pass(gate, ready, request).await?,
+                None => ready.call(request).await?,
+            };
+            Ok(answer.map(|body| ServedBody::new(body, serving)))
+        })
     }
 }

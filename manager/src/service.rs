@@ -20,6 +20,7 @@ use tokio_util::task::TaskTracker;
 use tonic::metadata::MetadataValue;
 use tonic::{Request, Response, Status, Streaming};
 use traffic_proto::build_info;
+use traffic_proto::clock::now_unix;
 use traffic_proto::manager as pb;
 use traffic_proto::manager::manager_server::Manager;
 use traffic_proto::{client_certificate, manager_token};
@@ -212,7 +213,7 @@ impl Manager for Service {
         if let Some(gate) = self.cluster.as_ref().and_then(|it| it.gate()) {
             let mode = MetadataValue::from_static(gate.mode());
             answer.metadata_mut().insert(manager_token::MODE, mode);
-            let time = gate.time().into();
+            let time = now_unix().into();
             answer.metadata_mut().insert(client_certificate::TIME, time);
         }
         Ok(answer)

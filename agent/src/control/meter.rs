@@ -17,10 +17,10 @@ const MAX_REPORTS: usize = 256;
 /// Callers that open a connection for each request end thousands of tunnels a second: a call to the
 /// manager for each costs a third of all that such a tunnel takes.
 #[derive(Clone, Default)]
-pub(crate) struct TunnelReports(Arc<Waiting>);
+pub(crate) struct TunnelReports(Arc<PendingReports>);
 
 #[derive(Default)]
-struct Waiting {
+struct PendingReports {
     reports: Mutex<Vec<TunnelMetrics>>,
     /// Signals that there are some again.
     some: Notify,

@@ -1,7 +1,6 @@
 //! The proof of a user whose kubeconfig logs in by a client certificate.
 
 use std::sync::{Arc, Mutex};
-use std::time::SystemTime;
 
 use kube::Config;
 use kube::client::ConfigExt as _;
@@ -9,6 +8,7 @@ use rustls::SignatureScheme;
 use rustls::sign::CertifiedKey;
 use tonic::metadata::{Binary, MetadataValue};
 use traffic_proto::client_certificate::{CertificateProof, signed};
+use traffic_proto::clock::now_unix;
 use traffic_proto::sync::lock;
 
 /// Age at which a proof is made anew, in seconds; managers believe them for minutes.
@@ -41,14 +41,16 @@ impl Certificate {
         let key = tls.client_auth_cert_resolver.resolve(&[], &SCHEMES);
         Ok(key.map(|key| Self {
             key,
-            ahead: manager_time.cast_signed().wrapping_sub(now().cast_signed()),
+            ahead: manager_time
+                .cast_signed()
+                .wrapping_sub(now_unix().cast_signed()),
             last: Mutex::default(),
         }))
     }
 
     /// Returns the proof, which is made anew about every minute. None: the key cannot sign.
     pub(crate) fn proof(&self) -> Option<MetadataValue<Binary>> {
-        let time = now().saturating_add_signed(self.ahead);
+        let time = now_unix().saturating_add_signed(self.ahead);
         let mut last = lock(&self.last);
         if let Some((made, proof)) = &*last
             && time.abs_diff(*made) < RENEW_AGE
@@ -67,9 +69,4 @@ impl Certificate {
         *last = Some((time, proof.clone()));
         Some(proof)
     }
-}
-
-fn now() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    since.unwrap_or_default().as_secs()
 }

@@ -181,13 +181,16 @@ async fn a_command_gets_the_environment_and_its_end_is_the_intercepts() {
     }
 }
 
+/// A command that says when it runs, and when it is asked to end.
+const COMMAND: &str =
+    "trap 'echo asked to end; exit 0' TERM; echo ready; while :; do sleep 0.1; done";
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_ends_with_the_intercept() {
     let manager = Manager::start().await;
     let mut agent = manager.agent().await;
     let app = App::start("local");
-    let script = "trap 'echo asked to end; exit 0' TERM; echo ready; while :; do sleep 0.1; done";
-    let client = manager.create(app.address(), &["--", "sh", "-c", script]);
+    let client = manager.create(app.address(), &["--", "sh", "-c", COMMAND]);
     agent.review(Disposition::Active, "").await;
     client.line("ready");
     assert!(client.terminate().success());
@@ -201,8 +204,7 @@ async fn a_command_ends_with_an_intercept_that_is_killed() {
     let mut agent = manager.agent().await;
     let app = App::start("local");
     // It has the output of the killed program, and goes on for longer than a test waits.
-    let script = "trap 'echo asked to end; exit 0' TERM; echo ready; while :; do sleep 0.1; done";
-    let client = manager.create(app.address(), &["--", "sh", "-c", script]);
+    let client = manager.create(app.address(), &["--", "sh", "-c", COMMAND]);
     agent.review(Disposition::Active, "").await;
     client.line("ready");
     client.kill();

@@ -18,7 +18,7 @@ use tokio::time::sleep;
 
 use super::planner::{Desired, Planner};
 use super::replacing::said;
-use super::retry::WatchPauses;
+use super::retry::WatchBackoff;
 
 const NAME: &str = "telepresence-agents";
 /// Changes that come together are written together.
@@ -91,7 +91,7 @@ impl AgentsMap {
         };
         let config = watcher::Config::default().fields(&format!("metadata.name={NAME}"));
         let streams = apis.into_iter().map(|api| {
-            let stream = watcher(api, config.clone()).backoff(WatchPauses::default());
+            let stream = watcher(api, config.clone()).backoff(WatchBackoff::default());
             stream.touched_objects().boxed()
         });
         streams.collect()

@@ -12,7 +12,7 @@ use kube::{Api, Client};
 use tokio::sync::watch;
 
 use super::replacing::said;
-use super::retry::WatchPauses;
+use super::retry::WatchBackoff;
 use super::selector::Selector;
 use crate::excluded::ExcludedEnv;
 
@@ -62,8 +62,8 @@ impl ConfigMaps {
     /// Follows changes until it is dropped.
     pub(crate) async fn follow(&self, client: &Client, namespace: &str) {
         let api: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
-        let own = watch_object(api.clone(), OWN).backoff(WatchPauses::default());
-        let environment = watch_object(api, ENVIRONMENT).backoff(WatchPauses::default());
+        let own = watch_object(api.clone(), OWN).backoff(WatchBackoff::default());
+        let environment = watch_object(api, ENVIRONMENT).backoff(WatchBackoff::default());
         let (mut own, mut environment) = (Box::pin(own), Box::pin(environment));
         loop {
             tokio::select! {

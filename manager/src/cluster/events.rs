@@ -12,7 +12,7 @@ use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client};
 
-use super::retry::WatchPauses;
+use super::retry::WatchBackoff;
 
 /// Notes of the scheduler and the kubelet that time may cure.
 const MAY_PASS: [&str; 4] = [
@@ -47,7 +47,7 @@ pub(crate) async fn follow(
 ) {
     let api: Api<Event> = Api::namespaced(client.clone(), namespace);
     let config = watcher::Config::default().fields("type!=Normal");
-    let mut events = pin!(watcher(api, config).backoff(WatchPauses::default()));
+    let mut events = pin!(watcher(api, config).backoff(WatchBackoff::default()));
     while let Some(event) = events.next().await {
         match event {
             Ok(watcher::Event::Apply(event) | watcher::Event::InitApply(event)) => {

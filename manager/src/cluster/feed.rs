@@ -27,7 +27,7 @@ use super::objects::{
     PodFacts, PodObject, ServiceObject, WorkloadFacts, WorkloadObject, pod_resource,
     service_resource, workload_resource,
 };
-use super::retry::WatchPauses;
+use super::retry::WatchBackoff;
 use super::selector::Selector;
 use super::store::{Indexed, Store};
 
@@ -242,7 +242,7 @@ impl Feed {
         let place = |object: &K| (object.namespace().unwrap_or_default(), object.name_any());
         let (mut waits, mut said) = (true, false);
         let mut list = Vec::new();
-        let mut stream = pin!(stream.backoff(WatchPauses::default()));
+        let mut stream = pin!(stream.backoff(WatchBackoff::default()));
         while let Some(event) = stream.next().await {
             match event {
                 // A list that broke off begins again; the store keeps the last whole one meanwhile.

@@ -146,11 +146,6 @@ impl Gate {
         }
     }
 
-    /// Our time, in seconds since 1970, by which proofs of clients go.
-    pub(crate) fn time(&self) -> u64 {
-        authority::now()
-    }
-
     /// Refuses, or only says so.
     pub(crate) fn refuse(&self, status: Status) -> Result<(), Status> {
         let verb = match self.is_enforcing {

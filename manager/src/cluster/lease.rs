@@ -4,7 +4,7 @@
 //! with a new one leading and without a gap. One whose process has ended is replaced at once, one that
 //! does not renew in time as well.
 
-mod lifeline;
+mod leader_connection;
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::replacing::said;
-use lifeline::Lifeline;
+use leader_connection::LeaderConnection;
 
 const NAME: &str = "traffic-manager";
 /// Annotation with the address of the pod that leads.
@@ -40,7 +40,7 @@ struct Wait {
     /// Holder and time of the last renewal, and since when they have been the same.
     seen: Option<(Option<String>, Option<MicroTime>, Instant)>,
     asks: bool,
-    lifeline: Lifeline,
+    connection: LeaderConnection,
     port: u16,
 }
 
@@ -91,7 +91,7 @@ impl Candidate {
         let mut wait = Wait {
             seen: None,
             asks,
-            lifeline: Lifeline::default(),
+            connection: LeaderConnection::default(),
             port,
         };
         loop {
@@ -111,7 +111,7 @@ impl Candidate {
             }
             tokio::select! {
                 () = sleep(LOOK_INTERVAL) => {}
-                () = wait.lifeline.ended() => {}
+                () = wait.connection.ended() => {}
             }
         }
     }
@@ -149,7 +149,7 @@ impl Candidate {
         if free || expired {
             return self.take(lease).await;
         }
-        if wait.lifeline.follow(other, wait.port).await {
+        if wait.connection.follow(other, wait.port).await {
             tracing::info!(?holder, "the leading manager is gone");
             return self.take(lease).await;
         }

@@ -80,7 +80,7 @@ impl Bound {
 
     /// Closes connections if the start takes long: those that wait would fill the listener's queue,
     /// and the kubelet would take the manager for a dead one.
-    async fn nobody(&self, webhook_port: u16) -> Infallible {
+    async fn reject_connections(&self, webhook_port: u16) -> Infallible {
         sleep(QUEUE_TIMEOUT).await;
         let leader = watch::Sender::new(None);
         relay(&self.listener, webhook_port, leader.subscribe()).await
@@ -99,7 +99,7 @@ impl Bound {
         let cluster = tokio::select! {
             () = outer.cancelled() => return Ok(Ended::Stopped),
             cluster = self.start(settings.clone(), client, &shared, &tasks, &stop) => cluster?,
-            never = self.nobody(settings.webhook_port) => match never {},
+            never = self.reject_connections(settings.webhook_port) => match never {},
         };
         let candidate = cluster.candidate();
         let port = self.address().port();

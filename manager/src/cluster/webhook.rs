@@ -65,12 +65,12 @@ impl Webhook {
                     let Some(place) = connections.enter(peer.ip()) else {
                         continue;
                     };
-                    let visit = Visit {
+                    let connection = WebhookConnection {
                         webhook: self.clone(),
                         bodies: bodies.clone(),
                         place: place.clone(),
                     };
-                    let serve = visit.serve(acceptor.clone(), stream);
+                    let serve = connection.serve(acceptor.clone(), stream);
                     let stop = self.stop.clone();
                     self.tasks.spawn(async move {
                         tokio::select! {
@@ -91,13 +91,13 @@ impl Webhook {
 
 /// One connection.
 #[derive(Clone)]
-struct Visit {
+struct WebhookConnection {
     webhook: Arc<Webhook>,
     bodies: Arc<Bodies>,
     place: Arc<Connection>,
 }
 
-impl Visit {
+impl WebhookConnection {
     async fn serve(self, acceptor: TlsAcceptor, stream: TcpStream) {
         let _ = stream.set_nodelay(true);
         // Health checks and scanners come and go without a handshake.

@@ -3,7 +3,7 @@
 
 use cluster_tests::{Cluster, HEADER, Load, Manager, Namespace, Tally, Workload, Workstation};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::Api;
 use serde_json::{Value, json};
 
@@ -161,6 +161,12 @@ fn a_manager_that_is_killed_again_and_again_costs_nothing() {
     served.leave();
 }
 
+/// Returns something once a pod's container runs again after its death.
+fn is_back(pod: Option<&Pod>) -> Option<()> {
+    let container = pod?.status.as_ref()?.container_statuses.as_ref()?.first()?;
+    (container.restart_count > 0 && container.ready).then_some(())
+}
+
 #[test]
 fn with_two_managers_the_other_one_takes_over() {
     let cluster = Cluster::shared();
@@ -191,7 +197,8 @@ fn with_two_managers_the_other_one_takes_over() {
         });
         goes_on();
         println!("{after} leads after {before}");
-        manager.is_ready();
+        // The next one to die needs somebody who waits.
+        home.wait(&before, "the killed manager to be back", is_back);
     }
     // Every replica answers clients, whichever leads.
     for pod in home.pods("app=traffic-manager") {

@@ -88,7 +88,7 @@ impl<'a> Scene<'a> {
 
 /// Kills the leader, and deletes its pod so that another one comes without the kubelet's ever longer
 /// pauses; returns how long it took the other one to lead.
-fn behead(manager: &Manager<'_>, home: &Namespace<'_>) -> Duration {
+fn kill_leader(manager: &Manager<'_>, home: &Namespace<'_>) -> Duration {
     let (pods, before): (Api<Pod>, _) = (home.api(), manager.leader());
     let begin = Instant::now();
     manager.kill_in(&before);
@@ -127,7 +127,7 @@ fn leaders_that_die_one_after_another_cost_no_request_and_no_intercept() {
         let (begin, mut takeovers) = (Instant::now(), Vec::new());
         while begin.elapsed() < length {
             let death = Instant::now();
-            takeovers.push(behead(&manager, &home));
+            takeovers.push(kill_leader(&manager, &home));
             scene.is_intercepted();
             manager.is_ready();
             // The next death comes when it comes: there is no event to wait for.

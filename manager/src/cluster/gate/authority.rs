@@ -2,7 +2,7 @@
 //! publishes in a ConfigMap.
 
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, Client};
@@ -11,6 +11,7 @@ use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use tokio::time::{Instant, timeout};
 use traffic_proto::client_certificate::{CertificateProof, PROOF, signed};
+use traffic_proto::clock::now_unix;
 use traffic_proto::sync::lock;
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
@@ -59,7 +60,7 @@ impl Authority {
             return Ok(Err(format!("metadata {PROOF} cannot be read")));
         };
         let anchors = self.anchors().await?;
-        Ok(anchors.and_then(|anchors| verified(&proof, &anchors, now()).map(Arc::new)))
+        Ok(anchors.and_then(|anchors| verified(&proof, &anchors, now_unix()).map(Arc::new)))
     }
 
     /// Returns the authorities; those of earlier while the API server does not answer.
@@ -185,12 +186,6 @@ fn subject(certificate: &CertificateDer<'_>) -> Result<Identity, String> {
 
 fn unreadable(error: &dyn std::fmt::Display) -> String {
     format!("it cannot be read: {error}")
-}
-
-/// Our time, in seconds since 1970.
-pub(super) fn now() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    since.unwrap_or_default().as_secs()
 }
 
 #[cfg(test)]

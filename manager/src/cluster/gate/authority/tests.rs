@@ -91,8 +91,8 @@ fn a_certificate_of_the_cluster_names_user_and_groups_with_each_kind_of_key() {
         &rcgen::PKCS_RSA_SHA256,
     ] {
         let key = KeyPair::generate_for(kind).unwrap();
-        let proof = Holder::new(&by, &jane(), key).proof(now());
-        let identity = verified(&proof, &anchors, now()).unwrap();
+        let proof = Holder::new(&by, &jane(), key).proof(now_unix());
+        let identity = verified(&proof, &anchors, now_unix()).unwrap();
         assert_eq!(identity.user, "jane");
         assert_eq!(identity.groups, ["team:shop", AUTHENTICATED]);
         assert!(!identity.is_agent && identity.pod().is_none());
@@ -103,7 +103,7 @@ fn a_certificate_of_the_cluster_names_user_and_groups_with_each_kind_of_key() {
 fn whatever_else_is_brought_proves_nothing_and_is_told_why() {
     let (by, other) = (authority(), authority());
     let trusted = anchors(&by.pem).unwrap();
-    let time = now();
+    let time = now_unix();
     let holder = |by: &Signing, params: &CertificateParams| {
         Holder::new(by, params, KeyPair::generate().unwrap())
     };
@@ -203,9 +203,9 @@ fn an_intermediate_authority_may_stand_between() {
     };
     let trusted = anchors(&root.pem).unwrap();
     let mut holder = Holder::new(&between, &jane(), KeyPair::generate().unwrap());
-    assert!(verified(&holder.proof(now()), &trusted, now()).is_err());
+    assert!(verified(&holder.proof(now_unix()), &trusted, now_unix()).is_err());
     holder.chain.push(certificate.der().to_vec());
-    let identity = verified(&holder.proof(now()), &trusted, now()).unwrap();
+    let identity = verified(&holder.proof(now_unix()), &trusted, now_unix()).unwrap();
     assert_eq!(identity.user, "jane");
 }
 

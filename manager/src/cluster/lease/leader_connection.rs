@@ -16,14 +16,14 @@ const RECONNECT_DELAY: Duration = Duration::from_millis(50);
 
 /// A connection to the API of the manager that leads.
 #[derive(Default)]
-pub(super) struct Lifeline {
+pub(super) struct LeaderConnection {
     leader: Option<SocketAddr>,
     held: Option<TcpStream>,
     /// It has been held once, so the address and the port are right and no policy is in the way.
     was_held: bool,
 }
 
-impl Lifeline {
+impl LeaderConnection {
     /// Connects to the manager that leads. Returns true if it was there and is not any more: nobody
     /// listens on its port. A connection that only takes long says nothing.
     pub(super) async fn follow(&mut self, leader: Option<IpAddr>, port: u16) -> bool {
@@ -72,32 +72,32 @@ mod tests {
     async fn a_leader_that_was_there_and_is_not_any_more_is_gone() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let mut lifeline = Lifeline::default();
-        assert!(!lifeline.follow(LOOPBACK, port).await);
+        let mut connection = LeaderConnection::default();
+        assert!(!connection.follow(LOOPBACK, port).await);
         let (accepted, _) = listener.accept().await.unwrap();
-        assert!(!lifeline.follow(LOOPBACK, port).await, "held");
+        assert!(!connection.follow(LOOPBACK, port).await, "held");
         // Closed by a process that goes on.
         drop(accepted);
-        lifeline.ended().await;
-        assert!(!lifeline.follow(LOOPBACK, port).await, "held again");
+        connection.ended().await;
+        assert!(!connection.follow(LOOPBACK, port).await, "held again");
         let (accepted, _) = listener.accept().await.unwrap();
         drop((accepted, listener));
-        lifeline.ended().await;
-        assert!(lifeline.follow(LOOPBACK, port).await);
-        assert!(lifeline.follow(LOOPBACK, port).await, "still so");
+        connection.ended().await;
+        assert!(connection.follow(LOOPBACK, port).await);
+        assert!(connection.follow(LOOPBACK, port).await, "still so");
         // Nothing is said of the next one, which is not reached.
         let another = Some(IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2)));
-        assert!(!lifeline.follow(another, port).await);
+        assert!(!connection.follow(another, port).await);
     }
 
     #[tokio::test]
     async fn a_leader_that_was_never_reached_is_left_to_its_lease() {
-        let mut lifeline = Lifeline::default();
+        let mut connection = LeaderConnection::default();
         let port = harness::ports::free();
-        assert!(!lifeline.follow(None, port).await);
-        assert!(!lifeline.follow(LOOPBACK, port).await);
-        assert!(!lifeline.follow(LOOPBACK, port).await);
-        let ended = timeout(Duration::from_millis(20), lifeline.ended()).await;
+        assert!(!connection.follow(None, port).await);
+        assert!(!connection.follow(LOOPBACK, port).await);
+        assert!(!connection.follow(LOOPBACK, port).await);
+        let ended = timeout(Duration::from_millis(20), connection.ended()).await;
         assert!(ended.is_err(), "there is nothing that could end");
     }
 }
