@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
 
 use harness::wait::until;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use crate::namespace::Namespace;
 
@@ -24,9 +25,19 @@ pub struct Tally {
     pub answers: BTreeMap<String, u64>,
     /// Requests without a good answer, by what was wrong.
     pub failures: BTreeMap<String, u64>,
+    /// Times at which the first 200 failed ones began.
+    #[serde(rename = "failed_begins", deserialize_with = "times")]
+    pub failed_at: Vec<SystemTime>,
     /// Longest time from a request to its whole answer.
     pub slowest_ms: u64,
     done: bool,
+}
+
+/// Reads times in milliseconds since 1970.
+fn times<'a, D: Deserializer<'a>>(list: D) -> Result<Vec<SystemTime>, D::Error> {
+    let list = Vec::<u64>::deserialize(list)?;
+    let time = |&at: &u64| SystemTime::UNIX_EPOCH + Duration::from_millis(at);
+    Ok(list.iter().map(time).collect())
 }
 
 impl Namespace<'_> {

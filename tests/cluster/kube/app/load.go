@@ -13,6 +13,9 @@ import (
 	"time"
 )
 
+// maxFailedBegins bounds the line that is printed each second.
+const maxFailedBegins = 200
+
 // tally is what came of the requests so far.
 type tally struct {
 	mutex sync.Mutex
@@ -22,19 +25,25 @@ type tally struct {
 	Answers map[string]int `json:"answers"`
 	// Failures by their text: no answer, or one that is not 200.
 	Failures map[string]int `json:"failures"`
+	// FailedBegins are the times at which the first failed ones began, milliseconds since 1970.
+	FailedBegins []int64 `json:"failed_begins"`
 	// SlowestMS is the longest time from a request to its whole answer.
 	SlowestMS int64 `json:"slowest_ms"`
 	// Done is set in the last line.
 	Done bool `json:"done"`
 }
 
-func (t *tally) count(by string, err error, took time.Duration) {
+func (t *tally) count(by string, err error, begin time.Time) {
+	took := time.Since(begin)
 	t.mutex.Lock()
 	defer t.mutex.Unlock()
 	t.Sent++
 	t.SlowestMS = max(t.SlowestMS, took.Milliseconds())
 	if err != nil {
 		t.Failures[err.Error()]++
+		if len(t.FailedBegins) < maxFailedBegins {
+			t.FailedBegins = append(t.FailedBegins, begin.UnixMilli())
+		}
 		return
 	}
 	t.Answers[by]++
@@ -75,7 +84,7 @@ func load(stop context.Context, arguments []string) error {
 		defer cancel()
 	}
 	client := &http.Client{Timeout: *timeout, Transport: transport(*fresh, *http2)}
-	total := &tally{Answers: map[string]int{}, Failures: map[string]int{}}
+	total := &tally{Answers: map[string]int{}, Failures: map[string]int{}, FailedBegins: []int64{}}
 	var open sync.WaitGroup
 	next := time.NewTicker(time.Second / time.Duration(*rate))
 	report := time.NewTicker(time.Second)
@@ -88,7 +97,7 @@ func load(stop context.Context, arguments []string) error {
 			open.Go(func() {
 				begin := time.Now()
 				by, err := request(client, url, headers)
-				total.count(by, err, time.Since(begin))
+				total.count(by, err, begin)
 			})
 		}
 	}
