@@ -19,6 +19,7 @@ import tempfile
 import time
 
 from cluster import APP, HOME, ROOT, SHOP, Cluster, Manager, all_ready, deployment, fill, programs, service
+from pauses import Pauses
 
 ENABLED = {"telepresence.io/inject-traffic-agent": "enabled"}
 RATE, SECONDS = 100, 30
@@ -236,14 +237,15 @@ def review_rows(cluster, manager):
     with cluster.first():
         floor = reviews.greet(RATE * SECONDS, 4, f"--rps={RATE // 4}")
         before = manager.cpu()
-        steady = reviews.send(RATE * SECONDS, 4, f"--rps={RATE // 4}")
+        with Pauses() as pauses:
+            steady = reviews.send(RATE * SECONDS, 4, f"--rps={RATE // 4}")
         cpu = (manager.cpu() - before) / len(steady) * 1e6
         load = busy()
         begin = time.monotonic()
         crowd = reviews.send(AT_ONCE, AT_ONCE)
         took = time.monotonic() - begin
     return [
-        Row(f"webhook p99 at {RATE} pods/s, ms", percentile(steady, 0.99), 5, f"{spread(steady)}; {len(steady)} reviews, {cpu:.0f} us of CPU each; {load}"),
+        Row(f"webhook p99 at {RATE} pods/s, ms", percentile(steady, 0.99), 5, f"{spread(steady)}; {len(steady)} reviews, {cpu:.0f} us of CPU each; {load}; {pauses}"),
         Row("the same of a request without a decision, ms", percentile(floor, 0.99), None, f"/healthz, just before; {spread(floor)}"),
         Row(f"webhook p99 of {AT_ONCE} pods at once, ms", percentile(crowd, 0.99), None, f"{spread(crowd)}; {took:.1f} s with {AT_ONCE} handshakes"),
         Row("manager's memory after the reviews, MiB", manager.resident(), 40, f"peak {manager.peak():.1f}"),
