@@ -14,7 +14,6 @@ use traffic_proto::manager::{
 };
 use traffic_proto::port::Transport;
 
-use crate::Failure;
 use crate::container::{self, Container};
 use crate::credentials::Credentials;
 use crate::deliveries;
@@ -32,6 +31,7 @@ use crate::session::{self, Manager, Patience, Resumed, Way, call, refused, statu
 use crate::to_pod::PodPorts;
 use crate::tunnels::TunnelDialer;
 use crate::watches::{agents, dials};
+use crate::{Failure, INTERRUPTED};
 
 /// Time after leaving in which connections may still be announced, for requests routed before the
 /// agent learned of it.
@@ -74,7 +74,7 @@ pub async fn create(flags: &Create, stop: Stop) -> Result<(), Failure> {
     // Nothing exists yet that would have to be removed.
     let connected = stop.orderly.run_until_cancelled(connected).await;
     let Some(connected) = connected else {
-        return Ok(());
+        return Err(Failure::Command(INTERRUPTED));
     };
     let (namespace, spec, connected, way) = connected?;
     let client = session::client_info(&flags.manager.client, &namespace);
@@ -109,7 +109,7 @@ pub async fn create(flags: &Create, stop: Stop) -> Result<(), Failure> {
         }
     };
     let Some((session, info)) = begun else {
-        return Ok(());
+        return Err(Failure::Command(INTERRUPTED));
     };
     let is_shown = has_terminal(flags);
     let show = async {
@@ -225,7 +225,7 @@ impl InterceptSession<'_> {
         let mut direct = self.direct(&session);
         let result = loop {
             match self.serve(&session, &mut info, &mut direct).await {
-                Ok(Ended::Stopped) => break Ok(()),
+                Ok(Ended::Stopped) => break self.stopped(),
                 Ok(Ended::Removed) => {
                     event(&Pairs(&[
                         ("state", "REMOVED"),
@@ -247,13 +247,13 @@ impl InterceptSession<'_> {
                         std::slice::from_ref(&info),
                     );
                     match self.stop.orderly.run_until_cancelled(resumed).await {
-                        None => break Ok(()),
+                        None => break self.stopped(),
                         Some(Resumed::Same) => {}
                         Some(Resumed::Unknown) => match self.begin().await {
                             // Interrupted while arriving, and already departed.
                             Ok(None) => {
                                 self.container.end().await;
-                                return Ok(());
+                                return self.stopped();
                             }
                             Ok(Some((new, created))) => {
                                 // The former session is gone with its attachments; the new one
@@ -286,6 +286,14 @@ impl InterceptSession<'_> {
         self.depart(session).await;
         drop(direct);
         result
+    }
+
+    /// Result of an orderly end: a script must not take an intercept that never was for one that is over.
+    fn stopped(&self) -> Result<(), Failure> {
+        if self.became_active {
+            return Ok(());
+        }
+        Err(Failure::Command(INTERRUPTED))
     }
 
     fn direct(&self, session: &SessionInfo) -> Direct {
@@ -384,7 +392,8 @@ impl InterceptSession<'_> {
                     let why = if info.message.is_empty() {
                         "no reason given".to_owned()
                     } else {
-                        manage::with_way_out(&mut self.manager, &info.message).await
+                        manage::with_way_out(&mut self.manager, &self.client.name, &info.message)
+                            .await
                     };
                     return Err(turned_down(&self.spec.name, info, &why));
                 }

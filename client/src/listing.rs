@@ -140,8 +140,8 @@ fn requests(info: &InterceptInfo) -> String {
     }
 }
 
-/// Remedy for an intercept that stands in the way.
-pub(crate) fn way_out(info: &InterceptInfo) -> String {
+/// Remedy for an intercept that stands in the way of the user `own`.
+pub(crate) fn way_out(info: &InterceptInfo, own: &str) -> String {
     let spec = spec(info);
     let takes = takes(info, &spec);
     let remedy = match spec.header_filters.is_empty() && spec.path_filters.is_empty() {
@@ -149,9 +149,16 @@ pub(crate) fn way_out(info: &InterceptInfo) -> String {
         true => String::new(),
         false => "take other requests with --http-header, or ".to_owned(),
     };
+    let (name, client) = (&spec.name, &spec.client);
+    if client == own {
+        return format!(
+            "it is your own {name:?}, begun elsewhere, and takes {takes}; {remedy}end it there or \
+             with: intercept leave {name}"
+        );
+    }
     format!(
-        "it is {:?} of {} and takes {takes}; {remedy}ask {} to leave it (intercept leave {})",
-        spec.name, spec.client, spec.client, spec.name
+        "it is {name:?} of {client} and takes {takes}; {remedy}ask {client} to leave it (intercept \
+         leave {name})"
     )
 }
 

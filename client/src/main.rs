@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use intercept::flags::{Command, Flags};
-use intercept::{Failure, Stop};
+use intercept::{Failure, INTERRUPTED, Stop};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::Level;
 use tracing_subscriber::filter::Targets;
@@ -19,9 +19,6 @@ use traffic_proto::printable::{Notation, printable};
 
 /// Time the last log lines get to be written.
 const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// Exit code of an interrupted command, as shells have it.
-const INTERRUPTED: u8 = 130;
 
 #[tokio::main]
 async fn main() -> ExitCode {

@@ -127,7 +127,11 @@ pub(crate) fn tell(info: &InterceptInfo) {
 
 /// Adds to an agent's word of a conflict whose intercept it is, what it takes, and what to do. The
 /// word names it by an id in quotes.
-pub(crate) async fn with_way_out(manager: &mut session::Manager, message: &str) -> String {
+pub(crate) async fn with_way_out(
+    manager: &mut session::Manager,
+    own: &str,
+    message: &str,
+) -> String {
     let id = message
         .split('"')
         .nth(1)
@@ -138,7 +142,7 @@ pub(crate) async fn with_way_out(manager: &mut session::Manager, message: &str) 
     };
     let rival = others.iter().find(|info| Some(info.id.as_str()) == id);
     rival.map_or(message.to_owned(), |info| {
-        format!("{message}; {}", listing::way_out(info))
+        format!("{message}; {}", listing::way_out(info, own))
     })
 }
 

@@ -97,12 +97,16 @@ impl Matchers {
         } = self;
         let mut clauses: BTreeMap<String, Vec<Wanted>> = BTreeMap::new();
         let mut add = |name: String, wanted| clauses.entry(name).or_default().push(wanted);
-        for (name, values) in [
-            (":method", http_method),
-            ("grpc[service]", grpc_service),
-            ("grpc[method]", grpc_method),
+        for (name, flag, values, example) in [
+            (":method", "--http-method", http_method, "GET"),
+            ("grpc[service]", "--grpc-service", grpc_service, "shop.Cart"),
+            ("grpc[method]", "--grpc-method", grpc_method, "AddItem"),
         ] {
             for value in values {
+                // No request is without, so nothing would ever match.
+                if value.is_empty() {
+                    return Err(format!("{flag}: nothing in it; write {flag} {example}"));
+                }
                 add(name.to_owned(), value_of(value));
             }
         }
@@ -215,6 +219,21 @@ mod tests {
 
     fn texts(texts: &[&str]) -> Vec<String> {
         texts.iter().map(|&text| text.to_owned()).collect()
+    }
+
+    #[test]
+    fn what_no_request_is_without_has_to_be_named() {
+        type Set = fn(&mut Matchers);
+        let rows: [(&str, Set); 4] = [
+            ("--http-method GET", |m| m.http_method = texts(&[""])),
+            ("--http-method GET", |m| m.http_method = texts(&["PUT", ""])),
+            ("--grpc-service shop", |m| m.grpc_service = texts(&[""])),
+            ("--grpc-method AddItem", |m| m.grpc_method = texts(&[""])),
+        ];
+        for (remedy, set) in rows {
+            let problem = on_wire(set).unwrap_err();
+            assert!(problem.contains(remedy), "{problem}");
+        }
     }
 
     #[test]

@@ -155,9 +155,20 @@ async fn what_is_waited_for_is_said_and_an_interrupt_ends_it_at_once() {
         client.line(&format!("Waiting for the traffic-manager at {address}"));
         let interrupted = std::time::Instant::now();
         client.signal(rustix::process::Signal::INT);
-        client.exit();
+        assert_eq!(client.exit().code(), Some(130));
         assert!(interrupted.elapsed() < std::time::Duration::from_secs(2));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupt_before_an_agent_accepts_is_no_success() {
+    let manager = Manager::start().await;
+    let mut agent = manager.agent().await;
+    let client = manager.create("127.0.0.1:9".parse().unwrap(), &[]);
+    client.line("state=WAITING");
+    client.signal(rustix::process::Signal::INT);
+    assert_eq!(client.exit().code(), Some(130));
+    agent.until_none().await;
 }
 
 #[test]

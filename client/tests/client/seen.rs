@@ -210,6 +210,23 @@ async fn a_conflict_says_what_the_other_takes_and_what_to_do() {
         assert!(line.contains(part), "no {part:?} in {line}");
     }
     assert_eq!(client.exit().code(), Some(1));
+    // Nobody is told to ask herself.
+    let again = manager.client(&[
+        "create",
+        "again",
+        "--workload=app",
+        "--client=ann@desk",
+        "--port=80:80",
+    ]);
+    agent.review(Disposition::AgentError, &objection).await;
+    let line = again.line("intercept:");
+    for part in [
+        "it is your own \"hers\", begun elsewhere, and takes",
+        "end it there or with: intercept leave hers",
+    ] {
+        assert!(line.contains(part), "no {part:?} in {line}");
+    }
+    assert_eq!(again.exit().code(), Some(1));
 }
 
 #[tokio::test(flavor = "multi_thread")]
