@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Pauses of the processors themselves: what no program that is measured can help.
+"""Pauses of the processors themselves, which no measured program can avoid.
 
-A process for each processor sleeps for a millisecond at a time, before everything else that runs. What it
-oversleeps by, the machine, or the one that it is a guest of, did not give.
+A process at real-time priority on each processor sleeps for a millisecond at a time. Where it wakes up late,
+the processor was not available: the kernel or the hypervisor had it.
 """
 import os
 import signal

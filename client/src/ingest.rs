@@ -7,6 +7,7 @@ use tonic::Status;
 use traffic_proto::manager::agent_info::ContainerInfo;
 use traffic_proto::manager::{AgentInfo, ClientInfo, EnsureAgentRequest, SessionInfo};
 
+use crate::Failure;
 use crate::container::facts::Facts;
 use crate::container::{self, Container};
 use crate::credentials::Credentials;
@@ -15,7 +16,6 @@ use crate::intercept::Stop;
 use crate::mount::leftovers;
 use crate::report::{self, Pairs, event, line};
 use crate::session::{self, Manager, Patience, Resumed, Way, call, refused, status_text};
-use crate::{Failure, INTERRUPTED};
 
 /// Pause before a lost session is begun again.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
@@ -39,7 +39,7 @@ pub async fn ingest(flags: &Ingest, stop: Stop) -> Result<(), Failure> {
         Ok((connected, client, way))
     };
     let Some(connected) = stop.orderly.run_until_cancelled(connected).await else {
-        return Err(Failure::Command(INTERRUPTED));
+        return Err(Failure::Interrupted);
     };
     // The way holds a port-forward open.
     let (connected, client, _way) = connected?;
@@ -55,7 +55,7 @@ pub async fn ingest(flags: &Ingest, stop: Stop) -> Result<(), Failure> {
     let mut patience = Patience::new(timeout);
     let arriving = ingest.arrive_patiently(&mut patience);
     let Some(session) = stop.orderly.run_until_cancelled(arriving).await else {
-        return Err(Failure::Command(INTERRUPTED));
+        return Err(Failure::Interrupted);
     };
     let mut session = session?;
     let served = stop
@@ -64,7 +64,7 @@ pub async fn ingest(flags: &Ingest, stop: Stop) -> Result<(), Failure> {
     let failure = served.await;
     ingest.container.end().await;
     ingest.depart(session).await;
-    failure.map_or(Ok(()), Err)
+    failure.map_or_else(|| ingest.stopped(), Err)
 }
 
 struct IngestSession<'a> {
@@ -85,6 +85,14 @@ enum FollowEnd {
 }
 
 impl IngestSession<'_> {
+    /// Result of an orderly end. A container that never came is no success, so that scripts stop.
+    fn stopped(&self) -> Result<(), Failure> {
+        if self.pod.is_empty() {
+            return Err(Failure::Interrupted);
+        }
+        Ok(())
+    }
+
     async fn arrive(&mut self) -> Result<SessionInfo, Failure> {
         session::arrive(&mut self.manager, &self.credentials, &self.client).await
     }

@@ -14,6 +14,7 @@ use traffic_proto::manager::{
 };
 use traffic_proto::port::Transport;
 
+use crate::Failure;
 use crate::container::{self, Container};
 use crate::credentials::Credentials;
 use crate::deliveries;
@@ -31,7 +32,6 @@ use crate::session::{self, Manager, Patience, Resumed, Way, call, refused, statu
 use crate::to_pod::PodPorts;
 use crate::tunnels::TunnelDialer;
 use crate::watches::{agents, dials};
-use crate::{Failure, INTERRUPTED};
 
 /// Time after leaving in which connections may still be announced, for requests routed before the
 /// agent learned of it.
@@ -74,7 +74,7 @@ pub async fn create(flags: &Create, stop: Stop) -> Result<(), Failure> {
     // Nothing exists yet that would have to be removed.
     let connected = stop.orderly.run_until_cancelled(connected).await;
     let Some(connected) = connected else {
-        return Err(Failure::Command(INTERRUPTED));
+        return Err(Failure::Interrupted);
     };
     let (namespace, spec, connected, way) = connected?;
     let client = session::client_info(&flags.manager.client, &namespace);
@@ -109,7 +109,7 @@ pub async fn create(flags: &Create, stop: Stop) -> Result<(), Failure> {
         }
     };
     let Some((session, info)) = begun else {
-        return Err(Failure::Command(INTERRUPTED));
+        return Err(Failure::Interrupted);
     };
     let is_shown = has_terminal(flags);
     let show = async {
@@ -288,12 +288,13 @@ impl InterceptSession<'_> {
         result
     }
 
-    /// Result of an orderly end: a script must not take an intercept that never was for one that is over.
+    /// Result of an orderly end. An intercept that was never active is no success, so that scripts
+    /// stop.
     fn stopped(&self) -> Result<(), Failure> {
         if self.became_active {
             return Ok(());
         }
-        Err(Failure::Command(INTERRUPTED))
+        Err(Failure::Interrupted)
     }
 
     fn direct(&self, session: &SessionInfo) -> Direct {

@@ -49,10 +49,6 @@ pub use ingest::ingest;
 pub use intercept::{Stop, create};
 pub use manage::{leave, list};
 
-/// Exit code of a command that the user interrupted before it did what it was asked to, as shells
-/// have it.
-pub const INTERRUPTED: u8 = 130;
-
 /// Reason the program cannot do what was asked; the text is for its user.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
@@ -65,7 +61,10 @@ pub enum Failure {
     /// The manager broke off amid a call, as one that restarts does.
     #[error("{0}")]
     Away(String),
-    /// The command that ran beside the intercept ended with this exit code, or [`INTERRUPTED`].
+    /// The command that ran beside the intercept ended with this exit code.
     #[error("the command ended with exit code {0}")]
     Command(u8),
+    /// The user interrupted the program before it had done what was asked.
+    #[error("interrupted")]
+    Interrupted,
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use intercept::flags::{Command, Flags};
-use intercept::{Failure, INTERRUPTED, Stop};
+use intercept::{Failure, Stop};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::Level;
 use tracing_subscriber::filter::Targets;
@@ -19,6 +19,9 @@ use traffic_proto::printable::{Notation, printable};
 
 /// Time the last log lines get to be written.
 const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Exit code of an interrupted command, as shells have it.
+const INTERRUPTED: u8 = 130;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -59,6 +62,7 @@ async fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Command(code)) => ExitCode::from(code),
+        Err(Failure::Interrupted) => ExitCode::from(INTERRUPTED),
         Err(failure) => {
             // Reasons come from the cluster; each of their lines stays one.
             for line in format!("intercept: {failure}").lines() {
@@ -105,7 +109,7 @@ async fn run(command: &Command, stop: Stop) -> Result<(), Failure> {
         return work.await;
     }
     let done = interrupted.run_until_cancelled(work).await;
-    done.unwrap_or(Err(Failure::Command(INTERRUPTED)))
+    done.unwrap_or(Err(Failure::Interrupted))
 }
 
 /// Handles signals: the first asks for an orderly end, the second does not wait for connections, and

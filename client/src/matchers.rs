@@ -99,11 +99,16 @@ impl Matchers {
         let mut add = |name: String, wanted| clauses.entry(name).or_default().push(wanted);
         for (name, flag, values, example) in [
             (":method", "--http-method", http_method, "GET"),
-            ("grpc[service]", "--grpc-service", grpc_service, "shop.Cart"),
+            (
+                "grpc[service]",
+                "--grpc-service",
+                grpc_service,
+                "shop.v1.Cart",
+            ),
             ("grpc[method]", "--grpc-method", grpc_method, "AddItem"),
         ] {
             for value in values {
-                // No request is without, so nothing would ever match.
+                // An empty method or service never matches.
                 if value.is_empty() {
                     return Err(format!("{flag}: nothing in it; write {flag} {example}"));
                 }

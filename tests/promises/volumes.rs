@@ -213,6 +213,15 @@ fn ingest_says_which_containers_there_are() {
 }
 
 #[test]
+fn an_ingest_that_is_interrupted_while_it_waits_for_an_agent_is_no_success() {
+    let volumes = Volumes::start();
+    let client = volumes.ingest(&["--namespace=elsewhere"]);
+    volumes.system.manager.line("client arrived");
+    client.signal(Signal::INT);
+    assert_eq!(client.exit().code(), Some(130));
+}
+
+#[test]
 fn an_ingest_outlives_the_manager() {
     let mut volumes = Volumes::start();
     let mount = format!("--mount={}", volumes.root().display());

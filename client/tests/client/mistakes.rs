@@ -148,7 +148,8 @@ async fn what_is_waited_for_is_said_and_an_interrupt_ends_it_at_once() {
     // A listener that never answers: the handshake of HTTP/2 waits.
     let silent = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let address = silent.local_addr().unwrap().to_string();
-    for arguments in [&["list"][..], &["create", "one", "--port=80:80"]] {
+    let create = ["create", "one", "--port=80:80"];
+    for arguments in [&["list"][..], &create, &["ingest", "app"]] {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_intercept"));
         command.args(arguments).args(["--manager", &address]);
         let client = harness::process::Process::start("intercept", &mut command);

@@ -26,8 +26,8 @@ pub struct Tally {
     /// Requests without a good answer, by what was wrong.
     pub failures: BTreeMap<String, u64>,
     /// Times at which the first 200 failed ones began.
-    #[serde(rename = "failed_begins", deserialize_with = "times")]
-    pub failed_at: Vec<SystemTime>,
+    #[serde(deserialize_with = "times")]
+    pub failed_begins: Vec<SystemTime>,
     /// Longest time from a request to its whole answer.
     pub slowest_ms: u64,
     done: bool,
