@@ -59,20 +59,24 @@ async fn main() -> ExitCode {
     }
     let done = run(&flags.command, stop).await;
     lines.flush(LAST_LINES_TIMEOUT);
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(Failure::Command(code)) => ExitCode::from(code),
-        Err(Failure::Interrupted) => ExitCode::from(INTERRUPTED),
-        Err(failure) => {
-            // Reasons come from the cluster; each of their lines stays one.
-            for line in format!("intercept: {failure}").lines() {
-                eprintln!("{}", printable(line));
-            }
-            match failure {
-                Failure::Usage(_) => ExitCode::from(64),
-                _ => ExitCode::FAILURE,
-            }
-        }
+    exit_code(done)
+}
+
+/// Exit code of a command that has ended; says what failed.
+fn exit_code(done: Result<(), Failure>) -> ExitCode {
+    let failure = match done {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(Failure::Command(code)) => return ExitCode::from(code),
+        Err(Failure::Interrupted) => return ExitCode::from(INTERRUPTED),
+        Err(failure) => failure,
+    };
+    // Reasons come from the cluster; each of their lines stays one.
+    for line in format!("intercept: {failure}").lines() {
+        eprintln!("{}", printable(line));
+    }
+    match failure {
+        Failure::Usage(_) => ExitCode::from(64),
+        _ => ExitCode::FAILURE,
     }
 }
 
